@@ -1,0 +1,254 @@
+"""The device DOCUMENT: what a released agent understands of a policy, and how it is checked.
+
+The dataclasses are the schema. Their fields stand in the order in which the agent encodes them, a
+list or map that is ``None`` is one that was absent, and `parse_document` turns authored JSON into
+them, collecting every violation with the path of its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from services.policy.violations import (
+    MAX_ITEMS,
+    MAX_KEY,
+    MAX_TEXT,
+    Violations,
+    check_text,
+    child,
+    item,
+    kind_of,
+)
+
+# Certificates and VPN secrets are PEM blocks, far longer than any other text of a policy.
+MAX_SECRET = 65_536
+MAX_ENTRIES = 256
+# A whole document, encoded. Every device of an org fetches it, and every process keeps it.
+MAX_DOCUMENT = 512 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A Flatpak application that has to be installed."""
+
+    id: str = ""
+    branch: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """The applications of a device."""
+
+    required: tuple[App, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How the operating system keeps itself up to date."""
+
+    channel: str = ""
+    reboot_required: bool = False
+    maintenance_windows: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """One bookmark that the browser shows and its user cannot remove."""
+
+    name: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """The browser's settings."""
+
+    homepage: str = ""
+    extensions: tuple[str, ...] | None = None
+    allow_dev_tools: bool = False
+    managed_bookmarks: tuple[Bookmark, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wifi:
+    """One wireless network; `eap` holds 802.1X settings by their NetworkManager names."""
+
+    ssid: str = ""
+    passphrase: str = field(default="", metadata={"secret": True})
+    security: str = ""
+    hidden: bool = False
+    metered: bool = False
+    eap: Mapping[str, str] | None = field(default=None, metadata={"secret": True})
+
+
+@dataclass(frozen=True, slots=True)
+class Vpn:
+    """One VPN connection; `data` and `secrets` go to the VPN plugin as they are."""
+
+    name: str = ""
+    service_type: str = ""
+    data: Mapping[str, str] | None = field(default=None, metadata={"secret": True})
+    secrets: Mapping[str, str] | None = field(default=None, metadata={"secret": True})
+    auto_connect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Networks a device joins by itself."""
+
+    wifi: tuple[Wifi, ...] | None = None
+    vpns: tuple[Vpn, ...] | None = None
+    vpn_dns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """Hardening of the device."""
+
+    selinux_enforce: bool = False
+    ssh_enabled: bool = False
+    usbguard: bool = False
+    usbguard_rules: tuple[str, ...] | None = None
+    allow_root_login: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The whole DOCUMENT, in the field order of the agent."""
+
+    apps: Apps = Apps()
+    updates: Updates = Updates()
+    browser: Browser = Browser()
+    network: Network = Network()
+    security: Security = Security()
+
+
+def parse_document(authored: object, path: str = "") -> Document:
+    """Checks an authored DOCUMENT strictly and returns it.
+
+    Numbers are never right in a DOCUMENT, so it does not matter whether they came as 5 or 5.0.
+    `path` is put before the path of every violation. Raises `InvalidPolicy` with up to
+    `MAX_VIOLATIONS` violations.
+    """
+    violations = Violations()
+    document = _struct(Document, authored, path, violations)
+    violations.raise_if_any()
+    return document
+
+
+def redact(authored: Any) -> Any:
+    """A copy of a checked authored policy for the audit log, without its secrets.
+
+    Passphrases and the values of EAP and VPN maps become ``"[redacted]"``; empty ones stay, so
+    that the log shows that a secret was set or taken away. The console's form has no secrets.
+    """
+    if not isinstance(authored, Mapping) or "configuration" in authored:
+        return authored
+    return _redact(Document, authored)
+
+
+_REDACTED = "[redacted]"
+
+
+def _redact(schema: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        inner = get_args(_without_none(schema))[0]
+        return [_redact(inner, entry) for entry in value]
+    if not isinstance(value, Mapping) or not hasattr(schema, "__dataclass_fields__"):
+        return value
+    secret = {f.name for f in fields(schema) if f.metadata.get("secret")}
+    return {
+        key: _hide(entry) if key in secret else _redact(_hints(schema)[key], entry)
+        for key, entry in value.items()
+    }
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hide(entry) for key, entry in value.items()}
+    return _REDACTED if value else value
+
+
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    return {name: _without_none(hint) for name, hint in get_type_hints(schema).items()}
+
+
+def _without_none(hint: Any) -> Any:
+    arms = [arm for arm in get_args(hint) if arm is not type(None)]
+    return arms[0] if type(None) in get_args(hint) else hint
+
+
+def _struct(schema: type[T], value: object, path: str, violations: Violations) -> T:
+    if not isinstance(value, Mapping):
+        violations.add(path, f"must be an object, not {kind_of(value)}")
+        return schema()
+    hints = _hints(schema)
+    known: dict[str, Any] = {}
+    for key, entry in value.items():
+        where = child(path, key)
+        if key not in hints:
+            violations.add(where, "is not a field that devices know")
+            continue
+        known[key] = _value(hints[key], entry, where, violations)
+    return schema(**known)
+
+
+def _value(hint: Any, value: object, path: str, violations: Violations) -> Any:
+    if hint is str:
+        return check_text(value, path, violations, MAX_TEXT)
+    if hint is bool:
+        if not isinstance(value, bool):
+            violations.add(path, f"must be true or false, not {kind_of(value)}")
+        return value
+    origin = get_origin(hint)
+    if origin is tuple:
+        return _list(get_args(hint)[0], value, path, violations)
+    if origin is Mapping:
+        return _map(value, path, violations)
+    # The agent takes a null section as one that is left out.
+    return hint() if value is None else _struct(hint, value, path, violations)
+
+
+def _list(
+    inner: Any, value: object, path: str, violations: Violations
+) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        violations.add(path, f"must be a list, not {kind_of(value)}")
+        return None
+    if len(value) > MAX_ITEMS:
+        violations.add(path, f"must have at most {MAX_ITEMS} items, not {len(value)}")
+        return None
+    out = []
+    for index, entry in enumerate(value):
+        where = item(path, index)
+        if entry is None and inner is not str:
+            violations.add(where, "must be an object, not null")
+            continue
+        out.append(_value(inner, entry, where, violations))
+    return tuple(out)
+
+
+def _map(value: object, path: str, violations: Violations) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        violations.add(path, f"must be an object of strings, not {kind_of(value)}")
+        return None
+    if len(value) > MAX_ENTRIES:
+        violations.add(path, f"must have at most {MAX_ENTRIES} entries, not {len(value)}")
+        return None
+    out = {}
+    for key, entry in value.items():
+        where = child(path, key)
+        check_text(key, where, violations, MAX_KEY, what="key")
+        out[key] = check_text(entry, where, violations, MAX_SECRET)
+    return out

@@ -1,0 +1,53 @@
+"""Generates everything that is derived from `protos/` (`make gen`); byte-stable.
+
+Writes the Python modules and stubs under `libs/evergreen/v1/`, and the descriptor set that
+the gateway's transcoder, the gRPC reflection and the OpenAPI document are made from.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import google.rpc
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+LIBS = ROOT / "libs"
+GOOGLEAPIS = Path(next(iter(google.rpc.__path__))).parent.parent
+DESCRIPTORS = LIBS / "evergreen" / "v1" / "descriptors.binpb"
+
+
+def _protoc(*arguments: str) -> None:
+    includes = [f"-I{PROTOS}", f"-I{Path(protoc.__file__).parent / '_proto'}", f"-I{GOOGLEAPIS}"]
+    if protoc.main(["protoc", *includes, *arguments]) != 0:
+        sys.exit("protoc failed; its message is above")
+
+
+def main() -> None:
+    """Regenerate all derived files in place."""
+    sources = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.glob("evergreen/v1/*.proto"))
+    for old in (LIBS / "evergreen" / "v1").glob("*_pb2*"):
+        old.unlink()
+    _protoc(
+        f"--python_out={LIBS}",
+        f"--mypy_out={LIBS}",
+        f"--grpc_python_out={LIBS}",
+        f"--mypy_grpc_out={LIBS}",
+        *sources,
+    )
+    for stub in (LIBS / "evergreen" / "v1").glob("rules_pb2_grpc.py*"):
+        stub.unlink()  # rules.proto has no service
+    _protoc(
+        f"--descriptor_set_out={DESCRIPTORS}",
+        "--include_imports",
+        "--include_source_info",
+        *sources,
+        # The transcoder needs these to render the details of an error.
+        "google/rpc/error_details.proto",
+    )
+
+
+if __name__ == "__main__":
+    main()
