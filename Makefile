@@ -1,0 +1,34 @@
+# Everything runs from a clean clone: the environment is made on first use.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help run test lint gen lock clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+.venv/.installed: requirements.txt pyproject.toml
+	@deploy/launcher/install.sh
+
+run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
+	@exec $(BIN)/evergreen up
+
+test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
+	@exec $(BIN)/python -m pytest
+
+lint: .venv/.installed ## Check style, types and the walls between the contexts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+gen: .venv/.installed ## Make the code from protos/ again
+	@exec $(BIN)/python -m tools.gen
+
+lock: ## Pin the newest packages that pyproject.toml allows (needs uv)
+	@uv pip compile -q --python-version 3.11 --generate-hashes --extra local --extra dev --upgrade \
+	  --custom-compile-command '`make lock`' -o requirements.txt pyproject.toml
+
+clean: ## Remove the environment and caches; the state in .evergreen stays
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
