@@ -43,7 +43,7 @@ def is_console_form(bundle: object) -> bool:
 def compile_bundle(bundle: object, path: str = "") -> Document:
     """Checks an authored bundle of either form and returns the DOCUMENT that devices get.
 
-    Raises `InvalidPolicy`; `path` is put before the path of every violation.
+    Raises `DomainError`; `path` is put before the path of every violation.
     """
     if is_console_form(bundle):
         return compile_configuration(bundle, path)

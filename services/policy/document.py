@@ -133,8 +133,8 @@ def parse_document(authored: object, path: str = "") -> Document:
     """Checks an authored DOCUMENT strictly and returns it.
 
     Numbers are never right in a DOCUMENT, so it does not matter whether they came as 5 or 5.0.
-    `path` is put before the path of every violation. Raises `InvalidPolicy` with up to
-    `MAX_VIOLATIONS` violations.
+    `path` is put before the path of every violation. Raises `DomainError` with all
+    violations, up to `MAX_VIOLATIONS`.
     """
     violations = Violations()
     document = _struct(Document, authored, path, violations)
@@ -176,7 +176,7 @@ def _hide(value: Any) -> Any:
 
 
 @cache
-def _hints(schema: type) -> dict[str, Any]:
+def _hints(schema: Any) -> dict[str, Any]:
     return {name: _without_none(hint) for name, hint in get_type_hints(schema).items()}
 
 
@@ -216,9 +216,7 @@ def _value(hint: Any, value: object, path: str, violations: Violations) -> Any:
     return hint() if value is None else _struct(hint, value, path, violations)
 
 
-def _list(
-    inner: Any, value: object, path: str, violations: Violations
-) -> tuple[Any, ...] | None:
+def _list(inner: Any, value: object, path: str, violations: Violations) -> tuple[Any, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple):

@@ -59,5 +59,5 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _names(schema: type) -> tuple[str, ...]:
+def _names(schema: Any) -> tuple[str, ...]:
     return tuple(entry.name for entry in fields(schema))

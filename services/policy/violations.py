@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from servicekit.errors import FieldViolation, invalid
+
 MAX_VIOLATIONS = 20
 MAX_ITEMS = 1_000
 MAX_TEXT = 8_192
@@ -15,37 +17,21 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One broken rule: the path of the field and what it has to be."""
-
-    path: str
-    rule: str
-
-
-class InvalidPolicy(ValueError):
-    """An authored policy breaks rules; `violations` says which, in the order of the fields."""
-
-    def __init__(self, violations: tuple[Violation, ...]) -> None:
-        super().__init__("; ".join(f"{v.path or 'policy'} {v.rule}" for v in violations))
-        self.violations = violations
-
-
 @dataclass(slots=True)
 class Violations:
     """Collects violations up to `MAX_VIOLATIONS`, so that a hostile body cannot grow the answer."""
 
-    found: list[Violation] = field(default_factory=list)
+    found: list[FieldViolation] = field(default_factory=list)
 
     def add(self, path: str, rule: str) -> None:
         """Notes one violation, unless there are plenty already."""
         if len(self.found) < MAX_VIOLATIONS:
-            self.found.append(Violation(path, rule))
+            self.found.append(FieldViolation(path, rule))
 
     def raise_if_any(self) -> None:
-        """Raises `InvalidPolicy` when something was noted."""
+        """Raises `DomainError` (INVALID_ARGUMENT) when something was noted."""
         if self.found:
-            raise InvalidPolicy(tuple(self.found))
+            raise invalid(*self.found)
 
 
 def child(path: str, key: object) -> str:
