@@ -1,0 +1,319 @@
+"""How a service starts, serves and stops; the same for all of them.
+
+Start: settings, logs, the database (waited for, with its schema new enough), background work,
+then the listeners. Stop (SIGTERM, SIGINT): say NOT_SERVING, serve on while callers notice,
+refuse new calls, finish those in flight, write what waits, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+import uvloop
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
+from servicekit import logs
+from servicekit.batcher import Batcher
+from servicekit.call import H_SERVICE
+from servicekit.chain import CallChain
+from servicekit.devices import DeviceAccess
+from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
+from servicekit.http_server import DeviceApp, HttpServer, Route
+from servicekit.ids import Clock, now
+from servicekit.messaging import Messaging
+from servicekit.migrate import latest_version
+from servicekit.outbox import Outbox
+from servicekit.postgres import Database
+from servicekit.settings import ServiceSettings
+from servicekit.tenants import TenantDirectory
+
+log = logs.get(__name__)
+
+_READY_SECONDS: Final = 1.0
+_RESTART_SECONDS: Final = 0.5
+_STOP_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a service is built from."""
+
+    context: str
+    settings: ServiceSettings
+    database: Database
+    messaging: Messaging
+    outbox: Outbox
+    tenants: TenantDirectory
+    clock: Clock = now
+    _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
+
+    def channel(self, context: str) -> grpc.aio.Channel:
+        """A channel to another service's internal listener."""
+        return self._channels.setdefault(
+            context, _channel(self.settings.target(context), self.context)
+        )
+
+    def device_access(self) -> DeviceAccess:
+        """What refuses locked-out devices; for services that devices call."""
+        registry = enrollment_pb2_grpc.EnrollmentInternalServiceStub(self.channel("enrollment"))
+        return DeviceAccess(registry, self.database, self.context)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a service consists of."""
+
+    public: Sequence[Register] = ()
+    """Servicers that the gateway reaches."""
+    internal: Sequence[Register] = ()
+    """Servicers that only the other services reach."""
+    services: Sequence[str] = ()
+    """Full names of the public gRPC services, for health and reflection."""
+    routes: dict[str, Route] = field(default_factory=dict)
+    """HTTP-native device routes by path."""
+    portal: Any = None
+    """An ASGI application for further HTTP-native routes."""
+    devices: DeviceAccess | None = None
+    batchers: Sequence[Batcher[Any, Any]] = ()
+    tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    """Background work that lives as long as the service; it is restarted when it fails."""
+    before_serving: Callable[[], Awaitable[None]] | None = None
+    """What must be done (and is retried until it succeeds) before the first call."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether the service has all that it needs, beside its database."""
+
+
+Build = Callable[[Kit], Awaitable[Parts]]
+
+
+class _ServiceName(grpc.aio.UnaryUnaryClientInterceptor):
+    """Tells the other service who calls it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()))
+        metadata.add(H_SERVICE, self._name)
+        return await continuation(client_call_details._replace(metadata=metadata), request)
+
+
+def _channel(target: str, name: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(
+        target,
+        interceptors=[_ServiceName(name)],
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            # A service that was restarted is found again within a second.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+def run(context: str, settings: ServiceSettings, build: Build) -> None:
+    """Runs a service until it is told to stop."""
+    logs.configure(context, settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(context, settings, build))
+
+
+async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    database = await Database.open(settings)
+    messaging = Messaging(settings)
+    channels: dict[str, grpc.aio.Channel] = {}
+    identity = channels.setdefault("identity", _channel(settings.target("identity"), context))
+    tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
+    kit = Kit(
+        context,
+        settings,
+        database,
+        messaging,
+        Outbox(database, context),
+        tenants,
+        _channels=channels,
+    )
+    starting = asyncio.create_task(_start(kit, build))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    else:
+        running = await starting
+        await stopping
+        log.info("stopping")
+        await running.stop(settings.drain_seconds)
+    await messaging.close()
+    for channel in channels.values():
+        await channel.close()
+    await database.close()
+    log.info("stopped")
+
+
+@dataclass(slots=True)
+class _Running:
+    public: GrpcServer
+    internal: GrpcServer
+    http: HttpServer | None
+    ops: HttpServer
+    batchers: Sequence[Batcher[Any, Any]]
+    writers: Sequence[asyncio.Task[None]]
+    tasks: Sequence[asyncio.Task[None]]
+
+    async def stop(self, drain: float) -> None:
+        await self.public.set_serving(False)
+        await self.internal.set_serving(False)
+        await asyncio.sleep(drain)
+        await asyncio.gather(
+            self.public.stop(_STOP_SECONDS),
+            self.internal.stop(_STOP_SECONDS),
+            *([self.http.stop()] if self.http else []),
+        )
+        for batcher in self.batchers:
+            batcher.close()
+        if self.writers:
+            await asyncio.wait(self.writers, timeout=_STOP_SECONDS)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.ops.stop()
+
+
+async def _start(kit: Kit, build: Build) -> _Running:
+    await _until_schema_is_new_enough(kit)
+    parts = await build(kit)
+    chain = CallChain(max_calls=kit.settings.max_calls, tenants=kit.tenants, devices=parts.devices)
+    public = GrpcServer(
+        kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False
+    )
+    internal = GrpcServer(kit.settings.internal_listen, chain, parts.internal, (), internal=True)
+    app = DeviceApp(chain, parts.routes, parts.portal)
+    http = HttpServer(kit.settings.http_listen, app) if kit.settings.http_listen else None
+    if parts.devices is not None:
+        await _until_done("load locked-out devices", parts.devices.load)
+    if parts.before_serving is not None:
+        await _until_done("prepare to serve", parts.before_serving)
+    tasks = [
+        _supervised(kit.tenants.follower.run),
+        _supervised(lambda: kit.outbox.run(kit.messaging)),
+        *([_supervised(parts.devices.follower.run)] if parts.devices else []),
+        *(_supervised(task) for task in parts.tasks),
+    ]
+    writers = [_supervised(batcher.run, once=True) for batcher in parts.batchers]
+    tasks.append(_supervised(lambda: _watch_readiness(kit, parts, public, internal)))
+    ops = HttpServer(kit.settings.ops_listen, _ops_app(kit, parts))
+    await ops.start()
+    await internal.start()
+    await public.start()
+    if http is not None:
+        await http.start()
+    await internal.set_serving(True)
+    await public.set_serving(True)
+    log.info("serving")
+    return _Running(public, internal, http, ops, parts.batchers, writers, tasks)
+
+
+async def _until_schema_is_new_enough(kit: Kit) -> None:
+    needed = latest_version(kit.context)
+    told = False
+    while True:
+        try:
+            if await kit.database.schema_version(kit.context) >= needed:
+                return
+            reason = f"its schema is older than {needed}; run `evergreen migrate up`"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        if not told:
+            log.warning("waiting for the database", reason=reason)
+            told = True
+        await asyncio.sleep(_RESTART_SECONDS)
+
+
+async def _until_done(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    told = False
+    while True:
+        try:
+            await work()
+            return
+        except Exception as error:
+            if not told:
+                log.warning("waiting", what=what, error=f"{type(error).__name__}: {error}")
+                told = True
+            await asyncio.sleep(_RESTART_SECONDS)
+
+
+def _supervised(
+    work: Callable[[], Coroutine[Any, Any, None]], *, once: bool = False
+) -> asyncio.Task[None]:
+    async def forever() -> None:
+        while True:
+            try:
+                await work()
+                if once:
+                    return
+            except Exception:
+                log.exception("background work failed and is started again")
+            await asyncio.sleep(_RESTART_SECONDS)
+
+    return asyncio.create_task(forever())
+
+
+async def _missing(kit: Kit, parts: Parts) -> list[str]:
+    missing = []
+    try:
+        await kit.database.ping()
+    except Exception:
+        missing.append("database")
+    if not kit.tenants.follower.synced:
+        missing.append("identity")
+    if parts.devices is not None and not parts.devices.ready:
+        missing.append("enrollment")
+    if not parts.ready():
+        missing.append(kit.context)
+    return missing
+
+
+async def _watch_readiness(
+    kit: Kit, parts: Parts, public: GrpcServer, internal: GrpcServer
+) -> None:
+    while True:
+        ready = not await _missing(kit, parts)
+        await public.set_ready(ready)
+        await internal.set_ready(ready)
+        await asyncio.sleep(_READY_SECONDS if ready else _READY_SECONDS / 10)
+
+
+def _ops_app(kit: Kit, parts: Parts) -> FastAPI:
+    app = FastAPI(title=f"evergreen {kit.context}", openapi_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> dict[str, Any]:
+        missing = await _missing(kit, parts)
+        response.status_code = 503 if missing else 200
+        return {"status": "not ready" if missing else "ready", "missing": missing}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app

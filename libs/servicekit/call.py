@@ -1,0 +1,129 @@
+"""One call: who calls what, from where. The gateway's headers are read here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Final
+from uuid import UUID
+
+from servicekit.access import Role
+from servicekit.errors import unauthenticated
+from servicekit.ids import new_id
+
+H_KIND: Final = "x-evergreen-kind"
+H_SUBJECT: Final = "x-evergreen-subject"
+H_TENANT: Final = "x-evergreen-tenant"
+H_ROLE: Final = "x-evergreen-role"
+H_EMAIL: Final = "x-evergreen-email"
+H_SESSION: Final = "x-evergreen-session"
+H_TOKEN_VERSION: Final = "x-evergreen-token-version"
+H_TOKEN_ISSUED: Final = "x-evergreen-token-issued"
+H_TOKEN_EXPIRES: Final = "x-evergreen-token-expires"
+H_SERVICE: Final = "x-evergreen-service"
+H_REQUEST_ID: Final = "x-request-id"
+H_SOURCE: Final = "x-envoy-external-address"
+
+
+class CallerKind(Enum):
+    """What kind of party calls."""
+
+    ANONYMOUS = "anonymous"
+    USER = "user"
+    DEVICE = "device"
+    SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the gateway (or, on the internal listener, a service) vouches."""
+
+    kind: CallerKind
+    id: str = ""
+    tenant_id: str = ""
+    role: Role | None = None
+    email: str = ""
+    session_id: str = ""
+    token_version: int = 0
+    issued_at: datetime | None = None
+    expires_at: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """How audit entries name the caller."""
+        if self.kind is CallerKind.USER:
+            return self.email
+        return f"{self.kind.value}:{self.id}" if self.id else self.kind.value
+
+
+ANONYMOUS: Final = Caller(CallerKind.ANONYMOUS)
+SYSTEM: Final = Caller(CallerKind.SERVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as its handler sees it."""
+
+    rpc: str
+    caller: Caller
+    request_id: str
+    source_ip: str = ""
+
+
+SYSTEM_CALL: Final = Call("", SYSTEM, "")
+"""What the system does by itself, such as the first start."""
+
+current_call: ContextVar[Call] = ContextVar("current_call", default=SYSTEM_CALL)
+"""The call that the running task serves."""
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromtimestamp(float(text), UTC) if text else None
+
+
+def caller_from_headers(headers: Mapping[str, str]) -> Caller:
+    """Reads the caller that the gateway verified.
+
+    Raises:
+        DomainError: UNAUTHENTICATED when the headers are not what the gateway sets.
+    """
+    kind = headers.get(H_KIND, "")
+    if not kind:
+        return ANONYMOUS
+    try:
+        subject = str(UUID(headers[H_SUBJECT]))
+        tenant = str(UUID(headers[H_TENANT]))
+        issued = _time(headers.get(H_TOKEN_ISSUED))
+        expires = _time(headers.get(H_TOKEN_EXPIRES))
+        if kind == "user":
+            return Caller(
+                CallerKind.USER,
+                id=subject,
+                tenant_id=tenant,
+                role=Role(headers[H_ROLE]),
+                email=headers[H_EMAIL],
+                session_id=str(UUID(headers[H_SESSION])),
+                issued_at=issued,
+                expires_at=expires,
+            )
+        if kind == "device":
+            return Caller(
+                CallerKind.DEVICE,
+                id=subject,
+                tenant_id=tenant,
+                token_version=int(headers[H_TOKEN_VERSION]),
+                issued_at=issued,
+                expires_at=expires,
+            )
+    except (KeyError, ValueError) as broken:
+        raise unauthenticated("BAD_TOKEN", "the token lacks claims that it needs") from broken
+    raise unauthenticated("BAD_TOKEN", "the token is of an unknown kind")
+
+
+def call_from_headers(rpc: str, headers: Mapping[str, str], caller: Caller) -> Call:
+    """Builds the call's context from the gateway's headers."""
+    request_id = headers.get(H_REQUEST_ID) or str(new_id())
+    return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""))

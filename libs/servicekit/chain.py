@@ -1,0 +1,184 @@
+"""What every call passes through, whichever server took it, in this order:
+
+1. admission: a service that is full says so at once;
+2. the access table: an RPC without a row, or for another audience, is refused;
+3. the caller: as the gateway vouches, with a role of the row, not cut off since;
+4. the rules of the request's fields;
+5. the handler;
+6. the outcome: errors in the one shape, a metric, a log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from servicekit import logs
+from servicekit.access import ACCESS, Audience, Rule
+from servicekit.call import (
+    ANONYMOUS,
+    H_SERVICE,
+    Call,
+    Caller,
+    CallerKind,
+    call_from_headers,
+    caller_from_headers,
+    current_call,
+)
+from servicekit.devices import DeviceAccess
+from servicekit.errors import (
+    Code,
+    DomainError,
+    exhausted,
+    internal,
+    invalid,
+    permission_denied,
+    unauthenticated,
+)
+from servicekit.metrics import CALL_SECONDS, CALLS, IN_FLIGHT
+from servicekit.postgres import as_domain_error
+from servicekit.rules import violations
+from servicekit.tenants import TenantDirectory
+
+log = logs.get(__name__)
+
+T = TypeVar("T")
+_DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
+
+
+class CallChain:
+    """The chain of one service.
+
+    Args:
+        max_calls: the most calls in flight.
+        tenants: where ended sessions are known; `None` in a service that users do not call.
+        devices: where locked-out devices are known; `None` in one that devices do not call.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        tenants: TenantDirectory | None = None,
+        devices: DeviceAccess | None = None,
+    ) -> None:
+        self._max_calls = max_calls
+        self._tenants = tenants
+        self._devices = devices
+        self._in_flight = 0
+
+    def begin(self, rpc: str, headers: Mapping[str, str], *, internal_listener: bool) -> Call:
+        """Steps 1 to 3: admits the call and identifies its caller.
+
+        A call that was admitted must be handed to `end` afterwards.
+
+        Raises:
+            DomainError: when the call is refused; then it must not be handed to `end`.
+        """
+        if self._in_flight >= self._max_calls:
+            raise exhausted("TOO_MANY_CALLS", "the service is busy; try again", retry_after=1)
+        rule = ACCESS.get(rpc)
+        if rule is None or (rule.audience is Audience.INTERNAL) is not internal_listener:
+            raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
+        call = call_from_headers(rpc, headers, self._caller(rule, headers))
+        self._in_flight += 1
+        IN_FLIGHT.inc()
+        return call
+
+    def end(self) -> None:
+        """Gives the call's place to another one."""
+        self._in_flight -= 1
+        IN_FLIGHT.dec()
+
+    def _caller(self, rule: Rule, headers: Mapping[str, str]) -> Caller:
+        if rule.audience is Audience.PUBLIC:
+            return ANONYMOUS
+        if rule.audience is Audience.INTERNAL:
+            return Caller(CallerKind.SERVICE, id=headers.get(H_SERVICE, ""))
+        caller = caller_from_headers(headers)
+        if rule.audience in _DEVICE_AUDIENCES:
+            if caller.kind is not CallerKind.DEVICE:
+                raise unauthenticated("NO_DEVICE_TOKEN", "a device token is needed")
+            if self._devices is None:
+                raise permission_denied("NOT_ALLOWED", "devices do not call this service")
+            self._devices.check(caller)
+            return caller
+        if caller.kind is not CallerKind.USER:
+            raise unauthenticated("NO_USER_TOKEN", "log in first")
+        if self._tenants is not None:
+            self._tenants.check_session(caller)
+        if caller.role not in rule.roles:
+            role = caller.role.value if caller.role else "no role"
+            raise permission_denied("ROLE_MAY_NOT", f"the role {role} may not do this")
+        return caller
+
+    async def run(
+        self,
+        rpc: str,
+        headers: Mapping[str, str],
+        handler: Callable[[Call], Awaitable[T]],
+        *,
+        internal_listener: bool = False,
+    ) -> T:
+        """Serves one call; whatever goes wrong comes out as a `DomainError`."""
+        started = time.perf_counter()
+        code = "OK"
+        token = None
+        try:
+            call = self.begin(rpc, headers, internal_listener=internal_listener)
+            token = current_call.set(call)
+            try:
+                return await handler(call)
+            finally:
+                self.end()
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except DomainError as error:
+            code = error.code.name
+            if error.code is Code.INTERNAL:
+                log.error("call failed", rpc=rpc)
+            raise
+        except Exception as error:
+            told = as_domain_error(error)
+            if told is None:
+                log.exception("call failed", rpc=rpc)
+                told = internal()
+            code = told.code.name
+            raise told from error
+        finally:
+            seconds = time.perf_counter() - started
+            CALLS.labels(rpc, code).inc()
+            CALL_SECONDS.labels(rpc).observe(seconds)
+            rule = ACCESS.get(rpc)
+            if rule is not None and (rule.writes and rule.audience is Audience.USER):
+                log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
+            else:
+                log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
+            if token is not None:
+                current_call.reset(token)
+
+
+def check_rules(request: Message) -> None:
+    """Step 4: refuses a request whose fields break the rules of its proto.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with every broken field.
+    """
+    broken = violations(request)
+    if broken:
+        raise invalid(*broken)
+
+
+def require_own_device(call: Call, device_id: str) -> None:
+    """Refuses a device that reports for another one.
+
+    Raises:
+        DomainError: PERMISSION_DENIED when the id is not the token's.
+    """
+    if device_id != call.caller.id:
+        raise permission_denied("NOT_YOUR_DEVICE", "device_id: must be the token's own device")

@@ -1,0 +1,142 @@
+"""Change feeds: how a service learns within seconds what another one decided.
+
+A feed does not depend on NATS. Its server keeps, in every row that it feeds, the transaction
+that last changed it (`changed_xid xid8`). A reader's cursor holds the oldest transaction that
+was still running when it last read; everything from there on is answered (again), so that a
+change that commits late is never skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit import logs
+from servicekit.errors import invalid_field
+from servicekit.postgres import Connection
+
+log = logs.get(__name__)
+
+DEFAULT_LIMIT: Final = 1000
+POLL_SECONDS: Final = 1.0
+_NIL: Final = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Behind which row a reader goes on, and where its next pass begins."""
+
+    xid: int = 0
+    key: UUID = _NIL
+    next_pass: int = 0
+    """While a pass has more pages: the oldest transaction that ran when the pass began."""
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Reads what `str` wrote; an empty text is the beginning.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT for anything else.
+        """
+        if not text:
+            return cls()
+        try:
+            xid, key, next_pass = text.split(":")
+            return cls(int(xid), UUID(key), int(next_pass))
+        except ValueError as broken:
+            raise invalid_field("cursor", "is not a cursor of this feed") from broken
+
+    def __str__(self) -> str:
+        return f"{self.xid}:{self.key}:{self.next_pass}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What changed behind a cursor."""
+
+    rows: Sequence[asyncpg.Record]
+    cursor: Cursor
+    more: bool
+
+
+async def read_page(
+    connection: Connection, sql: str, cursor: Cursor, limit: int, *arguments: Any
+) -> Page:
+    """Reads the next page of a feed.
+
+    `sql` selects `changed_xid::text` and `key` beside what it feeds, from rows with
+    `(changed_xid, key) > ($1::text::xid8, $2)`, ordered by both, `LIMIT $3`; further arguments
+    are $4 and on.
+    """
+    oldest: int = int(
+        await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+    )
+    limit = limit or DEFAULT_LIMIT
+    rows = await connection.fetch(sql, str(cursor.xid), cursor.key, limit, *arguments)
+    begun = cursor.next_pass or oldest
+    if len(rows) == limit:
+        last = rows[-1]
+        return Page(rows, Cursor(int(last["changed_xid"]), last["key"], begun), more=True)
+    # One below, because rows of the transaction `begun` itself are wanted too.
+    return Page(rows, Cursor(max(begun - 1, 0), UUID(int=(1 << 128) - 1)), more=False)
+
+
+class Follower:
+    """Follows a feed: asks again every second, and at once when somebody must know now.
+
+    Args:
+        name: what log lines call it.
+        fetch: asks for one page behind a cursor and applies it; answers the next cursor and
+            whether more is waiting.
+    """
+
+    def __init__(self, name: str, fetch: Callable[[str], Awaitable[tuple[str, bool]]]) -> None:
+        self._name = name
+        self._fetch = fetch
+        self._cursor = ""
+        self._lock = asyncio.Lock()
+        self._failing = False
+        self._begun = 0
+        self.synced = False
+        """Whether all that there was has been read at least once."""
+
+    def start_at(self, cursor: str) -> None:
+        """Goes on behind a cursor that was kept."""
+        self._cursor = cursor
+
+    async def refresh(self) -> None:
+        """Reads everything that has changed by now.
+
+        Callers that wait while a reading runs share the next one, so that a flood of questions
+        costs the other service two answers.
+        """
+        wanted = self._begun + 1
+        async with self._lock:
+            if self._begun >= wanted and self.synced:
+                return
+            self._begun += 1
+            more = True
+            while more:
+                self._cursor, more = await self._fetch(self._cursor)
+            self.synced = True
+
+    async def run(self) -> None:
+        """Follows the feed for as long as the service lives."""
+        while True:
+            try:
+                await self.refresh()
+                self._failing = False
+            except Exception as error:
+                if not self._failing:
+                    log.info(
+                        "a feed is away",
+                        feed=self._name,
+                        error=f"{type(error).__name__}: {error}",
+                    )
+                self._failing = True
+            await asyncio.sleep(POLL_SECONDS)

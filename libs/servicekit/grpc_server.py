@@ -1,0 +1,254 @@
+"""The gRPC side of a service: its servicers behind the call chain, with health and reflection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from servicekit.access import PACKAGE
+from servicekit.call import H_REQUEST_ID, Call
+from servicekit.chain import CallChain, check_rules
+from servicekit.errors import (
+    ERROR_DOMAIN,
+    MAX_VIOLATIONS,
+    DomainError,
+    error_body,
+    invalid_field,
+    retry_after_header,
+)
+
+H_ERROR: Final = "x-evergreen-error"
+"""Trailing metadata: the whole JSON body that the gateway answers for a failed call."""
+MAX_MESSAGE: Final = 64 << 20
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+Register = Callable[[grpc.aio.Server], None]
+"""Adds a servicer to a server: `partial(add_XServicer_to_server, servicer)`."""
+
+
+class Context:
+    """What a servicer's method gets beside its request."""
+
+    __slots__ = ("_grpc", "call")
+
+    def __init__(self, call: Call, grpc_context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.call = call
+        self._grpc = grpc_context
+
+    async def send_headers(self, headers: Mapping[str, str]) -> None:
+        """Sends response headers ahead of the answer, as a download's file name."""
+        await self._grpc.send_initial_metadata(tuple(headers.items()))
+
+
+def rich_status(error: DomainError) -> bytes:
+    """The error as google.rpc.Status, for `grpc-status-details-bin`."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
+        )
+    ]
+    if error.violations:
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=v.field[:500], description=v.rule[:500]
+                    )
+                    for v in error.violations[:MAX_VIOLATIONS]
+                ]
+            )
+        )
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
+        details.append(retry)
+    packed = []
+    for detail in details:
+        box = any_pb2.Any()
+        box.Pack(detail)
+        packed.append(box)
+    status = status_pb2.Status(code=int(error.code), message=error.message, details=packed)
+    serialized: bytes = status.SerializeToString()
+    return serialized
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: DomainError, request_id: str
+) -> None:
+    trailing: list[tuple[str, str | bytes]] = [
+        ("grpc-status-details-bin", rich_status(error)),
+        (H_ERROR, error_body(error, request_id)),
+    ]
+    if (after := retry_after_header(error)) is not None:
+        trailing.append(("retry-after", after))
+    await context.abort(_CODES[int(error.code)], error.message, tuple(trailing))
+
+
+class _ChainInterceptor(grpc.aio.ServerInterceptor):
+    """Puts the call chain around every method of this product; health and reflection pass."""
+
+    def __init__(self, chain: CallChain, *, internal: bool) -> None:
+        self._chain = chain
+        self._internal = internal
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = str(handler_call_details.method)
+        if method in self._wrapped:
+            return self._wrapped[method]
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED
+        if method.startswith(f"/{PACKAGE}."):
+            handler = self._wrap(method, handler)
+        self._wrapped[method] = handler
+        return handler
+
+    def _wrap(self, rpc: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        parse: Callable[[bytes], Message] = handler.request_deserializer
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(rpc, handler.unary_stream, parse),
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(rpc, handler.unary_unary, parse),
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, rpc: str, method: Any, parse: Callable[[bytes], Message]) -> Any:
+        async def serve(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            headers = _headers(context)
+
+            async def handle(call: Call) -> Any:
+                request = _parsed(raw, parse)
+                check_rules(request)
+                return await method(request, Context(call, context))
+
+            try:
+                return await self._chain.run(rpc, headers, handle, internal_listener=self._internal)
+            except DomainError as error:
+                await _abort(context, error, headers.get(H_REQUEST_ID, ""))
+
+        return serve
+
+    def _streaming(self, rpc: str, method: Any, parse: Callable[[bytes], Message]) -> Any:
+        async def serve(
+            raw: bytes, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            headers = _headers(context)
+
+            async def handle(call: Call) -> None:
+                request = _parsed(raw, parse)
+                check_rules(request)
+                async for part in method(request, Context(call, context)):
+                    await context.write(part)
+
+            try:
+                await self._chain.run(rpc, headers, handle, internal_listener=self._internal)
+            except DomainError as error:
+                await _abort(context, error, headers.get(H_REQUEST_ID, ""))
+            return
+            yield  # makes this a generator; the parts are written above
+
+        return serve
+
+
+def _headers(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    metadata: Any = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def _parsed(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
+    try:
+        return parse(raw)
+    except (DecodeError, UnicodeDecodeError, ValueError) as broken:
+        raise invalid_field("body", "is not the message that this call takes") from broken
+
+
+class GrpcServer:
+    """One listener: the servicers of a service, behind its chain.
+
+    Args:
+        listen: the address, as gRPC writes it (`unix:PATH` or `HOST:PORT`).
+        internal: whether it is the listener for the other services.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        chain: CallChain,
+        register: Sequence[Register],
+        services: Sequence[str],
+        *,
+        internal: bool,
+    ) -> None:
+        self._server = grpc.aio.server(
+            interceptors=[_ChainInterceptor(chain, internal=internal)],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_send_message_length", MAX_MESSAGE),
+                ("grpc.max_metadata_size", 64 << 10),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ],
+        )
+        self._health = HealthServicer()
+        self._services = ("", *services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for add in register:
+            add(self._server)
+        reflection.enable_server_reflection(
+            (
+                *services,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ),
+            self._server,
+        )
+        self._server.add_insecure_port(listen)
+
+    async def start(self) -> None:
+        """Begins to serve; health says NOT_SERVING until `set_serving`."""
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Says whether new calls should come here."""
+        await self._set(
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+
+    async def set_ready(self, ready: bool) -> None:
+        """Says, under the health name `ready`, whether everything that is needed is there."""
+        await self._health.set(
+            "ready",
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
+
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in self._services:
+            await self._health.set(name, status)
+
+    async def stop(self, grace: float) -> None:
+        """Refuses new calls and waits up to `grace` seconds for those in flight."""
+        await self._server.stop(grace)

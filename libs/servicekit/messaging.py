@@ -1,0 +1,153 @@
+"""NATS JetStream: publishing facts that are already in PostgreSQL, and consuming them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Final
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
+from nats.js.errors import NotFoundError
+
+from servicekit import logs
+from servicekit.events import STREAM, SUBJECT_ROOT
+from servicekit.ids import new_id
+from servicekit.settings import ServiceSettings, read_secret
+
+log = logs.get(__name__)
+
+KEEP: Final = timedelta(days=30)
+"""How long the stream keeps messages, and an outbox what it published."""
+_DEDUPLICATE: Final = timedelta(minutes=10)
+_INCARNATION: Final = "evergreen-incarnation"
+_RETRY_SECONDS: Final = 1.0
+_MAX_BYTES: Final = 8 << 30
+
+
+class Messaging:
+    """The service's connection to NATS, made when it is first needed and kept up."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._client: Client | None = None
+        self._lock = asyncio.Lock()
+
+    async def _connected(self) -> Client:
+        async with self._lock:
+            if self._client is None or self._client.is_closed:
+                self._client = await nats.connect(
+                    self._settings.nats_url,
+                    user=self._settings.nats_user or None,
+                    password=read_secret(self._settings.nats_password_file) or None,
+                    name=self._settings.nats_user or "evergreen",
+                    connect_timeout=2,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.5,
+                    allow_reconnect=True,
+                    error_cb=_quiet,
+                    # What waits in the client while NATS is away must not pile up: the outbox
+                    # is the queue.
+                    pending_size=4 << 20,
+                )
+        return self._client
+
+    async def _jetstream(self) -> JetStreamContext:
+        return (await self._connected()).jetstream(timeout=5)
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        if self._client is not None and not self._client.is_closed:
+            await self._client.close()
+
+    async def ensure_stream(self) -> str:
+        """Makes the stream if it is not there; answers which incarnation of it there is.
+
+        A stream that was lost and made again has another incarnation, so that every outbox
+        notices and publishes what it has once more.
+        """
+        jetstream = await self._jetstream()
+        for _ in range(2):
+            try:
+                info = await jetstream.stream_info(STREAM)
+            except NotFoundError:
+                await jetstream.add_stream(
+                    StreamConfig(
+                        name=STREAM,
+                        subjects=[f"{SUBJECT_ROOT}.>"],
+                        max_age=KEEP.total_seconds(),
+                        max_bytes=_MAX_BYTES,
+                        discard=DiscardPolicy.OLD,
+                        duplicate_window=_DEDUPLICATE.total_seconds(),
+                        metadata={_INCARNATION: str(new_id())},
+                    )
+                )
+                continue
+            return (info.config.metadata or {}).get(_INCARNATION, "")
+        raise ConnectionError("the stream was made and is not there")
+
+    async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
+        """Publishes one message and waits until the stream has stored it."""
+        jetstream = await self._jetstream()
+        await jetstream.publish(
+            subject, payload, stream=STREAM, headers={"Nats-Msg-Id": message_id}
+        )
+
+    async def consume(
+        self,
+        durable: str,
+        subject: str,
+        handle: Callable[[Sequence[Msg]], Awaitable[None]],
+        *,
+        batch: int = 256,
+    ) -> None:
+        """Hands batches of messages to `handle`, in order, for as long as the service lives.
+
+        Messages are acknowledged after `handle` returned. When it raises, the whole batch comes
+        again, so `handle` must be idempotent.
+        """
+        while True:
+            try:
+                await self._consume(durable, subject, handle, batch)
+            except Exception as error:
+                log.debug("the consumer waits", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _consume(
+        self,
+        durable: str,
+        subject: str,
+        handle: Callable[[Sequence[Msg]], Awaitable[None]],
+        batch: int,
+    ) -> None:
+        await self.ensure_stream()
+        jetstream = await self._jetstream()
+        subscription = await jetstream.pull_subscribe(
+            subject,
+            durable=durable,
+            stream=STREAM,
+            config=ConsumerConfig(
+                ack_policy=AckPolicy.EXPLICIT, ack_wait=30, max_ack_pending=batch
+            ),
+        )
+        try:
+            while True:
+                try:
+                    messages = await subscription.fetch(batch, timeout=5)
+                except NatsTimeout:
+                    # Nothing new, or the stream is gone; the latter raises here.
+                    await jetstream.consumer_info(STREAM, durable)
+                    continue
+                await handle(messages)
+                await asyncio.gather(*(message.ack() for message in messages))
+        finally:
+            await subscription.unsubscribe()
+
+
+async def _quiet(error: Exception) -> None:
+    log.debug("nats", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,194 @@
+"""Migrations: numbered SQL files per schema, applied forward, each once, under one lock.
+
+The role that applies them (`evergreen_migrator`) owns the schemas; the services' roles only
+get what the files grant them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Final
+
+import asyncpg
+
+from servicekit.access import CONTEXTS
+
+SHARED: Final = "evergreen"
+"""The schema of what all services share."""
+_LOCK: Final = 0x45564752
+_FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+
+
+class MigrationError(Exception):
+    """The migrations on disk and the database do not fit; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One SQL file."""
+
+    schema: str
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the file's text."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A migration, and when it was applied."""
+
+    migration: Migration
+    applied_at: datetime | None
+
+
+def migrations_of(context: str) -> list[Migration]:
+    """The migrations of one context (or of the shared schema), in their order.
+
+    Raises:
+        MigrationError: when the files are not numbered 1, 2, 3, …
+    """
+    package = "servicekit" if context == SHARED else f"services.{context}"
+    return _read(context, files(package) / "migrations")
+
+
+def _read(schema: str, folder: Traversable) -> list[Migration]:
+    if not folder.is_dir():
+        return []
+    found = []
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+        if (match := _FILE.fullmatch(file.name)) is not None:
+            found.append(
+                Migration(schema, int(match[1]), match[2], file.read_text(encoding="utf-8"))
+            )
+    if [m.version for m in found] != list(range(1, len(found) + 1)):
+        raise MigrationError(f"the migrations of {schema} are not numbered 1, 2, 3, …")
+    return found
+
+
+def all_migrations() -> list[Migration]:
+    """All migrations, the shared schema's first."""
+    return [m for context in (SHARED, *CONTEXTS) for m in migrations_of(context)]
+
+
+def latest_version(context: str) -> int:
+    """The number of the newest migration that this release has for a context."""
+    return len(migrations_of(context))
+
+
+@asynccontextmanager
+async def _connected(
+    dsn: str, password: str | None
+) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(dsn, password=password, timeout=10)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _applied(
+    connection: asyncpg.Connection[asyncpg.Record],
+) -> dict[tuple[str, int], tuple[str, datetime]]:
+    if await connection.fetchval("SELECT to_regclass('evergreen.schema_migrations')") is None:
+        return {}
+    rows = await connection.fetch(
+        "SELECT schema_name, version, checksum, applied_at FROM evergreen.schema_migrations"
+    )
+    return {(r["schema_name"], r["version"]): (r["checksum"], r["applied_at"]) for r in rows}
+
+
+async def status(dsn: str, password: str | None = None) -> list[Status]:
+    """All migrations of this release, with the time at which each was applied."""
+    async with _connected(dsn, password) as connection:
+        applied = await _applied(connection)
+    return [
+        Status(
+            m,
+            applied[m.schema, m.version][1] if (m.schema, m.version) in applied else None,
+        )
+        for m in all_migrations()
+    ]
+
+
+async def up(dsn: str, password: str | None = None) -> list[Migration]:
+    """Applies what is missing, each migration in a transaction of its own.
+
+    Safe to run twice, also at the same time. Answers what was applied now.
+
+    Raises:
+        MigrationError: when an applied migration is not what the file says now.
+    """
+    async with _connected(dsn, password) as connection:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await _prepare(connection)
+        applied = await _applied(connection)
+        pending = _pending(all_migrations(), applied)
+        for migration in pending:
+            await _apply(connection, migration)
+        return pending
+
+
+def _pending(
+    known: Sequence[Migration], applied: dict[tuple[str, int], tuple[str, datetime]]
+) -> list[Migration]:
+    for migration in known:
+        found = applied.get((migration.schema, migration.version))
+        if found is not None and found[0] != migration.checksum:
+            raise MigrationError(
+                f"{migration.schema} {migration.version:04d}_{migration.name} was changed after"
+                " it was applied; write a new migration instead"
+            )
+    return [m for m in known if (m.schema, m.version) not in applied]
+
+
+async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    roles = ", ".join(f"evergreen_{context}" for context in CONTEXTS)
+    async with connection.transaction():
+        await connection.execute(
+            f"""
+            CREATE SCHEMA IF NOT EXISTS evergreen;
+            CREATE TABLE IF NOT EXISTS evergreen.schema_migrations (
+                schema_name text NOT NULL,
+                version integer NOT NULL,
+                name text NOT NULL,
+                checksum text NOT NULL,
+                applied_at timestamptz NOT NULL DEFAULT now(),
+                PRIMARY KEY (schema_name, version));
+            GRANT USAGE ON SCHEMA evergreen TO {roles};
+            GRANT SELECT ON evergreen.schema_migrations TO {roles};
+            """
+        )
+        for context in CONTEXTS:
+            await connection.execute(
+                f"CREATE SCHEMA IF NOT EXISTS {context};"
+                f"GRANT USAGE ON SCHEMA {context} TO evergreen_{context};"
+            )
+
+
+async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
+    async with connection.transaction():
+        # A migration that cannot get its lock soon gives way to the traffic and is run again.
+        await connection.execute(
+            f"SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = {migration.schema}, pg_temp;"
+        )
+        await connection.execute(migration.sql)
+        await connection.execute(
+            "INSERT INTO evergreen.schema_migrations (schema_name, version, name, checksum)"
+            " VALUES ($1, $2, $3, $4)",
+            migration.schema,
+            migration.version,
+            migration.name,
+            migration.checksum,
+        )

@@ -1,0 +1,116 @@
+"""The transactional outbox: events commit with the change they tell of, a relay publishes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+
+from servicekit import logs
+from servicekit.events import Event
+from servicekit.messaging import KEEP, Messaging
+from servicekit.postgres import Connection, Database
+
+log = logs.get(__name__)
+
+_BATCH: Final = 256
+_POLL_SECONDS: Final = 1.0
+
+
+class Outbox:
+    """The outbox of one service's schema, and its relay to the stream."""
+
+    def __init__(self, database: Database, context: str) -> None:
+        self._database = database
+        self._context = context
+        self._wake = asyncio.Event()
+        self._incarnation = ""
+
+    async def append(self, connection: Connection, *events: Event) -> None:
+        """Writes events into the transaction of the change that they tell of."""
+        await connection.executemany(
+            f"INSERT INTO {self._context}.outbox (id, subject, payload) VALUES ($1, $2, $3)",
+            [(event.id, event.subject, event.payload()) for event in events],
+        )
+        self._wake.set()
+
+    async def run(self, messaging: Messaging) -> None:
+        """Publishes what committed, in order, for as long as the service lives."""
+        while True:
+            try:
+                await self._follow_stream(await messaging.ensure_stream())
+                while await self._publish_batch(messaging):
+                    pass
+                await self._forget_old()
+            except Exception as error:
+                # The database or NATS is away; the rows wait, and so do we.
+                log.debug("the outbox relay waits", error=f"{type(error).__name__}: {error}")
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+            except TimeoutError:
+                continue
+            # The event is set before its transaction commits; give the commit a moment.
+            await asyncio.sleep(0.01)
+
+    async def _publish_batch(self, messaging: Messaging) -> int:
+        async with self._database.transaction() as connection:
+            # One relay at a time keeps the order, however many processes the service has.
+            if not await connection.fetchval(
+                "SELECT pg_try_advisory_xact_lock(hashtext($1))",
+                f"outbox:{self._context}",
+            ):
+                return 0
+            rows = await connection.fetch(
+                f"SELECT id, subject, payload FROM {self._context}.outbox"
+                " WHERE published_at IS NULL ORDER BY id LIMIT $1",
+                _BATCH,
+            )
+            published = await self._publish(messaging, rows)
+            await connection.execute(
+                f"UPDATE {self._context}.outbox SET published_at = now() WHERE id = ANY($1)",
+                published,
+            )
+        return len(published)
+
+    async def _publish(self, messaging: Messaging, rows: Sequence[asyncpg.Record]) -> list[object]:
+        published: list[object] = []
+        for row in rows:
+            try:
+                await messaging.publish(row["subject"], row["payload"].encode(), str(row["id"]))
+            except Exception:
+                if not published:
+                    raise
+                break
+            published.append(row["id"])
+        return published
+
+    async def _follow_stream(self, incarnation: str) -> None:
+        """Publishes everything again when the stream is not the one that had it."""
+        if incarnation == self._incarnation:
+            return
+        async with self._database.transaction() as connection:
+            known = await connection.fetchval(
+                f"SELECT incarnation FROM {self._context}.outbox_stream FOR UPDATE"
+            )
+            if known != incarnation:
+                log.info("publishing to a new stream", stream=incarnation)
+                await connection.execute(
+                    f"UPDATE {self._context}.outbox SET published_at = NULL"
+                    " WHERE published_at IS NOT NULL"
+                )
+                await connection.execute(
+                    f"INSERT INTO {self._context}.outbox_stream (incarnation) VALUES ($1)"
+                    " ON CONFLICT (only_row) DO UPDATE SET incarnation = excluded.incarnation",
+                    incarnation,
+                )
+        self._incarnation = incarnation
+
+    async def _forget_old(self) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                f"DELETE FROM {self._context}.outbox WHERE published_at < now() - $1::interval",
+                KEEP,
+            )

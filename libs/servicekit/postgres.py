@@ -1,0 +1,155 @@
+"""PostgreSQL: one pool per service, and transactions that are bound to tenants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import asyncpg
+
+from servicekit import logs
+from servicekit.errors import DomainError, unavailable
+from servicekit.settings import ServiceSettings, read_secret
+
+log = logs.get(__name__)
+
+ACQUIRE_SECONDS: Final = 5.0
+STATEMENT_SECONDS: Final = 15.0
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+"""A connection inside a transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The tenants whose rows a transaction sees; `None` for all of them."""
+
+    tenant_ids: tuple[UUID, ...] | None
+
+    def setting(self) -> str:
+        """The value of the database setting `evergreen.scope`."""
+        return "*" if self.tenant_ids is None else ",".join(map(str, self.tenant_ids))
+
+
+SYSTEM: Final = Scope(None)
+"""All rows: for work that no user asked for, and for devices, which name their rows by id."""
+
+
+_AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DiskFullError,
+    asyncpg.OutOfMemoryError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientResourcesError,
+)
+_RETRY: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+)
+
+
+def as_domain_error(error: BaseException) -> DomainError | None:
+    """What callers are told of a database error; `None` when it is a defect of ours."""
+    if isinstance(error, _AWAY):
+        return unavailable("the database is not available; nothing was changed, try again")
+    if isinstance(error, _RETRY):
+        return unavailable("too many changes at once; nothing was changed, try again")
+    return None
+
+
+class Database:
+    """The pool of a service's connections.
+
+    Connections are opened when they are needed, so that a service starts, and comes back by
+    itself, whatever the database does meanwhile.
+    """
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, settings: ServiceSettings) -> Database:
+        """Makes the pool without connecting yet."""
+        pool = asyncpg.create_pool(
+            dsn=settings.database_url,
+            password=read_secret(settings.database_password_file) or None,
+            min_size=0,
+            max_size=settings.database_pool_size,
+            max_inactive_connection_lifetime=300,
+            timeout=ACQUIRE_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
+            server_settings={"application_name": "evergreen", "timezone": "UTC"},
+        )
+        await pool
+        return cls(pool)
+
+    async def close(self) -> None:
+        """Closes the connections when their transactions have ended."""
+        try:
+            await asyncio.wait_for(self._pool.close(), 5)
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self, scope: Scope = SYSTEM) -> AsyncIterator[Connection]:
+        """A transaction that sees the rows of `scope`; committed when the block ends.
+
+        Raises:
+            DomainError: UNAVAILABLE when the database is away or the change met another one.
+        """
+        try:
+            async with (
+                self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection,
+                connection.transaction(),
+            ):
+                await connection.execute(
+                    "SELECT set_config('evergreen.scope', $1, true)", scope.setting()
+                )
+                yield connection
+        except DomainError:
+            raise
+        except Exception as error:
+            told = as_domain_error(error)
+            if told is None:
+                raise
+            log.warning("database error", error=f"{type(error).__name__}: {error}")
+            raise told from error
+
+    async def ping(self) -> None:
+        """Raises when the database does not answer."""
+        async with self._pool.acquire(timeout=2) as connection:
+            await connection.fetchval("SELECT 1", timeout=2)
+
+    async def schema_version(self, schema: str) -> int:
+        """The number of the newest migration that was applied to a schema."""
+        async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+            version: int = await connection.fetchval(
+                "SELECT coalesce(max(version), 0) FROM evergreen.schema_migrations"
+                " WHERE schema_name = $1",
+                schema,
+            )
+            return version
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Connection]:
+        """A connection outside transactions, for LISTEN."""
+        async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+            yield connection
+
+
+def columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Turns rows into one list per column, as `unnest` takes them."""
+    return [list(column) for column in zip(*rows, strict=True)]

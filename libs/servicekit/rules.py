@@ -1,0 +1,175 @@
+"""Checks requests against the rules that the protos state (`evergreen/v1/rules.proto`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Final
+from uuid import UUID
+
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evergreen.v1 import rules_pb2
+from servicekit.errors import FieldViolation
+
+DEFAULT_MAX_STRING: Final = 1024
+DEFAULT_MAX_ITEMS: Final = 1000
+_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f.]+(\.[^@\s\x00-\x1f\x7f.]+)*")
+_YEAR_1970_TO_9999: Final = (0, 253402300799)
+
+_Check = Callable[[Message, str], Iterator[FieldViolation]]
+_ValueCheck = Callable[[Any], str | None]
+
+
+def violations(message: Message) -> list[FieldViolation]:
+    """All rules that the message breaks, with the fields' names as JSON writes them."""
+    return list(_violations(message, ""))
+
+
+def _violations(message: Message, prefix: str) -> Iterator[FieldViolation]:
+    for check in _checks(message.DESCRIPTOR):
+        yield from check(message, prefix)
+
+
+@cache
+def _checks(descriptor: Descriptor) -> tuple[_Check, ...]:
+    if descriptor.full_name.startswith("google.protobuf."):
+        return (_timestamp,) if descriptor.full_name == Timestamp.DESCRIPTOR.full_name else ()
+    return tuple(_field_check(field) for field in descriptor.fields)
+
+
+def _timestamp(message: Message, prefix: str) -> Iterator[FieldViolation]:
+    assert isinstance(message, Timestamp)
+    low, high = _YEAR_1970_TO_9999
+    if not (low <= message.seconds <= high and 0 <= message.nanos < 1_000_000_000):
+        yield FieldViolation(prefix.rstrip("."), "must be a time from 1970 to 9999")
+
+
+def _field_check(field: FieldDescriptor) -> _Check:
+    rule = field.GetOptions().Extensions[rules_pb2.rules]
+    required = (
+        field_behavior_pb2.REQUIRED
+        in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    )
+    name = field.json_name
+    value_check = _value_check(field, rule)
+    is_map = field.is_repeated and bool(
+        field.message_type and field.message_type.GetOptions().map_entry
+    )
+
+    def check(message: Message, prefix: str) -> Iterator[FieldViolation]:
+        path = prefix + name
+        if field.has_presence and not message.HasField(field.name):
+            if required:
+                yield FieldViolation(path, "is required")
+            return
+        value = getattr(message, field.name)
+        if is_map:
+            yield from _sized(path, value, rule, "entries")
+            for key, item in value.items():
+                if len(key) > DEFAULT_MAX_STRING or (
+                    isinstance(item, str) and len(item) > DEFAULT_MAX_STRING
+                ):
+                    yield FieldViolation(path, f"holds more than {DEFAULT_MAX_STRING} characters")
+        elif field.is_repeated:
+            yield from _sized(path, value, rule, "items")
+            for index, item in enumerate(value):
+                where = f"{path}[{index}]"
+                if isinstance(item, Message):
+                    yield from _violations(item, where + ".")
+                elif (broken := value_check(item)) is not None:
+                    yield FieldViolation(where, broken)
+        elif isinstance(value, Message):
+            yield from _violations(value, path + ".")
+        elif required and not value and field.type != FieldDescriptor.TYPE_BOOL:
+            yield FieldViolation(path, "is required")
+        elif (broken := value_check(value)) is not None:
+            yield FieldViolation(path, broken)
+
+    return check
+
+
+def _sized(
+    path: str, value: Any, rule: rules_pb2.FieldRules, what: str
+) -> Iterator[FieldViolation]:
+    most = rule.max_len or DEFAULT_MAX_ITEMS
+    if len(value) > most:
+        yield FieldViolation(path, f"must have at most {most} {what}")
+    if len(value) < rule.min_len:
+        yield FieldViolation(path, f"must have at least {rule.min_len} {what}")
+
+
+def _value_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueCheck:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return _string_check(field, rule)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        most = rule.max_len or 1 << 20
+        return lambda value: f"must have at most {most} bytes" if len(value) > most else None
+    if field.cpp_type in (
+        FieldDescriptor.CPPTYPE_INT32,
+        FieldDescriptor.CPPTYPE_INT64,
+        FieldDescriptor.CPPTYPE_UINT32,
+        FieldDescriptor.CPPTYPE_UINT64,
+    ):
+        return _number_check(rule)
+    return lambda value: None
+
+
+def _number_check(rule: rules_pb2.FieldRules) -> _ValueCheck:
+    low = rule.min if rule.HasField("min") else None
+    high = rule.max if rule.HasField("max") else None
+
+    def check(value: int) -> str | None:
+        if low is not None and value < low:
+            return f"must be at least {low}"
+        if high is not None and value > high:
+            return f"must be at most {high}"
+        return None
+
+    return check
+
+
+def _string_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueCheck:
+    most = (rule.item_max_len if field.is_repeated else rule.max_len) or DEFAULT_MAX_STRING
+    least = 0 if field.is_repeated else rule.min_len
+    pattern = re.compile(rule.pattern) if rule.pattern else None
+    any_of = frozenset(rule.any_of)
+
+    def check(value: str) -> str | None:
+        if "\x00" in value:
+            return "must not contain the character NUL"
+        if len(value) > most:
+            return f"must have at most {most} characters"
+        if len(value) < least:
+            return f"must have at least {least} characters"
+        if any_of and value not in any_of:
+            return "must be one of " + ", ".join(f'"{v}"' for v in rule.any_of if v)
+        # An empty optional value means "not given"; min_len refuses it where that matters.
+        if value and pattern is not None and pattern.fullmatch(value) is None:
+            return f"must match {rule.pattern}"
+        if value and rule.format == rules_pb2.FieldRules.FORMAT_UUID and not is_uuid(value):
+            return "must be a UUID"
+        if (
+            value
+            and rule.format == rules_pb2.FieldRules.FORMAT_EMAIL
+            and not _EMAIL.fullmatch(value)
+        ):
+            return "must be an e-mail address"
+        return None
+
+    return check
+
+
+def is_uuid(value: str) -> bool:
+    """Whether the value is a UUID in its 36-character form."""
+    if len(value) != 36:
+        return False
+    try:
+        UUID(value)
+    except ValueError:
+        return False
+    return value[8] == value[13] == value[18] == value[23] == "-"

@@ -1,0 +1,72 @@
+"""What every service is told by its environment (`EVERGREEN_…`), checked at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServiceSettings(BaseSettings):
+    """The settings that all services share. Secrets are read from files."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, extra="ignore")
+
+    grpc_listen: str = Field(description="Where the gateway reaches the service: unix:PATH.")
+    internal_listen: str = Field(description="Where the other services reach it: unix:PATH.")
+    http_listen: str = Field(
+        default="", description="Where the gateway reaches its HTTP routes: unix:PATH."
+    )
+    ops_listen: str = Field(
+        default="127.0.0.1:0",
+        description="HOST:PORT of /metrics, /healthz and /readyz; no caller's identity is taken.",
+    )
+    database_url: str = Field(description="PostgreSQL URL of the service's own role, no password.")
+    database_password_file: Path | None = Field(
+        default=None, description="File with the password of the database role."
+    )
+    database_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections.")
+    nats_url: str = Field(default="nats://127.0.0.1:4222", description="URL of NATS.")
+    nats_user: str = Field(default="", description="NATS user of the service.")
+    nats_password_file: Path | None = Field(default=None, description="File with its password.")
+    master_key_file: Path | None = Field(
+        default=None,
+        description="File with the 32-byte key, base64, that seals private keys.",
+    )
+    identity_target: str = Field(default="", description="Internal address of identity.")
+    enrollment_target: str = Field(default="", description="Internal address of enrollment.")
+    policy_target: str = Field(default="", description="Internal address of policy.")
+    telemetry_target: str = Field(default="", description="Internal address of telemetry.")
+    attestation_target: str = Field(default="", description="Internal address of attestation.")
+    audit_target: str = Field(default="", description="Internal address of audit.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="How log lines look: for machines or for people."
+    )
+    drain_seconds: float = Field(
+        default=3.0,
+        ge=0,
+        le=60,
+        description="How long a stopping service goes on serving.",
+    )
+    max_calls: int = Field(
+        default=1024,
+        ge=1,
+        description="Calls in flight; further ones are refused with a delay.",
+    )
+
+    def target(self, context: str) -> str:
+        """The internal address of another service."""
+        address: str = getattr(self, f"{context}_target")
+        if not address:
+            raise ValueError(f"EVERGREEN_{context.upper()}_TARGET is not set")
+        return address
+
+
+def read_secret(path: Path | None) -> str:
+    """The text of a secret's file, without the line's end; empty when there is no file."""
+    return path.read_text(encoding="utf-8").rstrip("\r\n") if path else ""

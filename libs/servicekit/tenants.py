@@ -1,0 +1,178 @@
+"""The tenant tree and the ended sessions, as every service knows them from identity's feed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from evergreen.v1 import identity_pb2, identity_pb2_grpc
+from servicekit.call import Caller, CallerKind
+from servicekit.errors import (
+    invalid_field,
+    not_found,
+    unauthenticated,
+    unavailable,
+)
+from servicekit.feed import Follower
+from servicekit.ids import Clock
+from servicekit.postgres import SYSTEM, Scope
+
+_TOKEN_LIFE: Final = timedelta(hours=2)
+"""Longer than a session token lives: an older revocation has nothing left to refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantNode:
+    """A tenant in the tree; `kind` is `root`, `reseller` or `org`."""
+
+    id: UUID
+    parent_id: UUID | None
+    kind: str
+    name: str
+    code: str
+
+
+class TenantDirectory:
+    """Answers who may see what: the tree of tenants, and the tokens that are refused."""
+
+    def __init__(
+        self, identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub, clock: Clock
+    ) -> None:
+        self._identity = identity
+        self._clock = clock
+        self._nodes: dict[UUID, TenantNode] = {}
+        self._codes: dict[str, UUID] = {}
+        self._children: dict[UUID, list[UUID]] = {}
+        self._scopes: dict[UUID, Scope] = {}
+        self._revoked: dict[str, datetime] = {}
+        self.follower = Follower("identity", self._fetch)
+
+    async def _fetch(self, cursor: str) -> tuple[str, bool]:
+        page = await self._identity.ListAccessChanges(
+            identity_pb2.ListAccessChangesRequest(cursor=cursor), timeout=5
+        )
+        if page.tenants:
+            self._apply_tenants(page)
+        for revocation in page.revocations:
+            self._revoked[revocation.subject_id] = revocation.not_before.ToDatetime(
+                tzinfo=self._clock().tzinfo
+            )
+        if not page.more:
+            oldest = self._clock() - _TOKEN_LIFE
+            self._revoked = {k: t for k, t in self._revoked.items() if t > oldest}
+        return page.next_cursor, page.more
+
+    def _apply_tenants(self, page: identity_pb2.ListAccessChangesResponse) -> None:
+        for tenant in page.tenants:
+            node = TenantNode(
+                UUID(tenant.id),
+                UUID(tenant.parent_id) if tenant.HasField("parent_id") else None,
+                tenant.kind,
+                tenant.name,
+                tenant.code,
+            )
+            if node.parent_id is not None and node.id not in self._nodes:
+                self._children.setdefault(node.parent_id, []).append(node.id)
+            if (old := self._nodes.get(node.id)) is not None and old.code != node.code:
+                self._codes.pop(old.code, None)
+            self._nodes[node.id] = node
+            self._codes[node.code] = node.id
+        self._scopes.clear()
+
+    def check_session(self, caller: Caller) -> None:
+        """Refuses a user's token whose session or user was cut off.
+
+        Raises:
+            DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from identity.
+        """
+        if not self.follower.synced:
+            raise unavailable("the service is starting", retry_after=1)
+        for subject in (caller.session_id, caller.id):
+            not_before = self._revoked.get(subject)
+            if not_before is None:
+                continue
+            # A session that was ended is ended for good; a user may log in again afterwards.
+            if (
+                subject == caller.session_id
+                or caller.issued_at is None
+                or caller.issued_at < not_before.replace(microsecond=0)
+            ):
+                raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
+
+    def scope(self, tenant_id: UUID) -> Scope:
+        """The tenant and all below it; the root sees everything."""
+        if (known := self._scopes.get(tenant_id)) is not None:
+            return known
+        node = self._nodes.get(tenant_id)
+        if node is not None and node.kind == "root":
+            scope = SYSTEM
+        else:
+            scope = Scope(tuple(self._subtree(tenant_id)))
+        if node is not None:
+            self._scopes[tenant_id] = scope
+        return scope
+
+    def _subtree(self, tenant_id: UUID) -> list[UUID]:
+        found = [tenant_id]
+        for one in found:
+            found.extend(self._children.get(one, ()))
+        return found
+
+    def _contains(self, ancestor: UUID, tenant_id: UUID) -> bool:
+        at: UUID | None = tenant_id
+        while at is not None:
+            if at == ancestor:
+                return True
+            node = self._nodes.get(at)
+            at = node.parent_id if node else None
+        return False
+
+    async def _known(self, tenant_id: UUID) -> TenantNode | None:
+        """The tenant; one that was created a moment ago is asked for."""
+        if tenant_id not in self._nodes:
+            await self._ask()
+        return self._nodes.get(tenant_id)
+
+    async def _ask(self) -> None:
+        try:
+            await self.follower.refresh()
+        except Exception as error:
+            raise unavailable("identity is not available; try again") from error
+
+    async def require_org(self, caller: Caller, org_id: str, field: str = "orgId") -> TenantNode:
+        """The organisation `org_id`, if it is one that the caller may touch.
+
+        Raises:
+            DomainError: NOT_FOUND when it is not in the caller's subtree; INVALID_ARGUMENT when
+                it is a tenant of another kind; UNAVAILABLE when identity must be asked and is away.
+        """
+        node = await self.require(caller, org_id)
+        if node.kind != "org":
+            raise invalid_field(field, "must be an organisation; devices belong to organisations")
+        return node
+
+    async def require(self, caller: Caller, tenant_id: str) -> TenantNode:
+        """The tenant `tenant_id`, if it is the caller's or below it."""
+        node = await self._known(UUID(tenant_id))
+        if node is None or not self._contains(UUID(caller.tenant_id), node.id):
+            raise not_found("organisation", tenant_id)
+        return node
+
+    async def query_scope(self, caller: Caller, org_id: str) -> Scope:
+        """The tenants that a list shows: one, when `org_id` names it, else the caller's subtree."""
+        if caller.kind is not CallerKind.USER:
+            raise unauthenticated("NO_USER", "only users list")
+        if org_id:
+            node = await self.require(caller, org_id)
+            return self.scope(node.id)
+        await self._known(UUID(caller.tenant_id))
+        return self.scope(UUID(caller.tenant_id))
+
+    async def by_code(self, code: str) -> TenantNode | None:
+        """The organisation with a tenant code; codes are unique in the whole system."""
+        if code not in self._codes:
+            await self._ask()
+        known = self._codes.get(code)
+        return self._nodes[known] if known is not None else None
