@@ -1,0 +1,138 @@
+"""What the processes print, read as events: services' JSON, PostgreSQL, NATS and Envoy."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_LEVEL_NAMES: Final = {
+    "trace": "debug",
+    "notice": "info",
+    "log": "info",
+    "warn": "warning",
+    "exception": "error",
+    "fatal": "critical",
+    "panic": "critical",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One event of one process."""
+
+    time: datetime.datetime
+    source: str
+    level: str
+    message: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> int:
+        """The level as a number; a higher one is more severe."""
+        return LEVELS[self.level]
+
+
+Parser = Callable[[str, str], LogEvent | None]
+"""Reads a line of the process named first; None for a line that says nothing."""
+
+
+def now() -> datetime.datetime:
+    """The current time, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _level(name: str) -> str:
+    name = name.lower()
+    return name if name in LEVELS else _LEVEL_NAMES.get(name, "info")
+
+
+def parse_service(source: str, line: str) -> LogEvent | None:
+    """A service's line: a JSON object; anything else was not meant to be there, so it is shown."""
+    if not line.strip():
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return LogEvent(now(), source, "warning", line)
+    message = str(found.pop("event", found.pop("message", "")))
+    level = _level(str(found.pop("level", "info")))
+    time = _time(found.pop("time", None))
+    if found.get("service") == source:
+        del found["service"]
+    return LogEvent(time, source, level, message, found)
+
+
+def _time(text: object) -> datetime.datetime:
+    try:
+        return datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return now()
+
+
+# log_line_prefix of deploy/postgres: time, process, SQLSTATE.
+_POSTGRES = re.compile(
+    r"(?P<time>[-\d]+ [:\d]+\.\d+) UTC \[\d+\] (?P<state>\w{5}) (?P<level>[A-Z]+\d?):\s+(?P<text>.*)"
+)
+_POSTGRES_LEVELS: Final = {
+    "WARNING": "warning",
+    "ERROR": "error",
+    "FATAL": "error",
+    "PANIC": "critical",
+}
+# Constraint violations and serialization failures are answers to a statement that its service
+# deals with; shutting down and starting up refuse connections by design.
+_POSTGRES_EXPECTED: Final = re.compile(r"23|40|57P0[1-3]")
+
+
+def parse_postgres(source: str, line: str) -> LogEvent | None:
+    """A line of PostgreSQL with the prefix that deploy/postgres configures."""
+    found = _POSTGRES.match(line)
+    if not found:
+        return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
+    level = _POSTGRES_LEVELS.get(found["level"], "info")
+    if _POSTGRES_EXPECTED.match(found["state"]):
+        level = "info"
+    time = _time(found["time"]).replace(tzinfo=datetime.UTC)
+    return LogEvent(time, source, level, found["text"])
+
+
+_NATS = re.compile(
+    r"\[\d+\] (?P<time>[/\d]+ [:\d]+\.\d+) \[(?P<level>[A-Z]{3})\] (?P<text>.*)", re.DOTALL
+)
+_NATS_LEVELS: Final = {"WRN": "warning", "ERR": "error", "FTL": "critical", "DBG": "debug"}
+
+
+def parse_nats(source: str, line: str) -> LogEvent | None:
+    """A line of the NATS server (UTC, as deploy/nats configures)."""
+    found = _NATS.match(line)
+    if not found:
+        return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
+    time = _time(found["time"].replace("/", "-")).replace(tzinfo=datetime.UTC)
+    return LogEvent(time, source, _NATS_LEVELS.get(found["level"], "info"), found["text"])
+
+
+ENVOY_LOG_FORMAT: Final = "%Y-%m-%dT%T.%f+00:00 %l %n %v"
+_ENVOY = re.compile(
+    r"(?P<time>[-\dT:.]+\+00:00) (?P<level>[a-z]+) (?P<logger>\S+) (?P<text>.*)", re.DOTALL
+)
+
+
+def parse_envoy(source: str, line: str) -> LogEvent | None:
+    """A line of Envoy started with `ENVOY_LOG_FORMAT`."""
+    found = _ENVOY.match(line)
+    if not found:
+        return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
+    return LogEvent(
+        _time(found["time"]),
+        source,
+        _level(found["level"]),
+        found["text"],
+        {"logger": found["logger"]},
+    )

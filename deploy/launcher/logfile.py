@@ -1,0 +1,57 @@
+"""Log files that never fill the disk: rotated by size, a few old ones kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO, Final
+
+_LARGEST: Final = 16 * 1024 * 1024
+_KEPT: Final = 4
+
+
+class LogFile:
+    """The file that a process's output goes to, as it was printed."""
+
+    def __init__(self, path: Path, *, largest: int = _LARGEST, kept: int = _KEPT) -> None:
+        self._path = path
+        self._largest = largest
+        self._kept = kept
+        self._file: BinaryIO | None = None
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Appends whole lines. A disk that refuses them does not stop the processes."""
+        try:
+            if self._file is None:
+                self._open()
+            elif self._size + len(data) > self._largest:
+                self._rotate()
+            if self._file is not None:
+                self._size += self._file.write(data)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; the next write opens it again."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError:
+                pass
+
+    def _open(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "ab", buffering=0)
+        self._size = os.fstat(descriptor).st_size
+
+    def _rotate(self) -> None:
+        self.close()
+        for number in range(self._kept - 1, 0, -1):
+            old = self._path.with_name(f"{self._path.name}.{number}")
+            if old.exists():
+                old.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+        if self._kept:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        self._open()

@@ -1,0 +1,73 @@
+"""The six services as processes: what each is told by its environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from deploy.launcher.events import parse_service
+from deploy.launcher.home import Home, master_key, password
+from deploy.launcher.postgres import Postgres
+from deploy.launcher.process import ProcessSpec
+from deploy.postgres.roles import service_role
+
+CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
+
+
+def socket(run: Path, context: str, kind: str) -> Path:
+    """The socket of a service: `gw` for the gateway, `int` for services, `http` for raw HTTP."""
+    return run / f"{context}.{kind}.sock"
+
+
+def process(
+    context: str,
+    *,
+    home: Home,
+    run: Path,
+    postgres: Postgres,
+    ports: Mapping[str, int],
+    admin_email: str,
+    log_level: str,
+) -> ProcessSpec:
+    """The process of one service."""
+    environment = {
+        "EVERGREEN_GRPC_LISTEN": f"unix:{socket(run, context, 'gw')}",
+        "EVERGREEN_INTERNAL_LISTEN": f"unix:{socket(run, context, 'int')}",
+        "EVERGREEN_HTTP_LISTEN": f"unix:{socket(run, context, 'http')}",
+        "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{ports[context]}",
+        "EVERGREEN_DATABASE_URL": postgres.dsn(service_role(context)),
+        "EVERGREEN_DATABASE_PASSWORD_FILE": str(home.secret_file(f"postgres_{context}", password)),
+        "EVERGREEN_NATS_URL": f"nats://127.0.0.1:{ports['nats']}",
+        "EVERGREEN_NATS_USER": context,
+        "EVERGREEN_NATS_PASSWORD_FILE": str(home.secret_file(f"nats_{context}", password)),
+        "EVERGREEN_MASTER_KEY_FILE": str(home.secret_file("master_key", master_key)),
+        "EVERGREEN_LOG_FORMAT": "json",
+        "EVERGREEN_LOG_LEVEL": log_level,
+    }
+    for other in CONTEXTS:
+        environment[f"EVERGREEN_{other.upper()}_TARGET"] = f"unix:{socket(run, other, 'int')}"
+    if context == "identity":
+        environment["EVERGREEN_ADMIN_EMAIL"] = admin_email
+        environment["EVERGREEN_ADMIN_PASSWORD_FILE"] = str(home.secrets / "admin_password")
+    if context == "enrollment":
+        environment["EVERGREEN_BOOTSTRAP_ENROLLMENT_SECRET_FILE"] = str(
+            home.secrets / "enrollment_secret"
+        )
+
+    async def remove_sockets() -> None:
+        # What a killed process left behind cannot be bound again.
+        for kind in ("gw", "int", "http"):
+            socket(run, context, kind).unlink(missing_ok=True)
+
+    return ProcessSpec(
+        name=context,
+        argv=(sys.executable, "-m", f"services.{context}"),
+        parse=parse_service,
+        cwd=home.root,
+        env=environment,
+        shown_from="info",
+        prepare=remove_sockets,
+        grace=10.0,
+    )

@@ -1,0 +1,70 @@
+"""NATS for the product: its configuration, with one user a service and what each may do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+STREAM: Final = "EVERGREEN"
+SUBJECTS: Final = "evergreen.v1"
+
+CONSUMERS: Final[Mapping[str, tuple[str, ...]]] = {"audit": ("audit",)}
+"""The durable consumers that a service may have; one may read the events of all contexts."""
+
+
+def permissions(context: str) -> dict[str, Any]:
+    """What the user of one service may publish and subscribe to.
+
+    It publishes events of its own context only, whichever tenant they belong to. Whoever may have
+    a consumer may read the stream through it, and nobody subscribes to the events past the stream.
+    Changing or deleting the stream is left to an operator.
+    """
+    publish = [
+        f"{SUBJECTS}.*.{context}.>",
+        f"$JS.API.STREAM.INFO.{STREAM}",
+        f"$JS.API.STREAM.CREATE.{STREAM}",
+    ]
+    for durable in CONSUMERS.get(context, ()):
+        publish += [
+            f"$JS.API.CONSUMER.INFO.{STREAM}.{durable}",
+            f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}",
+            f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}.>",
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{durable}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}",
+            f"$JS.ACK.{STREAM}.{durable}.>",
+        ]
+    return {"publish": {"allow": publish}, "subscribe": {"allow": ["_INBOX.>"]}}
+
+
+def render(port: int, monitor_port: int, store: Path, passwords: Mapping[str, str]) -> str:
+    """The text of the server's configuration; it holds the passwords.
+
+    Args:
+        port: where clients connect, on loopback.
+        monitor_port: where the server tells its health, on loopback.
+        store: JetStream's directory.
+        passwords: context → password of its user, whose name is that of the context.
+    """
+    configuration = {
+        "server_name": "evergreen",
+        "listen": f"127.0.0.1:{port}",
+        "http": f"127.0.0.1:{monitor_port}",
+        "logtime_utc": True,
+        # An acknowledged message is on the disk. Jepsen lost some without this.
+        "jetstream": {
+            "store_dir": str(store),
+            "sync_interval": "always",
+            "max_memory_store": 64 * 1024**2,
+            "max_file_store": 10 * 1024**3,
+        },
+        "max_payload": 4 * 1024**2,
+        "authorization": {
+            "users": [
+                {"user": context, "password": password, "permissions": permissions(context)}
+                for context, password in passwords.items()
+            ]
+        },
+    }
+    return json.dumps(configuration, indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""What PostgreSQL is for the product: its settings, the database and the roles."""

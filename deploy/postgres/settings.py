@@ -1,0 +1,56 @@
+"""PostgreSQL's settings on one small machine that also runs everything else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What PostgreSQL acknowledged survives a crash of the machine: never turn these off.
+DURABILITY: Final = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+
+SETTINGS: Final = DURABILITY | {
+    # Reached over the Unix socket only.
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "password_encryption": "scram-sha-256",
+    # Seven pools of a few connections each, the launcher, and room for an operator.
+    "max_connections": "120",
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
+    "work_mem": "8MB",
+    "maintenance_work_mem": "128MB",
+    "wal_compression": "on",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "random_page_cost": "1.1",
+    # Short statements: compiling them costs more than it brings.
+    "jit": "off",
+    # A service that hangs in a transaction must not hold locks and old rows for ever.
+    "idle_in_transaction_session_timeout": "60s",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # deploy/launcher/events.py reads this prefix: time, process, SQLSTATE.
+    "log_line_prefix": "%m [%p] %e ",
+    "log_checkpoints": "off",
+    "log_lock_waits": "on",
+    "log_error_verbosity": "terse",
+    # A statement may hold personal data and secrets as literals.
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length_on_error": "0",
+}
+
+# Every connection gives its role's password, those of the superuser too.
+HBA: Final = "local all all scram-sha-256\n"
+
+
+def configuration(**more: str) -> str:
+    """The text of `postgresql.conf`: the settings above, and those given."""
+    lines = [
+        "# Written at each start. Settings of your own belong in custom.conf beside this file.",
+        *(f"{name} = '{_quoted(value)}'" for name, value in (SETTINGS | more).items()),
+        "include_if_exists = 'custom.conf'",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")
