@@ -1,11 +1,13 @@
 """Generates everything that is derived from `protos/` (`make gen`); byte-stable.
 
-Writes the Python modules and stubs under `libs/evergreen/v1/`, and the descriptor set that
-the gateway's transcoder, the gRPC reflection and the OpenAPI document are made from.
+Writes the Python modules and stubs under `libs/evergreen/v1/`, the descriptor set that the
+gateway's transcoder and the gRPC reflection use, and the OpenAPI document.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +22,8 @@ DESCRIPTORS = LIBS / "evergreen" / "v1" / "descriptors.binpb"
 
 
 def _protoc(*arguments: str) -> None:
+    # protoc finds its plugins beside the interpreter, whether the environment is active or not.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     includes = [f"-I{PROTOS}", f"-I{Path(protoc.__file__).parent / '_proto'}", f"-I{GOOGLEAPIS}"]
     if protoc.main(["protoc", *includes, *arguments]) != 0:
         sys.exit("protoc failed; its message is above")
@@ -47,6 +51,8 @@ def main() -> None:
         # The transcoder needs these to render the details of an error.
         "google/rpc/error_details.proto",
     )
+    openapi = importlib.import_module("tools.openapi")  # reads what was just made
+    openapi.write()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""The `paths` of the document: one operation per RPC that has an HTTP binding."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from evergreen.v1 import rules_pb2
+from servicekit.access import Audience
+from tools.openapi import errors
+from tools.openapi.contract import Contract, Operation, rules, split_comment
+from tools.openapi.examples import EXAMPLES
+from tools.openapi.schemas import Direction, Form, Schema, Schemas
+
+_FILE: Final[Schema] = {"schema": {"type": "string"}}
+_CSV: Final = {"text/csv": _FILE}
+_PEM: Final = {"application/x-pem-file": _FILE}
+_NDJSON: Final = {"application/x-ndjson": _FILE}
+
+SECURITY: Final[dict[Audience, list[dict[str, list[str]]]]] = {
+    Audience.PUBLIC: [],
+    Audience.USER: [{"userToken": []}, {"session": []}],
+    Audience.DEVICE: [{"deviceToken": []}],
+    Audience.DEVICE_LAPSED: [{"deviceToken": []}],
+}
+
+
+def paths(contract: Contract, schemas: Schemas) -> Schema:
+    """All paths, in the order of the operations."""
+    found: Schema = {}
+    for operation in contract.operations:
+        form = Form(Direction.REQUEST, operation.is_device_form)
+        path = re.sub(
+            r"\{(\w+)}",
+            lambda m, o=operation, f=form: f"{{{f.name(_field(o, m[1]))}}}",  # type: ignore[misc]
+            operation.path,
+        )
+        found.setdefault(path, {})[operation.verb] = _operation(contract, schemas, operation, form)
+    return found
+
+
+def _operation(contract: Contract, schemas: Schemas, operation: Operation, form: Form) -> Schema:
+    name = operation.method.name
+    summary, rest = split_comment(contract.comment(operation.method.full_name))
+    access = operation.access
+    notes = [rest] if rest else []
+    if access.audience is Audience.USER:
+        roles = " or ".join(sorted((role.value for role in access.roles), key=_RANK.index))
+        notes.append(f"Needs the role {roles}.")
+    elif access.audience is Audience.DEVICE_LAPSED:
+        notes.append("A token that expired at most 90 days ago is accepted, and replaced.")
+    found: Schema = {
+        "operationId": name[0].lower() + name[1:],
+        "tags": [operation.service],
+        "summary": summary,
+    }
+    if notes:
+        found["description"] = "\n\n".join(notes)
+    found["x-grpc-method"] = operation.rpc
+    found["security"] = SECURITY[access.audience]
+    if parameters := _parameters(schemas, operation, form):
+        found["parameters"] = parameters
+    if operation.has_body:
+        found["requestBody"] = _request_body(schemas, operation, form)
+    fields = operation.method.input_type.fields
+    names_something = any(rules(f).format == rules_pb2.FieldRules.FORMAT_UUID for f in fields)
+    found["responses"] = _success(contract, schemas, operation) | errors.answers(
+        errors.statuses(operation, names_something=names_something)
+    )
+    return found
+
+
+_RANK: Final = ("Owner", "Admin", "Auditor")
+
+
+def _parameters(schemas: Schemas, operation: Operation, form: Form) -> list[Schema]:
+    found = []
+    for name in operation.path_fields:
+        found.append(_parameter(schemas, _field(operation, name), form, "path"))
+    if not operation.has_body:
+        for field in operation.method.input_type.fields:
+            if field.name not in operation.path_fields:
+                found.append(_parameter(schemas, field, form, "query"))
+    return found
+
+
+def _parameter(schemas: Schemas, field: FieldDescriptor, form: Form, where: str) -> Schema:
+    schema = schemas.field(field, form, in_body=False)
+    parameter: Schema = {"name": form.name(field), "in": where}
+    if where == "path":
+        parameter["required"] = True
+    return parameter | {"description": schema.pop("description"), "schema": schema}
+
+
+def _request_body(schemas: Schemas, operation: Operation, form: Form) -> Schema:
+    message = operation.method.input_type
+    if operation.path_fields:
+        schema = schemas.object(message, form, without=operation.path_fields)
+    else:
+        schema = schemas.reference(message, form)
+    body = _media(schema, operation, "request")
+    required = schemas.object(message, form, without=operation.path_fields).get("required", [])
+    return {"required": bool(required), "content": {"application/json": body}}
+
+
+def _success(contract: Contract, schemas: Schemas, operation: Operation) -> Schema:
+    name = operation.method.name
+    message = operation.method.output_type
+    form = Form(Direction.ANSWER, operation.is_device_form)
+    description, _ = split_comment(contract.comment(message.full_name))
+    if message.full_name == "google.api.HttpBody":
+        description, content = _file(contract, schemas, operation)
+    else:
+        content = {
+            "application/json": _media(schemas.reference(message, form), operation, "answer")
+        }
+    found: Schema = {"200": {"description": f"{description}.", "content": content}}
+    if name == "PullPolicy":
+        found["304"] = {"description": "The device has this version already. No body."}
+    return found
+
+
+def _file(contract: Contract, schemas: Schemas, operation: Operation) -> tuple[str, Schema]:
+    match operation.method.name:
+        case "GetPolicyKeysPem" | "GetAuditKeysPem":
+            return "The keys in PEM", dict(_PEM)
+        case "ExportAuditEntries":
+            return "The file, in the format that was asked for", _NDJSON | _CSV
+        case "ExportEvents":
+            event = schemas.reference(contract.message("Event"), Form(Direction.ANSWER, False))
+            events: Schema = {"schema": {"type": "array", "items": event}}
+            return "The file, in the format that was asked for", {"application/json": events} | _CSV
+        case "PrepareDevice":
+            enrolled = contract.message("EnrollDeviceResponse")
+            schema = schemas.reference(enrolled, Form(Direction.ANSWER, True))
+            file = _media(schema, operation, "answer")
+            return "The file that the agent starts from", {"application/json": file}
+    raise NotImplementedError(f"{operation.rpc}: the media type of its file")
+
+
+def _media(schema: Schema, operation: Operation, part: str) -> Schema:
+    media: Schema = {"schema": schema}
+    example = EXAMPLES.get(operation.method.name, {}).get(part)
+    if example is not None:
+        media["example"] = example
+    return media
+
+
+def _field(operation: Operation, name: str) -> FieldDescriptor:
+    return operation.method.input_type.fields_by_name[name]
