@@ -77,6 +77,34 @@ class Schemas:
     def reference(self, message: Descriptor, form: Form) -> Schema:
         """A reference to the message's schema, which is made on first use."""
         name = message.name
+        if (known := self._forms.setdefault(name, form)) != form:
+            raise NotImplementedError(f"{name} as {form} and as {known} needs two names")
+        if name not in self.components:
+            self.components[name] = {}  # holds the place, and ends recursion
+            self.components[name] = self.object(message, form)
+        return _ref(name)
+
+    def object(self, message: Descriptor, form: Form, without: tuple[str, ...] = ()) -> Schema:
+        """The message's schema itself; `without` names fields that are not in the JSON."""
+        schema: Schema = {"type": "object"}
+        if comment := self._contract.comment(message.full_name):
+            schema["description"] = comment
+        fields = [f for f in message.fields if f.name not in without]
+        fields = [f for f in fields if f.full_name not in GRPC_ONLY]
+        if fields:
+            schema["properties"] = {form.name(f): self.field(f, form) for f in fields}
+        if form.direction is Direction.REQUEST:
+            required = [form.name(f) for f in fields if is_required(f)]
+        else:
+            required = [form.name(f) for f in fields if not f.has_presence]
+        if required:
+            schema["required"] = required
+        return schema
+
+    def field(self, field: FieldDescriptor, form: Form, *, in_body: bool = True) -> Schema:
+        """The schema of one field, with its comment."""
+        asked = form.direction is Direction.REQUEST
+        schema = self._value(field, form)
         may_be_null = asked and in_body and not is_required(field)
         if may_be_null or (field.is_repeated and _owner(field).name in NULLABLE_IN_ANSWERS):
             schema = _or_null(schema)
