@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from services.policy.violations import (
     MAX_ITEMS,
@@ -28,8 +28,6 @@ MAX_SECRET = 65_536
 MAX_ENTRIES = 256
 # A whole document, encoded. Every device of an org fetches it, and every process keeps it.
 MAX_DOCUMENT = 512 * 1024
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ def parse_document(authored: object, path: str = "") -> Document:
     violations, up to `MAX_VIOLATIONS`.
     """
     violations = Violations()
-    document = _struct(Document, authored, path, violations)
+    document: Document = _struct(Document, authored, path, violations)
     violations.raise_if_any()
     return document
 
@@ -185,7 +183,7 @@ def _without_none(hint: Any) -> Any:
     return arms[0] if type(None) in get_args(hint) else hint
 
 
-def _struct(schema: type[T], value: object, path: str, violations: Violations) -> T:
+def _struct(schema: Any, value: object, path: str, violations: Violations) -> Any:
     if not isinstance(value, Mapping):
         violations.add(path, f"must be an object, not {kind_of(value)}")
         return schema()

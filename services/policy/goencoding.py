@@ -55,7 +55,8 @@ def _plain(value: Any) -> Any:
         replaced = {_plain(key): _plain(entry) for key, entry in value.items()}
         # Python orders text by code point, which is the order of the UTF-8 bytes.
         return {key: replaced[key] for key in sorted(replaced)}
-    return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+    schema: Any = type(value)
+    return {name: _plain(getattr(value, name)) for name in _names(schema)}
 
 
 @cache

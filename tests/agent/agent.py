@@ -20,14 +20,14 @@ from tests.agent.clock import Clock, SystemClock, rfc3339_nano
 from tests.agent.gojson import DecodeError, unmarshal
 from tests.agent.queue import Queue
 from tests.agent.structs import ENROLLED, ENVELOPE
-from tests.agent.verify import BadSignature, check_envelope, load_pinned_key
+from tests.agent.verify import BadSignatureError, check_envelope, load_pinned_key
 
 TIMEOUT_S = 30.0
 BACKOFF_FIRST_S = 15.0
 BACKOFF_LAST_S = 300.0
 
 
-class CallFailed(Exception):
+class CallError(Exception):
     """A call that the agent makes again: a status from 400 up, no connection, or a bad body."""
 
     def __init__(self, message: str, status: int | None = None, body: bytes = b"") -> None:
@@ -36,7 +36,7 @@ class CallFailed(Exception):
         self.body = body
 
 
-class AgentEnded(Exception):
+class AgentEndedError(Exception):
     """The agent gave up for good: the first policy's signature is bad."""
 
 
@@ -162,7 +162,7 @@ class Agent:
     def enroll(self) -> None:
         """Asks for an identity and applies the policy that comes with it.
 
-        Raises `CallFailed`, or `AgentEnded` when that policy's signature is bad.
+        Raises `CallError`, or `AgentEndedError` when that policy's signature is bad.
         """
         request: dict[str, Any] = asdict(self.hardware)
         if self._pre_shared_key:
@@ -173,7 +173,7 @@ class Agent:
     def pull(self) -> bool:
         """Asks for a newer policy; `False` when there is none.
 
-        Raises `CallFailed`, or `BadSignature`, after which the old policy and token stay.
+        Raises `CallError`, or `BadSignatureError`, after which the old policy and token stay.
         """
         answer = self._call("policy", {"current_version": self.version})
         if answer.status_code == 304:
@@ -227,7 +227,7 @@ class Agent:
     def tick(self) -> list[str]:
         """Does what is due now and answers the names of the calls that failed.
 
-        An agent without an identity enrolls and does nothing else. Raises `AgentEnded`.
+        An agent without an identity enrolls and does nothing else. Raises `AgentEndedError`.
         """
         failed = []
         if not self.enrolled:
@@ -258,7 +258,7 @@ class Agent:
             return True
         try:
             call()
-        except (CallFailed, BadSignature):
+        except (CallError, BadSignatureError):
             task.failed(self._clock.time_ns())
             return False
         task.done(self._clock.time_ns())
@@ -278,25 +278,25 @@ class Agent:
                 headers=headers,
             )
         except httpx.HTTPError as error:
-            raise CallFailed(f"{name}: {error!r}") from error
+            raise CallError(f"{name}: {error!r}") from error
         if answer.status_code >= 400:
             text = f"{name}: {answer.status_code} {answer.text[:500]}"
-            raise CallFailed(text, answer.status_code, answer.content)
+            raise CallError(text, answer.status_code, answer.content)
         return answer
 
     def _decode(self, schema: Any, answer: httpx.Response) -> Any:
         try:
             return unmarshal(schema, answer.content)
         except DecodeError as error:
-            raise CallFailed(f"decode: {error}", answer.status_code, answer.content) from error
+            raise CallError(f"decode: {error}", answer.status_code, answer.content) from error
 
     def _take_identity(self, answer: dict[str, Any]) -> None:
         envelope = answer["policy"]
         if envelope["version"]:
             try:
                 check_envelope(self._key, envelope)
-            except BadSignature as error:
-                raise AgentEnded(str(error)) from error
+            except BadSignatureError as error:
+                raise AgentEndedError(str(error)) from error
         self.device_id = answer["device_id"]
         self.device_token = answer["device_token"]
         if envelope["version"]:

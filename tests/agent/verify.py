@@ -15,7 +15,7 @@ from tests.agent.gojson import marshal
 from tests.agent.structs import DOCUMENT
 
 
-class BadSignature(Exception):
+class BadSignatureError(Exception):
     """The envelope's signature is not the pinned key's over the document as decoded."""
 
 
@@ -39,11 +39,11 @@ def signed_bytes(document: dict[str, Any]) -> bytes:
 
 
 def check_envelope(key: Ed25519PublicKey, envelope: dict[str, Any]) -> None:
-    """Checks a decoded ENVELOPE. Raises `BadSignature`."""
+    """Checks a decoded ENVELOPE. Raises `BadSignatureError`."""
     try:
         # Go's base64.StdEncoding skips line ends, demands padding, and takes nothing else.
         text = envelope["signature"].replace("\r", "").replace("\n", "").encode()
         signature = base64.b64decode(text, validate=True)
         key.verify(signature, signed_bytes(envelope["policy"]))
     except (InvalidSignature, binascii.Error, ValueError) as error:
-        raise BadSignature(f"policy version {envelope['version']!r}") from error
+        raise BadSignatureError(f"policy version {envelope['version']!r}") from error

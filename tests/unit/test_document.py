@@ -1,4 +1,4 @@
-"""Authored policies: what is refused, with which field's name, and what the console's form means."""
+"""Authored policies: what is refused, by which name, and what the console's form means."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from servicekit.errors import Code, DomainError
 from services.policy.configuration import compile_bundle, is_console_form
 from services.policy.document import App, Apps, Document, Wifi, parse_document, redact
 from services.policy.goencoding import encode_document
 from services.policy.violations import MAX_ITEMS, MAX_TEXT, MAX_VIOLATIONS
-from servicekit.errors import Code, DomainError
 from tests.unit.policies import documents
 
 CONSOLE: dict[str, Any] = {
