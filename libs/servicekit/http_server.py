@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -232,10 +232,10 @@ def _bind(listen: str) -> socket.socket:
     if listen.startswith("unix:"):
         path = listen.removeprefix("unix:")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            Path(path).unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(path)
-        os.chmod(path, 0o600)
+        Path(path).chmod(0o600)
     else:
         host, _, port = listen.rpartition(":")
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

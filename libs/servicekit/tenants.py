@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from servicekit.ids import Clock
 from servicekit.postgres import SYSTEM, Scope
 
 _TOKEN_LIFE: Final = timedelta(hours=2)
-"""Longer than a session token lives: an older revocation has nothing left to refuse."""
+"""Longer than a session token lives: a session that ended earlier has none left to refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class TenantDirectory:
         self._codes: dict[str, UUID] = {}
         self._children: dict[UUID, list[UUID]] = {}
         self._scopes: dict[UUID, Scope] = {}
-        self._revoked: dict[str, datetime] = {}
+        self._ended: dict[str, datetime] = {}
         self.follower = Follower("identity", self._fetch)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
@@ -55,13 +55,11 @@ class TenantDirectory:
         )
         if page.tenants:
             self._apply_tenants(page)
-        for revocation in page.revocations:
-            self._revoked[revocation.subject_id] = revocation.not_before.ToDatetime(
-                tzinfo=self._clock().tzinfo
-            )
+        for session in page.ended_sessions:
+            self._ended[session.session_id] = session.ended_at.ToDatetime(tzinfo=UTC)
         if not page.more:
             oldest = self._clock() - _TOKEN_LIFE
-            self._revoked = {k: t for k, t in self._revoked.items() if t > oldest}
+            self._ended = {k: t for k, t in self._ended.items() if t > oldest}
         return page.next_cursor, page.more
 
     def _apply_tenants(self, page: identity_pb2.ListAccessChangesResponse) -> None:
@@ -82,24 +80,15 @@ class TenantDirectory:
         self._scopes.clear()
 
     def check_session(self, caller: Caller) -> None:
-        """Refuses a user's token whose session or user was cut off.
+        """Refuses a user's token whose session has ended.
 
         Raises:
             DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from identity.
         """
         if not self.follower.synced:
             raise unavailable("the service is starting", retry_after=1)
-        for subject in (caller.session_id, caller.id):
-            not_before = self._revoked.get(subject)
-            if not_before is None:
-                continue
-            # A session that was ended is ended for good; a user may log in again afterwards.
-            if (
-                subject == caller.session_id
-                or caller.issued_at is None
-                or caller.issued_at < not_before.replace(microsecond=0)
-            ):
-                raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
+        if caller.session_id in self._ended:
+            raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
 
     def scope(self, tenant_id: UUID) -> Scope:
         """The tenant and all below it; the root sees everything."""

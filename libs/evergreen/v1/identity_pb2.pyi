@@ -862,7 +862,7 @@ class ListAccessChangesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANTS_FIELD_NUMBER: _builtins.int
-    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    ENDED_SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
@@ -874,49 +874,49 @@ class ListAccessChangesResponse(_message.Message):
         """Tenants as they are now."""
 
     @_builtins.property
-    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessRevocation]:
-        """Sessions and users whose tokens are refused."""
+    def ended_sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedSession]:
+        """Sessions whose tokens are refused from now on."""
 
     def __init__(
         self,
         *,
         tenants: _abc.Iterable[Global___Tenant] | None = ...,
-        revocations: _abc.Iterable[Global___AccessRevocation] | None = ...,
+        ended_sessions: _abc.Iterable[Global___EndedSession] | None = ...,
         next_cursor: _builtins.str = ...,
         more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "next_cursor", b"next_cursor", "revocations", b"revocations", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_sessions", b"ended_sessions", "more", b"more", "next_cursor", b"next_cursor", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAccessChangesResponse: _TypeAlias = ListAccessChangesResponse  # noqa: Y015
 
 @_typing.final
-class AccessRevocation(_message.Message):
-    """Tokens that are refused."""
+class EndedSession(_message.Message):
+    """A session that has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SUBJECT_ID_FIELD_NUMBER: _builtins.int
-    NOT_BEFORE_FIELD_NUMBER: _builtins.int
-    subject_id: _builtins.str
-    """The session's or user's id."""
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
     @_builtins.property
-    def not_before(self) -> _timestamp_pb2.Timestamp:
-        """Tokens of the subject that were issued before this are refused."""
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
 
     def __init__(
         self,
         *,
-        subject_id: _builtins.str = ...,
-        not_before: _timestamp_pb2.Timestamp | None = ...,
+        session_id: _builtins.str = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_before", b"not_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_before", b"not_before", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AccessRevocation: _TypeAlias = AccessRevocation  # noqa: Y015
+Global___EndedSession: _TypeAlias = EndedSession  # noqa: Y015

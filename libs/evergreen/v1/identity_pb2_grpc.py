@@ -938,7 +938,7 @@ class IdentityInternalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAccessChanges(self, request, context):
-        """Lists what changed in tenants, sessions and users since a cursor.
+        """Lists the tenants that changed and the sessions that ended since a cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -334,7 +334,7 @@ class IdentityInternalServiceStub:
     IssueDeviceToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.IssueDeviceTokenRequest, _identity_pb2.IssueDeviceTokenResponse]
     """Issues a token that is bound to one device."""
     ListAccessChanges: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]
-    """Lists what changed in tenants, sessions and users since a cursor."""
+    """Lists the tenants that changed and the sessions that ended since a cursor."""
 
 @_typing.type_check_only
 class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
@@ -344,7 +344,7 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     IssueDeviceToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.IssueDeviceTokenRequest, _identity_pb2.IssueDeviceTokenResponse]  # type: ignore[assignment]
     """Issues a token that is bound to one device."""
     ListAccessChanges: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]  # type: ignore[assignment]
-    """Lists what changed in tenants, sessions and users since a cursor."""
+    """Lists the tenants that changed and the sessions that ended since a cursor."""
 
 class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -363,6 +363,6 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.ListAccessChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ListAccessChangesResponse, _abc.Awaitable[_identity_pb2.ListAccessChangesResponse]]:
-        """Lists what changed in tenants, sessions and users since a cursor."""
+        """Lists the tenants that changed and the sessions that ended since a cursor."""
 
 def add_IdentityInternalServiceServicer_to_server(servicer: IdentityInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

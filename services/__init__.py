@@ -1,0 +1,1 @@
+"""The six services, one package per bounded context."""

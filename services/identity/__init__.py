@@ -1,0 +1,7 @@
+"""Identity: tenants, users, sessions, and the keys that sign tokens.
+
+RPCs: AuthService, TenantService, UserService, TokenKeyService; for the other services
+IdentityInternalService (device tokens, and the feed of tenants and ended sessions).
+HTTP: the portal (`/readyz`, `/openapi.json`, `/docs`).
+Sends `identity.*` events; receives none.
+"""

@@ -1,0 +1,25 @@
+"""Identity's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from servicekit.settings import ServiceSettings
+
+
+class IdentitySettings(ServiceSettings):
+    """The settings of the identity service."""
+
+    admin_email: str = Field(
+        default="owner@localhost", description="E-mail address of the first Owner."
+    )
+    admin_password_file: Path | None = Field(
+        default=None, description="File with the first Owner's password; read at the first start."
+    )
+    device_token_days: int = Field(
+        default=400, ge=2, le=3650, description="How long a device token is valid."
+    )
+    session_days: int = Field(
+        default=30, ge=1, le=365, description="How long a session can be refreshed."
+    )
