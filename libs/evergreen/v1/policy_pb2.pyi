@@ -560,19 +560,26 @@ class GetDevicePolicyRequest(_message.Message):
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_VERSION_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation that it belongs to."""
     device_id: _builtins.str
     """The device's id."""
+    token_version: _builtins.int
+    """The present generation of the device's tokens: `has_called` is about calls
+    with a token of this generation, not about the device's life before it
+    enrolled again.
+    """
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         device_id: _builtins.str = ...,
+        token_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -587,9 +594,13 @@ class GetDevicePolicyResponse(_message.Message):
     ENVELOPE_FIELD_NUMBER: _builtins.int
     HAS_CALLED_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
-    """The envelope in force as JSON, exactly as devices get it."""
+    """The envelope in force as JSON, exactly as devices get it; empty when no
+    policy is in force.
+    """
     has_called: _builtins.bool
-    """Whether the device has called with a token of its own before."""
+    """Whether the device has asked for its policy with a token of the request's
+    `token_version`.
+    """
     def __init__(
         self,
         *,
