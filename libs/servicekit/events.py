@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from servicekit.call import CallerKind, current_call
+from servicekit.call import Call, CallerKind, current_call
 from servicekit.ids import new_id, now
 
 STREAM: Final = "EVERGREEN"
@@ -36,6 +36,9 @@ class Event:
     actor: str = ""
     actor_id: str = ""
     actor_role: str = ""
+    call: Call = field(default_factory=current_call.get)
+    """The call that made it happen: the one that is being served, or, for work that is done for
+    several calls at once, the one it was done for."""
     id: UUID = field(default_factory=new_id)
     occurred_at: datetime = field(default_factory=now)
 
@@ -45,8 +48,8 @@ class Event:
         return f"{SUBJECT_ROOT}.{self.tenant_id}.{self.name}"
 
     def payload(self) -> str:
-        """The CloudEvent in JSON, with the actor of the call that is being served."""
-        call = current_call.get()
+        """The CloudEvent in JSON, with the actor of its call unless one is named."""
+        call = self.call
         caller = call.caller
         actor = self.actor or ("system" if caller.kind is CallerKind.SERVICE else caller.name)
         return json.dumps(

@@ -90,6 +90,10 @@ class TenantDirectory:
         if caller.session_id in self._ended:
             raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
 
+    def known(self, tenant_id: UUID) -> TenantNode | None:
+        """The tenant, as far as identity's feed was heard; nobody is asked."""
+        return self._nodes.get(tenant_id)
+
     def scope(self, tenant_id: UUID) -> Scope:
         """The tenant and all below it; the root sees everything."""
         if (known := self._scopes.get(tenant_id)) is not None:
