@@ -1,1 +1,1 @@
-"""How the product is run: the launcher behind `make run`, and what configures the servers around it."""
+"""How the product is run: the launcher behind `make run`, and the servers' configurations."""

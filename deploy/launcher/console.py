@@ -27,7 +27,7 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 class Console:
-    """Shows events and text in order. When the reader is too slow, lines are dropped and counted."""
+    """Shows events and text in order; drops and counts lines when the reader is too slow."""
 
     def __init__(self, stream: TextIO | None = None, fmt: Format = "console") -> None:
         self._stream = stream or sys.stdout
@@ -123,9 +123,7 @@ class Console:
                 note = f"{dropped} lines were not shown; the log files have them."
                 event = LogEvent(now(), "evergreen", "warning", note)
                 line = (
-                    as_json(event)
-                    if self.format == "json"
-                    else as_text(event, colour=self.colour)
+                    as_json(event) if self.format == "json" else as_text(event, colour=self.colour)
                 )
                 actions.append(lambda line=line: self._line(line))  # type: ignore[misc]
             try:

@@ -78,7 +78,8 @@ def _time(text: object) -> datetime.datetime:
 
 # log_line_prefix of deploy/postgres: time, process, SQLSTATE.
 _POSTGRES = re.compile(
-    r"(?P<time>[-\d]+ [:\d]+\.\d+) UTC \[\d+\] (?P<state>\w{5}) (?P<level>[A-Z]+\d?):\s+(?P<text>.*)"
+    r"(?P<time>[-\d]+ [:\d]+\.\d+) UTC \[\d+\] (?P<state>\w{5}) "
+    r"(?P<level>[A-Z]+\d?):\s+(?P<text>.*)"
 )
 _POSTGRES_LEVELS: Final = {
     "WARNING": "warning",
@@ -107,6 +108,8 @@ _NATS = re.compile(
     r"\[\d+\] (?P<time>[/\d]+ [:\d]+\.\d+) \[(?P<level>[A-Z]{3})\] (?P<text>.*)", re.DOTALL
 )
 _NATS_LEVELS: Final = {"WRN": "warning", "ERR": "error", "FTL": "critical", "DBG": "debug"}
+# The passwords are random, and only the user who runs the server can read the file.
+_NATS_EXPECTED: Final = ("Plaintext passwords detected",)
 
 
 def parse_nats(source: str, line: str) -> LogEvent | None:
@@ -115,7 +118,9 @@ def parse_nats(source: str, line: str) -> LogEvent | None:
     if not found:
         return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
     time = _time(found["time"].replace("/", "-")).replace(tzinfo=datetime.UTC)
-    return LogEvent(time, source, _NATS_LEVELS.get(found["level"], "info"), found["text"])
+    expected = found["text"].startswith(_NATS_EXPECTED)
+    level = "info" if expected else _NATS_LEVELS.get(found["level"], "info")
+    return LogEvent(time, source, level, found["text"])
 
 
 ENVOY_LOG_FORMAT: Final = "%Y-%m-%dT%T.%f+00:00 %l %n %v"
@@ -124,15 +129,15 @@ _ENVOY = re.compile(
 )
 
 
+# How the launcher stops it.
+_ENVOY_EXPECTED: Final = ("caught ENVOY_SIGTERM",)
+
+
 def parse_envoy(source: str, line: str) -> LogEvent | None:
     """A line of Envoy started with `ENVOY_LOG_FORMAT`."""
     found = _ENVOY.match(line)
     if not found:
         return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
-    return LogEvent(
-        _time(found["time"]),
-        source,
-        _level(found["level"]),
-        found["text"],
-        {"logger": found["logger"]},
-    )
+    expected = found["text"].startswith(_ENVOY_EXPECTED)
+    level = "info" if expected else _level(found["level"])
+    return LogEvent(_time(found["time"]), source, level, found["text"], {"logger": found["logger"]})

@@ -31,7 +31,7 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -172,7 +172,8 @@ class Home:
         if len(os.fsencode(inside)) + len(_LONGEST_SOCKET) <= _SOCKET_PATH_LIMIT:
             return private_directory(inside)
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
-        short = Path("/tmp") / f"evergreen-{os.getuid()}-{digest}"
+        # Not private_directory(): somebody else may have made it, and the owner is checked.
+        short = Path(f"/tmp/evergreen-{os.getuid()}-{digest}")  # noqa: S108
         short.mkdir(mode=0o700, exist_ok=True)
         found = short.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

@@ -53,13 +53,14 @@ def pick(names: Iterable[str], kept: Mapping[str, int], chooser: random.Random) 
     return ports
 
 
-def require_gateway_port(port: int) -> None:
-    """Checks that the gateway can listen on its port, on all addresses of the machine.
+def gateway_addresses(port: int) -> tuple[str, ...]:
+    """The addresses on which the gateway can listen: all of the machine, IPv6 where it has it.
 
     Raises:
-        LauncherError: it cannot; says why and how to choose another one.
+        LauncherError: the port cannot be had; says why and how to choose another one.
     """
-    for host in ("0.0.0.0", "::"):
+    addresses = []
+    for host in ("0.0.0.0", "::"):  # noqa: S104 - devices on the network come in here
         try:
             _bind(port, host)
         except OSError as error:
@@ -76,7 +77,9 @@ def require_gateway_port(port: int) -> None:
                 ) from error
             if host != "::":
                 raise
-            # A machine without IPv6 refuses the address family; the gateway does without it.
+        else:
+            addresses.append(host)
+    return tuple(addresses)
 
 
 def _listener(port: int) -> str:

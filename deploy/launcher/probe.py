@@ -22,25 +22,41 @@ async def http(
     *,
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
-    timeout: float = 5.0,
+    seconds: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Asks an HTTP server on this machine; answers status and body, 0 when it cannot be reached."""
+    """Asks an HTTP server on this machine within a time.
+
+    Answers the status and the body; the status is 0 when the server cannot be reached.
+    """
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds):
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", port, ssl=tls, server_hostname="localhost" if tls else None
             )
             try:
-                request = f"{method} {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                writer.write(request.encode())
-                answer = await reader.read()
+                writer.write(
+                    f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                    "Content-Length: 0\r\n\r\n".encode()
+                )
+                return await _answer(reader)
             finally:
                 writer.close()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+    except (OSError, TimeoutError, EOFError, ValueError):
         return 0, b""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
-    return (int(words[1]) if len(words) > 1 and words[1].isdigit() else 0), body
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    # Read by its length, not to its end: a gateway keeps a closing connection for a second.
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().splitlines()
+    headers = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
+    if headers.get("transfer-encoding") == "chunked":
+        body = b""
+        while size := int(await reader.readline(), 16):
+            body += await reader.readexactly(size)
+            await reader.readline()
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return int(head[0].split(" ")[1]), body
 
 
 async def wait_until(

@@ -25,6 +25,7 @@ class Step:
     note: str = ""
     ended: float | None = None
     failed: bool = False
+    cancelled: bool = False
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
 
     def seconds(self, until: float) -> float:
@@ -63,12 +64,16 @@ class Report:
         self._steps.append(step)
         try:
             yield step
-        except BaseException:
+        except Exception:
             step.failed = True
+            raise
+        except BaseException:
+            # Another step failed or a person pressed Ctrl-C.
+            step.cancelled = True
             raise
         finally:
             step.ended = time.monotonic()
-            if not self._console.interactive:
+            if not self._console.interactive and not step.cancelled:
                 self._print(step)
 
     def _print(self, step: Step) -> None:
@@ -92,6 +97,8 @@ class Report:
             mark: RenderableType = step.spinner
             if step.failed:
                 mark = Text("✗", style="red")
+            elif step.cancelled:
+                mark = Text("-", style="dim")
             elif step.ended is not None:
                 mark = Text("✓", style="green")
             table.add_row(mark, step.title, f"{step.seconds(current):.1f} s", step.note)

