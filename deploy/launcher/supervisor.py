@@ -203,6 +203,11 @@ class Supervisor:
         self._running[spec.name] = supervised
         return supervised
 
+    @property
+    def has_started(self) -> bool:
+        """Whether any process was started."""
+        return bool(self._running)
+
     def __getitem__(self, name: str) -> Supervised:
         return self._running[name]
 

@@ -226,6 +226,8 @@ class Launcher:
                 self._supervisor["gateway"].restart()
 
     async def _stop(self) -> None:
+        if not self._supervisor.has_started:
+            return
         self._console.say("\nStopping ...")
         began = time.monotonic()
         await self._supervisor.stop(_STOP_ORDER)
