@@ -11,7 +11,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 import uvloop
@@ -35,6 +35,8 @@ from servicekit.settings import ServiceSettings
 from servicekit.tenants import TenantDirectory
 
 log = logs.get(__name__)
+
+T = TypeVar("T")
 
 _READY_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 0.5
@@ -206,9 +208,9 @@ async def _start(kit: Kit, build: Build) -> _Running:
     app = DeviceApp(chain, parts.routes, parts.portal)
     http = HttpServer(kit.settings.http_listen, app) if kit.settings.http_listen else None
     if parts.devices is not None:
-        await _until_done("load locked-out devices", parts.devices.load)
+        await until_done("load locked-out devices", parts.devices.load)
     if parts.before_serving is not None:
-        await _until_done("prepare to serve", parts.before_serving)
+        await until_done("prepare to serve", parts.before_serving)
     tasks = [
         _supervised(kit.tenants.follower.run),
         _supervised(lambda: kit.outbox.run(kit.messaging)),
@@ -245,12 +247,12 @@ async def _until_schema_is_new_enough(kit: Kit) -> None:
         await asyncio.sleep(_RESTART_SECONDS)
 
 
-async def _until_done(what: str, work: Callable[[], Awaitable[None]]) -> None:
+async def until_done(what: str, work: Callable[[], Awaitable[T]]) -> T:
+    """Tries until it works: what a service needs may come up after it."""
     told = False
     while True:
         try:
-            await work()
-            return
+            return await work()
         except Exception as error:
             if not told:
                 log.warning("waiting", what=what, error=f"{type(error).__name__}: {error}")

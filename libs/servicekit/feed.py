@@ -125,6 +125,13 @@ class Follower:
                 self._cursor, more = await self._fetch(self._cursor)
             self.synced = True
 
+    async def try_refresh(self) -> None:
+        """Reads what has changed if that is possible now; `run` catches up otherwise."""
+        try:
+            await self.refresh()
+        except Exception as error:
+            log.debug("a feed is away", feed=self._name, error=f"{type(error).__name__}: {error}")
+
     async def run(self) -> None:
         """Follows the feed for as long as the service lives."""
         while True:

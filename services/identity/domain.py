@@ -117,7 +117,9 @@ def kind_below(parent: Tenant, reseller: bool) -> str:
             "NO_TENANT_BELOW_ORG", "parentId: an organisation has no tenants below it"
         )
     if reseller and parent.kind != "root":
-        raise failed_precondition("RESELLER_BELOW_ROOT", "parentId: a reseller stands below the root")
+        raise failed_precondition(
+            "RESELLER_BELOW_ROOT", "parentId: a reseller stands below the root"
+        )
     return "reseller" if reseller else "org"
 
 

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import nacl.exceptions
 from nacl.pwhash import argon2id
+
 from servicekit.errors import exhausted
 
 Result = TypeVar("Result")

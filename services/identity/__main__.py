@@ -1,0 +1,77 @@
+"""Runs the identity service: `python -m services.identity`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+
+from evergreen.v1 import identity_pb2_grpc as rpc
+from servicekit.app import Kit, Parts, run, until_done
+from services.identity.api import AuthApi, InternalApi, TenantApi, TokenKeyApi, UserApi
+from services.identity.http import portal_app, readiness
+from services.identity.passwords import GuessThrottle, Passwords
+from services.identity.service.first_start import FirstStart
+from services.identity.service.sessions import Sessions
+from services.identity.service.tenants import Tenants
+from services.identity.service.users import Users
+from services.identity.settings import IdentitySettings
+
+_FORGET_EVERY_SECONDS = 3600
+
+
+async def build(kit: Kit) -> Parts:
+    """Wires the service."""
+    settings = IdentitySettings()
+    passwords = Passwords()
+    first_start = FirstStart(settings, kit.database, kit.outbox, passwords, kit.clock)
+    signer = await until_done("make or open the signing keys", first_start.run)
+    sessions = Sessions(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        passwords,
+        GuessThrottle(),
+        signer,
+        timedelta(days=settings.session_days),
+        kit.clock,
+    )
+    tenants = Tenants(kit.database, kit.outbox, kit.tenants, kit.clock)
+    users = Users(kit.database, kit.outbox, kit.tenants, passwords, kit.clock)
+
+    async def forget_old_sessions() -> None:
+        while True:
+            await sessions.forget_old()
+            await asyncio.sleep(_FORGET_EVERY_SECONDS)
+
+    return Parts(
+        public=[
+            partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
+            partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants)),
+            partial(rpc.add_UserServiceServicer_to_server, UserApi(users)),
+            partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(signer)),
+        ],
+        internal=[
+            partial(
+                rpc.add_IdentityInternalServiceServicer_to_server,
+                InternalApi(kit.database, signer, kit.clock),
+            )
+        ],
+        services=[
+            "evergreen.v1.AuthService",
+            "evergreen.v1.TenantService",
+            "evergreen.v1.UserService",
+            "evergreen.v1.TokenKeyService",
+        ],
+        portal=portal_app(readiness(kit.channel)),
+        tasks=[forget_old_sessions],
+    )
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("identity", IdentitySettings(), build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Identity's HTTP side: the portal, with the readiness of the whole product."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from servicekit.access import CONTEXTS
+from servicekit.portal import Readiness, portal_app
+
+__all__ = ["portal_app", "readiness"]
+
+
+def readiness(channel: Callable[[str], grpc.aio.Channel]) -> Readiness:
+    """Asks every service whether it has all that it needs."""
+    stubs = {context: health_pb2_grpc.HealthStub(channel(context)) for context in CONTEXTS}
+
+    async def ask(context: str) -> bool:
+        try:
+            answer = await stubs[context].Check(
+                health_pb2.HealthCheckRequest(service="ready"), timeout=2
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def all_of_them() -> Mapping[str, bool]:
+        ready = await asyncio.gather(*map(ask, CONTEXTS))
+        return dict(zip(CONTEXTS, ready, strict=True))
+
+    return all_of_them
