@@ -1,0 +1,38 @@
+"""The released agent's policy call: JSON over HTTP, with a 304 when nothing changed."""
+
+from __future__ import annotations
+
+from servicekit.call import Call
+from servicekit.errors import invalid_field
+from servicekit.http_server import NOT_MODIFIED, Answer, Route, parse_json_object
+from services.policy.delivery import Delivery
+
+PATH = "/api/v1/devices/policy"
+RPC = "/evergreen.v1.DeviceService/PullPolicy"
+_MAX_VERSION_TEXT = 64
+
+
+def routes(delivery: Delivery) -> dict[str, Route]:
+    """The device routes of this context."""
+
+    async def pull(call: Call, body: bytes) -> Answer:
+        delivered = await delivery.pull(call.caller, current_version(body))
+        return NOT_MODIFIED if delivered is None else Answer(body=delivered.envelope())
+
+    return {PATH: Route(RPC, pull)}
+
+
+def current_version(body: bytes) -> str:
+    """Reads the agent's request; a version that is absent or null is none.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT when the body is not such a request.
+    """
+    version = parse_json_object(body).get("current_version")
+    if version is None:
+        return ""
+    if not isinstance(version, str):
+        raise invalid_field("current_version", "must be a string")
+    if len(version) > _MAX_VERSION_TEXT:
+        raise invalid_field("current_version", f"must have at most {_MAX_VERSION_TEXT} characters")
+    return version
