@@ -57,9 +57,9 @@ class Kit:
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
 
     def channel(self, context: str) -> grpc.aio.Channel:
-        """A channel to another service's internal listener."""
+        """The channel to another service's internal listener."""
         return self._channels.setdefault(
-            context, _channel(self.settings.target(context), self.context)
+            context, open_channel(self.settings.target(context), self.context)
         )
 
     def device_access(self) -> DeviceAccess:
@@ -109,7 +109,8 @@ class _ServiceName(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(client_call_details._replace(metadata=metadata), request)
 
 
-def _channel(target: str, name: str) -> grpc.aio.Channel:
+def open_channel(target: str, name: str) -> grpc.aio.Channel:
+    """A channel to a service's internal listener; `name` tells it who calls."""
     return grpc.aio.insecure_channel(
         target,
         interceptors=[_ServiceName(name)],
@@ -139,7 +140,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
     database = await Database.open(settings)
     messaging = Messaging(settings)
     channels: dict[str, grpc.aio.Channel] = {}
-    identity = channels.setdefault("identity", _channel(settings.target("identity"), context))
+    identity = channels.setdefault("identity", open_channel(settings.target("identity"), context))
     tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
     kit = Kit(
         context,
@@ -150,7 +151,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
         tenants,
         _channels=channels,
     )
-    starting = asyncio.create_task(_start(kit, build))
+    starting = asyncio.create_task(start(kit, build))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -169,7 +170,9 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
+    """A service that serves."""
+
     public: GrpcServer
     internal: GrpcServer
     http: HttpServer | None
@@ -179,6 +182,7 @@ class _Running:
     tasks: Sequence[asyncio.Task[None]]
 
     async def stop(self, drain: float) -> None:
+        """Serves on for `drain` seconds while callers notice, then stops in order."""
         await self.public.set_serving(False)
         await self.internal.set_serving(False)
         await asyncio.sleep(drain)
@@ -197,7 +201,8 @@ class _Running:
         await self.ops.stop()
 
 
-async def _start(kit: Kit, build: Build) -> _Running:
+async def start(kit: Kit, build: Build) -> Running:
+    """Starts a service; returns when it serves."""
     await _until_schema_is_new_enough(kit)
     parts = await build(kit)
     chain = CallChain(max_calls=kit.settings.max_calls, tenants=kit.tenants, devices=parts.devices)
@@ -228,7 +233,7 @@ async def _start(kit: Kit, build: Build) -> _Running:
     await internal.set_serving(True)
     await public.set_serving(True)
     log.info("serving")
-    return _Running(public, internal, http, ops, parts.batchers, writers, tasks)
+    return Running(public, internal, http, ops, parts.batchers, writers, tasks)
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -34,6 +35,16 @@ class TenantNode:
     code: str
 
 
+def _node(tenant: identity_pb2.Tenant) -> TenantNode:
+    return TenantNode(
+        UUID(tenant.id),
+        UUID(tenant.parent_id) if tenant.HasField("parent_id") else None,
+        tenant.kind,
+        tenant.name,
+        tenant.code,
+    )
+
+
 class TenantDirectory:
     """Answers who may see what: the tree of tenants, and the tokens that are refused."""
 
@@ -54,7 +65,7 @@ class TenantDirectory:
             identity_pb2.ListAccessChangesRequest(cursor=cursor), timeout=5
         )
         if page.tenants:
-            self._apply_tenants(page)
+            self.learn(map(_node, page.tenants))
         for session in page.ended_sessions:
             self._ended[session.session_id] = session.ended_at.ToDatetime(tzinfo=UTC)
         if not page.more:
@@ -62,15 +73,9 @@ class TenantDirectory:
             self._ended = {k: t for k, t in self._ended.items() if t > oldest}
         return page.next_cursor, page.more
 
-    def _apply_tenants(self, page: identity_pb2.ListAccessChangesResponse) -> None:
-        for tenant in page.tenants:
-            node = TenantNode(
-                UUID(tenant.id),
-                UUID(tenant.parent_id) if tenant.HasField("parent_id") else None,
-                tenant.kind,
-                tenant.name,
-                tenant.code,
-            )
+    def learn(self, nodes: Iterable[TenantNode]) -> None:
+        """Takes tenants as they are now; parents come before children or are known."""
+        for node in nodes:
             if node.parent_id is not None and node.id not in self._nodes:
                 self._children.setdefault(node.parent_id, []).append(node.id)
             if (old := self._nodes.get(node.id)) is not None and old.code != node.code:

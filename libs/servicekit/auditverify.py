@@ -1,0 +1,310 @@
+"""Finds what was changed, removed, reordered, cut off or forged in exported audit chains.
+
+See `auditchain` for the format that is checked. Entries pass through one by one, so that a log
+of any size can be verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final
+
+from servicekit.auditchain import NO_HASH, Checkpoint, Columns, Head, entry_hash
+
+_MAX_SUSPECTS: Final = 64
+"""Of how many bad entries of a chain it is looked for where they belong."""
+
+
+class Kind(Enum):
+    """What is wrong."""
+
+    CHANGED = "changed"
+    REMOVED = "removed"
+    REORDERED = "reordered"
+    TRUNCATED = "truncated"
+    FORGED = "forged"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: in which chain, at which entry, and how."""
+
+    tenant_id: str
+    sequence: int
+    kind: Kind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry as an export has it: the record, and the columns as they are stored."""
+
+    tenant_id: str
+    sequence: int
+    previous_hash: str
+    hash: str
+    record: str
+    columns: Columns
+
+
+@dataclass(slots=True)
+class _Chain:
+    """How far the check of one chain has come."""
+
+    tenant_id: str
+    sequence: int = 0
+    stored_hash: str = NO_HASH
+    true_hash: str = NO_HASH
+    bad: bool = False
+    """Whether the entry before has a finding of its own already."""
+    ids: set[str] = field(default_factory=set)
+    suspects: list[Entry] = field(default_factory=list)
+    confirmed: int = 0
+    """The last entry that a checkpoint agrees with."""
+
+
+class Verifier:
+    """Checks chains, one after the other.
+
+    Args:
+        checkpoints: what the chains must agree with; their signatures are checked elsewhere.
+        only: the one tenant whose chain is checked; heads of others are ignored then.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), only: str = "") -> None:
+        self.entries = 0
+        self.chains = 0
+        self._anchors: dict[str, dict[int, dict[str, str]]] = {}
+        for checkpoint in checkpoints:
+            for head in checkpoint.heads:
+                if not only or head.tenant_id == only:
+                    at = self._anchors.setdefault(head.tenant_id, {})
+                    at.setdefault(head.sequence, {}).setdefault(head.hash, checkpoint.taken_at)
+        self._chain: _Chain | None = None
+        self._done: set[str] = set()
+
+    def entry(self, entry: Entry) -> Iterator[Finding]:
+        """Takes the next entry; answers what is wrong with it."""
+        chain = self._chain
+        if chain is None or chain.tenant_id != entry.tenant_id:
+            yield from self._end_chain()
+            chain = yield from self._begin(entry.tenant_id)
+        self.entries += 1
+        true_hash = entry_hash(entry.tenant_id, entry.sequence, entry.previous_hash, entry.record)
+        found = list(self._place(chain, entry))
+        if entry.sequence > chain.sequence:
+            if true_hash != entry.hash:
+                chain.suspects = [*chain.suspects, entry][:_MAX_SUSPECTS]
+                found.append(_changed(entry, "its hash does not fit what it says"))
+            elif not found:
+                found.extend(_link(chain, entry))
+            found.extend(_columns(entry))
+            if not found:
+                found.extend(self._anchor(chain, entry))
+            chain.bad = bool(found)
+            chain.sequence = entry.sequence
+            chain.stored_hash, chain.true_hash = entry.hash, true_hash
+        chain.ids.add(entry.columns.id)
+        yield from found
+
+    def head(self, head: Head) -> Iterator[Finding]:
+        """Takes the log's own word of where a chain ends, behind the chain's entries."""
+        chain = self._chain
+        if chain is None or chain.tenant_id != head.tenant_id:
+            yield from self._end_chain()
+            chain = yield from self._begin(head.tenant_id)
+        last = chain.sequence
+        if last < head.sequence:
+            yield Finding(
+                chain.tenant_id,
+                last + 1,
+                Kind.TRUNCATED,
+                f"{_span(last + 1, head.sequence)} cut off: the log itself says that the chain"
+                f" ends with entry {head.sequence}",
+            )
+        elif last > head.sequence:
+            yield Finding(
+                chain.tenant_id,
+                head.sequence + 1,
+                Kind.FORGED,
+                f"{_span(head.sequence + 1, last)} added without the log's knowledge: it ended the"
+                f" chain with entry {head.sequence}",
+            )
+        elif not chain.bad and head.hash != chain.stored_hash:
+            yield Finding(
+                chain.tenant_id,
+                last,
+                Kind.CHANGED,
+                f"entry {last} is not the one with which the log says that the chain ends",
+            )
+
+    def finish(self) -> Iterator[Finding]:
+        """Ends the last chain, and looks for chains that are missing altogether."""
+        yield from self._end_chain()
+        for tenant_id in sorted(self._anchors.keys() - self._done):
+            last = max(self._anchors[tenant_id])
+            yield Finding(
+                tenant_id,
+                1,
+                Kind.REMOVED,
+                f"the whole chain is missing; a checkpoint knows it up to entry {last}",
+            )
+
+    def _begin(self, tenant_id: str) -> Iterator[Finding] | Any:
+        if tenant_id in self._done:
+            yield Finding(tenant_id, 1, Kind.REORDERED, "the chain's entries do not stand together")
+        self.chains += 1
+        self._done.add(tenant_id)
+        self._chain = _Chain(tenant_id)
+        return self._chain
+
+    def _place(self, chain: _Chain, entry: Entry) -> Iterator[Finding]:
+        """Whether the entry stands where its number says, once."""
+        here = chain.sequence + 1
+        if entry.sequence > here:
+            yield Finding(
+                entry.tenant_id,
+                here,
+                Kind.REMOVED,
+                f"{_span(here, entry.sequence - 1)} removed",
+            )
+        elif entry.sequence == chain.sequence:
+            yield Finding(
+                entry.tenant_id,
+                entry.sequence,
+                Kind.FORGED,
+                f"there are two entries with the number {entry.sequence}",
+            )
+        elif entry.sequence < chain.sequence:
+            yield Finding(
+                entry.tenant_id,
+                entry.sequence,
+                Kind.REORDERED,
+                f"entry {entry.sequence} stands behind entry {chain.sequence}",
+            )
+        if entry.columns.id in chain.ids:
+            yield Finding(
+                entry.tenant_id,
+                entry.sequence,
+                Kind.FORGED,
+                f"entry {entry.sequence} repeats the id of an earlier entry, {entry.columns.id}",
+            )
+
+    def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[Finding]:
+        """Whether the checkpoints agree with this entry."""
+        for known, taken_at in (
+            self._anchors.get(chain.tenant_id, {}).get(entry.sequence, {}).items()
+        ):
+            if known == entry.hash:
+                chain.confirmed = entry.sequence
+                continue
+            since = f" behind entry {chain.confirmed}" if chain.confirmed else ""
+            yield Finding(
+                chain.tenant_id,
+                entry.sequence,
+                Kind.FORGED,
+                f"the chain was rewritten{since}, up to entry {entry.sequence} at least: the"
+                f" checkpoint of {taken_at} has the hash {known[:16]}… there, the log has"
+                f" {entry.hash[:16]}…",
+            )
+
+    def _end_chain(self) -> Iterator[Finding]:
+        chain, self._chain = self._chain, None
+        if chain is None:
+            return
+        anchors = self._anchors.get(chain.tenant_id, {})
+        beyond = max(anchors, default=0)
+        if beyond > chain.sequence:
+            taken_at = next(iter(anchors[beyond].values()))
+            yield Finding(
+                chain.tenant_id,
+                chain.sequence + 1,
+                Kind.TRUNCATED,
+                f"{_span(chain.sequence + 1, beyond)} cut off: the checkpoint of {taken_at} knows"
+                f" the chain up to entry {beyond}",
+            )
+        yield from _reordered(chain.suspects)
+
+
+def _link(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+    """Whether the entry continues the one before."""
+    if entry.previous_hash in {chain.stored_hash, chain.true_hash}:
+        return
+    if entry.sequence == 1:
+        message = "entry 1 does not begin the chain: it names an entry before it"
+    elif chain.bad:
+        return
+    else:
+        message = (
+            f"entry {entry.sequence - 1} was changed and its hash made to fit, or entry"
+            f" {entry.sequence} was forged: it does not continue entry {entry.sequence - 1}"
+        )
+        yield Finding(entry.tenant_id, entry.sequence - 1, Kind.CHANGED, message)
+        return
+    yield Finding(entry.tenant_id, entry.sequence, Kind.FORGED, message)
+
+
+def _columns(entry: Entry) -> Iterator[Finding]:
+    """Whether what the log is searched by is what the record says."""
+    try:
+        event = json.loads(entry.record)
+        true = Columns.of(event)
+    except (ValueError, AttributeError, RecursionError):
+        yield _changed(entry, "its record is not an event")
+        return
+    for name in Columns.__slots__:
+        shown, recorded = getattr(entry.columns, name), getattr(true, name)
+        if shown != recorded:
+            yield _changed(
+                entry, f"the column {name} says {_short(shown)}, the record {_short(recorded)}"
+            )
+    if true.tenant_id != entry.tenant_id:
+        yield Finding(
+            entry.tenant_id,
+            entry.sequence,
+            Kind.FORGED,
+            f"entry {entry.sequence} records an event of another tenant, {true.tenant_id}",
+        )
+
+
+def _reordered(suspects: Sequence[Entry]) -> Iterator[Finding]:
+    """Which of the bad entries are good ones in the wrong place."""
+    for entry in suspects:
+        for other in suspects:
+            if other is entry:
+                continue
+            at = other.sequence
+            # Either the record was moved to another row, or the row was given another number.
+            if (
+                entry_hash(entry.tenant_id, at, other.previous_hash, entry.record) == other.hash
+                or entry_hash(entry.tenant_id, at, entry.previous_hash, entry.record) == entry.hash
+            ):
+                yield Finding(
+                    entry.tenant_id,
+                    entry.sequence,
+                    Kind.REORDERED,
+                    f"what stands at entry {entry.sequence} belongs at entry {at}",
+                )
+                break
+
+
+def _changed(entry: Entry, how: str) -> Finding:
+    return Finding(
+        entry.tenant_id,
+        entry.sequence,
+        Kind.CHANGED,
+        f"entry {entry.sequence} ({entry.columns.id}) was changed: {how}",
+    )
+
+
+def _span(first: int, last: int) -> str:
+    return f"entry {first} was" if first == last else f"entries {first} to {last} were"
+
+
+def _short(value: str | datetime) -> str:
+    text = value.isoformat() if isinstance(value, datetime) else value
+    return f"“{text if len(text) <= 80 else text[:80] + '…'}”"

@@ -1,0 +1,145 @@
+"""The real PostgreSQL and NATS that tests run on, started once per session."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import asyncpg
+
+from deploy.launcher import nats as nats_process
+from deploy.launcher import ports
+from deploy.launcher.console import Console
+from deploy.launcher.home import Home, master_key, password
+from deploy.launcher.logs import Logs
+from deploy.launcher.postgres import MIGRATOR_SECRET, SUPERUSER, SUPERUSER_SECRET, Postgres
+from deploy.launcher.supervisor import Supervisor
+from deploy.postgres import roles
+from servicekit import migrate
+from servicekit.access import CONTEXTS
+from servicekit.settings import ServiceSettings
+
+S = TypeVar("S", bound=ServiceSettings)
+
+_STOP = (("nats",), ("postgres",))
+
+
+@dataclass(frozen=True, slots=True)
+class TestDatabase:
+    """A database with all migrations, for one test."""
+
+    __test__ = False
+
+    servers: Servers
+    name: str
+
+    def dsn(self, context: str) -> str:
+        """The URL for a context's own role, without the password."""
+        return self.servers.postgres.dsn(roles.service_role(context), self.name)
+
+    async def superuser(self) -> asyncpg.Connection[asyncpg.Record]:
+        """A connection that may do everything, also what the product may not."""
+        return await asyncpg.connect(
+            self.servers.postgres.dsn(SUPERUSER, self.name),
+            password=self.servers.home.secret(SUPERUSER_SECRET, password),
+        )
+
+
+class Servers:
+    """PostgreSQL and NATS, and how to reach them."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.run = home.run_directory()
+        self._console = Console(io.StringIO())
+        self.supervisor = Supervisor(Logs(home.logs, self._console), self.run)
+        self.postgres = Postgres(home, self.run, CONTEXTS)
+        self.ports: dict[str, int] = {}
+        self._admin: asyncpg.Connection[asyncpg.Record] | None = None
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://127.0.0.1:{self.ports['nats']}"
+
+    async def start(self) -> None:
+        """Starts both and applies the migrations to the database that tests are copied from."""
+        self.ports = ports.pick(("nats", "nats_monitor"), {}, random.SystemRandom())
+        await self.postgres.prepare()
+        self.supervisor.start(self.postgres.process())
+        self.supervisor.start(nats_process.process(self.home, CONTEXTS, self.ports))
+        while (admin := await self.postgres.connect()) is None:
+            await asyncio.sleep(0.05)
+        self._admin = admin
+        await roles.ensure(admin, self.postgres.passwords())
+        secret = self.home.secret(MIGRATOR_SECRET, password)
+        await migrate.up(self.postgres.dsn(roles.MIGRATOR), secret)
+        await self.until_nats_answers()
+
+    async def until_nats_answers(self) -> None:
+        url = f"http://127.0.0.1:{self.ports['nats_monitor']}/healthz"
+        while True:
+            try:
+                await asyncio.to_thread(urllib.request.urlopen, url, None, 2)
+                return
+            except OSError:
+                await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
+        await self.supervisor.stop(_STOP)
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[TestDatabase]:
+        """A fresh copy of the migrated database."""
+        assert self._admin is not None
+        name = f"test_{uuid4().hex[:12]}"
+        await self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {roles.DATABASE}")
+        await self._admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        for context in CONTEXTS:
+            role = roles.service_role(context)
+            await self._admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {role}")
+        try:
+            yield TestDatabase(self, name)
+        finally:
+            await self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def settings(self, kind: type[S], context: str, database: TestDatabase, **more: object) -> S:
+        """Settings of a service on these servers; sockets lie in the test's own directory."""
+        directory = self.run / database.name
+        directory.mkdir(mode=0o700, exist_ok=True)
+        values: dict[str, object] = {
+            "grpc_listen": f"unix:{directory}/{context}.gw",
+            "internal_listen": f"unix:{directory}/{context}.int",
+            "http_listen": f"unix:{directory}/{context}.http",
+            "database_url": database.dsn(context),
+            "database_password_file": self.home.secret_file(f"postgres_{context}", password),
+            "nats_url": self.nats_url,
+            "nats_user": context,
+            "nats_password_file": self.home.secret_file(f"nats_{context}", password),
+            "master_key_file": self.home.secret_file("master_key", master_key),
+            "drain_seconds": 0,
+            **{f"{other}_target": f"unix:{directory}/{other}.int" for other in CONTEXTS},
+        }
+        return kind(**{**values, **more})  # type: ignore[arg-type]  # typed by the class itself
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[Servers]:
+    """Starts the servers in a directory; stops them afterwards."""
+    home = Home(directory)
+    home.prepare()
+    servers = Servers(home)
+    try:
+        await servers.start()
+        yield servers
+    finally:
+        await servers.stop()

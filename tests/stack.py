@@ -1,0 +1,181 @@
+"""The whole product as `evergreen up` starts it, for end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running product: what `bootstrap.json` says, and clients for it."""
+
+    home: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    bootstrap: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        return str(self.bootstrap["url"])
+
+    @property
+    def ca_file(self) -> str:
+        return str(self.bootstrap["ca_file"])
+
+    @property
+    def email(self) -> str:
+        return str(self.bootstrap["email"])
+
+    @property
+    def password(self) -> str:
+        return str(self.bootstrap["password"])
+
+    @property
+    def tenant_id(self) -> str:
+        return str(self.bootstrap["tenant_id"])
+
+    @property
+    def pre_shared_key(self) -> str:
+        return str(self.bootstrap["pre_shared_key"])
+
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca_file)
+
+    def client(self, token: str | None = None, *, http2: bool = False) -> httpx.Client:
+        """A client that trusts the installation's CA, with a bearer token if one is given."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(
+            base_url=self.url, verify=self.tls(), headers=headers, timeout=30, http2=http2
+        )
+
+    def login(self, email: str | None = None, password: str | None = None) -> dict[str, Any]:
+        """The session of a user, the first Owner if none is named."""
+        with self.client() as client:
+            answer = client.post(
+                "/auth/login",
+                json={"email": email or self.email, "password": password or self.password},
+            )
+            answer.raise_for_status()
+            session: dict[str, Any] = answer.json()
+            return session
+
+    def pids(self, name: str) -> list[int]:
+        """The processes of a part: `postgres`, `nats`, `gateway`, or a context."""
+        launcher = self.process.pid
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+                words = (stat.parent / "cmdline").read_bytes().split(b"\0")
+            except (OSError, IndexError, ValueError):
+                continue
+            if parent == launcher and _is_part(name, [w.decode() for w in words]):
+                found.append(int(stat.parent.name))
+        return found
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a signal to a part's process."""
+        pids = self.pids(name)
+        assert pids, f"{name} does not run"
+        for pid in pids:
+            os.kill(pid, number)
+
+    def ready(self) -> bool:
+        """Whether `/readyz` answers 200."""
+        try:
+            with self.client() as client:
+                return client.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def until_ready(self, seconds: float = 60) -> None:
+        """Waits until `/readyz` answers 200."""
+        until(self.ready, seconds, "the product is not ready")
+
+
+def _is_part(name: str, words: list[str]) -> bool:
+    program = Path(words[0]).name if words else ""
+    programs = {"postgres": "postgres", "nats": "nats-server", "gateway": "envoy"}
+    if name in programs:
+        return program.startswith(programs[name])
+    return f"services.{name}" in words
+
+
+def until(condition: Any, seconds: float, otherwise: str, pause: float = 0.05) -> Any:
+    """Polls until `condition()` is true and answers what it was.
+
+    Raises:
+        AssertionError: with `otherwise`, when it is not within `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(otherwise)
+        time.sleep(pause)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def running(home: Path, **environment: str) -> Iterator[Stack]:
+    """Starts the product in a directory; stops it as Ctrl-C does and checks that it did stop."""
+    port = int(environment.pop("EVERGREEN_PORT", "0")) or free_port()
+    output = home.parent / f"{home.name}.out"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "up"],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "EVERGREEN_HOME": str(home),
+                "EVERGREEN_PORT": str(port),
+                **environment,
+            },
+        )
+    try:
+        bootstrap = home / "bootstrap.json"
+
+        def started() -> bool:
+            assert process.poll() is None, output.read_text(errors="replace")
+            return bootstrap.exists() and b"curl" in output.read_bytes()
+
+        try:
+            until(started, _START_SECONDS, "the product did not start")
+        except AssertionError:
+            sys.stderr.write(output.read_text(errors="replace"))
+            raise
+        yield Stack(home, port, process, json.loads(bootstrap.read_text()))
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
