@@ -1,0 +1,20 @@
+"""The Envoy gateway: one configuration for every environment, made from the access table.
+
+`GatewaySettings` holds what differs between environments; `render` makes the files, `write` puts
+them where a running Envoy follows them, `arguments` starts one.
+"""
+
+from deploy.gateway.process import arguments
+from deploy.gateway.render import BOOTSTRAP, render, write
+from deploy.gateway.settings import Endpoints, GatewaySettings, Limits, Rate
+
+__all__ = [
+    "BOOTSTRAP",
+    "Endpoints",
+    "GatewaySettings",
+    "Limits",
+    "Rate",
+    "arguments",
+    "render",
+    "write",
+]

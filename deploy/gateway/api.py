@@ -1,0 +1,111 @@
+"""The public API as the gateway sees it: the access table joined with the descriptors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2
+
+from servicekit.access import ACCESS, PACKAGE, Audience, Rule
+
+DEVICE_SERVICE: Final = f"{PACKAGE}.DeviceService"
+"""Its JSON form is not transcoded: the owning service speaks it over plain HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One public RPC."""
+
+    path: str
+    """`/evergreen.v1.<Service>/<Method>`."""
+    service: str
+    rule: Rule
+    verb: str
+    """The HTTP method of its JSON form."""
+    template: str
+    """The HTTP path of its JSON form, with `{field}` for variable segments."""
+    streams: bool
+    """Whether the answer is a stream."""
+
+    @property
+    def is_device_call(self) -> bool:
+        """Whether the JSON form is forwarded as it is."""
+        return self.service == DEVICE_SERVICE
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether doing it twice is the same as doing it once.
+
+        Reads are, and so are the calls of devices: an agent repeats each of them after any
+        failure anyway.
+        """
+        return self.is_device_call or not self.rule.writes
+
+
+def public_methods(descriptors: bytes) -> list[Method]:
+    """Every RPC that the gateway serves, those of devices first.
+
+    Raises:
+        ValueError: the access table and the descriptors do not belong together.
+    """
+    found = {}
+    for file in descriptor_pb2.FileDescriptorSet.FromString(descriptors).file:
+        if file.package != PACKAGE:
+            continue
+        for service in file.service:
+            for method in service.method:
+                name = f"{PACKAGE}.{service.name}"
+                found[f"/{name}/{method.name}"] = name, method
+    if found.keys() != ACCESS.keys():
+        raise ValueError(
+            "the access table and the descriptors differ in "
+            + ", ".join(sorted(found.keys() ^ ACCESS.keys()))
+        )
+    methods = [
+        _method(path, service, found_method)
+        for path, (service, found_method) in found.items()
+        if ACCESS[path].audience is not Audience.INTERNAL
+    ]
+    return sorted(methods, key=lambda m: (not m.is_device_call, m.path))
+
+
+def load(descriptors: Path) -> list[Method]:
+    """`public_methods` of a descriptor file."""
+    return public_methods(descriptors.read_bytes())
+
+
+def _method(path: str, service: str, method: descriptor_pb2.MethodDescriptorProto) -> Method:
+    rule: http_pb2.HttpRule = method.options.Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern")
+    if verb is None or verb == "custom" or rule.additional_bindings:
+        raise ValueError(f"{path} needs exactly one HTTP form")
+    return Method(
+        path=path,
+        service=service,
+        rule=ACCESS[path],
+        verb=verb.upper(),
+        template=str(getattr(rule, verb)),
+        streams=method.server_streaming,
+    )
+
+
+def template_regex(template: str) -> str:
+    """The paths that a template matches, as a regular expression."""
+    return re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(template))
+
+
+def verbs_by_path(methods: Sequence[Method]) -> dict[str, set[str]]:
+    """The HTTP methods that each transcoded path takes, by the path's regular expression.
+
+    Fixed paths come before the variable ones that match them too, and take their methods as well.
+    """
+    forms = [(m.template, template_regex(m.template), m.verb) for m in methods]
+    verbs: dict[str, set[str]] = {}
+    for template, regex, _ in sorted(forms, key=lambda form: ("{" in form[0], form[0])):
+        verbs[regex] = {verb for _, other, verb in forms if re.fullmatch(other, template)}
+    return verbs

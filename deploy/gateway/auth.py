@@ -1,0 +1,107 @@
+"""Tokens: which kinds there are, what of them services get to know, which route takes which."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy.gateway.envoy import Config, extension, seconds, typed
+from deploy.gateway.settings import GatewaySettings
+from servicekit import call
+from servicekit.access import Audience
+
+JWT: Final = "envoy.filters.http.jwt_authn"
+JWKS_PATH: Final = "/.well-known/jwks.json"
+
+_USERS: Final = "users"
+_DEVICES: Final = "devices"
+_LAPSED_DEVICES: Final = "lapsed-devices"
+_NOBODY: Final = "nobody"
+
+_LAPSE_SECONDS: Final = 90 * 24 * 3600
+_CLOCK_SKEW_SECONDS: Final = 30
+
+_PROVIDER_OF: Final = {
+    Audience.USER: _USERS,
+    Audience.DEVICE: _DEVICES,
+    Audience.DEVICE_LAPSED: _LAPSED_DEVICES,
+}
+
+_CLAIMS: Final = {
+    "knd": call.H_KIND,
+    "sub": call.H_SUBJECT,
+    "tid": call.H_TENANT,
+    "role": call.H_ROLE,
+    "email": call.H_EMAIL,
+    "sid": call.H_SESSION,
+    "ver": call.H_TOKEN_VERSION,
+    "iat": call.H_TOKEN_ISSUED,
+    "exp": call.H_TOKEN_EXPIRES,
+}
+
+
+def jwt_filter(settings: GatewaySettings) -> Config:
+    """The filter that checks tokens. A route without a rule of its own lets nobody through."""
+    users = _provider(settings, "evergreen:users", "evergreen:api", from_cookies=["session"])
+    devices = _provider(settings, "evergreen:devices", "evergreen:devices")
+    # The leeway holds for "not before" too, which does no harm: identity dates no token ahead.
+    lapsed = {**devices, "clock_skew_seconds": _LAPSE_SECONDS}
+    providers = {_USERS: users, _DEVICES: devices, _LAPSED_DEVICES: lapsed}
+    one_of = {name: {"provider_name": name} for name in providers}
+    # Two kinds of token in one place: no request can have that.
+    nobody = {"requires_all": {"requirements": [one_of[_USERS], one_of[_DEVICES]]}}
+    return extension(
+        JWT,
+        "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        providers=providers,
+        requirement_map={**one_of, _NOBODY: nobody},
+        rules=[{"match": {"prefix": "/"}, "requirement_name": _NOBODY}],
+    )
+
+
+def _provider(settings: GatewaySettings, issuer: str, audience: str, **where: list[str]) -> Config:
+    return {
+        "issuer": issuer,
+        "audiences": [audience],
+        "require_expiration": True,
+        "clock_skew_seconds": _CLOCK_SKEW_SECONDS,
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
+        **where,
+        # Services trust the headers below; the token itself goes no further.
+        "forward": False,
+        "claim_to_headers": [
+            {"claim_name": claim, "header_name": name} for claim, name in _CLAIMS.items()
+        ],
+        "jwt_cache_config": {"jwt_cache_size": settings.limits.cached_tokens},
+        "remote_jwks": {
+            "http_uri": {
+                "uri": f"http://identity{JWKS_PATH}",
+                "cluster": "identity-http",
+                "timeout": seconds(2),
+            },
+            # Envoy does not fetch again when it meets an unknown key id, so it asks often; a new
+            # key is published well before it signs. Through an outage it goes on with the keys it
+            # has; without any, it answers 503 (see errors.py).
+            "cache_duration": seconds(5),
+            "async_fetch": {"failed_refetch_duration": seconds(1)},
+        },
+    }
+
+
+def required(audience: Audience) -> Config:
+    """The per-route setting for an audience.
+
+    Raises:
+        KeyError: for the internal audience, which has no route.
+    """
+    if audience is Audience.PUBLIC:
+        return not_required()
+    return {JWT: _per_route(requirement_name=_PROVIDER_OF[audience])}
+
+
+def not_required() -> Config:
+    """The per-route setting of what takes no token; one that is sent is not looked at."""
+    return {JWT: _per_route(disabled=True)}
+
+
+def _per_route(**config: object) -> Config:
+    return typed("extensions.filters.http.jwt_authn.v3.PerRouteConfig", **config)

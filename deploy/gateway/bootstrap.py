@@ -1,0 +1,58 @@
+"""What Envoy starts with: its administration, its memory, and where the rest is to be found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.gateway.envoy import Config, address, extension, seconds
+from deploy.gateway.settings import GatewaySettings
+
+
+def bootstrap(settings: GatewaySettings, listener_file: Path, clusters_file: Path) -> Config:
+    """The start file; everything that may change while Envoy runs is in the other files."""
+    return {
+        "node": {"id": "gateway", "cluster": "evergreen"},
+        "admin": {"address": address(settings.admin)},
+        "dynamic_resources": {
+            "lds_config": _file(listener_file),
+            "cds_config": _file(clusters_file),
+        },
+        "overload_manager": _overload(settings),
+    }
+
+
+def _file(path: Path) -> Config:
+    return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
+
+
+def _overload(settings: GatewaySettings) -> Config:
+    heap = "envoy.resource_monitors.fixed_heap"
+    connections = "envoy.resource_monitors.global_downstream_max_connections"
+    return {
+        "refresh_interval": seconds(0.25),
+        "resource_monitors": [
+            extension(
+                heap,
+                "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                max_heap_size_bytes=settings.limits.heap,
+            ),
+            extension(
+                connections,
+                "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                max_active_downstream_connections=settings.limits.connections,
+            ),
+        ],
+        "actions": [
+            _action("shrink_heap", heap, 0.85),
+            _action("disable_http_keepalive", heap, 0.9),
+            _action("stop_accepting_requests", heap, 0.95),
+            _action("stop_accepting_connections", heap, 0.98),
+        ],
+    }
+
+
+def _action(name: str, monitor: str, share: float) -> Config:
+    return {
+        "name": f"envoy.overload_actions.{name}",
+        "triggers": [{"name": monitor, "threshold": {"value": share}}],
+    }

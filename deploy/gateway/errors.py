@@ -1,0 +1,216 @@
+"""The one shape of errors, whoever makes them.
+
+Three parties can refuse a request:
+
+- a service: it sends the whole JSON body beside the gRPC status, in the metadata
+  `x-evergreen-error`. The transcoder would make a body of its own from the status; the script
+  below, which sees the answer after the transcoder, puts the service's in its place;
+- the gRPC library below a service, which knows nothing of that metadata: the script completes
+  the transcoder's body;
+- the gateway itself: its own answers get their body from the table below.
+
+Native gRPC calls keep gRPC's form: status, message and details.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from deploy.gateway.envoy import Config, extension, header
+from servicekit.errors import Code
+from servicekit.grpc_server import H_ERROR
+
+ORIGINAL_PATH: Final = "x-envoy-original-path"
+"""The transcoder keeps the JSON call's path here; native gRPC calls have no such header."""
+
+_OWN_TEXT: Final = "%LOCAL_REPLY_BODY%"
+
+# Status, code, message; the first line that fits counts. A status is named for what the client
+# should do: too large a request is an invalid one, for sending it again later does not help.
+_TABLE: Final[list[tuple[int, Code, str]]] = [
+    (400, Code.INVALID_ARGUMENT, _OWN_TEXT),
+    (401, Code.UNAUTHENTICATED, _OWN_TEXT),
+    (403, Code.PERMISSION_DENIED, _OWN_TEXT),
+    (404, Code.NOT_FOUND, "there is nothing at this address"),
+    (405, Code.UNIMPLEMENTED, "this address does not take that HTTP method"),
+    (408, Code.DEADLINE_EXCEEDED, "the request did not arrive in time"),
+    (413, Code.INVALID_ARGUMENT, "the request's body is too large"),
+    (429, Code.RESOURCE_EXHAUSTED, "too many requests; try again later"),
+    (431, Code.INVALID_ARGUMENT, "the request's headers are too large"),
+    (501, Code.UNIMPLEMENTED, _OWN_TEXT),
+    (502, Code.UNAVAILABLE, "the service gave no valid answer; try again"),
+    (503, Code.UNAVAILABLE, "the service is not available now; try again"),
+    (504, Code.DEADLINE_EXCEEDED, "the service did not answer in time"),
+]
+_OTHER_SERVER_ERROR: Final = (500, Code.INTERNAL, "something went wrong on our side")
+_OTHER_CLIENT_ERROR: Final = (400, Code.INVALID_ARGUMENT, _OWN_TEXT)
+
+# Callers that are told to come back are told different delays: of those that are left by the
+# lines before, this percentage is sent away for so many seconds.
+_RETRY_AFTER: Final = [(25, 1), (33, 2), (50, 3), (100, 4)]
+
+_NO_KEYS: Final = "Jwks_remote_fetch_is_failed"
+
+_SCRIPT: Final = """\
+local NAMES = {%(names)s}
+
+function envoy_on_response(response)
+  local headers = response:headers()
+  if tonumber(headers:get(":status")) < 400 or headers:get("content-type") ~= "application/json" then
+    return
+  end
+  local body = response:body(true)
+  -- What was read before the body came cannot be used after.
+  headers = response:headers()
+  local trailers = response:trailers()
+  local function sent(name)
+    return headers:get(name) or (trailers and trailers:get(name))
+  end
+  local answer = sent("%(error_header)s")
+  if answer == nil then
+    -- What the transcoder wrote; the gateway's own answers, complete already, look different.
+    local text = body:getBytes(0, body:length())
+    local code, message = text:match('^{"code":(%%d+),"message":(".-"),"details":%%[')
+    if code == nil then return end
+    answer = string.format(
+      '{"code":%%s,"status":"%%s","message":%%s,"error":%%s,"details":[],"requestId":"%%s"}',
+      code, NAMES[tonumber(code)] or "UNKNOWN", message, message, headers:get("x-request-id") or "")
+  end
+  local delay = sent("retry-after")
+  if delay ~= nil then
+    headers:replace("retry-after", delay)
+  end
+  headers:replace("content-length", body:setBytes(answer))
+end
+"""
+
+
+def error_filter(name: str) -> Config:
+    """The filter that gives services' errors their JSON body."""
+    names = ", ".join(f'[{number}]="{status}"' for number, status in _NAMES.items())
+    script = _SCRIPT % {"names": names, "error_header": H_ERROR}
+    return extension(
+        name,
+        "extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": script},
+    )
+
+
+_NAMES: Final = {
+    1: "CANCELLED",
+    2: "UNKNOWN",
+    10: "ABORTED",
+    11: "OUT_OF_RANGE",
+    15: "DATA_LOSS",
+    **{int(code): code.name for code in Code},
+}
+
+
+def local_replies() -> Config:
+    """The bodies of the gateway's own answers."""
+    return {
+        "mappers": [
+            *_without_keys(),
+            _native_grpc(),
+            *_unavailable(),
+            *(_mapper(_status("EQ", status), code, text) for status, code, text in _TABLE),
+            *(
+                _mapper(_status("GE", status), code, text)
+                for status, code, text in (_OTHER_SERVER_ERROR, _OTHER_CLIENT_ERROR)
+            ),
+        ]
+    }
+
+
+def _mapper(when: Config, code: Code, text: str, **more: Any) -> Config:
+    return {
+        "filter": when,
+        "body_format_override": {
+            "json_format": {
+                "code": int(code),
+                "status": code.name,
+                "message": text,
+                "error": text,
+                "details": [],
+                "requestId": "%REQ(X-REQUEST-ID)%",
+            },
+            "content_type": "application/json",
+        },
+        **more,
+    }
+
+
+def _unavailable() -> list[Config]:
+    _, code, text = next(line for line in _TABLE if line[0] == 503)
+    return [
+        _mapper(
+            _all(_status("EQ", 503), _share(percentage)),
+            code,
+            text,
+            headers_to_add=[header("retry-after", str(delay), "ADD_IF_ABSENT")],
+        )
+        for percentage, delay in _RETRY_AFTER
+    ]
+
+
+def _without_keys() -> list[Config]:
+    """A token that cannot be checked is not a wrong token."""
+    code_details = {
+        "extension_filter": {
+            "name": "cel",
+            "typed_config": {
+                "@type": "type.googleapis.com/"
+                "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                "expression": f"response.code_details.contains('{_NO_KEYS}')",
+            },
+        }
+    }
+    text = "tokens cannot be checked now; try again"
+    later = [header("retry-after", "2", "ADD_IF_ABSENT")]
+    return [
+        {
+            "filter": _all(code_details, _NATIVE_GRPC),
+            "status_code": 503,
+            "body_format_override": _text(text),
+            "headers_to_add": later,
+        },
+        _mapper(code_details, Code.UNAVAILABLE, text, status_code=503, headers_to_add=later),
+    ]
+
+
+def _native_grpc() -> Config:
+    """gRPC's message is the plain text, for its form is not JSON."""
+    return {"filter": _NATIVE_GRPC, "body_format_override": _text(_OWN_TEXT)}
+
+
+def _text(text: str) -> Config:
+    return {"text_format_source": {"inline_string": text}}
+
+
+def _status(comparison: str, status: int) -> Config:
+    value = {"default_value": status, "runtime_key": "evergreen.unused"}
+    return {"status_code_filter": {"comparison": {"op": comparison, "value": value}}}
+
+
+def _share(percentage: int) -> Config:
+    return {
+        "runtime_filter": {
+            "runtime_key": "evergreen.unused",
+            "percent_sampled": {"numerator": percentage, "denominator": "HUNDRED"},
+            "use_independent_randomness": True,
+        }
+    }
+
+
+def _all(*filters: Config) -> Config:
+    return {"and_filter": {"filters": list(filters)}}
+
+
+_NATIVE_GRPC: Final = _all(
+    {
+        "header_filter": {
+            "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+        }
+    },
+    {"header_filter": {"header": {"name": ORIGINAL_PATH, "present_match": False}}},
+)

@@ -1,0 +1,211 @@
+"""The listener: TLS, the two versions of HTTP, and the chain of filters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from deploy.gateway import access_log, auth, errors, rates, routes
+from deploy.gateway.api import Method
+from deploy.gateway.envoy import Config, extension, header, seconds, socket_address
+from deploy.gateway.settings import KIB, MIB, GatewaySettings
+
+CERTIFICATE: Final = "gateway"
+"""The name of the certificate in the secrets file."""
+
+_CONNECTION_BUFFER: Final = 64 * KIB
+
+# For TLS 1.2; the suites of TLS 1.3 are not a choice.
+_CIPHERS: Final = [
+    "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]",
+    "[ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305]",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+]
+
+# Who calls, and from where, is for the gateway to say.
+_RESERVED_PREFIXES: Final = ("x-evergreen-", "x-envoy-")
+_RESERVED: Final = ("x-request-id", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto",
+                    "x-real-ip", "forwarded")  # fmt: skip
+
+
+def listener(
+    settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes, secrets_file: str
+) -> Config:
+    """The one listener, for all addresses."""
+    first, *others = settings.addresses
+    return {
+        "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+        "name": "gateway",
+        # Makes an update of the descriptor file an update of the listener.
+        "metadata": {
+            "filter_metadata": {
+                "evergreen": {"descriptors": hashlib.sha256(descriptors).hexdigest()}
+            }
+        },
+        "address": socket_address(first, settings.port),
+        "additional_addresses": [
+            {"address": socket_address(other, settings.port)} for other in others
+        ],
+        # A port that is taken must fail, not be shared with another copy of the product.
+        "enable_reuse_port": False,
+        "tcp_backlog_size": 4096,
+        "per_connection_buffer_limit_bytes": _CONNECTION_BUFFER,
+        "filter_chains": [
+            {
+                "transport_socket": _tls(secrets_file),
+                "transport_socket_connect_timeout": seconds(10),
+                "filters": [_http(settings, methods)],
+            }
+        ],
+    }
+
+
+def _tls(secrets_file: str) -> Config:
+    return extension(
+        "envoy.transport_sockets.tls",
+        "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context={
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_2",
+                "tls_maximum_protocol_version": "TLSv1_3",
+                "cipher_suites": _CIPHERS,
+            },
+            "tls_certificate_sds_secret_configs": [
+                {
+                    "name": CERTIFICATE,
+                    "sds_config": {
+                        "resource_api_version": "V3",
+                        "path_config_source": {"path": secrets_file},
+                    },
+                }
+            ],
+        },
+    )
+
+
+def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
+    limits = settings.limits
+    return extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="gateway",
+        codec_type="AUTO",
+        common_http_protocol_options={
+            # Longer than the agents' minute between two calls: a new TLS connection is dear.
+            "idle_timeout": seconds(120),
+            "max_headers_count": 100,
+            # x_evergreen_kind must not be taken for x-evergreen-kind further on.
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
+        http2_protocol_options={
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 256 * KIB,
+            "initial_connection_window_size": MIB,
+        },
+        max_request_headers_kb=limits.header_kib,
+        request_headers_timeout=seconds(10),
+        # A batch of events on a slow line.
+        request_timeout=seconds(120),
+        stream_idle_timeout=seconds(60),
+        drain_timeout=seconds(5),
+        # The client's address is the peer's, or what as many trusted proxies in front say.
+        use_remote_address=True,
+        xff_num_trusted_hops=settings.trusted_proxies,
+        # No address is trusted to set the gateway's own headers.
+        internal_address_config={},
+        early_header_mutation_extensions=[_strip(settings)],
+        generate_request_id=True,
+        preserve_external_request_id=False,
+        always_set_request_id_in_response=True,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        strip_any_host_port=True,
+        strip_trailing_host_dot=True,
+        server_header_transformation="PASS_THROUGH",
+        access_log=access_log.access_logs(settings),
+        local_reply_config=errors.local_replies(),
+        http_filters=_filters(settings, methods),
+        route_config={
+            "name": "gateway",
+            "virtual_hosts": [routes.virtual_host(settings, methods)],
+            # What the script in errors.py knows a service's answer by.
+            "response_headers_to_add": [header("x-request-id", "%REQ(X-REQUEST-ID)%")],
+        },
+    )
+
+
+def _strip(settings: GatewaySettings) -> Config:
+    names = _RESERVED if settings.trusted_proxies else (*_RESERVED, "x-forwarded-for")
+    return extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        mutations=[
+            *({"remove_on_match": {"key_matcher": {"prefix": p}}} for p in _RESERVED_PREFIXES),
+            *({"remove": name} for name in names),
+        ],
+    )
+
+
+def _filters(settings: GatewaySettings, methods: Sequence[Method]) -> list[Config]:
+    """The chain: requests pass it downwards, answers upwards."""
+    return [
+        extension(routes.CORS, "extensions.filters.http.cors.v3.Cors"),
+        _response_headers(),
+        extension("envoy.filters.http.grpc_web", "extensions.filters.http.grpc_web.v3.GrpcWeb"),
+        errors.error_filter(routes.ERRORS),
+        # JSON is limited before the transcoder, which would count differently.
+        _buffer(routes.BODY_LIMIT, settings.limits.body),
+        _transcoder(settings, methods),
+        # After the transcoder: the path is the RPC's now, however it was written before.
+        auth.jwt_filter(settings),
+        rates.rate_filter(settings),
+        {**_buffer(routes.DEVICE_BODY_LIMIT, settings.limits.body), "disabled": True},
+        extension(
+            "envoy.filters.http.router",
+            "extensions.filters.http.router.v3.Router",
+            suppress_envoy_headers=True,
+        ),
+    ]
+
+
+def _response_headers() -> Config:
+    """The last hand on every answer, the gateway's own included."""
+    internal = [{"remove": errors.H_ERROR}]
+    return extension(
+        "envoy.filters.http.header_mutation",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={
+            "response_mutations": [
+                *internal,
+                {"remove": "server"},
+                {"append": header("strict-transport-security", "max-age=31536000")},
+                {"append": header("x-content-type-options", "nosniff")},
+            ],
+            "response_trailers_mutations": internal,
+        },
+    )
+
+
+def _buffer(name: str, size: int) -> Config:
+    return extension(name, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=size)
+
+
+def _transcoder(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
+    services = {m.service for m in methods if not m.is_device_call}
+    return extension(
+        routes.TRANSCODER,
+        "extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        proto_descriptor=str(settings.descriptors),
+        services=sorted(services),
+        convert_grpc_status=True,
+        print_options={"always_print_primitive_fields": True},
+        # As unknown fields in a body are.
+        ignore_unknown_query_parameters=True,
+        request_validation_options={"reject_unknown_method": True},
+        max_request_body_size=2 * settings.limits.body,
+        max_response_body_size=settings.limits.response,
+    )

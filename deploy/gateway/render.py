@@ -1,0 +1,102 @@
+"""The gateway's configuration as files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from deploy.gateway import api
+from deploy.gateway.bootstrap import bootstrap
+from deploy.gateway.clusters import clusters
+from deploy.gateway.envoy import Config
+from deploy.gateway.listener import CERTIFICATE, listener
+from deploy.gateway.settings import GatewaySettings
+from servicekit.access import CONTEXTS
+
+BOOTSTRAP: Final = "bootstrap.yaml"
+LISTENER: Final = "listener.yaml"
+CLUSTERS: Final = "clusters.yaml"
+SECRETS: Final = "secrets.yaml"
+
+
+def render(settings: GatewaySettings) -> dict[str, str]:
+    """The files by name, in the order in which a running Envoy should get them.
+
+    Envoy is started with `bootstrap.yaml` and follows changes of the other files when they are
+    replaced by renaming, as `write` does.
+
+    Raises:
+        ValueError: the settings lack a context, or the descriptors are another version's.
+    """
+    if missing := set(CONTEXTS) - settings.contexts.keys():
+        raise ValueError(f"no endpoints for {', '.join(sorted(missing))}")
+    descriptors = settings.descriptors.read_bytes()
+    methods = api.public_methods(descriptors)
+    where = settings.directory
+    return {
+        SECRETS: _resources([_certificate(settings)]),
+        CLUSTERS: _resources(clusters(settings)),
+        LISTENER: _resources([listener(settings, methods, descriptors, str(where / SECRETS))]),
+        BOOTSTRAP: _yaml(bootstrap(settings, where / LISTENER, where / CLUSTERS)),
+    }
+
+
+def write(settings: GatewaySettings) -> Path:
+    """Writes the files into the settings' directory; a running Envoy takes them over.
+
+    Returns:
+        The file that Envoy is started with.
+    """
+    for name, text in render(settings).items():
+        _replace(settings.directory / name, text)
+    return settings.directory / BOOTSTRAP
+
+
+def _certificate(settings: GatewaySettings) -> Config:
+    return {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": CERTIFICATE,
+        "tls_certificate": {
+            "certificate_chain": {"filename": str(settings.certificate_file)},
+            "private_key": {"filename": str(settings.private_key_file)},
+        },
+    }
+
+
+def _resources(resources: Iterable[Config]) -> str:
+    return _yaml({"resources": list(resources)})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such, and nothing by reference."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _yaml(config: Config) -> str:
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

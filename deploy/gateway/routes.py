@@ -1,0 +1,223 @@
+"""The one routing table: every public address, who may use it, and what bounds it.
+
+A JSON request is first transcoded and then routed again by the RPC that came out of it, so who
+may call is decided by what is called, and no spelling of a path changes it. What has no route
+here is not there: the internal RPCs above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from deploy.gateway import auth, rates
+from deploy.gateway.api import Method, verbs_by_path
+from deploy.gateway.envoy import Config, header, header_is, seconds, typed
+from deploy.gateway.settings import GatewaySettings
+
+# The filters that routes adjust, by their names in the filter chain.
+BODY_LIMIT: Final = "evergreen.body_limit"
+DEVICE_BODY_LIMIT: Final = "evergreen.device_body_limit"
+TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
+ERRORS: Final = "evergreen.errors"
+CORS: Final = "envoy.filters.http.cors"
+
+_TIMEOUT: Final = 15
+_TIMEOUTS: Final = {
+    # Logins that failed before are slowed down.
+    "Login": 30,
+    "ChangePassword": 30,
+    "ReportEvents": 60,
+}
+_NO_TIMEOUT: Final = 0
+
+_PORTAL: Final = ("/readyz", "/openapi.json", "/docs")
+_SHARED_SERVICES: Final = ("grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+                           "grpc.reflection.v1alpha.ServerReflection")  # fmt: skip
+_PORTAL_CONTEXT: Final = "identity"
+"""Who answers for the whole: readiness, documentation, health and reflection."""
+
+# Taken out of the chain when the request comes, by its first route.
+_OFF: Final = typed("config.route.v3.FilterConfig", disabled=True)
+
+_HOST_PREDICATE: Final = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+}
+
+
+def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
+    """The routing table; Envoy takes the first route that matches."""
+    device_calls = [m for m in methods if m.is_device_call]
+    transcoded = [m for m in methods if not m.is_device_call]
+    routes = [
+        *(_device_json(settings, method) for method in device_calls),
+        *(_only("POST", method.template) for method in device_calls),
+        *(_grpc(settings, method) for method in methods),
+        *(_shared_grpc(service) for service in _SHARED_SERVICES),
+        _alive(),
+        *(_portal({"path": path}) for path in _PORTAL),
+        _portal({"prefix": "/docs/"}),
+        *(
+            _wrong_verb({"safe_regex": {"regex": regex}}, sorted(verbs))
+            for regex, verbs in verbs_by_path(transcoded).items()
+        ),
+        _nothing(),
+    ]
+    host: Config = {"name": "evergreen", "domains": ["*"], "routes": routes}
+    if settings.cors_origins:
+        host["typed_per_filter_config"] = {CORS: _cors(settings.cors_origins)}
+    return host
+
+
+def _device_json(settings: GatewaySettings, method: Method) -> Config:
+    """The JSON form of a device's call, forwarded as it is."""
+    return {
+        "match": {"path": method.template, "headers": [header_is(":method", exact="POST")]},
+        "route": _upstream(f"{method.rule.context}-http", method),
+        "metadata": rates.limit(method),
+        "typed_per_filter_config": {
+            TRANSCODER: _OFF,
+            ERRORS: _OFF,
+            **_device_body(settings, method),
+            **auth.required(method.rule.audience),
+        },
+    }
+
+
+def _grpc(settings: GatewaySettings, method: Method) -> Config:
+    """An RPC, whether it came as gRPC or was transcoded."""
+    filters = auth.required(method.rule.audience)
+    if method.is_device_call:
+        filters |= {ERRORS: _OFF, **_device_body(settings, method)}
+    return {
+        "match": {
+            "path": method.path,
+            "headers": [header_is("content-type", prefix="application/grpc")],
+        },
+        "route": _upstream(method.rule.context, method),
+        "metadata": rates.limit(method),
+        "typed_per_filter_config": filters,
+    }
+
+
+def _device_body(settings: GatewaySettings, method: Method) -> Config:
+    """Takes a device's body only after its token: batches of events are large."""
+    limits = settings.limits
+    size = limits.events_body if method.path.endswith("/ReportEvents") else limits.body
+    return {
+        BODY_LIMIT: _OFF,
+        DEVICE_BODY_LIMIT: typed(
+            "extensions.filters.http.buffer.v3.BufferPerRoute", buffer={"max_request_bytes": size}
+        ),
+    }
+
+
+def _upstream(cluster: str, method: Method) -> Config:
+    name = method.path.rpartition("/")[2]
+    return {
+        "cluster": cluster,
+        "timeout": seconds(_NO_TIMEOUT if method.streams else _TIMEOUTS.get(name, _TIMEOUT)),
+        "retry_policy": _retries(idempotent=method.is_idempotent),
+    }
+
+
+def _retries(*, idempotent: bool) -> Config:
+    """What is tried again, if possible elsewhere.
+
+    A write is repeated only when it cannot have arrived. A service's own UNAVAILABLE is never
+    repeated: it says when to come back, and repeating it would double the load that caused it.
+    """
+    never_arrived = "connect-failure,refused-stream"
+    return {
+        "retry_on": f"{never_arrived},reset" if idempotent else never_arrived,
+        "num_retries": 2,
+        "retry_host_predicate": [_HOST_PREDICATE],
+        "host_selection_retry_max_attempts": 3,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    }
+
+
+def _shared_grpc(service: str) -> Config:
+    return {
+        "match": {
+            "prefix": f"/{service}/",
+            "headers": [header_is("content-type", prefix="application/grpc")],
+        },
+        "route": {
+            "cluster": _PORTAL_CONTEXT,
+            "timeout": seconds(_NO_TIMEOUT),
+        },
+        "metadata": rates.by_name(rates.OPEN),
+        # Reflection is a dialogue: its body must not be waited for.
+        "typed_per_filter_config": {BODY_LIMIT: _OFF, **auth.not_required()},
+    }
+
+
+def _portal(match: Config) -> Config:
+    return {
+        "match": match,
+        "route": {
+            "cluster": f"{_PORTAL_CONTEXT}-http",
+            "timeout": seconds(_TIMEOUT),
+            "retry_policy": _retries(idempotent=True),
+        },
+        "metadata": rates.by_name(rates.OPEN),
+        "typed_per_filter_config": _plain(),
+    }
+
+
+def _alive() -> Config:
+    return {
+        "match": {"path": "/healthz"},
+        "direct_response": {"status": 200, "body": {"inline_string": '{"status":"ok"}\n'}},
+        "response_headers_to_add": [header("content-type", "application/json")],
+        "typed_per_filter_config": _plain(),
+    }
+
+
+def _only(verb: str, path: str) -> Config:
+    return _wrong_verb({"path": path}, [verb])
+
+
+def _wrong_verb(match: Config, verbs: list[str]) -> Config:
+    """Says which methods a path takes, to a request with another one."""
+    others = [
+        {
+            **header_is(":method", exact=verb),
+            "invert_match": True,
+            "treat_missing_header_as_empty": True,
+        }
+        for verb in verbs
+    ]
+    return {
+        "match": {**match, "headers": others},
+        "direct_response": {"status": 405},
+        "response_headers_to_add": [header("allow", ", ".join(verbs))],
+        "typed_per_filter_config": _plain(),
+    }
+
+
+def _nothing() -> Config:
+    # The transcoder still looks at what arrives here: this is the first route of every JSON call.
+    return {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 404},
+        "typed_per_filter_config": auth.not_required(),
+    }
+
+
+def _plain() -> Config:
+    return {TRANSCODER: _OFF, ERRORS: _OFF, **auth.not_required()}
+
+
+def _cors(origins: Sequence[str]) -> Config:
+    return typed(
+        "extensions.filters.http.cors.v3.CorsPolicy",
+        allow_origin_string_match=[{"exact": origin} for origin in origins],
+        allow_methods="GET, POST, PATCH, DELETE",
+        allow_headers="authorization, content-type, x-grpc-web, x-user-agent, grpc-timeout",
+        expose_headers="grpc-status, grpc-message, grpc-status-details-bin, retry-after, x-request-id",
+        allow_credentials=True,
+        max_age="600",
+    )
