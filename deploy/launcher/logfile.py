@@ -15,7 +15,7 @@ class LogFile:
     """The file that a process's output goes to, as it was printed."""
 
     def __init__(self, path: Path, *, largest: int = _LARGEST, kept: int = _KEPT) -> None:
-        self._path = path
+        self.path = path
         self._largest = largest
         self._kept = kept
         self._file: BinaryIO | None = None
@@ -41,16 +41,16 @@ class LogFile:
                 file.close()
 
     def _open(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "ab", buffering=0)
         self._size = os.fstat(descriptor).st_size
 
     def _rotate(self) -> None:
         self.close()
         for number in range(self._kept - 1, 0, -1):
-            old = self._path.with_name(f"{self._path.name}.{number}")
+            old = self.path.with_name(f"{self.path.name}.{number}")
             if old.exists():
-                old.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+                old.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
         if self._kept:
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
         self._open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +14,32 @@ from deploy.launcher.render import as_json
 
 OWN_NAME: Final = "evergreen"
 _LONGEST_LINE: Final = 64 * 1024
+# What a person can follow: lines at once, and lines a second in the long run, per process.
+_BURST: Final = 60
+_PER_SECOND: Final = 10.0
+
+
+class Flood:
+    """Decides which events of one process a terminal shows when there are very many."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._room = float(_BURST)
+        self._at = clock()
+        self._held_back = 0
+
+    def admit(self) -> tuple[bool, int]:
+        """Whether to show the next event, and how many before it were held back."""
+        now = self._clock()
+        self._room = min(_BURST, self._room + (now - self._at) * _PER_SECOND)
+        self._at = now
+        # After a flood the first line waits until there is room for a few.
+        if self._room < (_PER_SECOND if self._held_back else 1):
+            self._held_back += 1
+            return False, 0
+        self._room -= 1
+        held_back, self._held_back = self._held_back, 0
+        return True, held_back
 
 
 class Logs:
@@ -49,6 +77,8 @@ class ProcessLog:
         self._parse = parse
         self._console = console
         self._severity = severity
+        # A program that reads JSON wants everything.
+        self._flood = Flood() if console.format == "console" else None
         self._rest = b""
         self.tail: list[str] = []
         """The last lines, for the message about a failed start."""
@@ -76,5 +106,11 @@ class ProcessLog:
             return
         context = " ".join(f"{key}={value}" for key, value in event.context.items())
         self.tail = [*self.tail[-19:], f"{event.level}: {event.message} {context}".rstrip()]
-        if event.severity >= self._severity:
+        if event.severity < self._severity:
+            return
+        shown, held_back = self._flood.admit() if self._flood else (True, 0)
+        if held_back:
+            note = f"{held_back} more lines of {self._name} are in {self._file.path}"
+            self._console.show(LogEvent(now(), OWN_NAME, "warning", note))
+        if shown:
             self._console.show(event)

@@ -34,13 +34,16 @@ def _bind(port: int, host: str) -> None:
         probe.listen(1)
 
 
-def pick(names: Iterable[str], kept: Mapping[str, int], chooser: random.Random) -> dict[str, int]:
+def pick(
+    names: Iterable[str], kept: Mapping[str, int], chooser: random.Random | None = None
+) -> dict[str, int]:
     """A free loopback port for each name: the kept one if it is free, otherwise a new one.
 
     Raises:
         LauncherError: no free port was found.
     """
     ports: dict[str, int] = {}
+    chooser = chooser or random.SystemRandom()
     for name in names:
         candidates = [kept[name]] if name in kept else []
         candidates += chooser.sample(_PICK_FROM, 200)

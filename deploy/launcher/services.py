@@ -14,6 +14,8 @@ from deploy.launcher.process import ProcessSpec
 from deploy.postgres.roles import service_role
 
 CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
+HTTP_CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation")
+"""Those with routes that the gateway does not transcode."""
 
 
 def socket(run: Path, context: str, kind: str) -> Path:
@@ -35,7 +37,6 @@ def process(
     environment = {
         "EVERGREEN_GRPC_LISTEN": f"unix:{socket(run, context, 'gw')}",
         "EVERGREEN_INTERNAL_LISTEN": f"unix:{socket(run, context, 'int')}",
-        "EVERGREEN_HTTP_LISTEN": f"unix:{socket(run, context, 'http')}",
         "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{ports[context]}",
         "EVERGREEN_DATABASE_URL": postgres.dsn(service_role(context)),
         "EVERGREEN_DATABASE_PASSWORD_FILE": str(home.secret_file(f"postgres_{context}", password)),
@@ -48,6 +49,8 @@ def process(
         "EVERGREEN_LOG_FORMAT": "json",
         "EVERGREEN_LOG_LEVEL": log_level,
     }
+    if context in HTTP_CONTEXTS:
+        environment["EVERGREEN_HTTP_LISTEN"] = f"unix:{socket(run, context, 'http')}"
     for other in CONTEXTS:
         environment[f"EVERGREEN_{other.upper()}_TARGET"] = f"unix:{socket(run, other, 'int')}"
     if context == "identity":

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime
 import json
-import random
 import signal
 import ssl
 import time
@@ -120,7 +119,7 @@ class Launcher:
             step.note = f"ended what an earlier start left: {', '.join(cleared)}"
         self._addresses = ports.gateway_addresses(self._options.port)
         kept = self._home.remembered().get("ports", {})
-        self._ports = ports.pick(_PORTS, kept, random.SystemRandom())
+        self._ports = ports.pick(_PORTS, kept)
         self._home.remember(ports=self._ports)
         given = self._options.admin_password
         if given and not self._home.bootstrap_file.exists():
