@@ -31,7 +31,7 @@ def run() -> int:
     try:
         chosen = options.read()
         console = Console(fmt=chosen.log_format)
-        home = Home(chosen.home.expanduser().absolute())
+        home = Home(chosen.home)
         home.prepare()
         with home.locked():
             asyncio.run(Launcher(chosen, home, console).run())

@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Literal, cast
 
 from deploy.launcher.errors import LauncherError
 
-
-class Options(BaseSettings):
-    """The launcher's settings, from variables that start with `EVERGREEN_`."""
-
-    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, extra="ignore")
-
-    home: Path = Field(default=Path(".evergreen"), description="Where the state lives.")
-    port: int = Field(default=8443, ge=1, le=65535, description="The gateway's port.")
-    admin_email: str = Field(
-        default="owner@localhost", description="The first Owner; used on the first start."
-    )
-    admin_password: str = Field(
-        default="", description="The first Owner's password; made when empty.", repr=False
-    )
-    log_format: Literal["console", "json"] = Field(
-        default="console", description="How the terminal shows events: for people or as JSON."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least level that is logged."
-    )
+# Plain parsing: the library that services use for this takes half a second to import, and the
+# launcher is in a hurry.
 
 
-def read() -> Options:
-    """The settings of this start.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The launcher's settings."""
+
+    home: Path
+    """Where the state lives; absolute."""
+    port: int
+    """The gateway's port."""
+    admin_email: str
+    """The first Owner; used on the first start."""
+    admin_password: str = field(repr=False)
+    """The first Owner's password; made when empty."""
+    log_format: Literal["console", "json"]
+    """How the terminal shows events: for people or as JSON."""
+    log_level: str
+    """The least level that is logged."""
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Options:
+    """The settings of this start, from variables that start with `EVERGREEN_`.
 
     Raises:
-        LauncherError: a variable does not hold what it should.
+        LauncherError: a variable does not hold what it should; all of them are named.
     """
-    try:
-        return Options()
-    except ValidationError as error:
-        problems = [
-            f"EVERGREEN_{str(problem['loc'][0]).upper()}: {problem['msg']}"
-            for problem in error.errors(include_input=False)
-        ]
-        raise LauncherError("; ".join(problems), advice="Correct the environment.") from None
+    problems: list[str] = []
+
+    def value(name: str, default: str) -> str:
+        return environment.get(f"EVERGREEN_{name}", "").strip() or default
+
+    def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+        found = value(name, default)
+        if found not in choices:
+            problems.append(f"EVERGREEN_{name} is {found!r}, not one of {', '.join(choices)}.")
+        return found
+
+    port = value("PORT", "8443")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        problems.append(f"EVERGREEN_PORT is {port!r}, not a port between 1 and 65535.")
+    log_format = choice("LOG_FORMAT", "console", ("console", "json"))
+    log_level = choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
+    if problems:
+        raise LauncherError(" ".join(problems), advice="Correct the environment and start again.")
+    return Options(
+        home=Path(value("HOME", ".evergreen")).expanduser().absolute(),
+        port=int(port),
+        admin_email=value("ADMIN_EMAIL", "owner@localhost"),
+        admin_password=environment.get("EVERGREEN_ADMIN_PASSWORD", ""),
+        log_format=cast("Literal['console', 'json']", log_format),
+        log_level=log_level,
+    )
