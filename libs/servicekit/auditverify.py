@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from servicekit.auditchain import NO_HASH, Checkpoint, Columns, Head, entry_hash
 
@@ -84,39 +84,40 @@ class Verifier:
                 if not only or head.tenant_id == only:
                     at = self._anchors.setdefault(head.tenant_id, {})
                     at.setdefault(head.sequence, {}).setdefault(head.hash, checkpoint.taken_at)
-        self._chain: _Chain | None = None
+        self._chain = _Chain("")
         self._done: set[str] = set()
 
     def entry(self, entry: Entry) -> Iterator[Finding]:
-        """Takes the next entry; answers what is wrong with it."""
+        """Takes the next entry; answers what is wrong with it, or with those before it."""
+        yield from self._enter(entry.tenant_id)
         chain = self._chain
-        if chain is None or chain.tenant_id != entry.tenant_id:
-            yield from self._end_chain()
-            chain = yield from self._begin(entry.tenant_id)
         self.entries += 1
         true_hash = entry_hash(entry.tenant_id, entry.sequence, entry.previous_hash, entry.record)
-        found = list(self._place(chain, entry))
-        if entry.sequence > chain.sequence:
-            if true_hash != entry.hash:
-                chain.suspects = [*chain.suspects, entry][:_MAX_SUSPECTS]
-                found.append(_changed(entry, "its hash does not fit what it says"))
-            elif not found:
-                found.extend(_link(chain, entry))
-            found.extend(_columns(entry))
-            if not found:
-                found.extend(self._anchor(chain, entry))
-            chain.bad = bool(found)
-            chain.sequence = entry.sequence
-            chain.stored_hash, chain.true_hash = entry.hash, true_hash
+        found = list(_place(chain, entry))
         chain.ids.add(entry.columns.id)
+        if entry.sequence <= chain.sequence:
+            yield from found
+            return
+        fits = true_hash == entry.hash
+        if not fits:
+            if len(chain.suspects) < _MAX_SUSPECTS:
+                chain.suspects.append(entry)
+            else:
+                found.append(_changed(entry))
+        elif not found:
+            found.extend(_link(chain, entry))
+        found.extend(_columns(entry))
+        if fits:
+            found.extend(self._anchor(chain, entry))
+        chain.bad = bool(found) or not fits
+        chain.sequence = entry.sequence
+        chain.stored_hash, chain.true_hash = entry.hash, true_hash
         yield from found
 
     def head(self, head: Head) -> Iterator[Finding]:
         """Takes the log's own word of where a chain ends, behind the chain's entries."""
+        yield from self._enter(head.tenant_id)
         chain = self._chain
-        if chain is None or chain.tenant_id != head.tenant_id:
-            yield from self._end_chain()
-            chain = yield from self._begin(head.tenant_id)
         last = chain.sequence
         if last < head.sequence:
             yield Finding(
@@ -144,7 +145,7 @@ class Verifier:
 
     def finish(self) -> Iterator[Finding]:
         """Ends the last chain, and looks for chains that are missing altogether."""
-        yield from self._end_chain()
+        yield from self._leave()
         for tenant_id in sorted(self._anchors.keys() - self._done):
             last = max(self._anchors[tenant_id])
             yield Finding(
@@ -154,45 +155,19 @@ class Verifier:
                 f"the whole chain is missing; a checkpoint knows it up to entry {last}",
             )
 
-    def _begin(self, tenant_id: str) -> Iterator[Finding] | Any:
+    def _enter(self, tenant_id: str) -> Iterator[Finding]:
+        """Makes the chain of a tenant the one that is being checked."""
+        if self._chain.tenant_id == tenant_id:
+            return
+        yield from self._leave()
         if tenant_id in self._done:
-            yield Finding(tenant_id, 1, Kind.REORDERED, "the chain's entries do not stand together")
-        self.chains += 1
+            yield Finding(
+                tenant_id, 1, Kind.REORDERED, "the entries of the chain do not stand together"
+            )
+        else:
+            self.chains += 1
         self._done.add(tenant_id)
         self._chain = _Chain(tenant_id)
-        return self._chain
-
-    def _place(self, chain: _Chain, entry: Entry) -> Iterator[Finding]:
-        """Whether the entry stands where its number says, once."""
-        here = chain.sequence + 1
-        if entry.sequence > here:
-            yield Finding(
-                entry.tenant_id,
-                here,
-                Kind.REMOVED,
-                f"{_span(here, entry.sequence - 1)} removed",
-            )
-        elif entry.sequence == chain.sequence:
-            yield Finding(
-                entry.tenant_id,
-                entry.sequence,
-                Kind.FORGED,
-                f"there are two entries with the number {entry.sequence}",
-            )
-        elif entry.sequence < chain.sequence:
-            yield Finding(
-                entry.tenant_id,
-                entry.sequence,
-                Kind.REORDERED,
-                f"entry {entry.sequence} stands behind entry {chain.sequence}",
-            )
-        if entry.columns.id in chain.ids:
-            yield Finding(
-                entry.tenant_id,
-                entry.sequence,
-                Kind.FORGED,
-                f"entry {entry.sequence} repeats the id of an earlier entry, {entry.columns.id}",
-            )
 
     def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[Finding]:
         """Whether the checkpoints agree with this entry."""
@@ -212,10 +187,9 @@ class Verifier:
                 f" {entry.hash[:16]}…",
             )
 
-    def _end_chain(self) -> Iterator[Finding]:
-        chain, self._chain = self._chain, None
-        if chain is None:
-            return
+    def _leave(self) -> Iterator[Finding]:
+        """Ends the check of a chain."""
+        chain, self._chain = self._chain, _Chain("")
         anchors = self._anchors.get(chain.tenant_id, {})
         beyond = max(anchors, default=0)
         if beyond > chain.sequence:
@@ -227,25 +201,40 @@ class Verifier:
                 f"{_span(chain.sequence + 1, beyond)} cut off: the checkpoint of {taken_at} knows"
                 f" the chain up to entry {beyond}",
             )
-        yield from _reordered(chain.suspects)
+        yield from _judge(chain.suspects)
+
+
+def _place(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+    """Whether the entry stands where its number says, once."""
+    here = chain.sequence + 1
+    number = entry.sequence
+    if number > here:
+        yield Finding(entry.tenant_id, here, Kind.REMOVED, f"{_span(here, number - 1)} removed")
+    elif number == chain.sequence:
+        message = f"there are two entries with the number {number}"
+        yield Finding(entry.tenant_id, number, Kind.FORGED, message)
+    elif number < chain.sequence:
+        message = f"entry {number} stands behind entry {chain.sequence}"
+        yield Finding(entry.tenant_id, number, Kind.REORDERED, message)
+    if entry.columns.id in chain.ids:
+        message = f"entry {number} repeats the id of an earlier entry, {entry.columns.id}"
+        yield Finding(entry.tenant_id, number, Kind.FORGED, message)
 
 
 def _link(chain: _Chain, entry: Entry) -> Iterator[Finding]:
     """Whether the entry continues the one before."""
     if entry.previous_hash in {chain.stored_hash, chain.true_hash}:
         return
-    if entry.sequence == 1:
+    number = entry.sequence
+    if number == 1:
         message = "entry 1 does not begin the chain: it names an entry before it"
-    elif chain.bad:
-        return
-    else:
+        yield Finding(entry.tenant_id, 1, Kind.FORGED, message)
+    elif not chain.bad:
         message = (
-            f"entry {entry.sequence - 1} was changed and its hash made to fit, or entry"
-            f" {entry.sequence} was forged: it does not continue entry {entry.sequence - 1}"
+            f"entry {number - 1} was changed and its hash made to fit, or entry {number} was"
+            f" forged: entry {number} does not continue entry {number - 1}"
         )
-        yield Finding(entry.tenant_id, entry.sequence - 1, Kind.CHANGED, message)
-        return
-    yield Finding(entry.tenant_id, entry.sequence, Kind.FORGED, message)
+        yield Finding(entry.tenant_id, number - 1, Kind.CHANGED, message)
 
 
 def _columns(entry: Entry) -> Iterator[Finding]:
@@ -254,51 +243,49 @@ def _columns(entry: Entry) -> Iterator[Finding]:
         event = json.loads(entry.record)
         true = Columns.of(event)
     except (ValueError, AttributeError, RecursionError):
-        yield _changed(entry, "its record is not an event")
+        message = f"{_named(entry)} was changed: its record is not an event"
+        yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
         return
     for name in Columns.__slots__:
         shown, recorded = getattr(entry.columns, name), getattr(true, name)
         if shown != recorded:
-            yield _changed(
-                entry, f"the column {name} says {_short(shown)}, the record {_short(recorded)}"
+            message = (
+                f"{_named(entry)} was changed: the column {name} says {_short(shown)},"
+                f" the record says {_short(recorded)}"
             )
-    if true.tenant_id != entry.tenant_id:
-        yield Finding(
-            entry.tenant_id,
-            entry.sequence,
-            Kind.FORGED,
-            f"entry {entry.sequence} records an event of another tenant, {true.tenant_id}",
-        )
+            yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
 
 
-def _reordered(suspects: Sequence[Entry]) -> Iterator[Finding]:
-    """Which of the bad entries are good ones in the wrong place."""
+def _judge(suspects: Sequence[Entry]) -> Iterator[Finding]:
+    """Which entries whose hash does not fit are good ones in the wrong place."""
     for entry in suspects:
-        for other in suspects:
-            if other is entry:
-                continue
-            at = other.sequence
-            # Either the record was moved to another row, or the row was given another number.
-            if (
-                entry_hash(entry.tenant_id, at, other.previous_hash, entry.record) == other.hash
-                or entry_hash(entry.tenant_id, at, entry.previous_hash, entry.record) == entry.hash
-            ):
-                yield Finding(
-                    entry.tenant_id,
-                    entry.sequence,
-                    Kind.REORDERED,
-                    f"what stands at entry {entry.sequence} belongs at entry {at}",
-                )
-                break
+        at = next((o.sequence for o in suspects if o is not entry and _belongs(entry, o)), None)
+        if at is None:
+            yield _changed(entry)
+        else:
+            message = f"what stands at entry {entry.sequence} belongs at entry {at}"
+            yield Finding(entry.tenant_id, entry.sequence, Kind.REORDERED, message)
 
 
-def _changed(entry: Entry, how: str) -> Finding:
-    return Finding(
-        entry.tenant_id,
-        entry.sequence,
-        Kind.CHANGED,
-        f"entry {entry.sequence} ({entry.columns.id}) was changed: {how}",
+def _belongs(entry: Entry, other: Entry) -> bool:
+    """Whether the entry is good where the other one stands.
+
+    Either its record was moved to another row, or its row was given another number.
+    """
+    tenant_id, at, record = entry.tenant_id, other.sequence, entry.record
+    return (
+        entry_hash(tenant_id, at, other.previous_hash, record) == other.hash
+        or entry_hash(tenant_id, at, entry.previous_hash, record) == entry.hash
     )
+
+
+def _changed(entry: Entry) -> Finding:
+    message = f"{_named(entry)} was changed: its hash does not fit what it says"
+    return Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
+
+
+def _named(entry: Entry) -> str:
+    return f"entry {entry.sequence} ({entry.columns.id})"
 
 
 def _span(first: int, last: int) -> str:
