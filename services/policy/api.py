@@ -24,7 +24,7 @@ from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
 from services.policy import delivery_store
 from services.policy.delivery import Delivery
-from services.policy.domain import Bundle, Policy, Published
+from services.policy.domain import MAX_VERSION, Bundle, Policy, Published
 from services.policy.keys import KeyRing
 from services.policy.service import Change, PolicyService
 from services.policy.signing import PAYLOAD_TYPE
@@ -44,7 +44,7 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
     ) -> policy_pb2.ListPoliciesResponse:
         """Lists policies."""
         size = page_size(request.page_size)
-        after = decode_token(request.page_token, UUID)
+        after = decode_token(request.page_token, _policy_position)
         found = await self._service.list_policies(
             context.call.caller, request.org_id, after, size + 1
         )
@@ -276,8 +276,12 @@ def to_timestamp(moment: datetime) -> Timestamp:
     return stamp
 
 
-def _version_position(text: str) -> int:
-    version = int(text)
-    if not 0 < version < 10**18:
+def _policy_position(text: object) -> UUID:
+    return UUID(str(text))
+
+
+def _version_position(text: object) -> int:
+    version = int(str(text))
+    if not 0 < version <= MAX_VERSION:
         raise ValueError(text)
     return version

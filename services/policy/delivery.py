@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
 import grpc
 
 from evergreen.v1 import identity_pb2, identity_pb2_grpc
@@ -44,6 +45,7 @@ log = logs.get(__name__)
 _FLUSH_SECONDS = 0.5
 _WRITE_AT_ONCE = 5000
 _LISTEN_CHECK_SECONDS = 15.0
+_LISTEN_AGAIN_SECONDS = 1.0
 _IDENTITY_SECONDS = 2.0
 
 
@@ -133,6 +135,14 @@ class Delivery:
 
     async def listen(self) -> None:
         """Hears of what other processes commit, sooner than the feeds do."""
+        while True:
+            try:
+                await self._listen()
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
+                log.debug("does not listen to the database", error=str(away))
+            await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+
+    async def _listen(self) -> None:
         heard = asyncio.Event()
 
         def wake(*_: object) -> None:
