@@ -22,7 +22,8 @@ _FORGET_EVERY_SECONDS = 3600
 
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
-    settings = IdentitySettings()
+    settings = kit.settings
+    assert isinstance(settings, IdentitySettings)
     passwords = Passwords()
     first_start = FirstStart(settings, kit.database, kit.outbox, passwords, kit.clock)
     signer = await until_done("make or open the signing keys", first_start.run)
