@@ -1,0 +1,70 @@
+"""Runs the enrollment service: `python -m services.enrollment`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from evergreen.v1 import enrollment_pb2_grpc as rpc
+from servicekit.app import Kit, Parts, run
+from servicekit.device_service import device_methods
+from services.enrollment.api import (
+    DeviceApi,
+    DeviceRegistryApi,
+    EnrollmentTokenApi,
+    InternalApi,
+)
+from services.enrollment.http import routes
+from services.enrollment.service.admission import Admission
+from services.enrollment.service.first_start import FirstStart
+from services.enrollment.service.peers import Peers
+from services.enrollment.service.registry import Registry
+from services.enrollment.service.tokens import Tokens
+from services.enrollment.settings import EnrollmentSettings
+
+
+async def build(kit: Kit) -> Parts:
+    """Wires the service."""
+    settings = kit.settings
+    assert isinstance(settings, EnrollmentSettings)
+    peers = Peers(kit.channel("identity"), kit.channel("policy"))
+    tokens = Tokens(kit.database, kit.outbox, kit.tenants, kit.clock)
+    registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
+    admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
+    first_start = FirstStart(
+        settings.bootstrap_enrollment_secret_file,
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        kit.clock,
+    )
+    return Parts(
+        public=[
+            partial(
+                rpc.add_EnrollmentTokenServiceServicer_to_server,
+                EnrollmentTokenApi(tokens, kit.clock),
+            ),
+            partial(rpc.add_DeviceRegistryServiceServicer_to_server, DeviceRegistryApi(registry)),
+            device_methods(EnrollDevice=DeviceApi(admission).EnrollDevice),
+        ],
+        internal=[
+            partial(rpc.add_EnrollmentInternalServiceServicer_to_server, InternalApi(registry))
+        ],
+        services=[
+            "evergreen.v1.EnrollmentTokenService",
+            "evergreen.v1.DeviceRegistryService",
+            "evergreen.v1.DeviceService",
+        ],
+        routes=routes(admission),
+        batchers=[admission.batcher],
+        tasks=[first_start.run],
+        ready=lambda: first_start.done,
+    )
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("enrollment", EnrollmentSettings(), build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Enrollment's device route, in the released agent's JSON."""
+
+from __future__ import annotations
+
+from evergreen.v1 import device_pb2
+from servicekit.call import Call
+from servicekit.http_server import Answer, Route, parse_message
+from services.enrollment.api import application, start_file
+from services.enrollment.service.admission import Admission
+
+
+def routes(admission: Admission) -> dict[str, Route]:
+    """The route that devices enroll by."""
+
+    async def enroll(call: Call, body: bytes) -> Answer:
+        request = device_pb2.EnrollDeviceRequest()
+        parse_message(body, request)
+        admitted = await admission.enroll(call, application(request))
+        return Answer(body=start_file(admitted.device, admitted.issued))
+
+    return {"/api/v1/devices/enroll": Route("/evergreen.v1.DeviceService/EnrollDevice", enroll)}

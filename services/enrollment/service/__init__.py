@@ -1,0 +1,1 @@
+"""Enrollment's use cases, one transaction each."""

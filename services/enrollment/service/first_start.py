@@ -1,0 +1,114 @@
+"""The first start: an enrollment token for the organisation `default`, with a given secret."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from servicekit import logs
+from servicekit.call import SYSTEM_CALL
+from servicekit.events import Event
+from servicekit.ids import Clock, new_id
+from servicekit.outbox import Outbox
+from servicekit.postgres import Database
+from servicekit.settings import read_secret
+from servicekit.tenants import TenantDirectory
+from services.enrollment import store
+from services.enrollment.domain import (
+    FIRST_TOKEN_LIFE,
+    MIN_SECRET,
+    EnrollmentToken,
+    secret_hash,
+)
+
+log = logs.get(__name__)
+
+_ORG_CODE: Final = "default"
+_RETRY_SECONDS: Final = 0.5
+
+
+class FirstStart:
+    """Makes the first enrollment token, once in the life of an installation.
+
+    Not before the service serves: the other services need its feed, whether or not identity,
+    which knows the organisation, is up.
+    """
+
+    def __init__(
+        self,
+        secret_file: Path | None,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        clock: Clock,
+    ) -> None:
+        self._secret_file = secret_file
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._clock = clock
+        self.done = False
+        """Whether nothing is left to make."""
+
+    async def run(self) -> None:
+        """Tries until it is done, then rests for as long as the service lives."""
+        told = False
+        while not self.done:
+            try:
+                self.done = await self.attempt()
+            except Exception as error:
+                if not told:
+                    log.info("the first enrollment token waits", error=str(error))
+                told = True
+            if not self.done:
+                await asyncio.sleep(_RETRY_SECONDS)
+        await asyncio.Event().wait()
+
+    async def attempt(self) -> bool:
+        """Makes the token if it is time; answers whether nothing is left to make."""
+        if self._secret_file is None:
+            return True
+        async with self._database.transaction() as connection:
+            if await store.first_token_made(connection):
+                return True
+        secret = read_secret(self._secret_file)
+        if len(secret) < MIN_SECRET:
+            raise ValueError(f"the secret must have at least {MIN_SECRET} characters")
+        org = await self._tenants.by_code(_ORG_CODE)
+        if org is None or org.kind != "org":
+            return False
+        await self._make(org.id, secret)
+        return True
+
+    async def _make(self, org_id: UUID, secret: str) -> None:
+        at = self._clock()
+        token = EnrollmentToken(
+            id=new_id(),
+            tenant_id=org_id,
+            name="First start",
+            created_at=at,
+            expires_at=at + FIRST_TOKEN_LIFE,
+            max_uses=0,
+            uses=0,
+            serial_count=0,
+            require_approval=False,
+        )
+        async with self._database.transaction() as connection:
+            await store.lock_first_start(connection)
+            if await store.first_token_made(connection):
+                return
+            await store.insert_token(connection, token, secret_hash(secret), ())
+            await store.note_first_token(connection, token.id)
+            await self._outbox.append(
+                connection,
+                Event(
+                    "enrollment.token_created",
+                    org_id,
+                    f"enrollment-tokens/{token.id}",
+                    after=token.audit(),
+                    call=SYSTEM_CALL,
+                ),
+            )
+        log.info("made the first enrollment token", org=_ORG_CODE, token=str(token.id))

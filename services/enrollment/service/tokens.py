@@ -1,0 +1,158 @@
+"""The administration of enrollment tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from servicekit.call import Call
+from servicekit.errors import invalid_field, not_found
+from servicekit.events import Event
+from servicekit.ids import Clock, new_id
+from servicekit.outbox import Outbox
+from servicekit.postgres import Database
+from servicekit.tenants import TenantDirectory
+from services.enrollment import store
+from services.enrollment.domain import (
+    MAX_TOKEN_LIFE,
+    TOKEN_LIFE,
+    EnrollmentToken,
+    clean_serials,
+    new_secret,
+    secret_hash,
+)
+
+_SERIALS_A_PAGE: Final = 20_000
+"""A page of tokens ends early rather than carry more serial numbers than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A token as it is shown; the secret and the key only when it is created."""
+
+    token: EnrollmentToken
+    serials: Sequence[str]
+    secret: str | None = None
+    pre_shared_key: str | None = None
+
+
+class Tokens:
+    """The use cases around enrollment tokens."""
+
+    def __init__(
+        self, database: Database, outbox: Outbox, tenants: TenantDirectory, clock: Clock
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._clock = clock
+
+    async def list(
+        self, call: Call, org_id: str, before: UUID | None, size: int
+    ) -> tuple[list[Shown], bool]:
+        """A page of the tokens of the caller's subtree, newest first, and whether more follow."""
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        async with self._database.transaction(scope) as connection:
+            found = await store.list_tokens(connection, scope, before, size + 1)
+            page = _fitting(found[:size])
+            limited = [token.id for token in page if token.serial_count]
+            serials = await store.serials_of(connection, scope, limited) if limited else {}
+        return [Shown(token, serials.get(token.id, ())) for token in page], len(page) < len(found)
+
+    async def get(self, call: Call, token_id: str) -> Shown:
+        """One token of the caller's subtree.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller, "")
+        async with self._database.transaction(scope) as connection:
+            token = await store.token(connection, scope, UUID(token_id))
+            if token is None:
+                raise not_found("enrollment token", token_id)
+            serials = await store.serials_of(connection, scope, [token.id])
+        return Shown(token, serials.get(token.id, ()))
+
+    async def create(
+        self,
+        call: Call,
+        org_id: str,
+        name: str,
+        *,
+        expires_at: datetime | None,
+        max_uses: int,
+        serials: Sequence[str],
+        require_approval: bool,
+    ) -> Shown:
+        """Adds a token; the answer holds its secret, which is stored nowhere.
+
+        Raises:
+            DomainError: NOT_FOUND for the organisation; INVALID_ARGUMENT with the field.
+        """
+        org = await self._tenants.require_org(call.caller, org_id)
+        at = self._clock()
+        expires_at = expires_at or at + TOKEN_LIFE
+        if expires_at <= at:
+            raise invalid_field("expiresAt", "must be in the future")
+        if expires_at > at + MAX_TOKEN_LIFE:
+            raise invalid_field("expiresAt", f"must be at most {MAX_TOKEN_LIFE.days} days from now")
+        admitted = clean_serials(list(serials))
+        secret = new_secret()
+        token = EnrollmentToken(
+            id=new_id(),
+            tenant_id=org.id,
+            name=name,
+            created_at=at,
+            expires_at=expires_at,
+            max_uses=max_uses,
+            uses=0,
+            serial_count=len(admitted),
+            require_approval=require_approval,
+        )
+        async with self._database.transaction(self._tenants.scope(org.id)) as connection:
+            await store.insert_token(connection, token, secret_hash(secret), admitted)
+            await self._outbox.append(connection, _event("enrollment.token_created", token))
+        return Shown(token, admitted, secret, f"{org.code}:{secret}")
+
+    async def revoke(self, call: Call, token_id: str) -> Shown:
+        """Revokes a token; a token that is revoked stays as it is.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller, "")
+        async with self._database.transaction(scope) as connection:
+            token = await store.token(connection, scope, UUID(token_id), for_update=True)
+            if token is None:
+                raise not_found("enrollment token", token_id)
+            if token.revoked_at is None:
+                revoked = replace(token, revoked_at=self._clock())
+                await store.revoke_token(connection, token.id, self._clock())
+                await self._outbox.append(
+                    connection, _event("enrollment.token_revoked", revoked, token)
+                )
+                token = revoked
+            serials = await store.serials_of(connection, scope, [token.id])
+        return Shown(token, serials.get(token.id, ()))
+
+
+def _fitting(tokens: list[EnrollmentToken]) -> list[EnrollmentToken]:
+    weight = 0
+    for index, token in enumerate(tokens):
+        weight += token.serial_count
+        if weight > _SERIALS_A_PAGE and index:
+            return tokens[:index]
+    return tokens
+
+
+def _event(name: str, after: EnrollmentToken, before: EnrollmentToken | None = None) -> Event:
+    return Event(
+        name,
+        after.tenant_id,
+        f"enrollment-tokens/{after.id}",
+        before=before.audit() if before else None,
+        after=after.audit(),
+    )
