@@ -19,19 +19,25 @@ def permissions(context: str) -> dict[str, Any]:
 
     It publishes events of its own context only, whichever tenant they belong to. Whoever may have
     a consumer may read the stream through it, and nobody subscribes to the events past the stream.
-    Changing or deleting the stream is left to an operator.
+    Everyone may see how far the audit log has got, so that no outbox forgets what it lacks. Audit
+    may change the stream: it marks it anew when events must be published again. Deleting it is left
+    to an operator.
     """
     publish = [
         f"{SUBJECTS}.*.{context}.>",
         f"$JS.API.STREAM.INFO.{STREAM}",
         f"$JS.API.STREAM.CREATE.{STREAM}",
+        f"$JS.API.CONSUMER.INFO.{STREAM}.audit",
     ]
+    if context == "audit":
+        publish.append(f"$JS.API.STREAM.UPDATE.{STREAM}")
     for durable in CONSUMERS.get(context, ()):
         publish += [
             f"$JS.API.CONSUMER.INFO.{STREAM}.{durable}",
             f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}",
             f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}.>",
             f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{durable}",
+            f"$JS.API.CONSUMER.DELETE.{STREAM}.{durable}",
             f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}",
             f"$JS.ACK.{STREAM}.{durable}.>",
         ]

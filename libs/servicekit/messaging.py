@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -24,10 +26,30 @@ log = logs.get(__name__)
 
 KEEP: Final = timedelta(days=30)
 """How long the stream keeps messages, and an outbox what it published."""
+AUDIT: Final = "audit"
+"""The durable consumer that records everything; nothing is forgotten before it has it."""
 _DEDUPLICATE: Final = timedelta(minutes=10)
 _INCARNATION: Final = "evergreen-incarnation"
 _RETRY_SECONDS: Final = 1.0
 _MAX_BYTES: Final = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """Where a consumer stands in the stream. Positions are the stream's sequence numbers."""
+
+    incarnation: str
+    oldest: int
+    """The first message that the stream still has, or would have next."""
+    acknowledged: int
+    """The last message up to which all were acknowledged."""
+    waiting: int
+    """Messages that are still to be acknowledged."""
+
+    @property
+    def lost_some(self) -> bool:
+        """Whether the stream dropped messages, by age or size, that were not acknowledged."""
+        return self.acknowledged + 1 < self.oldest
 
 
 class Messaging:
@@ -91,6 +113,43 @@ class Messaging:
             return (info.config.metadata or {}).get(_INCARNATION, "")
         raise ConnectionError("the stream was made and is not there")
 
+    async def consumer_state(self, durable: str) -> ConsumerState | None:
+        """Where a consumer stands; `None` when it, or the stream, is not there."""
+        jetstream = await self._jetstream()
+        try:
+            stream = await jetstream.stream_info(STREAM)
+            consumer = await jetstream.consumer_info(STREAM, durable)
+        except NotFoundError:
+            return None
+        floor = consumer.ack_floor
+        return ConsumerState(
+            incarnation=(stream.config.metadata or {}).get(_INCARNATION, ""),
+            oldest=max(stream.state.first_seq, 1),
+            acknowledged=floor.stream_seq if floor else 0,
+            waiting=(consumer.num_pending or 0) + (consumer.num_ack_pending or 0),
+        )
+
+    async def publish_again(self) -> str:
+        """Gives the stream another incarnation, so that every outbox publishes what it has again.
+
+        Answers the incarnation.
+        """
+        jetstream = await self._jetstream()
+        config = (await jetstream.stream_info(STREAM)).config
+        incarnation = str(new_id())
+        config.metadata = {**(config.metadata or {}), _INCARNATION: incarnation}
+        await jetstream.update_stream(config)
+        return incarnation
+
+    async def read_again(self, durable: str) -> None:
+        """Makes a consumer begin anew with the oldest message that the stream has."""
+        with contextlib.suppress(NotFoundError):
+            await (await self._jetstream()).delete_consumer(STREAM, durable)
+
+    async def delete_stream(self) -> None:
+        """Deletes the stream; the outboxes notice and publish what they have into a new one."""
+        await (await self._jetstream()).delete_stream(STREAM)
+
     async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
         """Publishes one message and waits until the stream has stored it."""
         jetstream = await self._jetstream()
@@ -143,7 +202,14 @@ class Messaging:
                     # Nothing new, or the stream is gone; the latter raises here.
                     await jetstream.consumer_info(STREAM, durable)
                     continue
-                await handle(messages)
+                try:
+                    await handle(messages)
+                except BaseException:
+                    # Else they would come again only when the time to acknowledge has passed.
+                    await asyncio.gather(
+                        *(message.nak() for message in messages), return_exceptions=True
+                    )
+                    raise
                 await asyncio.gather(*(message.ack() for message in messages))
         finally:
             await subscription.unsubscribe()

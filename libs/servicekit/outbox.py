@@ -10,13 +10,14 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.events import Event
-from servicekit.messaging import KEEP, Messaging
+from servicekit.messaging import AUDIT, KEEP, Messaging
 from servicekit.postgres import Connection, Database
 
 log = logs.get(__name__)
 
 _BATCH: Final = 256
 _POLL_SECONDS: Final = 1.0
+_FORGET_SECONDS: Final = 600.0
 
 
 class Outbox:
@@ -27,6 +28,7 @@ class Outbox:
         self._context = context
         self._wake = asyncio.Event()
         self._incarnation = ""
+        self._forget_at = 0.0
 
     async def append(self, connection: Connection, *events: Event) -> None:
         """Writes events into the transaction of the change that they tell of."""
@@ -43,7 +45,7 @@ class Outbox:
                 await self._follow_stream(await messaging.ensure_stream())
                 while await self._publish_batch(messaging):
                     pass
-                await self._forget_old()
+                await self._forget_old(messaging)
             except Exception as error:
                 # The database or NATS is away; the rows wait, and so do we.
                 log.debug("the outbox relay waits", error=f"{type(error).__name__}: {error}")
@@ -108,7 +110,15 @@ class Outbox:
                 )
         self._incarnation = incarnation
 
-    async def _forget_old(self) -> None:
+    async def _forget_old(self, messaging: Messaging) -> None:
+        """Deletes what left the stream by its age, if the audit log has all that left it."""
+        now = asyncio.get_running_loop().time()
+        if now < self._forget_at:
+            return
+        self._forget_at = now + _FORGET_SECONDS
+        audit = await messaging.consumer_state(AUDIT)
+        if audit is None or audit.lost_some:
+            return
         async with self._database.transaction() as connection:
             await connection.execute(
                 f"DELETE FROM {self._context}.outbox WHERE published_at < now() - $1::interval",
