@@ -21,6 +21,7 @@ lint: .venv/.installed ## Check style, types and the walls between the contexts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@npx --no-install buf lint && npx --no-install buf format --diff --exit-code
 
 gen: .venv/.installed ## Make the code from protos/ again
 	@exec $(BIN)/python -m tools.gen

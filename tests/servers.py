@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 import urllib.request
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from typing import TypeVar
 from uuid import uuid4
 
 import asyncpg
+import nats
+from nats.aio.client import Client
 
 from deploy.launcher import nats as nats_process
 from deploy.launcher import ports
@@ -74,7 +77,9 @@ class Servers:
         self.ports = ports.pick(("nats", "nats_monitor"), {}, random.SystemRandom())
         await self.postgres.prepare()
         self.supervisor.start(self.postgres.process())
-        self.supervisor.start(nats_process.process(self.home, CONTEXTS, self.ports))
+        nats_spec = nats_process.process(self.home, CONTEXTS, self.ports)
+        self._add_operator()
+        self.supervisor.start(nats_spec)
         while (admin := await self.postgres.connect()) is None:
             await asyncio.sleep(0.05)
         self._admin = admin
@@ -82,6 +87,21 @@ class Servers:
         secret = self.home.secret(MIGRATOR_SECRET, password)
         await migrate.up(self.postgres.dsn(roles.MIGRATOR), secret)
         await self.until_nats_answers()
+
+    def _add_operator(self) -> None:
+        """A NATS user without limits, to look at the stream and to break it."""
+        path = self.home.nats / "nats.conf"
+        configuration = json.loads(path.read_text())
+        configuration["authorization"]["users"].append(
+            {"user": "operator", "password": self.home.secret("nats_operator", password)}
+        )
+        path.write_text(json.dumps(configuration))
+
+    async def operator(self) -> Client:
+        """A connection that may do everything on NATS."""
+        return await nats.connect(
+            self.nats_url, user="operator", password=self.home.secret("nats_operator", password)
+        )
 
     async def until_nats_answers(self) -> None:
         url = f"http://127.0.0.1:{self.ports['nats_monitor']}/healthz"

@@ -146,10 +146,6 @@ class Messaging:
         with contextlib.suppress(NotFoundError):
             await (await self._jetstream()).delete_consumer(STREAM, durable)
 
-    async def delete_stream(self) -> None:
-        """Deletes the stream; the outboxes notice and publish what they have into a new one."""
-        await (await self._jetstream()).delete_stream(STREAM)
-
     async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
         """Publishes one message and waits until the stream has stored it."""
         jetstream = await self._jetstream()

@@ -1,0 +1,127 @@
+"""Coalescing of calls in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from servicekit.batcher import Batcher
+from servicekit.errors import Code, DomainError, unavailable
+
+
+class Writer:
+    """Collects batches; holds each until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    async def write(self, items: Sequence[int]) -> Sequence[int]:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        if 13 in items:
+            raise ValueError("cannot be written")
+        self.batches.append(list(items))
+        return [item * 10 for item in items]
+
+
+@asynccontextmanager
+async def running(batcher: Batcher[int, int]) -> AsyncIterator[None]:
+    task = asyncio.create_task(batcher.run())
+    try:
+        yield
+    finally:
+        batcher.close()
+        await asyncio.wait_for(task, 5)
+
+
+async def test_what_gathers_while_a_batch_is_written_goes_together() -> None:
+    """The first call goes alone; those that came meanwhile share the next statement."""
+    writer = Writer()
+    batcher = Batcher("test", writer.write, max_batch=100, max_waiting=100)
+    async with running(batcher):
+        writer.gate.clear()
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rest = [asyncio.create_task(batcher.submit(n)) for n in range(2, 10)]
+        await asyncio.sleep(0)
+        writer.gate.set()
+        assert await first == 10
+        assert await asyncio.gather(*rest) == [n * 10 for n in range(2, 10)]
+    assert writer.batches == [[1], [2, 3, 4, 5, 6, 7, 8, 9]]
+
+
+async def test_batches_are_bounded_by_weight() -> None:
+    """A heavy item goes alone, however much more waits."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=1000, weigh=lambda n: n)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in (4, 6, 50, 1)]
+    await asyncio.sleep(0)
+    async with running(batcher):
+        await asyncio.gather(*tasks)
+    assert writer.batches == [[4, 6], [50], [1]]
+
+
+async def test_a_full_queue_refuses_with_a_delay() -> None:
+    """What is refused was not taken; what was taken is written."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=3)
+    taken = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(DomainError) as refused:
+        await batcher.submit(99)
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+    assert refused.value.retry_after is not None
+    async with running(batcher):
+        await asyncio.gather(*taken)
+    assert writer.batches == [[0, 1, 2]]
+
+
+async def test_a_caller_that_went_away_does_not_stop_the_others() -> None:
+    """A cancelled call neither kills the flusher nor is written when it had only waited."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=10)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    async with running(batcher):
+        assert await tasks[0] == 0
+        assert await tasks[2] == 20
+        assert await batcher.submit(5) == 50
+    assert writer.batches[0] == [0, 2]
+
+
+async def test_an_item_that_cannot_be_written_fails_alone() -> None:
+    """The other items of its batch are written one by one."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=10)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in (1, 13, 2)]
+    await asyncio.sleep(0)
+    async with running(batcher):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[0] == 10
+    assert results[2] == 20
+    assert isinstance(results[1], DomainError)
+    assert results[1].code is Code.INTERNAL
+
+
+async def test_when_the_database_is_away_every_call_is_told() -> None:
+    """No call of the batch is acknowledged, and the flusher lives on."""
+    writer = Writer()
+    writer.failure = unavailable("away")
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=10)
+    async with running(batcher):
+        results = await asyncio.gather(
+            *(batcher.submit(n) for n in range(3)), return_exceptions=True
+        )
+        assert all(isinstance(r, DomainError) and r.code is Code.UNAVAILABLE for r in results)
+        writer.failure = None
+        assert await batcher.submit(4) == 40
