@@ -114,19 +114,22 @@ class Messaging:
         raise ConnectionError("the stream was made and is not there")
 
     async def consumer_state(self, durable: str) -> ConsumerState | None:
-        """Where a consumer stands; `None` when it, or the stream, is not there."""
+        """Where a consumer stands, at the beginning if there is none; `None` without a stream."""
         jetstream = await self._jetstream()
         try:
             stream = await jetstream.stream_info(STREAM)
-            consumer = await jetstream.consumer_info(STREAM, durable)
         except NotFoundError:
             return None
-        floor = consumer.ack_floor
+        acknowledged, waiting = 0, stream.state.messages
+        with contextlib.suppress(NotFoundError):
+            consumer = await jetstream.consumer_info(STREAM, durable)
+            acknowledged = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
+            waiting = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
         return ConsumerState(
             incarnation=(stream.config.metadata or {}).get(_INCARNATION, ""),
             oldest=max(stream.state.first_seq, 1),
-            acknowledged=floor.stream_seq if floor else 0,
-            waiting=(consumer.num_pending or 0) + (consumer.num_ack_pending or 0),
+            acknowledged=acknowledged,
+            waiting=waiting,
         )
 
     async def publish_again(self) -> str:
