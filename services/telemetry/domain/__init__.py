@@ -1,0 +1,1 @@
+"""Pure types and rules: what devices report, and what it says about them."""

@@ -1,0 +1,305 @@
+"""Device events: how a batch is read, what is stored of an event, and what is set aside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Generator, Iterator
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+from servicekit.errors import invalid_field
+from servicekit.ids import new_id
+from services.telemetry.domain.json_text import (
+    JsonText,
+    Member,
+    NotJsonError,
+    Unreadable,
+    broken_body,
+)
+from services.telemetry.domain.state import text_rule
+from services.telemetry.domain.times import parse_time
+
+MAX_EVENTS: Final = 100_000
+MAX_PAYLOAD: Final = 64 << 10
+MAX_CONTENT: Final = 16 << 10
+MAX_DEPTH: Final = 500
+SLICE: Final = 200
+"""Events between two pauses: a few milliseconds of reading."""
+_MAX_ID: Final = 128
+_MAX_TYPE: Final = 256
+_MAX_MESSAGE: Final = 1_024
+
+_SEVERITY: Final = {
+    **dict.fromkeys(("info", "information", "informational", "debug", "notice", "trace"), "info"),
+    **dict.fromkeys(("warning", "warn"), "warning"),
+    **dict.fromkeys(
+        ("error", "err", "critical", "crit", "fatal", "alert", "emergency", "emerg", "panic"),
+        "error",
+    ),
+}
+_FAILED: Final = re.compile(r"(?:failed|failure|error)\Z", re.IGNORECASE)
+_WARNED: Final = re.compile(r"warn(?:ing)?\Z", re.IGNORECASE)
+_ESCAPED_UNSTORABLE: Final = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_BRACKET_OR_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+
+class NewEvent(NamedTuple):
+    """An event that can be stored; `payload` is JSON text, exactly as the device wrote it."""
+
+    id: UUID
+    event_id: str
+    type: str
+    severity: str
+    message: str
+    payload: str | None
+    occurred_at: datetime
+
+
+class BadEvent(NamedTuple):
+    """An event that breaks a rule: which one, and (at most 16 KiB of) what was sent."""
+
+    id: UUID
+    digest: bytes
+    """SHA-256 of the event as it was sent: the same event again is known by it."""
+    reason: str
+    content: str
+
+
+ReadEvent: TypeAlias = NewEvent | BadEvent
+
+
+class BrokenRuleError(ValueError):
+    """An event breaks a rule; the text names the field."""
+
+
+def read_batch(body: bytes, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
+    """Reads the body of a report of events, a slice at a time, so that the reader can pause.
+
+    Nothing may be stored before the last slice: the body may turn out not to be JSON.
+    `check_device` gets the value of `device_id` as soon as it is read, and raises.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT when the body as a whole cannot be taken.
+    """
+    text = JsonText(body)
+    try:
+        yield from _read_body(text, check_device)
+    except NotJsonError as broken:
+        raise broken_body() from broken
+    except UnicodeDecodeError as broken:
+        raise broken_body("must be JSON in UTF-8") from broken
+
+
+def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
+    at = text.skip_blank(0)
+    if not text.text.startswith("{", at):
+        text.value(at)
+        raise broken_body("must be a JSON object")
+    seen: set[str] = set()
+    more, at = text.begin(at, "{")
+    while more:
+        key, at = text.key(at)
+        if key == "events" and text.text.startswith("[", at):
+            if key in seen:
+                raise invalid_field("events", "is given twice")
+            at = yield from _read_events(text, at)
+        else:
+            member = text.value(at)
+            at = member.end
+            if key == "device_id":
+                check_device(text.exact(member))
+            elif key == "events" and member.value is not None:
+                raise invalid_field("events", "must be a list")
+        seen.add(key)
+        more, at = text.more(at, "}")
+    if text.skip_blank(at) != len(text.text):
+        raise NotJsonError(at)
+    if "device_id" not in seen:
+        raise invalid_field("device_id", "is required")
+    if "events" not in seen:
+        raise invalid_field("events", "is required")
+
+
+def _read_events(text: JsonText, at: int) -> Generator[list[ReadEvent], None, int]:
+    total = 0
+    events: list[ReadEvent] = []
+    more, at = text.begin(at, "[")
+    while more:
+        event, at = _read_event(text, at)
+        events.append(event)
+        more, at = text.more(at, "]")
+        total += 1
+        if total > MAX_EVENTS:
+            raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
+        if len(events) == SLICE:
+            yield events
+            events = []
+    yield events
+    return at
+
+
+def _read_event(text: JsonText, start: int) -> tuple[ReadEvent, int]:
+    if not text.text.startswith("{", start):
+        end = text.value(start).end
+        return _set_aside(text, start, end, "event: must be an object"), end
+    members, end = text.members(start)
+    try:
+        payload, value = _payload(text, members.get("payload"))
+        event = make_event(
+            event_id=_field(text, "id", members.get("id")),
+            type_=_field(text, "type", members.get("type")),
+            occurred_at=_time(_field(text, "timestamp", members.get("timestamp"))),
+            payload=payload,
+            value=value,
+        )
+    except BrokenRuleError as broken:
+        return _set_aside(text, start, end, str(broken)), end
+    return event, end
+
+
+def _field(text: JsonText, name: str, member: Member | None) -> Any:
+    if member is None:
+        return None
+    try:
+        value = text.exact(member)
+    except UnicodeDecodeError as broken:
+        raise BrokenRuleError(f"{name}: must be in UTF-8") from broken
+    if isinstance(value, Unreadable):
+        raise BrokenRuleError(f"{name}: {value.rule}")
+    return value
+
+
+def _time(value: Any) -> datetime:
+    if value is None:
+        raise BrokenRuleError("timestamp: is required")
+    try:
+        return parse_time(value)
+    except ValueError as broken:
+        raise BrokenRuleError(f"timestamp: {broken}") from broken
+
+
+def _payload(text: JsonText, member: Member | None) -> tuple[str | None, Any]:
+    if member is None:
+        return None, None
+    if member.end - member.start > MAX_PAYLOAD:
+        raise BrokenRuleError(f"payload: must have at most {MAX_PAYLOAD} bytes")
+    if isinstance(member.value, Unreadable):
+        raise BrokenRuleError(f"payload: {member.value.rule}")
+    try:
+        raw = text.raw(member.start, member.end)
+        check_payload_depth(raw)
+        value = text.exact(member)
+    except UnicodeDecodeError as broken:
+        raise BrokenRuleError("payload: must be in UTF-8") from broken
+    if _ESCAPED_UNSTORABLE.search(raw) is not None:
+        check_payload_text(value)
+    return raw, value
+
+
+def check_payload_depth(raw: str) -> None:
+    """Refuses a payload that is nested deeper than every reader of it can follow.
+
+    Raises:
+        BrokenRuleError: it is.
+    """
+    if raw.count("[") + raw.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for found in _BRACKET_OR_STRING.finditer(raw):
+        if found[0] in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BrokenRuleError("payload: is nested too deeply")
+        elif found[0] in "]}":
+            depth -= 1
+
+
+def check_payload_text(value: Any) -> None:
+    """Refuses text in a payload that PostgreSQL could not give out again.
+
+    Raises:
+        BrokenRuleError: a string or a key holds NUL or half of a surrogate pair.
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if (rule := text_rule(item, MAX_PAYLOAD)) is not None:
+                raise BrokenRuleError(f"payload: {rule}")
+        elif isinstance(item, dict):
+            waiting.extend(item)
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def make_event(
+    *, event_id: Any, type_: Any, occurred_at: datetime, payload: str | None, value: Any
+) -> NewEvent:
+    """Checks an event's fields and derives what administrators see of it.
+
+    `value` is what the JSON text `payload` says.
+
+    Raises:
+        BrokenRuleError: a field breaks a rule.
+    """
+    _check_text("id", event_id, _MAX_ID)
+    _check_text("type", type_, _MAX_TYPE)
+    severity, message = _describe(type_, value)
+    return NewEvent(new_id(), event_id, type_, severity, message, payload, occurred_at)
+
+
+def _check_text(name: str, value: Any, most: int) -> None:
+    if value is None or value == "":
+        raise BrokenRuleError(f"{name}: is required")
+    if (rule := text_rule(value, most)) is not None:
+        raise BrokenRuleError(f"{name}: {rule}")
+
+
+def _describe(type_: str, value: Any) -> tuple[str, str]:
+    """Severity and message: what the payload says of them, else what the type suggests."""
+    severity, message = _severity_of(type_), type_
+    if isinstance(value, dict):
+        said = value.get("severity", value.get("level"))
+        if isinstance(said, str):
+            severity = _SEVERITY.get(said.strip().lower(), severity)
+        text = value.get("message", value.get("msg"))
+        if isinstance(text, str) and (text := text.strip()):
+            message = text[:_MAX_MESSAGE]
+    return severity, message
+
+
+@lru_cache(maxsize=1024)
+def _severity_of(type_: str) -> str:
+    if _FAILED.search(type_) is not None:
+        return "error"
+    return "warning" if _WARNED.search(type_) is not None else "info"
+
+
+def _set_aside(text: JsonText, start: int, end: int, reason: str) -> BadEvent:
+    return set_aside(text.body[start:end], reason)
+
+
+def set_aside(sent: bytes, reason: str) -> BadEvent:
+    """What is kept of an event that breaks a rule."""
+    content = sent[:MAX_CONTENT].decode("utf-8", "replace")
+    # What replaces a broken byte is longer than the byte.
+    content = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore").replace("\x00", "\ufffd")
+    return BadEvent(new_id(), hashlib.sha256(sent).digest(), reason, content)
+
+
+def metadata_text(payload: str | None) -> str:
+    """The JSON object that is shown as an event's metadata: the payload, or one that holds it."""
+    if payload is None:
+        return "{}"
+    return payload if payload.startswith("{") else f'{{"value":{payload}}}'
+
+
+def metadata(payload: str | None) -> dict[str, Any]:
+    """The object behind `metadata_text`."""
+    value: dict[str, Any] = json.loads(metadata_text(payload))
+    return value

@@ -1,0 +1,241 @@
+"""The state of a device: how it is read, which of two is the newer one, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from servicekit.errors import FieldViolation, invalid
+from services.telemetry.domain.times import parse_time
+
+MAX_APPS: Final = 5_000
+MAX_UINT64: Final = (1 << 64) - 1
+_MAX_APP_TEXT: Final = 256
+_MAX_UPDATE_STATUS: Final = 1_024
+_MAX_LAST_ERROR: Final = 8_192
+
+SETTLED: Final = timedelta(minutes=15)
+"""How long a stored state holds out against one that claims to be older (see `is_newer`)."""
+
+_DISK_CRITICAL: Final = 0.05
+_DISK_WARNING: Final = 0.15
+_BATTERY_WARNING: Final = 10.0
+
+
+class Health(Enum):
+    """How well a device, or a part of it, is."""
+
+    HEALTHY = "healthy"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+_BY_SEVERITY: Final = (Health.HEALTHY, Health.WARNING, Health.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a device said about itself at a moment. Sizes are in bytes, the battery in percent."""
+
+    observed_at: datetime
+    installed_apps: str | None
+    """The JSON text of a list of `{"id","version","branch"}`; `None` when not known."""
+    update_status: str = ""
+    disk_total_bytes: int = 0
+    disk_free_bytes: int = 0
+    battery_percent: float = 0.0
+    last_error: str = ""
+
+    @property
+    def disk_health(self) -> Health:
+        """How full the system disk is; one without a size is not known, and healthy."""
+        if self.disk_total_bytes <= 0:
+            return Health.HEALTHY
+        free = self.disk_free_bytes / self.disk_total_bytes
+        if free < _DISK_CRITICAL:
+            return Health.CRITICAL
+        return Health.WARNING if free < _DISK_WARNING else Health.HEALTHY
+
+    @property
+    def battery_health(self) -> Health:
+        """How empty the battery is; the agent reports 0 for a machine that has none."""
+        return Health.WARNING if 0 < self.battery_percent < _BATTERY_WARNING else Health.HEALTHY
+
+    @property
+    def health(self) -> Health:
+        """The worst of all parts."""
+        error = Health.WARNING if self.last_error else Health.HEALTHY
+        return max(self.disk_health, self.battery_health, error, key=_BY_SEVERITY.index)
+
+
+@dataclass(frozen=True, slots=True)
+class StateReport:
+    """A state on its way to the database."""
+
+    device_id: UUID
+    tenant_id: UUID
+    state: State
+    received_at: datetime
+
+    @property
+    def order(self) -> datetime:
+        """When the state was true at the latest, whatever the device's clock says."""
+        return min(self.state.observed_at, self.received_at)
+
+
+def is_newer(report: StateReport, stored_order: datetime, stored_received_at: datetime) -> bool:
+    """Whether a report replaces the stored one of its device.
+
+    An agent sends what it queued again, and a request that was given up on may still arrive, so
+    the device's own time decides, not the order of arrival. Its clock is not to be trusted either:
+
+    - a time in the future counts as the moment of arrival, so that a clock that jumped ahead and
+      was set right again does not leave the device with an old state;
+    - what has been stored for a while gives way to anything, so that a clock that fell back (an
+      empty battery, say) freezes the state for `SETTLED` at most.
+    """
+    return report.order >= stored_order or stored_received_at < report.received_at - SETTLED
+
+
+def newest_per_device(reports: Iterator[StateReport]) -> list[StateReport]:
+    """The reports of a batch that are to be stored, one per device, in the order of their ids."""
+    kept: dict[UUID, StateReport] = {}
+    for report in reports:
+        other = kept.get(report.device_id)
+        if other is None or is_newer(report, other.order, other.received_at):
+            kept[report.device_id] = report
+    return [kept[key] for key in sorted(kept)]
+
+
+def apps_text(apps: list[dict[str, str]]) -> str:
+    """The stored form of a list of applications."""
+    return json.dumps(apps, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_state(value: Mapping[str, Any]) -> State:
+    """Reads a state out of the released agent's JSON.
+
+    A field that is absent or null has its zero value, as in Go, but for the time.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with every broken field, in snake_case.
+    """
+    reader = _Reader(value)
+    state = State(
+        observed_at=reader.time("timestamp"),
+        installed_apps=reader.apps("installed_apps"),
+        update_status=reader.text("update_status", _MAX_UPDATE_STATUS),
+        disk_total_bytes=reader.uint64("disk_total_bytes"),
+        disk_free_bytes=reader.uint64("disk_free_bytes"),
+        battery_percent=reader.number("battery_percent"),
+        last_error=reader.text("last_error", _MAX_LAST_ERROR),
+    )
+    if reader.broken:
+        raise invalid(*reader.broken)
+    return state
+
+
+class _Reader:
+    def __init__(self, value: Mapping[str, Any]) -> None:
+        self._value = value
+        self.broken: list[FieldViolation] = []
+
+    def _refuse(self, name: str, rule: str) -> None:
+        self.broken.append(FieldViolation(f"state.{name}", rule))
+
+    def time(self, name: str) -> datetime:
+        value = self._value.get(name)
+        try:
+            if value is None:
+                raise ValueError("is required")
+            return parse_time(value)
+        except ValueError as broken:
+            self._refuse(name, str(broken))
+            return datetime.min
+
+    def text(self, name: str, most: int) -> str:
+        value = self._value.get(name)
+        if value is None:
+            return ""
+        if (rule := text_rule(value, most)) is not None:
+            self._refuse(name, rule)
+            return ""
+        return str(value)
+
+    def uint64(self, name: str) -> int:
+        value = self._value.get(name)
+        if value is None:
+            return 0
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_UINT64:
+            self._refuse(name, "must be a whole number from 0 to 18446744073709551615")
+            return 0
+        return value
+
+    def number(self, name: str) -> float:
+        value = self._value.get(name)
+        if value is None:
+            return 0.0
+        try:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                number = float(value)
+                if math.isfinite(number):
+                    return number
+        except OverflowError:
+            pass
+        self._refuse(name, "must be a number")
+        return 0.0
+
+    def apps(self, name: str) -> str | None:
+        value = self._value.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            self._refuse(name, "must be a list")
+            return None
+        if len(value) > MAX_APPS:
+            self._refuse(name, f"must have at most {MAX_APPS} items")
+            return None
+        return apps_text([self._app(f"{name}[{i}]", item) for i, item in enumerate(value)])
+
+    def _app(self, name: str, value: Any) -> dict[str, str]:
+        if not isinstance(value, dict):
+            self._refuse(name, "must be an object")
+            return {}
+        app = {}
+        for key in ("id", "version", "branch"):
+            text = value.get(key)
+            if text is None:
+                text = ""
+            elif (rule := text_rule(text, _MAX_APP_TEXT)) is not None:
+                self._refuse(f"{name}.{key}", rule)
+            app[key] = text
+        return app
+
+
+def text_rule(value: Any, most: int) -> str | None:
+    """The rule that a text breaks; `None` when it can be stored."""
+    if not isinstance(value, str):
+        return "must be a string"
+    if len(value) > most:
+        return f"must have at most {most} characters"
+    if "\x00" in value:
+        return "must not contain the character NUL"
+    if not value.isascii() and not _is_unicode(value):
+        return "must not contain half of a surrogate pair"
+    return None
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,33 @@
+"""Telemetry's settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from servicekit.settings import ServiceSettings
+
+
+class TelemetrySettings(ServiceSettings):
+    """The settings of the telemetry service."""
+
+    online_seconds: int = Field(
+        default=900,
+        ge=1,
+        le=86_400,
+        description="A device that was heard of within this time is online.",
+    )
+    waiting_states: int = Field(
+        default=5_000,
+        ge=1,
+        description="States that wait to be written; further ones are refused with a delay.",
+    )
+    waiting_events: int = Field(
+        default=20_000,
+        ge=1,
+        description="Events that wait to be written; further ones are refused with a delay.",
+    )
+    body_budget_bytes: int = Field(
+        default=128 << 20,
+        ge=1 << 20,
+        description="Bytes of event bodies that are worked on at the same time.",
+    )

@@ -1,0 +1,171 @@
+"""The fleet: what the feeds tell of it, and the queries of administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.postgres import Connection, Scope, columns
+from services.telemetry.domain.views import (
+    DECOMMISSIONED,
+    HIDDEN,
+    AppliedVersion,
+    DeviceDetail,
+    DeviceFilter,
+    DeviceSummary,
+    NamePosition,
+    RegisteredDevice,
+)
+from services.telemetry.store.where import Where
+
+_SUMMARY: Final = (
+    "id, tenant_id, registry_status, name, model, policy_version, health, registered_at, contact_at"
+)
+_LAST_SEEN: Final = "coalesce(contact_at, registered_at)"
+
+
+async def cursors(connection: Connection) -> dict[str, str]:
+    """How far each feed was read."""
+    rows = await connection.fetch("SELECT feed, cursor FROM telemetry.feed_cursor")
+    return {row["feed"]: row["cursor"] for row in rows}
+
+
+async def store_cursor(connection: Connection, feed: str, cursor: str) -> None:
+    """Keeps how far a feed was read."""
+    await connection.execute(
+        "INSERT INTO telemetry.feed_cursor (feed, cursor) VALUES ($1, $2)"
+        " ON CONFLICT (feed) DO UPDATE SET cursor = excluded.cursor",
+        feed,
+        cursor,
+    )
+
+
+async def store_registered(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    """Stores devices, each once, as the registry has them."""
+    rows = sorted(
+        (
+            device.id,
+            device.tenant_id,
+            device.status,
+            device.serial,
+            device.model,
+            device.registered_at,
+            device.enrolled_at,
+        )
+        for device in devices
+    )
+    await connection.execute(
+        "INSERT INTO telemetry.device AS d"
+        " (id, tenant_id, registry_status, name, serial, model, registered_at, contact_at)"
+        " SELECT r.id, r.tenant_id, r.status, coalesce(nullif(r.serial, ''), r.id::text),"
+        " r.serial, r.model, r.registered_at, r.contact_at"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[],"
+        " $6::timestamptz[], $7::timestamptz[])"
+        " AS r (id, tenant_id, status, serial, model, registered_at, contact_at)"
+        " ON CONFLICT (id) DO UPDATE SET tenant_id = excluded.tenant_id,"
+        " registry_status = excluded.registry_status, name = excluded.name,"
+        " serial = excluded.serial, model = excluded.model,"
+        " registered_at = excluded.registered_at,"
+        " contact_at = greatest(d.contact_at, excluded.contact_at)",
+        *columns(rows),
+    )
+
+
+async def store_applied(connection: Connection, versions: Sequence[AppliedVersion]) -> None:
+    """Stores the policy versions that devices, each once, applied."""
+    rows = sorted((v.device_id, v.tenant_id, v.version, v.reported_at) for v in versions)
+    await connection.execute(
+        "INSERT INTO telemetry.device AS d"
+        " (id, tenant_id, name, registered_at, contact_at, policy_version)"
+        " SELECT r.id, r.tenant_id, r.id::text, r.reported_at, r.reported_at, r.version"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
+        " AS r (id, tenant_id, version, reported_at)"
+        " ON CONFLICT (id) DO UPDATE SET policy_version = excluded.policy_version,"
+        " contact_at = greatest(d.contact_at, excluded.contact_at)",
+        *columns(rows),
+    )
+
+
+async def list_devices(
+    connection: Connection,
+    scope: Scope,
+    wanted: DeviceFilter,
+    after: NamePosition | None,
+    limit: int,
+    online_since: datetime,
+) -> list[DeviceSummary]:
+    """The next devices of a scope, by name."""
+    where = _fleet(scope)
+    if wanted.status == DECOMMISSIONED:
+        where.add("registry_status = ?", DECOMMISSIONED)
+    elif wanted.status:
+        where.add("registry_status <> ?", DECOMMISSIONED)
+        if wanted.status == "online":
+            where.add("contact_at >= ?", online_since)
+        else:
+            where.add("(contact_at IS NULL OR contact_at < ?)", online_since)
+    if wanted.health == "healthy":
+        where.add("health = ?", wanted.health)
+    elif wanted.health:
+        where.add("(health <> 'healthy' AND health = ?)", wanted.health)
+    if wanted.seen_after is not None:
+        where.add(f"{_LAST_SEEN} > ?", wanted.seen_after)
+    if wanted.seen_before is not None:
+        where.add(f"{_LAST_SEEN} < ?", wanted.seen_before)
+    if wanted.search:
+        where.contains(("name", "serial", "model", "id::text"), wanted.search)
+    if after is not None:
+        where.add("(name, id) > (?, ?)", after.name, after.id)
+    rows = await connection.fetch(
+        f"SELECT {_SUMMARY} FROM telemetry.device {where.sql} ORDER BY name, id"
+        f" LIMIT {where.parameter(limit)}",
+        *where.parameters,
+    )
+    return [_summary(row) for row in rows]
+
+
+async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:
+    """One device of a scope."""
+    where = _fleet(scope)
+    where.add("id = ?", device_id)
+    row = await connection.fetchrow(
+        f"SELECT {_SUMMARY}, serial, observed_at, installed_apps, update_status, last_error,"
+        f" disk_health, battery_health FROM telemetry.device {where.sql}",
+        *where.parameters,
+    )
+    if row is None:
+        return None
+    return DeviceDetail(
+        _summary(row),
+        row["serial"],
+        row["observed_at"],
+        row["installed_apps"],
+        row["update_status"],
+        row["last_error"],
+        row["disk_health"],
+        row["battery_health"],
+    )
+
+
+def _fleet(scope: Scope) -> Where:
+    where = Where(scope)
+    where.add("registry_status <> ALL (?)", list(HIDDEN))
+    return where
+
+
+def _summary(row: asyncpg.Record) -> DeviceSummary:
+    return DeviceSummary(
+        row["id"],
+        row["tenant_id"],
+        row["registry_status"],
+        row["name"],
+        row["model"],
+        row["policy_version"],
+        row["health"],
+        row["registered_at"],
+        row["contact_at"],
+    )

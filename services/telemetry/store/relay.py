@@ -1,0 +1,127 @@
+"""The event relay's position, and the committed events behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from servicekit.postgres import Connection
+from services.telemetry.domain.views import StoredEvent
+
+_NIL: Final = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """An event by the transaction that stored it, and its id."""
+
+    xid: int
+    id: UUID
+
+
+BEGINNING: Final = Position(0, _NIL)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """Everything up to `done` is published to the stream; what follows up to `end` may be."""
+
+    stream: str
+    done: Position
+    end: Position
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedEvent:
+    """An event with the id that its device gave it."""
+
+    event: StoredEvent
+    event_id: str
+
+
+async def lock(connection: Connection) -> RelayState | None:
+    """Locks the relay for this transaction; `None` when another process has it."""
+    await connection.execute(
+        "INSERT INTO telemetry.event_relay (stream, done_xid, done_id, end_xid, end_id)"
+        " VALUES ('', '0', $1, '0', $1) ON CONFLICT (only_row) DO NOTHING",
+        _NIL,
+    )
+    row = await connection.fetchrow(
+        "SELECT stream, done_xid::text, done_id, end_xid::text, end_id"
+        " FROM telemetry.event_relay FOR UPDATE SKIP LOCKED"
+    )
+    if row is None:
+        return None
+    return RelayState(
+        row["stream"],
+        Position(int(row["done_xid"]), row["done_id"]),
+        Position(int(row["end_xid"]), row["end_id"]),
+    )
+
+
+async def keep(connection: Connection, state: RelayState) -> None:
+    """Keeps the relay's position."""
+    await connection.execute(
+        "UPDATE telemetry.event_relay SET stream = $1, done_xid = $2::text::xid8, done_id = $3,"
+        " end_xid = $4::text::xid8, end_id = $5",
+        state.stream,
+        str(state.done.xid),
+        state.done.id,
+        str(state.end.xid),
+        state.end.id,
+    )
+
+
+async def next_end(connection: Connection, after: Position, limit: int) -> Position | None:
+    """Where a batch of at most `limit` committed events behind a position ends.
+
+    Only what transactions stored that are over for every reader: none of them can still add an
+    event in front of the batch's end.
+    """
+    row = await connection.fetchrow(
+        "SELECT xid::text, id FROM (SELECT xid, id FROM telemetry.event"
+        " WHERE (xid, id) > ($1::text::xid8, $2)"
+        " AND xid < pg_snapshot_xmin(pg_current_snapshot())"
+        " ORDER BY xid, id LIMIT $3) AS batch ORDER BY batch.xid DESC, id DESC LIMIT 1",
+        str(after.xid),
+        after.id,
+        limit,
+    )
+    return Position(int(row["xid"]), row["id"]) if row is not None else None
+
+
+async def between(
+    connection: Connection, after: Position, end: Position, stored_since: datetime
+) -> Sequence[RelayedEvent]:
+    """The events behind one position up to another, by tenant, in the order of the relay."""
+    rows = await connection.fetch(
+        "SELECT id, tenant_id, device_id, event_id, type, severity, message, payload, occurred_at,"
+        " received_at FROM telemetry.event"
+        " WHERE (xid, id) > ($1::text::xid8, $2) AND (xid, id) <= ($3::text::xid8, $4)"
+        " AND received_at >= $5 ORDER BY tenant_id, xid, id",
+        str(after.xid),
+        after.id,
+        str(end.xid),
+        end.id,
+        stored_since,
+    )
+    return [
+        RelayedEvent(
+            StoredEvent(
+                row["id"],
+                row["tenant_id"],
+                row["device_id"],
+                row["type"],
+                row["severity"],
+                row["message"],
+                row["payload"],
+                row["occurred_at"],
+                row["received_at"],
+            ),
+            row["event_id"],
+        )
+        for row in rows
+    ]
