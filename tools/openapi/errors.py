@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from google.rpc import code_pb2
+
 from servicekit.access import Audience
-from servicekit.errors import HTTP_STATUS, Code
+from servicekit.errors import ERROR_DOMAIN, HTTP_STATUS, Code
 from tools.openapi.contract import Operation
 
 Schema = dict[str, Any]
@@ -18,7 +20,7 @@ ERROR_SCHEMA: Final[Schema] = {
         "status": {
             "type": "string",
             "description": "The name of the google.rpc.Code.",
-            "enum": sorted(code.name for code in Code),
+            "enum": [name for name in code_pb2.Code.DESCRIPTOR.values_by_name if name != "OK"],
         },
         "message": {"type": "string", "description": "What went wrong, for people."},
         "error": {"type": "string", "description": "The same as `message`."},
@@ -39,7 +41,7 @@ ERROR_SCHEMA: Final[Schema] = {
     "required": ["code", "status", "message", "error", "details", "requestId"],
 }
 
-_MEANINGS: Final[dict[int, tuple[str, str, Code, str, str]]] = {
+_MEANINGS: Final[dict[int, tuple[str, str, Code, str | None, str]]] = {
     400: (
         "InvalidRequest",
         "The request breaks a rule, which the message names, or does not fit the state of things.",
@@ -51,15 +53,15 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str, str]]] = {
         "Unauthenticated",
         "The credentials are missing, wrong, or no longer valid.",
         Code.UNAUTHENTICATED,
-        "TOKEN_INVALID",
-        "a valid token is needed",
+        "NO_USER_TOKEN",
+        "log in first",
     ),
     403: (
         "PermissionDenied",
         "The caller is known and may not do this.",
         Code.PERMISSION_DENIED,
-        "ROLE_REQUIRED",
-        "this needs the role Owner or Admin",
+        "ROLE_MAY_NOT",
+        "the role Auditor may not do this",
     ),
     404: (
         "NotFound",
@@ -72,22 +74,22 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str, str]]] = {
         "Conflict",
         "What was to be made is there already, or somebody else changed the same thing.",
         Code.ALREADY_EXISTS,
-        "ALREADY_EXISTS",
-        "there is a user with this e-mail address",
+        "EMAIL_TAKEN",
+        "email: there is a user with it",
     ),
     413: (
         "TooLarge",
         "The body is larger than this call takes.",
-        Code.RESOURCE_EXHAUSTED,
-        "BODY_TOO_LARGE",
-        "the body is too large",
+        Code.INVALID_ARGUMENT,
+        None,
+        "the request's body is too large",
     ),
     429: (
         "TooManyRequests",
         "Too many calls; wait as long as `Retry-After` says.",
         Code.RESOURCE_EXHAUSTED,
-        "TOO_MANY_REQUESTS",
-        "too many requests",
+        None,
+        "too many requests; try again later",
     ),
     503: (
         "Unavailable",
@@ -110,11 +112,11 @@ def statuses(operation: Operation, *, names_something: bool) -> list[int]:
         found |= {400}
     if audience is not Audience.PUBLIC:
         found |= {401, 403}
+    elif operation.is_device_form:
+        found |= {403, 409}  # a key that does not let the device in; a serial number that is taken
     elif operation.access.writes:
         found |= {401}  # the credentials are in the body
-    if operation.is_device_form:
-        found |= {403}
-    elif names_something:
+    if not operation.is_device_form and names_something:
         found |= {404}
     if audience is Audience.USER and operation.access.writes:
         found |= {409}
@@ -146,23 +148,25 @@ def components() -> Schema:
     return found
 
 
-def _content(example: tuple[Code, str, str] | None) -> Schema:
+def _content(example: tuple[Code, str | None, str] | None) -> Schema:
     media: Schema = {"schema": {"$ref": "#/components/schemas/Error"}}
     if example is not None:
         media["example"] = _example(*example)
     return {"application/json": media}
 
 
-def _example(code: Code, reason: str, message: str) -> Schema:
-    details: list[Schema] = [
-        {
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": reason,
-            "domain": "evergreen",
-            "metadata": {},
-        }
-    ]
-    if code is Code.INVALID_ARGUMENT:
+def _example(code: Code, reason: str | None, message: str) -> Schema:
+    details: list[Schema] = []
+    if reason is not None:  # the gateway's own answers have no details
+        details.append(
+            {
+                "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": reason,
+                "domain": ERROR_DOMAIN,
+                "metadata": {},
+            }
+        )
+    if reason == "INVALID_FIELD":
         field, rule = message.split(": ")
         details.append(
             {

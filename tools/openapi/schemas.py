@@ -96,7 +96,7 @@ class Schemas:
         if form.direction is Direction.REQUEST:
             required = [form.name(f) for f in fields if is_required(f)]
         else:
-            required = [form.name(f) for f in fields if not f.has_presence]
+            required = [form.name(f) for f in fields if _always_answered(f, form)]
         if required:
             schema["required"] = required
         return schema
@@ -170,6 +170,11 @@ class Schemas:
             case "google.protobuf.Value":
                 return {}
         return self.reference(message, form)
+
+
+def _always_answered(field: FieldDescriptor, form: Form) -> bool:
+    # The transcoder leaves unset messages out; the device calls' own JSON has all of them.
+    return not field.has_presence or (form.snake_case and field.containing_oneof is None)
 
 
 def _owner(field: FieldDescriptor) -> Descriptor:
