@@ -38,6 +38,7 @@ from servicekit.errors import (
     invalid,
     permission_denied,
     unauthenticated,
+    unimplemented,
 )
 from servicekit.metrics import CALL_SECONDS, CALLS, IN_FLIGHT
 from servicekit.postgres import as_domain_error
@@ -143,6 +144,9 @@ class CallChain:
             if error.code is Code.INTERNAL:
                 log.error("call failed", rpc=rpc)
             raise
+        except NotImplementedError as error:
+            code = Code.UNIMPLEMENTED.name
+            raise unimplemented() from error
         except Exception as error:
             told = as_domain_error(error)
             if told is None:

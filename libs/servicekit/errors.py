@@ -153,6 +153,11 @@ def unavailable(message: str, *, retry_after: float = 2.0) -> DomainError:
     return DomainError(Code.UNAVAILABLE, "UNAVAILABLE", message, retry_after=jittered(retry_after))
 
 
+def unimplemented() -> DomainError:
+    """The call is part of the contract and not offered by this release."""
+    return DomainError(Code.UNIMPLEMENTED, "NOT_OFFERED", "this release does not offer this call")
+
+
 def internal() -> DomainError:
     """What nobody expected; the detail is in the log only."""
     return DomainError(

@@ -43,6 +43,12 @@ class Context:
         self.call = call
         self._grpc = grpc_context
 
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Generated servicers call it just before they raise NotImplementedError, which says it."""
+
+    def set_details(self, details: str) -> None:
+        """As `set_code`."""
+
     async def send_headers(self, headers: Mapping[str, str]) -> None:
         """Sends response headers ahead of the answer, as a download's file name."""
         await self._grpc.send_initial_metadata(tuple(headers.items()))

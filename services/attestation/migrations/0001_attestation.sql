@@ -1,0 +1,2 @@
+CALL evergreen.add_outbox('attestation');
+CALL evergreen.add_device_access('attestation');
