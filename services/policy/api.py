@@ -214,6 +214,7 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
                     tenant_id=str(entry.tenant_id),
                     version=str(entry.version) if entry.version else "",
                     reported_at=to_timestamp(entry.reported_at),
+                    token_version=entry.token_version,
                 )
                 for entry in applied
             ],

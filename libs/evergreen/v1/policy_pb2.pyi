@@ -32,9 +32,9 @@ class ListPoliciesRequest(_message.Message):
     org_id: _builtins.str
     """Only policies of this organisation; of the caller's whole subtree when not given."""
     page_size: _builtins.int
-    """The most policies to answer, at most 500; 100 when not given."""
+    """The most policies to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -59,7 +59,7 @@ class ListPoliciesResponse(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """The policies, without bundles."""
@@ -80,7 +80,7 @@ Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
 
 @_typing.final
 class GetPolicyRequest(_message.Message):
-    """Which policy to answer."""
+    """Which policy to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -123,13 +123,13 @@ class Policy(_message.Message):
     org_id: _builtins.str
     """The organisation that it belongs to."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     version: _builtins.str
     """The version that was last published; `0` when none was."""
     signed: _builtins.bool
     """Whether a signed version was published."""
     description: _builtins.str
-    """What people say about it."""
+    """A note for people to read."""
     in_force: _builtins.bool
     """Whether devices of the organisation get it now."""
     has_unpublished_changes: _builtins.bool
@@ -186,13 +186,13 @@ class CreatePolicyRequest(_message.Message):
     SIGNED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     org_id: _builtins.str
     """The organisation that it belongs to."""
     signed: _builtins.bool
     """Accepted for the web console; every policy is signed when it is published."""
     description: _builtins.str
-    """What people say about it."""
+    """A note for people to read."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
         """A device document, or an object with `configuration`."""
@@ -232,13 +232,13 @@ class UpdatePolicyRequest(_message.Message):
     id: _builtins.str
     """The policy's id."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     org_id: _builtins.str
     """Ignored when it equals what is; a policy cannot move."""
     signed: _builtins.bool
     """Accepted for the web console; every policy is signed when it is published."""
     description: _builtins.str
-    """What people say about it."""
+    """A note for people to read."""
     etag: _builtins.str
     """When given, the update is refused unless the policy still has this etag."""
     @_builtins.property
@@ -382,9 +382,9 @@ class ListPolicyVersionsRequest(_message.Message):
     policy_id: _builtins.str
     """The policy's id."""
     page_size: _builtins.int
-    """The most versions to answer, at most 500; 100 when not given."""
+    """The most versions to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -409,7 +409,7 @@ class ListPolicyVersionsResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVersion]:
         """The versions."""
@@ -617,16 +617,16 @@ Global___GetDevicePolicyResponse: _TypeAlias = GetDevicePolicyResponse  # noqa: 
 
 @_typing.final
 class ListAppliedVersionsRequest(_message.Message):
-    """Where to go on."""
+    """Where to continue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CURSOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor from the answer before; empty to start from nothing."""
+    """The cursor from the response before; empty to start from nothing."""
     limit: _builtins.int
-    """The most changes to answer."""
+    """The most changes to return."""
     def __init__(
         self,
         *,
@@ -643,7 +643,7 @@ Global___ListAppliedVersionsRequest: _TypeAlias = ListAppliedVersionsRequest  # 
 
 @_typing.final
 class ListAppliedVersionsResponse(_message.Message):
-    """Applied versions since a cursor; a device may be answered more than once."""
+    """Applied versions since a cursor; a device may be returned more than once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -651,7 +651,7 @@ class ListAppliedVersionsResponse(_message.Message):
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
-    """Where to go on."""
+    """Where to continue."""
     more: _builtins.bool
     """Whether more is waiting behind the cursor."""
     @_builtins.property
@@ -683,12 +683,15 @@ class AppliedVersion(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REPORTED_AT_FIELD_NUMBER: _builtins.int
+    TOKEN_VERSION_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device's id."""
     tenant_id: _builtins.str
     """The organisation that it belongs to."""
     version: _builtins.str
     """The version; empty when it has none."""
+    token_version: _builtins.int
+    """The generation of the token that it said so with."""
     @_builtins.property
     def reported_at(self) -> _timestamp_pb2.Timestamp:
         """When it first said so."""
@@ -700,10 +703,11 @@ class AppliedVersion(_message.Message):
         tenant_id: _builtins.str = ...,
         version: _builtins.str = ...,
         reported_at: _timestamp_pb2.Timestamp | None = ...,
+        token_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reported_at", b"reported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reported_at", b"reported_at", "tenant_id", b"tenant_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reported_at", b"reported_at", "tenant_id", b"tenant_id", "token_version", b"token_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
