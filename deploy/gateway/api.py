@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -94,18 +94,35 @@ def _method(path: str, service: str, method: descriptor_pb2.MethodDescriptorProt
     )
 
 
-def template_regex(template: str) -> str:
-    """The paths that a template matches, as a regular expression."""
-    return re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(template))
+@dataclass(frozen=True, slots=True)
+class JsonPath:
+    """A path, or a family of paths, of transcoded JSON calls."""
+
+    template: str
+    verbs: tuple[str, ...]
+    """The HTTP methods that it takes."""
+
+    @property
+    def regex(self) -> str | None:
+        """What its paths look like; `None` when it is only one."""
+        return _regex(self.template) if "{" in self.template else None
 
 
-def verbs_by_path(methods: Sequence[Method]) -> dict[str, set[str]]:
-    """The HTTP methods that each transcoded path takes, by the path's regular expression.
+def json_paths(methods: Iterable[Method]) -> list[JsonPath]:
+    """The paths of transcoded calls, single ones first.
 
-    Fixed paths come before the variable ones that match them too, and take their methods as well.
+    A single path takes the methods of the families that it belongs to as well.
     """
-    forms = [(m.template, template_regex(m.template), m.verb) for m in methods]
-    verbs: dict[str, set[str]] = {}
-    for template, regex, _ in sorted(forms, key=lambda form: ("{" in form[0], form[0])):
-        verbs[regex] = {verb for _, other, verb in forms if re.fullmatch(other, template)}
-    return verbs
+    forms = [(m.template, _regex(m.template), m.verb) for m in methods if not m.is_device_call]
+    templates = sorted({template for template, _, _ in forms}, key=lambda t: ("{" in t, t))
+    return [
+        JsonPath(
+            template,
+            tuple(sorted({verb for _, regex, verb in forms if re.fullmatch(regex, template)})),
+        )
+        for template in templates
+    ]
+
+
+def _regex(template: str) -> str:
+    return re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(template))

@@ -66,7 +66,6 @@ def _provider(settings: GatewaySettings, issuer: str, audience: str, **where: li
         "clock_skew_seconds": _CLOCK_SKEW_SECONDS,
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         **where,
-        # Services trust the headers below; the token itself goes no further.
         "forward": False,
         "claim_to_headers": [
             {"claim_name": claim, "header_name": name} for claim, name in _CLAIMS.items()

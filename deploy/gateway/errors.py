@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from deploy.gateway.envoy import Config, extension, header
+from deploy.gateway.envoy import Config, extension, header, typed
 from servicekit.errors import Code
-from servicekit.grpc_server import H_ERROR
 
+H_ERROR: Final = "x-evergreen-error"
 ORIGINAL_PATH: Final = "x-envoy-original-path"
 """The transcoder keeps the JSON call's path here; native gRPC calls have no such header."""
 
@@ -49,16 +49,13 @@ _OTHER_CLIENT_ERROR: Final = (400, Code.INVALID_ARGUMENT, _OWN_TEXT)
 # lines before, this percentage is sent away for so many seconds.
 _RETRY_AFTER: Final = [(25, 1), (33, 2), (50, 3), (100, 4)]
 
-_NO_KEYS: Final = "Jwks_remote_fetch_is_failed"
-
 _SCRIPT: Final = """\
 local NAMES = {%(names)s}
 
 function envoy_on_response(response)
   local headers = response:headers()
-  if tonumber(headers:get(":status")) < 400 or headers:get("content-type") ~= "application/json" then
-    return
-  end
+  local is_json = headers:get("content-type") == "application/json"
+  if tonumber(headers:get(":status")) < 400 or not is_json then return end
   local body = response:body(true)
   -- What was read before the body came cannot be used after.
   headers = response:headers()
@@ -110,7 +107,7 @@ def local_replies() -> Config:
     """The bodies of the gateway's own answers."""
     return {
         "mappers": [
-            *_without_keys(),
+            *_token_trouble(),
             _native_grpc(),
             *_unavailable(),
             *(_mapper(_status("EQ", status), code, text) for status, code, text in _TABLE),
@@ -153,29 +150,38 @@ def _unavailable() -> list[Config]:
     ]
 
 
-def _without_keys() -> list[Config]:
-    """A token that cannot be checked is not a wrong token."""
-    code_details = {
+def _token_trouble() -> list[Config]:
+    """A token that cannot be checked is not a wrong token; one for others is."""
+    no_keys = _details("Jwks_remote_fetch_is_failed")
+    text = "tokens cannot be checked now; try again"
+    later: Config = {
+        "status_code": 503,
+        "headers_to_add": [header("retry-after", "2", "ADD_IF_ABSENT")],
+    }
+    not_for_us = _details("Audiences_in_Jwt_are_not_allowed")
+    return [
+        {"filter": _all(no_keys, _NATIVE_GRPC), "body_format_override": _text(text), **later},
+        _mapper(no_keys, Code.UNAVAILABLE, text, **later),
+        {
+            "filter": _all(not_for_us, _NATIVE_GRPC),
+            "body_format_override": _text(_OWN_TEXT),
+            "status_code": 401,
+        },
+        _mapper(not_for_us, Code.UNAUTHENTICATED, _OWN_TEXT, status_code=401),
+    ]
+
+
+def _details(text: str) -> Config:
+    """Matches what the filter that refused noted about it."""
+    return {
         "extension_filter": {
             "name": "cel",
-            "typed_config": {
-                "@type": "type.googleapis.com/"
-                "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                "expression": f"response.code_details.contains('{_NO_KEYS}')",
-            },
+            "typed_config": typed(
+                "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                expression=f"response.code_details.contains('{text}')",
+            ),
         }
     }
-    text = "tokens cannot be checked now; try again"
-    later = [header("retry-after", "2", "ADD_IF_ABSENT")]
-    return [
-        {
-            "filter": _all(code_details, _NATIVE_GRPC),
-            "status_code": 503,
-            "body_format_override": _text(text),
-            "headers_to_add": later,
-        },
-        _mapper(code_details, Code.UNAVAILABLE, text, status_code=503, headers_to_add=later),
-    ]
 
 
 def _native_grpc() -> Config:

@@ -24,6 +24,11 @@ _CIPHERS: Final = [
     "ECDHE-RSA-AES256-GCM-SHA384",
 ]
 
+# Envoy would trust private addresses to set some of its headers, and would not pass on theirs.
+_NOBODY_IS_INTERNAL: Final = {
+    "cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]
+}
+
 # Who calls, and from where, is for the gateway to say.
 _RESERVED_PREFIXES: Final = ("x-evergreen-", "x-envoy-")
 _RESERVED: Final = ("x-request-id", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto",
@@ -114,8 +119,7 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         # The client's address is the peer's, or what as many trusted proxies in front say.
         use_remote_address=True,
         xff_num_trusted_hops=settings.trusted_proxies,
-        # No address is trusted to set the gateway's own headers.
-        internal_address_config={},
+        internal_address_config=_NOBODY_IS_INTERNAL,
         early_header_mutation_extensions=[_strip(settings)],
         generate_request_id=True,
         preserve_external_request_id=False,
@@ -132,6 +136,8 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         route_config={
             "name": "gateway",
             "virtual_hosts": [routes.virtual_host(settings, methods)],
+            # Services trust the headers made from a token and have no use for the token.
+            "request_headers_to_remove": ["authorization", "cookie"],
             # What the script in errors.py knows a service's answer by.
             "response_headers_to_add": [header("x-request-id", "%REQ(X-REQUEST-ID)%")],
         },

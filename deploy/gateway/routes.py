@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from deploy.gateway import auth, rates
-from deploy.gateway.api import Method, verbs_by_path
+from deploy.gateway.api import JsonPath, Method, json_paths
 from deploy.gateway.envoy import Config, header, header_is, seconds, typed
 from deploy.gateway.settings import GatewaySettings
 
@@ -49,20 +49,16 @@ _HOST_PREDICATE: Final = {
 def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
     """The routing table; Envoy takes the first route that matches."""
     device_calls = [m for m in methods if m.is_device_call]
-    transcoded = [m for m in methods if not m.is_device_call]
     routes = [
         *(_device_json(settings, method) for method in device_calls),
-        *(_only("POST", method.template) for method in device_calls),
+        *(_wrong_verb({"path": method.template}, ["POST"]) for method in device_calls),
         *(_grpc(settings, method) for method in methods),
         *(_shared_grpc(service) for service in _SHARED_SERVICES),
         _alive(),
         *(_portal({"path": path}) for path in _PORTAL),
         _portal({"prefix": "/docs/"}),
-        *(
-            _wrong_verb({"safe_regex": {"regex": regex}}, sorted(verbs))
-            for regex, verbs in verbs_by_path(transcoded).items()
-        ),
-        _nothing(),
+        *(route for path in json_paths(methods) for route in _transcoded(path)),
+        _transcoder_or_nothing({"prefix": "/"}),
     ]
     host: Config = {"name": "evergreen", "domains": ["*"], "routes": routes}
     if settings.cors_origins:
@@ -176,11 +172,7 @@ def _alive() -> Config:
     }
 
 
-def _only(verb: str, path: str) -> Config:
-    return _wrong_verb({"path": path}, [verb])
-
-
-def _wrong_verb(match: Config, verbs: list[str]) -> Config:
+def _wrong_verb(match: Config, verbs: Sequence[str]) -> Config:
     """Says which methods a path takes, to a request with another one."""
     others = [
         {
@@ -198,10 +190,20 @@ def _wrong_verb(match: Config, verbs: list[str]) -> Config:
     }
 
 
-def _nothing() -> Config:
-    # The transcoder still looks at what arrives here: this is the first route of every JSON call.
+def _transcoded(path: JsonPath) -> list[Config]:
+    if path.regex:
+        return [_wrong_verb({"safe_regex": {"regex": path.regex}}, path.verbs)]
+    match = {"path": path.template}
+    return [_wrong_verb(match, path.verbs), _transcoder_or_nothing(match)]
+
+
+def _transcoder_or_nothing(match: Config) -> Config:
+    """The first route of a JSON call: the transcoder makes an RPC of it, which is routed again.
+
+    What it cannot make an RPC of is not there.
+    """
     return {
-        "match": {"prefix": "/"},
+        "match": match,
         "direct_response": {"status": 404},
         "typed_per_filter_config": auth.not_required(),
     }
@@ -217,7 +219,7 @@ def _cors(origins: Sequence[str]) -> Config:
         allow_origin_string_match=[{"exact": origin} for origin in origins],
         allow_methods="GET, POST, PATCH, DELETE",
         allow_headers="authorization, content-type, x-grpc-web, x-user-agent, grpc-timeout",
-        expose_headers="grpc-status, grpc-message, grpc-status-details-bin, retry-after, x-request-id",
+        expose_headers="grpc-status, grpc-message, grpc-status-details-bin, x-request-id",
         allow_credentials=True,
         max_age="600",
     )

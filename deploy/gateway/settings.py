@@ -38,7 +38,7 @@ class Limits:
     events_body: int = 32 * MIB
     """Bytes of a batch of events: an agent sends 50,000 queued ones in one body."""
     response: int = 16 * MIB
-    """Bytes of an answer that is transcoded as a whole; downloads are streamed and have no limit."""
+    """Bytes of an answer that is transcoded as a whole; streamed downloads have no limit."""
     header_kib: int = 16
     """KiB of all request headers together."""
     connections: int = 20_000
