@@ -176,6 +176,7 @@ class Running:
     public: GrpcServer
     internal: GrpcServer
     http: HttpServer | None
+    http_app: DeviceApp
     ops: HttpServer
     batchers: Sequence[Batcher[Any, Any]]
     writers: Sequence[asyncio.Task[None]]
@@ -183,6 +184,7 @@ class Running:
 
     async def stop(self, drain: float) -> None:
         """Serves on for `drain` seconds while callers notice, then stops in order."""
+        self.http_app.serving = False
         await self.public.set_serving(False)
         await self.internal.set_serving(False)
         await asyncio.sleep(drain)
@@ -233,7 +235,7 @@ async def start(kit: Kit, build: Build) -> Running:
     await internal.set_serving(True)
     await public.set_serving(True)
     log.info("serving")
-    return Running(public, internal, http, ops, parts.batchers, writers, tasks)
+    return Running(public, internal, http, app, ops, parts.batchers, writers, tasks)
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

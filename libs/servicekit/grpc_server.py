@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from servicekit.access import PACKAGE
+from servicekit.access import ACCESS, PACKAGE, Audience
 from servicekit.call import H_REQUEST_ID, Call
 from servicekit.chain import CallChain, check_rules
 from servicekit.errors import (
@@ -29,6 +29,18 @@ H_ERROR: Final = "x-evergreen-error"
 """Trailing metadata: the whole JSON body that the gateway answers for a failed call."""
 MAX_MESSAGE: Final = 64 << 20
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+_REFLECTED: Final = (
+    *sorted(
+        {
+            rpc.split("/")[1]
+            for rpc, rule in ACCESS.items()
+            if rule.audience is not Audience.INTERNAL
+        }
+    ),
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    reflection.SERVICE_NAME,
+)
 
 Register = Callable[[grpc.aio.Server], None]
 """Adds a servicer to a server: `partial(add_XServicer_to_server, servicer)`."""
@@ -219,14 +231,9 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for add in register:
             add(self._server)
-        reflection.enable_server_reflection(
-            (
-                *services,
-                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                reflection.SERVICE_NAME,
-            ),
-            self._server,
-        )
+        if not internal:
+            # Whichever service the gateway asks: it answers for the whole product.
+            reflection.enable_server_reflection(_REFLECTED, self._server)
         self._server.add_insecure_port(listen)
 
     async def start(self) -> None:

@@ -77,10 +77,15 @@ class DeviceApp:
         self._chain = chain
         self._routes = routes
         self._other = other
+        self.serving = True
+        """Whether the gateway should send calls here; it asks `GET /healthz`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
         if scope["type"] != "http":
+            return
+        if scope["path"] == "/healthz":
+            await _send(send, 200 if self.serving else 503, b"{}")
             return
         route = self._routes.get(scope["path"])
         if route is None and self._other is not None:

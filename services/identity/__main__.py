@@ -6,10 +6,19 @@ import asyncio
 from datetime import timedelta
 from functools import partial
 
+# The gateway sends reflection here: it answers for the services of all contexts.
+from evergreen.v1 import (  # noqa: F401
+    attestation_pb2,
+    audit_pb2,
+    device_pb2,
+    enrollment_pb2,
+    policy_pb2,
+    telemetry_pb2,
+)
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done
 from services.identity.api import AuthApi, InternalApi, TenantApi, TokenKeyApi, UserApi
-from services.identity.http import portal_app, readiness
+from services.identity.http import identity_app
 from services.identity.passwords import GuessThrottle, Passwords
 from services.identity.service.first_start import FirstStart
 from services.identity.service.sessions import Sessions
@@ -64,7 +73,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.UserService",
             "evergreen.v1.TokenKeyService",
         ],
-        portal=portal_app(readiness(kit.channel)),
+        portal=identity_app(kit.channel, signer),
         tasks=[forget_old_sessions],
     )
 

@@ -20,7 +20,7 @@ from services.identity.domain import OpenSession, Tenant, User
 from services.identity.service.sessions import Sessions
 from services.identity.service.tenants import Tenants
 from services.identity.service.users import Users
-from services.identity.tokens import TokenSigner, b64url
+from services.identity.tokens import TokenSigner, jwk
 
 
 def _time(at: datetime) -> Timestamp:
@@ -202,12 +202,7 @@ class TokenKeyApi(identity_pb2_grpc.TokenKeyServiceServicer):
 
     def __init__(self, signer: TokenSigner) -> None:
         self._jwks = pb.Jwks(
-            keys=[
-                pb.Jwk(
-                    kty="OKP", crv="Ed25519", x=b64url(public), kid=key_id, alg="EdDSA", use="sig"
-                )
-                for key_id, public in signer.public_keys
-            ]
+            keys=[pb.Jwk(**jwk(key_id, public)) for key_id, public in signer.public_keys]
         )
 
     async def GetJwks(self, request: pb.GetJwksRequest, context: Context) -> pb.Jwks:

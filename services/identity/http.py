@@ -6,12 +6,25 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import grpc
+from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.responses import JSONResponse
 
 from servicekit.access import CONTEXTS
 from servicekit.portal import Readiness, portal_app
+from services.identity.tokens import TokenSigner, jwk
 
-__all__ = ["portal_app", "readiness"]
+
+def identity_app(channel: Callable[[str], grpc.aio.Channel], signer: TokenSigner) -> FastAPI:
+    """The portal, and the token keys where the gateway itself fetches them."""
+    app = portal_app(readiness(channel))
+    keys = {"keys": [jwk(key_id, public) for key_id, public in signer.public_keys]}
+
+    @app.get("/.well-known/jwks.json")
+    async def jwks() -> JSONResponse:
+        return JSONResponse(keys)
+
+    return app
 
 
 def readiness(channel: Callable[[str], grpc.aio.Channel]) -> Readiness:

@@ -39,6 +39,18 @@ def thumbprint(public_key: bytes) -> str:
     return b64url(hashlib.sha256(canonical.encode()).digest())
 
 
+def jwk(key_id: str, public_key: bytes) -> dict[str, str]:
+    """A public key as a JSON Web Key (RFC 8037)."""
+    return {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": b64url(public_key),
+        "kid": key_id,
+        "alg": "EdDSA",
+        "use": "sig",
+    }
+
+
 def generate_key(purpose: str) -> SigningKey:
     """A new key for one purpose."""
     private = Ed25519PrivateKey.generate()
