@@ -95,6 +95,17 @@ class Contract:
         """A message of the package by its short name."""
         return self._pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
 
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        messages = (self.message(m.name) for file in self._files for m in file.message_type)
+        return {field.name: field.json_name for message in messages for field in message.fields}
+
+    def in_json(self, comment: str, *, snake_case: bool) -> str:
+        """The comment of a field, with the names of fields in it as the JSON has them."""
+        if snake_case:
+            return comment
+        return re.sub(r"`(\w+)`", lambda m: f"`{self._names.get(m[1], m[1])}`", comment)
+
     def comment(self, full_name: str) -> str:
         """The comment of a service, method, message or field, as Markdown paragraphs."""
         return self._comments.get(full_name, "")

@@ -91,6 +91,13 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str | None, str]]] = {
         None,
         "too many requests; try again later",
     ),
+    501: (
+        "NotOffered",
+        "The call is part of the contract, but this release does not offer it.",
+        Code.UNIMPLEMENTED,
+        "NOT_OFFERED",
+        "this release does not offer this call",
+    ),
     503: (
         "Unavailable",
         "Something that the call needs is away for now; wait as long as `Retry-After` says.",
@@ -99,6 +106,8 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str | None, str]]] = {
         "the service is not available at the moment",
     ),
 }
+NOT_OFFERED: Final = frozenset({"attestation"})
+"""Contexts that are in the contract already, but only say who may call them."""
 _RETRY: Final = frozenset({429, 503})
 
 
@@ -120,6 +129,8 @@ def statuses(operation: Operation, *, names_something: bool) -> list[int]:
         found |= {404}
     if audience is Audience.USER and operation.access.writes:
         found |= {409}
+    if operation.access.context in NOT_OFFERED:
+        found |= {501}
     return sorted(found)
 
 

@@ -17,7 +17,7 @@ from tools.openapi.schemas import Direction, Form, Schema, Schemas
 _FILE: Final[Schema] = {"schema": {"type": "string"}}
 _CSV: Final = {"text/csv": _FILE}
 _PEM: Final = {"application/x-pem-file": _FILE}
-_NDJSON: Final = {"application/x-ndjson": _FILE}
+_JSONL: Final = {"application/jsonl": _FILE}
 
 SECURITY: Final[dict[Audience, list[dict[str, list[str]]]]] = {
     Audience.PUBLIC: [],
@@ -51,6 +51,8 @@ def _operation(contract: Contract, schemas: Schemas, operation: Operation, form:
         notes.append(f"Needs the role {roles}.")
     elif access.audience is Audience.DEVICE_LAPSED:
         notes.append("A token that expired at most 90 days ago is accepted, and replaced.")
+    if access.context in errors.NOT_OFFERED:
+        notes.append("This release does not offer the call: its status is 501.")
     found: Schema = {
         "operationId": name[0].lower() + name[1:],
         "tags": [operation.service],
@@ -127,7 +129,7 @@ def _file(contract: Contract, schemas: Schemas, operation: Operation) -> tuple[s
         case "GetPolicyKeysPem" | "GetAuditKeysPem":
             return "The keys in PEM", dict(_PEM)
         case "ExportAuditEntries":
-            return "The file, in the format that was asked for", _NDJSON | _CSV
+            return "The file, in the format that was asked for", _JSONL | _CSV
         case "ExportEvents":
             event = schemas.reference(contract.message("Event"), Form(Direction.ANSWER, False))
             events: Schema = {"schema": {"type": "array", "items": event}}

@@ -109,7 +109,7 @@ class Schemas:
         if may_be_null or (field.is_repeated and _owner(field).name in NULLABLE_IN_ANSWERS):
             schema = _or_null(schema)
         if comment := self._contract.comment(field.full_name):
-            schema["description"] = comment
+            schema["description"] = self._contract.in_json(comment, snake_case=form.snake_case)
         return schema
 
     def _value(self, field: FieldDescriptor, form: Form) -> Schema:

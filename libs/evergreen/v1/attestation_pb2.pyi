@@ -79,9 +79,9 @@ class ListAttestationsRequest(_message.Message):
     verdict: _builtins.str
     """Only this verdict."""
     page_size: _builtins.int
-    """The most verdicts to answer, at most 500; 100 when not given."""
+    """The most verdicts to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -107,7 +107,7 @@ class ListAttestationsResponse(_message.Message):
     ATTESTATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def attestations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attestation]:
         """The verdicts."""
@@ -128,7 +128,7 @@ Global___ListAttestationsResponse: _TypeAlias = ListAttestationsResponse  # noqa
 
 @_typing.final
 class GetAttestationRequest(_message.Message):
-    """Which verdict to answer."""
+    """Which verdict to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,9 +228,9 @@ class ListReferenceValuesRequest(_message.Message):
     org_id: _builtins.str
     """Only those of this organisation; of the caller's whole subtree when not given."""
     page_size: _builtins.int
-    """The most values to answer, at most 500; 100 when not given."""
+    """The most values to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -255,7 +255,7 @@ class ListReferenceValuesResponse(_message.Message):
     REFERENCE_VALUES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def reference_values(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReferenceValue]:
         """The reference values."""
@@ -310,7 +310,7 @@ class ReferenceValue(_message.Message):
     org_id: _builtins.str
     """The organisation."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """PCR values in hexadecimal by PCR index."""
@@ -368,7 +368,7 @@ class CreateReferenceValueRequest(_message.Message):
     org_id: _builtins.str
     """The organisation."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """PCR values in hexadecimal by PCR index."""

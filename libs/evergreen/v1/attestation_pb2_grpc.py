@@ -72,7 +72,7 @@ class AttestationServiceServicer:
     """
 
     def CreateChallenge(self, request, context):
-        """Answers a nonce for the calling device's next attestation.
+        """Returns a nonce for the calling device's next attestation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +86,7 @@ class AttestationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAttestation(self, request, context):
-        """Answers the latest verdict of one device.
+        """Returns the latest verdict of one device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,11 +34,11 @@ class AttestationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttestationServiceAsyncStub: ...
     CreateChallenge: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateChallengeRequest, _attestation_pb2.Challenge]
-    """Answers a nonce for the calling device's next attestation."""
+    """Returns a nonce for the calling device's next attestation."""
     ListAttestations: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]
     """Lists the latest verdict of each device of the caller's subtree."""
     GetAttestation: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.GetAttestationRequest, _attestation_pb2.Attestation]
-    """Answers the latest verdict of one device."""
+    """Returns the latest verdict of one device."""
     ListReferenceValues: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListReferenceValuesRequest, _attestation_pb2.ListReferenceValuesResponse]
     """Lists the PCR values that an organisation accepts."""
     CreateReferenceValue: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateReferenceValueRequest, _attestation_pb2.ReferenceValue]
@@ -52,11 +52,11 @@ class AttestationServiceAsyncStub(AttestationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateChallenge: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateChallengeRequest, _attestation_pb2.Challenge]  # type: ignore[assignment]
-    """Answers a nonce for the calling device's next attestation."""
+    """Returns a nonce for the calling device's next attestation."""
     ListAttestations: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]  # type: ignore[assignment]
     """Lists the latest verdict of each device of the caller's subtree."""
     GetAttestation: _aio.UnaryUnaryMultiCallable[_attestation_pb2.GetAttestationRequest, _attestation_pb2.Attestation]  # type: ignore[assignment]
-    """Answers the latest verdict of one device."""
+    """Returns the latest verdict of one device."""
     ListReferenceValues: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListReferenceValuesRequest, _attestation_pb2.ListReferenceValuesResponse]  # type: ignore[assignment]
     """Lists the PCR values that an organisation accepts."""
     CreateReferenceValue: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateReferenceValueRequest, _attestation_pb2.ReferenceValue]  # type: ignore[assignment]
@@ -73,7 +73,7 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.CreateChallengeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.Challenge, _abc.Awaitable[_attestation_pb2.Challenge]]:
-        """Answers a nonce for the calling device's next attestation."""
+        """Returns a nonce for the calling device's next attestation."""
 
     @_abc_1.abstractmethod
     def ListAttestations(
@@ -89,7 +89,7 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.GetAttestationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.Attestation, _abc.Awaitable[_attestation_pb2.Attestation]]:
-        """Answers the latest verdict of one device."""
+        """Returns the latest verdict of one device."""
 
     @_abc_1.abstractmethod
     def ListReferenceValues(

@@ -43,9 +43,9 @@ class ListAuditEntriesRequest(_message.Message):
     resource: _builtins.str
     """Only entries about this resource, for example `policies/<id>`."""
     page_size: _builtins.int
-    """The most entries to answer, at most 500; 100 when not given."""
+    """The most entries to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
         """Only entries at or after this."""
@@ -83,7 +83,7 @@ class ListAuditEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
         """The entries."""
@@ -104,7 +104,7 @@ Global___ListAuditEntriesResponse: _TypeAlias = ListAuditEntriesResponse  # noqa
 
 @_typing.final
 class GetAuditEntryRequest(_message.Message):
-    """Which entry to answer."""
+    """Which entry to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

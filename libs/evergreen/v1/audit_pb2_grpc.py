@@ -77,14 +77,14 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditEntry(self, request, context):
-        """Answers one entry.
+        """Returns one entry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditCheckpoint(self, request, context):
-        """Answers the head of every chain of the caller's subtree, signed. Kept
+        """Returns the head of every chain of the caller's subtree, signed. Kept
         outside, it proves later that nothing before it was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,7 +100,7 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditKeysPem(self, request, context):
-        """Answers the public keys that verify checkpoints, in PEM.
+        """Returns the public keys that verify checkpoints, in PEM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,9 +39,9 @@ class AuditServiceStub:
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]
     """Lists entries of the caller's subtree, newest first."""
     GetAuditEntry: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditEntryRequest, _audit_pb2.AuditEntry]
-    """Answers one entry."""
+    """Returns one entry."""
     GetAuditCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditCheckpointRequest, _audit_pb2.AuditCheckpoint]
-    """Answers the head of every chain of the caller's subtree, signed. Kept
+    """Returns the head of every chain of the caller's subtree, signed. Kept
     outside, it proves later that nothing before it was changed.
     """
     ExportAuditEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportAuditEntriesRequest, _httpbody_pb2.HttpBody]
@@ -49,7 +49,7 @@ class AuditServiceStub:
     first, with all that is needed to verify them.
     """
     GetAuditKeysPem: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]
-    """Answers the public keys that verify checkpoints, in PEM."""
+    """Returns the public keys that verify checkpoints, in PEM."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -61,9 +61,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists entries of the caller's subtree, newest first."""
     GetAuditEntry: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditEntryRequest, _audit_pb2.AuditEntry]  # type: ignore[assignment]
-    """Answers one entry."""
+    """Returns one entry."""
     GetAuditCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditCheckpointRequest, _audit_pb2.AuditCheckpoint]  # type: ignore[assignment]
-    """Answers the head of every chain of the caller's subtree, signed. Kept
+    """Returns the head of every chain of the caller's subtree, signed. Kept
     outside, it proves later that nothing before it was changed.
     """
     ExportAuditEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportAuditEntriesRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -71,7 +71,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     first, with all that is needed to verify them.
     """
     GetAuditKeysPem: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers the public keys that verify checkpoints, in PEM."""
+    """Returns the public keys that verify checkpoints, in PEM."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit log: who did what, when and from where. It only grows, and every
@@ -92,7 +92,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetAuditEntryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.AuditEntry, _abc.Awaitable[_audit_pb2.AuditEntry]]:
-        """Answers one entry."""
+        """Returns one entry."""
 
     @_abc_1.abstractmethod
     def GetAuditCheckpoint(
@@ -100,7 +100,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetAuditCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.AuditCheckpoint, _abc.Awaitable[_audit_pb2.AuditCheckpoint]]:
-        """Answers the head of every chain of the caller's subtree, signed. Kept
+        """Returns the head of every chain of the caller's subtree, signed. Kept
         outside, it proves later that nothing before it was changed.
         """
 
@@ -120,6 +120,6 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetAuditKeysPemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Answers the public keys that verify checkpoints, in PEM."""
+        """Returns the public keys that verify checkpoints, in PEM."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

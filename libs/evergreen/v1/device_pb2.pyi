@@ -133,7 +133,9 @@ class PolicyEnvelope(_message.Message):
     NOT_MODIFIED_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The version, a decimal number that only grows within an organisation."""
+    """The version, a decimal number that only grows within an organisation; empty
+    when no policy is in force.
+    """
     signature: _builtins.bytes
     """Ed25519 over the document's canonical encoding (Go's `json.Marshal` of the
     document as decoded). Version, tenant and device are not under it.
@@ -320,7 +322,7 @@ class PolicyUpdates(_message.Message):
     REBOOT_REQUIRED_FIELD_NUMBER: _builtins.int
     MAINTENANCE_WINDOWS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
-    """The update channel."""
+    """The update channel, for example `stable`."""
     reboot_required: _builtins.bool
     """Whether an update is followed by a reboot."""
     @_builtins.property
@@ -560,7 +562,9 @@ class PolicyVpn(_message.Message):
     name: _builtins.str
     """The connection's name."""
     service_type: _builtins.str
-    """The NetworkManager VPN plug-in."""
+    """The NetworkManager VPN plug-in, for example
+    `org.freedesktop.NetworkManager.openvpn`.
+    """
     auto_connect: _builtins.bool
     """Whether it connects by itself."""
     @_builtins.property

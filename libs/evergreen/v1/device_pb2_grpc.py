@@ -74,7 +74,7 @@ class DeviceServiceServicer:
 
     def EnrollDevice(self, request, context):
         """Admits a device to the organisation that its pre-shared key names, and
-        answers its identity, its token and the policy in force. A retry of the
+        returns its identity, its token and the policy in force. A retry of the
         same enrollment gives the same device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -82,7 +82,7 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PullPolicy(self, request, context):
-        """Answers the signed policy in force for the calling device. Over HTTP an
+        """Returns the signed policy in force for the calling device. Over HTTP an
         unchanged policy is answered with status 304 and no body; over gRPC with
         `not_modified`.
         """
@@ -107,7 +107,7 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AttestBoot(self, request, context):
-        """Takes a boot attestation and answers its verdict.
+        """Takes a boot attestation and returns its verdict.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,11 +39,11 @@ class DeviceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DeviceServiceAsyncStub: ...
     EnrollDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.EnrollDeviceRequest, _device_pb2.EnrollDeviceResponse]
     """Admits a device to the organisation that its pre-shared key names, and
-    answers its identity, its token and the policy in force. A retry of the
+    returns its identity, its token and the policy in force. A retry of the
     same enrollment gives the same device.
     """
     PullPolicy: _grpc.UnaryUnaryMultiCallable[_device_pb2.PullPolicyRequest, _device_pb2.PolicyEnvelope]
-    """Answers the signed policy in force for the calling device. Over HTTP an
+    """Returns the signed policy in force for the calling device. Over HTTP an
     unchanged policy is answered with status 304 and no body; over gRPC with
     `not_modified`.
     """
@@ -55,7 +55,7 @@ class DeviceServiceStub:
     succeeds.
     """
     AttestBoot: _grpc.UnaryUnaryMultiCallable[_device_pb2.AttestBootRequest, _device_pb2.AttestBootResponse]
-    """Takes a boot attestation and answers its verdict."""
+    """Takes a boot attestation and returns its verdict."""
 
 @_typing.type_check_only
 class DeviceServiceAsyncStub(DeviceServiceStub):
@@ -68,11 +68,11 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnrollDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.EnrollDeviceRequest, _device_pb2.EnrollDeviceResponse]  # type: ignore[assignment]
     """Admits a device to the organisation that its pre-shared key names, and
-    answers its identity, its token and the policy in force. A retry of the
+    returns its identity, its token and the policy in force. A retry of the
     same enrollment gives the same device.
     """
     PullPolicy: _aio.UnaryUnaryMultiCallable[_device_pb2.PullPolicyRequest, _device_pb2.PolicyEnvelope]  # type: ignore[assignment]
-    """Answers the signed policy in force for the calling device. Over HTTP an
+    """Returns the signed policy in force for the calling device. Over HTTP an
     unchanged policy is answered with status 304 and no body; over gRPC with
     `not_modified`.
     """
@@ -84,7 +84,7 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     succeeds.
     """
     AttestBoot: _aio.UnaryUnaryMultiCallable[_device_pb2.AttestBootRequest, _device_pb2.AttestBootResponse]  # type: ignore[assignment]
-    """Takes a boot attestation and answers its verdict."""
+    """Takes a boot attestation and returns its verdict."""
 
 class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a device agent calls. Every RPC but EnrollDevice takes the device's own
@@ -100,7 +100,7 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.EnrollDeviceResponse, _abc.Awaitable[_device_pb2.EnrollDeviceResponse]]:
         """Admits a device to the organisation that its pre-shared key names, and
-        answers its identity, its token and the policy in force. A retry of the
+        returns its identity, its token and the policy in force. A retry of the
         same enrollment gives the same device.
         """
 
@@ -110,7 +110,7 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.PullPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.PolicyEnvelope, _abc.Awaitable[_device_pb2.PolicyEnvelope]]:
-        """Answers the signed policy in force for the calling device. Over HTTP an
+        """Returns the signed policy in force for the calling device. Over HTTP an
         unchanged policy is answered with status 304 and no body; over gRPC with
         `not_modified`.
         """
@@ -140,6 +140,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.AttestBootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.AttestBootResponse, _abc.Awaitable[_device_pb2.AttestBootResponse]]:
-        """Takes a boot attestation and answers its verdict."""
+        """Takes a boot attestation and returns its verdict."""
 
 def add_DeviceServiceServicer_to_server(servicer: DeviceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

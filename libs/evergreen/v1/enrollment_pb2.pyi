@@ -31,9 +31,9 @@ class ListEnrollmentTokensRequest(_message.Message):
     org_id: _builtins.str
     """Only tokens of this organisation; of the caller's whole subtree when not given."""
     page_size: _builtins.int
-    """The most tokens to answer, at most 500; 100 when not given."""
+    """The most tokens to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -58,7 +58,7 @@ class ListEnrollmentTokensResponse(_message.Message):
     ENROLLMENT_TOKENS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def enrollment_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrollmentToken]:
         """The tokens."""
@@ -79,7 +79,7 @@ Global___ListEnrollmentTokensResponse: _TypeAlias = ListEnrollmentTokensResponse
 
 @_typing.final
 class GetEnrollmentTokenRequest(_message.Message):
-    """Which enrollment token to answer."""
+    """Which enrollment token to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -124,7 +124,7 @@ class EnrollmentToken(_message.Message):
     org_id: _builtins.str
     """The organisation that devices are admitted to."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     max_uses: _builtins.int
     """How many devices it admits; 0 for any number."""
     uses: _builtins.int
@@ -134,9 +134,9 @@ class EnrollmentToken(_message.Message):
     status: _builtins.str
     """`active`, `expired`, `used_up` or `revoked`."""
     secret: _builtins.str
-    """Once, in the answer that creates it: the secret."""
+    """Once, in the response that creates it: the secret."""
     pre_shared_key: _builtins.str
-    """Once, in the answer that creates it: what goes into the agent's
+    """Once, in the response that creates it: what goes into the agent's
     configuration, `<tenant code>:<secret>`.
     """
     @_builtins.property
@@ -207,14 +207,16 @@ class CreateEnrollmentTokenRequest(_message.Message):
     org_id: _builtins.str
     """The organisation that devices are admitted to."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     max_uses: _builtins.int
     """How many devices it admits; 0 for any number."""
     require_approval: _builtins.bool
     """Whether an administrator must approve each device."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it stops admitting devices; 90 days from now when not given."""
+        """When it stops admitting devices, at most ten years from now; 90 days from
+        now when not given.
+        """
 
     @_builtins.property
     def serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -275,9 +277,9 @@ class ListRegistrationsRequest(_message.Message):
     status: _builtins.str
     """Only devices with this status."""
     page_size: _builtins.int
-    """The most devices to answer, at most 500; 100 when not given."""
+    """The most devices to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -303,7 +305,7 @@ class ListRegistrationsResponse(_message.Message):
     REGISTRATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def registrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Registration]:
         """The devices."""
@@ -324,7 +326,7 @@ Global___ListRegistrationsResponse: _TypeAlias = ListRegistrationsResponse  # no
 
 @_typing.final
 class GetRegistrationRequest(_message.Message):
-    """Which registered device to answer."""
+    """Which registered device to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -548,7 +550,7 @@ Global___PrepareDeviceRequest: _TypeAlias = PrepareDeviceRequest  # noqa: Y015
 
 @_typing.final
 class ListDeviceChangesRequest(_message.Message):
-    """Where to go on."""
+    """Where to continue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -556,9 +558,9 @@ class ListDeviceChangesRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     RESTRICTED_ONLY_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor from the answer before; empty to start from nothing."""
+    """The cursor from the response before; empty to start from nothing."""
     limit: _builtins.int
-    """The most changes to answer."""
+    """The most changes to return."""
     restricted_only: _builtins.bool
     """Only devices whose tokens are restricted: decommissioned ones and those
     with a token version above 1.
@@ -580,7 +582,7 @@ Global___ListDeviceChangesRequest: _TypeAlias = ListDeviceChangesRequest  # noqa
 
 @_typing.final
 class ListDeviceChangesResponse(_message.Message):
-    """Devices since a cursor; a device may be answered more than once."""
+    """Devices since a cursor; a device may be returned more than once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -588,7 +590,7 @@ class ListDeviceChangesResponse(_message.Message):
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
-    """Where to go on."""
+    """Where to continue."""
     more: _builtins.bool
     """Whether more is waiting behind the cursor."""
     @_builtins.property

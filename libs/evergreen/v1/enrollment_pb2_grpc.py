@@ -70,14 +70,14 @@ class EnrollmentTokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEnrollmentToken(self, request, context):
-        """Answers one enrollment token, without its secret.
+        """Returns one enrollment token, without its secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateEnrollmentToken(self, request, context):
-        """Creates an enrollment token. The answer holds its secret, this once.
+        """Creates an enrollment token. The response holds its secret, this once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,7 +293,7 @@ class DeviceRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRegistration(self, request, context):
-        """Answers one registered device.
+        """Returns one registered device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -329,7 +329,7 @@ class DeviceRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PrepareDevice(self, request, context):
-        """Registers a device ahead of its first start and answers the file that its
+        """Registers a device ahead of its first start and returns the file that its
         agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

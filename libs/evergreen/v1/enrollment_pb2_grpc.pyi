@@ -37,9 +37,9 @@ class EnrollmentTokenServiceStub:
     ListEnrollmentTokens: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentTokensRequest, _enrollment_pb2.ListEnrollmentTokensResponse]
     """Lists the enrollment tokens of the caller's subtree, newest first."""
     GetEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]
-    """Answers one enrollment token, without its secret."""
+    """Returns one enrollment token, without its secret."""
     CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.CreateEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]
-    """Creates an enrollment token. The answer holds its secret, this once."""
+    """Creates an enrollment token. The response holds its secret, this once."""
     RevokeEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RevokeEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]
     """Revokes an enrollment token; devices that it admitted stay."""
 
@@ -51,9 +51,9 @@ class EnrollmentTokenServiceAsyncStub(EnrollmentTokenServiceStub):
     ListEnrollmentTokens: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentTokensRequest, _enrollment_pb2.ListEnrollmentTokensResponse]  # type: ignore[assignment]
     """Lists the enrollment tokens of the caller's subtree, newest first."""
     GetEnrollmentToken: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]  # type: ignore[assignment]
-    """Answers one enrollment token, without its secret."""
+    """Returns one enrollment token, without its secret."""
     CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CreateEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]  # type: ignore[assignment]
-    """Creates an enrollment token. The answer holds its secret, this once."""
+    """Creates an enrollment token. The response holds its secret, this once."""
     RevokeEnrollmentToken: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RevokeEnrollmentTokenRequest, _enrollment_pb2.EnrollmentToken]  # type: ignore[assignment]
     """Revokes an enrollment token; devices that it admitted stay."""
 
@@ -74,7 +74,7 @@ class EnrollmentTokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.GetEnrollmentTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.EnrollmentToken, _abc.Awaitable[_enrollment_pb2.EnrollmentToken]]:
-        """Answers one enrollment token, without its secret."""
+        """Returns one enrollment token, without its secret."""
 
     @_abc_1.abstractmethod
     def CreateEnrollmentToken(
@@ -82,7 +82,7 @@ class EnrollmentTokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.CreateEnrollmentTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.EnrollmentToken, _abc.Awaitable[_enrollment_pb2.EnrollmentToken]]:
-        """Creates an enrollment token. The answer holds its secret, this once."""
+        """Creates an enrollment token. The response holds its secret, this once."""
 
     @_abc_1.abstractmethod
     def RevokeEnrollmentToken(
@@ -104,7 +104,7 @@ class DeviceRegistryServiceStub:
     ListRegistrations: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListRegistrationsRequest, _enrollment_pb2.ListRegistrationsResponse]
     """Lists the registered devices of the caller's subtree, newest first."""
     GetRegistration: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetRegistrationRequest, _enrollment_pb2.Registration]
-    """Answers one registered device."""
+    """Returns one registered device."""
     ApproveDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ApproveDeviceRequest, _enrollment_pb2.Registration]
     """Admits a device that waits for approval."""
     RejectDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RejectDeviceRequest, _enrollment_pb2.Registration]
@@ -116,7 +116,7 @@ class DeviceRegistryServiceStub:
     DecommissionDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.DecommissionDeviceRequest, _enrollment_pb2.Registration]
     """Locks a device out of every route, for good, within seconds."""
     PrepareDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.PrepareDeviceRequest, _httpbody_pb2.HttpBody]
-    """Registers a device ahead of its first start and answers the file that its
+    """Registers a device ahead of its first start and returns the file that its
     agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
     """
 
@@ -128,7 +128,7 @@ class DeviceRegistryServiceAsyncStub(DeviceRegistryServiceStub):
     ListRegistrations: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListRegistrationsRequest, _enrollment_pb2.ListRegistrationsResponse]  # type: ignore[assignment]
     """Lists the registered devices of the caller's subtree, newest first."""
     GetRegistration: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetRegistrationRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
-    """Answers one registered device."""
+    """Returns one registered device."""
     ApproveDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ApproveDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
     """Admits a device that waits for approval."""
     RejectDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RejectDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
@@ -140,7 +140,7 @@ class DeviceRegistryServiceAsyncStub(DeviceRegistryServiceStub):
     DecommissionDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DecommissionDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
     """Locks a device out of every route, for good, within seconds."""
     PrepareDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.PrepareDeviceRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Registers a device ahead of its first start and answers the file that its
+    """Registers a device ahead of its first start and returns the file that its
     agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
     """
 
@@ -161,7 +161,7 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.GetRegistrationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.Registration, _abc.Awaitable[_enrollment_pb2.Registration]]:
-        """Answers one registered device."""
+        """Returns one registered device."""
 
     @_abc_1.abstractmethod
     def ApproveDevice(
@@ -203,7 +203,7 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.PrepareDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Registers a device ahead of its first start and answers the file that its
+        """Registers a device ahead of its first start and returns the file that its
         agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
         """
 

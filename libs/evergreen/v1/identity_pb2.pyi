@@ -97,7 +97,7 @@ class RefreshSessionRequest(_message.Message):
 
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """The refresh token from the latest answer."""
+    """The refresh token from the latest response."""
     def __init__(
         self,
         *,
@@ -240,9 +240,9 @@ class ListTenantsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """The most tenants to answer, at most 500; 100 when not given."""
+    """The most tenants to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -266,7 +266,7 @@ class ListTenantsResponse(_message.Message):
     TENANTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]:
         """The tenants, parents before children."""
@@ -287,7 +287,7 @@ Global___ListTenantsResponse: _TypeAlias = ListTenantsResponse  # noqa: Y015
 
 @_typing.final
 class GetTenantRequest(_message.Message):
-    """Which tenant to answer."""
+    """Which tenant to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,7 +324,7 @@ class Tenant(_message.Message):
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     parent_id: _builtins.str
     """The tenant above; absent for the root."""
     reseller: _builtins.bool
@@ -374,7 +374,7 @@ class CreateTenantRequest(_message.Message):
     RESELLER_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     parent_id: _builtins.str
     """The tenant above; the caller's own when not given."""
     reseller: _builtins.bool
@@ -413,7 +413,7 @@ class UpdateTenantRequest(_message.Message):
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
-    """What people call it."""
+    """A name for people to read."""
     code: _builtins.str
     """The tenant code. Pre-shared keys with the old code stop working."""
     reseller: _builtins.bool
@@ -464,9 +464,9 @@ class ListUsersRequest(_message.Message):
     org_id: _builtins.str
     """Only users of this tenant; of the caller's whole subtree when not given."""
     page_size: _builtins.int
-    """The most users to answer, at most 500; 100 when not given."""
+    """The most users to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -491,7 +491,7 @@ class ListUsersResponse(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
         """The users, oldest first."""
@@ -512,7 +512,7 @@ Global___ListUsersResponse: _TypeAlias = ListUsersResponse  # noqa: Y015
 
 @_typing.final
 class GetUserRequest(_message.Message):
-    """Which user to answer."""
+    """Which user to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -556,7 +556,7 @@ class User(_message.Message):
     tenant_id: _builtins.str
     """The tenant that the user belongs to."""
     invitation_token: _builtins.str
-    """Once, in the answer that invites the user: the token to hand over."""
+    """Once, in the response that invites the user: the token to hand over."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the user was created."""
@@ -831,16 +831,16 @@ Global___IssueDeviceTokenResponse: _TypeAlias = IssueDeviceTokenResponse  # noqa
 
 @_typing.final
 class ListAccessChangesRequest(_message.Message):
-    """Where to go on."""
+    """Where to continue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CURSOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor from the answer before; empty to start from nothing."""
+    """The cursor from the response before; empty to start from nothing."""
     limit: _builtins.int
-    """The most changes to answer."""
+    """The most changes to return."""
     def __init__(
         self,
         *,
@@ -857,7 +857,7 @@ Global___ListAccessChangesRequest: _TypeAlias = ListAccessChangesRequest  # noqa
 
 @_typing.final
 class ListAccessChangesResponse(_message.Message):
-    """Changes since a cursor; a change may be answered more than once."""
+    """Changes since a cursor; a change may be returned more than once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -866,7 +866,7 @@ class ListAccessChangesResponse(_message.Message):
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
-    """Where to go on."""
+    """Where to continue."""
     more: _builtins.bool
     """Whether more is waiting behind the cursor."""
     @_builtins.property

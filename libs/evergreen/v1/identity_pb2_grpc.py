@@ -87,7 +87,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Answers the session that the caller's token belongs to.
+        """Returns the session that the caller's token belongs to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,7 +366,7 @@ class TenantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTenant(self, request, context):
-        """Answers one tenant.
+        """Returns one tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -584,14 +584,14 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUser(self, request, context):
-        """Answers one user.
+        """Returns one user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateUser(self, request, context):
-        """Creates a user. Without a password the user is invited: the answer holds
+        """Creates a user. Without a password the user is invited: the response holds
         an invitation token, once, to hand over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -614,7 +614,7 @@ class UserServiceServicer:
 
     def InviteUser(self, request, context):
         """Invites a user (again): the old password and all sessions end, and the
-        answer holds a new invitation token.
+        response holds a new invitation token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -850,7 +850,7 @@ class TokenKeyServiceServicer:
     """
 
     def GetJwks(self, request, context):
-        """Answers the JSON Web Key Set.
+        """Returns the JSON Web Key Set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

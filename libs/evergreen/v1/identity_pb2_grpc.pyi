@@ -40,7 +40,7 @@ class AuthServiceStub:
     A refresh token works once; using it again ends the session everywhere.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]
-    """Answers the session that the caller's token belongs to."""
+    """Returns the session that the caller's token belongs to."""
     Logout: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]
     """Ends the caller's session; its tokens are refused from then on."""
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]
@@ -60,7 +60,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     A refresh token works once; using it again ends the session everywhere.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]  # type: ignore[assignment]
-    """Answers the session that the caller's token belongs to."""
+    """Returns the session that the caller's token belongs to."""
     Logout: _aio.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]  # type: ignore[assignment]
     """Ends the caller's session; its tokens are refused from then on."""
     ChangePassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Session, _abc.Awaitable[_identity_pb2.Session]]:
-        """Answers the session that the caller's token belongs to."""
+        """Returns the session that the caller's token belongs to."""
 
     @_abc_1.abstractmethod
     def Logout(
@@ -133,7 +133,7 @@ class TenantServiceStub:
     ListTenants: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListTenantsRequest, _identity_pb2.ListTenantsResponse]
     """Lists the caller's tenant and all below it."""
     GetTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetTenantRequest, _identity_pb2.Tenant]
-    """Answers one tenant."""
+    """Returns one tenant."""
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.Tenant]
     """Creates a tenant below the caller's."""
     UpdateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantRequest, _identity_pb2.Tenant]
@@ -147,7 +147,7 @@ class TenantServiceAsyncStub(TenantServiceStub):
     ListTenants: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListTenantsRequest, _identity_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists the caller's tenant and all below it."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetTenantRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
-    """Answers one tenant."""
+    """Returns one tenant."""
     CreateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
     """Creates a tenant below the caller's."""
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
@@ -170,7 +170,7 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetTenantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Tenant, _abc.Awaitable[_identity_pb2.Tenant]]:
-        """Answers one tenant."""
+        """Returns one tenant."""
 
     @_abc_1.abstractmethod
     def CreateTenant(
@@ -200,9 +200,9 @@ class UserServiceStub:
     ListUsers: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]
     """Lists the users of the caller's tenant and all below it."""
     GetUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.User]
-    """Answers one user."""
+    """Returns one user."""
     CreateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.User]
-    """Creates a user. Without a password the user is invited: the answer holds
+    """Creates a user. Without a password the user is invited: the response holds
     an invitation token, once, to hand over.
     """
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.User]
@@ -211,7 +211,7 @@ class UserServiceStub:
     """Disables a user and ends all sessions of the user."""
     InviteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]
     """Invites a user (again): the old password and all sessions end, and the
-    answer holds a new invitation token.
+    response holds a new invitation token.
     """
 
 @_typing.type_check_only
@@ -222,9 +222,9 @@ class UserServiceAsyncStub(UserServiceStub):
     ListUsers: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUsersRequest, _identity_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Lists the users of the caller's tenant and all below it."""
     GetUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.User]  # type: ignore[assignment]
-    """Answers one user."""
+    """Returns one user."""
     CreateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.User]  # type: ignore[assignment]
-    """Creates a user. Without a password the user is invited: the answer holds
+    """Creates a user. Without a password the user is invited: the response holds
     an invitation token, once, to hand over.
     """
     UpdateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.User]  # type: ignore[assignment]
@@ -233,7 +233,7 @@ class UserServiceAsyncStub(UserServiceStub):
     """Disables a user and ends all sessions of the user."""
     InviteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """Invites a user (again): the old password and all sessions end, and the
-    answer holds a new invitation token.
+    response holds a new invitation token.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -253,7 +253,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
-        """Answers one user."""
+        """Returns one user."""
 
     @_abc_1.abstractmethod
     def CreateUser(
@@ -261,7 +261,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
-        """Creates a user. Without a password the user is invited: the answer holds
+        """Creates a user. Without a password the user is invited: the response holds
         an invitation token, once, to hand over.
         """
 
@@ -288,7 +288,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
         """Invites a user (again): the old password and all sessions end, and the
-        answer holds a new invitation token.
+        response holds a new invitation token.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -301,7 +301,7 @@ class TokenKeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TokenKeyServiceAsyncStub: ...
     GetJwks: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetJwksRequest, _identity_pb2.Jwks]
-    """Answers the JSON Web Key Set."""
+    """Returns the JSON Web Key Set."""
 
 @_typing.type_check_only
 class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
@@ -309,7 +309,7 @@ class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJwks: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetJwksRequest, _identity_pb2.Jwks]  # type: ignore[assignment]
-    """Answers the JSON Web Key Set."""
+    """Returns the JSON Web Key Set."""
 
 class TokenKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public keys that verify session and device tokens."""
@@ -320,7 +320,7 @@ class TokenKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetJwksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Jwks, _abc.Awaitable[_identity_pb2.Jwks]]:
-        """Answers the JSON Web Key Set."""
+        """Returns the JSON Web Key Set."""
 
 def add_TokenKeyServiceServicer_to_server(servicer: TokenKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

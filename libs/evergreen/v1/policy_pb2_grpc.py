@@ -96,7 +96,7 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicy(self, request, context):
-        """Answers one policy with its bundle.
+        """Returns one policy with its bundle.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -485,14 +485,14 @@ class PolicyKeyServiceServicer:
     """
 
     def ListPolicyKeys(self, request, context):
-        """Answers the keys as a JSON Web Key Set.
+        """Returns the keys as a JSON Web Key Set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyKeysPem(self, request, context):
-        """Answers the keys in PEM, the signing one first.
+        """Returns the keys in PEM, the signing one first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -605,7 +605,7 @@ class PolicyInternalServiceServicer:
     """
 
     def GetDevicePolicy(self, request, context):
-        """Answers the envelope in force for a device, and whether it ever called.
+        """Returns the envelope in force for a device, and whether it ever called.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

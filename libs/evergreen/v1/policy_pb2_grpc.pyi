@@ -38,7 +38,7 @@ class PolicyServiceStub:
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]
     """Lists the policies of the caller's subtree, oldest first, without bundles."""
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.Policy]
-    """Answers one policy with its bundle."""
+    """Returns one policy with its bundle."""
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]
     """Creates a policy. No device gets it before it is published."""
     UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]
@@ -68,7 +68,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]  # type: ignore[assignment]
     """Lists the policies of the caller's subtree, oldest first, without bundles."""
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
-    """Answers one policy with its bundle."""
+    """Returns one policy with its bundle."""
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
     """Creates a policy. No device gets it before it is published."""
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
@@ -107,7 +107,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
-        """Answers one policy with its bundle."""
+        """Returns one policy with its bundle."""
 
     @_abc_1.abstractmethod
     def CreatePolicy(
@@ -181,9 +181,9 @@ class PolicyKeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyKeyServiceAsyncStub: ...
     ListPolicyKeys: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeysRequest, _identity_pb2.Jwks]
-    """Answers the keys as a JSON Web Key Set."""
+    """Returns the keys as a JSON Web Key Set."""
     GetPolicyKeysPem: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyKeysPemRequest, _httpbody_pb2.HttpBody]
-    """Answers the keys in PEM, the signing one first."""
+    """Returns the keys in PEM, the signing one first."""
 
 @_typing.type_check_only
 class PolicyKeyServiceAsyncStub(PolicyKeyServiceStub):
@@ -191,9 +191,9 @@ class PolicyKeyServiceAsyncStub(PolicyKeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPolicyKeys: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeysRequest, _identity_pb2.Jwks]  # type: ignore[assignment]
-    """Answers the keys as a JSON Web Key Set."""
+    """Returns the keys as a JSON Web Key Set."""
     GetPolicyKeysPem: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyKeysPemRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers the keys in PEM, the signing one first."""
+    """Returns the keys in PEM, the signing one first."""
 
 class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public keys that verify policies."""
@@ -204,7 +204,7 @@ class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.ListPolicyKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Jwks, _abc.Awaitable[_identity_pb2.Jwks]]:
-        """Answers the keys as a JSON Web Key Set."""
+        """Returns the keys as a JSON Web Key Set."""
 
     @_abc_1.abstractmethod
     def GetPolicyKeysPem(
@@ -212,7 +212,7 @@ class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyKeysPemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Answers the keys in PEM, the signing one first."""
+        """Returns the keys in PEM, the signing one first."""
 
 def add_PolicyKeyServiceServicer_to_server(servicer: PolicyKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -224,7 +224,7 @@ class PolicyInternalServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyInternalServiceAsyncStub: ...
     GetDevicePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetDevicePolicyRequest, _policy_pb2.GetDevicePolicyResponse]
-    """Answers the envelope in force for a device, and whether it ever called."""
+    """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]
     """Lists the devices whose applied policy version changed since a cursor."""
 
@@ -234,7 +234,7 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetDevicePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetDevicePolicyRequest, _policy_pb2.GetDevicePolicyResponse]  # type: ignore[assignment]
-    """Answers the envelope in force for a device, and whether it ever called."""
+    """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]  # type: ignore[assignment]
     """Lists the devices whose applied policy version changed since a cursor."""
 
@@ -247,7 +247,7 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetDevicePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetDevicePolicyResponse, _abc.Awaitable[_policy_pb2.GetDevicePolicyResponse]]:
-        """Answers the envelope in force for a device, and whether it ever called."""
+        """Returns the envelope in force for a device, and whether it ever called."""
 
     @_abc_1.abstractmethod
     def ListAppliedVersions(

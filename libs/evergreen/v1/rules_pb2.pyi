@@ -39,7 +39,7 @@ class FieldRules(_message.Message):
     class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[FieldRules._Format.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         FORMAT_UNSPECIFIED: FieldRules._Format.ValueType  # 0
-        """No shape is demanded."""
+        """No particular shape."""
         FORMAT_UUID: FieldRules._Format.ValueType  # 1
         """A UUID in its 36-character form."""
         FORMAT_EMAIL: FieldRules._Format.ValueType  # 2
@@ -49,7 +49,7 @@ class FieldRules(_message.Message):
         """Well-known shapes of a string."""
 
     FORMAT_UNSPECIFIED: FieldRules.Format.ValueType  # 0
-    """No shape is demanded."""
+    """No particular shape."""
     FORMAT_UUID: FieldRules.Format.ValueType  # 1
     """A UUID in its 36-character form."""
     FORMAT_EMAIL: FieldRules.Format.ValueType  # 2

@@ -43,9 +43,9 @@ class ListDevicesRequest(_message.Message):
     health: _builtins.str
     """Only devices with this health."""
     page_size: _builtins.int
-    """The most devices to answer, at most 500; 100 when not given."""
+    """The most devices to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -83,7 +83,7 @@ class ListDevicesResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSummary]:
         """The devices."""
@@ -160,7 +160,7 @@ Global___DeviceSummary: _TypeAlias = DeviceSummary  # noqa: Y015
 
 @_typing.final
 class GetDeviceRequest(_message.Message):
-    """Which device to answer."""
+    """Which device to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -456,11 +456,11 @@ class ListEventsRequest(_message.Message):
     search: _builtins.str
     """Only events whose type or message contains this."""
     limit: _builtins.int
-    """The most events to answer, at most 500; the same as `page_size`."""
+    """The most events to return, at most 500; the same as `page_size`."""
     page_size: _builtins.int
-    """The most events to answer, at most 500; 100 when not given."""
+    """The most events to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
         """Only events that happened at or after this."""
@@ -500,7 +500,7 @@ class ListEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The events."""
@@ -592,9 +592,9 @@ class ListQuarantinedEventsRequest(_message.Message):
     org_id: _builtins.str
     """Only events of this organisation; of the caller's whole subtree when not given."""
     page_size: _builtins.int
-    """The most events to answer, at most 500; 100 when not given."""
+    """The most events to return, at most 500; 100 when not given."""
     page_token: _builtins.str
-    """Where to go on, from the answer before."""
+    """Where to continue: `next_page_token` of the page before."""
     def __init__(
         self,
         *,
@@ -620,7 +620,7 @@ class ListQuarantinedEventsResponse(_message.Message):
     QUARANTINED_EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where to go on; empty on the last page."""
+    """Where to continue; empty on the last page."""
     @_builtins.property
     def quarantined_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedEvent]:
         """The events."""

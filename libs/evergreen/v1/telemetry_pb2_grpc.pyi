@@ -37,7 +37,7 @@ class InventoryServiceStub:
     ListDevices: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListDevicesRequest, _telemetry_pb2.ListDevicesResponse]
     """Lists the devices of the caller's subtree by name."""
     GetDevice: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetDeviceRequest, _telemetry_pb2.Device]
-    """Answers one device with its latest state and events."""
+    """Returns one device with its latest state and events."""
 
 @_typing.type_check_only
 class InventoryServiceAsyncStub(InventoryServiceStub):
@@ -47,7 +47,7 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     ListDevices: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListDevicesRequest, _telemetry_pb2.ListDevicesResponse]  # type: ignore[assignment]
     """Lists the devices of the caller's subtree by name."""
     GetDevice: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetDeviceRequest, _telemetry_pb2.Device]  # type: ignore[assignment]
-    """Answers one device with its latest state and events."""
+    """Returns one device with its latest state and events."""
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The fleet as administrators see it."""
@@ -66,7 +66,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _telemetry_pb2.GetDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.Device, _abc.Awaitable[_telemetry_pb2.Device]]:
-        """Answers one device with its latest state and events."""
+        """Returns one device with its latest state and events."""
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
