@@ -65,6 +65,18 @@ class Stack:
             base_url=self.url, verify=self.tls(), headers=headers, timeout=30, http2=http2
         )
 
+    def raw(self, request: bytes) -> tuple[int, bytes]:
+        """Sends bytes over TLS as they are; answers the status and all that came."""
+        with (
+            socket.create_connection(("localhost", self.port), 10) as plain,
+            self.tls().wrap_socket(plain, server_hostname="localhost") as sock,
+        ):
+            sock.sendall(request)
+            answer = b""
+            while part := sock.recv(65536):
+                answer += part
+        return int(answer.split(b" ", 2)[1]), answer
+
     def login(self, email: str | None = None, password: str | None = None) -> dict[str, Any]:
         """The session of a user, the first Owner if none is named."""
         with self.client() as client:

@@ -1,0 +1,94 @@
+"""Tokens that are wrong in one way each, made with the installation's real keys where need be."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from deploy.launcher.home import Home
+from servicekit.sealing import Sealer
+from tests.stack import Stack
+
+
+def superuser(stack: Stack, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+    """Runs a statement as the database's superuser, also what the product may not do."""
+
+    async def run() -> list[asyncpg.Record]:
+        home = Home(stack.home)
+        connection = await asyncpg.connect(
+            f"postgresql://postgres@/evergreen?host={home.run_directory() / 'postgres'}",
+            password=(home.secrets / "postgres_superuser").read_text().strip(),
+        )
+        try:
+            return await connection.fetch(sql, *arguments)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
+    """The key that really signs tokens for `users` or `devices`, opened with the master key."""
+    (row, *_) = superuser(
+        stack,
+        "SELECT key_id, sealed_seed FROM identity.signing_key WHERE purpose = $1"
+        " ORDER BY created_at DESC",
+        purpose,
+    )
+    sealer = Sealer.from_file(stack.home / "secrets" / "master_key", "identity-keys")
+    return row["key_id"], Ed25519PrivateKey.from_private_bytes(sealer.open(row["sealed_seed"]))
+
+
+def claims(token: str) -> dict[str, Any]:
+    """What a token says, unverified."""
+    found: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return found
+
+
+def sign(stack: Stack, purpose: str, payload: dict[str, Any]) -> str:
+    """Signs any claims with the real key."""
+    key_id, key = signing_key(stack, purpose)
+    return jwt.encode(payload, key, algorithm="EdDSA", headers={"kid": key_id})
+
+
+def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
+    """One token for each way to be wrong, all made from a good one."""
+    found = claims(good)
+    header, payload, signature = good.split(".")
+    key_id = jwt.get_unverified_header(good)["kid"]
+    now = int(time.time())
+
+    def part(value: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    other_issuer = "evergreen:devices" if purpose == "users" else "evergreen:users"
+    raised = {**found, "role": "Owner", "sub": str(uuid4())}
+    return {
+        "not a token": "abc",
+        "empty": "",
+        "forged signature": f"{header}.{payload}.{'A' * len(signature)}",
+        "changed claims": f"{header}.{part(raised)}.{signature}",
+        "other key": jwt.encode(
+            found, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key_id}
+        ),
+        "no algorithm": f"{part({'alg': 'none', 'typ': 'JWT'})}.{payload}.",
+        "HMAC with the public key": jwt.encode(
+            found,
+            signing_key(stack, purpose)[1].public_key().public_bytes_raw(),
+            algorithm="HS256",
+            headers={"kid": key_id},
+        ),
+        "expired": sign(stack, purpose, {**found, "iat": now - 9000, "exp": now - 5400}),
+        "no expiry": sign(stack, purpose, {k: v for k, v in found.items() if k != "exp"}),
+        "wrong issuer": sign(stack, purpose, {**found, "iss": other_issuer}),
+        "unknown issuer": sign(stack, purpose, {**found, "iss": "https://elsewhere.example"}),
+        "wrong audience": sign(stack, purpose, {**found, "aud": "elsewhere"}),
+    }
