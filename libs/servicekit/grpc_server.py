@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf import any_pb2
@@ -44,6 +44,18 @@ _REFLECTED: Final = (
 
 Register = Callable[[grpc.aio.Server], None]
 """Adds a servicer to a server: `partial(add_XServicer_to_server, servicer)`."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def checks_own_rules(method: Method) -> Method:
+    """Marks a servicer's method that checks its request itself.
+
+    For requests of which a part may break a rule without the whole being refused.
+    """
+    method.checks_own_rules = True  # type: ignore[attr-defined]  # read where it is wrapped
+    return method
 
 
 class Context:
@@ -149,12 +161,15 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, rpc: str, method: Any, parse: Callable[[bytes], Message]) -> Any:
+        by_rules = not getattr(method, "checks_own_rules", False)
+
         async def serve(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             headers = _headers(context)
 
             async def handle(call: Call) -> Any:
                 request = _parsed(raw, parse)
-                check_rules(request)
+                if by_rules:
+                    check_rules(request)
                 return await method(request, Context(call, context))
 
             try:

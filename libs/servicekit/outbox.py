@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import asyncpg
@@ -18,6 +19,34 @@ log = logs.get(__name__)
 _BATCH: Final = 256
 _POLL_SECONDS: Final = 1.0
 _FORGET_SECONDS: Final = 600.0
+
+
+async def relay(
+    messaging: Messaging,
+    wake: asyncio.Event,
+    publish: Callable[[str], Awaitable[None]],
+    *,
+    linger: float = 0.01,
+) -> None:
+    """Has `publish` called whenever there may be something, for as long as the service lives.
+
+    `publish` gets the incarnation of the stream. What it could not publish waits in the database
+    for the next time: after `wake`, or in a second.
+
+    Args:
+        linger: seconds between `wake` and the call. The event is set before its transaction
+            commits, so that a moment is needed; a longer one gathers what is published at once.
+    """
+    while True:
+        try:
+            await publish(await messaging.ensure_stream())
+        except Exception as error:
+            # The database or NATS is away; the rows wait, and so do we.
+            log.debug("a relay waits", error=f"{type(error).__name__}: {error}")
+        wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
+            await asyncio.sleep(linger)
 
 
 class Outbox:
@@ -40,22 +69,14 @@ class Outbox:
 
     async def run(self, messaging: Messaging) -> None:
         """Publishes what committed, in order, for as long as the service lives."""
-        while True:
-            try:
-                await self._follow_stream(await messaging.ensure_stream())
-                while await self._publish_batch(messaging):
-                    pass
-                await self._forget_old(messaging)
-            except Exception as error:
-                # The database or NATS is away; the rows wait, and so do we.
-                log.debug("the outbox relay waits", error=f"{type(error).__name__}: {error}")
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
-            except TimeoutError:
-                continue
-            # The event is set before its transaction commits; give the commit a moment.
-            await asyncio.sleep(0.01)
+
+        async def publish(incarnation: str) -> None:
+            await self._follow_stream(incarnation)
+            while await self._publish_batch(messaging):
+                pass
+            await self._forget_old(messaging)
+
+        await relay(messaging, self._wake, publish)
 
     async def _publish_batch(self, messaging: Messaging) -> int:
         async with self._database.transaction() as connection:

@@ -22,13 +22,13 @@ from servicekit.feed import Cursor
 from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
+from servicekit.values import from_value, to_value
 from services.policy import delivery_store
 from services.policy.delivery import Delivery
 from services.policy.domain import MAX_VERSION, Bundle, Policy, Published
 from services.policy.keys import KeyRing
 from services.policy.service import Change, PolicyService
 from services.policy.signing import PAYLOAD_TYPE
-from services.policy.values import from_value, to_value
 
 DEVICE_SERVICE = device_pb2.DESCRIPTOR.services_by_name["DeviceService"].full_name
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import grpc
 import httpx
+import pytest_asyncio
 
 from evergreen.v1 import (
     device_pb2,
@@ -23,12 +24,22 @@ from evergreen.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from servicekit.app import Kit
+from servicekit.app import Kit, open_channel
 from servicekit.grpc_server import H_ERROR
-from services.policy.values import from_value, to_value
+from servicekit.values import from_value, to_value
+from services.policy.__main__ import build
 from tests.agent.gojson import unmarshal
 from tests.agent.structs import ENVELOPE
 from tests.agent.verify import check_envelope, load_pinned_key
+from tests.conftest import MakeKit, ServeService, tenant
+from tests.servers import TestDatabase
+
+ROOT = tenant(1, kind="root")
+RESELLER = tenant(2, ROOT, "reseller")
+ORG = tenant(3, RESELLER)
+SISTER = tenant(4, RESELLER)
+STRANGER = tenant(5, ROOT)
+TREE = [ROOT, RESELLER, ORG, SISTER, STRANGER]
 
 USER = UUID(int=0xA)
 SESSION = UUID(int=0xB)
@@ -228,3 +239,35 @@ def verified(pem: str, answer: httpx.Response) -> dict[str, Any]:
 def bundle_of(policy: policy_pb2.Policy) -> Any:
     """The authored form of an answer, as JSON."""
     return from_value(policy.bundle)
+
+
+@dataclass
+class World:
+    kit: Kit
+    channel: grpc.aio.Channel
+    neighbours: Neighbours
+    admin: Admin
+    database: TestDatabase
+
+    async def events(self) -> list[dict[str, Any]]:
+        connection = await self.database.superuser()
+        rows = await connection.fetch("SELECT payload FROM policy.outbox ORDER BY id")
+        await connection.close()
+        return [json.loads(row["payload"]) for row in rows]
+
+    async def pem(self) -> str:
+        keys = policy_pb2_grpc.PolicyKeyServiceStub(self.channel)
+        answer = await keys.GetPolicyKeysPem(policy_pb2.GetPolicyKeysPemRequest())
+        return str(answer.data.decode())
+
+
+@pytest_asyncio.fixture
+async def world(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> AsyncIterator[World]:
+    kit = await make_kit("policy", tenants=TREE)
+    async with neighbours(kit) as found:
+        await serve(kit, build)
+        channel = open_channel(kit.settings.grpc_listen, "test")
+        yield World(kit, channel, found, Admin(channel, ORG.id), database)
+        await channel.close()
