@@ -90,17 +90,16 @@ class Stack:
 
     def pids(self, name: str) -> list[int]:
         """The processes of a part: `postgres`, `nats`, `gateway`, or a context."""
-        launcher = self.process.pid
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-                words = (stat.parent / "cmdline").read_bytes().split(b"\0")
-            except (OSError, IndexError, ValueError):
-                continue
-            if parent == launcher and _is_part(name, [w.decode() for w in words]):
-                found.append(int(stat.parent.name))
-        return found
+        return [
+            pid
+            for pid, command in children(self.process.pid).items()
+            if _is_part(name, command.split("\0"))
+        ]
+
+    @staticmethod
+    def children(pid: int, word: str) -> list[int]:
+        """The children of a process whose command line holds a word."""
+        return [child for child, command in children(pid).items() if word in command]
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Sends a signal to a part's process."""
@@ -120,6 +119,20 @@ class Stack:
     def until_ready(self, seconds: float = 60) -> None:
         """Waits until `/readyz` answers 200."""
         until(self.ready, seconds, "the product is not ready")
+
+
+def children(pid: int) -> dict[int, str]:
+    """The command lines of a process's children."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            command = (stat.parent / "cmdline").read_bytes().decode()
+        except (OSError, IndexError, ValueError):
+            continue
+        if parent == pid:
+            found[int(stat.parent.name)] = command
+    return found
 
 
 def _is_part(name: str, words: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from uuid import uuid4
 
 import grpc
@@ -124,7 +125,7 @@ def test_a_lapsed_token_still_pulls_a_policy_and_is_replaced(stack: Stack, org: 
 @pytest.mark.parametrize("rpc", _INTERNAL, ids=_name)
 def test_internal_calls_cannot_be_reached(stack: Stack, org: Org, rpc: Rpc) -> None:
     """Not by gRPC, whoever asks."""
-    credentials = grpc.ssl_channel_credentials(open(stack.ca_file, "rb").read())
+    credentials = grpc.ssl_channel_credentials(Path(stack.ca_file).read_bytes())
     token = org.owner.headers["authorization"]
     with grpc.secure_channel(f"localhost:{stack.port}", credentials) as channel:
         call = channel.unary_unary(rpc.name)

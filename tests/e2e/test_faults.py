@@ -1,0 +1,237 @@
+"""Faults while devices and admins work: nothing acknowledged is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from deploy.launcher.home import Home
+from servicekit.access import CONTEXTS
+from tests import stack as test_stack
+from tests.agent import Agent, CallError
+from tests.e2e.tokens import superuser
+from tests.e2e.world import Org, assert_error, make_org, ok
+from tests.stack import Stack, until
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A product of this module's own: its parts are killed."""
+    with test_stack.running(tmp_path_factory.mktemp("faults") / "home") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def root(stack: Stack) -> httpx.Client:
+    return stack.client(stack.login()["token"])
+
+
+@pytest.fixture
+def org(stack: Stack, root: httpx.Client) -> Org:
+    made = make_org(stack, root)
+    made.publish()
+    return made
+
+
+def stored_events(stack: Stack, device_id: str) -> list[str]:
+    """The ids of a device's events in PostgreSQL."""
+    rows = superuser(
+        stack, "SELECT event_id FROM telemetry.event WHERE device_id = $1::text::uuid", device_id
+    )
+    return [row["event_id"] for row in rows]
+
+
+def audit_actions(org: Org) -> list[str]:
+    return [e["action"] for e in ok(org.owner.get("/api/audit?pageSize=500"))["entries"]]
+
+
+class Load:
+    """Devices that poll and report without a pause, and note what was acknowledged."""
+
+    def __init__(self, agents: list[Agent]) -> None:
+        self._agents = agents
+        self.acknowledged: dict[str, list[str]] = {a.device_id: [] for a in agents}
+        self.failures = 0
+        self.calls = 0
+        self._stop = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Loads while the block runs; afterwards every queue is sent."""
+        with ThreadPoolExecutor(len(self._agents)) as pool:
+            done = [pool.submit(self._work, agent) for agent in self._agents]
+            try:
+                yield
+            finally:
+                self._stop.set()
+                for one in done:
+                    one.result()
+
+    def _work(self, agent: Agent) -> None:
+        while not self._stop.is_set():
+            self._round(agent)
+        for _ in range(200):
+            if self._send(agent):
+                return
+            time.sleep(0.1)
+        raise AssertionError("the queue could not be sent after the fault")
+
+    def _round(self, agent: Agent) -> None:
+        self.calls += 1
+        agent.record("load", {"n": self.calls})
+        try:
+            agent.pull()
+            agent.report_state()
+        except CallError as error:
+            self._failed(error)
+        if not self._send(agent):
+            time.sleep(0.05)
+
+    def _send(self, agent: Agent) -> bool:
+        ids = [e["id"] for e in agent.events.entries()]
+        try:
+            agent.send_events()
+        except CallError as error:
+            self._failed(error)
+            return False
+        self.acknowledged[agent.device_id] += ids
+        return True
+
+    def _failed(self, error: CallError) -> None:
+        self.failures += 1
+        # What an agent may see of a fault: no connection, or a refusal that says "later".
+        assert error.status in {None, 429, 503, 504}, error
+
+    def check(self, stack: Stack) -> None:
+        """What was acknowledged is stored, once, and nothing else is."""
+        for device_id, ids in self.acknowledged.items():
+            assert ids
+            assert sorted(stored_events(stack, device_id)) == sorted(ids)
+
+
+@pytest.mark.parametrize("victim", [*CONTEXTS, "gateway", "nats", "postgres"])
+def test_a_killed_process_loses_nothing(stack: Stack, org: Org, victim: str) -> None:
+    """kill -9 in mid-load; the launcher starts it again, and the agents' retries arrive."""
+    load = Load([org.device() for _ in range(4)])
+    with load.running():
+        for _ in range(2):
+            before = load.calls
+            until(lambda b=before: load.calls > b + 8, 30, "the load does not run")
+            old = stack.pids(victim)
+            stack.signal(victim, signal.SIGKILL)
+            until(
+                lambda o=old: (p := stack.pids(victim)) and p != o,
+                15,
+                f"{victim} was not restarted",
+            )
+            stack.until_ready(15)
+    load.check(stack)
+
+
+def test_one_batch_from_many_clients_is_stored_once(stack: Stack, org: Org) -> None:
+    """A hundred times the same batch, sixteen at a time."""
+    agent = org.device()
+    now = time.time_ns()
+    events = [
+        {"id": str(now + n), "type": "same", "timestamp": "2026-05-05T05:05:05Z", "payload": None}
+        for n in range(20)
+    ]
+    body = {"device_id": agent.device_id, "events": events}
+
+    def send(_: int) -> int:
+        with stack.client(agent.device_token) as client:
+            while (answer := client.post("/api/v1/devices/events", json=body)).status_code == 429:
+                time.sleep(float(answer.headers["retry-after"]) / 4)
+            return answer.status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(send, range(100))) == {200}
+    assert sorted(stored_events(stack, agent.device_id)) == sorted(e["id"] for e in events)
+
+
+@contextmanager
+def stopped(stack: Stack, name: str) -> Iterator[None]:
+    """A process that hangs while the block runs."""
+    stack.signal(name, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        stack.signal(name, signal.SIGCONT)
+
+
+def test_without_nats_devices_and_admins_go_on(stack: Stack, org: Org) -> None:
+    """Nothing waits for NATS; the audit entries arrive when it is back."""
+    agent = org.device()
+    with stopped(stack, "nats"):
+        agent.report_state()
+        agent.record("while.away")
+        assert agent.send_events() == 1
+        assert agent.pull() is False
+        policy = org.publish()
+        until(agent.pull, 5, "a publish does not reach devices without NATS")
+        ok(org.admin.post(f"/api/devices/{agent.device_id}/decommission", json={}))
+        until(lambda: refused(agent.pull), 5, "a decommission does not work without NATS")
+        assert stack.ready()
+    wanted = {"policy.published", "enrollment.device_decommissioned"}
+    until(lambda: wanted <= set(audit_actions(org)), 30, "the audit entries did not arrive")
+    published = ok(org.owner.get("/api/audit", params={"action": "policy.published"}))["entries"]
+    assert any(policy["id"] in entry["resource"] for entry in published)
+
+
+def refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except CallError as error:
+        return error.status == 401
+    return False
+
+
+@contextmanager
+def database_away(stack: Stack) -> Iterator[None]:
+    """PostgreSQL cannot be reached while the block runs."""
+    (socket,) = (Home(stack.home).run_directory() / "postgres").glob(".s.PGSQL.*[0-9]")
+    hidden = socket.with_name("hidden")
+    socket.rename(hidden)
+    for pid in stack.children(stack.pids("postgres")[0], "evergreen_"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    try:
+        yield
+    finally:
+        hidden.rename(socket)
+
+
+def test_without_postgres_there_is_no_false_success(stack: Stack, org: Org) -> None:
+    """503 with a delay; unchanged policies are still answered; everything recovers by itself."""
+    agent, fresh = org.device(), org.agent()
+    agent.pull()
+    with database_away(stack):
+        agent.record("while.away")
+        for call in (agent.report_state, agent.send_events, fresh.enroll):
+            with pytest.raises(CallError) as error:
+                call()
+            assert error.value.status == 503, error.value
+        answer = org.owner.get("/api/policies")
+        assert_error(answer, 503, "UNAVAILABLE")
+        assert int(answer.headers["retry-after"]) >= 1
+        new = {"name": "x", "orgId": org.id, "bundle": {}}
+        assert_error(org.owner.post("/api/policies", json=new), 503)
+        assert agent.pull() is False
+        until(lambda: not stack.ready(), 10, "/readyz does not notice")
+        with stack.client() as client:
+            body = assert_error(client.get("/readyz"), 503, "UNAVAILABLE")
+            assert "telemetry" in body["message"]
+    stack.until_ready(15)
+    assert agent.send_events() == 1
+    agent.report_state()
+    fresh.enroll()
+    assert len(stored_events(stack, agent.device_id)) == 1
