@@ -24,11 +24,15 @@ ORIGINAL_PATH: Final = "x-envoy-original-path"
 """The transcoder keeps the JSON call's path here; native gRPC calls have no such header."""
 
 _OWN_TEXT: Final = "%LOCAL_REPLY_BODY%"
+# What was refused before it was read has no id; it gets one of its own.
+_REQUEST_ID: Final = (
+    '%COALESCE({"operators":[{"command":"REQ","param":"X-REQUEST-ID"},"UNIQUE_ID"]})%'
+)
 
 # Status, code, message; the first line that fits counts. A status is named for what the client
 # should do: too large a request is an invalid one, for sending it again later does not help.
 _TABLE: Final[list[tuple[int, Code, str]]] = [
-    (400, Code.INVALID_ARGUMENT, _OWN_TEXT),
+    (400, Code.INVALID_ARGUMENT, "this is not a valid HTTP request"),
     (401, Code.UNAUTHENTICATED, _OWN_TEXT),
     (403, Code.PERMISSION_DENIED, _OWN_TEXT),
     (404, Code.NOT_FOUND, "there is nothing at this address"),
@@ -110,6 +114,8 @@ def local_replies() -> Config:
             *_token_trouble(),
             _native_grpc(),
             *_unavailable(),
+            # The transcoder says what is wrong with the JSON.
+            _mapper(_details("json_transcode_failure{INVALID"), Code.INVALID_ARGUMENT, _OWN_TEXT),
             *(_mapper(_status("EQ", status), code, text) for status, code, text in _TABLE),
             *(
                 _mapper(_status("GE", status), code, text)
@@ -129,7 +135,7 @@ def _mapper(when: Config, code: Code, text: str, **more: Any) -> Config:
                 "message": text,
                 "error": text,
                 "details": [],
-                "requestId": "%REQ(X-REQUEST-ID)%",
+                "requestId": _REQUEST_ID,
             },
             "content_type": "application/json",
         },

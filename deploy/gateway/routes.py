@@ -31,7 +31,11 @@ _TIMEOUTS: Final = {
 }
 _NO_TIMEOUT: Final = 0
 
-_PORTAL: Final = ("/readyz", "/openapi.json", "/docs")
+_PORTAL: Final[list[Config]] = [
+    *({"path": path} for path in ("/readyz", "/openapi.json", "/docs")),
+    {"prefix": "/docs/"},
+]
+_READ: Final = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 _SHARED_SERVICES: Final = ("grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
                            "grpc.reflection.v1alpha.ServerReflection")  # fmt: skip
 _PORTAL_CONTEXT: Final = "identity"
@@ -55,8 +59,8 @@ def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config
         *(_grpc(settings, method) for method in methods),
         *(_shared_grpc(service) for service in _SHARED_SERVICES),
         _alive(),
-        *(_portal({"path": path}) for path in _PORTAL),
-        _portal({"prefix": "/docs/"}),
+        *(_portal(match) for match in _PORTAL),
+        *(_wrong_verb(match, ["GET", "HEAD"]) for match in ({"path": "/healthz"}, *_PORTAL)),
         *(route for path in json_paths(methods) for route in _transcoded(path)),
         _transcoder_or_nothing({"prefix": "/"}),
     ]
@@ -152,7 +156,7 @@ def _shared_grpc(service: str) -> Config:
 
 def _portal(match: Config) -> Config:
     return {
-        "match": match,
+        "match": {**match, "headers": [_READ]},
         "route": {
             "cluster": f"{_PORTAL_CONTEXT}-http",
             "timeout": seconds(_TIMEOUT),
@@ -165,7 +169,7 @@ def _portal(match: Config) -> Config:
 
 def _alive() -> Config:
     return {
-        "match": {"path": "/healthz"},
+        "match": {"path": "/healthz", "headers": [_READ]},
         "direct_response": {"status": 200, "body": {"inline_string": '{"status":"ok"}\n'}},
         "response_headers_to_add": [header("content-type", "application/json")],
         "typed_per_filter_config": _plain(),
