@@ -284,11 +284,12 @@ def _set_aside(text: JsonText, start: int, end: int, reason: str) -> BadEvent:
     return set_aside(text.body[start:end], reason)
 
 
-def set_aside(sent: bytes, reason: str) -> BadEvent:
-    """What is kept of an event that breaks a rule."""
-    content = sent[:MAX_CONTENT].decode("utf-8", "replace")
+def set_aside(sent: bytes, reason: str, shown: str | None = None) -> BadEvent:
+    """What is kept of an event that breaks a rule; `shown` when `sent` is not what people read."""
+    cut = shown.encode() if shown is not None else sent
+    content = cut[:MAX_CONTENT].decode("utf-8", "replace")
     # What replaces a broken byte is longer than the byte.
-    content = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore").replace("\x00", "\ufffd")
+    content = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore")
     return BadEvent(new_id(), hashlib.sha256(sent).digest(), reason, content)
 
 

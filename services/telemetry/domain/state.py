@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -103,7 +103,7 @@ def is_newer(report: StateReport, stored_order: datetime, stored_received_at: da
     return report.order >= stored_order or stored_received_at < report.received_at - SETTLED
 
 
-def newest_per_device(reports: Iterator[StateReport]) -> list[StateReport]:
+def newest_per_device(reports: Iterable[StateReport]) -> list[StateReport]:
     """The reports of a batch that are to be stored, one per device, in the order of their ids."""
     kept: dict[UUID, StateReport] = {}
     for report in reports:

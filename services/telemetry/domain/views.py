@@ -68,7 +68,7 @@ class DeviceDetail:
 
     summary: DeviceSummary
     serial: str
-    observed_at: datetime | None
+    state_received_at: datetime | None
     installed_apps: str | None
     update_status: str
     last_error: str

@@ -133,7 +133,7 @@ async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> D
     where = _fleet(scope)
     where.add("id = ?", device_id)
     row = await connection.fetchrow(
-        f"SELECT {_SUMMARY}, serial, observed_at, installed_apps, update_status, last_error,"
+        f"SELECT {_SUMMARY}, serial, state_received_at, installed_apps, update_status, last_error,"
         f" disk_health, battery_health FROM telemetry.device {where.sql}",
         *where.parameters,
     )
@@ -142,7 +142,7 @@ async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> D
     return DeviceDetail(
         _summary(row),
         row["serial"],
-        row["observed_at"],
+        row["state_received_at"],
         row["installed_apps"],
         row["update_status"],
         row["last_error"],

@@ -1,0 +1,257 @@
+"""The gRPC side: translates between protos and the use cases, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evergreen.v1 import telemetry_pb2, telemetry_pb2_grpc
+from servicekit.grpc_server import Context
+from servicekit.pagination import decode_token, encode_token, page_size
+from servicekit.values import to_value
+from services.telemetry.domain.events import metadata
+from services.telemetry.domain.files import csv_text, json_text
+from services.telemetry.domain.presentable import presentable
+from services.telemetry.domain.views import (
+    DeviceDetail,
+    DeviceFilter,
+    DeviceSummary,
+    EventFilter,
+    EventPosition,
+    NamePosition,
+    QuarantinedEvent,
+    StoredEvent,
+)
+from services.telemetry.service.events import EventQueries
+from services.telemetry.service.inventory import Inventory
+
+
+class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
+    """evergreen.v1.InventoryService."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    async def ListDevices(
+        self, request: telemetry_pb2.ListDevicesRequest, context: Context
+    ) -> telemetry_pb2.ListDevicesResponse:
+        """Lists devices."""
+        size = page_size(request.page_size)
+        found = await self._inventory.list_devices(
+            context.call.caller,
+            request.org_id,
+            DeviceFilter(
+                status=request.status,
+                health=request.health,
+                search=request.search,
+                seen_after=_time(request, "last_seen_after"),
+                seen_before=_time(request, "last_seen_before"),
+            ),
+            decode_token(request.page_token, _name_position),
+            size + 1,
+        )
+        since = self._inventory.online_since()
+        last = found[size - 1] if len(found) > size else None
+        return telemetry_pb2.ListDevicesResponse(
+            devices=[
+                telemetry_pb2.DeviceSummary(**_summary(device, since)) for device in found[:size]
+            ],
+            next_page_token=encode_token(last.name, str(last.id)) if last else "",
+        )
+
+    async def GetDevice(
+        self, request: telemetry_pb2.GetDeviceRequest, context: Context
+    ) -> telemetry_pb2.Device:
+        """Answers one device."""
+        device, events = await self._inventory.get_device(context.call.caller, UUID(request.id))
+        return _device(device, events, self._inventory.online_since())
+
+
+class EventApi(telemetry_pb2_grpc.EventServiceServicer):
+    """evergreen.v1.EventService."""
+
+    def __init__(self, events: EventQueries) -> None:
+        self._events = events
+
+    async def ListEvents(
+        self, request: telemetry_pb2.ListEventsRequest, context: Context
+    ) -> telemetry_pb2.ListEventsResponse:
+        """Lists events."""
+        size = page_size(request.page_size or request.limit)
+        found = await self._events.list_events(
+            context.call.caller,
+            request.org_id,
+            _event_filter(request),
+            decode_token(request.page_token, _event_position),
+            size + 1,
+        )
+        last = found[size - 1] if len(found) > size else None
+        token = encode_token(last.occurred_at.isoformat(), str(last.id)) if last else ""
+        return telemetry_pb2.ListEventsResponse(
+            events=[_event(event) for event in found[:size]], next_page_token=token
+        )
+
+    async def ExportEvents(
+        self, request: telemetry_pb2.ExportEventsRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        """Streams events as a file."""
+        pages = self._events.export(
+            context.call.caller, request.org_id, _event_filter(request), request.limit
+        )
+        parts = _csv_file(pages) if request.format == "csv" else _json_file(pages)
+        begun = False
+        async for part in parts:
+            if not begun:
+                kind = request.format or "json"
+                await context.send_headers(
+                    {"content-disposition": f'attachment; filename="evergreen-events.{kind}"'}
+                )
+                begun = True
+            yield part
+
+    async def ListQuarantinedEvents(
+        self, request: telemetry_pb2.ListQuarantinedEventsRequest, context: Context
+    ) -> telemetry_pb2.ListQuarantinedEventsResponse:
+        """Lists events that were set aside."""
+        size = page_size(request.page_size)
+        found = await self._events.list_quarantined(
+            context.call.caller,
+            request.org_id,
+            UUID(request.device_id) if request.device_id else None,
+            decode_token(request.page_token, lambda text: UUID(str(text))),
+            size + 1,
+        )
+        return telemetry_pb2.ListQuarantinedEventsResponse(
+            quarantined_events=[_quarantined(event) for event in found[:size]],
+            next_page_token=encode_token(str(found[size - 1].id)) if len(found) > size else "",
+        )
+
+
+def _time(request: Any, field: str) -> datetime | None:
+    if not request.HasField(field):
+        return None
+    time: datetime = getattr(request, field).ToDatetime(tzinfo=UTC)
+    return time
+
+
+def _event_filter(
+    request: telemetry_pb2.ListEventsRequest | telemetry_pb2.ExportEventsRequest,
+) -> EventFilter:
+    return EventFilter(
+        device_id=UUID(request.device_id) if request.device_id else None,
+        type=request.action,
+        severity=request.severity,
+        search=request.search,
+        occurred_from=_time(request, "occurred_after"),
+        occurred_before=_time(request, "occurred_before"),
+    )
+
+
+def _name_position(name: object, device_id: object) -> NamePosition:
+    text = str(name)
+    text.encode()
+    if "\x00" in text:
+        raise ValueError("no name holds NUL")
+    return NamePosition(text, UUID(str(device_id)))
+
+
+def _event_position(occurred_at: object, event_id: object) -> EventPosition:
+    time = datetime.fromisoformat(str(occurred_at))
+    if time.utcoffset() != timedelta(0):
+        raise ValueError("positions are in UTC")
+    return EventPosition(time, UUID(str(event_id)))
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
+
+
+def _summary(device: DeviceSummary, online_since: datetime) -> dict[str, Any]:
+    return {
+        "id": str(device.id),
+        "hostname": device.name,
+        "model": device.model,
+        "policy_version": device.policy_version,
+        "health": device.health,
+        "org_id": str(device.tenant_id),
+        "last_seen": _timestamp(device.last_seen),
+        "status": device.status(online_since),
+    }
+
+
+def _device(
+    device: DeviceDetail, events: list[StoredEvent], online_since: datetime
+) -> telemetry_pb2.Device:
+    apps = json.loads(device.installed_apps) if device.installed_apps else []
+    updates = telemetry_pb2.DeviceUpdates(channel=device.update_status)
+    if device.state_received_at is not None:
+        updates.last_sync.FromDatetime(device.state_received_at)
+    return telemetry_pb2.Device(
+        **_summary(device.summary, online_since),
+        serial_number=device.serial,
+        installed_apps=[
+            telemetry_pb2.DeviceApp(id=app["id"], name=app["id"], version=app["version"])
+            for app in apps
+        ],
+        health_snapshot=telemetry_pb2.HealthSnapshot(
+            disk=device.disk_health, battery=device.battery_health
+        ),
+        updates=updates,
+        events=[_event(event) for event in events],
+        last_error=device.last_error,
+    )
+
+
+def _event(event: StoredEvent) -> telemetry_pb2.Event:
+    shown = Struct()
+    for key, value in metadata(event.payload).items():
+        to_value(presentable(value, 1), shown.fields[key])
+    return telemetry_pb2.Event(
+        id=str(event.id),
+        occurred_at=_timestamp(event.occurred_at),
+        actor=f"device:{event.device_id}",
+        action=event.type,
+        severity=event.severity,
+        device_id=str(event.device_id),
+        org_id=str(event.tenant_id),
+        message=event.message,
+        metadata=shown,
+        received_at=_timestamp(event.received_at),
+    )
+
+
+def _quarantined(event: QuarantinedEvent) -> telemetry_pb2.QuarantinedEvent:
+    return telemetry_pb2.QuarantinedEvent(
+        id=str(event.id),
+        device_id=str(event.device_id),
+        org_id=str(event.tenant_id),
+        received_at=_timestamp(event.received_at),
+        reason=event.reason,
+        content=event.content,
+    )
+
+
+async def _csv_file(pages: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[HttpBody]:
+    header = True
+    async for page in pages:
+        text = csv_text(page, header=header)
+        yield HttpBody(content_type="text/csv; charset=utf-8", data=text.encode())
+        header = False
+
+
+async def _json_file(pages: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[HttpBody]:
+    separator = "[\n"
+    async for page in pages:
+        text = separator + ",\n".join(map(json_text, page))
+        yield HttpBody(content_type="application/json", data=text.encode())
+        separator = ",\n" if page else separator
+    yield HttpBody(content_type="application/json", data=b"\n]\n")

@@ -1,0 +1,89 @@
+"""What integrators receive of device events: one CloudEvent with many of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID, uuid5
+
+from services.telemetry.domain.times import format_time
+from services.telemetry.domain.views import StoredEvent
+
+NAME: Final = "telemetry.device_events"
+MAX_BYTES: Final = 512 << 10
+"""A message holds no more, but for a single event that is larger (its payload has 64 KiB)."""
+_NAMESPACE: Final = UUID("7c1f0a56-58c5-5d0b-9d7a-3f2f3fd5f3a1")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A message. The same events always have the same id."""
+
+    id: UUID
+    tenant_id: UUID
+    payload: bytes
+
+
+def announcements(
+    root: str, tenant_id: UUID, events: Sequence[tuple[StoredEvent, str]]
+) -> Iterator[Announcement]:
+    """Messages with a tenant's events (each with the id that its device gave it), in order.
+
+    `root` is what event types begin with.
+    """
+    texts: list[str] = []
+    first = last = None
+    size = 0
+    for event, event_id in events:
+        text = _event_text(event, event_id)
+        if texts and size + len(text) > MAX_BYTES:
+            assert first is not None
+            assert last is not None
+            yield _announcement(root, tenant_id, first, last, texts)
+            texts, first, size = [], None, 0
+        first = first or event
+        last = event
+        texts.append(text)
+        size += len(text)
+    if first is not None and last is not None:
+        yield _announcement(root, tenant_id, first, last, texts)
+
+
+def _announcement(
+    root: str, tenant_id: UUID, first: StoredEvent, last: StoredEvent, texts: list[str]
+) -> Announcement:
+    message_id = uuid5(_NAMESPACE, f"{first.id}/{last.id}/{len(texts)}")
+    head = json.dumps(
+        {
+            "specversion": "1.0",
+            "id": str(message_id),
+            "source": "/evergreen/telemetry",
+            "type": f"{root}.{NAME}",
+            "time": format_time(last.received_at),
+            "datacontenttype": "application/json",
+            "tenantid": str(tenant_id),
+        },
+        separators=(",", ":"),
+    )
+    payload = f'{head[:-1]},"data":{{"events":[{",".join(texts)}]}}}}'
+    return Announcement(message_id, tenant_id, payload.encode())
+
+
+def _event_text(event: StoredEvent, event_id: str) -> str:
+    head = json.dumps(
+        {
+            "id": str(event.id),
+            "deviceId": str(event.device_id),
+            "eventId": event_id,
+            "type": event.type,
+            "severity": event.severity,
+            "message": event.message,
+            "occurredAt": format_time(event.occurred_at),
+            "receivedAt": format_time(event.received_at),
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    return f'{head[:-1]},"payload":{event.payload or "null"}}}'

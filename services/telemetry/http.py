@@ -1,0 +1,62 @@
+"""The released agent's calls: JSON over HTTP."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+from servicekit.call import Call
+from servicekit.chain import require_own_device
+from servicekit.errors import invalid_field
+from servicekit.http_server import Answer, Route, parse_json_object
+from servicekit.rules import is_uuid
+from services.telemetry.domain.events import read_batch
+from services.telemetry.domain.state import parse_state
+from services.telemetry.service.reports import Reports
+
+STATE_PATH: Final = "/api/v1/devices/state"
+EVENTS_PATH: Final = "/api/v1/devices/events"
+_OK: Final = Answer()
+
+
+def routes(reports: Reports) -> dict[str, Route]:
+    """The device routes of this context."""
+
+    async def report_state(call: Call, body: bytes) -> Answer:
+        request = parse_json_object(body)
+        check_device(call, request.get("device_id"))
+        state = request.get("state")
+        if state is None:
+            raise invalid_field("state", "is required")
+        if not isinstance(state, dict):
+            raise invalid_field("state", "must be an object")
+        await reports.report_state(call.caller, parse_state(state))
+        return _OK
+
+    async def report_events(call: Call, body: bytes) -> Answer:
+        with reports.room_for(len(body)):
+            outcome = await reports.report_events(
+                call.caller, read_batch(body, partial(check_device, call))
+            )
+        return Answer(
+            body=b'{"accepted":%d,"duplicates":%d,"quarantined":%d}'
+            % (outcome.accepted, outcome.duplicates, outcome.quarantined)
+        )
+
+    return {
+        STATE_PATH: Route("/evergreen.v1.DeviceService/ReportState", report_state),
+        EVENTS_PATH: Route("/evergreen.v1.DeviceService/ReportEvents", report_events),
+    }
+
+
+def check_device(call: Call, device_id: Any) -> None:
+    """Refuses a body that is not the calling device's own.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT when it names no device; PERMISSION_DENIED when another one.
+    """
+    if device_id is None or device_id == "":
+        raise invalid_field("device_id", "is required")
+    if not isinstance(device_id, str) or not is_uuid(device_id):
+        raise invalid_field("device_id", "must be a UUID")
+    require_own_device(call, device_id.lower())

@@ -1,0 +1,1 @@
+"""The use cases of telemetry, one transaction each."""

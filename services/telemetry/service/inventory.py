@@ -1,0 +1,186 @@
+"""The fleet as administrators see it: two feeds, kept beside what the devices report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
+from uuid import UUID
+
+from evergreen.v1 import (
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
+from servicekit import logs
+from servicekit.call import Caller
+from servicekit.errors import not_found
+from servicekit.feed import Follower
+from servicekit.ids import Clock
+from servicekit.postgres import Connection, Database
+from servicekit.tenants import TenantDirectory
+from services.telemetry.domain.views import (
+    AppliedVersion,
+    DeviceDetail,
+    DeviceFilter,
+    DeviceSummary,
+    EventFilter,
+    NamePosition,
+    RegisteredDevice,
+    StoredEvent,
+)
+from services.telemetry.store import events as event_store
+from services.telemetry.store import inventory as store
+
+log = logs.get(__name__)
+
+T = TypeVar("T")
+LATEST_EVENTS: Final = 20
+_FEED_SECONDS: Final = 5.0
+_REFRESH_SECONDS: Final = 1.0
+_CONNECTED: Final = frozenset({"active", "decommissioned"})
+"""In these states of the registry a device has called to enroll."""
+
+
+class Inventory:
+    """The devices of the registry, with what they report."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: enrollment_pb2_grpc.EnrollmentInternalServiceAsyncStub,
+        policy: policy_pb2_grpc.PolicyInternalServiceAsyncStub,
+        tenants: TenantDirectory,
+        online_for: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._policy = policy
+        self._tenants = tenants
+        self._online_for = online_for
+        self._clock = clock
+        self._refresh_at = 0.0
+        self.devices = Follower("devices", self._fetch_devices)
+        self.applied = Follower("applied versions", self._fetch_applied)
+
+    async def load(self) -> None:
+        """Goes on where the feeds were left."""
+        async with self._database.transaction() as connection:
+            cursors = await store.cursors(connection)
+        self.devices.start_at(cursors.get("devices", ""))
+        self.applied.start_at(cursors.get("applied", ""))
+
+    def online_since(self) -> datetime:
+        """A device that was heard of since then is online."""
+        return self._clock() - self._online_for
+
+    async def list_devices(
+        self,
+        caller: Caller,
+        org_id: str,
+        wanted: DeviceFilter,
+        after: NamePosition | None,
+        limit: int,
+    ) -> list[DeviceSummary]:
+        """The next devices of the caller's subtree, or of one org in it, by name.
+
+        Raises:
+            DomainError: NOT_FOUND for an org that is not in the subtree.
+        """
+        scope = await self._tenants.query_scope(caller, org_id)
+        await self._refresh()
+        async with self._database.transaction(scope) as connection:
+            return await store.list_devices(
+                connection, scope, wanted, after, limit, self.online_since()
+            )
+
+    async def get_device(
+        self, caller: Caller, device_id: UUID
+    ) -> tuple[DeviceDetail, list[StoredEvent]]:
+        """A device of the caller's subtree with its latest events.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(caller, "")
+        await self._refresh()
+        async with self._database.transaction(scope) as connection:
+            device = await store.get_device(connection, scope, device_id)
+            if device is None:
+                raise not_found("device", str(device_id))
+            events = await event_store.list_events(
+                connection, scope, EventFilter(device_id=device_id), None, LATEST_EVENTS
+            )
+        return device, events
+
+    async def _refresh(self) -> None:
+        """Asks the feeds once more: who has just admitted a device looks for it in the list.
+
+        When they cannot be asked, the list shows what was heard last.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._refresh_at:
+            return
+        try:
+            async with asyncio.timeout(_REFRESH_SECONDS):
+                await asyncio.gather(self.devices.refresh(), self.applied.refresh())
+        except Exception as error:
+            # Not asked again for a moment, so that lists stay quick while a service is away.
+            self._refresh_at = loop.time() + _REFRESH_SECONDS
+            log.debug("lists show what was heard last", error=f"{type(error).__name__}: {error}")
+
+    async def _fetch_devices(self, cursor: str) -> tuple[str, bool]:
+        page = await self._registry.ListDeviceChanges(
+            enrollment_pb2.ListDeviceChangesRequest(cursor=cursor), timeout=_FEED_SECONDS
+        )
+        # A device that stands in the page twice is stored as it was last.
+        devices = {change.device_id: _registered(change) for change in page.devices}
+        await self._store("devices", page.next_cursor, [*devices.values()], store.store_registered)
+        return page.next_cursor, page.more
+
+    async def _fetch_applied(self, cursor: str) -> tuple[str, bool]:
+        page = await self._policy.ListAppliedVersions(
+            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=_FEED_SECONDS
+        )
+        versions = {version.device_id: _applied(version) for version in page.versions}
+        await self._store("applied", page.next_cursor, [*versions.values()], store.store_applied)
+        return page.next_cursor, page.more
+
+    async def _store(
+        self,
+        feed: str,
+        cursor: str,
+        changes: Sequence[T],
+        write: Callable[[Connection, Sequence[T]], Awaitable[None]],
+    ) -> None:
+        """Stores changes with how far they bring the feed; without any there is nothing to keep."""
+        if not changes:
+            return
+        async with self._database.transaction() as connection:
+            await write(connection, changes)
+            await store.store_cursor(connection, feed, cursor)
+
+
+def _registered(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
+    enrolled = change.HasField("enrolled_at") and change.status in _CONNECTED
+    return RegisteredDevice(
+        UUID(change.device_id),
+        UUID(change.tenant_id),
+        change.status,
+        change.serial,
+        change.model,
+        change.created_at.ToDatetime(tzinfo=UTC),
+        change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
+    )
+
+
+def _applied(version: policy_pb2.AppliedVersion) -> AppliedVersion:
+    return AppliedVersion(
+        UUID(version.device_id),
+        UUID(version.tenant_id),
+        version.version,
+        version.reported_at.ToDatetime(tzinfo=UTC),
+    )

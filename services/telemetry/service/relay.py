@@ -1,0 +1,88 @@
+"""Publishes stored events. The event table is its own outbox: nothing is written twice.
+
+Rows are read in the order of the transactions that stored them, up to the oldest one that still
+runs (`store.relay`), so that an event whose transaction commits late is not skipped. The end of a
+batch is kept before it is published: after a crash, the same messages with the same ids are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from itertools import groupby
+from typing import Final
+
+from servicekit import logs
+from servicekit.events import SUBJECT_ROOT
+from servicekit.ids import Clock
+from servicekit.messaging import KEEP, Messaging
+from servicekit.outbox import relay
+from servicekit.postgres import Connection, Database
+from services.telemetry.domain.announcement import NAME, announcements
+from services.telemetry.store import relay as store
+from services.telemetry.store.relay import RelayState
+
+log = logs.get(__name__)
+
+BATCH: Final = 500
+_LINGER_SECONDS: Final = 0.25
+
+
+class EventRelay:
+    """The relay of the event table."""
+
+    def __init__(self, database: Database, messaging: Messaging, clock: Clock) -> None:
+        self._database = database
+        self._messaging = messaging
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Says that events were stored."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publishes what is stored, for as long as the service lives."""
+        await relay(self._messaging, self._wake, self.publish, linger=_LINGER_SECONDS)
+
+    async def publish(self, stream: str) -> None:
+        """Publishes what is stored by now; all of the last days when the stream is a new one."""
+        while await self._cut(stream):
+            await self._publish_batch(stream)
+
+    async def _cut(self, stream: str) -> bool:
+        """Keeps where the next batch ends; answers whether there is one."""
+        async with self._database.transaction() as connection:
+            state = await store.lock(connection)
+            if state is None:
+                return False  # another process is at it
+            if state.stream != stream:
+                log.info("publishing events to a new stream", stream=stream)
+                state = RelayState(stream, store.BEGINNING, store.BEGINNING)
+                await store.keep(connection, state)
+            if state.end != state.done:
+                return True  # a batch that was begun before
+            end = await store.next_end(connection, state.done, BATCH)
+            if end is None:
+                return False
+            await store.keep(connection, replace(state, end=end))
+            return True
+
+    async def _publish_batch(self, stream: str) -> None:
+        """Publishes the batch that was cut, holding its lock, and keeps that it is published."""
+        async with self._database.transaction() as connection:
+            state = await store.lock(connection)
+            if state is None or state.stream != stream or state.end == state.done:
+                return
+            await self._send(connection, state)
+            await store.keep(connection, replace(state, done=state.end))
+
+    async def _send(self, connection: Connection, state: RelayState) -> None:
+        # What the stream would drop at once, for its age, is not sent.
+        events = await store.between(connection, state.done, state.end, self._clock() - KEEP)
+        for tenant_id, group in groupby(events, key=lambda relayed: relayed.event.tenant_id):
+            pairs = [(relayed.event, relayed.event_id) for relayed in group]
+            for message in announcements(SUBJECT_ROOT, tenant_id, pairs):
+                await self._messaging.publish(
+                    f"{SUBJECT_ROOT}.{tenant_id}.{NAME}", message.payload, str(message.id)
+                )

@@ -1,0 +1,210 @@
+"""What devices report: written together with whatever other devices report at the moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from servicekit.batcher import Batcher
+from servicekit.call import Caller
+from servicekit.errors import exhausted
+from servicekit.ids import Clock
+from servicekit.postgres import Database
+from services.telemetry.domain.events import BadEvent, NewEvent, ReadEvent
+from services.telemetry.domain.state import State, StateReport, newest_per_device
+from services.telemetry.metrics import EVENTS, STATES
+from services.telemetry.settings import TelemetrySettings
+from services.telemetry.store import reports as store
+
+_STATES_PER_BATCH: Final = 500
+_EVENTS_PER_BATCH: Final = 2_000
+_EVENTS_PER_PIECE: Final = 1_000
+_BYTES_PER_PIECE: Final = 1 << 20
+_BYTES_OF_A_SMALL_STATE: Final = 4_096
+_CONTACT_EVERY: Final = timedelta(minutes=1)
+_MOST_CONTACTS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a batch of events; every event is in exactly one of the counts."""
+
+    accepted: int
+    duplicates: int
+    quarantined: int
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A part of one device's batch: small enough to share a transaction with other devices."""
+
+    device_id: UUID
+    tenant_id: UUID
+    good: list[NewEvent] = field(default_factory=list)
+    bad: list[BadEvent] = field(default_factory=list)
+    size: int = 0
+
+    @property
+    def weight(self) -> int:
+        return len(self.good) + len(self.bad)
+
+    @property
+    def full(self) -> bool:
+        return self.weight >= _EVENTS_PER_PIECE or self.size >= _BYTES_PER_PIECE
+
+
+class Reports:
+    """Takes states and events; acknowledges them when they are committed.
+
+    Args:
+        stored: is called when events were stored.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: TelemetrySettings,
+        clock: Clock,
+        stored: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._stored = stored
+        self._budget = settings.body_budget_bytes
+        self._bytes = 0
+        self._contacts: dict[UUID, datetime] = {}
+        self.states: Batcher[StateReport, None] = Batcher(
+            "states",
+            self._write_states,
+            max_batch=_STATES_PER_BATCH,
+            max_waiting=settings.waiting_states,
+            weigh=_weigh_state,
+        )
+        self.events: Batcher[_Piece, int] = Batcher(
+            "events",
+            self._write_events,
+            max_batch=_EVENTS_PER_BATCH,
+            max_waiting=settings.waiting_events,
+            weigh=lambda piece: piece.weight,
+        )
+
+    async def report_state(self, caller: Caller, state: State) -> None:
+        """Stores the state of the calling device, unless a newer one is stored.
+
+        Raises:
+            DomainError: UNAVAILABLE or RESOURCE_EXHAUSTED; then nothing is stored for sure.
+        """
+        await self.states.submit(
+            StateReport(UUID(caller.id), UUID(caller.tenant_id), state, self._clock())
+        )
+
+    async def report_events(self, caller: Caller, read: Iterator[list[ReadEvent]]) -> Outcome:
+        """Stores a batch of the calling device, which `read` gives slice by slice.
+
+        A large batch is stored in several transactions, so that it does not hold up other
+        devices. What is stored of it when one of them fails is a duplicate in its next attempt.
+
+        Raises:
+            DomainError: what `read` raises, before anything is stored; UNAVAILABLE or
+                RESOURCE_EXHAUSTED.
+        """
+        found: list[ReadEvent] = []
+        for events in read:
+            if found:
+                await asyncio.sleep(0)
+            found.extend(events)
+        accepted = good = bad = 0
+        for piece in _pieces(UUID(caller.id), UUID(caller.tenant_id), found):
+            accepted += await self.events.submit(piece)
+            good += len(piece.good)
+            bad += len(piece.bad)
+        outcome = Outcome(accepted, good - accepted, bad)
+        EVENTS.labels("accepted").inc(outcome.accepted)
+        EVENTS.labels("duplicate").inc(outcome.duplicates)
+        EVENTS.labels("quarantined").inc(outcome.quarantined)
+        return outcome
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Holds the memory that a body needs while it is worked on.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED when too much is being worked on.
+        """
+        if self._bytes and self._bytes + size > self._budget:
+            raise exhausted("TOO_MUCH_AT_ONCE", "too many large batches at once; send it later")
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+    async def _write_states(self, reports: Sequence[StateReport]) -> Sequence[None]:
+        newest = newest_per_device(reports)
+        async with self._database.transaction() as connection:
+            older = await store.store_states(connection, newest)
+            await store.store_contacts(
+                connection, {(r.device_id, r.tenant_id) for r in older}, self._clock()
+            )
+        for report in newest:
+            self._contacts[report.device_id] = report.received_at
+        STATES.labels("stored").inc(len(newest) - len(older))
+        STATES.labels("outdated").inc(len(reports) - len(newest) + len(older))
+        return [None] * len(reports)
+
+    async def _write_events(self, pieces: Sequence[_Piece]) -> Sequence[int]:
+        now = self._clock()
+        contacts = self._new_contacts(pieces, now)
+        async with self._database.transaction() as connection:
+            stored = await store.store_events(
+                connection, [(p.device_id, p.tenant_id, e) for p in pieces for e in p.good], now
+            )
+            await store.set_aside(
+                connection, [(p.device_id, p.tenant_id, e) for p in pieces for e in p.bad], now
+            )
+            await store.store_contacts(connection, contacts, now)
+        self._contacts.update((device_id, now) for device_id, _ in contacts)
+        if not stored:
+            return [0] * len(pieces)
+        self._stored()
+        if len(pieces) == 1:
+            return [len(stored)]
+        return [sum(event.id in stored for event in piece.good) for piece in pieces]
+
+    def _new_contacts(self, pieces: Iterable[_Piece], now: datetime) -> set[tuple[UUID, UUID]]:
+        """The devices (each with its tenant) of which the last contact was not just noted."""
+        if len(self._contacts) > _MOST_CONTACTS:
+            self._contacts.clear()
+        since = now - _CONTACT_EVERY
+        devices = {(piece.device_id, piece.tenant_id) for piece in pieces}
+        return {
+            (device_id, tenant_id)
+            for device_id, tenant_id in devices
+            if (noted := self._contacts.get(device_id)) is None or noted < since
+        }
+
+
+def _weigh_state(report: StateReport) -> int:
+    apps = report.state.installed_apps
+    return 1 + (len(apps) // _BYTES_OF_A_SMALL_STATE if apps else 0)
+
+
+def _pieces(device_id: UUID, tenant_id: UUID, events: Iterable[ReadEvent]) -> Iterator[_Piece]:
+    piece = _Piece(device_id, tenant_id)
+    for event in events:
+        if isinstance(event, NewEvent):
+            piece.good.append(event)
+            piece.size += len(event.payload or "")
+        else:
+            piece.bad.append(event)
+            piece.size += len(event.content)
+        if piece.full:
+            yield piece
+            piece = _Piece(device_id, tenant_id)
+    if piece.weight:
+        yield piece
