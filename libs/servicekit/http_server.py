@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON: Final = b"application/json"
+_FAILED_FIELD: Final = re.compile(r"Failed to parse (\w+) field: ")
 MAX_BODY: Final = 48 << 20
 """The gateway has the real limits, per route; this one only bounds memory."""
 
@@ -178,12 +180,9 @@ def parse_message(body: bytes, message: Message) -> None:
 
 
 def _violation(text: str) -> FieldViolation:
-    # "Failed to parse cpuCount field: expected …"
-    words = text.split(" ")
-    if text.startswith("Failed to parse ") and "field" in words:
-        name = words[words.index("field") - 1].rstrip(":")
-        return FieldViolation(_snake(name), "has a value of the wrong type or out of range")
-    return FieldViolation("body", "has a value of the wrong type or out of range")
+    # "Failed to parse state field: Failed to parse disk_free_bytes field: Value out of range: -1"
+    path = ".".join(_FAILED_FIELD.findall(text))
+    return FieldViolation(_snake(path) or "body", "has a value of the wrong type or out of range")
 
 
 def _snake(name: str) -> str:
