@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from evergreen.v1 import enrollment_pb2_grpc as rpc
+from evergreen.v1 import policy_pb2_grpc
 from servicekit.app import Kit, Parts, run
 from servicekit.device_service import device_methods
 from services.enrollment.api import (
@@ -17,6 +18,7 @@ from services.enrollment.http import routes
 from services.enrollment.service.admission import Admission
 from services.enrollment.service.first_start import FirstStart
 from services.enrollment.service.peers import Peers
+from services.enrollment.service.prepared import PreparedDevices
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Tokens
 from services.enrollment.settings import EnrollmentSettings
@@ -30,6 +32,12 @@ async def build(kit: Kit) -> Parts:
     tokens = Tokens(kit.database, kit.outbox, kit.tenants, kit.clock)
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
+    prepared = PreparedDevices(
+        kit.database,
+        kit.outbox,
+        policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
+        kit.clock,
+    )
     first_start = FirstStart(
         settings.bootstrap_enrollment_secret_file,
         kit.database,
@@ -56,7 +64,7 @@ async def build(kit: Kit) -> Parts:
         ],
         routes=routes(admission),
         batchers=[admission.batcher],
-        tasks=[first_start.run],
+        tasks=[first_start.run, prepared.run],
         ready=lambda: first_start.done,
     )
 

@@ -360,13 +360,19 @@ async def changed_devices(
 
 
 async def activate_prepared(
-    connection: Connection, device_ids: Collection[UUID], at: datetime
+    connection: Connection, called: Sequence[tuple[UUID, int]], at: datetime
 ) -> list[Device]:
-    """Makes those of the devices active that are prepared; answers them."""
+    """Makes active those that are prepared of the devices that called.
+
+    `called` names devices with the generations of their tokens; a token from before a device was
+    prepared again does not count. Answers the devices that became active.
+    """
     rows = await connection.fetch(
-        "UPDATE enrollment.device d SET status = 'active', enrolled_at = $2"
-        f" WHERE d.id = ANY ($1) AND d.status = 'prepared' RETURNING {_DEVICE}",
-        list(device_ids),
+        "UPDATE enrollment.device d SET status = 'active', enrolled_at = $3"
+        " FROM unnest($1::uuid[], $2::integer[]) AS u(id, token_version)"
+        " WHERE d.id = u.id AND d.status = 'prepared' AND d.token_version <= u.token_version"
+        f" RETURNING {_DEVICE}",
+        *columns(called),
         at,
     )
     return [_device(row) for row in rows]

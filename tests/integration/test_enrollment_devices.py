@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -127,27 +128,23 @@ async def test_blanks_around_serial_and_key_do_not_count(service: Enrollment) ->
     assert (await service.registration(found["device_id"])).serial == "SN-1"
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
+async def test_other_hardware_with_a_known_serial_takes_nothing_over(service: Enrollment) -> None:
+    """A retry is the same in every field; anything else is refused and recorded."""
+    token = await service.token()
+    found = await service.enrolled(token.pre_shared_key)
+    changes: list[dict[str, Any]] = [
         {"model": "Other"},
         {"cpu_model": "i5"},
         {"cpu_count": 4},
         {"total_ram_bytes": 1},
         {"has_tpm": False},
-    ],
-)
-async def test_other_hardware_with_a_known_serial_takes_nothing_over(
-    service: Enrollment, more: dict[str, object]
-) -> None:
-    """A retry is the same in every field; anything else is refused and recorded."""
-    token = await service.token()
-    found = await service.enrolled(token.pre_shared_key)
-    answer = await service.enroll(token.pre_shared_key, **more)
-    assert answer.status_code == 409
-    assert answer.json()["status"] == "ALREADY_EXISTS"
-    assert reason(answer) == "DEVICE_ALREADY_ENROLLED"
-    assert found["device_id"] not in answer.text
+    ]
+    for more in changes:
+        answer = await service.enroll(token.pre_shared_key, **more)
+        assert answer.status_code == 409, more
+        assert answer.json()["status"] == "ALREADY_EXISTS"
+        assert reason(answer) == "DEVICE_ALREADY_ENROLLED"
+        assert found["device_id"] not in answer.text
     registration = await service.registration(found["device_id"])
     assert registration.HasField("reenrollment_refused_at")
     assert registration.model == "Framework 12"
@@ -451,3 +448,93 @@ async def test_the_other_device_calls_are_not_served_here(service: Enrollment) -
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await service.devices.PullPolicy(device_pb2.PullPolicyRequest())
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+BAD_BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("serial", {"serial": None}),
+    ("serial", {"serial": ""}),
+    ("serial", {"serial": "  "}),
+    ("serial", {"serial": "x" * 129}),
+    ("serial", {"serial": "a\x00b"}),
+    ("serial", {"serial": "a\nb"}),
+    ("serial", {"serial": 7}),
+    ("serial", {"serial": ["SN-1"]}),
+    ("serial", {"serial": "To be filled by O.E.M."}),
+    ("serial", {"serial": "00000000"}),
+    ("serial", {"serial": "\ud800"}),
+    ("model", {"model": "x" * 257}),
+    ("model", {"model": "a\x00b"}),
+    ("model", {"model": 7}),
+    ("cpu_model", {"cpu_model": "x" * 257}),
+    ("cpu_model", {"cpu_model": {}}),
+    ("cpu_count", {"cpu_count": -1}),
+    ("cpu_count", {"cpu_count": 65_537}),
+    ("cpu_count", {"cpu_count": 1 << 40}),
+    ("cpu_count", {"cpu_count": 1.5}),
+    ("cpu_count", {"cpu_count": "many"}),
+    ("total_ram_bytes", {"total_ram_bytes": -1}),
+    ("total_ram_bytes", {"total_ram_bytes": 1 << 64}),
+    ("total_ram_bytes", {"total_ram_bytes": True}),
+    ("has_tpm", {"has_tpm": "yes"}),
+    ("has_tpm", {"has_tpm": 1}),
+    ("pre_shared_key", {"pre_shared_key": None}),
+    ("pre_shared_key", {"pre_shared_key": ""}),
+    ("pre_shared_key", {"pre_shared_key": "ab"}),
+    ("pre_shared_key", {"pre_shared_key": "x" * 513}),
+    ("pre_shared_key", {"pre_shared_key": "a:b\x00"}),
+    ("pre_shared_key", {"pre_shared_key": 1}),
+]
+BAD_TEXTS = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"7",
+    b'"x"',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"serial":NaN}',
+]
+
+
+async def test_bad_input_names_its_field(service: Enrollment) -> None:
+    """A 4xx that names the field, in the agent's snake_case, for every field and kind of harm."""
+    token = await service.token()
+    for field, more in BAD_BODIES:
+        body = {"serial": "SN-1", "pre_shared_key": token.pre_shared_key, **hardware(), **more}
+        answer = await service.post(json.dumps(body).encode())
+        assert answer.status_code == 400, (more, answer.text)
+        error = answer.json()
+        assert error["status"] == "INVALID_ARGUMENT"
+        assert error["error"] == error["message"]
+        broken = error["details"][1]["fieldViolations"]
+        assert field in [violation["field"] for violation in broken], more
+    for text in BAD_TEXTS:
+        answer = await service.post(text)
+        assert answer.status_code == 400, text[:20]
+        assert answer.json()["details"][1]["fieldViolations"]
+    assert await service.sql("SELECT FROM enrollment.device") == []
+
+
+async def test_extremes_are_accepted(service: Enrollment) -> None:
+    """The largest values of every field are stored as they are; unknown fields are ignored."""
+    token = await service.token()
+    serial = "\N{SNOWMAN}" * 128
+    found = await service.enrolled(
+        token.pre_shared_key,
+        serial,
+        model="\N{PILE OF POO}" * 256,
+        cpu_count=65_536,
+        total_ram_bytes=(1 << 64) - 1,
+        unknown={"deep": [1]},
+    )
+    again = await service.enrolled(
+        token.pre_shared_key,
+        serial,
+        model="\N{PILE OF POO}" * 256,
+        cpu_count=65_536,
+        total_ram_bytes=(1 << 64) - 1,
+    )
+    assert again["device_id"] == found["device_id"]
+    (row,) = await service.sql("SELECT serial, total_ram_bytes FROM enrollment.device")
+    assert (row["serial"], int(row["total_ram_bytes"])) == (serial, (1 << 64) - 1)

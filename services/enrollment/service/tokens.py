@@ -129,8 +129,9 @@ class Tokens:
             if token is None:
                 raise not_found("enrollment token", token_id)
             if token.revoked_at is None:
-                revoked = replace(token, revoked_at=self._clock())
-                await store.revoke_token(connection, token.id, self._clock())
+                at = self._clock()
+                revoked = replace(token, revoked_at=at)
+                await store.revoke_token(connection, token.id, at)
                 await self._outbox.append(
                     connection, _event("enrollment.token_revoked", revoked, token)
                 )
