@@ -59,8 +59,8 @@ class ProcessSpec:
 _INHERITED: Final = ("LANG", "LC_ALL", "TZ", "HOME", "TMPDIR", "PATH")
 
 
-async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
-    """Starts the process in a session of its own, its output joined in one pipe.
+async def spawn(spec: ProcessSpec, output: int) -> asyncio.subprocess.Process:
+    """Starts the process in a session of its own, all its output going to a descriptor.
 
     Raises:
         OSError: it cannot be started.
@@ -74,7 +74,7 @@ async def spawn(spec: ProcessSpec) -> asyncio.subprocess.Process:
         cwd=spec.cwd,
         env=environment | dict(spec.env),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=output,
         stderr=asyncio.subprocess.STDOUT,
         # Ctrl-C in the terminal reaches the launcher only, which stops its processes in order.
         start_new_session=True,

@@ -107,17 +107,25 @@ class Supervised:
     async def _run(self) -> bool:
         """Runs the process once; answers whether it ended because it was asked to."""
         self._restart.clear()
+        # A pipe of our own: asyncio's wait() lasts until every holder of its pipe has closed it,
+        # also a grandchild that outlives the process.
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        loop = asyncio.get_running_loop()
         try:
             if self.spec.prepare is not None:
                 await self.spec.prepare()
-            process = await spawn(self.spec)
+            process = await spawn(self.spec, writing)
         except OSError as error:
             self.last_exit = f"cannot be started: {error.strerror or error}"
+            os.close(reading)
             return False
+        finally:
+            os.close(writing)
         self.pid = process.pid
         with contextlib.suppress(OSError):
             self._pid_file.write_text(f"{process.pid} {start_time(process.pid)}\n")
-        reader = asyncio.create_task(self._read(process))
+        loop.add_reader(reading, self._read, reading)
         ended = asyncio.create_task(process.wait())
         try:
             await self._first(ended, self._stop.wait(), self._restart.wait())
@@ -129,9 +137,10 @@ class Supervised:
                 process.kill()
             code = await process.wait()
             kill_group(process.pid)
-            # Something that left the group could still hold the pipe open: do not wait for it.
-            await asyncio.wait({reader}, timeout=1.0)
-            reader.cancel()
+            while self._read(reading):
+                pass
+            loop.remove_reader(reading)
+            os.close(reading)
             self.log.end()
             self.pid = None
             self._pid_file.unlink(missing_ok=True)
@@ -170,10 +179,16 @@ class Supervised:
             except (OSError, TimeoutError) as error:
                 self._logs.event("debug", f"{self.spec.name} could not be drained: {error}")
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None  # spawn() always asks for a pipe
-        while data := await process.stdout.read(65536):
-            self.log.feed(data)
+    def _read(self, descriptor: int) -> bool:
+        """Takes what the process printed; answers whether there may be more."""
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return False
+        if not data:
+            asyncio.get_running_loop().remove_reader(descriptor)
+        self.log.feed(data)
+        return bool(data)
 
     @staticmethod
     async def _first(*things: Awaitable[object]) -> None:
