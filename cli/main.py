@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import up
+from cli import audit, migrate, up
 
 app = typer.Typer(
     name="evergreen",
@@ -15,6 +15,13 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("up")(up.up)
+app.add_typer(migrate.app)
+app.add_typer(audit.app)
+
+
+@app.callback()
+def _evergreen() -> None:
+    """Keeps `up` a command of its own, however few others there are."""
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from servicekit.devices import DeviceAccess
 from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
 from servicekit.http_server import DeviceApp, HttpServer, Route
 from servicekit.ids import Clock, now
+from servicekit.logs import brief
 from servicekit.messaging import Messaging
 from servicekit.migrate import latest_version
 from servicekit.outbox import Outbox
@@ -247,7 +248,7 @@ async def _until_schema_is_new_enough(kit: Kit) -> None:
                 return
             reason = f"its schema is older than {needed}; run `evergreen migrate up`"
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = brief(error)
         if not told:
             log.warning("waiting for the database", reason=reason)
             told = True
@@ -262,7 +263,7 @@ async def until_done(what: str, work: Callable[[], Awaitable[T]]) -> T:
             return await work()
         except Exception as error:
             if not told:
-                log.warning("waiting", what=what, error=f"{type(error).__name__}: {error}")
+                log.warning("waiting", what=what, error=brief(error))
                 told = True
             await asyncio.sleep(_RESTART_SECONDS)
 

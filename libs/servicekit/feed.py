@@ -18,12 +18,14 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.errors import invalid_field
+from servicekit.logs import brief
 from servicekit.postgres import Connection
 
 log = logs.get(__name__)
 
 DEFAULT_LIMIT: Final = 1000
 POLL_SECONDS: Final = 1.0
+_TELL_AFTER: Final = 5
 _NIL: Final = UUID(int=0)
 
 
@@ -100,7 +102,7 @@ class Follower:
         self._fetch = fetch
         self._cursor = ""
         self._lock = asyncio.Lock()
-        self._failing = False
+        self._failures = 0
         self._begun = 0
         self.synced = False
         """Whether all that there was has been read at least once."""
@@ -130,20 +132,17 @@ class Follower:
         try:
             await self.refresh()
         except Exception as error:
-            log.debug("a feed is away", feed=self._name, error=f"{type(error).__name__}: {error}")
+            log.debug("a feed is away", feed=self._name, error=brief(error))
 
     async def run(self) -> None:
         """Follows the feed for as long as the service lives."""
         while True:
             try:
                 await self.refresh()
-                self._failing = False
+                self._failures = 0
             except Exception as error:
-                if not self._failing:
-                    log.info(
-                        "a feed is away",
-                        feed=self._name,
-                        error=f"{type(error).__name__}: {error}",
-                    )
-                self._failing = True
+                self._failures += 1
+                # At a common start, and when the other one restarts, a few failures are normal.
+                if self._failures == _TELL_AFTER:
+                    log.warning("a feed is away", feed=self._name, error=brief(error))
             await asyncio.sleep(POLL_SECONDS)

@@ -77,6 +77,13 @@ def _renamed(service: str) -> Any:
     return processor
 
 
+def brief(error: BaseException) -> str:
+    """An error in one line: its type and what it says."""
+    details = getattr(error, "details", None)
+    text = details() if callable(details) else str(error)
+    return f"{type(error).__name__}: {' '.join(str(text).split())[:300]}"
+
+
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)

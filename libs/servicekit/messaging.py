@@ -20,6 +20,7 @@ from nats.js.errors import NotFoundError
 from servicekit import logs
 from servicekit.events import STREAM, SUBJECT_ROOT
 from servicekit.ids import new_id
+from servicekit.logs import brief
 from servicekit.settings import ServiceSettings, read_secret
 
 log = logs.get(__name__)
@@ -173,7 +174,7 @@ class Messaging:
             try:
                 await self._consume(durable, subject, handle, batch)
             except Exception as error:
-                log.debug("the consumer waits", error=f"{type(error).__name__}: {error}")
+                log.debug("the consumer waits", error=brief(error))
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _consume(
@@ -215,4 +216,4 @@ class Messaging:
 
 
 async def _quiet(error: Exception) -> None:
-    log.debug("nats", error=f"{type(error).__name__}: {error}")
+    log.debug("nats", error=brief(error))

@@ -11,6 +11,7 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.events import Event
+from servicekit.logs import brief
 from servicekit.messaging import AUDIT, KEEP, Messaging
 from servicekit.postgres import Connection, Database
 
@@ -42,7 +43,7 @@ async def relay(
             await publish(await messaging.ensure_stream())
         except Exception as error:
             # The database or NATS is away; the rows wait, and so do we.
-            log.debug("a relay waits", error=f"{type(error).__name__}: {error}")
+            log.debug("a relay waits", error=brief(error))
         wake.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
@@ -119,7 +120,7 @@ class Outbox:
                 f"SELECT incarnation FROM {self._context}.outbox_stream FOR UPDATE"
             )
             if known != incarnation:
-                log.info("publishing to a new stream", stream=incarnation)
+                log.debug("publishing to a new stream", stream=incarnation)
                 await connection.execute(
                     f"UPDATE {self._context}.outbox SET published_at = NULL"
                     " WHERE published_at IS NOT NULL"

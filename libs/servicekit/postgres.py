@@ -13,6 +13,7 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.errors import DomainError, unavailable
+from servicekit.logs import brief
 from servicekit.settings import ServiceSettings, read_secret
 
 log = logs.get(__name__)
@@ -126,7 +127,7 @@ class Database:
             told = as_domain_error(error)
             if told is None:
                 raise
-            log.warning("database error", error=f"{type(error).__name__}: {error}")
+            log.warning("database error", error=brief(error))
             raise told from error
 
     async def ping(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -106,7 +107,7 @@ class Org:
         hardware = more.pop("hardware", None) or Hardware(serial=f"SN-{uuid4().hex[:10]}")
         return Agent(
             self.stack.url,
-            pinned_key=self.stack.bootstrap["policy_public_key_file"],
+            pinned_key=Path(self.stack.bootstrap["policy_public_key_file"]),
             ca_file=self.stack.ca_file,
             hardware=hardware,
             **more,
