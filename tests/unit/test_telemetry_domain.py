@@ -1,0 +1,541 @@
+"""How telemetry reads what devices send, and what it makes of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servicekit.errors import DomainError
+from services.telemetry.domain.announcement import MAX_BYTES, announcements
+from services.telemetry.domain.events import (
+    MAX_CONTENT,
+    MAX_PAYLOAD,
+    BadEvent,
+    NewEvent,
+    ReadEvent,
+    read_batch,
+)
+from services.telemetry.domain.files import csv_text, json_text
+from services.telemetry.domain.presentable import presentable
+from services.telemetry.domain.state import (
+    Health,
+    State,
+    StateReport,
+    is_newer,
+    newest_per_device,
+    parse_state,
+)
+from services.telemetry.domain.times import parse_time
+from services.telemetry.domain.views import StoredEvent
+
+NOW = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+DEVICE = UUID(int=1)
+TIME = "2026-11-24T06:00:00.123456789Z"
+GOOD = {"id": "1", "type": "app.installed", "timestamp": TIME, "payload": {"a": 1}}
+
+
+def read(body: bytes | dict[str, Any]) -> list[ReadEvent]:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return [event for part in read_batch(raw, lambda _: None) for event in part]
+
+
+def read_one(event: Any) -> ReadEvent:
+    raw = event if isinstance(event, bytes) else json.dumps(event).encode()
+    (found,) = read(b'{"device_id":"d","events":[' + raw + b"]}")
+    return found
+
+
+def good(event: Any) -> NewEvent:
+    found = read_one(event)
+    assert isinstance(found, NewEvent), found
+    return found
+
+
+def reason(event: Any) -> str:
+    found = read_one(event)
+    assert isinstance(found, BadEvent), found
+    return found.reason
+
+
+# Events: the body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"nonsense",
+        b'{"device_id":"d"',
+        b'{"device_id":"d","events":[]}x',
+        b'{"device_id":"d","events":[{}}',
+        b'{"device_id":"d","events":[{"id":}]}',
+        b'{"device_id":"d","events":[{"id":"1",}]}',
+        b'{"device_id":"d","events":[NaN]}',
+        b'{"device_id":"d","events":[{"payload":Infinity}]}',
+        b'{"device_id":"d",events:[]}',
+        b"\xef\xbb\xbf{}",
+        b'{"device_id":"\xff","events":[]}',
+        b'{"device_id":"d","events":[' + b"[" * 2000,
+    ],
+)
+def test_a_body_that_is_not_json_is_refused_as_a_whole(body: bytes) -> None:
+    """Nothing of it can be trusted."""
+    with pytest.raises(DomainError, match="body"):
+        read(body)
+
+
+@pytest.mark.parametrize("events", [{}, "x", 1, True])
+def test_events_must_be_a_list(events: Any) -> None:
+    """The field is named."""
+    with pytest.raises(DomainError, match="events: must be a list"):
+        read({"device_id": "d", "events": events})
+
+
+def test_what_must_be_there_is_named() -> None:
+    """Without a device or without events there is no batch."""
+    with pytest.raises(DomainError, match="device_id: is required"):
+        read({"events": []})
+    with pytest.raises(DomainError, match="events: is required"):
+        read({"device_id": "d"})
+    with pytest.raises(DomainError, match="events: is given twice"):
+        read(b'{"device_id":"d","events":[],"events":[]}')
+
+
+@pytest.mark.parametrize("events", [None, []])
+def test_no_events_are_fine(events: Any) -> None:
+    """Go writes an empty list as null at times."""
+    assert read({"device_id": "d", "events": events, "more": {"x": [1]}}) == []
+
+
+def test_white_space_and_the_order_of_fields_do_not_matter() -> None:
+    """JSON is JSON."""
+    body = json.dumps({"events": [GOOD, GOOD], "x": [], "device_id": "d"}, indent=2).encode()
+    assert [type(event) for event in read(b"\r\n " + body + b"\t\n")] == [NewEvent, NewEvent]
+
+
+def test_the_device_is_checked_before_the_events_are_read() -> None:
+    """A body for another device costs nothing."""
+
+    def refuse(device_id: Any) -> None:
+        raise PermissionError(device_id)
+
+    with pytest.raises(PermissionError, match="other"):
+        next(iter(read_batch(b'{"device_id":"other","events":[{"id":', refuse)))
+
+
+# Events: one of them
+
+
+def test_an_event_keeps_the_exact_text_of_its_payload() -> None:
+    """Numbers of any size, the order of keys, spelling and white space are the device's."""
+    payload = '{ "z":18446744073709551615, "a":1.10,"a":1e400, "t":"h\u00e9 \U0001f600\\u00e9" }'
+    event = good(f'{{"id":"1","type":"t","timestamp":"{TIME}","payload":{payload}}}'.encode())
+    assert event.payload == payload
+    assert event.occurred_at == datetime(2026, 11, 24, 6, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("payload", [None, 1, "text", [1, 2], True, {}])
+def test_a_payload_is_any_json(payload: Any) -> None:
+    """Also none at all."""
+    assert json.loads(good({**GOOD, "payload": payload}).payload or "") == payload
+    without = {key: value for key, value in GOOD.items() if key != "payload"}
+    assert good(without).payload is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"id": ""}, "id: is required"),
+        ({"id": None}, "id: is required"),
+        ({"id": 5}, "id: must be a string"),
+        ({"id": "x" * 129}, "id: must have at most 128"),
+        ({"id": "a\0b"}, "id: must not contain the character NUL"),
+        ({"id": "\ud800"}, "id: must not contain half of a surrogate pair"),
+        ({"type": ""}, "type: is required"),
+        ({"type": ["x"]}, "type: must be a string"),
+        ({"type": "x" * 257}, "type: must have at most 256"),
+        ({"timestamp": None}, "timestamp: is required"),
+        ({"timestamp": 5}, "timestamp: must be a time"),
+        ({"timestamp": "yesterday"}, "timestamp: must be a time"),
+        ({"timestamp": "2026-11-24"}, "timestamp: must be a time"),
+        ({"timestamp": "2026-11-24T06:00:00"}, "timestamp: must be a time"),
+        ({"timestamp": "2026-13-24T06:00:00Z"}, "timestamp: must be a time"),
+        ({"timestamp": "0001-01-01T00:00:00+01:00"}, "timestamp: must be a time"),
+        ({"timestamp": "\u0662026-11-24T06:00:00Z"}, "timestamp: must be a time"),
+        ({"payload": "x" * MAX_PAYLOAD}, "payload: must have at most 65536 bytes"),
+        ({"payload": {"a": ["\0"]}}, "payload: must not contain the character NUL"),
+        ({"payload": {"a\0": 1}}, "payload: must not contain the character NUL"),
+        ({"payload": ["\udfff"]}, "payload: must not contain half of a surrogate pair"),
+    ],
+)
+def test_a_bad_event_is_set_aside_with_the_field_that_is_wrong(
+    change: dict[str, Any], field: str
+) -> None:
+    """The reason names the field, so that a person can find the defect."""
+    assert reason({**GOOD, **change}).startswith(field)
+
+
+@pytest.mark.parametrize("missing", ["id", "type", "timestamp"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    """As a wrong one is."""
+    event = {key: value for key, value in GOOD.items() if key != missing}
+    assert reason(event) == f"{missing}: is required"
+
+
+@pytest.mark.parametrize("event", [1, None, "x", [], [GOOD], True])
+def test_what_is_not_an_object_is_set_aside(event: Any) -> None:
+    """Whatever else it is."""
+    assert reason(event) == "event: must be an object"
+
+
+def test_what_python_itself_cannot_read_is_set_aside() -> None:
+    """Deep nesting and endless numbers end neither the service nor the batch."""
+    event = f'{{"id":"1","type":"t","timestamp":"{TIME}","payload":%s}}'
+    deep = "[" * 5000 + '"]"' + "]" * 5000
+    body = f'{{"device_id":"d","events":[{event % deep},{event % ("1" * 5000)},{event % "1"}]}}'
+    reasons = [e.reason if isinstance(e, BadEvent) else "" for e in read(body.encode())]
+    assert reasons == [
+        "payload: is nested too deeply",
+        "payload: holds a number with too many digits",
+        "",
+    ]
+    assert reason((event % ("[" * 501 + "]" * 501)).encode()) == "payload: is nested too deeply"
+    assert good((event % ("[" * 500 + "]" * 500)).encode())
+
+
+def test_an_escaped_backslash_is_no_escape() -> None:
+    """`\\\\u0000` is a backslash and some letters."""
+    assert good({**GOOD, "payload": {"\\u0000": "\\ud800", "emoji": "\U0001f600"}})
+
+
+def test_broken_utf8_is_an_event_s_own_fault() -> None:
+    """Its neighbours are stored."""
+    bad = f'{{"id":"1","type":"t","timestamp":"{TIME}","payload":"'.encode() + b'\xff"}'
+    found = read(b'{"device_id":"d","events":[' + bad + b"," + json.dumps(GOOD).encode() + b"]}")
+    assert isinstance(found[0], BadEvent)
+    assert found[0].reason == "payload: must be in UTF-8"
+    assert isinstance(found[1], NewEvent)
+
+
+def test_what_is_kept_of_a_bad_event_is_bounded() -> None:
+    """At most 16 KiB, whatever is in it; the same event has the same digest."""
+    first, second = (read_one({"id": "1", "payload": "\U0001f600" * 50_000}) for _ in range(2))
+    assert isinstance(first, BadEvent)
+    assert isinstance(second, BadEvent)
+    assert len(first.content.encode()) <= MAX_CONTENT
+    assert first.digest == second.digest
+    assert first.id != second.id
+    garbage = read_one(b'{"id":"' + b"\xff" * 50_000 + b'"}')
+    assert isinstance(garbage, BadEvent)
+    assert len(garbage.content.encode()) <= MAX_CONTENT
+
+
+@pytest.mark.parametrize(
+    ("type_", "payload", "severity", "message"),
+    [
+        ("app.installed", None, "info", "app.installed"),
+        ("app.install_failed", {}, "error", "app.install_failed"),
+        ("update.error", [], "error", "update.error"),
+        ("disk.warning", "x", "warning", "disk.warning"),
+        ("x.failed", {"severity": "INFO", "message": " all well "}, "info", "all well"),
+        ("x", {"level": "warn", "msg": "hm"}, "warning", "hm"),
+        ("x", {"severity": "critical"}, "error", "x"),
+        ("x", {"severity": "purple", "message": ""}, "info", "x"),
+        ("x.error", {"severity": 5, "message": ["a"]}, "error", "x.error"),
+        ("x", {"message": "m" * 2000}, "info", "m" * 1024),
+        ("x", {"message": "h\u00e9 \U0001f600"}, "info", "h\u00e9 \U0001f600"),
+    ],
+)
+def test_severity_and_message_come_from_the_payload_or_the_type(
+    type_: str, payload: Any, severity: str, message: str
+) -> None:
+    """What a person reads in the console."""
+    raw = json.dumps({**GOOD, "type": type_, "payload": payload}, ensure_ascii=False).encode()
+    event = good(raw)
+    assert (event.severity, event.message) == (severity, message)
+
+
+any_text = st.text(st.characters(codec=None), max_size=20)
+any_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | any_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4),
+    max_leaves=20,
+)
+event_like = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=140) | any_json,
+        "type": st.text(max_size=260) | any_json,
+        "timestamp": st.just(TIME) | st.datetimes().map(lambda t: t.isoformat() + "Z") | any_json,
+        "payload": any_json,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(event_like | any_json, max_size=6), st.booleans())
+def test_every_event_is_either_stored_or_set_aside(events: list[Any], escaped: bool) -> None:
+    """Whatever JSON the list holds, each of its items is counted once and nothing raises."""
+    text = json.dumps({"device_id": "d", "events": events}, ensure_ascii=escaped)
+    found = read(text.encode("utf-8", "surrogatepass"))
+    assert len(found) == len(events)
+    for event, sent in zip(found, events, strict=True):
+        if isinstance(event, NewEvent):
+            assert (event.event_id, event.type) == (sent["id"], sent["type"])
+            # PostgreSQL takes it: no NUL, no half of a surrogate pair.
+            for value in event:
+                assert not isinstance(value, str) or ("\0" not in value and value.encode())
+            if "payload" in sent:
+                assert json.loads(event.payload or "") == sent["payload"]
+        else:
+            assert event.content.encode() is not None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_are_refused_or_read(noise: bytes) -> None:
+    """Only the one kind of error comes out of the reader."""
+    for body in (noise, b'{"device_id":"d","events":[' + noise + b"]}"):
+        try:
+            read(body)
+        except DomainError as error:
+            assert error.code == 3
+
+
+# State
+
+STATE = {
+    "timestamp": TIME,
+    "installed_apps": [{"id": "org.gnome.Maps", "version": "47", "branch": "stable"}],
+    "update_status": "idle",
+    "disk_total_bytes": 2**64 - 1,
+    "disk_free_bytes": 2**63,
+    "battery_percent": 87.5,
+    "last_error": "",
+}
+
+
+def test_a_state_is_read_as_the_agent_writes_it() -> None:
+    """Nanoseconds, whole uint64 range."""
+    state = parse_state(STATE)
+    assert state.observed_at == datetime(2026, 11, 24, 6, 0, 0, 123456, tzinfo=UTC)
+    assert (state.disk_total_bytes, state.disk_free_bytes) == (2**64 - 1, 2**63)
+    assert json.loads(state.installed_apps or "") == STATE["installed_apps"]
+
+
+def test_a_state_may_lack_everything_but_its_time() -> None:
+    """A field that is null or absent has its zero value, as in Go."""
+    bare = parse_state({"timestamp": TIME})
+    assert bare == parse_state({**dict.fromkeys(STATE), "timestamp": TIME})
+    assert bare.installed_apps is None
+    assert parse_state({"timestamp": TIME, "disk_total_bytes": 1e12}).disk_total_bytes == 10**12
+    assert parse_state({"timestamp": TIME, "battery_percent": 50}).battery_percent == 50.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("timestamp", None),
+        ("timestamp", "now"),
+        ("installed_apps", {}),
+        ("installed_apps", [{}] * 5001),
+        ("installed_apps[0]", ["x"]),
+        ("installed_apps[0].id", [{"id": 5}]),
+        ("installed_apps[0].branch", [{"branch": "x" * 257}]),
+        ("installed_apps[1].version", [{}, {"version": "\0"}]),
+        ("update_status", 5),
+        ("update_status", "x" * 1025),
+        ("disk_total_bytes", -1),
+        ("disk_total_bytes", 2**64),
+        ("disk_total_bytes", 1.5),
+        ("disk_free_bytes", "7"),
+        ("disk_free_bytes", True),
+        ("battery_percent", "full"),
+        ("battery_percent", float("inf")),
+        ("battery_percent", 10**400),
+        ("battery_percent", False),
+        ("last_error", "\0"),
+        ("last_error", "\ud800"),
+        ("last_error", "x" * 8193),
+    ],
+)
+def test_a_state_that_cannot_be_taken_names_the_field(field: str, value: Any) -> None:
+    """In the agent's own spelling."""
+    with pytest.raises(DomainError) as refused:
+        parse_state({**STATE, field.partition("[")[0]: value})
+    assert [v.field for v in refused.value.violations] == [f"state.{field}"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(STATE)), any_json))
+def test_any_json_is_a_state_or_is_refused(change: dict[str, Any]) -> None:
+    """Nothing else comes out of the reader."""
+    try:
+        state = parse_state({**STATE, **change})
+    except DomainError as error:
+        assert error.violations
+    else:
+        assert state.health in Health
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "battery", "error", "health"),
+    [
+        (100, 100, 0.0, "", Health.HEALTHY),
+        (0, 0, 0.0, "", Health.HEALTHY),
+        (0, 50, -1.0, "", Health.HEALTHY),
+        (100, 15, 10.0, "", Health.HEALTHY),
+        (1000, 149, 50.0, "", Health.WARNING),
+        (100, 5, 50.0, "", Health.WARNING),
+        (1000, 49, 50.0, "", Health.CRITICAL),
+        (100, 0, 50.0, "x", Health.CRITICAL),
+        (100, 50, 9.9, "", Health.WARNING),
+        (100, 50, 0.0, "boom", Health.WARNING),
+        (2**64 - 1, 2**64 - 1, 100.0, "", Health.HEALTHY),
+    ],
+)
+def test_health_is_the_worst_of_disk_battery_and_error(
+    total: int, free: int, battery: float, error: str, health: Health
+) -> None:
+    """A battery of 0 percent is a machine without one."""
+    state = State(NOW, None, "", total, free, battery, error)
+    assert state.health is health
+
+
+def report(observed: timedelta, received: timedelta, device: UUID = DEVICE) -> StateReport:
+    return StateReport(device, DEVICE, State(NOW + observed, None), NOW + received)
+
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "sent", "replaces"),
+    [
+        # The usual case, and a repeated report.
+        (report(0 * MINUTE, 0 * MINUTE), report(5 * MINUTE, 5 * MINUTE), True),
+        (report(0 * MINUTE, 0 * MINUTE), report(0 * MINUTE, 5 * MINUTE), True),
+        # A late retry of an older state.
+        (report(0 * MINUTE, 0 * MINUTE), report(-5 * MINUTE, 1 * MINUTE), False),
+        # The stored one is from a clock that was far ahead.
+        (report(9999 * MINUTE, 0 * MINUTE), report(5 * MINUTE, 5 * MINUTE), True),
+        # The clock fell back: not at once, but soon.
+        (report(0 * MINUTE, 0 * MINUTE), report(-9999 * MINUTE, 5 * MINUTE), False),
+        (report(0 * MINUTE, 0 * MINUTE), report(-9999 * MINUTE, 16 * MINUTE), True),
+    ],
+)
+def test_the_newer_state_stays(stored: StateReport, sent: StateReport, replaces: bool) -> None:
+    """By the device's clock, as far as it can be trusted."""
+    assert is_newer(sent, stored.order, stored.received_at) is replaces
+
+
+def test_of_one_device_the_newest_state_is_written() -> None:
+    """Once per device, in the order of their ids, so that two writers cannot block each other."""
+    other = UUID(int=0)
+    newest = report(2 * MINUTE, 3 * MINUTE)
+    found = newest_per_device(
+        [
+            report(1 * MINUTE, 3 * MINUTE),
+            newest,
+            report(0 * MINUTE, 3 * MINUTE),
+            report(0 * MINUTE, 3 * MINUTE, other),
+        ]
+    )
+    assert [r.device_id for r in found] == [other, DEVICE]
+    assert found[1] is newest
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-11-24T06:00:00Z", NOW),
+        ("2026-11-24T08:00:00+02:00", NOW),
+        ("2026-11-24t06:00:00.000000999z", NOW),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_times_are_rfc3339(text: str, time: datetime) -> None:
+    """Go's zero time too."""
+    assert parse_time(text) == time
+
+
+# What goes out
+
+
+def stored(payload: str | None = "{}", **change: Any) -> StoredEvent:
+    values: dict[str, Any] = {
+        "id": uuid4(),
+        "tenant_id": DEVICE,
+        "device_id": DEVICE,
+        "type": "t",
+        "severity": "info",
+        "message": "m",
+        "payload": payload,
+        "occurred_at": NOW,
+        "received_at": NOW,
+    }
+    return StoredEvent(**{**values, **change})
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula() -> None:
+    """Devices choose these texts; an administrator opens them in a spreadsheet."""
+    text = csv_text(
+        [stored('"=1"', type="=cmd|' /C calc'!A0", message="+1\n2"), stored(message="@x")],
+        header=True,
+    )
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["action"] for row in rows] == ["'=cmd|' /C calc'!A0", "t"]
+    assert [row["message"] for row in rows] == ["'+1\n2", "'@x"]
+    assert rows[0]["metadata"] == '{"value":"=1"}'
+    assert not any(cell.startswith(tuple("=+-@")) for row in rows for cell in row.values())
+
+
+def test_an_exported_event_has_its_payload_as_it_was_sent() -> None:
+    """Also where it is no object."""
+    assert json.loads(json_text(stored('{"n":18446744073709551615}')))["metadata"] == {
+        "n": 18446744073709551615
+    }
+    assert json.loads(json_text(stored("[1]")))["metadata"] == {"value": [1]}
+    assert json.loads(json_text(stored(None)))["metadata"] == {}
+
+
+def test_numbers_that_json_readers_would_change_are_shown_as_text() -> None:
+    """A Struct holds doubles, and its readers follow a hundred levels of messages."""
+    deep: Any = "x"
+    for _ in range(100):
+        deep = [deep]
+    shown = presentable({"a": 2**53, "b": 2**53 + 1, "c": float("inf"), "d": True, "e": deep})
+    assert shown["a"] == 2**53
+    assert shown["b"] == str(2**53 + 1)
+    assert shown["c"] == "inf"
+    assert shown["d"] is True
+    levels = 0
+    while isinstance(shown["e"], list):
+        shown["e"], levels = shown["e"][0], levels + 1
+    assert levels < 20
+    assert isinstance(shown["e"], str)
+
+
+def test_the_same_events_are_announced_with_the_same_ids() -> None:
+    """A relay that was killed sends what the stream takes for the same messages."""
+    events = [(stored(json.dumps("x" * 60_000)), str(n)) for n in range(40)]
+    first, second = (list(announcements("root", DEVICE, events)) for _ in range(2))
+    assert first == second
+    assert len({message.id for message in first}) == len(first) > 1
+    assert all(len(message.payload) < MAX_BYTES + 70_000 for message in first)
+    told = [e["eventId"] for m in first for e in json.loads(m.payload)["data"]["events"]]
+    assert told == [str(n) for n in range(40)]
+    assert list(announcements("root", DEVICE, [])) == []
