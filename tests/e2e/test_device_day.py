@@ -102,7 +102,7 @@ def test_a_zero_touch_device_starts_from_its_file(org: Org, tmp_path) -> None:  
     """The prepared file holds identity, token and policy; the agent needs no pre-shared key."""
     org.publish()
     answer = org.admin.post(
-        "/api/devices/prepare", json={"orgId": org.id, "serial": "ZT-1", "model": "Book"}
+        "/api/registrations", json={"orgId": org.id, "serial": "ZT-1", "model": "Book"}
     )
     assert answer.status_code == 200
     file = tmp_path / "enrollment.json"

@@ -120,7 +120,10 @@ def rules(field: FieldDescriptor) -> rules_pb2.FieldRules:
 def is_required(field: FieldDescriptor) -> bool:
     """Whether a request without the field is refused."""
     behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-    return field_behavior_pb2.REQUIRED in behaviors
+    # A list or map that is left out is an empty one.
+    return field_behavior_pb2.REQUIRED in behaviors or (
+        field.is_repeated and rules(field).min_len > 0
+    )
 
 
 def is_map(field: FieldDescriptor) -> bool:

@@ -189,7 +189,7 @@ async def test_a_wrong_type_in_the_query_is_a_bad_request(gateway: Gateway) -> N
         ("POST", "/api/policies/x", "DELETE, GET, PATCH"),
         ("GET", "/api/v1/devices/state", "POST"),
         ("DELETE", "/auth/login", "POST"),
-        ("PUT", "/api/devices/prepare", "GET, POST"),
+        ("PUT", "/api/registrations", "GET, POST"),
         ("POST", "/readyz", "GET, HEAD"),
         ("POST", "/docs/x", "GET, HEAD"),
         ("POST", "/healthz", "GET, HEAD"),
