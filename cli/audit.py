@@ -1,0 +1,253 @@
+"""`evergreen audit`: reads, exports and verifies the audit log through the public API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+# Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
+
+app = typer.Typer(
+    name="audit",
+    help="Read, export and verify the audit log.",
+    no_args_is_help=True,
+)
+
+Org = Annotated[
+    str, typer.Option("--org", help="Only this tenant, by its id; all you can see if not given.")
+]
+After = Annotated[str, typer.Option("--after", help="Only from this time on (RFC 3339).")]
+Before = Annotated[str, typer.Option("--before", help="Only before this time (RFC 3339).")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File to write to; standard output if not given."),
+]
+
+_FAILED = 2
+
+
+@contextmanager
+def _api(
+    home: Path | None, url: str, ca_file: Path | None, email: str, password_file: Path | None
+) -> Iterator[Api]:
+    from cli.client import find_access, logged_in  # noqa: PLC0415
+
+    with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
+        yield api
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears when it is whole."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".evergreen-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CliError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@app.command("list")
+def list_entries(
+    org: Org = "",
+    actor: Annotated[str, typer.Option(help="Only of this e-mail address or id.")] = "",
+    action: Annotated[str, typer.Option(help="Only this, such as policy.published.")] = "",
+    resource: Annotated[str, typer.Option(help="Only about this, such as policies/<id>.")] = "",
+    after: After = "",
+    before: Before = "",
+    limit: Annotated[int, typer.Option(min=1, help="The most entries to show.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show who did what, the newest first."""
+    with told(_FAILED):
+        with _api(home, url, ca_file, email, password_file) as api:
+            entries = list(
+                api.pages(
+                    "/api/audit",
+                    "entries",
+                    limit,
+                    orgId=org,
+                    actor=actor,
+                    action=action,
+                    resource=resource,
+                    occurredAfter=after,
+                    occurredBefore=before,
+                )
+            )
+        if as_json:
+            for entry in entries:
+                typer.echo(json.dumps(entry, ensure_ascii=False))
+        else:
+            _show(entries)
+
+
+def _show(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("TIME (UTC)", "ACTOR", "ACTION", "RESOURCE", "FROM"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        time = str(entry.get("occurredAt", ""))[:19].replace("T", " ")
+        cells = (str(entry.get(k, "")) for k in ("actor", "action", "resource", "sourceIp"))
+        table.add_row(time, *map(escape, cells))
+    Console().print(table if entries else "No entries.")
+
+
+@app.command()
+def export(
+    output: Output = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="jsonl (it can be verified) or csv (for people).")
+    ] = "jsonl",
+    org: Org = "",
+    after: After = "",
+    before: Before = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write the log to a file, with all that is needed to verify it."""
+    with (
+        told(_FAILED),
+        _api(home, url, ca_file, email, password_file) as api,
+        _written(output) as file,
+    ):
+        for part in api.stream(
+            "/api/audit/export",
+            format=kind,
+            orgId=org,
+            occurredAfter=after,
+            occurredBefore=before,
+        ):
+            file.write(part)
+
+
+@app.command()
+def checkpoint(
+    output: Output = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write the signed ends of all chains: keep this elsewhere, for `verify`."""
+    with told(_FAILED):
+        with _api(home, url, ca_file, email, password_file) as api:
+            text = _checkpoint(api)
+        with _written(output) as file:
+            file.write(text.encode())
+
+
+def _checkpoint(api: Api) -> str:
+    from servicekit.auditchain import Checkpoint, CheckpointError  # noqa: PLC0415
+
+    try:
+        return Checkpoint.read(json.dumps(api.get("/api/audit/checkpoint"))).write()
+    except CheckpointError as broken:
+        raise CliError(f"the installation answered no checkpoint: {broken}") from broken
+
+
+@app.command()
+def keys(
+    output: Output = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write the public keys that checkpoints are signed with: keep them with the checkpoints."""
+    with told(_FAILED):
+        with _api(home, url, ca_file, email, password_file) as api:
+            text = api.get_text("/api/v1/audit-keys.pem")
+        with _written(output) as file:
+            file.write(text.encode())
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkpoint that was kept; may be given several times."),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the keys of the checkpoints; asked from the API if not given."
+        ),
+    ] = None,
+    from_export: Annotated[
+        Path | None,
+        typer.Option(help="Verify this exported file, without any connection."),
+    ] = None,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Find every change, removal or reordering in the log.
+
+    Recomputes every hash, and compares the chains with the checkpoints that were kept and, online,
+    with the one that the installation states now. Ends with 0 when everything fits, 1 when the
+    log was tampered with, 2 when something could not be checked.
+    """
+    from cli import audit_verify as check  # noqa: PLC0415
+    from cli.client import lines  # noqa: PLC0415
+    from servicekit.auditchain import Checkpoint  # noqa: PLC0415
+    from servicekit.keys import read_pem_bundle  # noqa: PLC0415
+
+    report = check.Report(typer.echo)
+    with told(check.NOT_CHECKED), check.never_mistaken():
+        kept = [(str(path), check.read_checkpoint(path)) for path in checkpoint or ()]
+        trusted_keys = check.read_keys(public_key) if public_key else []
+        if from_export is not None:
+            anchors = check.trusted(kept, trusted_keys, report)
+            done = check.run(check.read_lines(from_export), anchors, org, report)
+        else:
+            with _api(home, url, ca_file, email, password_file) as api:
+                if not trusted_keys:
+                    trusted_keys = read_pem_bundle(api.get_text("/api/v1/audit-keys.pem"))
+                # Before the export, which must then go at least as far.
+                now = Checkpoint.read(_checkpoint(api))
+                anchors = check.trusted([*kept, ("of now", now)], trusted_keys, report)
+                stream = lines(api.stream("/api/audit/export", orgId=org))
+                done = check.run(stream, anchors, org, report)
+        for line in check.summary(report, done, anchors, kept=bool(kept)):
+            typer.echo(line)
+    raise typer.Exit(report.exit_code)

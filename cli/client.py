@@ -1,0 +1,243 @@
+"""A client of the public API: finds the installation, logs in, and tells errors in a sentence."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import typer
+
+from cli.errors import CliError
+from cli.options import home_of
+
+_TIMEOUT: Final = httpx.Timeout(60, connect=10)
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the API is, and who calls it."""
+
+    url: str
+    ca_file: Path | None
+    email: str
+    password: str = field(repr=False)
+
+
+def find_access(
+    home: Path | None,
+    url: str,
+    ca_file: Path | None,
+    email: str,
+    password_file: Path | None,
+) -> Access:
+    """Puts together what the options say and what `bootstrap.json` of the installation says.
+
+    Raises:
+        CliError: something is missing or cannot be read.
+    """
+    noted: dict[str, str] = {} if url else _bootstrap(home_of(home))
+    email = email or noted.get("email", "")
+    if not email:
+        raise CliError("say who logs in: --email")
+    if password_file is not None:
+        password = read_text(password_file).rstrip("\r\n")
+    elif email == noted.get("email"):
+        password = noted.get("password", "")
+    elif sys.stdin.isatty():
+        password = typer.prompt(f"Password of {email}", hide_input=True, err=True)
+    else:
+        raise CliError(f"give the password of {email}: --password-file")
+    if ca_file is None and noted.get("ca_file"):
+        ca_file = Path(noted["ca_file"])
+    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password)
+
+
+def _bootstrap(home: Path) -> dict[str, str]:
+    path = home / "bootstrap.json"
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(noted["url"], str):
+            raise TypeError("url")
+    except FileNotFoundError:
+        raise CliError(
+            f"there is no installation in {home}; name one with --home, or its address with --url"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as broken:
+        raise CliError(f"{path} cannot be read: {broken}") from broken
+    found: dict[str, str] = noted
+    return found
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        CliError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CliError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CliError(f"{path} is not a text file") from error
+
+
+class Api:
+    """The API, as a logged-in user; all paths are those of the REST form."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The JSON of an answer.
+
+        Raises:
+            CliError: with what the API says was wrong.
+        """
+        return _json(self._send("GET", path, parameters=parameters))
+
+    def get_text(self, path: str, **parameters: str) -> str:
+        """The text of an answer."""
+        return self._send("GET", path, parameters=parameters).text
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Posts JSON; answers the JSON of the answer."""
+        return _json(self._send("POST", path, body=body))
+
+    def pages(self, path: str, items: str, limit: int, **parameters: str) -> Iterator[Any]:
+        """The items of a list, page by page, at most `limit` of them."""
+        token = ""
+        while limit > 0:
+            asked = {**parameters, "pageSize": str(min(limit, 500))}
+            answer = self.get(path, **(asked | ({"pageToken": token} if token else {})))
+            found = answer.get(items, [])[:limit]
+            yield from found
+            limit -= len(found)
+            token = answer.get("nextPageToken", "")
+            if not token:
+                return
+
+    def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
+        """The parts of a long answer as they come.
+
+        Raises:
+            CliError: also when the connection breaks on the way.
+        """
+        try:
+            with self._client.stream("GET", path, params=_given(parameters)) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from answer.iter_bytes()
+        except httpx.HTTPError as error:
+            raise _away(self._client, error) from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        try:
+            answer = self._client.request(method, path, params=_given(parameters or {}), json=body)
+        except httpx.HTTPError as error:
+            raise _away(self._client, error) from error
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+
+def _given(parameters: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in parameters.items() if value}
+
+
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError as broken:
+        raise CliError(f"{answer.url} does not answer as this product does") from broken
+
+
+def _refusal(answer: httpx.Response) -> CliError:
+    try:
+        body = answer.json()
+        return CliError(f"{body['message']} (request {body['requestId']})")
+    except (ValueError, KeyError, TypeError):
+        return CliError(f"{answer.url} answered {answer.status_code} {answer.reason_phrase}")
+
+
+def _away(client: httpx.Client, error: httpx.HTTPError) -> CliError:
+    where = client.base_url
+    text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return CliError(f"the certificate of {where} is not trusted; name its CA with --ca-file")
+    return CliError(f"{where} cannot be reached, or broke off: {text}")
+
+
+def lines(parts: Iterator[bytes]) -> Iterator[str]:
+    """The lines of a text that comes in parts; only a line feed ends one.
+
+    Raises:
+        CliError: it is not UTF-8.
+    """
+    rest = b""
+    for part in parts:
+        *whole, rest = (rest + part).split(b"\n")
+        yield from map(_decoded, whole)
+    if rest:
+        yield _decoded(rest)
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as broken:
+        raise CliError("the answer is not UTF-8") from broken
+
+
+@contextmanager
+def logged_in(access: Access) -> Iterator[Api]:
+    """The API with a session of its own, which is ended afterwards.
+
+    Raises:
+        CliError: the installation cannot be reached or refuses the user.
+    """
+    with _connected(access) as client:
+        api = Api(client)
+        session = api.post("/auth/login", {"email": access.email, "password": access.password})
+        try:
+            client.headers["authorization"] = f"Bearer {session['token']}"
+        except (KeyError, TypeError) as broken:
+            raise CliError(f"{access.url} does not answer as this product does") from broken
+        try:
+            yield api
+        finally:
+            with suppress(CliError):
+                api.post("/auth/logout", {})
+
+
+def _connected(access: Access) -> httpx.Client:
+    try:
+        tls = ssl.create_default_context(cafile=access.ca_file)
+        return httpx.Client(
+            base_url=access.url,
+            verify=tls,
+            timeout=_TIMEOUT,
+            # A proxy of the shell's environment has no business between here and this machine.
+            trust_env=urlsplit(access.url).hostname not in _LOCAL,
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise CliError(f"{access.ca_file} is no file of CA certificates: {error}") from error
+    except (ValueError, httpx.InvalidURL) as error:
+        raise CliError(f"{access.url} is not an address: {error}") from error

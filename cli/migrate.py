@@ -1,0 +1,183 @@
+"""`evergreen migrate`: brings the database's schema to this release."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import home_of
+
+if TYPE_CHECKING:
+    from servicekit.migrate import Migration, Status
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="migrate",
+    help="Bring the database's schema to this release.",
+    no_args_is_help=True,
+)
+
+_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
+_PASSWORD_FILE: Final = "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE"
+_FAILED: Final = 1
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        envvar="EVERGREEN_HOME",
+        help=f"Directory of a running installation on this machine, when {_URL} is not set;"
+        " ./.evergreen when nothing is given.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The database, as the role that owns the schemas."""
+
+    dsn: str
+    password: str | None = field(repr=False)
+
+
+def find_target(home: Path | None) -> Target:
+    """What the environment says, else the installation on this machine.
+
+    Raises:
+        CliError: there is neither, or a secret cannot be read.
+    """
+    if dsn := os.environ.get(_URL, ""):
+        file = os.environ.get(_PASSWORD_FILE, "")
+        return Target(dsn, _secret(Path(file)) if file else None)
+    from deploy.launcher.home import Home as Installation  # noqa: PLC0415
+    from deploy.postgres.roles import DATABASE, MIGRATOR  # noqa: PLC0415
+
+    root = home_of(home)
+    installation = Installation(root)
+    if not installation.secrets.is_dir():
+        raise CliError(f"there is no installation in {root}; name one with --home, or set {_URL}")
+    sockets = installation.run_directory() / "postgres"
+    return Target(
+        f"postgresql://{MIGRATOR}@/{DATABASE}?host={sockets}",
+        _secret(installation.secrets / "postgres_migrator"),
+    )
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"the password in {path} cannot be read: {error}") from error
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs work on the database; what goes wrong becomes a sentence."""
+    import asyncpg  # noqa: PLC0415
+
+    from servicekit.migrate import MigrationError  # noqa: PLC0415
+
+    try:
+        return asyncio.run(work)
+    except MigrationError as error:
+        raise CliError(str(error)) from error
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
+        raise CliError(f"the database refuses the role or its password: {error}") from error
+    except asyncpg.LockNotAvailableError as error:
+        raise CliError(
+            "a migration could not get its lock within 5 seconds, and what it did is undone; run"
+            " it again when there is less traffic"
+        ) from error
+    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        reason = str(error) or type(error).__name__
+        raise CliError(f"the database cannot be reached: {reason}") from error
+    except (asyncpg.PostgresError, ValueError) as error:
+        raise CliError(f"the database says: {error}") from error
+
+
+@app.command()
+def up(home: Home = None, as_json: AsJson = False) -> None:
+    """Apply the migrations that are missing. Safe to run twice, also at the same time."""
+    with told(_FAILED):
+        from servicekit import migrate  # noqa: PLC0415
+
+        target = find_target(home)
+        applied = _run(migrate.up(target.dsn, target.password))
+        if as_json:
+            typer.echo(json.dumps({"applied": [_named(m) for m in applied]}))
+            return
+        for migration in applied:
+            typer.echo(f"applied {migration.schema} {migration.version:04d} {migration.name}")
+        typer.echo(
+            f"{len(applied)} migrations applied." if applied else "The schema is up to date."
+        )
+
+
+@app.command()
+def status(
+    home: Home = None,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="End with 1 when a migration is missing.")
+    ] = False,
+) -> None:
+    """Show which migrations are applied."""
+    with told(_FAILED):
+        from servicekit import migrate  # noqa: PLC0415
+
+        target = find_target(home)
+        found = _run(migrate.status(target.dsn, target.password))
+        missing = sum(1 for item in found if item.applied_at is None)
+        if as_json:
+            typer.echo(json.dumps({"migrations": [_state(item) for item in found]}))
+        else:
+            _show(found, missing)
+    if check and missing:
+        raise typer.Exit(_FAILED)
+
+
+def _named(migration: Migration) -> dict[str, Any]:
+    return {
+        "schema": migration.schema,
+        "version": migration.version,
+        "name": migration.name,
+    }
+
+
+def _state(item: Status) -> dict[str, Any]:
+    at = item.applied_at
+    return _named(item.migration) | {"appliedAt": at.isoformat() if at else None}
+
+
+def _show(found: list[Status], missing: int) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("SCHEMA", "VERSION", "NAME", "APPLIED (UTC)"):
+        table.add_column(name)
+    for item in found:
+        at = item.applied_at
+        table.add_row(
+            item.migration.schema,
+            f"{item.migration.version:04d}",
+            item.migration.name,
+            at.strftime("%Y-%m-%d %H:%M:%S") if at else "[yellow]missing[/yellow]",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{missing} migrations are missing; apply them with: evergreen migrate up"
+        if missing
+        else "The schema is up to date."
+    )
