@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from google.api import annotations_pb2
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2
 
 import evergreen.v1
 from servicekit.access import ACCESS, PACKAGE, Rule
@@ -35,12 +35,10 @@ def rpcs() -> list[Rpc]:
     """All RPCs of the access table."""
     path = Path(next(iter(evergreen.v1.__path__))) / "descriptors.binpb"
     files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
-    pool = descriptor_pool.Default()
     found = []
     for file in files.file:
         if file.package != PACKAGE:
             continue
-        pool.FindFileByName(file.name)
         for service in file.service:
             for method in service.method:
                 name = f"/{PACKAGE}.{service.name}/{method.name}"

@@ -52,7 +52,7 @@ def test_user_calls_refuse_everybody_else(
         assert_error(_call(client, rpc), 401, "UNAUTHENTICATED")
         wrong = tokens.wrong_tokens(stack, good, "users")
         for what, token in {**wrong, "a device's token": device_token}.items():
-            answer = _call(client, rpc, authorization=f"Bearer {token}")
+            answer = _call(client, rpc, authorization=f"Bearer {token}".strip())
             assert answer.status_code == 401, f"{what}: {answer.status_code} {answer.text}"
             assert_error(answer, 401, "UNAUTHENTICATED")
         forged = {
@@ -96,7 +96,7 @@ def test_device_calls_refuse_everybody_else(stack: Stack, org: Org, rpc: Rpc) ->
     with stack.client() as client:
         assert_error(_call(client, rpc), 401, "UNAUTHENTICATED")
         for what, token in {**wrong, "a user's token": user}.items():
-            answer = _call(client, rpc, authorization=f"Bearer {token}")
+            answer = _call(client, rpc, authorization=f"Bearer {token}".strip())
             assert answer.status_code == 401, f"{what}: {answer.status_code} {answer.text}"
             assert_error(answer, 401, "UNAUTHENTICATED")
 

@@ -45,8 +45,14 @@ database = "none"
 
 [phases.stateful]
 max-steps = 4
-# Whether a request that fits the description is taken depends here on what came before.
-checks.positive_data_acceptance.enabled = false
+
+[checks.negative_data_rejection]
+# The usual ones, and 413: too large is wrong, too.
+expected-statuses = [400, 401, 403, 404, 405, 413, 429]
+
+[checks.positive_data_acceptance]
+# The usual ones but 5xx.
+expected-statuses = ["2xx", "3xx", 401, 403, 404, 409, 429, 501]
 
 # In the contract, and not offered by this release: these answer 501, as the description says.
 [[operations]]

@@ -35,8 +35,18 @@ def superuser(stack: Stack, sql: str, *arguments: Any) -> list[asyncpg.Record]:
     return asyncio.run(run())
 
 
+_KEYS: dict[tuple[str, str], tuple[str, Ed25519PrivateKey]] = {}
+
+
 def signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
     """The key that really signs tokens for `users` or `devices`, opened with the master key."""
+    where = (str(stack.home), purpose)
+    if where not in _KEYS:
+        _KEYS[where] = _read_signing_key(stack, purpose)
+    return _KEYS[where]
+
+
+def _read_signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
     (row, *_) = superuser(
         stack,
         "SELECT key_id, sealed_seed FROM identity.signing_key WHERE purpose = $1"
