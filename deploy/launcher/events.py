@@ -51,6 +51,10 @@ def _level(name: str) -> str:
     return name if name in LEVELS else _LEVEL_NAMES.get(name, "info")
 
 
+# The way to an exception is for the file; the line that names it is for the terminal.
+_TRACEBACK: Final = re.compile(r"\s|Traceback \(most recent|During handling of|The above exception")
+
+
 def parse_service(source: str, line: str) -> LogEvent | None:
     """A service's line: a JSON object; anything else was not meant to be there, so it is shown."""
     if not line.strip():
@@ -60,7 +64,7 @@ def parse_service(source: str, line: str) -> LogEvent | None:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        return LogEvent(now(), source, "warning", line)
+        return LogEvent(now(), source, "debug" if _TRACEBACK.match(line) else "warning", line)
     message = str(found.pop("event", found.pop("message", "")))
     level = _level(str(found.pop("level", "info")))
     time = _time(found.pop("time", None))
@@ -142,7 +146,10 @@ def _request(source: str, line: str) -> LogEvent:
     except (ValueError, KeyError):
         return LogEvent(now(), source, "warning", line)
     context = {key: found[key] for key in _REQUEST_CONTEXT if key in found}
-    return LogEvent(time, source, "warning", message, context)
+    # A health check that says no is an answer, not a failure.
+    failed = "grpc_status" in found or found.get("status", 500) >= 500
+    level = "warning" if failed and found.get("path") != "/readyz" else "info"
+    return LogEvent(time, source, level, message, context)
 
 
 # How the launcher stops it.

@@ -49,36 +49,43 @@ class Logs:
         self._directory = directory
         self._console = console
         self._own = LogFile(directory / f"{OWN_NAME}.log")
-        self.level = level
+        self._level = level
+        self.calm = False
+        """Whether the terminal shows only warnings, while the launcher tells what happens."""
 
     def event(self, level: str, message: str, **context: Any) -> None:
         """Logs what the launcher itself did or saw."""
         event = LogEvent(now(), OWN_NAME, level, message, context)
         self._own.write(as_json(event).encode() + b"\n")
-        if event.severity >= LEVELS[self.level]:
+        if event.severity >= LEVELS[self._level]:
             self._console.show(event)
 
     def process(self, name: str, parse: Parser, least: str) -> ProcessLog:
         """The log of one process; events from the level `least` on are shown."""
-        severity = max(LEVELS[least], LEVELS[self.level])
-        return ProcessLog(
-            name, LogFile(self._directory / f"{name}.log"), parse, self._console, severity
-        )
+        severity = max(LEVELS[least], LEVELS[self._level])
+        return ProcessLog(self, name, LogFile(self._directory / f"{name}.log"), parse, severity)
+
+    def show(self, event: LogEvent) -> None:
+        """Shows an event of a process at the terminal."""
+        calm = self.calm and self._level != "debug" and self._console.format == "console"
+        if not calm or event.severity >= LEVELS["warning"]:
+            self._console.show(event)
+
+    def flood(self) -> Flood | None:
+        """What holds a flood of lines back; a program that reads JSON wants everything."""
+        return Flood() if self._console.format == "console" else None
 
 
 class ProcessLog:
     """Takes the output of one process as it comes."""
 
-    def __init__(
-        self, name: str, file: LogFile, parse: Parser, console: Console, severity: int
-    ) -> None:
+    def __init__(self, logs: Logs, name: str, file: LogFile, parse: Parser, severity: int) -> None:
+        self._logs = logs
         self._name = name
         self._file = file
         self._parse = parse
-        self._console = console
         self._severity = severity
-        # A program that reads JSON wants everything.
-        self._flood = Flood() if console.format == "console" else None
+        self._flood = logs.flood()
         self._rest = b""
         self.tail: list[str] = []
         """The last lines, for the message about a failed start."""
@@ -111,6 +118,6 @@ class ProcessLog:
         shown, held_back = self._flood.admit() if self._flood else (True, 0)
         if held_back:
             note = f"{held_back} more lines of {self._name} are in {self._file.path}"
-            self._console.show(LogEvent(now(), OWN_NAME, "warning", note))
+            self._logs.show(LogEvent(now(), OWN_NAME, "warning", note))
         if shown:
-            self._console.show(event)
+            self._logs.show(event)

@@ -75,6 +75,11 @@ class Postgres:
         """The URL of a connection, without a password."""
         return f"postgresql://{role}@/{database}?host={self.socket_directory}"
 
+    @property
+    def exists(self) -> bool:
+        """Whether the database was made by an earlier start."""
+        return (self._data / "PG_VERSION").exists()
+
     async def prepare(self) -> bool:
         """Makes the data directory on the first start, clears what a crash left on a later one.
 
@@ -88,7 +93,7 @@ class Postgres:
         if self._account is not None:
             self._binaries = self._reachable_binaries(self._account)
             os.chown(self.socket_directory, self._account.uid, self._account.gid)
-        made = not (self._data / "PG_VERSION").exists()
+        made = not self.exists
         if made:
             await self._initialise()
         elif self._account is None and self._data.stat().st_uid != os.geteuid():

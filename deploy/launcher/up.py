@@ -10,11 +10,12 @@ import signal
 import ssl
 import time
 from collections.abc import Coroutine
+from importlib import import_module
 from typing import Any, Final
 
 import asyncpg
 
-from deploy.launcher import bootstrap, gateway, nats, ports, probe, services, summary, tls
+from deploy.launcher import bootstrap, nats, ports, probe, services, summary, tls
 from deploy.launcher.console import Console
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.home import Home, password, write_private
@@ -95,20 +96,26 @@ class Launcher:
 
     async def _start(self) -> None:
         self._console.say(summary.heading(self._home))
+        self._logs.calm = True
         with self._report.shown():
             with self._report.step("Secrets, ports, certificate") as step:
                 files = self._prepare(step)
             api = bootstrap.Api(f"https://localhost:{self._options.port}", files.ca_certificate)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._start_nats())
-                group.create_task(self._start_gateway(files))
-                await self._start_database()
-                group.create_task(self._migrate())
+                # Services take the longest, and wait for the database by themselves; only a new
+                # database has no roles for them yet.
+                early = self._postgres.exists
+                database = group.create_task(self._start_database())
+                if not early:
+                    await database
                 for context in services.CONTEXTS:
                     group.create_task(self._start_service(context))
+                group.create_task(self._start_nats())
+                group.create_task(self._start_gateway(files))
             with self._report.step("Everything ready") as step:
                 await self._wait_until_ready(files, step)
                 facts = await bootstrap.write(self._home, api, self._options.admin_email)
+        self._logs.calm = False
         self._logs.event("debug", "ready", seconds=round(self._report.seconds, 1))
         self._console.say(summary.ready(self._home, facts, self._report.seconds))
 
@@ -148,8 +155,6 @@ class Launcher:
                 await roles.ensure(connections[0], self._postgres.passwords())
             finally:
                 await connections[0].close()
-
-    async def _migrate(self) -> None:
         with self._report.step("Database migrations") as step:
             secret = self._home.secret(MIGRATOR_SECRET, password)
             try:
@@ -169,6 +174,8 @@ class Launcher:
 
     async def _start_gateway(self, files: tls.Tls) -> None:
         with self._report.step("Gateway"):
+            # Its libraries take a second to import, in which the other processes start already.
+            gateway = await asyncio.to_thread(import_module, "deploy.launcher.gateway")
             spec = gateway.process(
                 self._home,
                 self._run,
@@ -227,6 +234,7 @@ class Launcher:
     async def _stop(self) -> None:
         if not self._supervisor.has_started:
             return
+        self._logs.calm = True
         self._console.say("\nStopping ...")
         began = time.monotonic()
         await self._supervisor.stop(_STOP_ORDER)
