@@ -214,17 +214,18 @@ def test_without_postgres_there_is_no_false_success(stack: Stack, org: Org) -> N
     """503 with a delay; unchanged policies are still answered; everything recovers by itself."""
     agent, fresh = org.device(), org.agent()
     agent.pull()
+    owner = org.owner
     with database_away(stack):
         agent.record("while.away")
         for call in (agent.report_state, agent.send_events, fresh.enroll):
             with pytest.raises(CallError) as error:
                 call()
             assert error.value.status == 503, error.value
-        answer = org.owner.get("/api/policies")
+        answer = owner.get("/api/policies")
         assert_error(answer, 503, "UNAVAILABLE")
         assert int(answer.headers["retry-after"]) >= 1
         new = {"name": "x", "orgId": org.id, "bundle": {}}
-        assert_error(org.owner.post("/api/policies", json=new), 503)
+        assert_error(owner.post("/api/policies", json=new), 503)
         assert agent.pull() is False
         until(lambda: not stack.ready(), 10, "/readyz does not notice")
         with stack.client() as client:
