@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,16 @@ def socket(run: Path, context: str, kind: str) -> Path:
     return run / f"{context}.{kind}.sock"
 
 
+def _tuning() -> dict[str, str]:
+    """The services' settings in the launcher's own environment, but none that it decides itself."""
+    own = {"EVERGREEN_HOME", "EVERGREEN_PORT", "EVERGREEN_ADMIN_EMAIL", "EVERGREEN_ADMIN_PASSWORD"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("EVERGREEN_") and name not in own
+    }
+
+
 def process(
     context: str,
     *,
@@ -34,7 +45,7 @@ def process(
     log_level: str,
 ) -> ProcessSpec:
     """The process of one service."""
-    environment = {
+    environment = _tuning() | {
         "EVERGREEN_GRPC_LISTEN": f"unix:{socket(run, context, 'gw')}",
         "EVERGREEN_INTERNAL_LISTEN": f"unix:{socket(run, context, 'int')}",
         "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{ports[context]}",
