@@ -103,7 +103,8 @@ class Org:
 
     def agent(self, **more: Any) -> Agent:
         """A device that has not enrolled yet."""
-        more.setdefault("pre_shared_key", self.pre_shared_key)
+        if "pre_shared_key" not in more:
+            more["pre_shared_key"] = self.pre_shared_key
         hardware = more.pop("hardware", None) or Hardware(serial=f"SN-{uuid4().hex[:10]}")
         return Agent(
             self.stack.url,

@@ -1,0 +1,300 @@
+"""An administrator's day, and the audit log of it: every action, and none that did not happen."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from servicekit.access import Audience
+from tests.agent import CallError
+from tests.e2e.rpcs import rpcs
+from tests.e2e.world import DOCUMENT, PASSWORD, Org, assert_error, make_org, ok
+from tests.stack import Stack, until
+
+
+class Recorder:
+    """Does what it is told as one admin, and notes what the audit log must say of it."""
+
+    def __init__(self, client: httpx.Client, actor: str) -> None:
+        self.client = client
+        self.actor = actor
+        self.wanted: Counter[tuple[str, str, str]] = Counter()
+        self.secrets: list[str] = []
+
+    def do(self, action: str, resource: str, method: str, path: str, **body: Any) -> dict[str, Any]:
+        """Calls, and expects an entry; `{id}` in the resource is the answer's id."""
+        answer = ok(self.client.request(method, path, json=body))
+        self.wanted[self.actor, action, resource.replace("{id}", str(answer.get("id", "")))] += 1
+        return answer
+
+
+def entries_of(org: Org) -> list[dict[str, Any]]:
+    """All entries of an organisation, newest first, page by page."""
+    found: list[dict[str, Any]] = []
+    token = ""
+    while True:
+        page = ok(
+            org.root.get("/api/audit", params={"orgId": org.id, "pageSize": 7, "pageToken": token})
+        )
+        found += page["entries"]
+        token = page["nextPageToken"]
+        if not token:
+            return found
+
+
+def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> None:
+    """Who, what, when, from where, before and after; without secrets."""
+    email = stack.email
+    made = ok(root.post("/api/tenants", json={"name": "Audited school"}))
+    org = Org(stack, made["id"], made["code"], root)
+    me = Recorder(root, email)
+    me.wanted[email, "identity.tenant_created", f"tenants/{org.id}"] += 1
+
+    me.do(
+        "identity.tenant_updated", f"tenants/{org.id}", "PATCH", f"/api/tenants/{org.id}", name="N2"
+    )
+    user = me.do(
+        "identity.user_created",
+        "users/{id}",
+        "POST",
+        "/api/users",
+        email=f"helper-{org.code}@school.example",
+        role="Admin",
+        tenantId=org.id,
+        password=PASSWORD,
+    )
+    me.do(
+        "identity.user_updated",
+        f"users/{user['id']}",
+        "PATCH",
+        f"/api/users/{user['id']}",
+        role="Auditor",
+    )
+    invited = me.do(
+        "identity.user_invited", f"users/{user['id']}", "POST", f"/api/users/{user['id']}/invite"
+    )
+    me.secrets.append(invited["invitationToken"])
+    me.do(
+        "identity.user_deactivated",
+        f"users/{user['id']}",
+        "POST",
+        f"/api/users/{user['id']}/deactivate",
+    )
+
+    token = me.do(
+        "enrollment.token_created",
+        "enrollment-tokens/{id}",
+        "POST",
+        "/api/enrollment-tokens",
+        orgId=org.id,
+        name="Room 12",
+        requireApproval=True,
+    )
+    me.secrets.append(token["secret"])
+    agents = [org.agent(pre_shared_key=token["preSharedKey"]) for _ in range(2)]
+    for agent in agents:
+        with pytest.raises(CallError):
+            agent.enroll()
+    waiting = ok(root.get("/api/registrations", params={"orgId": org.id, "status": "pending"}))
+    ids = {r["serial"]: r["id"] for r in waiting["registrations"]}
+    first, second = (ids[a.hardware.serial] for a in agents)
+    for device in (first, second):
+        me.wanted[f"device:{device}", "enrollment.device_pending", f"devices/{device}"] += 1
+    me.do("enrollment.device_approved", f"devices/{first}", "POST", f"/api/devices/{first}/approve")
+    me.do(
+        "enrollment.device_rejected", f"devices/{second}", "POST", f"/api/devices/{second}/reject"
+    )
+    agents[0].enroll()  # admitted by the approval
+    me.do(
+        "enrollment.token_revoked",
+        f"enrollment-tokens/{token['id']}",
+        "POST",
+        f"/api/enrollment-tokens/{token['id']}/revoke",
+    )
+    prepared = ok(root.post("/api/registrations", json={"orgId": org.id, "serial": "P-1"}))
+    me.wanted[email, "enrollment.device_prepared", f"devices/{prepared['device_id']}"] += 1
+    me.secrets.append(prepared["device_token"])
+
+    policy = me.do(
+        "policy.created",
+        "policies/{id}",
+        "POST",
+        "/api/policies",
+        name="P",
+        orgId=org.id,
+        bundle=DOCUMENT,
+    )
+    where = f"policies/{policy['id']}"
+    changed = copy.deepcopy(DOCUMENT)
+    changed["network"]["wifi"][0]["passphrase"] = "another wifi secret"
+    changed["browser"]["homepage"] = "https://second.example"
+    me.do("policy.published", where, "POST", f"/api/{where}/publish")
+    me.do("policy.updated", where, "PATCH", f"/api/{where}", bundle=changed)
+    me.do("policy.published", where, "POST", f"/api/{where}/publish")
+    me.do("policy.rolled_back", where, "POST", f"/api/{where}/rollback", version="1")
+    me.do("policy.device_sync_requested", f"devices/{first}", "POST", f"/api/devices/{first}/sync")
+    ok(root.request("DELETE", f"/api/{where}"))
+    me.wanted[email, "policy.deleted", where] += 1
+    me.do(
+        "enrollment.reenrollment_allowed",
+        f"devices/{first}",
+        "POST",
+        f"/api/devices/{first}/allow-reenrollment",
+    )
+    me.do(
+        "enrollment.device_decommissioned",
+        f"devices/{first}",
+        "POST",
+        f"/api/devices/{first}/decommission",
+    )
+    me.secrets += [PASSWORD, "the wifi secret", "another wifi secret", agents[0].device_token]
+
+    # What is refused leaves no entry.
+    assert_error(root.patch(f"/api/tenants/{org.id}", json={"name": ""}), 400)
+    assert_error(root.post(f"/api/devices/{second}/approve", json={}), 400)
+    assert_error(org.auditor.post("/api/policies", json={}), 403)
+
+    def complete() -> bool:
+        return len(_relevant(entries_of(org))) >= me.wanted.total()
+
+    until(complete, 15, "audit entries are missing")
+    found = _relevant(entries_of(org))
+    assert Counter((e["actor"], e["action"], e["resource"]) for e in found) == me.wanted
+    for entry in found:
+        assert entry["orgId"] == org.id
+        assert entry["sourceIp"] in {"127.0.0.1", "::1"}
+        assert entry["requestId"]
+        assert entry["occurredAt"]
+    (update,) = [e for e in found if e["action"] == "identity.user_updated"]
+    assert (update["before"]["role"], update["after"]["role"]) == ("Admin", "Auditor")
+    (rename,) = [e for e in found if e["action"] == "identity.tenant_updated"]
+    assert (rename["before"]["name"], rename["after"]["name"]) == ("Audited school", "N2")
+    text = json.dumps(found)
+    for secret in me.secrets:
+        assert secret not in text
+
+
+def _relevant(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the test's own helpers: the Auditor it made and that user's logins."""
+    return [
+        e
+        for e in entries
+        if not (
+            e["action"] in {"identity.login_succeeded"}
+            or (
+                e["action"] == "identity.user_created"
+                and (e["after"] or {}).get("email", "").startswith("auditor-")
+            )
+        )
+    ]
+
+
+def test_the_audit_log_can_be_filtered(org: Org) -> None:
+    """By actor, action, resource and time."""
+    policy = org.publish()
+    until(
+        lambda: (
+            len(
+                ok(org.owner.get("/api/audit", params={"resource": f"policies/{policy['id']}"}))[
+                    "entries"
+                ]
+            )
+            == 2
+        ),
+        10,
+        "the entries did not arrive",
+    )
+    found = ok(org.owner.get("/api/audit", params={"action": "policy.published"}))["entries"]
+    assert [e["resource"] for e in found] == [f"policies/{policy['id']}"]
+    at = found[0]["occurredAt"]
+    later = ok(
+        org.owner.get("/api/audit", params={"action": "policy.published", "occurredAfter": at})
+    )
+    assert later["entries"] == found
+    before = ok(
+        org.owner.get("/api/audit", params={"action": "policy.published", "occurredBefore": at})
+    )
+    assert before["entries"] == []
+    nobody = ok(org.owner.get("/api/audit", params={"actor": "nobody@school.example"}))
+    assert nobody["entries"] == []
+
+
+def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
+    """A new RPC that writes has to be put into the day above."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = {
+        "CreateTenant": "identity.tenant_created",
+        "UpdateTenant": "identity.tenant_updated",
+        "CreateUser": "identity.user_created",
+        "UpdateUser": "identity.user_updated",
+        "InviteUser": "identity.user_invited",
+        "DeactivateUser": "identity.user_deactivated",
+        "CreateEnrollmentToken": "enrollment.token_created",
+        "RevokeEnrollmentToken": "enrollment.token_revoked",
+        "ApproveDevice": "enrollment.device_approved",
+        "RejectDevice": "enrollment.device_rejected",
+        "AllowReenrollment": "enrollment.reenrollment_allowed",
+        "DecommissionDevice": "enrollment.device_decommissioned",
+        "PrepareDevice": "enrollment.device_prepared",
+        "CreatePolicy": "policy.created",
+        "UpdatePolicy": "policy.updated",
+        "DeletePolicy": "policy.deleted",
+        "PublishPolicy": "policy.published",
+        "RollbackPolicy": "policy.rolled_back",
+        "SyncDevice": "policy.device_sync_requested",
+    }
+    elsewhere = {"Logout", "ChangePassword", "CreateReferenceValue", "DeleteReferenceValue"}
+    writes = {
+        r.name.rpartition("/")[2]
+        for r in rpcs()
+        if r.rule.writes and r.rule.audience is Audience.USER
+    }
+    assert writes == set(names) | elsewhere
+    assert all(action in text for action in names.values())
+
+
+def test_a_console_session_has_all_that_the_console_reads(stack: Stack) -> None:
+    """Login, session, refresh, logout: JSON bodies with the console's names."""
+    session = stack.login()
+    assert {"token", "refreshToken", "role", "expiresAt", "email", "tenantId"} <= set(session)
+    with stack.client(session["token"]) as client:
+        now = ok(client.get("/auth/session"))
+        assert (now["email"], now["role"], now["tenantId"]) == (
+            session["email"],
+            session["role"],
+            session["tenantId"],
+        )
+        assert now["expiresAt"] == session["expiresAt"]
+        fresh = ok(client.post("/auth/refresh", json={"refreshToken": session["refreshToken"]}))
+        assert fresh["token"] != session["refreshToken"]
+        assert ok(client.post("/auth/logout", json={})) == {}
+
+
+def test_lists_for_the_console_are_objects_with_one_list(org: Org) -> None:
+    """Also when they are empty: the console reads the list without asking."""
+    for path, key in (
+        ("/api/devices", "devices"),
+        ("/api/policies", "policies"),
+        ("/api/events", "events"),
+        ("/api/users", "users"),
+        ("/api/tenants", "tenants"),
+    ):
+        body = ok(org.owner.get(path))
+        assert isinstance(body[key], list), path
+        assert isinstance(body["nextPageToken"], str)
+    user = ok(org.owner.get("/api/users"))["users"][0]
+    assert {"id", "email", "role", "status", "createdAt"} <= set(user)
+    tenant = ok(org.owner.get("/api/tenants"))["tenants"][0]
+    assert {"id", "name", "reseller", "createdAt", "updatedAt", "parentId"} <= set(tenant)
+
+
+def test_an_organisations_owner_cannot_leave_it(stack: Stack, root: httpx.Client) -> None:
+    """An org's Owner makes no tenants; a reseller's does, below the reseller."""
+    org = make_org(stack, root)
+    assert_error(org.owner.post("/api/tenants", json={"name": "Below"}), 400, "FAILED_PRECONDITION")
