@@ -198,10 +198,25 @@ class Running:
             batcher.close()
         if self.writers:
             await asyncio.wait(self.writers, timeout=_STOP_SECONDS)
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await _end(self.tasks)
         await self.ops.stop()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancels tasks until they have ended.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11 (in asyncpg and nats-py too) swallows a
+    cancellation that comes together with what it waits for.
+    """
+    pending = set(tasks)
+    give_up_at = asyncio.get_running_loop().time() + _STOP_SECONDS
+    while pending and asyncio.get_running_loop().time() < give_up_at:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("background work ended badly", error=brief(error))
 
 
 async def start(kit: Kit, build: Build) -> Running:
