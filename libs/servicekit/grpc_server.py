@@ -254,6 +254,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `set_serving`."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.set_ready(False)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
