@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from uuid import UUID
 import grpc
 import httpx
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evergreen.v1 import (
     device_pb2,
@@ -228,6 +230,16 @@ class Device:
         return answer
 
 
+async def until_ready(channel: grpc.aio.Channel) -> None:
+    """Waits until the service has heard of its neighbours."""
+    health = health_pb2_grpc.HealthStub(channel)
+    while True:
+        answer = await health.Check(health_pb2.HealthCheckRequest(service="ready"))
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return
+        await asyncio.sleep(0.02)
+
+
 def verified(pem: str, answer: httpx.Response) -> dict[str, Any]:
     """The ENVELOPE of an answer, checked as the released agent does it."""
     assert answer.status_code == 200, answer.text
@@ -269,5 +281,6 @@ async def world(
     async with neighbours(kit) as found:
         await serve(kit, build)
         channel = open_channel(kit.settings.grpc_listen, "test")
+        await until_ready(channel)
         yield World(kit, channel, found, Admin(channel, ORG.id), database)
         await channel.close()

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import grpc
-import pytest_asyncio
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
-from servicekit.app import Kit, open_channel
-from services.policy.__main__ import build
-from tests.conftest import MakeKit, ServeService, tenant
 from tests.integration.policy import (
+    ORG,
+    RESELLER,
+    SISTER,
+    STRANGER,
     Admin,
     Device,
-    Neighbours,
+    World,
     bundle_of,
-    neighbours,
     refusal,
     verified,
+    world,
 )
-from tests.servers import TestDatabase
 
-ROOT = tenant(1, kind="root")
-RESELLER = tenant(2, ROOT, "reseller")
-ORG = tenant(3, RESELLER)
-SISTER = tenant(4, RESELLER)
-STRANGER = tenant(5, ROOT)
-TREE = [ROOT, RESELLER, ORG, SISTER, STRANGER]
+__all__ = ["world"]
+
 DOCUMENT = {"updates": {"channel": "stable"}, "apps": {"required": [{"id": "<a>&b"}]}}
 CONSOLE = {
     "name": "Lab",
@@ -42,38 +35,6 @@ CONSOLE = {
         "security": {"diskEncryption": True, "lockAfterMinutes": 5},
     },
 }
-
-
-@dataclass
-class World:
-    kit: Kit
-    channel: grpc.aio.Channel
-    neighbours: Neighbours
-    admin: Admin
-    database: TestDatabase
-
-    async def events(self) -> list[dict[str, Any]]:
-        connection = await self.database.superuser()
-        rows = await connection.fetch("SELECT payload FROM policy.outbox ORDER BY id")
-        await connection.close()
-        return [json.loads(row["payload"]) for row in rows]
-
-    async def pem(self) -> str:
-        keys = policy_pb2_grpc.PolicyKeyServiceStub(self.channel)
-        answer = await keys.GetPolicyKeysPem(policy_pb2.GetPolicyKeysPemRequest())
-        return str(answer.data.decode())
-
-
-@pytest_asyncio.fixture
-async def world(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
-) -> AsyncIterator[World]:
-    kit = await make_kit("policy", tenants=TREE)
-    async with neighbours(kit) as found:
-        await serve(kit, build)
-        channel = open_channel(kit.settings.grpc_listen, "test")
-        yield World(kit, channel, found, Admin(channel, ORG.id), database)
-        await channel.close()
 
 
 async def test_a_policy_is_created_read_changed_and_deleted(world: World) -> None:
@@ -361,9 +322,3 @@ async def test_keys_are_kept_and_sealed(world: World) -> None:
     sealed = await connection.fetchval("SELECT sealed_seed FROM policy.signing_keys")
     await connection.close()
     assert len(sealed) > 32
-
-
-def test_ids_are_readable() -> None:
-    """The tree of these tests is the one they speak of."""
-    assert ORG.parent_id == RESELLER.id
-    assert UUID(int=5) == STRANGER.id
