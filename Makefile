@@ -10,18 +10,26 @@ help: ## List the targets
 .venv/.installed: requirements.txt pyproject.toml
 	@deploy/launcher/install.sh
 
+# buf, which checks the protos; nothing of the product runs on Node.js.
+node_modules/.installed: package-lock.json
+	@npm ci --silent --no-fund --no-audit
+	@touch $@
+
 run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
 	@exec $(BIN)/evergreen up
 
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
 	@exec $(BIN)/python -m pytest
 
-lint: .venv/.installed ## Check style, types and the walls between the contexts
+lint: .venv/.installed node_modules/.installed ## Check style, types and the walls between the contexts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@npx --no-install buf lint && npx --no-install buf format --diff --exit-code
+	@npx --no-install buf lint
+	@npx --no-install buf format --diff --exit-code
+	@# At a release: npx buf build --exclude-source-info -o protos/released.binpb
+	@npx --no-install buf breaking --against protos/released.binpb
 
 gen: .venv/.installed ## Make the code from protos/ again
 	@exec $(BIN)/python -m tools.gen
