@@ -1,0 +1,170 @@
+"""`evergreen audit` and `evergreen migrate` against the running product."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+
+from deploy.launcher.home import Home
+from tests.e2e.world import PASSWORD, Org, ok
+from tests.stack import Stack, until
+
+
+def evergreen(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the real command."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERGREEN_")}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        env={**kept, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def as_superuser(stack: Stack, *statements: str) -> None:
+    """Runs SQL with all rights, the log's triggers out of the way."""
+    home = Home(stack.home)
+
+    async def run() -> None:
+        connection = await asyncpg.connect(
+            f"postgresql://postgres@/evergreen?host={home.run_directory() / 'postgres'}",
+            password=(home.secrets / "postgres_superuser").read_text().strip(),
+        )
+        try:
+            async with connection.transaction():
+                await connection.execute("ALTER TABLE audit.entry DISABLE TRIGGER ALL")
+                for statement in statements:
+                    await connection.execute(statement)
+                await connection.execute("ALTER TABLE audit.entry ENABLE ALWAYS TRIGGER only_grows")
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def some_entries(org: Org) -> None:
+    """Lets an administrator act, and waits until the log has it."""
+    for _ in range(3):
+        ok(org.root.post(f"/api/policies/{org.policy()['id']}/publish", json={}))
+
+    def logged() -> bool:
+        answer = ok(org.root.get("/api/audit", params={"orgId": org.id}))
+        return [e["action"] for e in answer["entries"]].count("policy.published") == 3
+
+    until(logged, 10, "the entries did not arrive")
+
+
+def test_the_log_is_verified_through_the_public_api(stack: Stack, org: Org, tmp_path: Path) -> None:
+    """Sound as it is; a change made with a superuser's rights is found and named."""
+    some_entries(org)
+    home = ("--home", stack.home)
+    checkpoint, keys = tmp_path / "checkpoint.txt", tmp_path / "keys.pem"
+    assert evergreen("audit", "checkpoint", "-o", checkpoint, *home).returncode == 0
+    assert evergreen("audit", "keys", "-o", keys, *home).returncode == 0
+    assert checkpoint.read_text().startswith("evergreen audit checkpoint v1\n")
+    arguments = ("audit", "verify", "--checkpoint", checkpoint, "--public-key", keys, *home)
+    sound = evergreen(*arguments)
+    assert sound.returncode == 0, sound
+    assert "Nothing was changed." in sound.stdout
+    where = f"WHERE tenant_id = '{org.id}' AND sequence = 3"
+    as_superuser(
+        stack,
+        "CREATE TABLE audit.put_back AS TABLE audit.entry",
+        f"UPDATE audit.entry SET record = replace(record, '@', '%') {where}",
+    )
+    try:
+        changed = evergreen(*arguments)
+        alone = evergreen(*arguments, "--org", org.id)
+    finally:
+        as_superuser(
+            stack,
+            f"UPDATE audit.entry SET record = (SELECT record FROM audit.put_back {where}) {where}",
+            "DROP TABLE audit.put_back",
+        )
+    for found in (changed, alone):
+        assert found.returncode == 1, found
+        assert f"TAMPERED  tenant {org.id}: changed: entry 3 " in found.stdout
+    assert evergreen(*arguments).returncode == 0
+
+
+def test_an_organisations_owner_lists_and_exports(stack: Stack, org: Org, tmp_path: Path) -> None:
+    """With an address, a CA and a password file, from any machine; only what is theirs."""
+    some_entries(org)
+    email = ok(org.owner.get("/auth/session"))["email"]
+    secret = tmp_path / "password"
+    secret.write_text(PASSWORD + "\n")
+    place = ("--url", stack.url, "--ca-file", stack.ca_file)
+    who = (*place, "--email", email, "--password-file", secret)
+    table = evergreen("audit", "list", "--action", "policy.published", *who)
+    assert table.returncode == 0, table
+    assert table.stdout.count("policy.published") == 3
+    lines = evergreen("audit", "list", "--limit", "2", "--json", *who).stdout.splitlines()
+    assert [json.loads(line)["orgId"] for line in lines] == [org.id] * 2
+    export = tmp_path / "audit.jsonl"
+    assert evergreen("audit", "export", "--output", export, *who).returncode == 0
+    offline = evergreen("audit", "verify", "--from-export", export)
+    assert offline.returncode == 0, offline
+    assert "in 1 chains" in offline.stdout
+    csv = evergreen("audit", "export", "--format", "csv", *who)
+    assert csv.stdout.startswith("occurredAt,tenantId,sequence,")
+
+
+def test_commands_say_plainly_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
+    """One sentence on standard error, and the exit code for `could not`."""
+    wrong = tmp_path / "password"
+    wrong.write_text("wrong")
+    who = ("--email", stack.email, "--password-file", wrong)
+    away = ("--url", "https://127.0.0.1:1", *who)
+    untrusted = ("--url", stack.url, *who)
+    for arguments, sentence in [
+        (("--home", tmp_path), "there is no installation in"),
+        (("--home", stack.home, "--password-file", wrong), "password"),
+        (away, "cannot be reached"),
+        (untrusted, "name its CA with --ca-file"),
+        (("--url", "nonsense", *who), "nonsense"),
+        (("--home", stack.home, "--org", "x"), "orgId: must be a UUID"),
+    ]:
+        found = evergreen("audit", "verify", *arguments)
+        assert found.returncode == 2, found
+        assert found.stderr.startswith("evergreen: "), found
+        assert sentence in found.stderr, found
+        assert len(found.stderr.splitlines()) == 1, found
+        assert "Traceback" not in found.stderr
+
+
+def test_the_schema_is_up_to_date(stack: Stack, tmp_path: Path) -> None:
+    """`migrate` finds the installation by its home or by the environment, and runs twice."""
+    status = evergreen("migrate", "status", "--check", "--home", stack.home)
+    assert status.returncode == 0, status
+    assert "audit" in status.stdout
+    assert "The schema is up to date." in status.stdout
+    machine = json.loads(
+        evergreen("migrate", "status", "--json", EVERGREEN_HOME=str(stack.home)).stdout
+    )
+    assert all(m["appliedAt"] for m in machine["migrations"])
+    home = Home(stack.home)
+    sockets = home.run_directory() / "postgres"
+    url = f"postgresql://evergreen_migrator@/evergreen?host={sockets}"
+    environment = {
+        "EVERGREEN_MIGRATE_DATABASE_URL": url,
+        "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(home.secrets / "postgres_migrator"),
+    }
+    up = evergreen("migrate", "up", **environment)
+    assert (up.returncode, up.stdout) == (0, "The schema is up to date.\n")
+    wrong = tmp_path / "wrong"
+    wrong.write_text("wrong")
+    environment["EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE"] = str(wrong)
+    refused = evergreen("migrate", "up", **environment)
+    assert refused.returncode == 1
+    assert "refuses the role or its password" in refused.stderr
+    nowhere = evergreen("migrate", "status", "--home", tmp_path)
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "there is no installation" in nowhere.stderr
