@@ -1,10 +1,12 @@
-"""google.protobuf.Value and what it holds, without the rounding of numbers in between."""
+"""Protobuf's well-known types and what they hold: JSON without rounding, and times."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.struct_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 
 def from_value(value: Value) -> Any:
@@ -44,3 +46,10 @@ def to_value(json: Any, value: Value) -> None:
             value.list_value.SetInParent()
             for item in json:
                 to_value(item, value.list_value.values.add())
+
+
+def timestamp(at: datetime) -> Timestamp:
+    """A time as protobuf has it."""
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp

@@ -19,6 +19,7 @@ from servicekit.auditverify import Entry
 from servicekit.grpc_server import Context
 from servicekit.keys import pem_bundle
 from servicekit.pagination import decode_token, encode_token, page_size
+from servicekit.values import timestamp
 from services.audit.domain import Filters, Position, data_of
 from services.audit.keys import Keys
 from services.audit.service import AuditLog
@@ -49,11 +50,9 @@ def _entry(entry: Entry) -> pb.AuditEntry:
         value = data.get(name)
         return value if isinstance(value, str) else ""
 
-    occurred_at = Timestamp()
-    occurred_at.FromDatetime(entry.columns.occurred_at)
     return pb.AuditEntry(
         id=entry.columns.id,
-        occurred_at=occurred_at,
+        occurred_at=timestamp(entry.columns.occurred_at),
         actor=text("actor"),
         action=text("action"),
         resource=text("resource"),

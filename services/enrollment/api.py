@@ -16,6 +16,7 @@ from evergreen.v1 import enrollment_pb2 as pb
 from servicekit.grpc_server import Context
 from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
+from servicekit.values import timestamp
 from services.enrollment.domain import (
     Application,
     Device,
@@ -36,9 +37,7 @@ def _position(text: object) -> UUID:
 def _time(at: datetime | None) -> Timestamp | None:
     if at is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
+    return timestamp(at)
 
 
 def _token(shown: Shown, at: datetime) -> pb.EnrollmentToken:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from uuid import UUID
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
@@ -15,6 +12,7 @@ from servicekit.grpc_server import Context
 from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
+from servicekit.values import timestamp
 from services.identity import store
 from services.identity.domain import OpenSession, Tenant, User
 from services.identity.service.sessions import Sessions
@@ -23,18 +21,12 @@ from services.identity.service.users import Users
 from services.identity.tokens import TokenSigner, jwk
 
 
-def _time(at: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
-
-
 def _session(session: OpenSession) -> pb.Session:
     return pb.Session(
         token=session.token,
         refresh_token=session.refresh_token,
         role=session.user.role.value,
-        expires_at=_time(session.expires_at),
+        expires_at=timestamp(session.expires_at),
         email=session.user.email,
         tenant_id=str(session.user.tenant_id),
     )
@@ -46,8 +38,8 @@ def _tenant(tenant: Tenant) -> pb.Tenant:
         name=tenant.name,
         parent_id=str(tenant.parent_id) if tenant.parent_id else None,
         reseller=tenant.kind == "reseller",
-        created_at=_time(tenant.created_at),
-        updated_at=_time(tenant.updated_at),
+        created_at=timestamp(tenant.created_at),
+        updated_at=timestamp(tenant.updated_at),
         code=tenant.code,
         kind=tenant.kind,
     )
@@ -59,7 +51,7 @@ def _user(user: User, invitation_token: str | None = None) -> pb.User:
         email=user.email,
         role=user.role.value,
         status=user.status,
-        created_at=_time(user.created_at),
+        created_at=timestamp(user.created_at),
         tenant_id=str(user.tenant_id),
         invitation_token=invitation_token,
     )
@@ -225,7 +217,7 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         token, expires_at = self._signer.device_token(
             request.device_id, request.tenant_id, request.token_version, self._clock()
         )
-        return pb.IssueDeviceTokenResponse(device_token=token, expires_at=_time(expires_at))
+        return pb.IssueDeviceTokenResponse(device_token=token, expires_at=timestamp(expires_at))
 
     async def ListAccessChanges(
         self, request: pb.ListAccessChangesRequest, context: Context
@@ -242,7 +234,7 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         return pb.ListAccessChangesResponse(
             tenants=[_tenant(store.tenant_of(row)) for row in tenants.rows],
             ended_sessions=[
-                pb.EndedSession(session_id=str(row["id"]), ended_at=_time(row["ended_at"]))
+                pb.EndedSession(session_id=str(row["id"]), ended_at=timestamp(row["ended_at"]))
                 for row in sessions.rows
             ],
             next_cursor=f"{tenants.cursor}/{sessions.cursor}",

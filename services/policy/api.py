@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from functools import lru_cache
 from uuid import UUID
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import json_format
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import (
     device_pb2,
@@ -22,7 +20,7 @@ from servicekit.feed import Cursor
 from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
-from servicekit.values import from_value, to_value
+from servicekit.values import from_value, timestamp, to_value
 from services.policy import delivery_store
 from services.policy.delivery import Delivery
 from services.policy.domain import MAX_VERSION, Bundle, Policy, Published
@@ -127,7 +125,7 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
     ) -> policy_pb2.SyncDeviceResponse:
         """Has a device apply its policy again."""
         asked = await self._service.sync_device(context.call.caller, UUID(request.id))
-        return policy_pb2.SyncDeviceResponse(requested_at=to_timestamp(asked))
+        return policy_pb2.SyncDeviceResponse(requested_at=timestamp(asked))
 
 
 class PolicyKeyApi(policy_pb2_grpc.PolicyKeyServiceServicer):
@@ -213,7 +211,7 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
                     device_id=str(entry.device_id),
                     tenant_id=str(entry.tenant_id),
                     version=str(entry.version) if entry.version else "",
-                    reported_at=to_timestamp(entry.reported_at),
+                    reported_at=timestamp(entry.reported_at),
                     token_version=entry.token_version,
                 )
                 for entry in applied
@@ -230,8 +228,8 @@ def to_policy(policy: Policy, *, with_bundle: bool = True) -> policy_pb2.Policy:
         org_id=str(policy.tenant_id),
         name=policy.name,
         version=str(policy.published_version or 0),
-        created_at=to_timestamp(policy.created_at),
-        updated_at=to_timestamp(policy.updated_at),
+        created_at=timestamp(policy.created_at),
+        updated_at=timestamp(policy.updated_at),
         signed=policy.published_version is not None,
         description=policy.description,
         in_force=policy.in_force,
@@ -246,7 +244,7 @@ def to_policy(policy: Policy, *, with_bundle: bool = True) -> policy_pb2.Policy:
 def _to_version(version: Published) -> policy_pb2.PolicyVersion:
     return policy_pb2.PolicyVersion(
         version=str(version.version),
-        published_at=to_timestamp(version.published_at),
+        published_at=timestamp(version.published_at),
         published_by=version.published_by,
         rollback_of=str(version.rollback_of or ""),
         key_id=version.key_id,
@@ -268,13 +266,6 @@ def _to_envelope(bundle: Bundle) -> device_pb2.PolicyEnvelope:
     )
     json_format.ParseDict(json.loads(bundle.document), message.policy)
     return message
-
-
-def to_timestamp(moment: datetime) -> Timestamp:
-    """A moment as protobuf has it."""
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 def _policy_position(text: object) -> UUID:

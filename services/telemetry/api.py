@@ -10,12 +10,11 @@ from uuid import UUID
 
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import telemetry_pb2, telemetry_pb2_grpc
 from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
-from servicekit.values import to_value
+from servicekit.values import timestamp, to_value
 from services.telemetry.domain.events import metadata
 from services.telemetry.domain.files import csv_text, json_text
 from services.telemetry.domain.presentable import presentable
@@ -169,12 +168,6 @@ def _event_position(occurred_at: object, event_id: object) -> EventPosition:
     return EventPosition(time, UUID(str(event_id)))
 
 
-def _timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp
-
-
 def _summary(device: DeviceSummary, online_since: datetime) -> dict[str, Any]:
     return {
         "id": str(device.id),
@@ -183,7 +176,7 @@ def _summary(device: DeviceSummary, online_since: datetime) -> dict[str, Any]:
         "policy_version": device.policy_version,
         "health": device.health,
         "org_id": str(device.tenant_id),
-        "last_seen": _timestamp(device.last_seen),
+        "last_seen": timestamp(device.last_seen),
         "status": device.status(online_since),
     }
 
@@ -217,7 +210,7 @@ def _event(event: StoredEvent) -> telemetry_pb2.Event:
         to_value(presentable(value, 1), shown.fields[key])
     return telemetry_pb2.Event(
         id=str(event.id),
-        occurred_at=_timestamp(event.occurred_at),
+        occurred_at=timestamp(event.occurred_at),
         actor=f"device:{event.device_id}",
         action=event.type,
         severity=event.severity,
@@ -225,7 +218,7 @@ def _event(event: StoredEvent) -> telemetry_pb2.Event:
         org_id=str(event.tenant_id),
         message=event.message,
         metadata=shown,
-        received_at=_timestamp(event.received_at),
+        received_at=timestamp(event.received_at),
     )
 
 
@@ -234,7 +227,7 @@ def _quarantined(event: QuarantinedEvent) -> telemetry_pb2.QuarantinedEvent:
         id=str(event.id),
         device_id=str(event.device_id),
         org_id=str(event.tenant_id),
-        received_at=_timestamp(event.received_at),
+        received_at=timestamp(event.received_at),
         reason=event.reason,
         content=event.content,
     )
