@@ -1,0 +1,319 @@
+"""The telemetry service on a real database, its neighbours faked at their sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from evergreen.v1 import (
+    device_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+)
+from servicekit.app import Kit, Running, open_channel
+from services.telemetry.__main__ import build
+from services.telemetry.settings import TelemetrySettings
+from tests.conftest import MakeKit, ServeService, tenant
+from tests.servers import TestDatabase
+
+ROOT = tenant(1, kind="root")
+RESELLER = tenant(2, ROOT, "reseller")
+ORG = tenant(3, RESELLER)
+SISTER = tenant(4, RESELLER)
+STRANGER = tenant(5, ROOT)
+TREE = [ROOT, RESELLER, ORG, SISTER, STRANGER]
+
+
+class FakeIdentity(identity_pb2_grpc.IdentityInternalServiceServicer):
+    async def ListAccessChanges(  # noqa: N802
+        self, request: identity_pb2.ListAccessChangesRequest, context: Any
+    ) -> identity_pb2.ListAccessChangesResponse:
+        return identity_pb2.ListAccessChangesResponse(next_cursor="1")
+
+
+@dataclass
+class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
+    """Tells of the devices that a test puts into it, two a page."""
+
+    changes: list[enrollment_pb2.DeviceChange] = field(default_factory=list)
+    cursors: list[str] = field(default_factory=list)
+    down: bool = False
+
+    def tell(
+        self, device_id: UUID, org: UUID = ORG.id, status: str = "active", **more: Any
+    ) -> None:
+        change = enrollment_pb2.DeviceChange(
+            device_id=str(device_id),
+            tenant_id=str(org),
+            status=status,
+            **{"token_version": 1, "serial": f"S-{device_id.hex[-6:]}", "model": "Book", **more},
+        )
+        change.created_at.FromDatetime(datetime.now(UTC) - timedelta(days=1))
+        self.changes.append(change)
+
+    async def ListDeviceChanges(  # noqa: N802
+        self, request: enrollment_pb2.ListDeviceChangesRequest, context: Any
+    ) -> enrollment_pb2.ListDeviceChangesResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        begin = int(request.cursor or 0)
+        page = self.changes[begin : begin + 2]
+        end = begin + len(page)
+        if request.restricted_only:
+            page = [c for c in page if c.status == "decommissioned" or c.token_version > 1]
+        else:
+            self.cursors.append(request.cursor)
+        return enrollment_pb2.ListDeviceChangesResponse(
+            devices=page, next_cursor=str(end), more=end < len(self.changes)
+        )
+
+
+@dataclass
+class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
+    """Tells of the versions that a test puts into it."""
+
+    versions: list[policy_pb2.AppliedVersion] = field(default_factory=list)
+
+    def tell(self, device_id: UUID, version: str, org: UUID = ORG.id) -> None:
+        applied = policy_pb2.AppliedVersion(
+            device_id=str(device_id), tenant_id=str(org), version=version
+        )
+        applied.reported_at.FromDatetime(datetime.now(UTC))
+        self.versions.append(applied)
+
+    async def ListAppliedVersions(  # noqa: N802
+        self, request: policy_pb2.ListAppliedVersionsRequest, context: Any
+    ) -> policy_pb2.ListAppliedVersionsResponse:
+        return policy_pb2.ListAppliedVersionsResponse(
+            versions=self.versions[int(request.cursor or 0) :], next_cursor=str(len(self.versions))
+        )
+
+
+@asynccontextmanager
+async def served(target: str, *register: Any) -> AsyncIterator[None]:
+    server = grpc.aio.server()
+    for add in register:
+        add(server)
+    server.add_insecure_port(target)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+def event(number: int | str, **change: Any) -> dict[str, Any]:
+    """An event as the released agent sends it."""
+    return {
+        "id": str(number),
+        "type": "app.installed",
+        "timestamp": "2026-11-24T06:00:00.123456789Z",
+        "payload": {"n": number},
+        **change,
+    }
+
+
+def state(**change: Any) -> dict[str, Any]:
+    """A state as the released agent sends it."""
+    return {
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "123Z"),
+        "installed_apps": [{"id": "org.gnome.Maps", "version": "47", "branch": "stable"}],
+        "update_status": "stable",
+        "disk_total_bytes": 1000,
+        "disk_free_bytes": 500,
+        "battery_percent": 80.5,
+        "last_error": "",
+        **change,
+    }
+
+
+class Device:
+    """A device's calls, as the gateway vouches for."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        channel: grpc.aio.Channel,
+        org: UUID = ORG.id,
+        device_id: UUID | None = None,
+    ) -> None:
+        self.id = device_id or uuid4()
+        self.org = org
+        self.headers = {
+            "x-evergreen-kind": "device",
+            "x-evergreen-subject": str(self.id),
+            "x-evergreen-tenant": str(org),
+            "x-evergreen-token-version": "1",
+            "x-request-id": "request-1",
+        }
+        self._http = http
+        self.grpc = device_pb2_grpc.DeviceServiceStub(channel)
+
+    async def post(self, what: str, body: Any) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self._http.post(
+            f"/api/v1/devices/{what}", content=content, headers=self.headers, timeout=60
+        )
+
+    async def state(self, **change: Any) -> httpx.Response:
+        return await self.post("state", {"device_id": str(self.id), "state": state(**change)})
+
+    async def events(self, events: Sequence[Any]) -> httpx.Response:
+        return await self.post("events", {"device_id": str(self.id), "events": events})
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self.headers.items())
+
+
+class Admin:
+    """A user of a tenant, as the gateway vouches for."""
+
+    def __init__(self, channel: grpc.aio.Channel, org: UUID, role: str = "Auditor") -> None:
+        self.inventory = telemetry_pb2_grpc.InventoryServiceStub(channel)
+        self.event_service = telemetry_pb2_grpc.EventServiceStub(channel)
+        self.metadata = (
+            ("x-evergreen-kind", "user"),
+            ("x-evergreen-subject", str(UUID(int=0xA))),
+            ("x-evergreen-tenant", str(org)),
+            ("x-evergreen-role", role),
+            ("x-evergreen-email", "admin@school.example"),
+            ("x-evergreen-session", str(UUID(int=0xB))),
+            ("x-request-id", "request-1"),
+        )
+
+    async def devices(self, **request: Any) -> telemetry_pb2.ListDevicesResponse:
+        answer: telemetry_pb2.ListDevicesResponse = await self.inventory.ListDevices(
+            telemetry_pb2.ListDevicesRequest(**request), metadata=self.metadata, timeout=10
+        )
+        return answer
+
+    async def device(self, device_id: UUID) -> telemetry_pb2.Device:
+        answer: telemetry_pb2.Device = await self.inventory.GetDevice(
+            telemetry_pb2.GetDeviceRequest(id=str(device_id)), metadata=self.metadata, timeout=10
+        )
+        return answer
+
+    async def events(self, **request: Any) -> telemetry_pb2.ListEventsResponse:
+        answer: telemetry_pb2.ListEventsResponse = await self.event_service.ListEvents(
+            telemetry_pb2.ListEventsRequest(**request), metadata=self.metadata, timeout=10
+        )
+        return answer
+
+    async def quarantined(self, **request: Any) -> telemetry_pb2.ListQuarantinedEventsResponse:
+        answer: telemetry_pb2.ListQuarantinedEventsResponse = (
+            await self.event_service.ListQuarantinedEvents(
+                telemetry_pb2.ListQuarantinedEventsRequest(**request),
+                metadata=self.metadata,
+                timeout=10,
+            )
+        )
+        return answer
+
+    async def export(self, **request: Any) -> tuple[dict[str, str], list[Any]]:
+        """The response's headers, and the parts of the file."""
+        call = self.event_service.ExportEvents(
+            telemetry_pb2.ExportEventsRequest(**request), metadata=self.metadata, timeout=60
+        )
+        parts = [part async for part in call]
+        return dict(await call.initial_metadata()), parts
+
+
+@dataclass
+class World:
+    kit: Kit
+    running: Running
+    channel: grpc.aio.Channel
+    http: httpx.AsyncClient
+    registry: FakeRegistry
+    policy: FakePolicy
+    admin: Admin
+    database: TestDatabase
+
+    def device(self, org: UUID = ORG.id, device_id: UUID | None = None) -> Device:
+        return Device(self.http, self.channel, org, device_id)
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        """What a superuser finds in the database."""
+        connection = await self.database.superuser()
+        try:
+            return list(await connection.fetch(sql, *values))
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def running(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase, **settings: Any
+) -> AsyncIterator[World]:
+    """The service and its neighbours."""
+    kit = await make_kit("telemetry", TelemetrySettings, tenants=TREE, **settings)
+    registry, policy = FakeRegistry(), FakePolicy()
+    async with (
+        served(
+            kit.settings.identity_target,
+            lambda s: identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server(
+                FakeIdentity(), s
+            ),
+        ),
+        served(
+            kit.settings.enrollment_target,
+            lambda s: enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server(
+                registry, s
+            ),
+        ),
+        served(
+            kit.settings.policy_target,
+            lambda s: policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server(policy, s),
+        ),
+    ):
+        service = await serve(kit, build)
+        channel = open_channel(kit.settings.grpc_listen, "test")
+        path = kit.settings.http_listen.removeprefix("unix:")
+        async with httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=path), base_url="http://telemetry"
+        ) as http:
+            await _until_ready(channel)
+            yield World(
+                kit, service, channel, http, registry, policy, Admin(channel, ORG.id), database
+            )
+        await channel.close()
+
+
+async def _until_ready(channel: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service="ready")
+    while (await health.Check(request)).status != health_pb2.HealthCheckResponse.SERVING:
+        await asyncio.sleep(0.02)
+
+
+@pytest_asyncio.fixture
+async def world(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> AsyncIterator[World]:
+    async with running(make_kit, serve, database) as found:
+        yield found
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Waits until something is so."""
+    async with asyncio.timeout(seconds):
+        while not await check():
+            await asyncio.sleep(0.05)

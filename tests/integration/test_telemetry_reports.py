@@ -1,0 +1,477 @@
+"""What devices report: stored once, acknowledged after commit, whatever else happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest
+
+from evergreen.v1 import device_pb2
+from servicekit.grpc_server import H_ERROR
+from servicekit.values import to_value
+from services.telemetry.store.reports import QUARANTINE_PER_DEVICE
+from tests.conftest import MakeKit, ServeService
+from tests.integration.telemetry import (
+    ORG,
+    STRANGER,
+    Device,
+    World,
+    event,
+    eventually,
+    running,
+    state,
+    world,
+)
+from tests.servers import TestDatabase
+
+__all__ = ["world"]
+
+
+def fields(answer: httpx.Response) -> list[str]:
+    return [
+        violation["field"]
+        for detail in answer.json()["details"]
+        for violation in detail.get("fieldViolations", ())
+    ]
+
+
+async def count(world: World, table: str = "event") -> int:
+    (row,) = await world.rows(f"SELECT count(*) AS n FROM telemetry.{table}")
+    return int(row["n"])
+
+
+async def stored(world: World, device: Device) -> dict[str, Any]:
+    (row,) = await world.rows(
+        "SELECT *, installed_apps::text AS apps FROM telemetry.device WHERE id = $1", device.id
+    )
+    return dict(row)
+
+
+# Events
+
+
+async def test_a_batch_is_stored_and_counted(world: World) -> None:
+    """New events, repeated ones (in the same body too) and bad ones, each in one count."""
+    device = world.device()
+    first = await device.events([event(1), event(2), event(1), {"id": "3"}, 7])
+    assert first.status_code == 200
+    assert first.json() == {"accepted": 2, "duplicates": 1, "quarantined": 2}
+    second = await device.events([event(1), event(2), event(3), {"id": "3"}, 7])
+    assert second.json() == {"accepted": 1, "duplicates": 2, "quarantined": 2}
+    rows = await world.rows(
+        "SELECT event_id, tenant_id, type, severity, message, payload::text, occurred_at"
+        " FROM telemetry.event ORDER BY event_id"
+    )
+    assert [row["event_id"] for row in rows] == ["1", "2", "3"]
+    assert dict(rows[0]) == {
+        "event_id": "1",
+        "tenant_id": ORG.id,
+        "type": "app.installed",
+        "severity": "info",
+        "message": "app.installed",
+        "payload": '{"n": 1}',
+        "occurred_at": datetime(2026, 11, 24, 6, 0, 0, 123456, tzinfo=UTC),
+    }
+    assert await count(world, "quarantined_event") == 2
+
+
+async def test_the_same_id_of_another_device_is_another_event(world: World) -> None:
+    """Ids are unique per device only."""
+    one, two = world.device(), world.device()
+    answers = await asyncio.gather(one.events([event(1)]), two.events([event(1)]))
+    assert [answer.json()["accepted"] for answer in answers] == [1, 1]
+    assert await count(world) == 2
+
+
+async def test_a_batch_that_is_sent_a_hundred_times_by_sixteen_clients_is_stored_once(
+    world: World,
+) -> None:
+    """Exactly once, and every event is told to be new exactly once."""
+    device = world.device()
+    batch = [event(n) for n in range(50)]
+    left = iter(range(100))
+    answers = []
+
+    async def client() -> None:
+        for _ in left:
+            answers.append(await device.events(batch))
+
+    await asyncio.gather(*(client() for _ in range(16)))
+    assert [answer.status_code for answer in answers] == [200] * 100
+    assert sum(answer.json()["accepted"] for answer in answers) == 50
+    assert sum(answer.json()["duplicates"] for answer in answers) == 99 * 50
+    assert await count(world) == 50
+
+
+async def test_fifty_thousand_events_in_one_body(world: World) -> None:
+    """What an agent queued while it was offline; meanwhile other devices are served."""
+    device, other = world.device(), world.device()
+    batch = [event(n, payload={"app": "org.gnome.Maps", "n": n}) for n in range(50_000)]
+    body = json.dumps({"device_id": str(device.id), "events": batch}).encode()
+    waits = []
+
+    async def meanwhile() -> None:
+        for n in range(1000):
+            began = time.perf_counter()
+            assert (await other.events([event(n)])).status_code == 200
+            waits.append(time.perf_counter() - began)
+            await asyncio.sleep(0.05)
+
+    others = asyncio.create_task(meanwhile())
+    answer = await device.post("events", body)
+    others.cancel()
+    assert answer.json() == {"accepted": 50_000, "duplicates": 0, "quarantined": 0}
+    assert len(waits) > 3
+    assert sorted(waits)[len(waits) // 2] < 1
+    rows = await world.rows(
+        "SELECT count(*) AS n FROM telemetry.event WHERE device_id = $1", device.id
+    )
+    assert rows[0]["n"] == 50_000
+    again = await device.post("events", body)
+    assert again.json() == {"accepted": 0, "duplicates": 50_000, "quarantined": 0}
+
+
+async def test_quarantine_holds_each_bad_event_once_and_a_bounded_number(world: World) -> None:
+    """A device that sends the same nonsense again and again does not fill the disk."""
+    device = world.device()
+    bad = [{"id": str(n)} for n in range(QUARANTINE_PER_DEVICE + 300)]
+    assert (await device.events(bad)).json()["quarantined"] == len(bad)
+    assert await count(world, "quarantined_event") == QUARANTINE_PER_DEVICE
+    few = bad[-5:]
+    for _ in range(3):
+        assert (await device.events(few)).json()["quarantined"] == 5
+    assert await count(world, "quarantined_event") == QUARANTINE_PER_DEVICE
+    page = await world.admin.quarantined(page_size=1)
+    assert page.quarantined_events[0].reason == "timestamp: is required"
+    assert json.loads(page.quarantined_events[0].content) == bad[-1]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"nonsense", "body"),
+        (b"[]", "body"),
+        (b'{"events":[]}', "device_id"),
+        (b'{"device_id":5,"events":[]}', "device_id"),
+        (b'{"device_id":"x","events":[]}', "device_id"),
+    ],
+)
+async def test_a_body_without_a_batch_is_refused(world: World, body: bytes, field: str) -> None:
+    """As a whole, with the field."""
+    answer = await world.device().post("events", body)
+    assert (answer.status_code, fields(answer)) == (400, [field])
+
+
+async def test_no_events_are_accepted(world: World) -> None:
+    """A list that is null, or empty."""
+    device = world.device()
+    for events in (None, []):
+        answer = await device.post("events", {"device_id": str(device.id), "events": events})
+        assert answer.json() == {"accepted": 0, "duplicates": 0, "quarantined": 0}
+    missing = await device.post("events", {"device_id": str(device.id)})
+    assert (missing.status_code, fields(missing)) == (400, ["events"])
+
+
+@pytest.mark.parametrize("what", ["events", "state"])
+async def test_a_device_reports_for_itself_only(world: World, what: str) -> None:
+    """The token's id counts; in whatever spelling."""
+    device = world.device()
+    body: dict[str, Any] = {"device_id": str(uuid4()), "events": [event(1)], "state": state()}
+    answer = await device.post(what, body)
+    assert answer.status_code == 403
+    assert answer.json()["details"][0]["reason"] == "NOT_YOUR_DEVICE"
+    own = await device.post(what, {**body, "device_id": str(device.id).upper()})
+    assert own.status_code == 200
+
+
+async def test_a_locked_out_device_is_refused(world: World) -> None:
+    """Within seconds of the registry's word."""
+    device = world.device()
+    assert (await device.events([event(1)])).status_code == 200
+    world.registry.tell(device.id, status="decommissioned")
+
+    async def refused() -> bool:
+        return (await device.events([event(2)])).status_code == 401
+
+    await eventually(refused)
+    assert (await device.state()).status_code == 401
+
+
+async def test_events_in_grpc(world: World) -> None:
+    """The same rules and counts; a bad event does not fail the batch there either."""
+    device = world.device()
+    request = device_pb2.ReportEventsRequest(device_id=str(device.id))
+    for number in (1, 2, 2):
+        item = request.events.add(id=str(number), type="update.failed")
+        item.timestamp.FromDatetime(datetime(2026, 11, 24, 6, tzinfo=UTC))
+        to_value({"n": number, "message": "no"}, item.payload)
+    request.events.add(id="4", type="x")
+    request.events.add(id="", type="x").timestamp.FromSeconds(1)
+    request.events.add(id="5", type="x\0").timestamp.FromSeconds(1)
+    request.events.add(id="6", type="x").timestamp.seconds = 1 << 50
+    item = request.events.add(id="7", type="x")
+    item.timestamp.FromSeconds(1)
+    item.payload.number_value = float("nan")
+    item = request.events.add(id="8", type="x")
+    item.timestamp.FromSeconds(1)
+    item.payload.string_value = "\0"
+    answer = await device.grpc.ReportEvents(request, metadata=device.metadata)
+    assert (answer.accepted, answer.duplicates, answer.quarantined) == (2, 1, 6)
+    # The same event over HTTP is the same event.
+    assert (await device.events([event(1), event(9)])).json()["duplicates"] == 1
+    rows = await world.rows("SELECT * FROM telemetry.event WHERE event_id = '1'")
+    assert (rows[0]["severity"], rows[0]["message"]) == ("error", "no")
+    assert json.loads(rows[0]["payload"]) == {"n": 1, "message": "no"}
+    found = await world.admin.quarantined()
+    assert {q.reason.partition(":")[0] for q in found.quarantined_events} == {
+        "timestamp",
+        "id",
+        "type",
+        "payload",
+    }
+
+
+async def test_grpc_names_the_device_too(world: World) -> None:
+    """The error has the one shape."""
+    device = world.device()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await device.grpc.ReportEvents(
+            device_pb2.ReportEventsRequest(device_id=str(uuid4())), metadata=device.metadata
+        )
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert H_ERROR in dict(refused.value.trailing_metadata() or ())
+
+
+async def test_a_call_that_was_given_up_may_be_stored_and_is_a_duplicate_then(
+    world: World,
+) -> None:
+    """Giving up in the middle leaves neither half an event nor a stuck queue."""
+    device = world.device()
+    batch = [event(n) for n in range(200)]
+    for wait in (0, 0.001, 0.002, 0.005, 0.01, 0.02):
+        tasks = [asyncio.create_task(device.events(batch)) for _ in range(8)]
+        await asyncio.sleep(wait)
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert (await device.events(batch)).json() == {
+        "accepted": 0,
+        "duplicates": 200,
+        "quarantined": 0,
+    }
+    assert await count(world) == 200
+
+
+# State
+
+
+async def test_a_state_replaces_the_one_before(world: World) -> None:
+    """The latest is kept, with what it says of the device's health."""
+    device = world.device()
+    answer = await device.state(
+        disk_total_bytes=2**64 - 1, disk_free_bytes=1, last_error="boom", installed_apps=None
+    )
+    assert (answer.status_code, answer.content) == (200, b"{}")
+    row = await stored(world, device)
+    assert (row["tenant_id"], row["disk_total_bytes"], row["apps"]) == (ORG.id, 2**64 - 1, None)
+    assert (row["health"], row["disk_health"], row["last_error"]) == (
+        "critical",
+        "critical",
+        "boom",
+    )
+    assert (await device.state()).status_code == 200
+    row = await stored(world, device)
+    assert (row["health"], row["disk_health"], row["last_error"]) == ("healthy", "healthy", "")
+    assert json.loads(row["apps"])[0]["id"] == "org.gnome.Maps"
+
+
+async def test_an_older_state_does_not_replace_a_newer_one(world: World) -> None:
+    """A queued state that arrives late counts as a sign of life, and as nothing else."""
+    device = world.device()
+    await device.state(update_status="new")
+    before = await stored(world, device)
+    old = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
+    assert (await device.state(update_status="old", timestamp=old)).status_code == 200
+    after = await stored(world, device)
+    assert after["update_status"] == "new"
+    assert after["contact_at"] > before["contact_at"]
+
+
+async def test_a_clock_that_jumped_does_not_freeze_the_state(world: World) -> None:
+    """Ahead: the next report counts at once. Back: as soon as the stored state has settled."""
+    device = world.device()
+    future = (datetime.now(UTC) + timedelta(days=3650)).isoformat()
+    await device.state(update_status="future", timestamp=future)
+    await device.state(update_status="now")
+    assert (await stored(world, device))["update_status"] == "now"
+    await device.state(update_status="1970", timestamp="1970-01-01T00:00:00Z")
+    assert (await stored(world, device))["update_status"] == "now"
+    await world.rows("UPDATE telemetry.device SET state_received_at = now() - interval '16 min'")
+    await device.state(update_status="1970", timestamp="1970-01-01T00:00:00Z")
+    assert (await stored(world, device))["update_status"] == "1970"
+
+
+async def test_many_states_of_many_devices_at_once(world: World) -> None:
+    """Coalesced, several of one device in a batch among them; the newest stays."""
+    devices = [world.device() for _ in range(20)]
+    now = datetime.now(UTC) - timedelta(seconds=30)
+    times = {str(n): (now + n * timedelta(seconds=1)).isoformat() for n in (3, 9, 1, 5)}
+    answers = await asyncio.gather(
+        *(
+            device.state(update_status=number, timestamp=observed)
+            for number, observed in times.items()
+            for device in devices
+        )
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    rows = await world.rows("SELECT update_status FROM telemetry.device")
+    assert [row["update_status"] for row in rows] == ["9"] * 20
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "state"),
+        ({"state": None}, "state"),
+        ({"state": []}, "state"),
+        ({"state": {}}, "state.timestamp"),
+        ({"state": {**state(), "disk_free_bytes": -1}}, "state.disk_free_bytes"),
+        ({"state": {**state(), "installed_apps": [{"id": 1}]}}, "state.installed_apps[0].id"),
+    ],
+)
+async def test_a_bad_state_names_the_field(world: World, body: dict[str, Any], field: str) -> None:
+    """In the agent's snake_case."""
+    device = world.device()
+    answer = await device.post("state", {"device_id": str(device.id), **body})
+    assert (answer.status_code, fields(answer)) == (400, [field])
+
+
+async def test_state_in_grpc(world: World) -> None:
+    """The same row."""
+    device = world.device()
+    request = device_pb2.ReportStateRequest(device_id=str(device.id))
+    request.state.timestamp.GetCurrentTime()
+    request.state.disk_total_bytes = 2**64 - 1
+    request.state.battery_percent = 5
+    request.state.installed_apps.add(id="a", version="1")
+    await device.grpc.ReportState(request, metadata=device.metadata)
+    row = await stored(world, device)
+    assert (row["disk_total_bytes"], row["battery_health"]) == (2**64 - 1, "warning")
+    request.state.battery_percent = float("nan")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"state\.batteryPercent"):
+        await device.grpc.ReportState(request, metadata=device.metadata)
+
+
+# When something is away, or too much
+
+
+async def test_nothing_is_acknowledged_that_is_not_committed(world: World) -> None:
+    """A commit that fails fails every call of the batch, and a retry stores all of it."""
+    await world.rows(
+        "CREATE FUNCTION telemetry.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'not now' USING ERRCODE = '53100'; END $$"
+    )
+    for table in ("event", "device"):
+        await world.rows(
+            f"CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE ON telemetry.{table}"
+            " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION telemetry.refuse()"
+        )
+    devices = [world.device() for _ in range(5)]
+    calls = [d.events([event(1)]) for d in devices] + [d.state() for d in devices]
+    answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+    assert await count(world) == await count(world, "device") == 0
+    for table in ("event", "device"):
+        await world.rows(f"DROP TRIGGER refuse ON telemetry.{table}")
+    answers = await asyncio.gather(*(d.events([event(1)]) for d in devices))
+    assert [answer.json()["accepted"] for answer in answers] == [1] * 5
+
+
+async def test_connections_that_are_killed_lose_nothing_that_was_acknowledged(
+    world: World,
+) -> None:
+    """The database may go away at any moment; calls fail then, or are stored."""
+    done = asyncio.Event()
+
+    async def kill() -> None:
+        while not done.is_set():
+            await world.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = 'evergreen_telemetry' AND datname = current_database()"
+            )
+            await asyncio.sleep(0.05)
+
+    killer = asyncio.create_task(kill())
+    acknowledged: set[tuple[UUID, str]] = set()
+
+    async def report(device: Device) -> None:
+        for number in range(30):
+            answer = await device.events([event(number)])
+            if answer.status_code == 200:
+                acknowledged.add((device.id, str(number)))
+            else:
+                assert answer.status_code == 503
+
+    devices = [world.device() for _ in range(8)]
+    await asyncio.gather(*map(report, devices))
+    done.set()
+    await killer
+    rows = await world.rows("SELECT device_id, event_id FROM telemetry.event")
+    assert acknowledged
+    assert acknowledged <= {(row["device_id"], row["event_id"]) for row in rows}
+    answers = await asyncio.gather(*(d.events([event(n) for n in range(30)]) for d in devices))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+async def test_a_full_queue_refuses_with_a_delay(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> None:
+    """Instead of growing; what it took is stored."""
+    async with running(make_kit, serve, database, waiting_events=20, waiting_states=3) as world:
+        devices = [world.device() for _ in range(60)]
+        batch = [event(n) for n in range(10)]
+        answers = await asyncio.gather(*(device.events(batch) for device in devices))
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {200, 429}
+        refused = answers[codes.index(429)]
+        assert refused.json()["status"] == "RESOURCE_EXHAUSTED"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert await count(world) == 10 * codes.count(200)
+        answers = await asyncio.gather(*(device.state() for device in devices))
+        assert {answer.status_code for answer in answers} == {200, 429}
+
+
+async def test_large_bodies_share_a_budget(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> None:
+    """A herd of devices that come back with full queues does not fill the memory."""
+    async with running(make_kit, serve, database, body_budget_bytes=1 << 20) as world:
+        batch = [event(n, payload="x" * 1000) for n in range(700)]
+        devices = [world.device() for _ in range(6)]
+        answers = await asyncio.gather(*(device.events(batch) for device in devices))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        # One alone is taken, however large.
+        alone = await devices[0].events([event(n, payload="x" * 1000) for n in range(2000)])
+        assert alone.status_code == 200
+
+
+async def test_a_forgotten_where_shows_nothing(world: World) -> None:
+    """The service's own role sees a tenant's rows only in a transaction that is bound to it."""
+    await world.device().events([event(1), {}])
+    await world.device().state()
+    for table in ("event", "quarantined_event", "device"):
+        sql = f"SELECT tenant_id FROM telemetry.{table}"
+        async with world.kit.database.dedicated() as connection:
+            assert await connection.fetch(sql) == []
+        async with world.kit.database.transaction(world.kit.tenants.scope(STRANGER.id)) as c:
+            assert await c.fetch(sql) == []
+        async with world.kit.database.transaction(world.kit.tenants.scope(ORG.id)) as c:
+            assert await c.fetch(sql) != []
