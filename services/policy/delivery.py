@@ -170,7 +170,11 @@ class Delivery:
                 await asyncio.sleep(_FLUSH_SECONDS)
                 await self._flush()
         except asyncio.CancelledError:
-            await self._flush()
+            # Whatever becomes of the last reports, the service stops; devices report again.
+            try:
+                await self._flush()
+            except Exception:
+                log.exception("the last reports were not written")
             raise
 
     async def _what_it_has(self, device: Caller, has: int) -> Bundle | None:
