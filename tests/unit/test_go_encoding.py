@@ -48,14 +48,13 @@ def test_the_simulated_agent_decodes_and_encodes_as_go(vector: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     "vector",
-    [vector for vector in VECTORS if vector["output"] is not None],
+    # What holds U+0000 is no acceptable document.
+    [v for v in VECTORS if v["output"] is not None and "\\u0000" not in v["output"]],
     ids=lambda vector: vector["name"],
 )
 def test_go_output_is_a_fixed_point_of_the_product(vector: dict[str, Any]) -> None:
     """What Go wrote is an acceptable document, and the product encodes it to the same bytes."""
     written = json.loads(vector["output"])
-    if "\\u0000" in vector["output"]:
-        pytest.skip("documents cannot hold U+0000")
     assert encode_document(parse_document(written)).decode() == vector["output"]
 
 
