@@ -198,7 +198,8 @@ def running(home: Path, **environment: str) -> Iterator[Stack]:
             raise
         yield Stack(home, port, process, json.loads(bootstrap.read_text()))
     finally:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
