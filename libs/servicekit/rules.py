@@ -71,10 +71,9 @@ def _field_check(field: FieldDescriptor) -> _Check:
         if is_map:
             yield from _sized(path, value, rule, "entries")
             for key, item in value.items():
-                if len(key) > DEFAULT_MAX_STRING or (
-                    isinstance(item, str) and len(item) > DEFAULT_MAX_STRING
-                ):
-                    yield FieldViolation(path, f"holds more than {DEFAULT_MAX_STRING} characters")
+                for text in (key, item):
+                    if isinstance(text, str) and (broken := _text_fault(text)) is not None:
+                        yield FieldViolation(path, f"{broken} in an entry")
         elif field.is_repeated:
             yield from _sized(path, value, rule, "items")
             for index, item in enumerate(value):
@@ -140,10 +139,8 @@ def _string_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueC
     any_of = frozenset(rule.any_of)
 
     def check(value: str) -> str | None:
-        if "\x00" in value:
-            return "must not contain the character NUL"
-        if len(value) > most:
-            return f"must have at most {most} characters"
+        if (fault := _text_fault(value, most)) is not None:
+            return fault
         if len(value) < least:
             return f"must have at least {least} characters"
         if any_of and value not in any_of:
@@ -162,6 +159,14 @@ def _string_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueC
         return None
 
     return check
+
+
+def _text_fault(value: str, most: int = DEFAULT_MAX_STRING) -> str | None:
+    if "\x00" in value:
+        return "must not contain the character NUL"
+    if len(value) > most:
+        return f"must have at most {most} characters"
+    return None
 
 
 def is_uuid(value: str) -> bool:

@@ -48,7 +48,7 @@ max-steps = 4
 
 [checks.negative_data_rejection]
 # The usual ones, and 413: too large is wrong, too.
-expected-statuses = [400, 401, 403, 404, 405, 413, 429]
+expected-statuses = [400, 401, 403, 404, 405, 413, 429, 501]
 
 [checks.positive_data_acceptance]
 # The usual ones but 5xx.

@@ -119,7 +119,7 @@ class Schemas:
             text = _text(DEFAULT_MAX_STRING) if asked else {"type": "string"}
             schema: Schema = {"type": "object", "additionalProperties": text}
             if asked:
-                schema |= _sizes("Properties", rule)
+                schema |= {"propertyNames": text} | _sizes("Properties", rule)
             return schema
         if not field.is_repeated:
             return self._single(field, form)
