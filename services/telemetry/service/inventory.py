@@ -62,7 +62,7 @@ class Inventory:
         self._tenants = tenants
         self._online_for = online_for
         self._clock = clock
-        self._refresh_at = 0.0
+        self._ask_from: dict[Follower, float] = {}
         self.devices = Follower("devices", self._fetch_devices)
         self.applied = Follower("applied versions", self._fetch_applied)
 
@@ -121,15 +121,18 @@ class Inventory:
 
         When they cannot be asked, the list shows what was heard last.
         """
+        await asyncio.gather(self._ask(self.devices), self._ask(self.applied))
+
+    async def _ask(self, feed: Follower) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() < self._refresh_at:
+        if loop.time() < self._ask_from.get(feed, 0):
             return
         try:
             async with asyncio.timeout(_REFRESH_SECONDS):
-                await asyncio.gather(self.devices.refresh(), self.applied.refresh())
+                await feed.refresh()
         except Exception as error:
-            # Not asked again for a moment, so that lists stay quick while a service is away.
-            self._refresh_at = loop.time() + _REFRESH_SECONDS
+            # Not asked again for a moment, so that lists stay quick while the other is away.
+            self._ask_from[feed] = loop.time() + _REFRESH_SECONDS
             log.debug("lists show what was heard last", error=f"{type(error).__name__}: {error}")
 
     async def _fetch_devices(self, cursor: str) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ batch is kept before it is published: after a crash, the same messages with the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -17,10 +18,10 @@ from servicekit.events import SUBJECT_ROOT
 from servicekit.ids import Clock
 from servicekit.messaging import KEEP, Messaging
 from servicekit.outbox import relay
-from servicekit.postgres import Connection, Database
+from servicekit.postgres import Database
 from services.telemetry.domain.announcement import NAME, announcements
 from services.telemetry.store import relay as store
-from services.telemetry.store.relay import RelayState
+from services.telemetry.store.relay import RelayedEvent, RelayState
 
 log = logs.get(__name__)
 
@@ -46,43 +47,44 @@ class EventRelay:
         await relay(self._messaging, self._wake, self.publish, linger=_LINGER_SECONDS)
 
     async def publish(self, stream: str) -> None:
-        """Publishes what is stored by now; all of the last days when the stream is a new one."""
-        while await self._cut(stream):
-            await self._publish_batch(stream)
+        """Publishes what is stored by now; all of the last days when the stream is a new one.
 
-    async def _cut(self, stream: str) -> bool:
-        """Keeps where the next batch ends; answers whether there is one."""
+        No transaction is open meanwhile. Two processes may publish the same batch at the same
+        time; it is the same messages.
+        """
+        while (batch := await self._cut(stream)) is not None:
+            state, events = batch
+            await self._send(events)
+            await self._done(state)
+
+    async def _cut(self, stream: str) -> tuple[RelayState, Sequence[RelayedEvent]] | None:
+        """Keeps where the next batch ends, and reads it; `None` when there is none."""
         async with self._database.transaction() as connection:
             state = await store.lock(connection)
-            if state is None:
-                return False  # another process is at it
             if state.stream != stream:
                 log.info("publishing events to a new stream", stream=stream)
                 state = RelayState(stream, store.BEGINNING, store.BEGINNING)
                 await store.keep(connection, state)
-            if state.end != state.done:
-                return True  # a batch that was begun before
-            end = await store.next_end(connection, state.done, BATCH)
-            if end is None:
-                return False
-            await store.keep(connection, replace(state, end=end))
-            return True
+            if state.end == state.done:
+                end = await store.next_end(connection, state.done, BATCH)
+                if end is None:
+                    return None
+                state = replace(state, end=end)
+                await store.keep(connection, state)
+            # What the stream would drop at once, for its age, is not sent.
+            events = await store.between(connection, state.done, state.end, self._clock() - KEEP)
+            return state, events
 
-    async def _publish_batch(self, stream: str) -> None:
-        """Publishes the batch that was cut, holding its lock, and keeps that it is published."""
-        async with self._database.transaction() as connection:
-            state = await store.lock(connection)
-            if state is None or state.stream != stream or state.end == state.done:
-                return
-            await self._send(connection, state)
-            await store.keep(connection, replace(state, done=state.end))
-
-    async def _send(self, connection: Connection, state: RelayState) -> None:
-        # What the stream would drop at once, for its age, is not sent.
-        events = await store.between(connection, state.done, state.end, self._clock() - KEEP)
+    async def _send(self, events: Sequence[RelayedEvent]) -> None:
         for tenant_id, group in groupby(events, key=lambda relayed: relayed.event.tenant_id):
             pairs = [(relayed.event, relayed.event_id) for relayed in group]
             for message in announcements(SUBJECT_ROOT, tenant_id, pairs):
                 await self._messaging.publish(
                     f"{SUBJECT_ROOT}.{tenant_id}.{NAME}", message.payload, str(message.id)
                 )
+
+    async def _done(self, state: RelayState) -> None:
+        """Keeps that a batch is published, unless another process was faster."""
+        async with self._database.transaction() as connection:
+            if await store.lock(connection) == state:
+                await store.keep(connection, replace(state, done=state.end))

@@ -42,8 +42,8 @@ class RelayedEvent:
     event_id: str
 
 
-async def lock(connection: Connection) -> RelayState | None:
-    """Locks the relay for this transaction; `None` when another process has it."""
+async def lock(connection: Connection) -> RelayState:
+    """Locks the relay's position for this transaction, and reads it."""
     await connection.execute(
         "INSERT INTO telemetry.event_relay (stream, done_xid, done_id, end_xid, end_id)"
         " VALUES ('', '0', $1, '0', $1) ON CONFLICT (only_row) DO NOTHING",
@@ -51,10 +51,9 @@ async def lock(connection: Connection) -> RelayState | None:
     )
     row = await connection.fetchrow(
         "SELECT stream, done_xid::text, done_id, end_xid::text, end_id"
-        " FROM telemetry.event_relay FOR UPDATE SKIP LOCKED"
+        " FROM telemetry.event_relay FOR UPDATE"
     )
-    if row is None:
-        return None
+    assert row is not None
     return RelayState(
         row["stream"],
         Position(int(row["done_xid"]), row["done_id"]),
