@@ -9,8 +9,10 @@ from uuid import UUID
 
 from servicekit import logs
 from servicekit.call import SYSTEM_CALL
+from servicekit.errors import DomainError
 from servicekit.events import Event
 from servicekit.ids import Clock, new_id
+from servicekit.logs import brief
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.settings import read_secret
@@ -54,14 +56,16 @@ class FirstStart:
 
     async def run(self) -> None:
         """Tries until it is done, then rests for as long as the service lives."""
-        told = False
+        told: str | None = None
         while not self.done:
             try:
                 self.done = await self.attempt()
+            except DomainError as away:
+                log.debug("the first enrollment token waits", error=away.message)
             except Exception as error:
-                if not told:
-                    log.info("the first enrollment token waits", error=str(error))
-                told = True
+                # A file that is missing or weak: somebody has to mend it, and is told once.
+                if told != (told := brief(error)):
+                    log.error("cannot make the first enrollment token", error=told)
             if not self.done:
                 await asyncio.sleep(_RETRY_SECONDS)
         await asyncio.Event().wait()
