@@ -102,5 +102,10 @@ def not_required() -> Config:
     return {JWT: _per_route(disabled=True)}
 
 
+def forbidden() -> Config:
+    """The per-route setting of what nobody may use."""
+    return {JWT: _per_route(requirement_name=_NOBODY)}
+
+
 def _per_route(**config: object) -> Config:
     return typed("extensions.filters.http.jwt_authn.v3.PerRouteConfig", **config)

@@ -59,7 +59,10 @@ local NAMES = {%(names)s}
 function envoy_on_response(response)
   local headers = response:headers()
   local is_json = headers:get("content-type") == "application/json"
-  if tonumber(headers:get(":status")) < 400 or not is_json then return end
+  if not is_json then return end
+  headers:remove("grpc-status")
+  headers:remove("grpc-message")
+  if tonumber(headers:get(":status")) < 400 then return end
   local body = response:body(true)
   -- What was read before the body came cannot be used after.
   headers = response:headers()

@@ -187,7 +187,7 @@ def _response_headers() -> Config:
         mutations={
             "response_mutations": [
                 *internal,
-                {"remove": "server"},
+                *({"remove": name} for name in ("server", "grpc-accept-encoding")),
                 {"append": header("strict-transport-security", "max-age=31536000")},
                 {"append": header("x-content-type-options", "nosniff")},
             ],

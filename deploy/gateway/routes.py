@@ -22,7 +22,6 @@ TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
 ERRORS: Final = "evergreen.errors"
 CORS: Final = "envoy.filters.http.cors"
 
-_TIMEOUT: Final = 15
 _TIMEOUTS: Final = {
     # Logins that failed before are slowed down.
     "Login": 30,
@@ -35,6 +34,7 @@ _PORTAL: Final[list[Config]] = [
     *({"path": path} for path in ("/readyz", "/openapi.json", "/docs")),
     {"prefix": "/docs/"},
 ]
+_GRPC: Final = header_is("content-type", prefix="application/grpc")
 _READ: Final = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 _SHARED_SERVICES: Final = ("grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
                            "grpc.reflection.v1alpha.ServerReflection")  # fmt: skip
@@ -54,15 +54,17 @@ def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config
     """The routing table; Envoy takes the first route that matches."""
     device_calls = [m for m in methods if m.is_device_call]
     routes = [
+        *([_preflight()] if settings.cors_origins else []),
         *(_device_json(settings, method) for method in device_calls),
         *(_wrong_verb({"path": method.template}, ["POST"]) for method in device_calls),
         *(_grpc(settings, method) for method in methods),
         *(_shared_grpc(service) for service in _SHARED_SERVICES),
         _alive(),
-        *(_portal(match) for match in _PORTAL),
+        *(_portal(settings, match) for match in _PORTAL),
         *(_wrong_verb(match, ["GET", "HEAD"]) for match in ({"path": "/healthz"}, *_PORTAL)),
         *(route for path in json_paths(methods) for route in _transcoded(path)),
-        _transcoder_or_nothing({"prefix": "/"}),
+        _nothing({"prefix": "/", "headers": [_GRPC]}),
+        _transcoder({"prefix": "/"}),
     ]
     host: Config = {"name": "evergreen", "domains": ["*"], "routes": routes}
     if settings.cors_origins:
@@ -74,7 +76,7 @@ def _device_json(settings: GatewaySettings, method: Method) -> Config:
     """The JSON form of a device's call, forwarded as it is."""
     return {
         "match": {"path": method.template, "headers": [header_is(":method", exact="POST")]},
-        "route": _upstream(f"{method.rule.context}-http", method),
+        "route": _upstream(settings, f"{method.rule.context}-http", method),
         "metadata": rates.limit(method),
         "typed_per_filter_config": {
             TRANSCODER: _OFF,
@@ -93,9 +95,9 @@ def _grpc(settings: GatewaySettings, method: Method) -> Config:
     return {
         "match": {
             "path": method.path,
-            "headers": [header_is("content-type", prefix="application/grpc")],
+            "headers": [_GRPC],
         },
-        "route": _upstream(method.rule.context, method),
+        "route": _upstream(settings, method.rule.context, method),
         "metadata": rates.limit(method),
         "typed_per_filter_config": filters,
     }
@@ -113,11 +115,12 @@ def _device_body(settings: GatewaySettings, method: Method) -> Config:
     }
 
 
-def _upstream(cluster: str, method: Method) -> Config:
+def _upstream(settings: GatewaySettings, cluster: str, method: Method) -> Config:
     name = method.path.rpartition("/")[2]
+    timeout = _TIMEOUTS.get(name, settings.limits.timeout)
     return {
         "cluster": cluster,
-        "timeout": seconds(_NO_TIMEOUT if method.streams else _TIMEOUTS.get(name, _TIMEOUT)),
+        "timeout": seconds(_NO_TIMEOUT if method.streams else timeout),
         "retry_policy": _retries(idempotent=method.is_idempotent),
     }
 
@@ -142,7 +145,7 @@ def _shared_grpc(service: str) -> Config:
     return {
         "match": {
             "prefix": f"/{service}/",
-            "headers": [header_is("content-type", prefix="application/grpc")],
+            "headers": [_GRPC],
         },
         "route": {
             "cluster": _PORTAL_CONTEXT,
@@ -154,12 +157,12 @@ def _shared_grpc(service: str) -> Config:
     }
 
 
-def _portal(match: Config) -> Config:
+def _portal(settings: GatewaySettings, match: Config) -> Config:
     return {
         "match": {**match, "headers": [_READ]},
         "route": {
             "cluster": f"{_PORTAL_CONTEXT}-http",
-            "timeout": seconds(_TIMEOUT),
+            "timeout": seconds(settings.limits.timeout),
             "retry_policy": _retries(idempotent=True),
         },
         "metadata": rates.by_name(rates.OPEN),
@@ -198,14 +201,39 @@ def _transcoded(path: JsonPath) -> list[Config]:
     if path.regex:
         return [_wrong_verb({"safe_regex": {"regex": path.regex}}, path.verbs)]
     match = {"path": path.template}
-    return [_wrong_verb(match, path.verbs), _transcoder_or_nothing(match)]
+    return [_wrong_verb(match, path.verbs), _transcoder(match)]
 
 
-def _transcoder_or_nothing(match: Config) -> Config:
+def _transcoder(match: Config) -> Config:
     """The first route of a JSON call: the transcoder makes an RPC of it, which is routed again.
 
-    What it cannot make an RPC of is not there.
+    What it cannot make an RPC of it refuses as not there; so nobody ever uses this route to its
+    end. It names a cluster because the CORS filter does not look at routes without one.
     """
+    return {
+        "match": match,
+        "route": {"cluster": _PORTAL_CONTEXT},
+        "typed_per_filter_config": auth.forbidden(),
+    }
+
+
+def _preflight() -> Config:
+    """A browser's question before a call; the CORS filter answers it."""
+    return {
+        "match": {
+            "prefix": "/",
+            "headers": [
+                header_is(":method", exact="OPTIONS"),
+                {"name": "access-control-request-method", "present_match": True},
+                {"name": "origin", "present_match": True},
+            ],
+        },
+        "route": {"cluster": _PORTAL_CONTEXT},
+        "typed_per_filter_config": {TRANSCODER: _OFF, ERRORS: _OFF, **auth.forbidden()},
+    }
+
+
+def _nothing(match: Config) -> Config:
     return {
         "match": match,
         "direct_response": {"status": 404},
@@ -225,5 +253,6 @@ def _cors(origins: Sequence[str]) -> Config:
         allow_headers="authorization, content-type, x-grpc-web, x-user-agent, grpc-timeout",
         expose_headers="grpc-status, grpc-message, grpc-status-details-bin, x-request-id",
         allow_credentials=True,
+        forward_not_matching_preflights=False,
         max_age="600",
     )

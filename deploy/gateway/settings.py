@@ -41,6 +41,8 @@ class Limits:
     """Bytes of an answer that is transcoded as a whole; streamed downloads have no limit."""
     header_kib: int = 16
     """KiB of all request headers together."""
+    timeout: float = 15
+    """Seconds that an answer may take, where nothing else is said."""
     connections: int = 20_000
     """Open client connections; further ones are closed at once."""
     heap: int = 1024 * MIB
