@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -70,10 +70,7 @@ def _field_check(field: FieldDescriptor) -> _Check:
         value = getattr(message, field.name)
         if is_map:
             yield from _sized(path, value, rule, "entries")
-            for key, item in value.items():
-                for text in (key, item):
-                    if isinstance(text, str) and (broken := _text_fault(text)) is not None:
-                        yield FieldViolation(path, f"{broken} in an entry")
+            yield from _entries(path, value)
         elif field.is_repeated:
             yield from _sized(path, value, rule, "items")
             for index, item in enumerate(value):
@@ -90,6 +87,12 @@ def _field_check(field: FieldDescriptor) -> _Check:
             yield FieldViolation(path, broken)
 
     return check
+
+
+def _entries(path: str, value: Mapping[str, Any]) -> Iterator[FieldViolation]:
+    for text in (text for entry in value.items() for text in entry if isinstance(text, str)):
+        if (broken := _text_fault(text)) is not None:
+            yield FieldViolation(path, f"{broken} in an entry")
 
 
 def _sized(

@@ -36,6 +36,8 @@ schemathesis.openapi.format(
 
 _ABOUT_CONTENT = {
     "currentPassword: is wrong",
+    # The transcoder, about what is below a field that it does not know.
+    ": Proto fields must have a name.",
     # A tenant cannot move or change its kind; the console sends the fields back as they are.
     "reseller: cannot be changed",
     "parentId: cannot be changed",

@@ -19,6 +19,9 @@ _CSV: Final = {"text/csv": _FILE}
 _PEM: Final = {"application/x-pem-file": _FILE}
 _JSONL: Final = {"application/jsonl": _FILE}
 
+# Fields that are not known are ignored, but the transcoder wants them to have a name.
+_NAMED: Final = {"propertyNames": {"minLength": 1}}
+
 SECURITY: Final[dict[Audience, list[dict[str, list[str]]]]] = {
     Audience.PUBLIC: [],
     Audience.USER: [{"userToken": []}, {"session": []}],
@@ -102,6 +105,8 @@ def _request_body(schemas: Schemas, operation: Operation, form: Form) -> Schema:
         schema = schemas.object(message, form, without=operation.path_fields)
     else:
         schema = schemas.reference(message, form)
+    if not operation.is_device_form:
+        schema |= _NAMED
     body = _media(schema, operation, "request")
     required = schemas.object(message, form, without=operation.path_fields).get("required", [])
     return {"required": bool(required), "content": {"application/json": body}}
