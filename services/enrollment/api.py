@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from uuid import UUID
@@ -17,15 +16,9 @@ from servicekit.grpc_server import Context
 from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.values import timestamp
-from services.enrollment.domain import (
-    Application,
-    Device,
-    Hardware,
-    clean_serial,
-    parse_pre_shared_key,
-)
+from services.enrollment.agent import application, start_file
+from services.enrollment.domain import Device
 from services.enrollment.service.admission import Admission
-from services.enrollment.service.peers import Issued
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Shown, Tokens
 
@@ -77,34 +70,6 @@ def _registration(device: Device) -> pb.Registration:
         cpu_model=device.hardware.cpu_model,
         cpu_count=device.hardware.cpu_count,
         has_tpm=device.hardware.has_tpm,
-    )
-
-
-def application(request: device_pb2.EnrollDeviceRequest) -> Application:
-    """What a device asks.
-
-    Raises:
-        DomainError: INVALID_ARGUMENT or PERMISSION_DENIED when it cannot be asked like this.
-    """
-    return Application(
-        parse_pre_shared_key(request.pre_shared_key),
-        clean_serial(request.serial),
-        Hardware(
-            request.model,
-            request.cpu_model,
-            request.cpu_count,
-            request.total_ram_bytes,
-            request.has_tpm,
-        ),
-    )
-
-
-def start_file(device: Device, issued: Issued) -> bytes:
-    """What an agent starts from, as JSON; the policy's bytes are what policy signed."""
-    return b'{"device_id":%b,"device_token":%b,"policy":%b}' % (
-        json.dumps(str(device.id)).encode(),
-        json.dumps(issued.token).encode(),
-        issued.envelope,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evergreen.v1 import device_pb2
 from servicekit.call import Call
 from servicekit.http_server import Answer, Route, parse_message
-from services.enrollment.api import application, start_file
+from services.enrollment.agent import application, start_file
 from services.enrollment.service.admission import Admission
 
 
