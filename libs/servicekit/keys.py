@@ -41,6 +41,17 @@ class PublicKey:
         )
         return b64url(hashlib.sha256(canonical.encode()).digest())
 
+    def jwk(self) -> dict[str, str]:
+        """The key as a JSON Web Key (RFC 8037)."""
+        return {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "x": b64url(self.raw),
+            "kid": self.id,
+            "alg": "EdDSA",
+            "use": "sig",
+        }
+
     def pem(self) -> str:
         """The key as PEM `PUBLIC KEY`."""
         body = base64.b64encode(_SPKI + self.raw).decode()

@@ -18,7 +18,7 @@ from services.identity.domain import OpenSession, Tenant, User
 from services.identity.service.sessions import Sessions
 from services.identity.service.tenants import Tenants
 from services.identity.service.users import Users
-from services.identity.tokens import TokenSigner, jwk
+from services.identity.tokens import TokenSigner
 
 
 def _session(session: OpenSession) -> pb.Session:
@@ -193,9 +193,7 @@ class TokenKeyApi(identity_pb2_grpc.TokenKeyServiceServicer):
     """evergreen.v1.TokenKeyService."""
 
     def __init__(self, signer: TokenSigner) -> None:
-        self._jwks = pb.Jwks(
-            keys=[pb.Jwk(**jwk(key_id, public)) for key_id, public in signer.public_keys]
-        )
+        self._jwks = pb.Jwks(keys=[pb.Jwk(**key.jwk()) for key in signer.public_keys])
 
     async def GetJwks(self, request: pb.GetJwksRequest, context: Context) -> pb.Jwks:
         """Answers the public keys."""

@@ -12,13 +12,13 @@ from starlette.responses import JSONResponse
 
 from servicekit.access import CONTEXTS
 from servicekit.portal import Readiness, portal_app
-from services.identity.tokens import TokenSigner, jwk
+from services.identity.tokens import TokenSigner
 
 
 def identity_app(channel: Callable[[str], grpc.aio.Channel], signer: TokenSigner) -> FastAPI:
     """The portal, and the token keys where the gateway itself fetches them."""
     app = portal_app(readiness(channel))
-    keys = {"keys": [jwk(key_id, public) for key_id, public in signer.public_keys]}
+    keys = {"keys": [key.jwk() for key in signer.public_keys]}
 
     @app.get("/.well-known/jwks.json")
     async def jwks() -> JSONResponse:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,6 +11,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from servicekit.keys import PublicKey
 from services.identity.domain import SESSION_TOKEN_LIFE, SigningKey, User
 
 USERS: Final = "users"
@@ -24,38 +22,11 @@ AUDIENCE_USERS: Final = "evergreen:api"
 AUDIENCE_DEVICES: Final = "evergreen:devices"
 
 
-def b64url(data: bytes) -> str:
-    """Base64url without padding."""
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def thumbprint(public_key: bytes) -> str:
-    """The JWK thumbprint of an Ed25519 key (RFC 7638, RFC 8037 appendix A.3)."""
-    canonical = json.dumps(
-        {"crv": "Ed25519", "kty": "OKP", "x": b64url(public_key)},
-        separators=(",", ":"),
-        sort_keys=True,
-    )
-    return b64url(hashlib.sha256(canonical.encode()).digest())
-
-
-def jwk(key_id: str, public_key: bytes) -> dict[str, str]:
-    """A public key as a JSON Web Key (RFC 8037)."""
-    return {
-        "kty": "OKP",
-        "crv": "Ed25519",
-        "x": b64url(public_key),
-        "kid": key_id,
-        "alg": "EdDSA",
-        "use": "sig",
-    }
-
-
 def generate_key(purpose: str) -> SigningKey:
     """A new key for one purpose."""
     private = Ed25519PrivateKey.generate()
     public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return SigningKey(thumbprint(public), purpose, public, private.private_bytes_raw())
+    return SigningKey(PublicKey(public).id, purpose, public, private.private_bytes_raw())
 
 
 class TokenSigner:
@@ -72,7 +43,7 @@ class TokenSigner:
         self._private = {
             key.purpose: Ed25519PrivateKey.from_private_bytes(key.seed) for key in keys
         }
-        self.public_keys = tuple((key.key_id, key.public_key) for key in keys)
+        self.public_keys = tuple(PublicKey(key.public_key) for key in keys)
 
     def session_token(
         self, user: User, session_id: UUID, issued_at: datetime, expires_at: datetime | None = None

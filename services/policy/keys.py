@@ -6,10 +6,11 @@ import secrets
 
 from servicekit import logs
 from servicekit.ids import Clock
+from servicekit.keys import PublicKey, pem_bundle
 from servicekit.postgres import Connection, Database
 from servicekit.sealing import Sealer
 from services.policy import store
-from services.policy.signing import PublicKey, Signer, pem_bundle
+from services.policy.signing import Signer
 from services.policy.store import StoredKey
 
 PURPOSE = "policy-signing"

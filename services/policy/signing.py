@@ -11,70 +11,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
+from servicekit import keys
 
 PAYLOAD_TYPE = "application/vnd.evergreen.policy.v1+json"
 AUDIENCE = "evergreen:devices"
 
-# SubjectPublicKeyInfo of an Ed25519 key (RFC 8410) before its 32 bytes.
-_SPKI = bytes.fromhex("302a300506032b6570032100")
 
-
-@dataclass(frozen=True)
-class PublicKey:
-    """A public policy-signing key: 32 raw bytes."""
-
-    raw: bytes
-
-    @cached_property
-    def id(self) -> str:
-        """The key id: the JWK thumbprint (RFC 7638), base64url without padding."""
-        canonical = json.dumps(
-            {"crv": "Ed25519", "kty": "OKP", "x": b64url(self.raw)}, separators=(",", ":")
-        )
-        return b64url(hashlib.sha256(canonical.encode()).digest())
-
-    def jwk(self) -> dict[str, str]:
-        """The key as a JSON Web Key (RFC 8037)."""
-        return {
-            "kty": "OKP",
-            "crv": "Ed25519",
-            "x": b64url(self.raw),
-            "kid": self.id,
-            "alg": "EdDSA",
-            "use": "sig",
-        }
-
-    def pem(self) -> str:
-        """The key as PEM `PUBLIC KEY`, as an agent pins it."""
-        body = base64.b64encode(_SPKI + self.raw).decode()
-        return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
-
-    def verifies(self, message: bytes, signature: bytes) -> bool:
-        """Whether the 64-byte signature is this key's over the message."""
-        try:
-            VerifyKey(self.raw).verify(message, signature)
-        except (BadSignatureError, ValueError):
-            return False
-        return True
-
-
-class Signer:
-    """Signs with one private key, which is given as its raw 32-byte seed."""
-
-    def __init__(self, seed: bytes) -> None:
-        self._key = SigningKey(seed)
-        self.public = PublicKey(bytes(self._key.verify_key))
-
-    def sign(self, message: bytes) -> bytes:
-        """The 64-byte Ed25519 signature over exactly these bytes."""
-        return self._key.sign(message).signature
+class Signer(keys.Signer):
+    """Signs policies with one private key, which is given as its raw 32-byte seed."""
 
     def state(
         self,
@@ -149,13 +96,3 @@ def envelope_head(version: str, signature: bytes, document: bytes) -> bytes:
         base64.b64encode(signature),
         document,
     )
-
-
-def pem_bundle(keys: Iterable[PublicKey]) -> str:
-    """Several keys in one PEM text, in the order given."""
-    return "".join(key.pem() for key in keys)
-
-
-def b64url(raw: bytes) -> str:
-    """Base64url without padding, as JOSE writes it."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

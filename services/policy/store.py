@@ -9,9 +9,10 @@ from uuid import UUID
 import asyncpg
 
 from servicekit.ids import new_id
+from servicekit.keys import PublicKey
 from servicekit.postgres import Connection, Scope
 from services.policy.domain import MAX_JUMP, Policy, Published, Version
-from services.policy.signing import PublicKey, Statement
+from services.policy.signing import Statement
 
 CHANNEL = "policy_changed"
 

@@ -16,8 +16,9 @@ import pytest
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.app import open_channel
+from servicekit.keys import PublicKey
 from services.policy.__main__ import build
-from services.policy.signing import PublicKey, pre_authentication_encoding
+from services.policy.signing import pre_authentication_encoding
 from tests.conftest import MakeKit, ServeService
 from tests.integration.policy import (
     ORG,

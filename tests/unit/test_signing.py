@@ -9,15 +9,14 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from servicekit.keys import PublicKey, pem_bundle
 from services.policy.document import App, Apps, Document
 from services.policy.goencoding import encode_document
 from services.policy.signing import (
     PAYLOAD_TYPE,
-    PublicKey,
     Signer,
     envelope,
     envelope_head,
-    pem_bundle,
     pre_authentication_encoding,
 )
 from tests.agent.gojson import unmarshal
