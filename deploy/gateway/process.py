@@ -17,6 +17,8 @@ def arguments(bootstrap: Path, *, workers: int, log_level: str = "warning") -> l
         "--config-path", str(bootstrap),
         "--concurrency", str(workers),
         "--log-level", log_level,
+        # The access log's lines wait no longer than this for company.
+        "--file-flush-interval-msec", "1000",
         # Says so every second while identity is away.
         "--component-log-level", "jwt:error",
         # A second Envoy of this machine would be taken for an older one of this gateway.

@@ -1,0 +1,216 @@
+"""Bounds: bodies, rates, time, and who may call from a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.message import Message
+
+from deploy.gateway import Limits, Rate
+from servicekit.ids import new_id
+from tests.integration.gateway.backends import HttpAnswer, Seen
+from tests.integration.gateway.harness import (
+    Gateway,
+    bearer,
+    error_of,
+    eventually,
+    running_gateway,
+)
+from tests.integration.gateway.upload import upload
+
+MIB = 1024 * 1024
+EVENTS = "/api/v1/devices/events"
+STATE = "/api/v1/devices/state"
+
+
+@pytest.fixture(scope="module")
+async def strict() -> AsyncIterator[Gateway]:
+    """A gateway with small limits, and one page of another origin that may call."""
+    few = Rate(burst=3, per_second=1)
+    limits = Limits(device=few, user=few, login=few, enroll=few, open=few, timeout=0.3)
+    async with running_gateway(limits=limits, cors_origins=("https://console.example",)) as gateway:
+        yield gateway
+
+
+async def _chunks(size: int) -> AsyncIterator[bytes]:
+    for start in range(0, size, 65536):
+        yield b" " * min(65536, size - start)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("path", ["/auth/login", STATE, "/api/v1/devices/enroll"])
+async def test_a_body_over_a_mebibyte_is_too_large(
+    gateway: Gateway, path: str, chunked: bool
+) -> None:
+    """Whether its length is announced or not; one of that size is taken."""
+    token = gateway.signer.device()
+    json = b'{"email":"%s"}' % (b"x" * (MIB - 12))
+    assert len(json) == MIB
+    for client in (gateway.http, gateway.http1):
+        answer = await client.post(path, headers=bearer(token), content=json)
+        assert answer.status_code == 200
+    assert len(gateway.backends.seen) == 2
+    size = 3 * MIB
+    answer = await gateway.http1.post(
+        path, headers=bearer(token), content=_chunks(size) if chunked else b" " * size
+    )
+    error_of(answer, 413, "INVALID_ARGUMENT")
+    status, body = await upload(gateway, path, size, token=token, announced=not chunked)
+    assert (status, body["status"]) == (413, "INVALID_ARGUMENT")
+    assert len(gateway.backends.seen) == 2
+
+
+async def test_a_batch_of_fifty_thousand_events_is_taken(gateway: Gateway) -> None:
+    """An agent that was offline for long sends them in one body; there is a limit all the same."""
+    token = gateway.signer.device()
+    answer = await gateway.http1.post(EVENTS, headers=bearer(token), content=b" " * (30 * MIB))
+    assert answer.status_code == 200
+    assert await upload(gateway, EVENTS, 30 * MIB, token=token) == (200, {})
+    assert [len(seen.body) for seen in gateway.backends.seen] == [30 * MIB] * 2
+    answer = await gateway.http1.post(EVENTS, headers=bearer(token), content=_chunks(33 * MIB))
+    error_of(answer, 413, "INVALID_ARGUMENT")
+    status, body = await upload(gateway, EVENTS, 33 * MIB, token=token)
+    assert (status, body["status"]) == (413, "INVALID_ARGUMENT")
+
+
+async def test_native_grpc_takes_large_batches_too(gateway: Gateway) -> None:
+    """The limits of the gRPC form are those of the JSON form."""
+    rpc, token = "/evergreen.v1.DeviceService/ReportEvents", gateway.signer.device()
+    await gateway.grpc(rpc, bytes(20 * MIB), token=token)
+    assert len(gateway.backends.seen[0].body) == 20 * MIB
+    with pytest.raises(grpc.aio.AioRpcError):
+        await gateway.grpc(rpc, bytes(40 * MIB), token=token)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await gateway.grpc(
+            "/evergreen.v1.PolicyService/CreatePolicy", bytes(2 * MIB), gateway.signer.user()
+        )
+
+
+async def test_a_stranger_cannot_make_the_gateway_hold_a_large_body(gateway: Gateway) -> None:
+    """The token is looked at before the body of a device's call is waited for."""
+    reader, writer = await asyncio.open_connection(
+        "localhost", gateway.settings.port, ssl=gateway.certificate.trust()
+    )
+    writer.write(
+        f"POST {EVENTS} HTTP/1.1\r\nhost: a\r\ncontent-length: {30 * MIB}\r\n\r\n".encode()
+    )
+    assert b" 401 " in await reader.readline()
+    writer.close()
+
+
+@pytest.mark.parametrize("http2", [True, False])
+async def test_large_headers_are_refused(gateway: Gateway, http2: bool) -> None:
+    """Sixteen KiB of headers are enough for everybody."""
+    client = gateway.client(http2=http2)
+    async with client:
+        answer = await client.get("/healthz", headers={"x-large": "y" * 14_000})
+        assert answer.status_code == 200
+        try:
+            answer = await client.get("/healthz", headers={"x-large": "y" * 20_000})
+        except httpx.RemoteProtocolError:
+            assert http2  # h2 resets the stream
+        else:
+            assert answer.status_code == 431
+
+
+async def _until_refused(gateway: Gateway, verb: str, path: str, token: str | None) -> list[int]:
+    statuses = []
+    for _ in range(6):
+        answer = await gateway.http.request(
+            verb,
+            path,
+            headers=bearer(token) if token else {},
+            content=b"{}" if verb == "POST" else None,
+        )
+        statuses.append(answer.status_code)
+        if answer.status_code == 429:
+            error_of(answer, 429, "RESOURCE_EXHAUSTED")
+            assert int(answer.headers["retry-after"]) >= 1
+    return statuses
+
+
+async def test_each_caller_has_a_rate_of_its_own(strict: Gateway) -> None:
+    """One device that calls too often is told when to come back; no other is touched."""
+    first, second = (strict.signer.device(sub=str(new_id())) for _ in range(2))
+    user = strict.signer.user(sub=str(new_id()))
+    assert await _until_refused(strict, "POST", STATE, first) == [200] * 3 + [429] * 3
+    assert await _until_refused(strict, "POST", STATE, second) == [200] * 3 + [429] * 3
+    assert await _until_refused(strict, "GET", "/api/users", user) == [200] * 3 + [429] * 3
+    # All calls of one device count together, in both forms, and with another token too.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await strict.grpc("/evergreen.v1.DeviceService/PullPolicy", token=first)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [("POST", "/auth/login"), ("POST", "/api/v1/devices/enroll"), ("GET", "/api/v1/policy-keys")],
+)
+async def test_strangers_are_counted_by_address(strict: Gateway, verb: str, path: str) -> None:
+    """Logins, enrollments and other open calls each have a rate per address."""
+    statuses = await _until_refused(strict, verb, path, strict.signer.user(sub=str(new_id())))
+    assert statuses == [200] * 3 + [429] * 3
+
+
+async def test_a_rate_recovers(strict: Gateway) -> None:
+    """Who waits is served again."""
+    token = strict.signer.device(sub=str(new_id()))
+    assert 429 in await _until_refused(strict, "POST", STATE, token)
+
+    async def served() -> bool:
+        answer = await strict.http.post(STATE, headers=bearer(token), json={})
+        return answer.status_code == 200
+
+    await eventually(served, within=3)
+
+
+@pytest.mark.parametrize("form", ["grpc", "http"])
+async def test_a_slow_service_is_given_up(strict: Gateway, form: str) -> None:
+    """504 in the one shape."""
+    strict.backends.reset()
+
+    async def slow(seen: Seen, context: Any) -> Message | None:
+        await asyncio.sleep(5)
+        return None
+
+    async def slow_http(seen: Seen) -> HttpAnswer:
+        await asyncio.sleep(5)
+        return HttpAnswer()
+
+    strict.backends.answers["/evergreen.v1.UserService/ListUsers"] = slow
+    strict.backends.http_answers[STATE] = slow_http
+    if form == "grpc":
+        user = bearer(strict.signer.user(sub=str(new_id())))
+        answer = await strict.http.get("/api/users", headers=user)
+    else:
+        device = bearer(strict.signer.device(sub=str(new_id())))
+        answer = await strict.http.post(STATE, headers=device, json={})
+    error_of(answer, 504, "DEADLINE_EXCEEDED")
+    # A call that takes too long is not made a second time.
+    assert len(strict.backends.seen) == 1
+    strict.backends.reset()
+
+
+async def test_a_configured_origin_may_call(strict: Gateway) -> None:
+    """With credentials, and no other origin may."""
+    asked = {"access-control-request-method": "PATCH", "access-control-request-headers": "x"}
+    user = bearer(strict.signer.user(sub=str(new_id())))
+    for origin, allowed in (("https://console.example", True), ("https://evil.example", False)):
+        answer = await strict.http.options("/api/tenants", headers={"origin": origin, **asked})
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+        if allowed:
+            assert answer.status_code == 200
+            assert "PATCH" in answer.headers["access-control-allow-methods"]
+            assert answer.headers["access-control-allow-credentials"] == "true"
+        answer = await strict.http.get("/api/tenants", headers={"origin": origin, **user})
+        assert answer.status_code == 200
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+        # An error can be read by the page too.
+        answer = await strict.http.get("/api/tenants", headers={"origin": origin})
+        assert answer.status_code == 401
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
