@@ -75,9 +75,16 @@ async def read_page(
     `(changed_xid, key) > ($1::text::xid8, $2)`, ordered by both, `LIMIT $3`; further arguments
     are $4 and on.
     """
-    oldest: int = int(
-        await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+    snapshot = await connection.fetchrow(
+        "SELECT pg_snapshot_xmin(s)::text AS oldest, pg_snapshot_xmax(s)::text AS next"
+        " FROM pg_current_snapshot() s"
     )
+    assert snapshot is not None
+    oldest = int(snapshot["oldest"])
+    if (cursor.next_pass or cursor.xid + 1) > int(snapshot["next"]):
+        # From before the database was restored into a server that counts transactions anew: what
+        # changes now would lie before the cursor, and never be told.
+        cursor = Cursor()
     limit = limit or DEFAULT_LIMIT
     rows = await connection.fetch(sql, str(cursor.xid), cursor.key, limit, *arguments)
     begun = cursor.next_pass or oldest
@@ -103,7 +110,8 @@ class Follower:
         self._cursor = ""
         self._lock = asyncio.Lock()
         self._failures = 0
-        self._begun = 0
+        self._readings = 0
+        self._last_good = 0
         self.synced = False
         """Whether all that there was has been read at least once."""
 
@@ -117,14 +125,15 @@ class Follower:
         Callers that wait while a reading runs share the next one, so that a flood of questions
         costs the other service two answers.
         """
-        wanted = self._begun + 1
+        wanted = self._readings + 1
         async with self._lock:
-            if self._begun >= wanted and self.synced:
+            if self._last_good >= wanted:
                 return
-            self._begun += 1
+            self._readings += 1
             more = True
             while more:
                 self._cursor, more = await self._fetch(self._cursor)
+            self._last_good = self._readings
             self.synced = True
 
     async def try_refresh(self) -> None:

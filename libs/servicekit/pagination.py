@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -27,7 +26,9 @@ def encode_token(*position: str) -> str:
 
 
 def decode_token(token: str, parse: Callable[..., T]) -> T | None:
-    """Reads a token; `parse` gets the position's parts. `None` for the first page.
+    """Reads a token; `parse` gets the position's parts, which are texts that PostgreSQL takes.
+
+    `None` for the first page.
 
     Raises:
         DomainError: INVALID_ARGUMENT when the token is not one that a list answered.
@@ -36,6 +37,13 @@ def decode_token(token: str, parse: Callable[..., T]) -> T | None:
         return None
     try:
         parts: Any = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        return parse(*parts)
-    except (ValueError, TypeError, binascii.Error, OverflowError) as broken:
+        return parse(*map(_part, parts))
+    except (ValueError, TypeError, OverflowError, RecursionError) as broken:
         raise invalid_field("pageToken", "is not a token of this list") from broken
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, str) or "\x00" in part:
+        raise ValueError("a position's parts are texts without NUL")
+    part.encode()  # a lone surrogate raises a ValueError
+    return part

@@ -62,15 +62,22 @@ _RETRY: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
+    # A migration changed a table that the connection had prepared statements for; asyncpg
+    # prepares them anew.
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
 )
 
 
 def as_domain_error(error: BaseException) -> DomainError | None:
     """What callers are told of a database error; `None` when it is a defect of ours."""
-    if isinstance(error, _AWAY):
-        return unavailable("the database is not available; nothing was changed, try again")
     if isinstance(error, _RETRY):
         return unavailable("too many changes at once; nothing was changed, try again")
+    # An argument that asyncpg cannot encode is an InterfaceError too, but no outage: it fails
+    # again however often it is tried.
+    if isinstance(error, _AWAY) and not isinstance(error, ValueError):
+        # Not "nothing was changed": a connection can die while its commit is answered.
+        return unavailable("the database is not available; try again")
     return None
 
 
