@@ -1,0 +1,134 @@
+"""What services share and what needs no server: page tokens, errors of the database, followers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from evergreen.v1 import identity_pb2_grpc
+from servicekit.app import open_channel
+from servicekit.errors import Code, DomainError
+from servicekit.feed import Follower
+from servicekit.ids import now
+from servicekit.pagination import decode_token, encode_token
+from servicekit.postgres import as_domain_error
+from servicekit.tenants import TenantDirectory, TenantNode
+
+
+def _token(value: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+def test_a_token_answers_the_position_that_it_was_made_of() -> None:
+    """And an empty one the beginning."""
+    found = decode_token(encode_token("ü", "2"), lambda *parts: parts)
+    assert found == ("ü", "2")
+    assert decode_token("", UUID) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        _token([[1]]),
+        _token([7]),
+        _token([None]),
+        _token({"0": "1"}),
+        _token("text"),
+        _token(5),
+        _token(["a\x00b"]),
+        _token(["\ud800"]),
+        _token(["1", "2"]),
+        base64.urlsafe_b64encode(b"[" * 20_000).decode(),
+        "made up",
+        "é",
+    ],
+)
+def test_a_made_up_token_is_the_callers_mistake(token: str) -> None:
+    """Whatever is in it, it is INVALID_ARGUMENT and names the field."""
+    with pytest.raises(DomainError) as refused:
+        decode_token(token, UUID)
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert refused.value.violations[0].field == "pageToken"
+
+
+def test_an_argument_that_cannot_be_encoded_is_not_an_outage() -> None:
+    """Else a caller would send it for ever, and take a batch of others with it each time."""
+    interface: Any = asyncpg.exceptions._base
+    assert as_domain_error(interface.DataError("value out of int64 range")) is None
+    away = as_domain_error(asyncpg.InterfaceError("connection is closed"))
+    assert away is not None
+    assert away.code is Code.UNAVAILABLE
+    again = as_domain_error(asyncpg.InvalidCachedStatementError("cached plan is invalid"))
+    assert again is not None
+    assert again.code is Code.UNAVAILABLE
+
+
+async def test_a_reading_that_failed_answers_nobody() -> None:
+    """Those who waited for it read themselves, and learn whether the other service is away."""
+    gate = asyncio.Event()
+    answers: list[Exception | None] = [None, None, ConnectionError("away"), ConnectionError("away")]
+    asked = 0
+
+    async def fetch(cursor: str) -> tuple[str, bool]:
+        nonlocal asked
+        answer = answers[asked]
+        asked += 1
+        if asked > 1:
+            await gate.wait()
+        if answer is not None:
+            raise answer
+        return cursor, False
+
+    follower = Follower("test", fetch)
+    await follower.refresh()
+    waiting = [asyncio.create_task(follower.refresh()) for _ in range(3)]
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert results[0] is None
+    assert all(isinstance(result, ConnectionError) for result in results[1:])
+
+
+async def test_those_who_wait_share_one_reading() -> None:
+    """A flood of questions costs two answers."""
+    gate = asyncio.Event()
+    asked = 0
+
+    async def fetch(cursor: str) -> tuple[str, bool]:
+        nonlocal asked
+        asked += 1
+        await gate.wait()
+        return cursor, False
+
+    follower = Follower("test", fetch)
+    waiting = [asyncio.create_task(follower.refresh()) for _ in range(20)]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*waiting)
+    assert asked == 2
+
+
+async def test_a_code_that_changed_hands_stays_with_its_new_tenant() -> None:
+    """Also when the feed tells of the old tenant last, because it changed once more."""
+    channel = open_channel("unix:/nowhere", "test")
+    directory = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(channel), now)
+    root = TenantNode(UUID(int=1), None, "root", "Root", "root")
+    old = TenantNode(UUID(int=2), root.id, "org", "Old", "school")
+    new = TenantNode(UUID(int=3), root.id, "org", "New", "other")
+    directory.learn([root, old, new])
+    directory.learn(
+        [
+            TenantNode(new.id, root.id, "org", "New", "school"),
+            TenantNode(old.id, root.id, "org", "Old", "school-2"),
+        ]
+    )
+    found = await directory.by_code("school")
+    assert found is not None
+    assert found.id == new.id
+    await channel.close()
