@@ -305,6 +305,25 @@ def test_every_event_is_either_stored_or_set_aside(events: list[Any], escaped: b
 
 
 @settings(max_examples=150, deadline=None)
+@given(st.tuples(*[st.text(max_size=8) | st.just(TIME) | any_json] * 4), st.booleans())
+def test_the_form_of_an_event_does_not_matter(values: tuple[Any, ...], escaped: bool) -> None:
+    """The agent's own, which is read in one go, and others, which are read member by member."""
+    sent = dict(zip(("id", "type", "timestamp", "payload"), values, strict=True))
+
+    def outcome(**form: Any) -> tuple[Any, ...]:
+        text = json.dumps(form.pop("event", sent), ensure_ascii=escaped, **form)
+        found = read_one(text.encode("utf-8", "surrogatepass"))
+        if isinstance(found, BadEvent):
+            return (found.reason,)
+        return (*found[1:5], json.loads(found.payload or ""), found.occurred_at)
+
+    agents = outcome(separators=(",", ":"))
+    assert agents == outcome(indent=1)
+    assert agents == outcome(event=dict(reversed(sent.items())), separators=(",", ":"))
+    assert agents == outcome(event={**sent, "more": [None]}, separators=(",", ":"))
+
+
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes_are_refused_or_read(noise: bytes) -> None:
     """Only the one kind of error comes out of the reader."""

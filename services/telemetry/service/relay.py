@@ -60,6 +60,8 @@ class EventRelay:
     async def _cut(self, stream: str) -> tuple[RelayState, Sequence[RelayedEvent]] | None:
         """Keeps where the next batch ends, and reads it; `None` when there is none."""
         async with self._database.transaction() as connection:
+            if await store.is_idle(connection, stream):
+                return None
             state = await store.lock(connection)
             if state.stream != stream:
                 log.info("publishing events to a new stream", stream=stream)

@@ -42,6 +42,19 @@ class RelayedEvent:
     event_id: str
 
 
+async def is_idle(connection: Connection, stream: str) -> bool:
+    """Whether all that a reader may see is published to the stream; without writing anything."""
+    idle: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM telemetry.event_relay AS r WHERE r.stream = $1"
+        " AND (r.end_xid, r.end_id) = (r.done_xid, r.done_id)"
+        " AND NOT EXISTS (SELECT FROM telemetry.event AS e"
+        " WHERE (e.xid, e.id) > (r.done_xid, r.done_id)"
+        " AND e.xid < pg_snapshot_xmin(pg_current_snapshot())))",
+        stream,
+    )
+    return idle
+
+
 async def lock(connection: Connection) -> RelayState:
     """Locks the relay's position for this transaction, and reads it."""
     await connection.execute(
