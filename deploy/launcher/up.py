@@ -106,12 +106,13 @@ class Launcher:
                 # database has no roles for them yet.
                 early = self._postgres.exists
                 database = group.create_task(self._start_database())
-                if not early:
-                    await database
-                for context in services.CONTEXTS:
+                for context in services.CONTEXTS if early else ():
                     group.create_task(self._start_service(context))
                 group.create_task(self._start_nats())
                 group.create_task(self._start_gateway(files))
+                await database
+                for context in () if early else services.CONTEXTS:
+                    group.create_task(self._start_service(context))
             with self._report.step("Everything ready") as step:
                 await self._wait_until_ready(files, step)
                 facts = await bootstrap.write(self._home, api, self._options.admin_email)

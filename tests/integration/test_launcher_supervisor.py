@@ -179,6 +179,18 @@ async def test_the_drain_comes_before_the_stop_signal(bench: Bench) -> None:
     assert process.last_exit == "killed by SIGTERM"
 
 
+async def test_a_restart_on_request_is_no_crash(bench: Bench) -> None:
+    """The process is stopped gently and started again at once, without a delay or a warning."""
+    process = bench.start("gateway", _SLEEP)
+    await until(lambda: bool(process.log.tail))
+    first = process.pid
+    process.restart()
+    await until(lambda: process.pid not in (first, None))
+    assert (process.crashes, process.last_exit) == (0, "killed by SIGTERM")
+    assert bench.clock.slept == []
+    assert "starting it again" not in await bench.stop()
+
+
 async def test_children_of_a_process_do_not_outlive_it(bench: Bench) -> None:
     """What a killed process left in its group is killed before it is started again."""
     code = (
