@@ -12,7 +12,7 @@ help: ## List the targets
 
 # buf, which checks the protos; nothing of the product runs on Node.js.
 node_modules/.installed: package-lock.json
-	@npm ci --silent --no-fund --no-audit
+	@npm install --no-save --no-fund --no-audit --loglevel=error
 	@touch $@
 
 run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
