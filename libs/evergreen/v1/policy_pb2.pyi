@@ -568,7 +568,7 @@ class GetDevicePolicyRequest(_message.Message):
     token_version: _builtins.int
     """The present generation of the device's tokens: `has_called` is about calls
     with a token of this generation, not about the device's life before it
-    enrolled again.
+    enrolled again. 0 does not ask.
     """
     def __init__(
         self,
@@ -599,7 +599,7 @@ class GetDevicePolicyResponse(_message.Message):
     """
     has_called: _builtins.bool
     """Whether the device has asked for its policy with a token of the request's
-    `token_version`.
+    `token_version`; false when that was not asked.
     """
     def __init__(
         self,

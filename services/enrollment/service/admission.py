@@ -100,8 +100,9 @@ class Admission:
         decision = await self.batcher.submit((call, application))
         if decision.error is not None or decision.device is None:
             raise _refusal(decision, application)
-        issued = await self._peers.issue(decision.device)
-        if decision.outcome is Outcome.REPEATED and issued.has_called:
+        repeated = decision.outcome is Outcome.REPEATED
+        issued = await self._peers.issue(decision.device, ask_has_called=repeated)
+        if repeated and issued.has_called:
             # The device has its token and used it; this is somebody else, or it forgot itself.
             refusal = await self._record_refusal(call, decision.device)
             raise _refusal(refusal, application)

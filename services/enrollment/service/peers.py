@@ -45,8 +45,8 @@ class Peers:
         self._identity = identity_pb2_grpc.IdentityInternalServiceStub(identity)
         self._policy = policy_pb2_grpc.PolicyInternalServiceStub(policy)
 
-    async def issue(self, device: Device) -> Issued:
-        """Everything that a device starts with.
+    async def issue(self, device: Device, *, ask_has_called: bool = False) -> Issued:
+        """Everything that a device starts with; whether it has called only when asked.
 
         Raises:
             DomainError: UNAVAILABLE when one of the services is away.
@@ -65,7 +65,7 @@ class Peers:
                     policy_pb2.GetDevicePolicyRequest(
                         tenant_id=str(device.tenant_id),
                         device_id=str(device.id),
-                        token_version=device.token_version,
+                        token_version=device.token_version if ask_has_called else 0,
                     ),
                     timeout=_SECONDS,
                 ),
