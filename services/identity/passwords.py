@@ -9,8 +9,10 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final, TypeVar
 
 import nacl.exceptions
@@ -22,6 +24,7 @@ Result = TypeVar("Result")
 
 _OPERATIONS: Final = 2
 _MEMORY: Final = 19 * 1024 * 1024
+_THREADS: Final = 2
 _MAX_WAITING: Final = 64
 _FREE_FAILURES: Final = 5
 _FIRST_DELAY: Final = 0.5
@@ -48,7 +51,9 @@ class Passwords:
     """Hashes and verifies off the event loop, a bounded number at a time."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(2)
+        # Threads of its own: a caller who goes away does not stop the work that has begun, and
+        # whoever is next must wait for it.
+        self._threads = ThreadPoolExecutor(_THREADS, "passwords")
         self._waiting = 0
         # Verified when there is no such user, so that the time tells nothing.
         self._nobody = hash_password("nobody has this password")
@@ -68,10 +73,19 @@ class Passwords:
             raise exhausted("TOO_MANY_LOGINS", "too many logins at once; try again")
         self._waiting += 1
         try:
-            async with self._slots:
-                return await asyncio.to_thread(work, *arguments)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, work, *arguments)
         finally:
             self._waiting -= 1
+
+
+def _network(address: str) -> str:
+    if ":" not in address:
+        return address
+    try:
+        return str(ip_network((address, 64), strict=False))
+    except ValueError:
+        return address
 
 
 @dataclass(slots=True)
@@ -106,6 +120,8 @@ class GuessThrottle:
     async def attempt(self, account: str, address: str) -> AsyncIterator[None]:
         """Waits as long as earlier failures demand; call `failed` or `succeeded` inside.
 
+        An IPv6 address stands for its /64, of which one client has all.
+
         Raises:
             DomainError: RESOURCE_EXHAUSTED when several attempts wait already.
         """
@@ -125,12 +141,11 @@ class GuessThrottle:
         finally:
             guesses.slots -= 1
 
-    def failed(self, account: str, address: str) -> int:
-        """Counts a failure; answers how many there were in a row."""
+    def failed(self, account: str, address: str) -> None:
+        """Counts a failure."""
         guesses = self._get(account, address)
         guesses.failures += 1
         guesses.last = self._monotonic()
-        return guesses.failures
 
     def succeeded(self, account: str, address: str) -> None:
         """Forgets the failures."""
@@ -138,7 +153,7 @@ class GuessThrottle:
         guesses.failures = 0
 
     def _get(self, account: str, address: str) -> _Guesses:
-        key = (account, address)
+        key = (account, _network(address))
         guesses = self._guesses.get(key)
         if guesses is None:
             guesses = self._guesses[key] = _Guesses()

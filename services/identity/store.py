@@ -241,16 +241,19 @@ async def user(connection: Connection, user_id: UUID, *, for_update: bool = Fals
     return _user(row) if row else None
 
 
-async def credentials(connection: Connection, column: str, value: Any) -> Credentials | None:
+async def credentials(
+    connection: Connection, column: str, value: Any, *, for_update: bool = False
+) -> Credentials | None:
     """The user whose `column` (`email` or `id`) has a value."""
+    lock = " FOR UPDATE" if for_update else ""
     row = await connection.fetchrow(
-        f"SELECT {_USER}, password_hash FROM identity.account WHERE {column} = $1", value
+        f"SELECT {_USER}, password_hash FROM identity.account WHERE {column} = $1{lock}", value
     )
     return Credentials(_user(row), row["password_hash"]) if row else None
 
 
 async def invited_user(connection: Connection, token_hash: bytes, at: datetime) -> User | None:
-    """The user with an open invitation."""
+    """The user with an open invitation, locked."""
     row = await connection.fetchrow(
         f"SELECT {_USER} FROM identity.account"
         " WHERE invitation_hash = $1 AND invitation_expires_at > $2 AND status = 'invited'"
@@ -352,8 +355,10 @@ async def end_sessions_of(
 
 
 async def forget_sessions(connection: Connection, before: datetime) -> None:
-    """Deletes sessions that expired before a time; their tokens are long refused by then."""
-    await connection.execute("DELETE FROM identity.session WHERE expires_at < $1", before)
+    """Deletes sessions that expired or ended before a time; their tokens have expired by then."""
+    await connection.execute(
+        "DELETE FROM identity.session WHERE expires_at < $1 OR ended_at < $1", before
+    )
 
 
 # Keys

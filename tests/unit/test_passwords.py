@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from servicekit.errors import Code, DomainError
-from services.identity.passwords import GuessThrottle, hash_password, verify_password
+from services.identity.passwords import (
+    GuessThrottle,
+    Passwords,
+    hash_password,
+    verify_password,
+)
 
 
 class Clock:
@@ -91,3 +97,41 @@ async def test_attempts_that_wait_are_bounded() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_an_ipv6_client_is_its_network() -> None:
+    """A /64 is one client's, so another address of it starts no new count."""
+    clock = Clock()
+    throttle = GuessThrottle(clock.sleep, clock.monotonic)
+    for host in range(8):
+        await _fail(throttle, "a@x", f"2001:db8:0:1::{host:x}", 1)
+    assert clock.slept == [0.5, 1.0, 2.0]
+    clock.slept.clear()
+    await _fail(throttle, "a@x", "2001:db8:0:2::1", 1)
+    assert clock.slept == []
+
+
+async def test_a_caller_who_goes_away_does_not_free_a_thread() -> None:
+    """However many callers leave, no more passwords are hashed at the same time."""
+    passwords = Passwords()
+    running = most = 0
+    done = threading.Event()
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        done.wait(5)
+        with lock:
+            running -= 1
+
+    for _ in range(6):
+        task = asyncio.create_task(passwords._work(work))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    done.set()
+    assert most == 2

@@ -47,14 +47,14 @@ class FirstStart:
             SealingError: when the master key is missing or not the one that sealed the keys.
         """
         sealer = Sealer.from_file(self._settings.master_key_file, "identity-keys")
-        password = read_secret(self._settings.admin_password_file)
-        password_hash = await self._passwords.hash(password) if password else None
         async with self._database.transaction() as connection:
             await store.lock_first_start(connection)
             if await store.root_tenant(connection) is None:
-                if password_hash is None:
+                # Only now: nobody needs to keep the file after the first start.
+                password = read_secret(self._settings.admin_password_file)
+                if not password:
                     raise RuntimeError("EVERGREEN_ADMIN_PASSWORD_FILE is needed at the first start")
-                await self._make_tenants(connection, password_hash)
+                await self._make_tenants(connection, await self._passwords.hash(password))
             keys = await self._keys(connection, sealer)
         return TokenSigner(keys, timedelta(days=self._settings.device_token_days))
 

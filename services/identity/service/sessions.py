@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -27,6 +26,8 @@ from services.identity.passwords import GuessThrottle, Passwords
 from services.identity.tokens import TokenSigner
 
 _FORGET_AFTER: Final = timedelta(days=7)
+_WRONG_SECONDS: Final = 0.25
+"""How long the answer to wrong credentials takes after they were checked."""
 
 
 def _wrong_credentials() -> DomainError:
@@ -68,32 +69,32 @@ class Sessions:
                 address and a disabled user; RESOURCE_EXHAUSTED when too many attempts wait.
         """
         email = normalise_email(email)
-        async with self._guarded(call, email):
+        async with self._throttle.attempt(email, call.source_ip):
             async with self._database.transaction() as connection:
                 found = await store.credentials(connection, "email", email)
             right = await self._passwords.verify(found.password_hash if found else None, password)
             if found is None or not right or found.user.status != "active":
-                await self._login_failed(found.user if found else None)
+                # Counted before the answer is due, for a caller who does not wait for it.
+                self._throttle.failed(email, call.source_ip)
+                # Only a user's failures are recorded. The time that takes must not tell that
+                # there is such a user.
+                await asyncio.gather(
+                    self._login_failed(found.user if found else None),
+                    asyncio.sleep(_WRONG_SECONDS),
+                )
                 raise _wrong_credentials()
+            self._throttle.succeeded(email, call.source_ip)
             async with self._database.transaction() as connection:
-                # Read again, locked: the user may have been disabled meanwhile.
-                user = await store.user(connection, found.user.id, for_update=True)
-                if user is None or user.status != "active":
+                # Read again, locked: meanwhile the user may have been disabled, or got another
+                # password, which ended the sessions that there were.
+                now = await store.credentials(connection, "id", found.user.id, for_update=True)
+                if (
+                    now is None
+                    or now.user.status != "active"
+                    or now.password_hash != found.password_hash
+                ):
                     raise _wrong_credentials()
-                session = await self._open(connection, user, "identity.login_succeeded")
-        return session
-
-    @asynccontextmanager
-    async def _guarded(self, call: Call, account: str) -> AsyncIterator[None]:
-        """Slows down guessing around a check of a password."""
-        async with self._throttle.attempt(account, call.source_ip):
-            try:
-                yield
-            except DomainError as error:
-                if error.reason in {"WRONG_CREDENTIALS", "INVALID_FIELD"}:
-                    self._throttle.failed(account, call.source_ip)
-                raise
-            self._throttle.succeeded(account, call.source_ip)
+                return await self._open(connection, now.user, "identity.login_succeeded")
 
     async def _login_failed(self, user: User | None) -> None:
         if user is None:
@@ -211,11 +212,13 @@ class Sessions:
         """
         caller = call.caller
         user_id = UUID(caller.id)
-        async with self._guarded(call, caller.email):
+        async with self._throttle.attempt(caller.email, call.source_ip):
             async with self._database.transaction() as connection:
                 found = await store.credentials(connection, "id", user_id)
             if found is None or not await self._passwords.verify(found.password_hash, current):
+                self._throttle.failed(caller.email, call.source_ip)
                 raise invalid_field("currentPassword", "is wrong")
+            self._throttle.succeeded(caller.email, call.source_ip)
         password_hash = await self._passwords.hash(new)
         at = self._clock()
         async with self._database.transaction() as connection:
@@ -236,19 +239,27 @@ class Sessions:
         Raises:
             DomainError: UNAUTHENTICATED when the invitation is unknown, used or expired.
         """
-        password_hash = await self._passwords.hash(password)
-        at = self._clock()
+        # Looked at before the password is hashed, which is dear and must not be had for nothing.
         async with self._database.transaction() as connection:
-            user = await store.invited_user(connection, secret_hash(invitation_token), at)
-            if user is None:
-                raise unauthenticated(
-                    "WRONG_INVITATION", "the invitation is not valid (any more); ask for a new one"
-                )
-            await store.set_password(connection, user.id, password_hash, at)
+            await self._invited(connection, invitation_token)
+        password_hash = await self._passwords.hash(password)
+        async with self._database.transaction() as connection:
+            user = await self._invited(connection, invitation_token)
+            await store.set_password(connection, user.id, password_hash, self._clock())
             return await self._open(connection, user, "identity.invitation_accepted")
 
+    async def _invited(self, connection: Connection, invitation_token: str) -> User:
+        """The invited user, locked."""
+        token_hash = secret_hash(invitation_token)
+        user = await store.invited_user(connection, token_hash, self._clock())
+        if user is None:
+            raise unauthenticated(
+                "WRONG_INVITATION", "the invitation is not valid (any more); ask for a new one"
+            )
+        return user
+
     async def forget_old(self) -> None:
-        """Deletes sessions that expired a while ago."""
+        """Deletes sessions that expired or ended a while ago."""
         async with self._database.transaction() as connection:
             await store.forget_sessions(connection, self._clock() - _FORGET_AFTER)
 
