@@ -13,7 +13,10 @@ class Where:
     def __init__(self, scope: Scope) -> None:
         self._conditions: list[str] = []
         self.parameters: list[Any] = []
-        if scope.tenant_ids is not None:
+        if scope.tenant_ids is not None and len(scope.tenant_ids) == 1:
+            # Only so does an index by tenant give rows in the order of a list.
+            self.add("tenant_id = ?", scope.tenant_ids[0])
+        elif scope.tenant_ids is not None:
             self.add("tenant_id = ANY (?)", list(scope.tenant_ids))
 
     def add(self, condition: str, *values: Any) -> None:
