@@ -35,4 +35,6 @@ def current_version(body: bytes) -> str:
         raise invalid_field("current_version", "must be a string")
     if len(version) > _MAX_VERSION_TEXT:
         raise invalid_field("current_version", f"must have at most {_MAX_VERSION_TEXT} characters")
+    if "\0" in version:
+        raise invalid_field("current_version", "must not contain the character NUL")
     return version

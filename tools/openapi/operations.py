@@ -109,7 +109,9 @@ def _request_body(schemas: Schemas, operation: Operation, form: Form) -> Schema:
         schema |= _NAMED
     body = _media(schema, operation, "request")
     required = schemas.object(message, form, without=operation.path_fields).get("required", [])
-    return {"required": bool(required), "content": {"application/json": body}}
+    # A device call's body is an object, if an empty one; the transcoder takes no body for that.
+    given = bool(required) or operation.is_device_form
+    return {"required": given, "content": {"application/json": body}}
 
 
 def _success(contract: Contract, schemas: Schemas, operation: Operation) -> Schema:

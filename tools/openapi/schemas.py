@@ -147,11 +147,10 @@ class Schemas:
             case FieldDescriptor.TYPE_UINT64 if asked:
                 low, high = UINT64
                 return {
-                    "type": ["integer", "string"],
+                    "type": "integer",
                     "format": "uint64",
                     "minimum": low,
                     "maximum": high,
-                    "pattern": "^(?:0|[1-9][0-9]{0,18})$",
                 }
         raise NotImplementedError(f"{field.full_name}: the JSON form of its type")
 
