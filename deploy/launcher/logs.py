@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Final
 from deploy.launcher.console import Console
 from deploy.launcher.events import LEVELS, LogEvent, Parser, now
 from deploy.launcher.logfile import LogFile
-from deploy.launcher.render import as_json
+from deploy.launcher.render import as_json, printable
 
 OWN_NAME: Final = "evergreen"
 _LONGEST_LINE: Final = 64 * 1024
+_FRAME: Final = re.compile(r' {2}File "| {4}|Traceback \(most recent')
 # What a person can follow: lines at once, and lines a second in the long run, per process.
 _BURST: Final = 60
 _PER_SECOND: Final = 10.0
@@ -88,7 +90,7 @@ class ProcessLog:
         self._flood = logs.flood()
         self._rest = b""
         self.tail: list[str] = []
-        """The last lines, for the message about a failed start."""
+        """The last lines, without the frames of tracebacks: for the word about a failed start."""
 
     def feed(self, data: bytes) -> None:
         """Takes a piece of output; lines are complete only with their end."""
@@ -111,8 +113,9 @@ class ProcessLog:
         event = self._parse(self._name, line)
         if event is None:
             return
-        context = " ".join(f"{key}={value}" for key, value in event.context.items())
-        self.tail = [*self.tail[-19:], f"{event.level}: {event.message} {context}".rstrip()]
+        if not _FRAME.match(line):
+            context = "".join(f" {key}={value}" for key, value in event.context.items())
+            self.tail = [*self.tail[-19:], printable(event.message + context)]
         if event.severity < self._severity:
             return
         shown, held_back = self._flood.admit() if self._flood else (True, 0)

@@ -73,10 +73,12 @@ async def wait_until(
             raise LauncherError(
                 f"{process.spec.name} does not start ({process.last_exit}).",
                 log=process.log.tail[-10:],
+                advice="Correct what it names, then start again; nothing that was stored is lost.",
             )
         if time.monotonic() > deadline:
             raise LauncherError(
                 f"{process.spec.name} was not ready within {seconds:.0f} s.",
                 log=process.log.tail[-10:],
+                advice="Is the machine very busy, or its disk full? Then start again.",
             )
         await asyncio.sleep(_PAUSE)
