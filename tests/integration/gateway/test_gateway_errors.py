@@ -93,6 +93,14 @@ async def test_a_long_error_passes(gateway: Gateway) -> None:
         assert body["details"] == error_details(error)
 
 
+async def test_a_service_that_says_later_is_not_asked_again(gateway: Gateway) -> None:
+    """Its answer goes to the caller at once, also of a call that could be repeated."""
+    gateway.backends.answers[LIST] = _raises(_error(Code.UNAVAILABLE))
+    answer = await gateway.http.get("/api/policies", headers=bearer(gateway.signer.user()))
+    error_of(answer, 503, "UNAVAILABLE")
+    assert len(gateway.backends.seen) == 1
+
+
 async def test_native_grpc_gets_grpcs_form(gateway: Gateway) -> None:
     """Status, message and details; the JSON body is not sent along."""
     error = _error(Code.RESOURCE_EXHAUSTED)

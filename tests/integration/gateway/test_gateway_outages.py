@@ -165,7 +165,7 @@ async def test_the_configuration_changes_without_a_failed_call() -> None:
         so_far = calls
 
         async def went_on() -> bool:
-            return calls > so_far + 500
+            return calls > so_far + 150
 
         await eventually(went_on)
         stop.set()

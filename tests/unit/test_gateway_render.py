@@ -1,0 +1,93 @@
+"""The gateway's configuration as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.gateway import Endpoints, GatewaySettings, render
+from deploy.gateway.api import Method, json_paths
+from deploy.gateway.errors import H_ERROR
+from deploy.gateway.settings import DESCRIPTORS
+from servicekit import grpc_server
+from servicekit.access import ACCESS, CONTEXTS, Audience, Rule
+
+
+@pytest.fixture
+def settings() -> GatewaySettings:
+    """Every context on its sockets."""
+    return GatewaySettings(
+        directory=Path("/conf"),
+        port=8443,
+        certificate_file=Path("/tls/crt"),
+        private_key_file=Path("/tls/key"),
+        admin="unix:/run/admin.sock",
+        contexts={c: Endpoints(grpc=f"unix:/run/{c}.gw", http=f"{c}:80") for c in CONTEXTS},
+    )
+
+
+def _listener(settings: GatewaySettings) -> Any:
+    return yaml.safe_load(render(settings)["listener.yaml"])["resources"][0]
+
+
+def test_only_addresses_differ_between_environments(settings: GatewaySettings) -> None:
+    """Other addresses of the upstreams change the clusters' file and no other."""
+    moved = dataclasses.replace(
+        settings, contexts={c: Endpoints(f"{c}.svc:5000", f"{c}.svc:80") for c in CONTEXTS}
+    )
+    before, after = render(settings), render(moved)
+    assert [name for name in before if before[name] != after[name]] == ["clusters.yaml"]
+
+
+def test_every_public_rpc_has_a_route_and_no_internal_one(settings: GatewaySettings) -> None:
+    """The routing table is the access table."""
+    http = _listener(settings)["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = http["route_config"]["virtual_hosts"][0]["routes"]
+    paths = {route["match"].get("path", "") for route in routes}
+    for path, rule in ACCESS.items():
+        assert (path in paths) is (rule.audience is not Audience.INTERNAL), path
+    for route in routes:
+        requirement = route["typed_per_filter_config"]["envoy.filters.http.jwt_authn"]
+        assert requirement.get("disabled") or requirement["requirement_name"]
+
+
+def test_new_descriptors_are_a_new_listener(settings: GatewaySettings, tmp_path: Path) -> None:
+    """Envoy reads the descriptors again although their file has the same name."""
+    copy = tmp_path / "descriptors.binpb"
+    copy.write_bytes(DESCRIPTORS.read_bytes())
+    moved = dataclasses.replace(settings, descriptors=copy)
+    before = render(moved)["listener.yaml"]
+    # An empty file descriptor set appended is another file with the same meaning.
+    copy.write_bytes(DESCRIPTORS.read_bytes() + b"\x0a\x00")
+    assert render(moved)["listener.yaml"] != before
+
+
+def test_a_missing_context_is_named(settings: GatewaySettings) -> None:
+    """No gateway without an address for each context."""
+    some = {c: e for c, e in settings.contexts.items() if c != "audit"}
+    with pytest.raises(ValueError, match="audit"):
+        render(dataclasses.replace(settings, contexts=some))
+
+
+def test_a_single_path_takes_what_its_family_takes() -> None:
+    """`POST /api/things/new` does not hide `GET /api/things/{id}`."""
+    rule = Rule("policy", Audience.PUBLIC)
+    forms = [("GET", "/api/things/{id}"), ("POST", "/api/things/new"), ("PUT", "/api/x/{id}/y")]
+    methods = [Method(f"/p.S/M{n}", "p.S", rule, *form, False) for n, form in enumerate(forms)]
+    single, family, other = json_paths(methods)
+    assert (single.template, single.verbs, single.regex) == (
+        "/api/things/new",
+        ("GET", "POST"),
+        None,
+    )
+    assert (family.verbs, family.regex) == (("GET",), "/api/things/[^/]+")
+    assert (other.verbs, other.regex) == (("PUT",), "/api/x/[^/]+/y")
+
+
+def test_gateway_and_services_mean_the_same_metadata() -> None:
+    """The name is written twice, so that the launcher need not load gRPC."""
+    assert H_ERROR == grpc_server.H_ERROR
