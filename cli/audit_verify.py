@@ -138,16 +138,17 @@ def summary(
     report: Report, verifier: Verifier, checkpoints: Sequence[Checkpoint], *, kept: bool
 ) -> list[str]:
     """What the end of the output says."""
-    size = f"{verifier.entries:,} entries in {verifier.chains:,} chains"
+    entries, chains = _count(verifier.entries, "entry"), _count(verifier.chains, "chain")
+    size = f"{entries} in {chains}"
     if report.tampered:
         more = report.tampered - _MOST_SHOWN
         return [
             *([f"… and {more:,} findings more."] if more > 0 else []),
-            f"The audit log was tampered with: {report.tampered:,} findings in {size}.",
+            f"The audit log was tampered with: {_count(report.tampered, 'finding')} in {size}.",
         ]
     if report.unchecked:
         return [f"The audit log was not fully checked; in {size} nothing is wrong so far."]
-    text = [f"Verified: {size}, {len(checkpoints):,} checkpoints. Nothing was changed."]
+    text = [f"Verified: {size}, {_count(len(checkpoints), 'checkpoint')}. Nothing was changed."]
     if not kept:
         text.append(
             "No earlier checkpoint was given: had the whole log been written anew, this would not"
@@ -155,3 +156,8 @@ def summary(
             " with --checkpoint."
         )
     return text
+
+
+def _count(number: int, what: str) -> str:
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{number:,} {what if number == 1 else plural}"

@@ -119,7 +119,7 @@ def up(home: Home = None, as_json: AsJson = False) -> None:
         for migration in applied:
             typer.echo(f"applied {migration.schema} {migration.version:04d} {migration.name}")
         typer.echo(
-            f"{len(applied)} migrations applied." if applied else "The schema is up to date."
+            f"Migrations applied: {len(applied)}." if applied else "The schema is up to date."
         )
 
 
@@ -177,7 +177,7 @@ def _show(found: list[Status], missing: int) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{missing} migrations are missing; apply them with: evergreen migrate up"
+        f"Migrations missing: {missing}. Apply them with: evergreen migrate up"
         if missing
         else "The schema is up to date."
     )

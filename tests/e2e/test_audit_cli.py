@@ -112,7 +112,7 @@ def test_an_organisations_owner_lists_and_exports(stack: Stack, org: Org, tmp_pa
     assert evergreen("audit", "export", "--output", export, *who).returncode == 0
     offline = evergreen("audit", "verify", "--from-export", export)
     assert offline.returncode == 0, offline
-    assert "in 1 chains" in offline.stdout
+    assert "in 1 chain," in offline.stdout
     csv = evergreen("audit", "export", "--format", "csv", *who)
     assert csv.stdout.startswith("occurredAt,tenantId,sequence,")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -13,7 +14,8 @@ import pytest
 from servicekit.app import Kit
 from servicekit.auditchain import NO_HASH, entry_hash
 from servicekit.events import Event
-from servicekit.messaging import AUDIT
+from servicekit.messaging import AUDIT, ConsumerState
+from servicekit.outbox import Outbox
 from services.audit.gaps import GapWatch
 from tests.conftest import MakeKit
 from tests.integration.audit import (
@@ -297,3 +299,75 @@ async def until_acknowledged(audit: Audit) -> None:
         state := await audit.kit.messaging.consumer_state(AUDIT)
     ) is None or state.acknowledged == 0:
         await asyncio.sleep(0.02)
+
+
+class FakeMessaging:
+    """A stream that is where a test says."""
+
+    def __init__(self, **state: Any) -> None:
+        start = ConsumerState(incarnation="i1", oldest=1, acknowledged=0, waiting=0)
+        self.state = replace(start, **state)
+        self.asked: list[str] = []
+
+    async def ensure_stream(self) -> str:
+        return self.state.incarnation
+
+    async def consumer_state(self, durable: str) -> ConsumerState:
+        return self.state
+
+    async def publish_again(self) -> str:
+        self.asked.append("publish")
+        self.state = replace(self.state, incarnation=self.state.incarnation + "'")
+        return self.state.incarnation
+
+    async def read_again(self, durable: str) -> None:
+        self.asked.append("read")
+        self.state = replace(self.state, acknowledged=0)
+
+    async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
+        self.asked.append(subject)
+
+
+async def test_the_gap_watch_asks_again_for_what_is_missing(audit: Audit) -> None:
+    """When the stream dropped something first, is another one, or knows more than the log."""
+    fake = FakeMessaging()
+    watch = GapWatch(audit.kit.database, fake)  # type: ignore[arg-type]
+
+    async def check(position: int | None = None, **state: Any) -> list[str]:
+        fake.asked.clear()
+        fake.state = replace(fake.state, **state)
+        if position is not None:
+            await audit.sql("UPDATE audit.stream_position SET sequence = $1", position)
+        assert await watch.check() is bool(fake.asked)
+        assert not await watch.check(), "once is enough"
+        return list(fake.asked)
+
+    assert await check() == [], "the first start"
+    assert await check(acknowledged=40, position=40) == [], "all is recorded"
+    assert await check(acknowledged=40, position=44, oldest=30) == [], "old ones left the stream"
+    assert await check(oldest=45) == [], "what left the stream was recorded"
+    assert await check(oldest=46) == ["publish", "read"], "entry 45 left it before"
+    assert await check(acknowledged=50, position=45) == ["publish", "read"], "a restored database"
+    assert await check(incarnation="i2", oldest=1) == ["read"], "a new stream"
+    await audit.sql("DELETE FROM audit.stream_position")
+    assert await check(acknowledged=7) == ["publish", "read"], "an empty database"
+
+
+async def test_an_outbox_keeps_what_the_log_lacks(make_kit: MakeKit, audit: Audit) -> None:
+    """Old rows go only when nothing left the stream without being recorded."""
+    policy = await make_kit("policy")
+    old = event(1)
+    async with policy.database.transaction() as connection:
+        await policy.outbox.append(connection, old)
+    for lost, left in ((True, 1), (False, 0)):
+        await audit.sql("UPDATE policy.outbox SET published_at = now() - interval '31 days'")
+        fake = FakeMessaging(oldest=10, acknowledged=3 if lost else 9)
+        await audit.sql(
+            "INSERT INTO policy.outbox_stream (incarnation) VALUES ('i1')"
+            " ON CONFLICT (only_row) DO UPDATE SET incarnation = 'i1'"
+        )
+        outbox = Outbox(policy.database, "policy")
+        relay = asyncio.create_task(outbox.run(fake))  # type: ignore[arg-type]
+        await asyncio.sleep(0.3)
+        relay.cancel()
+        assert len(await audit.sql("SELECT FROM policy.outbox")) == left
