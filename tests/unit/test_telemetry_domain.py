@@ -212,6 +212,20 @@ def test_what_python_itself_cannot_read_is_set_aside() -> None:
     assert good((event % ("[" * 500 + "]" * 500)).encode())
 
 
+@pytest.mark.parametrize("field", ["id", "type", "timestamp", "payload"])
+@pytest.mark.parametrize("depth", [400, *range(900, 1000, 3), 5000])
+def test_a_field_may_be_any_abyss(field: str, depth: int) -> None:
+    """However deep, and with text that is read a second time."""
+    rest = {key: value for key, value in GOOD.items() if key != field}
+    abyss = "[" * depth + '"\u00e9"' + "]" * depth
+    event = f'{{"{field}":{abyss},{json.dumps(rest)[1:]}'.encode()
+    found = read_one(event)
+    if isinstance(found, BadEvent):
+        assert found.reason.startswith(field)
+    else:
+        assert (field, depth) == ("payload", 400)
+
+
 def test_an_escaped_backslash_is_no_escape() -> None:
     """`\\\\u0000` is a backslash and some letters."""
     assert good({**GOOD, "payload": {"\\u0000": "\\ud800", "emoji": "\U0001f600"}})

@@ -147,9 +147,15 @@ class JsonText:
         Raises:
             UnicodeDecodeError: they are not UTF-8.
         """
-        if self.text[member.start : member.end].isascii():
+        if isinstance(member.value, Unreadable) or self._is_ascii(member):
             return member.value
-        return _loads(self.raw(member.start, member.end))
+        try:
+            return _loads(self.raw(member.start, member.end))
+        except RecursionError:  # a little deeper in the stack than the first time
+            return Unreadable("is nested too deeply")
+
+    def _is_ascii(self, member: Member) -> bool:
+        return self.text[member.start : member.end].isascii()
 
     def _skip(self, at: int) -> int:
         """Where a value ends that the scanner gave up on."""
