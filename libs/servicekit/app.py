@@ -156,8 +156,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await _end([starting])
     else:
         running = await starting
         await stopping
@@ -202,7 +201,7 @@ class Running:
         await self.ops.stop()
 
 
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancels tasks until they have ended.
 
     Once is not enough: `asyncio.wait_for` of Python 3.11 (in asyncpg and nats-py too) swallows a
@@ -234,17 +233,19 @@ async def start(kit: Kit, build: Build) -> Running:
         await until_done("load locked-out devices", parts.devices.load)
     if parts.before_serving is not None:
         await until_done("prepare to serve", parts.before_serving)
+    writers = [_supervised(batcher.run, once=True) for batcher in parts.batchers]
+    ops = HttpServer(kit.settings.ops_listen, _ops_app(kit, parts))
+    await ops.start()
+    await internal.start()
+    # Known before the first user calls, if identity is there; identity asks itself.
+    await kit.tenants.follower.try_refresh()
     tasks = [
         _supervised(kit.tenants.follower.run),
         _supervised(lambda: kit.outbox.run(kit.messaging)),
         *([_supervised(parts.devices.follower.run)] if parts.devices else []),
         *(_supervised(task) for task in parts.tasks),
     ]
-    writers = [_supervised(batcher.run, once=True) for batcher in parts.batchers]
     tasks.append(_supervised(lambda: _watch_readiness(kit, parts, public, internal)))
-    ops = HttpServer(kit.settings.ops_listen, _ops_app(kit, parts))
-    await ops.start()
-    await internal.start()
     await public.start()
     if http is not None:
         await http.start()

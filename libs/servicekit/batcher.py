@@ -69,12 +69,12 @@ class Batcher(Generic[Item, Result]):
     async def run(self) -> None:
         """Writes batches until `close`; run it as a supervised task."""
         while True:
-            await self._wake.wait()
             self._wake.clear()
             while self._queue:
                 await self._write_batch(self._take())
             if self._closing:
                 return
+            await self._wake.wait()
 
     def close(self) -> None:
         """Refuses new items; `run` returns when all that wait are written."""
@@ -88,24 +88,31 @@ class Batcher(Generic[Item, Result]):
             batch.append(self._queue.popleft())
             total += batch[-1][1]
         self._weight -= total
-        # A caller that has gone away needs no write; a retry of its device brings it back.
-        return [entry for entry in batch if not entry[2].done()]
+        return batch
 
     async def _write_batch(self, batch: list[tuple[Item, int, asyncio.Future[Result]]]) -> None:
+        try:
+            await self._write_part(batch)
+        finally:
+            # Whoever has no answer by now, because the service stops, is not to wait for one.
+            self._fail(batch, internal())
+
+    async def _write_part(self, batch: list[tuple[Item, int, asyncio.Future[Result]]]) -> None:
+        # A caller that has gone away needs no write; a retry of its device brings it back.
+        batch = [entry for entry in batch if not entry[2].done()]
         if not batch:
             return
         try:
             results = await self._write([item for item, _, _ in batch])
         except DomainError as error:
             self._fail(batch, error)
-        except asyncio.CancelledError:
-            self._fail(batch, internal())
-            raise
         except Exception:
             if len(batch) > 1:
-                # One item that cannot be written must not take the others with it.
-                for entry in batch:
-                    await self._write_batch([entry])
+                # One item that cannot be written must not take the others with it. By halves,
+                # so that finding it among many costs few writes.
+                middle = len(batch) // 2
+                await self._write_part(batch[:middle])
+                await self._write_part(batch[middle:])
             else:
                 log.exception("an item could not be written", batch=self._name)
                 self._fail(batch, internal())

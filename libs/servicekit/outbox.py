@@ -20,6 +20,8 @@ log = logs.get(__name__)
 _BATCH: Final = 256
 _POLL_SECONDS: Final = 1.0
 _FORGET_SECONDS: Final = 600.0
+_PUBLISH_AGAIN_SECONDS: Final = 600.0
+"""All events of a month are marked in one statement, which may take longer than most."""
 
 
 async def relay(
@@ -39,12 +41,13 @@ async def relay(
             commits, so that a moment is needed; a longer one gathers what is published at once.
     """
     while True:
+        # Before it looks: what is written meanwhile is looked for once more.
+        wake.clear()
         try:
             await publish(await messaging.ensure_stream())
         except Exception as error:
             # The database or NATS is away; the rows wait, and so do we.
             log.debug("a relay waits", error=brief(error))
-        wake.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
             await asyncio.sleep(linger)
@@ -104,9 +107,9 @@ class Outbox:
         for row in rows:
             try:
                 await messaging.publish(row["subject"], row["payload"].encode(), str(row["id"]))
-            except Exception:
-                if not published:
-                    raise
+            except Exception as error:
+                # Not raised: what was published before it is marked, the rest waits.
+                log.debug("an outbox waits", error=brief(error))
                 break
             published.append(row["id"])
         return published
@@ -123,7 +126,8 @@ class Outbox:
                 log.debug("publishing to a new stream", stream=incarnation)
                 await connection.execute(
                     f"UPDATE {self._context}.outbox SET published_at = NULL"
-                    " WHERE published_at IS NOT NULL"
+                    " WHERE published_at IS NOT NULL",
+                    timeout=_PUBLISH_AGAIN_SECONDS,
                 )
                 await connection.execute(
                     f"INSERT INTO {self._context}.outbox_stream (incarnation) VALUES ($1)"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -25,12 +26,13 @@ Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 """A connection inside a transaction."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scope:
     """The tenants whose rows a transaction sees; `None` for all of them."""
 
     tenant_ids: tuple[UUID, ...] | None
 
+    @cached_property
     def setting(self) -> str:
         """The value of the database setting `evergreen.scope`."""
         return "*" if self.tenant_ids is None else ",".join(map(str, self.tenant_ids))
@@ -127,7 +129,7 @@ class Database:
                 connection.transaction(),
             ):
                 await connection.execute(
-                    "SELECT set_config('evergreen.scope', $1, true)", scope.setting()
+                    "SELECT set_config('evergreen.scope', $1, true)", scope.setting
                 )
                 yield connection
         except DomainError:

@@ -79,9 +79,9 @@ class TenantDirectory:
             if node.parent_id is not None and node.id not in self._nodes:
                 self._children.setdefault(node.parent_id, []).append(node.id)
             # The old code may be another tenant's by now.
-            if (
-                old := self._nodes.get(node.id)
-            ) is not None and self._codes.get(old.code) == node.id:
+            if (old := self._nodes.get(node.id)) is not None and self._codes.get(
+                old.code
+            ) == node.id:
                 del self._codes[old.code]
             self._nodes[node.id] = node
             self._codes[node.code] = node.id

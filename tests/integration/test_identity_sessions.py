@@ -126,3 +126,16 @@ async def test_the_first_password_is_needed_once(
             pb.LoginRequest(email=OWNER, password=PASSWORD), metadata=callers.anonymous()
         )
     assert session.email == OWNER
+
+
+async def test_a_service_that_has_started_answers_users(
+    make_kit: MakeKit, serve: ServeService, tmp_path: Path
+) -> None:
+    """It knows the tenants and the ended sessions before it says that it serves."""
+    secret = tmp_path / "password"
+    secret.write_text(PASSWORD)
+    kit = await make_kit(
+        "identity", IdentitySettings, admin_email=OWNER, admin_password_file=secret
+    )
+    await serve(kit, build)
+    assert kit.tenants.follower.synced

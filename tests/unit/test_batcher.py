@@ -125,3 +125,51 @@ async def test_when_the_database_is_away_every_call_is_told() -> None:
         assert all(isinstance(r, DomainError) and r.code is Code.UNAVAILABLE for r in results)
         writer.failure = None
         assert await batcher.submit(4) == 40
+
+
+async def test_one_bad_item_among_many_costs_few_writes() -> None:
+    """It is looked for by halves, not by a write for each of the others."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=100, max_waiting=100)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(64)]
+    await asyncio.sleep(0)
+    async with running(batcher):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [n for n, result in enumerate(results) if isinstance(result, Exception)] == [13]
+    assert sorted(n for batch in writer.batches for n in batch) == [*range(13), *range(14, 64)]
+    assert len(writer.batches) <= 6
+
+
+async def test_a_write_that_is_cancelled_leaves_nobody_waiting() -> None:
+    """Also not those whose turn had not come while a bad item was looked for."""
+    parts: list[list[int]] = []
+
+    async def write(items: Sequence[int]) -> Sequence[int]:
+        parts.append(list(items))
+        if len(items) == 4:
+            raise ValueError("cannot be written")
+        await asyncio.Event().wait()
+        return []
+
+    batcher = Batcher("t", write, max_batch=10, max_waiting=10)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(4)]
+    await asyncio.sleep(0)
+    run = asyncio.create_task(batcher.run())
+    await asyncio.sleep(0.01)
+    assert parts == [[0, 1, 2, 3], [0, 1]]
+    run.cancel()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 1)
+    assert all(isinstance(result, DomainError) for result in results)
+
+
+async def test_what_waits_is_written_after_a_restart() -> None:
+    """A flusher that ended badly is started again and goes on with what had gathered."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=10)
+    first = asyncio.create_task(batcher.run())
+    await asyncio.sleep(0)
+    task = asyncio.create_task(batcher.submit(1))
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    async with running(batcher):
+        assert await asyncio.wait_for(task, 1) == 10
