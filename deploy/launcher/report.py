@@ -80,7 +80,7 @@ class Report:
         seconds = round(step.seconds(time.monotonic()), 2)
         if self._console.format == "json":
             level = "error" if step.failed else "info"
-            context = {"seconds": seconds, "note": step.note, "failed": step.failed}
+            context = {"seconds": seconds, **({"note": step.note} if step.note else {})}
             self._console.show(LogEvent(now(), "evergreen", level, step.title, context))
             return
         mark = "failed" if step.failed else "ok"

@@ -117,8 +117,12 @@ class Launcher:
                 await self._wait_until_ready(files, step)
                 facts = await bootstrap.write(self._home, api, self._options.admin_email)
         self._logs.calm = False
-        self._logs.event("debug", "ready", seconds=round(self._report.seconds, 1))
-        self._console.say(summary.ready(self._home, facts, self._report.seconds))
+        if self._console.format == "console":
+            self._console.say(summary.ready(self._home, facts, self._report.seconds))
+        else:
+            seconds = round(self._report.seconds, 1)
+            where = {key: facts[key] for key in ("url", "ca_file", "email")}
+            self._logs.event("info", "ready", seconds=seconds, **where)
 
     def _prepare(self, step: Step) -> tls.Tls:
         """Does what needs no process: leftovers, ports, secrets, the certificate."""
