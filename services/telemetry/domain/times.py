@@ -31,4 +31,5 @@ def parse_time(text: object) -> datetime:
 
 def format_time(time: datetime) -> str:
     """The time in RFC 3339, in UTC."""
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    in_utc = time if time.tzinfo is UTC else time.astimezone(UTC)
+    return f"{in_utc.isoformat()[:-6]}Z"

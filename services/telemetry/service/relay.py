@@ -25,7 +25,7 @@ from services.telemetry.store.relay import RelayedEvent, RelayState
 
 log = logs.get(__name__)
 
-BATCH: Final = 500
+BATCH: Final = 1_000
 _LINGER_SECONDS: Final = 0.25
 
 
@@ -52,27 +52,33 @@ class EventRelay:
         No transaction is open meanwhile. Two processes may publish the same batch at the same
         time; it is the same messages.
         """
-        while (batch := await self._cut(stream)) is not None:
-            state, events = batch
+        finished: RelayState | None = None
+        while (batch := await self._cut(stream, finished)) is not None:
+            finished, events = batch
             await self._send(events)
-            await self._done(state)
 
-    async def _cut(self, stream: str) -> tuple[RelayState, Sequence[RelayedEvent]] | None:
-        """Keeps where the next batch ends, and reads it; `None` when there is none."""
+    async def _cut(
+        self, stream: str, finished: RelayState | None
+    ) -> tuple[RelayState, Sequence[RelayedEvent]] | None:
+        """Keeps that a batch is published and where the next one ends, and reads that one.
+
+        `None` when all is published.
+        """
         async with self._database.transaction() as connection:
-            if await store.is_idle(connection, stream):
+            if finished is None and await store.is_idle(connection, stream):
                 return None
             state = await store.lock(connection)
             if state.stream != stream:
                 log.info("publishing events to a new stream", stream=stream)
                 state = RelayState(stream, store.BEGINNING, store.BEGINNING)
-                await store.keep(connection, state)
+            elif state == finished:  # else another process was faster
+                state = replace(state, done=state.end)
             if state.end == state.done:
                 end = await store.next_end(connection, state.done, BATCH)
-                if end is None:
-                    return None
-                state = replace(state, end=end)
-                await store.keep(connection, state)
+                state = replace(state, end=end or state.end)
+            await store.keep(connection, state)
+            if state.end == state.done:
+                return None
             # What the stream would drop at once, for its age, is not sent.
             events = await store.between(connection, state.done, state.end, self._clock() - KEEP)
             return state, events
@@ -84,9 +90,3 @@ class EventRelay:
                 await self._messaging.publish(
                     f"{SUBJECT_ROOT}.{tenant_id}.{NAME}", message.payload, str(message.id)
                 )
-
-    async def _done(self, state: RelayState) -> None:
-        """Keeps that a batch is published, unless another process was faster."""
-        async with self._database.transaction() as connection:
-            if await store.lock(connection) == state:
-                await store.keep(connection, replace(state, done=state.end))

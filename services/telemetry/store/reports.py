@@ -120,7 +120,7 @@ async def store_events(
     # Two processes that write the same events in the same order cannot block each other.
     rows = sorted(
         ((device, tenant, *event) for device, tenant, event in events),
-        key=lambda row: (row[0], row[3]),
+        key=lambda row: (row[0].int, row[3]),
     )
     stored = await connection.fetch(_STORE_EVENTS, *columns(rows), received_at)
     return {row["id"] for row in stored}
@@ -134,7 +134,7 @@ async def set_aside(
         return
     rows = sorted(
         ((device, tenant, *event) for device, tenant, event in events),
-        key=lambda row: (row[0], row[3]),
+        key=lambda row: (row[0].int, row[3]),
     )
     stored = await connection.fetch(
         "INSERT INTO telemetry.quarantined_event"
