@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 
 from evergreen.v1 import device_pb2
-from services.enrollment.domain import (
-    Application,
-    Device,
-    Hardware,
-    clean_serial,
-    parse_pre_shared_key,
-)
+from services.enrollment.domain.decision import Application
+from services.enrollment.domain.keys import clean_serial, parse_pre_shared_key
+from services.enrollment.domain.types import Device, Hardware
 from services.enrollment.service.peers import Issued
 
 

@@ -17,7 +17,7 @@ from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.values import timestamp
 from services.enrollment.agent import application, start_file
-from services.enrollment.domain import Device
+from services.enrollment.domain.types import Device
 from services.enrollment.service.admission import Admission
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Shown, Tokens

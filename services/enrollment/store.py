@@ -13,7 +13,7 @@ import asyncpg
 from servicekit.errors import already_exists
 from servicekit.feed import Cursor, Page, read_page
 from servicekit.postgres import Connection, Scope, columns
-from services.enrollment.domain import Device, EnrollmentToken, Hardware, Status
+from services.enrollment.domain.types import Device, EnrollmentToken, Hardware, Status
 
 _TOKEN: Final = (
     "id, tenant_id, name, created_at, expires_at, max_uses, uses, serial_count, require_approval,"

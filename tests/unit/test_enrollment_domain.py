@@ -14,27 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servicekit.errors import Code, DomainError
-from services.enrollment.domain import (
-    Application,
-    Decision,
-    Device,
-    EnrollmentToken,
-    Hardware,
-    Outcome,
+from services.enrollment.domain.decision import Application, Decision, Outcome, decide
+from services.enrollment.domain.keys import (
     PreSharedKey,
-    Status,
-    allow_reenrollment,
-    approve,
     clean_serial,
     clean_serials,
-    decide,
-    decommission,
     new_secret,
     parse_pre_shared_key,
-    prepare,
-    reject,
     secret_hash,
 )
+from services.enrollment.domain.registry import (
+    allow_reenrollment,
+    approve,
+    decommission,
+    prepare,
+    reject,
+)
+from services.enrollment.domain.types import Device, EnrollmentToken, Hardware, Status
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

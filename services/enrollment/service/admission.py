@@ -27,17 +27,16 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
 from services.enrollment import store
-from services.enrollment.domain import (
+from services.enrollment.domain.decision import (
     Application,
     Decision,
-    Device,
-    EnrollmentToken,
     Outcome,
     decide,
     refused,
     taken,
-    wrong_key,
 )
+from services.enrollment.domain.keys import wrong_key
+from services.enrollment.domain.types import Device, EnrollmentToken
 from services.enrollment.service.peers import Issued, Peers
 
 log = logs.get(__name__)

@@ -18,12 +18,8 @@ from servicekit.postgres import Database
 from servicekit.settings import read_secret
 from servicekit.tenants import TenantDirectory
 from services.enrollment import store
-from services.enrollment.domain import (
-    FIRST_TOKEN_LIFE,
-    MIN_SECRET,
-    EnrollmentToken,
-    secret_hash,
-)
+from services.enrollment.domain.keys import MIN_SECRET, secret_hash
+from services.enrollment.domain.types import FIRST_TOKEN_LIFE, EnrollmentToken
 
 log = logs.get(__name__)
 

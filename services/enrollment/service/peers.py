@@ -11,7 +11,7 @@ import grpc
 from evergreen.v1 import identity_pb2, identity_pb2_grpc, policy_pb2, policy_pb2_grpc
 from servicekit import logs
 from servicekit.errors import unavailable
-from services.enrollment.domain import Device
+from services.enrollment.domain.types import Device
 
 log = logs.get(__name__)
 

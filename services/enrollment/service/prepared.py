@@ -11,7 +11,7 @@ from servicekit.ids import Clock
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from services.enrollment import store
-from services.enrollment.domain import Device, Status
+from services.enrollment.domain.types import Device, Status
 
 
 class PreparedDevices:

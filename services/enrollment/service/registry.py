@@ -15,17 +15,15 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
 from services.enrollment import store
-from services.enrollment.domain import (
-    Device,
-    Hardware,
-    Status,
+from services.enrollment.domain.keys import clean_serial
+from services.enrollment.domain.registry import (
     allow_reenrollment,
     approve,
-    clean_serial,
     decommission,
     prepare,
     reject,
 )
+from services.enrollment.domain.types import Device, Hardware, Status
 from services.enrollment.service.peers import Issued, Peers
 
 

@@ -16,14 +16,8 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
 from services.enrollment import store
-from services.enrollment.domain import (
-    MAX_TOKEN_LIFE,
-    TOKEN_LIFE,
-    EnrollmentToken,
-    clean_serials,
-    new_secret,
-    secret_hash,
-)
+from services.enrollment.domain.keys import clean_serials, new_secret, secret_hash
+from services.enrollment.domain.types import MAX_TOKEN_LIFE, TOKEN_LIFE, EnrollmentToken
 
 _SERIALS_A_PAGE: Final = 20_000
 """A page of tokens ends early rather than carry more serial numbers than this."""

@@ -1,0 +1,1 @@
+"""Enrollment's types and rules; no infrastructure."""
