@@ -24,6 +24,7 @@ UINT64: Final = (0, (1 << 64) - 1)
 MAX_BYTES: Final = 1 << 20
 ANY_TEXT: Final = r"^[^\x00]*$"
 """No string may hold NUL, for PostgreSQL stores none."""
+BASE64: Final = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 UUID_OR_NOTHING: Final = r"^(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
 
 GRPC_ONLY: Final = frozenset(
@@ -229,7 +230,7 @@ def _string(field: FieldDescriptor) -> Schema:
 def _bytes(longest: int | None) -> Schema:
     schema: Schema = {"type": "string", "contentEncoding": "base64"}
     if longest is not None:
-        schema["maxLength"] = -(-longest // 3) * 4
+        schema |= {"maxLength": -(-longest // 3) * 4, "pattern": BASE64}
     return schema
 
 
