@@ -80,7 +80,7 @@ def _provider(settings: GatewaySettings, issuer: str, audience: str, **where: li
             # Envoy does not fetch again when it meets an unknown key id, so it asks often; a new
             # key is published well before it signs. Through an outage it goes on with the keys it
             # has; without any, it answers 503 (see errors.py).
-            "cache_duration": seconds(5),
+            "cache_duration": seconds(settings.key_refresh),
             "async_fetch": {"failed_refetch_duration": seconds(1)},
         },
     }

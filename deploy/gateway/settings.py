@@ -96,6 +96,8 @@ class GatewaySettings:
     """Origins (`https://console.example.org`) of pages that may call with credentials."""
     trusted_proxies: int = 0
     """How many proxies in front append the client's address to `X-Forwarded-For`."""
+    key_refresh: float = 5
+    """Seconds between two looks at identity's token keys; a new key is published long before."""
     access_log: Literal["off", "errors", "all"] = "errors"
     """`errors`: what failed on this side; a client's own mistakes are not logged."""
     access_log_file: str = "/dev/stdout"
