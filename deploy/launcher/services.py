@@ -79,7 +79,8 @@ def process(
 
     return ProcessSpec(
         name=context,
-        argv=(sys.executable, "-m", f"services.{context}"),
+        # -P: the home's directories (secrets, nats, …) are no packages to import from.
+        argv=(sys.executable, "-P", "-m", f"services.{context}"),
         parse=parse_service,
         cwd=home.root,
         env=environment,
