@@ -416,7 +416,7 @@ async def test_a_lock_out_reaches_a_service_in_time_and_lasts(
     await access.load()
     following = asyncio.create_task(access.follower.run())
     try:
-        await _until(lambda: access.ready)
+        await _until(lambda: access.ready, seconds=30)
         assert _may_call(access, lost)
         await service.act("DecommissionDevice", lost)
         await service.act("AllowReenrollment", again)
@@ -443,7 +443,7 @@ def _may_call(access: DeviceAccess, device_id: str, version: int = 1) -> bool:
     return True
 
 
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+async def _until(condition: Any, seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.05)
