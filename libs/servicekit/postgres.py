@@ -75,9 +75,7 @@ def as_domain_error(error: BaseException) -> DomainError | None:
     """What callers are told of a database error; `None` when it is a defect of ours."""
     if isinstance(error, _RETRY):
         return unavailable("too many changes at once; nothing was changed, try again")
-    # An argument that asyncpg cannot encode is an InterfaceError too, but no outage: it fails
-    # again however often it is tried.
-    if isinstance(error, _AWAY) and not isinstance(error, ValueError):
+    if isinstance(error, _AWAY):
         # Not "nothing was changed": a connection can die while its commit is answered.
         return unavailable("the database is not available; try again")
     return None
@@ -104,6 +102,7 @@ class Database:
             max_inactive_connection_lifetime=300,
             timeout=ACQUIRE_SECONDS,
             command_timeout=STATEMENT_SECONDS,
+            reset=_nothing_to_reset,
             server_settings={"application_name": "evergreen", "timezone": "UTC"},
         )
         await pool
@@ -158,9 +157,16 @@ class Database:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Connection]:
-        """A connection outside transactions, for LISTEN."""
+        """A connection outside transactions, for LISTEN; it must come back without listeners."""
         async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
             yield connection
+
+
+async def _nothing_to_reset(connection: Connection) -> None:
+    """Spares every transaction a statement: all that ours set, ends with them.
+
+    asyncpg itself rolls back what a connection that comes back has open.
+    """
 
 
 def columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

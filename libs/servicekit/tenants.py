@@ -78,10 +78,9 @@ class TenantDirectory:
         for node in nodes:
             if node.parent_id is not None and node.id not in self._nodes:
                 self._children.setdefault(node.parent_id, []).append(node.id)
+            old = self._nodes.get(node.id)
             # The old code may be another tenant's by now.
-            if (old := self._nodes.get(node.id)) is not None and self._codes.get(
-                old.code
-            ) == node.id:
+            if old is not None and self._codes.get(old.code) == node.id:
                 del self._codes[old.code]
             self._nodes[node.id] = node
             self._codes[node.code] = node.id
