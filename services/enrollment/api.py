@@ -28,9 +28,7 @@ def _position(text: object) -> UUID:
 
 
 def _time(at: datetime | None) -> Timestamp | None:
-    if at is None:
-        return None
-    return timestamp(at)
+    return timestamp(at) if at else None
 
 
 def _token(shown: Shown, at: datetime) -> pb.EnrollmentToken:

@@ -7,6 +7,7 @@ from functools import partial
 from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
+from servicekit.device_service import device_methods
 from servicekit.sealing import Sealer
 from servicekit.settings import ServiceSettings
 from services.policy.api import DeviceApi, PolicyApi, PolicyInternalApi, PolicyKeyApi
@@ -43,7 +44,7 @@ async def build(kit: Kit) -> Parts:
         public=(
             partial(rpc.add_PolicyServiceServicer_to_server, PolicyApi(service)),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
-            DeviceApi(delivery).register,
+            device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
         internal=(
             partial(

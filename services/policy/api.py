@@ -6,7 +6,6 @@ import json
 from functools import lru_cache
 from uuid import UUID
 
-import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import json_format
 
@@ -27,8 +26,6 @@ from services.policy.domain import MAX_VERSION, Bundle, Policy, Published
 from services.policy.keys import KeyRing
 from services.policy.service import Change, PolicyService
 from services.policy.signing import PAYLOAD_TYPE
-
-DEVICE_SERVICE = device_pb2.DESCRIPTOR.services_by_name["DeviceService"].full_name
 
 
 class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
@@ -166,17 +163,6 @@ class DeviceApi:
         with_token = device_pb2.PolicyEnvelope(device_token=delivered.device_token)
         with_token.MergeFrom(envelope)
         return with_token
-
-    def register(self, server: grpc.aio.Server) -> None:
-        """Adds the method to a server; the others of the service live in other contexts."""
-        pull = grpc.unary_unary_rpc_method_handler(
-            self.PullPolicy,
-            request_deserializer=device_pb2.PullPolicyRequest.FromString,
-            response_serializer=device_pb2.PolicyEnvelope.SerializeToString,
-        )
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(DEVICE_SERVICE, {"PullPolicy": pull}),)
-        )
 
 
 class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):

@@ -8,6 +8,7 @@ from functools import partial
 from evergreen.v1 import enrollment_pb2_grpc, policy_pb2_grpc
 from evergreen.v1 import telemetry_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
+from servicekit.device_service import device_methods
 from services.telemetry.api import EventApi, InventoryApi
 from services.telemetry.device_api import DeviceApi
 from services.telemetry.http import routes
@@ -33,9 +34,10 @@ async def build(kit: Kit) -> Parts:
         kit.clock,
     )
     events = EventQueries(kit.database, kit.tenants, kit.clock)
+    devices = DeviceApi(reports)
     return Parts(
         public=(
-            DeviceApi(reports).register,
+            device_methods(ReportState=devices.report_state, ReportEvents=devices.report_events),
             partial(rpc.add_InventoryServiceServicer_to_server, InventoryApi(inventory)),
             partial(rpc.add_EventServiceServicer_to_server, EventApi(events)),
         ),

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import grpc
-
 from evergreen.v1 import device_pb2
 from servicekit.errors import invalid_field
 from servicekit.grpc_server import Context, checks_own_rules
@@ -28,30 +26,12 @@ from services.telemetry.domain.state import State, apps_text
 from services.telemetry.http import check_device
 from services.telemetry.service.reports import Reports
 
-_SERVICE = device_pb2.DESCRIPTOR.services_by_name["DeviceService"].full_name
-
 
 class DeviceApi:
     """What devices report, in gRPC."""
 
     def __init__(self, reports: Reports) -> None:
         self._reports = reports
-
-    def register(self, server: grpc.aio.Server) -> None:
-        """Registers only the methods that this context serves."""
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "ReportState": grpc.unary_unary_rpc_method_handler(
-                self.report_state,
-                request_deserializer=device_pb2.ReportStateRequest.FromString,
-                response_serializer=device_pb2.ReportStateResponse.SerializeToString,
-            ),
-            "ReportEvents": grpc.unary_unary_rpc_method_handler(
-                self.report_events,
-                request_deserializer=device_pb2.ReportEventsRequest.FromString,
-                response_serializer=device_pb2.ReportEventsResponse.SerializeToString,
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
 
     async def report_state(
         self, request: device_pb2.ReportStateRequest, context: Context
