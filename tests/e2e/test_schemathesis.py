@@ -26,6 +26,8 @@ CALLERS = 8
 
 CONFIG = """
 hooks = "{hooks}"
+# The same requests every time, as far as they do not hold what the product answered.
+seed = 20261124
 tls-verify = "{ca_file}"
 workers = 2
 request-timeout = 35
