@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.gateway.envoy import Config, extension
+from deploy.gateway.envoy import Config, extension, header_is
 from deploy.gateway.settings import GatewaySettings
 from servicekit.call import H_SUBJECT
 
@@ -45,13 +45,12 @@ def access_logs(settings: GatewaySettings) -> list[Config]:
 
 
 def _failed_here() -> Config:
-    # The gateway's own answers to JSON calls get a gRPC status too, but a rougher one.
+    # A failed gRPC call is an HTTP 200. Only gRPC's own requests are asked for their status: to a
+    # plain 200 without one, such as every device call in JSON, Envoy gives the status UNKNOWN.
+    is_grpc = {"header_filter": {"header": header_is("content-type", prefix="application/grpc")}}
     grpc = {"grpc_status_filter": {"statuses": _OUR_FAULT}}
-    return {
-        "or_filter": {
-            "filters": [_status("GE", 500), {"and_filter": {"filters": [_status("EQ", 200), grpc]}}]
-        }
-    }
+    failed_grpc = {"and_filter": {"filters": [_status("EQ", 200), is_grpc, grpc]}}
+    return {"or_filter": {"filters": [_status("GE", 500), failed_grpc]}}
 
 
 def _status(comparison: str, status: int) -> Config:

@@ -220,3 +220,13 @@ def _count(org: Org, device_id: str) -> int:
     )
     assert answer.status_code == 200
     return answer.text.count("\n") - 1
+
+
+def test_what_goes_well_leaves_no_line_in_the_gateways_log(stack: Stack, org: Org) -> None:
+    """200,000 devices would fill the disk; only what failed on this side is logged."""
+    agent = org.device()
+    agent.pull()
+    agent.report_state()
+    ok(org.owner.get("/api/devices"))
+    log = (stack.home / "logs" / "gateway.log").read_text()
+    assert '"status":200' not in log
