@@ -28,6 +28,7 @@ from servicekit.errors import (
 H_ERROR: Final = "x-evergreen-error"
 """Trailing metadata: the whole JSON body that the gateway answers for a failed call."""
 MAX_MESSAGE: Final = 64 << 20
+_UNCOMPRESSED: Final = 1
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 _REFLECTED: Final = (
@@ -239,6 +240,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # The gateway limits what is sent, not what that unpacks to.
+                ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
             ],
         )
         self._health = HealthServicer()
