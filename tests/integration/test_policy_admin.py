@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -322,3 +323,45 @@ async def test_keys_are_kept_and_sealed(world: World) -> None:
     sealed = await connection.fetchval("SELECT sealed_seed FROM policy.signing_keys")
     await connection.close()
     assert len(sealed) > 32
+
+
+def _json(random: Random, depth: int = 0) -> Any:
+    """Any JSON, made of the words that policies are made of."""
+    words = [
+        "apps",
+        "required",
+        "id",
+        "network",
+        "wifi",
+        "eap",
+        "configuration",
+        "",
+        "\0",
+        "\U0001f600",
+    ]
+    kind = random.randrange(5 if depth > 4 else 8)
+    if kind == 0:
+        return random.choice([None, True, False])
+    if kind in (1, 2):
+        return random.choice([0, -1, 2.5, 1e300, float("nan"), float("-inf"), 2**53])
+    if kind in (3, 4):
+        return random.choice(words)
+    if kind == 5:
+        return [_json(random, depth + 1) for _ in range(random.randrange(3))]
+    return {random.choice(words): _json(random, depth + 1) for _ in range(random.randrange(4))}
+
+
+async def test_no_bundle_makes_the_service_fail(world: World) -> None:
+    """Whatever JSON is sent, also deeply nested, is stored or refused with its fields."""
+    random = Random(7)
+    deep: Any = "x"
+    for _ in range(30):
+        deep = [deep]
+    bundles = [deep, {"apps": deep}, {"configuration": {"apps": deep}}]
+    for bundle in bundles + [_json(random) for _ in range(150)]:
+        try:
+            policy = await world.admin.create(ORG.id, bundle)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, bundle
+        else:
+            assert bundle_of(policy) == bundle
