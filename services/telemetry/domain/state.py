@@ -18,7 +18,7 @@ MAX_APPS: Final = 5_000
 MAX_UINT64: Final = (1 << 64) - 1
 _MAX_APP_TEXT: Final = 256
 _MAX_UPDATE_STATUS: Final = 1_024
-_MAX_LAST_ERROR: Final = 8_192
+_MAX_LAST_ERROR: Final = 65_536
 
 SETTLED: Final = timedelta(minutes=15)
 """How long a stored state holds out against one that claims to be older (see `is_newer`)."""
