@@ -59,9 +59,9 @@ class Kit:
 
     def channel(self, context: str) -> grpc.aio.Channel:
         """The channel to another service's internal listener."""
-        return self._channels.setdefault(
-            context, open_channel(self.settings.target(context), self.context)
-        )
+        if context not in self._channels:
+            self._channels[context] = open_channel(self.settings.target(context), self.context)
+        return self._channels[context]
 
     def device_access(self) -> DeviceAccess:
         """What refuses locked-out devices; for services that devices call."""
@@ -140,8 +140,8 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
         loop.add_signal_handler(signum, stop.set)
     database = await Database.open(settings)
     messaging = Messaging(settings)
-    channels: dict[str, grpc.aio.Channel] = {}
-    identity = channels.setdefault("identity", open_channel(settings.target("identity"), context))
+    identity = open_channel(settings.target("identity"), context)
+    channels = {"identity": identity}
     tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
     kit = Kit(
         context,
@@ -222,11 +222,14 @@ async def start(kit: Kit, build: Build) -> Running:
     """Starts a service; returns when it serves."""
     await _until_schema_is_new_enough(kit)
     parts = await build(kit)
-    chain = CallChain(max_calls=kit.settings.max_calls, tenants=kit.tenants, devices=parts.devices)
+    most = kit.settings.max_calls
+    chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices)
     public = GrpcServer(
         kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False
     )
-    internal = GrpcServer(kit.settings.internal_listen, chain, parts.internal, (), internal=True)
+    # A count of its own: a herd of devices must not keep the other services from the feeds.
+    inside = CallChain(max_calls=most)
+    internal = GrpcServer(kit.settings.internal_listen, inside, parts.internal, (), internal=True)
     app = DeviceApp(chain, parts.routes, parts.portal)
     http = HttpServer(kit.settings.http_listen, app) if kit.settings.http_listen else None
     if parts.devices is not None:

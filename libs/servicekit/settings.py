@@ -56,7 +56,8 @@ class ServiceSettings(BaseSettings):
     max_calls: int = Field(
         default=1024,
         ge=1,
-        description="Calls in flight; further ones are refused with a delay.",
+        description="Calls in flight, from outside and from other services each; further ones are"
+        " refused with a delay.",
     )
 
     def target(self, context: str) -> str:

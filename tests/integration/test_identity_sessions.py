@@ -139,3 +139,32 @@ async def test_a_service_that_has_started_answers_users(
     )
     await serve(kit, build)
     assert kit.tenants.follower.synced
+
+
+async def test_calls_from_outside_do_not_keep_the_services_out(
+    make_kit: MakeKit, serve: ServeService, tmp_path: Path
+) -> None:
+    """A service that is full for its callers still tells the others who is cut off."""
+    secret = tmp_path / "password"
+    secret.write_text(PASSWORD)
+    kit = await make_kit(
+        "identity", IdentitySettings, admin_email=OWNER, admin_password_file=secret, max_calls=1
+    )
+    await serve(kit, build)
+    async with (
+        grpc.aio.insecure_channel(kit.settings.grpc_listen) as public,
+        grpc.aio.insecure_channel(kit.settings.internal_listen) as internal,
+    ):
+        auth = rpc.AuthServiceStub(public)
+        wrong = pb.LoginRequest(email=OWNER, password="wrong password")
+        slow = auth.Login(wrong, metadata=callers.anonymous())
+        await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await auth.Login(wrong, metadata=callers.anonymous())
+        assert refused(error)["status"] == "RESOURCE_EXHAUSTED"
+        feed = await rpc.IdentityInternalServiceStub(internal).ListAccessChanges(
+            pb.ListAccessChangesRequest()
+        )
+        assert feed.tenants
+        with pytest.raises(grpc.aio.AioRpcError):
+            await slow
