@@ -18,14 +18,13 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.errors import invalid_field
-from servicekit.logs import brief
+from servicekit.logs import Repeated, brief
 from servicekit.postgres import Connection
 
 log = logs.get(__name__)
 
 DEFAULT_LIMIT: Final = 1000
 POLL_SECONDS: Final = 1.0
-_TELL_AFTER: Final = 5
 _NIL: Final = UUID(int=0)
 
 
@@ -109,7 +108,7 @@ class Follower:
         self._fetch = fetch
         self._cursor = ""
         self._lock = asyncio.Lock()
-        self._failures = 0
+        self._outage = Repeated(log, "a feed is away", feed=name)
         self._readings = 0
         self._last_good = 0
         self.synced = False
@@ -148,10 +147,7 @@ class Follower:
         while True:
             try:
                 await self.refresh()
-                self._failures = 0
+                self._outage.worked()
             except Exception as error:
-                self._failures += 1
-                # At a common start, and when the other one restarts, a few failures are normal.
-                if self._failures == _TELL_AFTER:
-                    log.warning("a feed is away", feed=self._name, error=brief(error))
+                self._outage.failed(error)
             await asyncio.sleep(POLL_SECONDS)

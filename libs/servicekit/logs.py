@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from servicekit.call import current_call
+
+_TELL_AFTER: Final = 5
 
 
 def _add_call(
@@ -82,6 +84,31 @@ def brief(error: BaseException) -> str:
     details = getattr(error, "details", None)
     text = details() if callable(details) else str(error)
     return f"{type(error).__name__}: {' '.join(str(text).split())[:300]}"
+
+
+class Repeated:
+    """Tells of work that is tried again and again: of an outage once, not every second.
+
+    At a common start, and when another part restarts, a few failures are normal.
+    """
+
+    def __init__(self, logger: structlog.stdlib.BoundLogger, what: str, **names: str) -> None:
+        self._log = logger
+        self._what = what
+        self._names = names
+        self._failures = 0
+
+    def failed(self, error: BaseException) -> None:
+        """Notes a failure; a warning when it is the one that makes an outage of them."""
+        self._failures += 1
+        tell = self._log.warning if self._failures == _TELL_AFTER else self._log.debug
+        tell(self._what, error=brief(error), **self._names)
+
+    def worked(self) -> None:
+        """Notes a success; tells of it after an outage."""
+        if self._failures >= _TELL_AFTER:
+            self._log.info(f"{self._what}: over", **self._names)
+        self._failures = 0
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

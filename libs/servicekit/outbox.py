@@ -11,7 +11,7 @@ import asyncpg
 
 from servicekit import logs
 from servicekit.events import Event
-from servicekit.logs import brief
+from servicekit.logs import Repeated
 from servicekit.messaging import AUDIT, KEEP, Messaging
 from servicekit.postgres import Connection, Database
 
@@ -40,14 +40,16 @@ async def relay(
         linger: seconds between `wake` and the call. The event is set before its transaction
             commits, so that a moment is needed; a longer one gathers what is published at once.
     """
+    outage = Repeated(log, "events wait to be published")
     while True:
         # Before it looks: what is written meanwhile is looked for once more.
         wake.clear()
         try:
             await publish(await messaging.ensure_stream())
+            outage.worked()
         except Exception as error:
             # The database or NATS is away; the rows wait, and so do we.
-            log.debug("a relay waits", error=brief(error))
+            outage.failed(error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
             await asyncio.sleep(linger)
@@ -95,24 +97,14 @@ class Outbox:
                 " WHERE published_at IS NULL ORDER BY id LIMIT $1",
                 _BATCH,
             )
-            published = await self._publish(messaging, rows)
+            published, failure = await _publish(messaging, rows)
             await connection.execute(
                 f"UPDATE {self._context}.outbox SET published_at = now() WHERE id = ANY($1)",
                 published,
             )
+        if failure is not None:
+            raise failure
         return len(published)
-
-    async def _publish(self, messaging: Messaging, rows: Sequence[asyncpg.Record]) -> list[object]:
-        published: list[object] = []
-        for row in rows:
-            try:
-                await messaging.publish(row["subject"], row["payload"].encode(), str(row["id"]))
-            except Exception as error:
-                # Not raised: what was published before it is marked, the rest waits.
-                log.debug("an outbox waits", error=brief(error))
-                break
-            published.append(row["id"])
-        return published
 
     async def _follow_stream(self, incarnation: str) -> None:
         """Publishes everything again when the stream is not the one that had it."""
@@ -150,3 +142,17 @@ class Outbox:
                 f"DELETE FROM {self._context}.outbox WHERE published_at < now() - $1::interval",
                 KEEP,
             )
+
+
+async def _publish(
+    messaging: Messaging, rows: Sequence[asyncpg.Record]
+) -> tuple[list[object], Exception | None]:
+    """Publishes in order; answers the ids of what the stream has, and what stopped it."""
+    published: list[object] = []
+    for row in rows:
+        try:
+            await messaging.publish(row["subject"], row["payload"].encode(), str(row["id"]))
+        except Exception as error:
+            return published, error
+        published.append(row["id"])
+    return published, None

@@ -134,3 +134,30 @@ async def test_a_service_may_publish_for_its_own_context_only(make_kit: MakeKit)
     await kit.messaging.ensure_stream()
     with pytest.raises(nats.errors.Error):
         await kit.messaging.publish(f"evergreen.v1.{uuid4()}.policy.published", b"{}", "x")
+
+
+async def test_what_the_stream_has_is_marked_when_the_next_one_fails(
+    make_kit: MakeKit, jetstream: JetStreamContext
+) -> None:
+    """The rest waits in its order; nothing that was published is published again."""
+    kit, tenant = await make_kit("identity"), uuid4()
+    sent: list[str] = []
+
+    class Failing(Messaging):
+        async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
+            if len(sent) == 2:
+                raise TimeoutError
+            sent.append(message_id)
+            await super().publish(subject, payload, message_id)
+
+    ids = await write(kit, tenant, "a", "b", "c")
+    failing = Failing(kit.settings)
+    async with relay(kit, failing):
+        assert await received(jetstream, tenant, 2) == ids[:2]
+        await asyncio.sleep(0.3)
+    await failing.close()
+    async with kit.database.transaction() as connection:
+        rows = await connection.fetch("SELECT id FROM identity.outbox WHERE published_at IS NULL")
+    assert [str(row["id"]) for row in rows] == ids[2:]
+    async with relay(kit):
+        assert await received(jetstream, tenant, 3) == ids

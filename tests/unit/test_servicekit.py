@@ -16,6 +16,7 @@ from servicekit.app import open_channel
 from servicekit.errors import Code, DomainError
 from servicekit.feed import Follower
 from servicekit.ids import now
+from servicekit.logs import Repeated
 from servicekit.pagination import decode_token, encode_token
 from servicekit.postgres import as_domain_error
 from servicekit.tenants import TenantDirectory, TenantNode
@@ -131,3 +132,29 @@ async def test_a_code_that_changed_hands_stays_with_its_new_tenant() -> None:
     assert found is not None
     assert found.id == new.id
     await channel.close()
+
+
+def test_an_outage_is_told_once_and_when_it_is_over() -> None:
+    """A few failures are normal at a start; an outage is not told every second."""
+    told: list[str] = []
+
+    class Log:
+        def warning(self, what: str, **_: str) -> None:
+            told.append(f"warning: {what}")
+
+        def info(self, what: str, **_: str) -> None:
+            told.append(f"info: {what}")
+
+        def debug(self, what: str, **_: str) -> None:
+            """Not told."""
+
+    repeated = Repeated(Log(), "it is away")  # type: ignore[arg-type]  # what it uses of a logger
+    repeated.failed(OSError())
+    repeated.worked()
+    assert told == []
+    for _ in range(20):
+        repeated.failed(OSError())
+    assert told == ["warning: it is away"]
+    repeated.worked()
+    repeated.worked()
+    assert told == ["warning: it is away", "info: it is away: over"]
