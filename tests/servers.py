@@ -114,7 +114,7 @@ class Servers:
 
     async def stop(self) -> None:
         if self._admin is not None:
-            await self._admin.close()
+            self._admin.terminate()
         await self.supervisor.stop(_STOP)
 
     @asynccontextmanager

@@ -10,6 +10,9 @@ from typing import Any, Final
 STREAM: Final = "EVERGREEN"
 SUBJECTS: Final = "evergreen.v1"
 
+INBOX: Final = "_INBOX_"
+"""Where answers to a service arrive, followed by its name: nobody reads another one's."""
+
 CONSUMERS: Final[Mapping[str, tuple[str, ...]]] = {"audit": ("audit",)}
 """The durable consumers that a service may have; one may read the events of all contexts."""
 
@@ -41,7 +44,7 @@ def permissions(context: str) -> dict[str, Any]:
             f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}",
             f"$JS.ACK.{STREAM}.{durable}.>",
         ]
-    return {"publish": {"allow": publish}, "subscribe": {"allow": ["_INBOX.>"]}}
+    return {"publish": {"allow": publish}, "subscribe": {"allow": [f"{INBOX}{context}.>"]}}
 
 
 def render(port: int, monitor_port: int, store: Path, passwords: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from nats.js.errors import NotFoundError
 from servicekit import logs
 from servicekit.events import STREAM, SUBJECT_ROOT
 from servicekit.ids import new_id
-from servicekit.logs import brief
+from servicekit.logs import Repeated, brief
 from servicekit.settings import ServiceSettings, read_secret
 
 log = logs.get(__name__)
@@ -69,6 +69,8 @@ class Messaging:
                     user=self._settings.nats_user or None,
                     password=read_secret(self._settings.nats_password_file) or None,
                     name=self._settings.nats_user or "evergreen",
+                    # Each user may read its own answers only (deploy/nats).
+                    inbox_prefix=f"_INBOX_{self._settings.nats_user}",
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.5,
@@ -170,11 +172,12 @@ class Messaging:
         Messages are acknowledged after `handle` returned. When it raises, the whole batch comes
         again, so `handle` must be idempotent.
         """
+        outage = Repeated(log, "messages wait to be handled", consumer=durable)
         while True:
             try:
-                await self._consume(durable, subject, handle, batch)
+                await self._consume(durable, subject, handle, batch, outage)
             except Exception as error:
-                log.debug("the consumer waits", error=brief(error))
+                outage.failed(error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _consume(
@@ -183,6 +186,7 @@ class Messaging:
         subject: str,
         handle: Callable[[Sequence[Msg]], Awaitable[None]],
         batch: int,
+        outage: Repeated,
     ) -> None:
         await self.ensure_stream()
         jetstream = await self._jetstream()
@@ -201,6 +205,7 @@ class Messaging:
                 except NatsTimeout:
                     # Nothing new, or the stream is gone; the latter raises here.
                     await jetstream.consumer_info(STREAM, durable)
+                    outage.worked()
                     continue
                 try:
                     await handle(messages)
@@ -211,6 +216,7 @@ class Messaging:
                     )
                     raise
                 await asyncio.gather(*(message.ack() for message in messages))
+                outage.worked()
         finally:
             await subscription.unsubscribe()
 

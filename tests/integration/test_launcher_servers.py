@@ -21,6 +21,7 @@ from deploy.launcher.home import Home, password
 from deploy.launcher.postgres import SUPERUSER_SECRET, Postgres
 from deploy.postgres import roles
 from servicekit.access import CONTEXTS
+from tests import servers as test_servers
 from tests.servers import Servers
 
 TENANT = "01a20c56-388e-7575-b476-cc283ec789a1"
@@ -187,26 +188,26 @@ async def test_roles_are_the_same_at_the_second_start(servers: Servers) -> None:
         await connection.close()
 
 
-async def test_a_killed_server_recovers_with_everything_acknowledged(servers: Servers) -> None:
+async def test_a_killed_server_recovers_with_everything_acknowledged(tmp_path: Path) -> None:
     """kill -9 of PostgreSQL: the supervisor brings it back, with every committed row."""
-    connection = await servers.postgres.connect()
-    assert connection is not None
-    await connection.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
-    await connection.executemany("INSERT INTO kept VALUES ($1)", [(n,) for n in range(100)])
-    process = servers.supervisor["postgres"]
-    killed = process.pid
-    assert killed is not None
-    os.kill(killed, signal.SIGKILL)
-    await connection.close(timeout=1)
-    async with asyncio.timeout(30):
-        while (again := await servers.postgres.connect()) is None:
-            await asyncio.sleep(0.05)
-    try:
-        assert process.pid not in (killed, None)
-        assert await again.fetchval("SELECT count(*) FROM kept") == 100
-        await again.execute("DROP TABLE kept")
-    finally:
-        await again.close()
+    async with test_servers.running(tmp_path / "home") as own:
+        connection = await own.postgres.connect()
+        assert connection is not None
+        await connection.execute("CREATE TABLE kept (n int)")
+        await connection.executemany("INSERT INTO kept VALUES ($1)", [(n,) for n in range(100)])
+        process = own.supervisor["postgres"]
+        killed = process.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        connection.terminate()
+        async with asyncio.timeout(30):
+            while (again := await own.postgres.connect()) is None or process.pid == killed:
+                await asyncio.sleep(0.05)
+        try:
+            assert process.pid is not None
+            assert await again.fetchval("SELECT count(*) FROM kept") == 100
+        finally:
+            await again.close()
 
 
 async def test_an_unfinished_or_stale_data_directory_is_no_obstacle(tmp_path: Path) -> None:
