@@ -164,11 +164,13 @@ class TenantDirectory:
         """The tenants that a list shows: one, when `org_id` names it, else the caller's subtree."""
         if caller.kind is not CallerKind.USER:
             raise unauthenticated("NO_USER", "only users list")
-        if org_id:
-            node = await self.require(caller, org_id)
-            return self.scope(node.id)
-        await self._known(UUID(caller.tenant_id))
-        return self.scope(UUID(caller.tenant_id))
+        tenant_id = UUID(caller.tenant_id)
+        node = await self.require(caller, org_id) if org_id else await self._known(tenant_id)
+        if node is not None and node.kind == "reseller":
+            # An organisation that was made a moment ago belongs into the list. The root's scope
+            # needs no list of tenants, and an organisation has none below it.
+            await self.follower.try_refresh()
+        return self.scope(node.id if node is not None else tenant_id)
 
     async def by_code(self, code: str) -> TenantNode | None:
         """The organisation with a tenant code; codes are unique in the whole system."""

@@ -5,7 +5,7 @@ RPCs: AuditService. Receives all events, `evergreen.v1.>`; sends none. Of teleme
 
 Every event of an admin's action and of a device's life becomes one entry (its id is the event's
 id) in its tenant's chain, in the order of arrival. `servicekit.auditchain` is the format,
-`servicekit.auditverify` the check, docs/adr/0020-audit-chain.md the reasons.
+`servicekit.auditverify` the check, docs/adr/0015-audit-chain.md the reasons.
 
 No action is without its entry, because:
 
