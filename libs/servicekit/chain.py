@@ -72,13 +72,13 @@ class CallChain:
         self._devices = devices
         self._in_flight = 0
 
-    def begin(self, rpc: str, headers: Mapping[str, str], *, internal_listener: bool) -> Call:
+    def _begin(self, rpc: str, headers: Mapping[str, str], *, internal_listener: bool) -> Call:
         """Steps 1 to 3: admits the call and identifies its caller.
 
-        A call that was admitted must be handed to `end` afterwards.
+        A call that was admitted must be followed by `_end`.
 
         Raises:
-            DomainError: when the call is refused; then it must not be handed to `end`.
+            DomainError: when the call is refused; then `_end` must not follow.
         """
         if self._in_flight >= self._max_calls:
             raise exhausted("TOO_MANY_CALLS", "the service is busy; try again", retry_after=1)
@@ -90,7 +90,7 @@ class CallChain:
         IN_FLIGHT.inc()
         return call
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Gives the call's place to another one."""
         self._in_flight -= 1
         IN_FLIGHT.dec()
@@ -130,12 +130,12 @@ class CallChain:
         code = "OK"
         token = None
         try:
-            call = self.begin(rpc, headers, internal_listener=internal_listener)
+            call = self._begin(rpc, headers, internal_listener=internal_listener)
             token = current_call.set(call)
             try:
                 return await handler(call)
             finally:
-                self.end()
+                self._end()
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
