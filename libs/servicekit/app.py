@@ -1,8 +1,9 @@
 """How a service starts, serves and stops; the same for all of them.
 
 Start: settings, logs, the database (waited for, with its schema new enough), the listener for
-the other services, what identity knows, background work, then the listeners for the gateway. Stop (SIGTERM, SIGINT): say NOT_SERVING, serve on while callers notice,
-refuse new calls, finish those in flight, write what waits, close.
+the other services, what identity knows, background work, then the listeners for the gateway.
+Stop (SIGTERM, SIGINT): say NOT_SERVING, serve on while callers notice, refuse new calls, finish
+those in flight, write what waits, close.
 """
 
 from __future__ import annotations
