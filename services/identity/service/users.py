@@ -84,7 +84,8 @@ class Users:
         )
         password_hash = await self._passwords.hash(password) if password is not None else None
         invitation = None if password is not None else new_secret()
-        async with self._database.transaction() as connection:
+        scope = self._directory.scope(UUID(call.caller.tenant_id))
+        async with self._database.transaction(scope) as connection:
             await self._check_actor(connection, call)
             await store.insert_user(
                 connection,
