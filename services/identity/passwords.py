@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Final, TypeVar
 
 import nacl.exceptions
@@ -80,12 +80,16 @@ class Passwords:
 
 
 def _network(address: str) -> str:
-    if ":" not in address:
-        return address
+    """Who an address stands for: itself, or the /64 of an IPv6 address."""
     try:
-        return str(ip_network((address, 64), strict=False))
+        parsed = ip_address(address)
     except ValueError:
         return address
+    if isinstance(parsed, IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((parsed, 64), strict=False))
 
 
 @dataclass(slots=True)

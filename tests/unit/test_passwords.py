@@ -108,6 +108,10 @@ async def test_an_ipv6_client_is_its_network() -> None:
     assert clock.slept == [0.5, 1.0, 2.0]
     clock.slept.clear()
     await _fail(throttle, "a@x", "2001:db8:0:2::1", 1)
+    await _fail(throttle, "b@x", "::ffff:192.0.2.1", 8)
+    clock.slept.clear()
+    await _fail(throttle, "b@x", "::ffff:192.0.2.2", 1)
+    await _fail(throttle, "b@x", "192.0.2.2", 1)
     assert clock.slept == []
 
 
