@@ -133,6 +133,18 @@ def check_may_manage(actor_role: Role | None, *roles: Role) -> None:
         raise permission_denied("OWNERS_MANAGE_OWNERS", "only an Owner may manage Owners")
 
 
+def check_may_invite(actor_role: Role | None, user: User) -> None:
+    """An Admin takes over nobody's account: an invitation voids the password that it replaces.
+
+    Raises:
+        DomainError: PERMISSION_DENIED for an Admin who invites an Admin that is not only invited.
+    """
+    if actor_role is not Role.OWNER and user.role is Role.ADMIN and user.status != "invited":
+        raise permission_denied(
+            "OWNERS_INVITE_ADMINS_AGAIN", "only an Owner may invite an Admin again"
+        )
+
+
 def check_not_self(actor_id: str, user: User) -> None:
     """Nobody locks themselves out.
 

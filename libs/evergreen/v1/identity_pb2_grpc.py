@@ -614,7 +614,8 @@ class UserServiceServicer:
 
     def InviteUser(self, request, context):
         """Invites a user (again): the old password and all sessions end, and the
-        response holds a new invitation token.
+        response holds a new invitation token. Only an Owner may do this to an
+        Admin who has set a password.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

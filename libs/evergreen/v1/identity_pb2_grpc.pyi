@@ -211,7 +211,8 @@ class UserServiceStub:
     """Disables a user and ends all sessions of the user."""
     InviteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]
     """Invites a user (again): the old password and all sessions end, and the
-    response holds a new invitation token.
+    response holds a new invitation token. Only an Owner may do this to an
+    Admin who has set a password.
     """
 
 @_typing.type_check_only
@@ -233,7 +234,8 @@ class UserServiceAsyncStub(UserServiceStub):
     """Disables a user and ends all sessions of the user."""
     InviteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """Invites a user (again): the old password and all sessions end, and the
-    response holds a new invitation token.
+    response holds a new invitation token. Only an Owner may do this to an
+    Admin who has set a password.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -288,7 +290,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
         """Invites a user (again): the old password and all sessions end, and the
-        response holds a new invitation token.
+        response holds a new invitation token. Only an Owner may do this to an
+        Admin who has set a password.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -17,6 +17,7 @@ from services.identity import store
 from services.identity.domain import (
     INVITATION_LIFE,
     User,
+    check_may_invite,
     check_may_manage,
     check_not_self,
     new_secret,
@@ -144,6 +145,7 @@ class Users:
         async with self._database.transaction(scope) as connection:
             before = await self._manageable(connection, call, user_id)
             check_not_self(call.caller.id, before)
+            check_may_invite(call.caller.role, before)
             after = replace(before, status="invited")
             at = self._clock()
             await store.set_invitation(
