@@ -118,10 +118,10 @@ def open_channel(target: str, name: str) -> grpc.aio.Channel:
         interceptors=[_ServiceName(name)],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE),
-            # A service that was restarted is found again within a second.
+            # A service that was restarted is found again at once.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 250),
             ("grpc.enable_http_proxy", 0),
         ],
     )
