@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 from evergreen.v1 import enrollment_pb2, enrollment_pb2_grpc
-from servicekit.errors import not_found, unavailable
+from servicekit.errors import failed_precondition, not_found, unavailable
 from servicekit.feed import Follower
 from servicekit.postgres import Database, Scope
 from services.policy import delivery_store, store
+
+_IN_USE: Final = frozenset({"active", "prepared"})
 
 
 class DeviceDirectory:
@@ -28,15 +31,17 @@ class DeviceDirectory:
         async with self._database.transaction() as connection:
             self.follower.start_at(await delivery_store.devices_cursor(connection))
 
-    async def org_of(self, scope: Scope, device_id: UUID) -> tuple[UUID, str]:
-        """The org of a device in the scope, and its status; asks the registry about a new one.
+    async def org_of_active(self, scope: Scope, device_id: UUID) -> UUID:
+        """The org of a device in the scope that may pull policies.
+
+        Before it refuses, it asks the registry: the device may have been admitted a moment ago.
 
         Raises:
-            DomainError: NOT_FOUND when the scope has no such device; UNAVAILABLE when it is not
-                known here and the registry cannot be asked.
+            DomainError: NOT_FOUND when the scope has no such device; FAILED_PRECONDITION when it
+                is not in use; UNAVAILABLE when the registry cannot be asked.
         """
         found = await self._find(scope, device_id)
-        if found is None:
+        if found is None or found[1] not in _IN_USE:
             try:
                 await self.follower.refresh()
             except Exception as error:
@@ -44,7 +49,10 @@ class DeviceDirectory:
             found = await self._find(scope, device_id)
         if found is None:
             raise not_found("device", str(device_id))
-        return found
+        org_id, status = found
+        if status not in _IN_USE:
+            raise failed_precondition("DEVICE_NOT_ACTIVE", f"the device is {status}")
+        return org_id
 
     async def _find(self, scope: Scope, device_id: UUID) -> tuple[UUID, str] | None:
         async with self._database.transaction(scope) as connection:

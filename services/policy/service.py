@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from servicekit.call import Caller
-from servicekit.errors import aborted, failed_precondition, invalid_field, not_found
+from servicekit.errors import aborted, invalid_field, not_found
 from servicekit.events import Event
 from servicekit.ids import Clock, new_id
 from servicekit.outbox import Outbox
@@ -198,9 +198,7 @@ class PolicyService:
     async def sync_device(self, caller: Caller, device_id: UUID) -> datetime:
         """Has a device apply its policy again at its next poll."""
         scope = await self._tenants.query_scope(caller, "")
-        org_id, status = await self._devices.org_of(scope, device_id)
-        if status not in ("active", "prepared"):
-            raise failed_precondition("DEVICE_NOT_ACTIVE", f"the device is {status}")
+        org_id = await self._devices.org_of_active(scope, device_id)
         now = self._clock()
         async with self._database.transaction(scope) as connection:
             await store.request_sync(connection, device_id, org_id, now)

@@ -299,6 +299,16 @@ async def test_only_ones_own_live_devices_are_synchronised(world: World) -> None
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
+async def test_a_device_is_synchronised_the_moment_it_is_admitted(world: World) -> None:
+    """What the service remembers of a device may be a second old; it asks before it refuses."""
+    device = uuid4()
+    world.neighbours.registry.add(device, ORG.id, "pending")
+    refused = await refusal(lambda: world.admin.call("SyncDevice", id=str(device)))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    world.neighbours.registry.add(device, ORG.id)
+    assert (await world.admin.call("SyncDevice", id=str(device))).HasField("requested_at")
+
+
 async def test_the_service_role_sees_no_other_tenant(world: World) -> None:
     """Row security hides a tenant's rows from a transaction that is bound to another one."""
     await world.admin.published(ORG.id, DOCUMENT)
