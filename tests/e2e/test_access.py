@@ -14,7 +14,7 @@ from servicekit.access import Audience, Role
 from tests.e2e import tokens
 from tests.e2e.rpcs import Rpc, rpcs
 from tests.e2e.world import Org, assert_error, make_org
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 _USER = [r for r in rpcs() if r.rule.audience is Audience.USER]
 _DEVICE = [r for r in rpcs() if r.rule.audience in {Audience.DEVICE, Audience.DEVICE_LAPSED}]
@@ -131,7 +131,7 @@ def test_internal_calls_cannot_be_reached(stack: Stack, org: Org, rpc: Rpc) -> N
         call = channel.unary_unary(rpc.name)
         for metadata in ((), (("authorization", token),)):
             with pytest.raises(grpc.RpcError) as error:
-                call(b"", metadata=metadata, timeout=10)
+                call(b"", metadata=metadata, timeout=60)
             assert error.value.code() in {  # type: ignore[attr-defined]  # grpc's errors are calls too
                 grpc.StatusCode.UNIMPLEMENTED,
                 grpc.StatusCode.NOT_FOUND,
@@ -148,7 +148,7 @@ def test_a_logged_out_session_is_refused_by_every_service(stack: Stack, org: Org
         assert client.get(path).status_code == 200, path
     assert client.post("/auth/logout", json={}).status_code == 200
     for path in reads:
-        until(lambda p=path: client.get(p).status_code == 401, 5, f"{path} still answers")
+        until(lambda p=path: client.get(p).status_code == 401, PATIENCE, f"{path} still answers")
 
 
 def test_a_session_cookie_is_as_good_as_a_bearer_token(stack: Stack, org: Org) -> None:

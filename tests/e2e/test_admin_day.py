@@ -15,7 +15,7 @@ from servicekit.access import Audience
 from tests.agent import CallError
 from tests.e2e.rpcs import rpcs
 from tests.e2e.world import DOCUMENT, PASSWORD, Org, assert_error, make_org, ok
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 
 class Recorder:
@@ -163,7 +163,7 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     def complete() -> bool:
         return len(_relevant(entries_of(org))) >= me.wanted.total()
 
-    until(complete, 15, "audit entries are missing")
+    until(complete, PATIENCE, "audit entries are missing")
     found = _relevant(entries_of(org))
     assert Counter((e["actor"], e["action"], e["resource"]) for e in found) == me.wanted
     for entry in found:
@@ -207,7 +207,7 @@ def test_the_audit_log_can_be_filtered(org: Org) -> None:
             )
             == 2
         ),
-        10,
+        PATIENCE,
         "the entries did not arrive",
     )
     found = ok(org.owner.get("/api/audit", params={"action": "policy.published"}))["entries"]

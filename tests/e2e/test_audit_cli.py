@@ -13,7 +13,7 @@ import asyncpg
 
 from deploy.launcher.home import Home
 from tests.e2e.world import PASSWORD, Org, ok
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 
 def evergreen(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +59,7 @@ def some_entries(org: Org) -> None:
         answer = ok(org.root.get("/api/audit", params={"orgId": org.id}))
         return [e["action"] for e in answer["entries"]].count("policy.published") == 3
 
-    until(logged, 10, "the entries did not arrive")
+    until(logged, PATIENCE, "the entries did not arrive")
 
 
 def test_the_log_is_verified_through_the_public_api(stack: Stack, org: Org, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent import CallError, Hardware
 from tests.e2e.world import DOCUMENT, Org, assert_error, make_org, ok
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 
 def test_a_device_does_its_day(org: Org) -> None:
@@ -40,7 +40,7 @@ def test_a_device_does_its_day(org: Org) -> None:
     assert events[0]["severity"] == "error"
     until(
         lambda: ok(org.owner.get(f"/api/devices/{agent.device_id}"))["policyVersion"] == "1",
-        10,
+        PATIENCE,
         "the applied version is not shown",
     )
 
@@ -52,7 +52,7 @@ def test_without_a_policy_nothing_is_applied(org: Org) -> None:
     assert agent.applied == []
     assert agent.pull() is False
     org.publish()
-    until(agent.pull, 5, "the published policy did not arrive")
+    until(agent.pull, PATIENCE, "the published policy did not arrive")
     assert agent.version == "1"
 
 
@@ -65,11 +65,11 @@ def test_every_publish_is_a_higher_version(org: Org) -> None:
     ok(org.admin.patch(f"/api/policies/{policy['id']}", json={"bundle": bundle}))
     assert agent.pull() is False, "an unpublished change was delivered"
     assert ok(org.admin.post(f"/api/policies/{policy['id']}/publish", json={}))["version"] == "2"
-    until(agent.pull, 5, "the second version did not arrive")
+    until(agent.pull, PATIENCE, "the second version did not arrive")
     assert agent.version == "2"
     back = ok(org.admin.post(f"/api/policies/{policy['id']}/rollback", json={"version": "1"}))
     assert back["version"] == "3"
-    until(agent.pull, 5, "the rollback did not arrive")
+    until(agent.pull, PATIENCE, "the rollback did not arrive")
     assert agent.version == "3"
     assert agent.document is not None
     assert agent.document["browser"]["homepage"] == DOCUMENT["browser"]["homepage"]
@@ -136,7 +136,7 @@ def test_a_known_serial_is_not_taken_over(org: Org) -> None:
     ok(org.admin.post(f"/api/devices/{old.device_id}/allow-reenrollment", json={}))
     new.enroll()
     assert new.device_id == old.device_id
-    until(lambda: _status(old, "policy") == 401, 5, "the replaced token still works")
+    until(lambda: _status(old, "policy") == 401, PATIENCE, "the replaced token still works")
     assert new.pull() is False
 
 
@@ -159,7 +159,7 @@ def test_a_decommissioned_device_is_locked_out_everywhere(org: Org) -> None:
     started = time.monotonic()
     ok(org.admin.post(f"/api/devices/{agent.device_id}/decommission", json={}))
     for route in ("policy", "state", "events"):
-        until(lambda r=route: _status(agent, r) == 401, 5, f"{route} still works")
+        until(lambda r=route: _status(agent, r) == 401, PATIENCE, f"{route} still works")
     assert time.monotonic() - started < 5
     (device,) = ok(org.owner.get("/api/devices", params={"status": "decommissioned"}))["devices"]
     assert device["id"] == agent.device_id
@@ -175,7 +175,7 @@ def test_sync_has_the_device_apply_its_policy_again(org: Org) -> None:
     agent = org.device()
     assert agent.pull() is False
     ok(org.admin.post(f"/api/devices/{agent.device_id}/sync", json={}))
-    until(agent.pull, 5, "the policy was not sent again")
+    until(agent.pull, PATIENCE, "the policy was not sent again")
     assert agent.version == "1"
 
 

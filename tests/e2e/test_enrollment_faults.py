@@ -14,7 +14,7 @@ import pytest
 from tests import stack as test_stack
 from tests.e2e.tokens import superuser
 from tests.e2e.world import make_org, ok
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 LAPTOPS = 120
 
@@ -55,7 +55,7 @@ def test_every_device_gets_in_exactly_once(stack: Stack, victim: str) -> None:
             booting = [
                 pool.submit(boot, stack, token["preSharedKey"], number) for number in range(LAPTOPS)
             ]
-            until(lambda: sum(b.done() for b in booting) > 10, 30, "nothing gets in")
+            until(lambda: sum(b.done() for b in booting) > 10, PATIENCE, "nothing gets in")
             stack.signal(victim, signal.SIGKILL)
             devices = [b.result() for b in booting]
         stack.until_ready()
@@ -75,5 +75,5 @@ def test_every_device_gets_in_exactly_once(stack: Stack, victim: str) -> None:
                 e["resource"] for e in entries if e["action"] == "enrollment.device_enrolled"
             )
 
-        until(lambda: len(told()) == LAPTOPS, 15, "not all are in the audit log")
+        until(lambda: len(told()) == LAPTOPS, PATIENCE, "not all are in the audit log")
         assert told() == Counter(f"devices/{device}" for device in devices)

@@ -20,7 +20,7 @@ from tests import stack as test_stack
 from tests.agent import Agent, CallError
 from tests.e2e.tokens import superuser
 from tests.e2e.world import Org, assert_error, make_org, ok
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +139,14 @@ def test_a_killed_process_loses_nothing(stack: Stack, org: Org, victim: str) -> 
     """kill -9 in mid-load; the launcher starts it again, and the agents' retries arrive."""
     load = Load([org.device() for _ in range(4)])
     with load.running():
-        until(lambda: load.calls > 12, 30, "the load does not run")
+        until(lambda: load.calls > 12, PATIENCE, "the load does not run")
         old = stack.pids(victim)
         stack.signal(victim, signal.SIGKILL)
-        until(lambda: stack.pids(victim) not in ([], old), 15, f"{victim} was not restarted")
-        until(lambda: works(org), 15, "the product does not work again")
+        until(lambda: stack.pids(victim) not in ([], old), PATIENCE, f"{victim} was not restarted")
+        until(lambda: works(org), PATIENCE, "the product does not work again")
         stack.until_ready(15)
         before = load.calls
-        until(lambda: load.calls > before + 12, 30, "the load does not go on")
+        until(lambda: load.calls > before + 12, PATIENCE, "the load does not go on")
     load.check(stack)
 
 
@@ -190,12 +190,12 @@ def test_without_nats_devices_and_admins_go_on(stack: Stack, org: Org) -> None:
         assert agent.send_events() == 1
         assert agent.pull() is False
         policy = org.publish()
-        until(agent.pull, 5, "a publish does not reach devices without NATS")
+        until(agent.pull, PATIENCE, "a publish does not reach devices without NATS")
         ok(org.admin.post(f"/api/devices/{agent.device_id}/decommission", json={}))
-        until(lambda: refused(agent.pull), 5, "a decommission does not work without NATS")
+        until(lambda: refused(agent.pull), PATIENCE, "a decommission does not work without NATS")
         assert stack.ready()
     wanted = {"policy.published", "enrollment.device_decommissioned"}
-    until(lambda: wanted <= set(audit_actions(org)), 30, "the audit entries did not arrive")
+    until(lambda: wanted <= set(audit_actions(org)), PATIENCE, "the audit entries did not arrive")
     published = ok(org.owner.get("/api/audit", params={"action": "policy.published"}))["entries"]
     assert any(policy["id"] in entry["resource"] for entry in published)
 
@@ -243,7 +243,7 @@ def test_without_postgres_there_is_no_false_success(stack: Stack, org: Org) -> N
         with stack.client() as client:
             until(
                 lambda: "telemetry" in client.get("/readyz").text,
-                10,
+                PATIENCE,
                 "/readyz does not name what is not ready",
             )
             assert_error(client.get("/readyz"), 503, "UNAVAILABLE")

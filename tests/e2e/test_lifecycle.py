@@ -14,7 +14,7 @@ import pytest
 
 from tests import stack as test_stack
 from tests.e2e.world import Org, make_org
-from tests.stack import Stack, until
+from tests.stack import PATIENCE, Stack, until
 
 BOOTSTRAP = {
     "url",
@@ -167,7 +167,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_starts_again(tmp_path: Pat
         agent.report_state()
         first.process.send_signal(signal.SIGKILL)
         first.process.wait(10)
-        until(lambda: processes_of(home) == [], 20, "processes outlived the launcher")
+        until(lambda: processes_of(home) == [], PATIENCE, "processes outlived the launcher")
     with test_stack.running(home, EVERGREEN_PORT=str(first.port)) as second:
         agent.report_state()
         assert json.loads((home / "bootstrap.json").read_text()) == second.bootstrap

@@ -236,7 +236,7 @@ async def running(
                 limits=httpx.Limits(max_connections=64),
             ),
             base_url="http://enrollment",
-            timeout=30,
+            timeout=60,
         ) as agents,
     ):
         await serve(kit, build)

@@ -169,7 +169,7 @@ class Admin:
         message = getattr(policy_pb2, f"{method}Request")(**request)
         if bundle is not ...:
             to_value(bundle, message.bundle)
-        return await stub(message, metadata=self.metadata, timeout=10)
+        return await stub(message, metadata=self.metadata, timeout=60)
 
     async def create(self, org: UUID, bundle: Any, name: str = "Policy") -> policy_pb2.Policy:
         policy: policy_pb2.Policy = await self.call(
@@ -225,7 +225,7 @@ class Device:
         answer: device_pb2.PolicyEnvelope = await self._stub.PullPolicy(
             device_pb2.PullPolicyRequest(current_version=version),
             metadata=tuple(self._headers.items()),
-            timeout=10,
+            timeout=60,
         )
         return answer
 

@@ -222,7 +222,7 @@ class Admin:
             await self.event_service.ListQuarantinedEvents(
                 telemetry_pb2.ListQuarantinedEventsRequest(**request),
                 metadata=self.metadata,
-                timeout=10,
+                timeout=60,
             )
         )
         return answer

@@ -38,7 +38,7 @@ async def running(batcher: Batcher[int, int]) -> AsyncIterator[None]:
         yield
     finally:
         batcher.close()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_what_gathers_while_a_batch_is_written_goes_together() -> None:
@@ -158,7 +158,7 @@ async def test_a_write_that_is_cancelled_leaves_nobody_waiting() -> None:
     await asyncio.sleep(0.01)
     assert parts == [[0, 1, 2, 3], [0, 1]]
     run.cancel()
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 1)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
     assert all(isinstance(result, DomainError) for result in results)
 
 
@@ -172,4 +172,4 @@ async def test_what_waits_is_written_after_a_restart() -> None:
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     async with running(batcher):
-        assert await asyncio.wait_for(task, 1) == 10
+        assert await asyncio.wait_for(task, 60) == 10

@@ -74,7 +74,7 @@ class Gateway:
         if token:
             metadata.append(("authorization", f"Bearer {token}"))
         call: Any = self.channel.unary_unary(method)
-        answer: bytes = await call(request, metadata=tuple(metadata), timeout=20)
+        answer: bytes = await call(request, metadata=tuple(metadata), timeout=60)
         return answer
 
 
@@ -152,7 +152,7 @@ async def _answers(gateway: Gateway, *, expect_keys: bool) -> bool:
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[bool]], *, within: float = 15, every: float = 0.03
+    condition: Callable[[], Awaitable[bool]], *, within: float = 60, every: float = 0.03
 ) -> None:
     """Waits until a condition holds."""
     deadline = asyncio.get_running_loop().time() + within
