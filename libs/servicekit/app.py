@@ -12,6 +12,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -35,6 +36,7 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.settings import ServiceSettings
 from servicekit.tenants import TenantDirectory
+from servicekit.vitals import Vitals
 
 log = logs.get(__name__)
 
@@ -246,6 +248,7 @@ async def start(kit: Kit, build: Build) -> Running:
     tasks = [
         _supervised(kit.tenants.follower.run),
         _supervised(lambda: kit.outbox.run(kit.messaging)),
+        _supervised(Vitals(kit.context, kit.database, partial(_missing, kit, parts)).run),
         *([_supervised(parts.devices.follower.run)] if parts.devices else []),
         *(_supervised(task) for task in parts.tasks),
     ]

@@ -140,6 +140,11 @@ class Database:
             log.warning("database error", error=brief(error))
             raise told from error
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them nobody uses."""
+        return self._pool.get_size(), self._pool.get_idle_size()
+
     async def ping(self) -> None:
         """Raises when the database does not answer."""
         async with self._pool.acquire(timeout=2) as connection:
