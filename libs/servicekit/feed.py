@@ -15,6 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+from prometheus_client import Gauge
 
 from servicekit import logs
 from servicekit.errors import invalid_field
@@ -23,6 +24,11 @@ from servicekit.postgres import Connection
 
 log = logs.get(__name__)
 
+LAST_READ: Final = Gauge(
+    "evergreen_feed_last_read_timestamp_seconds",
+    "When a feed was last read to its end, in Unix time.",
+    ["feed"],
+)
 DEFAULT_LIMIT: Final = 1000
 POLL_SECONDS: Final = 1.0
 _NIL: Final = UUID(int=0)
@@ -106,6 +112,7 @@ class Follower:
     def __init__(self, name: str, fetch: Callable[[str], Awaitable[tuple[str, bool]]]) -> None:
         self._name = name
         self._fetch = fetch
+        self._last_read = LAST_READ.labels(name.replace(" ", "_"))
         self._cursor = ""
         self._lock = asyncio.Lock()
         self._outage = Repeated(log, "a feed is away", feed=name)
@@ -133,6 +140,7 @@ class Follower:
             while more:
                 self._cursor, more = await self._fetch(self._cursor)
             self._last_good = self._readings
+            self._last_read.set_to_current_time()
             self.synced = True
 
     async def try_refresh(self) -> None:
