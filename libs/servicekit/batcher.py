@@ -1,23 +1,41 @@
 """Coalescing: calls in flight at the same moment share one database statement.
 
 A batch is whatever has gathered while the batch before was written; nothing waits for company,
-so the latency of a lone call does not grow.
+so the latency of a lone call does not grow. Under load tenants take turns: one that floods fills
+its own share of the queue and waits behind itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 from servicekit import logs
 from servicekit.errors import DomainError, exhausted, internal
+from servicekit.fair import FairQueue, Shares
 
 log = logs.get(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PATIENCE_SECONDS: Final = 10.0
+_SHORTEST_DELAY: Final = 2.0
+_LONGEST_DELAY: Final = 60.0
+_SMOOTHING: Final = 0.2
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    """One call's item, and where its result goes."""
+
+    item: Item
+    tenant: str
+    since: float
+    future: asyncio.Future[Result]
 
 
 class Batcher(Generic[Item, Result]):
@@ -27,8 +45,13 @@ class Batcher(Generic[Item, Result]):
         name: what log lines call it.
         write: writes a batch in one transaction; what it raises, every call of the batch gets.
         max_batch: the most weight in one batch.
-        max_waiting: the most weight that waits; further items are refused with a delay.
+        max_waiting: the most weight that waits; further items are refused with a delay. No
+            tenant gets all of it (`Shares`).
         weigh: the weight of an item, 1 when not given.
+        tenant: whose item it is; all are one tenant's when not given.
+        patience: seconds after which an item that still waits is refused: its caller is about to
+            give up, and who came later can still be served in time.
+        clock: seconds, for `patience`.
     """
 
     def __init__(
@@ -39,30 +62,44 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_waiting: int,
         weigh: Callable[[Item], int] = lambda item: 1,
+        tenant: Callable[[Item], str] = lambda item: "",
+        patience: float = PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._write = write
         self._max_batch = max_batch
-        self._max_waiting = max_waiting
         self._weigh = weigh
-        self._queue: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
-        self._weight = 0
+        self._tenant = tenant
+        self._patience = patience
+        self._clock = clock
+        self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
+        self._shares = Shares(max_waiting)
+        self._seconds_per_weight = 0.0
         self._wake = asyncio.Event()
         self._closing = False
+
+    def require_room(self, tenant: str) -> None:
+        """Refuses, before anything is done for it, an item that would find no room.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED when too much of the tenant's, or of all, waits.
+        """
+        if self._closing or not self._shares.has_room(tenant):
+            raise self._full()
 
     async def submit(self, item: Item) -> Result:
         """Waits until the item is written and answers its result.
 
         Raises:
-            DomainError: RESOURCE_EXHAUSTED when too much waits; what `write` raised.
+            DomainError: RESOURCE_EXHAUSTED when too much waits, or the item waited too long; what
+                `write` raised.
         """
-        weight = self._weigh(item)
-        # An item alone may be heavier than the whole bound; an empty queue takes it.
-        if self._closing or (self._weight and self._weight + weight > self._max_waiting):
-            raise exhausted("QUEUE_FULL", "too many reports at once; send it again later")
+        weight, tenant = self._weigh(item), self._tenant(item)
+        if self._closing or not self._shares.take(tenant, weight):
+            raise self._full()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append((item, weight, future))
-        self._weight += weight
+        self._queue.push(tenant, weight, _Waiting(item, tenant, self._clock(), future))
         self._wake.set()
         return await future
 
@@ -71,7 +108,11 @@ class Batcher(Generic[Item, Result]):
         while True:
             self._wake.clear()
             while self._queue:
-                await self._write_batch(self._take())
+                batch, weight = self._take()
+                if batch:
+                    started = self._clock()
+                    await self._write_batch(batch)
+                    self._note_pace((self._clock() - started) / weight)
             if self._closing:
                 return
             await self._wake.wait()
@@ -81,29 +122,50 @@ class Batcher(Generic[Item, Result]):
         self._closing = True
         self._wake.set()
 
-    def _take(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
-        batch = [self._queue.popleft()]
-        total = batch[0][1]
-        while self._queue and total + self._queue[0][1] <= self._max_batch:
-            batch.append(self._queue.popleft())
-            total += batch[-1][1]
-        self._weight -= total
-        return batch
+    def _full(self) -> DomainError:
+        # Twice the time that all that waits takes, so that those refused find the queue short.
+        delay = 2 * self._shares.taken * self._seconds_per_weight
+        return exhausted(
+            "QUEUE_FULL",
+            "too many reports at once; send it again later",
+            retry_after=min(max(delay, _SHORTEST_DELAY), _LONGEST_DELAY),
+        )
 
-    async def _write_batch(self, batch: list[tuple[Item, int, asyncio.Future[Result]]]) -> None:
+    def _note_pace(self, seconds_per_weight: float) -> None:
+        self._seconds_per_weight += _SMOOTHING * (seconds_per_weight - self._seconds_per_weight)
+
+    def _take(self) -> tuple[list[_Waiting[Item, Result]], int]:
+        """The next batch and its weight; empty when all that waited had waited in vain."""
+        batch: list[_Waiting[Item, Result]] = []
+        total = 0
+        oldest = self._clock() - self._patience
+        while self._queue and (not batch or total + self._queue.next_weight <= self._max_batch):
+            weight, entry = self._queue.pop()
+            self._shares.give_back(entry.tenant, weight)
+            # A caller that has gone away needs no write; a retry of its device brings it back.
+            if entry.future.done():
+                continue
+            if entry.since < oldest:
+                entry.future.set_exception(self._full())
+                continue
+            batch.append(entry)
+            total += weight
+        return batch, total
+
+    async def _write_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
         try:
             await self._write_part(batch)
         finally:
             # Whoever has no answer by now, because the service stops, is not to wait for one.
             self._fail(batch, internal())
 
-    async def _write_part(self, batch: list[tuple[Item, int, asyncio.Future[Result]]]) -> None:
-        # A caller that has gone away needs no write; a retry of its device brings it back.
-        batch = [entry for entry in batch if not entry[2].done()]
+    async def _write_part(self, batch: list[_Waiting[Item, Result]]) -> None:
+        # Also when a part is written again, some callers have gone meanwhile.
+        batch = [entry for entry in batch if not entry.future.done()]
         if not batch:
             return
         try:
-            results = await self._write([item for item, _, _ in batch])
+            results = await self._write([entry.item for entry in batch])
         except DomainError as error:
             self._fail(batch, error)
         except Exception:
@@ -117,12 +179,12 @@ class Batcher(Generic[Item, Result]):
                 log.exception("an item could not be written", batch=self._name)
                 self._fail(batch, internal())
         else:
-            for (_, _, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            for entry, result in zip(batch, results, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(result)
 
     @staticmethod
-    def _fail(batch: list[tuple[Item, int, asyncio.Future[Result]]], error: DomainError) -> None:
-        for _, _, future in batch:
-            if not future.done():
-                future.set_exception(error)
+    def _fail(batch: list[_Waiting[Item, Result]], error: DomainError) -> None:
+        for entry in batch:
+            if not entry.future.done():
+                entry.future.set_exception(error)

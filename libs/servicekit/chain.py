@@ -1,8 +1,9 @@
 """What every call passes through, whichever server took it, in this order:
 
-1. admission: a service that is full says so at once;
+1. admission: a service that is full says so at once, before a body is read;
 2. the access table: an RPC without a row, or for another audience, is refused;
-3. the caller: as the gateway vouches, with a role of the row, not cut off since;
+3. the caller: as the gateway vouches, with a role of the row, not cut off since, whose tenant
+   does not hold more than its share of the places;
 4. the rules of the request's fields;
 5. the handler;
 6. the outcome: errors in the one shape, a metric, a log line.
@@ -40,6 +41,7 @@ from servicekit.errors import (
     unauthenticated,
     unimplemented,
 )
+from servicekit.fair import Shares
 from servicekit.metrics import CALL_SECONDS, CALLS, IN_FLIGHT
 from servicekit.postgres import as_domain_error
 from servicekit.rules import violations
@@ -55,7 +57,7 @@ class CallChain:
     """The chain of one service.
 
     Args:
-        max_calls: the most calls in flight.
+        max_calls: the most calls in flight, which tenants share (`Shares`).
         tenants: where ended sessions are known; `None` in a service that users do not call.
         devices: where locked-out devices are known; `None` in one that devices do not call.
     """
@@ -67,10 +69,9 @@ class CallChain:
         tenants: TenantDirectory | None = None,
         devices: DeviceAccess | None = None,
     ) -> None:
-        self._max_calls = max_calls
+        self._places = Shares(max_calls)
         self._tenants = tenants
         self._devices = devices
-        self._in_flight = 0
 
     def _begin(self, rpc: str, headers: Mapping[str, str], *, internal_listener: bool) -> Call:
         """Steps 1 to 3: admits the call and identifies its caller.
@@ -80,19 +81,20 @@ class CallChain:
         Raises:
             DomainError: when the call is refused; then `_end` must not follow.
         """
-        if self._in_flight >= self._max_calls:
-            raise exhausted("TOO_MANY_CALLS", "the service is busy; try again", retry_after=1)
+        if self._places.taken >= self._places.total:
+            raise _busy()
         rule = ACCESS.get(rpc)
         if rule is None or (rule.audience is Audience.INTERNAL) is not internal_listener:
             raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
         call = call_from_headers(rpc, headers, self._caller(rule, headers))
-        self._in_flight += 1
+        if not self._places.take(_tenant(call.caller)):
+            raise _busy()
         IN_FLIGHT.inc()
         return call
 
-    def _end(self) -> None:
+    def _end(self, call: Call) -> None:
         """Gives the call's place to another one."""
-        self._in_flight -= 1
+        self._places.give_back(_tenant(call.caller))
         IN_FLIGHT.dec()
 
     def _caller(self, rule: Rule, headers: Mapping[str, str]) -> Caller:
@@ -135,7 +137,7 @@ class CallChain:
             try:
                 return await handler(call)
             finally:
-                self._end()
+                self._end(call)
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -165,6 +167,15 @@ class CallChain:
                 log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
             if token is not None:
                 current_call.reset(token)
+
+
+def _tenant(caller: Caller) -> str:
+    """Who shares the places: tenants, or, on the internal listener, services."""
+    return caller.tenant_id or caller.id
+
+
+def _busy() -> DomainError:
+    return exhausted("TOO_MANY_CALLS", "the service is busy; try again", retry_after=4)
 
 
 def check_rules(request: Message) -> None:

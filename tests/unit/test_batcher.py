@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -72,16 +72,101 @@ async def test_batches_are_bounded_by_weight() -> None:
 async def test_a_full_queue_refuses_with_a_delay() -> None:
     """What is refused was not taken; what was taken is written."""
     writer = Writer()
-    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=3)
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=4)
     taken = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
     await asyncio.sleep(0)
-    with pytest.raises(DomainError) as refused:
-        await batcher.submit(99)
-    assert refused.value.code is Code.RESOURCE_EXHAUSTED
-    assert refused.value.retry_after is not None
+    for refuse in (lambda: batcher.submit(99), lambda: _soon(batcher.require_room)):
+        with pytest.raises(DomainError) as refused:
+            await refuse()
+        assert refused.value.code is Code.RESOURCE_EXHAUSTED
+        assert refused.value.retry_after is not None
     async with running(batcher):
         await asyncio.gather(*taken)
     assert writer.batches == [[0, 1, 2]]
+
+
+async def _soon(require_room: Callable[[str], None]) -> None:
+    require_room("")
+
+
+async def test_a_flood_waits_behind_itself() -> None:
+    """Tenants take turns: another one's items go with the next batch, in their order."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=4, max_waiting=1000, tenant=_tens)
+    flood = [asyncio.create_task(batcher.submit(n)) for n in range(100, 110)]
+    others = [asyncio.create_task(batcher.submit(n)) for n in (20, 21, 30)]
+    await asyncio.sleep(0)
+    async with running(batcher):
+        await asyncio.gather(*flood, *others)
+    assert sorted(writer.batches[0]) == [20, 30, 100, 101]
+    assert sorted(writer.batches[1]) == [21, 102, 103, 104]
+    assert [n for batch in writer.batches for n in batch if n >= 100] == [*range(100, 110)]
+
+
+def _tens(item: int) -> str:
+    return str(item // 10 if item < 100 else "flood")
+
+
+async def test_a_flood_leaves_room_for_others() -> None:
+    """A tenant is refused when its share of the queue is full, and no other is."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=100, max_waiting=30, tenant=_tens)
+    flood = [asyncio.create_task(batcher.submit(n)) for n in range(100, 130)]
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(batcher.submit(n)) for n in (20, 30, 40)]
+    await asyncio.sleep(0)
+    with pytest.raises(DomainError):
+        batcher.require_room("flood")
+    batcher.require_room("2")
+    async with running(batcher):
+        assert await asyncio.gather(*others) == [200, 300, 400]
+        outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, DomainError)]
+    assert len(refused) == 10
+    assert len(outcomes) - len(refused) == 20
+
+
+async def test_what_waited_too_long_is_refused_unwritten() -> None:
+    """After the database hung, those who still listen are served; the others are told."""
+    writer = Writer()
+    now = [0.0]
+    batcher = Batcher(
+        "t", writer.write, max_batch=10, max_waiting=100, patience=10, clock=lambda: now[0]
+    )
+    late = asyncio.create_task(batcher.submit(1))
+    await asyncio.sleep(0)
+    now[0] = 10.5
+    fresh = asyncio.create_task(batcher.submit(2))
+    await asyncio.sleep(0)
+    async with running(batcher):
+        assert await fresh == 20
+        with pytest.raises(DomainError) as refused:
+            await late
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+    assert writer.batches == [[2]]
+
+
+async def test_the_delay_grows_with_what_waits() -> None:
+    """Those refused are told to come when the queue will be short again."""
+    now = [0.0]
+
+    async def write(items: Sequence[int]) -> Sequence[int]:
+        now[0] += 1.0 * len(items)
+        return items
+
+    batcher = Batcher("t", write, max_batch=1, max_waiting=30, clock=lambda: now[0], patience=999)
+    async with running(batcher):
+        for _ in range(50):
+            await batcher.submit(1)
+        waiting = [asyncio.create_task(batcher.submit(n)) for n in range(21)]
+        await asyncio.sleep(0)
+        with pytest.raises(DomainError) as refused:
+            batcher.require_room("")
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert refused.value.retry_after is not None
+    # Twenty seconds of work, twice that to be sure, with the jitter's half taken or added.
+    assert 18 <= refused.value.retry_after <= 60
+    assert sum(isinstance(result, DomainError) for result in results) == 1
 
 
 async def test_a_caller_that_went_away_does_not_stop_the_others() -> None:

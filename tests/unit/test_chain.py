@@ -1,0 +1,83 @@
+"""The places of a service are shared between tenants."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from servicekit import call
+from servicekit.call import Call
+from servicekit.chain import CallChain
+from servicekit.errors import Code, DomainError
+
+RPC = "/evergreen.v1.PolicyService/ListPolicies"
+
+
+def _headers(tenant: str) -> dict[str, str]:
+    return {
+        call.H_KIND: "user",
+        call.H_SUBJECT: str(uuid4()),
+        call.H_TENANT: tenant,
+        call.H_ROLE: "Owner",
+        call.H_EMAIL: "owner@example.org",
+        call.H_SESSION: str(uuid4()),
+    }
+
+
+async def test_a_tenants_flood_leaves_places_for_others() -> None:
+    """It is refused when it holds its share; another tenant's call is served meanwhile."""
+    chain = CallChain(max_calls=30)
+    release = asyncio.Event()
+    reached = []
+
+    async def handle(served: Call) -> str:
+        reached.append(served.caller.tenant_id)
+        await release.wait()
+        return "served"
+
+    def calls(tenant: str, count: int) -> list[asyncio.Task[str]]:
+        return [asyncio.create_task(chain.run(RPC, _headers(tenant), handle)) for _ in range(count)]
+
+    noisy, quiet = str(uuid4()), str(uuid4())
+    flood = calls(noisy, 100)
+    await asyncio.sleep(0)
+    others = calls(quiet, 3)
+    await asyncio.sleep(0)
+    assert reached == [noisy] * 20 + [quiet] * 3
+    refused = [task.exception() for task in flood if task.done()]
+    assert len(refused) == 80
+    for error in refused:
+        assert isinstance(error, DomainError)
+        assert error.code is Code.RESOURCE_EXHAUSTED
+        assert error.retry_after is not None
+    release.set()
+    assert await asyncio.gather(*others) == ["served"] * 3
+    await asyncio.gather(*flood, return_exceptions=True)
+    # All places were given back, those of calls that were given up too.
+    release.clear()
+    given_up = calls(noisy, 20)
+    await asyncio.sleep(0)
+    for task in given_up:
+        task.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+    release.set()
+    assert await asyncio.gather(*calls(noisy, 20)) == ["served"] * 20
+
+
+async def test_a_full_service_refuses_everybody() -> None:
+    """Without asking who it is."""
+    chain = CallChain(max_calls=2)
+    release = asyncio.Event()
+
+    async def handle(served: Call) -> None:
+        await release.wait()
+
+    held = [asyncio.create_task(chain.run(RPC, _headers(str(uuid4())), handle)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(DomainError) as refused:
+        await chain.run(RPC, {}, handle)
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+    release.set()
+    await asyncio.gather(*held)
