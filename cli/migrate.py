@@ -95,7 +95,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise CliError(f"the database refuses the role or its password: {error}") from error
     except asyncpg.LockNotAvailableError as error:
         raise CliError(
-            "a migration could not get its lock within 5 seconds, and what it did is undone; run"
+            "a migration did not get its lock in several attempts, and what it did is undone; run"
             " it again when there is less traffic"
         ) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
@@ -106,21 +106,34 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @app.command()
-def up(home: Home = None, as_json: AsJson = False) -> None:
+def up(
+    home: Home = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Apply them and take it all back, to see that they work."),
+    ] = False,
+) -> None:
     """Apply the migrations that are missing. Safe to run twice, also at the same time."""
     with told(_FAILED):
         from servicekit import migrate  # noqa: PLC0415
 
         target = find_target(home)
-        applied = _run(migrate.up(target.dsn, target.password))
+        work = migrate.rehearse if dry_run else migrate.up
+        found = _run(work(target.dsn, target.password))
         if as_json:
-            typer.echo(json.dumps({"applied": [_named(m) for m in applied]}))
+            key = "wouldApply" if dry_run else "applied"
+            typer.echo(json.dumps({key: [_named(m) for m in found]}))
             return
-        for migration in applied:
-            typer.echo(f"applied {migration.schema} {migration.version:04d} {migration.name}")
-        typer.echo(
-            f"Migrations applied: {len(applied)}." if applied else "The schema is up to date."
-        )
+        verb = "would apply" if dry_run else "applied"
+        for migration in found:
+            typer.echo(f"{verb} {migration.schema} {migration.version:04d} {migration.name}")
+        if not found:
+            typer.echo("The schema is up to date.")
+        elif dry_run:
+            typer.echo(f"Migrations that work, and are not applied yet: {len(found)}.")
+        else:
+            typer.echo(f"Migrations applied: {len(found)}.")
 
 
 @app.command()

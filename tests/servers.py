@@ -124,6 +124,7 @@ class Servers:
         name = f"test_{uuid4().hex[:12]}"
         await self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {roles.DATABASE}")
         await self._admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        await self._admin.execute(f"GRANT CONNECT, CREATE ON DATABASE {name} TO {roles.MIGRATOR}")
         for context in CONTEXTS:
             role = roles.service_role(context)
             await self._admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {role}")

@@ -2,11 +2,18 @@
 
 The role that applies them (`evergreen_migrator`) owns the schemas; the services' roles only
 get what the files grant them.
+
+A migration runs in a transaction of its own. One whose first line is `-- outside a transaction`
+runs statement by statement instead, for what PostgreSQL does only there (an index built
+CONCURRENTLY). It may be interrupted between two statements, so each must be safe to repeat, and
+each ends with a semicolon at the end of a line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +30,9 @@ from servicekit.access import CONTEXTS
 SHARED: Final = "evergreen"
 """The schema of what all services share."""
 _LOCK: Final = 0x45564752
+_OUTSIDE: Final = "-- outside a transaction\n"
+_LOCK_SECONDS: Final = 5
+_ATTEMPTS: Final = 6
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
 
@@ -43,6 +53,11 @@ class Migration:
     def checksum(self) -> str:
         """The SHA-256 of the file's text."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def outside_transaction(self) -> bool:
+        """Whether its statements run one by one, each for itself."""
+        return self.sql.startswith(_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +138,60 @@ async def status(dsn: str, password: str | None = None) -> list[Status]:
 
 
 async def up(dsn: str, password: str | None = None) -> list[Migration]:
-    """Applies what is missing, each migration in a transaction of its own.
+    """Applies what is missing. Safe to run twice, also at the same time.
 
-    Safe to run twice, also at the same time. Answers what was applied now.
+    A migration that does not get its locks within some seconds gives way to the traffic, and is
+    tried again a few times. Answers what was applied now.
 
     Raises:
         MigrationError: when an applied migration is not what the file says now.
     """
-    async with _connected(dsn, password) as connection:
-        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
-        await _prepare(connection)
-        applied = await _applied(connection)
-        pending = _pending(all_migrations(), applied)
+    async with _pending(dsn, password) as (connection, pending):
         for migration in pending:
-            await _apply(connection, migration)
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    await _apply(connection, migration)
+                    break
+                except asyncpg.LockNotAvailableError:
+                    if attempt == _ATTEMPTS:
+                        raise
+                    await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - no secret
         return pending
 
 
-def _pending(
+async def rehearse(dsn: str, password: str | None = None) -> list[Migration]:
+    """Applies what is missing, and takes it all back; answers what would be applied.
+
+    The tables are locked as they will be, for as long. What runs outside a transaction cannot be
+    taken back, and is only listed.
+
+    Raises:
+        MigrationError: when an applied migration is not what the file says now.
+    """
+    async with _pending(dsn, password) as (connection, pending):
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            for migration in pending:
+                if not migration.outside_transaction:
+                    await _apply(connection, migration)
+        finally:
+            await transaction.rollback()
+        return pending
+
+
+@asynccontextmanager
+async def _pending(
+    dsn: str, password: str | None
+) -> AsyncIterator[tuple[asyncpg.Connection[asyncpg.Record], list[Migration]]]:
+    """The only connection that migrates at the moment, and what is missing."""
+    async with _connected(dsn, password) as connection:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await _prepare(connection)
+        yield connection, _missing(all_migrations(), await _applied(connection))
+
+
+def _missing(
     known: Sequence[Migration], applied: dict[tuple[str, int], tuple[str, datetime]]
 ) -> list[Migration]:
     for migration in known:
@@ -178,17 +229,31 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
-    async with connection.transaction():
-        # A migration that cannot get its lock soon gives way to the traffic and is run again.
+    if migration.outside_transaction:
         await connection.execute(
-            f"SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = {migration.schema}, pg_temp;"
+            f"SET lock_timeout = '{_LOCK_SECONDS}s'; SET search_path = {migration.schema}, pg_temp"
+        )
+        for statement in migration.sql.removeprefix(_OUTSIDE).split(";\n"):
+            if statement.strip():
+                await connection.execute(statement)
+        await _record(connection, migration)
+        await connection.execute("RESET ALL")
+        return
+    async with connection.transaction():
+        await connection.execute(
+            f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s';"
+            f" SET LOCAL search_path = {migration.schema}, pg_temp"
         )
         await connection.execute(migration.sql)
-        await connection.execute(
-            "INSERT INTO evergreen.schema_migrations (schema_name, version, name, checksum)"
-            " VALUES ($1, $2, $3, $4)",
-            migration.schema,
-            migration.version,
-            migration.name,
-            migration.checksum,
-        )
+        await _record(connection, migration)
+
+
+async def _record(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO evergreen.schema_migrations (schema_name, version, name, checksum)"
+        " VALUES ($1, $2, $3, $4)",
+        migration.schema,
+        migration.version,
+        migration.name,
+        migration.checksum,
+    )

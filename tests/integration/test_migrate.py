@@ -1,0 +1,152 @@
+"""Migrations on a live database: rehearsed, patient with the traffic, safe to interrupt."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from deploy.launcher.home import password
+from deploy.launcher.postgres import MIGRATOR_SECRET
+from deploy.postgres import roles
+from servicekit import migrate
+from servicekit.migrate import Migration, MigrationError
+from tests.servers import TestDatabase
+
+ADD = Migration("attestation", 9001, "add", "CREATE TABLE attestation.later (a int);")
+INDEX = Migration(
+    "attestation",
+    9002,
+    "index",
+    "-- outside a transaction\n"
+    "DROP INDEX CONCURRENTLY IF EXISTS attestation.later_by_a;\n"
+    "CREATE INDEX CONCURRENTLY later_by_a ON attestation.later (a);\n",
+)
+BROKEN = Migration("attestation", 9003, "broken", "CREATE TABLE attestation.more (a int); SELECT;x")
+
+
+@pytest.fixture
+def pending(monkeypatch: pytest.MonkeyPatch) -> list[Migration]:
+    """What this release brings beside the migrations that the database has."""
+    found: list[Migration] = []
+    known = migrate.all_migrations()
+    monkeypatch.setattr(migrate, "all_migrations", lambda: [*known, *found])
+    return found
+
+
+class Migrator:
+    """The role that owns the schemas."""
+
+    def __init__(self, database: TestDatabase) -> None:
+        servers = database.servers
+        self.dsn = servers.postgres.dsn(roles.MIGRATOR, database.name)
+        self.secret = servers.home.secret(MIGRATOR_SECRET, password)
+        self._database = database
+
+    async def up(self) -> list[Migration]:
+        return await migrate.up(self.dsn, self.secret)
+
+    async def rehearse(self) -> list[Migration]:
+        return await migrate.rehearse(self.dsn, self.secret)
+
+    async def has(self, name: str) -> bool:
+        connection = await self._database.superuser()
+        try:
+            found: bool = await connection.fetchval(
+                "SELECT to_regclass($1) IS NOT NULL", f"attestation.{name}"
+            )
+            return found
+        finally:
+            await connection.close()
+
+
+@pytest.fixture
+def migrator(database: TestDatabase) -> Migrator:
+    return Migrator(database)
+
+
+async def test_a_rehearsal_changes_nothing(migrator: Migrator, pending: list[Migration]) -> None:
+    """It tells what would be applied; what cannot be taken back is only listed."""
+    pending += [ADD, INDEX]
+    assert await migrator.rehearse() == [ADD, INDEX]
+    assert not await migrator.has("later")
+    assert await migrator.up() == [ADD, INDEX]
+    assert await migrator.has("later_by_a")
+    assert await migrator.rehearse() == []
+
+
+async def test_a_rehearsal_finds_what_does_not_work(
+    migrator: Migrator, pending: list[Migration]
+) -> None:
+    """And so does the real thing, which leaves nothing half done."""
+    pending.append(BROKEN)
+    for attempt in (migrator.rehearse, migrator.up):
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await attempt()
+        assert not await migrator.has("more")
+
+
+async def test_what_was_interrupted_is_repeated(
+    migrator: Migrator, pending: list[Migration]
+) -> None:
+    """An index whose building was cut short is there, and unusable; it is built anew."""
+    pending.append(ADD)
+    await migrator.up()
+    connection = await migrator._database.superuser()
+    await connection.execute("CREATE INDEX later_by_a ON attestation.later (a)")
+    await connection.execute(
+        "UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = 'attestation.later_by_a'::regclass"
+    )
+    await connection.execute("ALTER INDEX attestation.later_by_a OWNER TO evergreen_migrator")
+    pending.append(INDEX)
+    assert await migrator.up() == [INDEX]
+    assert await connection.fetchval(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'attestation.later_by_a'::regclass"
+    )
+    await connection.close()
+
+
+async def test_a_migration_gives_way_to_the_traffic(
+    migrator: Migrator, pending: list[Migration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is in use is not locked for long; the migration comes again."""
+    monkeypatch.setattr(migrate, "_LOCK_SECONDS", 0.1)
+    pending.append(ADD)
+    await migrator.up()
+    busy = await migrator._database.superuser()
+    transaction = busy.transaction()
+    await transaction.start()
+    await busy.execute("LOCK TABLE attestation.later IN ROW EXCLUSIVE MODE")
+    pending.append(
+        Migration("attestation", 9004, "b", "ALTER TABLE attestation.later ADD COLUMN b int;")
+    )
+    migrating = asyncio.create_task(migrator.up())
+    await asyncio.sleep(0.5)
+    await transaction.commit()
+    assert [m.name for m in await migrating] == ["b"]
+    # Somebody who never ends is told of, and nothing is changed.
+    transaction = busy.transaction()
+    await transaction.start()
+    await busy.execute("LOCK TABLE attestation.later IN ROW EXCLUSIVE MODE")
+    monkeypatch.setattr(migrate, "_ATTEMPTS", 2)
+    pending.append(
+        Migration("attestation", 9005, "c", "ALTER TABLE attestation.later ADD COLUMN c int;")
+    )
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await migrator.up()
+    await transaction.rollback()
+    await busy.close()
+
+
+async def test_an_applied_migration_does_not_change(
+    migrator: Migrator, pending: list[Migration]
+) -> None:
+    """Whoever edits it is told to write a new one."""
+    pending.append(ADD)
+    await migrator.up()
+    pending[:] = [Migration(ADD.schema, ADD.version, ADD.name, ADD.sql + "\n")]
+    for attempt in (migrator.rehearse, migrator.up):
+        with pytest.raises(MigrationError, match="write a new migration"):
+            await attempt()

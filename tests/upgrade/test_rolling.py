@@ -1,0 +1,63 @@
+"""From the last release to this tree and back, service by service, under load."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from servicekit.access import CONTEXTS
+from tests.agent import Agent
+from tests.e2e.load import Load
+from tests.e2e.world import Org, make_org, ok
+from tests.stack import PATIENCE, Stack, until
+from tests.upgrade.released import ROOT, unpack
+from tests.upgrade.rolling import Product, product
+
+ORDER = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
+
+
+def _school(stack: Stack) -> tuple[Org, list[Agent]]:
+    org = make_org(stack, stack.client(stack.login()["token"]))
+    org.publish()
+    return org, [org.device() for _ in range(4)]
+
+
+def _an_admins_change(org: Org) -> None:
+    """What several services have a part in."""
+    policy = org.publish()
+    ok(org.root.delete(f"/api/policies/{policy['id']}"))
+    ok(org.root.get("/api/devices", params={"orgId": org.id}))
+    ok(org.root.post("/api/enrollment-tokens", json={"orgId": org.id, "name": "Meanwhile"}))
+
+
+async def _roll(running: Product, tree: Path, load: Load, org: Org) -> None:
+    for context in ORDER:
+        await running.replace(context, tree)
+        # The others are of the other release now: they have to understand each other.
+        before = load.calls
+        await asyncio.to_thread(_an_admins_change, org)
+        await asyncio.to_thread(
+            until, lambda b=before: load.calls > b + 8, PATIENCE, "the load does not go on"
+        )
+
+
+@pytest.mark.timeout(600)
+async def test_every_service_is_replaced_and_back_without_a_failed_call(tmp_path: Path) -> None:
+    """No call of a device or an administrator fails, and nothing acknowledged is lost."""
+    assert set(ORDER) == set(CONTEXTS)
+    last = unpack(tmp_path / "last")
+    async with product(tmp_path / "home") as running:
+        await running.start(last)
+        org, agents = await asyncio.to_thread(_school, running.stack)
+        load = Load(agents)
+        work = load.running()
+        await asyncio.to_thread(work.__enter__)
+        try:
+            await _roll(running, ROOT, load, org)
+            await _roll(running, last, load, org)
+        finally:
+            await asyncio.to_thread(work.__exit__, None, None, None)
+        await asyncio.to_thread(load.check, running.stack)
+    assert load.failures == []
