@@ -88,15 +88,22 @@ class Batcher(Generic[Item, Result]):
         if self._closing or not self._shares.has_room(tenant):
             raise self._full()
 
-    async def submit(self, item: Item) -> Result:
+    async def submit(self, item: Item, *, goes_on: bool = False) -> Result:
         """Waits until the item is written and answers its result.
+
+        Args:
+            item: what to write.
+            goes_on: the item belongs to work of which a part is written, and which something else
+                bounds: it is not refused because the queue is full, for that would waste the work.
 
         Raises:
             DomainError: RESOURCE_EXHAUSTED when too much waits, or the item waited too long; what
                 `write` raised.
         """
         weight, tenant = self._weigh(item), self._tenant(item)
-        if self._closing or not self._shares.take(tenant, weight):
+        if goes_on and not self._closing:
+            self._shares.take_anyway(tenant, weight)
+        elif self._closing or not self._shares.take(tenant, weight):
             raise self._full()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.push(tenant, weight, _Waiting(item, tenant, self._clock(), future))

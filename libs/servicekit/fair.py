@@ -1,11 +1,12 @@
 """Fairness between tenants: who gets what is bounded, and whose turn it is.
 
-Both are keyed on the tenant that the gateway vouches for, never on an address: a school is one
+All is keyed on the tenant that the gateway vouches for, never on an address: a school is one
 address, and a flood may come from many.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from typing import Final, Generic, TypeVar
 
@@ -41,18 +42,20 @@ class Shares:
         """Gives a tenant an amount, which it must `give_back`; or answers that there is none."""
         if not self.has_room(tenant, amount):
             return False
+        self.take_anyway(tenant, amount)
+        return True
+
+    def take_anyway(self, tenant: str, amount: int = 1) -> None:
+        """Gives a tenant what it cannot be refused any more; to be given back as well."""
         self.taken += amount
         self._held[tenant] = self._held.get(tenant, 0) + amount
-        return True
 
     def give_back(self, tenant: str, amount: int = 1) -> None:
         """Ends what `take` began."""
         self.taken -= amount
-        left = self._held[tenant] - amount
-        if left:
+        left = self._held.pop(tenant, 0) - amount
+        if left > 0:
             self._held[tenant] = left
-        else:
-            del self._held[tenant]
 
 
 class FairQueue(Generic[Entry]):
@@ -95,3 +98,35 @@ class FairQueue(Generic[Entry]):
             # A tenant whose turns are all in the past starts anew like one that never came.
             self._ends = {t: end for t, end in self._ends.items() if end > self._now}
         return weight, entry
+
+
+class Turns:
+    """Long work in slices: one slice goes on at a time, and tenants take turns.
+
+    Between two slices everything else that is ready runs, so that short calls do not wait for
+    more than one slice, however many callers have long work.
+    """
+
+    def __init__(self) -> None:
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._scheduled = False
+
+    async def wait(self, tenant: str) -> None:
+        """Returns when the next slice of the caller's work may be done."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue.push(tenant, 1, turn)
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._next)
+        await turn
+
+    def _next(self) -> None:
+        while self._queue:
+            _, turn = self._queue.pop()
+            # One who was given up meanwhile does not use the turn.
+            if not turn.done():
+                turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self._next)
+                return
+        self._scheduled = False

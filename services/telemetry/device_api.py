@@ -49,7 +49,7 @@ class DeviceApi:
         check_device(context.call, request.device_id)
         if len(request.events) > MAX_EVENTS:
             raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
-        with self._reports.room_for(request.ByteSize()):
+        with self._reports.room_for(context.call.caller, request.ByteSize()):
             outcome = await self._reports.report_events(
                 context.call.caller, _read_batch(request.events)
             )

@@ -23,6 +23,7 @@ def routes(reports: Reports) -> dict[str, Route]:
     """The device routes of this context."""
 
     async def report_state(call: Call, body: bytes) -> Answer:
+        reports.states.require_room(call.caller.tenant_id)
         request = parse_json_object(body)
         check_device(call, request.get("device_id"))
         state = request.get("state")
@@ -34,7 +35,7 @@ def routes(reports: Reports) -> dict[str, Route]:
         return _OK
 
     async def report_events(call: Call, body: bytes) -> Answer:
-        with reports.room_for(len(body)):
+        with reports.room_for(call.caller, len(body)):
             outcome = await reports.report_events(
                 call.caller, read_batch(body, partial(check_device, call))
             )

@@ -126,6 +126,19 @@ async def test_a_flood_leaves_room_for_others() -> None:
     assert len(outcomes) - len(refused) == 20
 
 
+async def test_work_that_has_begun_is_not_refused_for_lack_of_room() -> None:
+    """It takes its room beyond its share, and others see that it is taken."""
+    writer = Writer()
+    batcher = Batcher("t", writer.write, max_batch=10, max_waiting=9)
+    waiting = [asyncio.create_task(batcher.submit(n, goes_on=n > 5)) for n in range(12)]
+    await asyncio.sleep(0)
+    with pytest.raises(DomainError):
+        batcher.require_room("another")
+    async with running(batcher):
+        assert await asyncio.gather(*waiting) == [n * 10 for n in range(12)]
+        batcher.require_room("another")
+
+
 async def test_what_waited_too_long_is_refused_unwritten() -> None:
     """After the database hung, those who still listen are served; the others are told."""
     writer = Writer()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from servicekit.fair import FairQueue, Shares
+import asyncio
+
+from servicekit.fair import FairQueue, Shares, Turns
 
 
 def _fill(shares: Shares, tenant: str) -> int:
@@ -125,3 +127,25 @@ def test_tenants_of_the_past_are_forgotten() -> None:
         queue.pop()
     assert len(queue) == 1
     assert len(queue._ends) < 100
+
+
+async def test_long_work_takes_turns_slice_by_slice() -> None:
+    """Another tenant's slices come between those of a flood; one given up holds up nobody."""
+    turns = Turns()
+    done: list[str] = []
+
+    async def work(tenant: str, slices: int) -> None:
+        for _ in range(slices):
+            await turns.wait(tenant)
+            done.append(tenant)
+
+    flood = [asyncio.create_task(work("flood", 10)) for _ in range(10)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(work("other", 3))
+    flood[5].cancel()
+    await other
+    assert done.count("flood") <= 6
+    await asyncio.gather(*flood, return_exceptions=True)
+    assert done.count("flood") == 90
+    await work("flood", 1)
+    assert done.count("flood") == 91

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from uuid import UUID
 from servicekit.batcher import Batcher
 from servicekit.call import Caller
 from servicekit.errors import exhausted
+from servicekit.fair import Shares, Turns
 from servicekit.ids import Clock
 from servicekit.postgres import Database
 from services.telemetry.domain.events import BadEvent, NewEvent, ReadEvent
@@ -75,8 +75,8 @@ class Reports:
         self._database = database
         self._clock = clock
         self._stored = stored
-        self._budget = settings.body_budget_bytes
-        self._bytes = 0
+        self._bytes = Shares(settings.body_budget_bytes)
+        self._turns = Turns()
         self._contacts: dict[UUID, datetime] = {}
         self.states: Batcher[StateReport, None] = Batcher(
             "states",
@@ -84,6 +84,7 @@ class Reports:
             max_batch=_STATES_PER_BATCH,
             max_waiting=settings.waiting_states,
             weigh=_weigh_state,
+            tenant=_tenant,
         )
         self.events: Batcher[_Piece, int] = Batcher(
             "events",
@@ -91,6 +92,7 @@ class Reports:
             max_batch=_EVENTS_PER_BATCH,
             max_waiting=settings.waiting_events,
             weigh=lambda piece: piece.weight,
+            tenant=_tenant,
         )
 
     async def report_state(self, caller: Caller, state: State) -> None:
@@ -116,11 +118,11 @@ class Reports:
         found: list[ReadEvent] = []
         for events in read:
             if found:
-                await asyncio.sleep(0)
+                await self._turns.wait(caller.tenant_id)
             found.extend(events)
         accepted = good = bad = 0
         for piece in _pieces(UUID(caller.id), UUID(caller.tenant_id), found):
-            accepted += await self.events.submit(piece)
+            accepted += await self.events.submit(piece, goes_on=good + bad > 0)
             good += len(piece.good)
             bad += len(piece.bad)
         outcome = Outcome(accepted, good - accepted, bad)
@@ -130,19 +132,20 @@ class Reports:
         return outcome
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
-        """Holds the memory that a body needs while it is worked on.
+    def room_for(self, caller: Caller, size: int) -> Iterator[None]:
+        """Holds the memory that a body of events needs while it is worked on.
 
         Raises:
-            DomainError: RESOURCE_EXHAUSTED when too much is being worked on.
+            DomainError: RESOURCE_EXHAUSTED when too much is being worked on, or waits.
         """
-        if self._bytes and self._bytes + size > self._budget:
+        tenant = caller.tenant_id
+        self.events.require_room(tenant)
+        if not self._bytes.take(tenant, size):
             raise exhausted("TOO_MUCH_AT_ONCE", "too many large batches at once; send it later")
-        self._bytes += size
         try:
             yield
         finally:
-            self._bytes -= size
+            self._bytes.give_back(tenant, size)
 
     async def _write_states(self, reports: Sequence[StateReport]) -> Sequence[None]:
         newest = newest_per_device(reports)
@@ -187,6 +190,10 @@ class Reports:
             for device_id, tenant_id in devices
             if (noted := self._contacts.get(device_id)) is None or noted < since
         }
+
+
+def _tenant(item: StateReport | _Piece) -> str:
+    return str(item.tenant_id)
 
 
 def _weigh_state(report: StateReport) -> int:
