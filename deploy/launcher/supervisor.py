@@ -46,7 +46,7 @@ class Backoff:
 
     first: float = 0.2
     limit: float = 10.0
-    stable_after: float = 60.0
+    stable_after: float = 20.0
     _next: float = 0.0
 
     def after(self, ran_for: float) -> float:
