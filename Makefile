@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help run test lint gen lock clean
+.PHONY: help run test bench lint gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops
 
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
 	@exec $(BIN)/python -m pytest
+
+bench: .venv/.installed ## Measure what calls cost, against a floor; BENCH=quick or BENCH=full
+	@exec $(BIN)/python -m tests.load $(BENCH)
 
 lint: .venv/.installed node_modules/.installed ## Check style, types and the walls between the contexts
 	@$(BIN)/ruff check .

@@ -1,0 +1,126 @@
+"""The product under load: started in a temporary home, and what the load needs to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+
+from deploy.launcher.home import Home
+from deploy.postgres.roles import DATABASE
+from servicekit.sealing import Sealer
+from services.identity.domain import SigningKey
+from services.identity.tokens import TokenSigner
+from tests import stack as product_stack
+from tests.load.cpu import Process, below, processes
+from tests.load.traffic import POLL, Call
+from tests.stack import Stack
+
+_DEVICE_LIFE = timedelta(days=365)
+_SETTLED_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A running product that is about to be measured."""
+
+    stack: Stack
+
+    name = "product"
+    settle_seconds = 1.5
+    """What is done behind the answers: publishing, writing behind, the feeds of a second."""
+
+    @property
+    def port(self) -> int:
+        return self.stack.port
+
+    def processes(self) -> list[Process]:
+        """All of its processes but the launcher, which only watches."""
+        return below(self.stack.process.pid, processes())
+
+    def is_success(self, call: Call, status: int) -> bool:
+        """A poll has to be answered "not modified", for it is cheap only then."""
+        return status == (304 if call.kind == POLL else 200)
+
+    def publish_policy(self) -> int:
+        """Puts a policy into force for the first organisation; answers its version."""
+        with self.stack.client(self.stack.login()["token"]) as client:
+            bundle = {
+                "updates": {"channel": "stable"},
+                "browser": {"homepage": "https://x.example"},
+            }
+            policy = {"name": "Bench", "orgId": self.stack.tenant_id, "bundle": bundle}
+            made = client.post("/api/policies", json=policy).raise_for_status().json()
+            published = client.post(f"/api/policies/{made['id']}/publish", json={})
+            return int(published.raise_for_status().json()["version"])
+
+    async def superuser(self) -> asyncpg.Connection:
+        """A connection that may write every table."""
+        home = Home(self.stack.home)
+        return await asyncpg.connect(
+            host=str(home.run_directory() / "postgres"),
+            user="postgres",
+            password=(home.secrets / "postgres_superuser").read_text().strip(),
+            database=DATABASE,
+        )
+
+    async def signer(self) -> TokenSigner:
+        """Signs tokens as identity does, with its keys."""
+        sealer = Sealer.from_file(self.stack.home / "secrets" / "master_key", "identity-keys")
+        connection = await self.superuser()
+        try:
+            rows = await connection.fetch(
+                "SELECT key_id, purpose, public_key, sealed_seed FROM identity.signing_key"
+                " ORDER BY created_at"
+            )
+        finally:
+            await connection.close()
+        keys = [
+            SigningKey(r["key_id"], r["purpose"], r["public_key"], sealer.open(r["sealed_seed"]))
+            for r in rows
+        ]
+        return TokenSigner(keys, _DEVICE_LIFE)
+
+    async def tokens(self, device_ids: list[str]) -> list[str]:
+        """A token for each device of the first organisation."""
+        signer = await self.signer()
+        tenant, now = self.stack.tenant_id, datetime.now(UTC) - timedelta(minutes=1)
+
+        def sign() -> list[str]:
+            return [signer.device_token(device, tenant, 1, now)[0] for device in device_ids]
+
+        return await asyncio.to_thread(sign)
+
+    async def settled(self, limit: float = _SETTLED_SECONDS) -> bool:
+        """Waits until it rests (what it does behind its answers is done), at most so long."""
+        quiet, before, end = 0, self._spent(), time.monotonic() + limit
+        while quiet < 2 and time.monotonic() < end:
+            await asyncio.sleep(1.0)
+            now = self._spent()
+            quiet = quiet + 1 if now - before < 0.25 else 0
+            before = now
+        return quiet >= 2
+
+    def _spent(self) -> float:
+        return sum(process.own for process in self.processes())
+
+
+@contextmanager
+def running() -> Iterator[Product]:
+    """Starts a product that lives for this run only."""
+    with tempfile.TemporaryDirectory(prefix="evergreen-bench-", dir=_roomy()) as directory:
+        home = Path(directory) / "home"
+        with product_stack.running(home, EVERGREEN_LOG_LEVEL="warning") as stack:
+            yield Product(stack)
+
+
+def _roomy() -> str:
+    # The database is on a disk, as in real life: /tmp may be in memory.
+    return "/var/tmp"

@@ -1,0 +1,76 @@
+"""The console's queries, one after the other, on a database of any size."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+
+from tests.load.figures import Outcome
+from tests.load.fleet import device_id
+from tests.stack import Stack
+
+_PAUSE = 0.05
+"""A user may ask twenty times a second."""
+
+
+def _queries(devices: int, chance: random.Random) -> dict[str, tuple[str, dict[str, str]]]:
+    """One of each kind of query, with values that a person could have chosen."""
+    number = chance.randint(1, devices)
+    day = datetime.now(UTC) - timedelta(days=chance.randint(1, 80))
+    since, until = day.isoformat(), (day + timedelta(days=1)).isoformat()
+    return {
+        "devices": ("/api/devices", {}),
+        "devices, 500 a page": ("/api/devices", {"pageSize": "500"}),
+        "devices, online": ("/api/devices", {"status": "online"}),
+        "devices, critical": ("/api/devices", {"health": "critical"}),
+        "devices, search: a serial": ("/api/devices", {"search": f"BENCH-{number}"}),
+        "devices, search: nothing found": ("/api/devices", {"search": f"absent-{number}"}),
+        "devices, not seen lately": ("/api/devices", {"lastSeenBefore": since}),
+        "a device": (f"/api/devices/{device_id(number)}", {}),
+        "events": ("/api/events", {}),
+        "events of a device": ("/api/events", {"deviceId": device_id(number)}),
+        "events, errors": ("/api/events", {"severity": "error"}),
+        "events, a type": ("/api/events", {"action": "update.failed"}),
+        "events of a day": ("/api/events", {"occurredAfter": since, "occurredBefore": until}),
+        "events, search": ("/api/events", {"search": "firefox"}),
+        "events, search: rare": ("/api/events", {"search": f"number {number} "}),
+    }
+
+
+async def ask(stack: Stack, devices: int, times: int) -> dict[str, dict[str, float]]:
+    """Milliseconds by query; second pages and deep pages are queries of their own."""
+    outcome = Outcome()
+    chance = random.Random(5)
+    token = stack.login()["token"]
+    async with httpx.AsyncClient(
+        base_url=stack.url,
+        verify=stack.tls(),
+        headers={"authorization": f"Bearer {token}"},
+        timeout=60,
+    ) as client:
+
+        async def get(name: str, path: str, query: dict[str, str]) -> str:
+            began = time.perf_counter()
+            answer = await client.get(path, params=query)
+            seconds = time.perf_counter() - began
+            await asyncio.sleep(_PAUSE)
+            if answer.status_code == 200:
+                outcome.note(name, seconds)
+            else:
+                outcome.fail(f"{name}: {answer.status_code}")
+            return str(answer.json().get("nextPageToken", ""))
+
+        for _ in range(times):
+            for name, (path, query) in _queries(devices, chance).items():
+                following = await get(name, path, query)
+                if following and name in ("devices", "events"):
+                    query |= {"pageToken": following}
+                    await get(f"{name}, second page", path, query)
+        found = {name: outcome.latency_ms(name) for name in outcome.latencies}
+    if outcome.failed:
+        found["failed"] = {what: float(count) for what, count in outcome.failed.items()}
+    return {name: {k: round(v, 2) for k, v in f.items()} for name, f in found.items()}
