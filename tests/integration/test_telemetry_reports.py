@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -447,6 +448,35 @@ async def test_a_full_queue_refuses_with_a_delay(
         assert await count(world) == 10 * codes.count(200)
         answers = await asyncio.gather(*(device.state() for device in devices))
         assert {answer.status_code for answer in answers} == {200, 429}
+
+
+async def test_one_tenants_flood_is_refused_and_no_other_tenant(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> None:
+    """While nothing can be written the flood fills its share; the others' reports find room."""
+    async with running(make_kit, serve, database, waiting_events=60, waiting_states=9) as world:
+        batch = [event(n) for n in range(5)]
+        held = await database.superuser()
+        try:
+            async with held.transaction():
+                await held.execute("LOCK TABLE telemetry.event, telemetry.device IN EXCLUSIVE MODE")
+                events = [asyncio.create_task(world.device().events(batch)) for _ in range(40)]
+                states = [asyncio.create_task(world.device().state()) for _ in range(40)]
+                # Of each kind one batch is being written, and two thirds of the queue wait.
+                for flood in (events, states):
+                    done, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+                    assert {task.result().status_code for task in done} == {429}
+                other = world.device(STRANGER.id)
+                others = [
+                    asyncio.create_task(other.events(batch)),
+                    asyncio.create_task(other.state()),
+                ]
+                await asyncio.wait([*others, *events, *states], timeout=0.2)
+        finally:
+            await held.close()
+        assert [answer.status_code for answer in await asyncio.gather(*others)] == [200, 200]
+        codes = Counter(answer.status_code for answer in await asyncio.gather(*events, *states))
+        assert codes.keys() == {200, 429}
 
 
 async def test_large_bodies_share_a_budget(
