@@ -4,9 +4,10 @@
 them where a running Envoy follows them, `arguments` starts one.
 """
 
+from deploy.gateway.limits import Limits, Rate
 from deploy.gateway.process import arguments
 from deploy.gateway.render import BOOTSTRAP, render, write
-from deploy.gateway.settings import Endpoints, GatewaySettings, Limits, Rate
+from deploy.gateway.settings import Endpoints, GatewaySettings
 
 __all__ = [
     "BOOTSTRAP",

@@ -66,7 +66,7 @@ def _cluster(
                 {
                     "max_connections": requests,
                     "max_requests": requests,
-                    "max_pending_requests": requests,
+                    "max_pending_requests": settings.limits.upstream_waiting,
                     "max_retries": 1000,
                 }
             ]

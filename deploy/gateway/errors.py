@@ -50,8 +50,12 @@ _OTHER_SERVER_ERROR: Final = (500, Code.INTERNAL, "something went wrong on our s
 _OTHER_CLIENT_ERROR: Final = (400, Code.INVALID_ARGUMENT, _OWN_TEXT)
 
 # Callers that are told to come back are told different delays: of those that are left by the
-# lines before, this percentage is sent away for so many seconds.
-_RETRY_AFTER: Final = [(25, 1), (33, 2), (50, 3), (100, 4)]
+# lines before, this percentage is sent away for so many seconds. Who called too often is sent
+# away for longer than who found something away.
+_RETRY_AFTER: Final = {
+    503: [(25, 1), (33, 2), (50, 3), (100, 4)],
+    429: [(25, 2), (33, 4), (50, 6), (100, 8)],
+}
 
 _SCRIPT: Final = """\
 local NAMES = {%(names)s}
@@ -115,8 +119,9 @@ def local_replies() -> Config:
     return {
         "mappers": [
             *_token_trouble(),
+            *_come_back_later(native_grpc=True),
             _native_grpc(),
-            *_unavailable(),
+            *_come_back_later(native_grpc=False),
             # The transcoder says what is wrong with the JSON.
             _mapper(_details("json_transcode_failure{INVALID"), Code.INVALID_ARGUMENT, _OWN_TEXT),
             *(_mapper(_status("EQ", status), code, text) for status, code, text in _TABLE),
@@ -146,17 +151,24 @@ def _mapper(when: Config, code: Code, text: str, **more: Any) -> Config:
     }
 
 
-def _unavailable() -> list[Config]:
-    _, code, text = next(line for line in _TABLE if line[0] == 503)
-    return [
-        _mapper(
-            _all(_status("EQ", 503), _share(percentage)),
-            code,
-            text,
-            headers_to_add=[header("retry-after", str(delay), "ADD_IF_ABSENT")],
-        )
-        for percentage, delay in _RETRY_AFTER
-    ]
+def _come_back_later(*, native_grpc: bool) -> list[Config]:
+    mappers = []
+    for status, code, text in _TABLE:
+        for percentage, delay in _RETRY_AFTER.get(status, ()):
+            later = [header("retry-after", str(delay), "ADD_IF_ABSENT")]
+            when = [_status("EQ", status), _share(percentage)]
+            if native_grpc:
+                form = _text(_OWN_TEXT)
+                mappers.append(
+                    {
+                        "filter": _all(_NATIVE_GRPC, *when),
+                        "body_format_override": form,
+                        "headers_to_add": later,
+                    }
+                )
+            else:
+                mappers.append(_mapper(_all(*when), code, text, headers_to_add=later))
+    return mappers
 
 
 def _token_trouble() -> list[Config]:

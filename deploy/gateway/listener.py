@@ -9,7 +9,8 @@ from typing import Final
 from deploy.gateway import access_log, auth, errors, rates, routes
 from deploy.gateway.api import Method
 from deploy.gateway.envoy import Config, extension, header, seconds, socket_address
-from deploy.gateway.settings import KIB, MIB, GatewaySettings
+from deploy.gateway.limits import KIB, MIB
+from deploy.gateway.settings import GatewaySettings
 
 CERTIFICATE: Final = "gateway"
 """The name of the certificate in the secrets file."""
@@ -55,7 +56,10 @@ def listener(
         ],
         # A port that is taken must fail, not be shared with another copy of the product.
         "enable_reuse_port": False,
+        # A herd waits in the kernel, in its order. A handshake costs as much as some calls, so
+        # that whoever is in must get his turn between a few of them, not after thousands.
         "tcp_backlog_size": 4096,
+        "max_connections_to_accept_per_socket_event": settings.limits.accepted_at_once,
         "per_connection_buffer_limit_bytes": _CONNECTION_BUFFER,
         "filter_chains": [
             {
@@ -99,8 +103,7 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         stat_prefix="gateway",
         codec_type="AUTO",
         common_http_protocol_options={
-            # Longer than the agents' minute between two calls: a new TLS connection is dear.
-            "idle_timeout": seconds(120),
+            "idle_timeout": seconds(limits.idle),
             "max_headers_count": 100,
             # x_evergreen_kind must not be taken for x-evergreen-kind further on.
             "headers_with_underscores_action": "DROP_HEADER",

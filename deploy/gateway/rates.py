@@ -6,26 +6,34 @@ from typing import Final
 
 from deploy.gateway.api import Method
 from deploy.gateway.envoy import Config, extension, percent
-from deploy.gateway.settings import GatewaySettings, Rate
+from deploy.gateway.limits import Rate
+from deploy.gateway.settings import GatewaySettings
 from servicekit.access import Audience
-from servicekit.call import H_SUBJECT
+from servicekit.call import H_SUBJECT, H_TENANT
 
 OPEN: Final = "open"
 _NAMESPACE: Final = "evergreen"
 _LIMIT: Final = "limit"
 _SUBJECT: Final = "subject"
 _ADDRESS: Final = "masked_remote_address"
+_TENANT: Final = "tenant"
 _SUBJECT_HEADER: Final = {"header_name": H_SUBJECT, "descriptor_key": _SUBJECT}
+_TENANT_HEADER: Final = {"header_name": H_TENANT, "descriptor_key": _TENANT}
 # One client has a whole /64 of IPv6.
 _MASKS: Final = {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}
 _LOGINS: Final = frozenset({"Login", "RefreshSession", "AcceptInvitation"})
 
 
 def rate_filter(settings: GatewaySettings) -> Config:
-    """The filter that counts, per caller."""
+    """The filter that counts, per caller.
+
+    A request is refused when any of its limits is reached. How long it is to stay away, the table
+    of local replies says (`errors`): this filter would tell all the same.
+    """
     limits = settings.limits
     rates = [
         ("device", _SUBJECT, limits.device),
+        ("device", _TENANT, limits.tenant),
         ("user", _SUBJECT, limits.user),
         ("login", _ADDRESS, limits.login),
         ("enroll", _ADDRESS, limits.enroll),
@@ -49,10 +57,10 @@ def rate_filter(settings: GatewaySettings) -> Config:
         ],
         rate_limits=[
             {"actions": [_limit_of_route(), {"request_headers": _SUBJECT_HEADER}]},
+            {"actions": [_limit_of_route(), {"request_headers": _TENANT_HEADER}]},
             {"actions": [_limit_of_route(), {"masked_remote_address": _MASKS}]},
         ],
         max_dynamic_descriptors=limits.counted_callers,
-        enable_retry_after_header=True,
         rate_limited_as_resource_exhausted=True,
     )
 

@@ -11,6 +11,7 @@ import envoy
 
 from deploy import gateway
 from deploy.launcher import probe
+from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import ENVOY_LOG_FORMAT, parse_envoy
 from deploy.launcher.home import Home
 from deploy.launcher.process import ProcessSpec
@@ -32,7 +33,16 @@ def process(
         addresses: the public addresses.
         admin: the loopback port of Envoy's administration.
         files: the certificate.
+
+    Raises:
+        LauncherError: a limit in the environment is not one.
     """
+    # The other half of the machine serves what comes through.
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    try:
+        limits = gateway.Limits.for_machine(workers=workers).with_settings(os.environ)
+    except ValueError as wrong:
+        raise LauncherError(str(wrong), advice="Correct the environment.") from wrong
     settings = gateway.GatewaySettings(
         directory=home.gateway,
         port=port,
@@ -41,9 +51,8 @@ def process(
         private_key_file=files.server_key,
         contexts={context: _endpoints(run, context) for context in CONTEXTS},
         admin=f"127.0.0.1:{admin}",
+        limits=limits,
     )
-    # The other half of the machine serves what comes through.
-    workers = max(1, len(os.sched_getaffinity(0)) // 2)
     arguments = gateway.arguments(gateway.write(settings), workers=workers, log_level="info")
 
     async def drain() -> None:

@@ -18,6 +18,8 @@ from deploy.launcher.home import Home
 from deploy.launcher.up import Launcher
 
 _PR_SET_PDEATHSIG: Final = 1
+_OPEN_FILES: Final = 1 << 20
+"""Each connection of a device is one."""
 
 
 def run() -> int:
@@ -59,7 +61,7 @@ def _stop_with_make() -> None:
 def _allow_many_connections() -> None:
     """Raises the limit of open files, which the processes inherit, as far as is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -144,6 +144,35 @@ async def test_each_caller_has_a_rate_of_its_own(strict: Gateway) -> None:
     await _exhaust(strict, "GET", "/api/users", strict.signer.user(sub=str(new_id())))
 
 
+async def test_the_devices_of_a_tenant_have_a_rate_together() -> None:
+    """A tenant of many devices is told, at different times, to come back; no other tenant is."""
+    limits = Limits(tenant=Rate(burst=20, per_second=1))
+    async with running_gateway(limits=limits) as gateway:
+        noisy, quiet = str(new_id()), str(new_id())
+
+        async def state(tenant: str) -> httpx.Response:
+            token = gateway.signer.device(sub=str(new_id()), tid=tenant)
+            return await gateway.http.post(STATE, headers=bearer(token), json={})
+
+        answers = [await state(noisy) for _ in range(_MANY)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(refused) >= 10
+        assert [answer.status_code for answer in answers[:20]] == [200] * 20
+        for answer in refused:
+            error_of(answer, 429, "RESOURCE_EXHAUSTED")
+        assert len({int(answer.headers["retry-after"]) for answer in refused}) > 1
+        assert [(await state(quiet)).status_code for _ in range(5)] == [200] * 5
+        with pytest.raises(grpc.aio.AioRpcError) as grpc_refused:
+            for _ in range(_MANY):
+                token = gateway.signer.device(sub=str(new_id()), tid=noisy)
+                await gateway.grpc("/evergreen.v1.DeviceService/ReportState", token=token)
+        assert grpc_refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        metadata = dict(grpc_refused.value.initial_metadata() or ()) | dict(
+            grpc_refused.value.trailing_metadata() or ()
+        )
+        assert int(metadata["retry-after"]) >= 2
+
+
 async def test_both_forms_of_a_devices_calls_count_together(strict: Gateway) -> None:
     """It has as many calls as one form has, whichever it takes."""
     token = strict.signer.device(sub=str(new_id()))

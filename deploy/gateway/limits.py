@@ -1,0 +1,186 @@
+"""Bounds of the gateway, and the defaults that fit a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+SETTING_PREFIX: Final = "EVERGREEN_GATEWAY_"
+
+CONNECTION_BYTES: Final = 24 * KIB
+"""Memory of an idle TLS connection that has carried a request; measured: 23 kB."""
+TOKEN_BYTES: Final = 6_700
+"""Memory of a verified token in a worker's cache; measured."""
+
+_HEAP_SHARE: Final = 0.4
+_CONNECTIONS_SHARE: Final = 0.75
+_TOKENS_SHARE: Final = 0.2
+_LEAST_HEAP: Final = 256 * MIB
+_OTHER_FILES: Final = 4096
+"""Descriptors for connections to the services, files and the rest."""
+_CALLS_PER_PROCESSOR: Final = 4_000
+"""Calls a second, more than a processor can carry: what a tenant's limit allows by default."""
+_CGROUP_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `burst` requests at once, `per_second` in the long run."""
+
+    burst: int
+    per_second: int
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Reads `BURST:PER_SECOND`.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        burst, per_second = map(int, text.split(":"))
+        return cls(burst, per_second)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds that keep one caller, or a crowd, from taking everything.
+
+    A school sits behind one address, and the console logs all its users in from one address too;
+    so whatever is counted by address is generous, and guessing passwords is slowed down per
+    account by identity.
+    """
+
+    body: int = MIB
+    """Bytes of a request's body, where nothing else is said."""
+    events_body: int = 32 * MIB
+    """Bytes of a batch of events: an agent sends 50,000 queued ones in one body."""
+    response: int = 16 * MIB
+    """Bytes of an answer that is transcoded as a whole; streamed downloads have no limit."""
+    header_kib: int = 16
+    """KiB of all request headers together."""
+    timeout: float = 15.0
+    """Seconds that an answer may take, where nothing else is said."""
+    idle: float = 120.0
+    """Seconds that a connection may be idle: longer than the agents' minute between two calls, for
+    a new TLS connection is dear. When memory runs short it becomes less by itself."""
+    accepted_at_once: int = 8
+    """New connections that are taken before those that are open get their turn again; the others
+    wait in the kernel's queue."""
+    connections: int = 20_000
+    """Open client connections; further ones are closed at once."""
+    heap: int = 1024 * MIB
+    """Bytes of memory; near it the gateway closes idle connections sooner, ends large requests,
+    and refuses requests, then connections."""
+    upstream_requests: int = 2048
+    """Requests in flight to one context."""
+    upstream_waiting: int = 8192
+    """Requests that wait for one of these places; further ones are refused."""
+    cached_tokens: int = 10_000
+    """Verified tokens kept per worker and kind (6.7 kB each); less than are active costs time."""
+    counted_callers: int = 50_000
+    """Callers whose rate is remembered, per limit; the least recent are forgotten."""
+    device: Rate = Rate(burst=120, per_second=2)
+    """Calls of one device."""
+    tenant: Rate = Rate(burst=16_000, per_second=8_000)
+    """Calls of all devices of one organisation."""
+    user: Rate = Rate(burst=300, per_second=20)
+    """Calls of one user."""
+    login: Rate = Rate(burst=120, per_second=4)
+    """Logins, refreshes and accepted invitations from one address."""
+    enroll: Rate = Rate(burst=5000, per_second=100)
+    """Enrollments from one address: a whole school is switched on in one morning."""
+    open: Rate = Rate(burst=500, per_second=50)
+    """Calls from one address to everything else that needs no token."""
+    other: Rate = Rate(burst=5000, per_second=1000)
+    """Requests of everybody together to what is not there."""
+
+    @classmethod
+    def for_machine(
+        cls,
+        *,
+        workers: int,
+        memory: int | None = None,
+        processors: int | None = None,
+        open_files: int | None = None,
+    ) -> Limits:
+        """The defaults for a machine that the gateway shares with everything else.
+
+        24 GiB hold 200,000 devices with a connection and a cached token each. On a smaller machine
+        connections are closed sooner and tokens verified again: slower, not refused.
+
+        Args:
+            workers: threads of the gateway; each has its cache of tokens.
+            memory: bytes; this machine's or container's when not given.
+            processors: for what one tenant may use; this machine's when not given.
+            open_files: descriptors that the gateway may have open; this process's when not given.
+        """
+        memory = memory or machine_memory()
+        processors = processors or len(os.sched_getaffinity(0))
+        files = open_files or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        heap = max(int(memory * _HEAP_SHARE), _LEAST_HEAP)
+        connections = int(heap * _CONNECTIONS_SHARE) // CONNECTION_BYTES
+        if files != resource.RLIM_INFINITY:
+            connections = min(connections, max(files - _OTHER_FILES, files // 2))
+        per_second = processors * _CALLS_PER_PROCESSOR
+        return cls(
+            heap=heap,
+            connections=connections,
+            cached_tokens=int(heap * _TOKENS_SHARE) // TOKEN_BYTES // workers,
+            tenant=Rate(burst=2 * per_second, per_second=per_second),
+        )
+
+    def with_settings(self, environment: Mapping[str, str]) -> Limits:
+        """These limits, but what `EVERGREEN_GATEWAY_<NAME>` says.
+
+        Numbers as they are, rates as `BURST:PER_SECOND`.
+
+        Raises:
+            ValueError: a setting is not what it should be; it is named.
+        """
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            name = SETTING_PREFIX + field.name.upper()
+            text = environment.get(name, "").strip()
+            if not text:
+                continue
+            try:
+                changes[field.name] = _value(type(getattr(self, field.name)), text)
+            except ValueError as wrong:
+                raise ValueError(f"{name} is {text!r}, not {wrong}.") from None
+        return dataclasses.replace(self, **changes)
+
+
+def _value(kind: type[Any], text: str) -> Any:
+    form = "BURST:PER_SECOND, both above 0" if kind is Rate else "a number above 0"
+    try:
+        value = Rate.parse(text) if kind is Rate else kind(text)
+    except ValueError:
+        raise ValueError(form) from None
+    least = min(value.burst, value.per_second) if isinstance(value, Rate) else value
+    if not least > 0:
+        raise ValueError(form)
+    return value
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or the container around this process, has."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            sizes.append(int(text))
+    return min(sizes)
