@@ -62,7 +62,7 @@ class DeviceAccess:
             DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from the registry.
         """
         if not self._ready:
-            raise unavailable("the service is starting", retry_after=1)
+            raise unavailable("the service is starting")
         if caller.id in self._locked_out:
             raise unauthenticated("DEVICE_LOCKED_OUT", "the device is decommissioned")
         if caller.token_version < self._min_version.get(caller.id, 1):

@@ -93,7 +93,7 @@ class TenantDirectory:
             DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from identity.
         """
         if not self.follower.synced:
-            raise unavailable("the service is starting", retry_after=1)
+            raise unavailable("the service is starting")
         if caller.session_id in self._ended:
             raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
 

@@ -170,7 +170,7 @@ class Admission:
             return wrong_key()
         org = self._tenants.known(token.tenant_id)
         if org is None:
-            return unavailable("the service is starting", retry_after=1)
+            return unavailable("the service is starting")
         return token if org.code == application.key.tenant_code else wrong_key()
 
     async def _record_refusal(self, call: Call, device: Device) -> Decision:
