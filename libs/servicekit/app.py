@@ -27,7 +27,8 @@ from servicekit.call import H_SERVICE
 from servicekit.chain import CallChain
 from servicekit.devices import DeviceAccess
 from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
-from servicekit.http_server import DeviceApp, HttpServer, Route
+from servicekit.http_protocol import DeviceServer
+from servicekit.http_server import DeviceApp, HttpServer, Route, WithHealth
 from servicekit.ids import Clock, now
 from servicekit.logs import brief
 from servicekit.messaging import Messaging
@@ -85,7 +86,7 @@ class Parts:
     routes: dict[str, Route] = field(default_factory=dict)
     """HTTP-native device routes by path."""
     portal: Any = None
-    """An ASGI application for further HTTP-native routes."""
+    """An ASGI application; in a service without device routes."""
     devices: DeviceAccess | None = None
     batchers: Sequence[Batcher[Any, Any]] = ()
     tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
@@ -178,8 +179,8 @@ class Running:
 
     public: GrpcServer
     internal: GrpcServer
-    http: HttpServer | None
-    http_app: DeviceApp
+    http: DeviceServer | HttpServer | None
+    http_app: DeviceApp | WithHealth
     ops: HttpServer
     batchers: Sequence[Batcher[Any, Any]]
     writers: Sequence[asyncio.Task[None]]
@@ -233,8 +234,15 @@ async def start(kit: Kit, build: Build) -> Running:
     # A count of its own: a herd of devices must not keep the other services from the feeds.
     inside = CallChain(max_calls=most)
     internal = GrpcServer(kit.settings.internal_listen, inside, parts.internal, (), internal=True)
-    app = DeviceApp(chain, parts.routes, parts.portal)
-    http = HttpServer(kit.settings.http_listen, app) if kit.settings.http_listen else None
+    http: DeviceServer | HttpServer | None = None
+    http_app: DeviceApp | WithHealth
+    if parts.portal is None:
+        http_app = DeviceApp(chain, parts.routes)
+        if kit.settings.http_listen:
+            http = DeviceServer(kit.settings.http_listen, http_app)
+    else:
+        http_app = WithHealth(parts.portal)
+        http = HttpServer(kit.settings.http_listen, http_app)
     if parts.devices is not None:
         await until_done("load locked-out devices", parts.devices.load)
     if parts.before_serving is not None:
@@ -259,7 +267,7 @@ async def start(kit: Kit, build: Build) -> Running:
     await internal.set_serving(True)
     await public.set_serving(True)
     log.info("serving")
-    return Running(public, internal, http, app, ops, parts.batchers, writers, tasks)
+    return Running(public, internal, http, http_app, ops, parts.batchers, writers, tasks)
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

@@ -26,6 +26,11 @@ H_TOKEN_EXPIRES: Final = "x-evergreen-token-expires"
 H_SERVICE: Final = "x-evergreen-service"
 H_REQUEST_ID: Final = "x-request-id"
 H_SOURCE: Final = "x-envoy-external-address"
+HEADERS: Final = (
+    H_KIND, H_SUBJECT, H_TENANT, H_ROLE, H_EMAIL, H_SESSION, H_TOKEN_VERSION, H_TOKEN_ISSUED,
+    H_TOKEN_EXPIRES, H_SERVICE, H_REQUEST_ID, H_SOURCE,
+)  # fmt: skip
+"""All that a call is made of."""
 
 
 class CallerKind(Enum):

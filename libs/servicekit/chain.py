@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from types import CoroutineType
+from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
@@ -42,7 +44,7 @@ from servicekit.errors import (
     unimplemented,
 )
 from servicekit.fair import Shares
-from servicekit.metrics import CALL_SECONDS, CALLS, IN_FLIGHT
+from servicekit.metrics import CALLS
 from servicekit.postgres import as_domain_error
 from servicekit.rules import violations
 from servicekit.tenants import TenantDirectory
@@ -89,13 +91,13 @@ class CallChain:
         call = call_from_headers(rpc, headers, self._caller(rule, headers))
         if not self._places.take(_tenant(call.caller)):
             raise _busy()
-        IN_FLIGHT.inc()
+        CALLS.in_flight += 1
         return call
 
     def _end(self, call: Call) -> None:
         """Gives the call's place to another one."""
         self._places.give_back(_tenant(call.caller))
-        IN_FLIGHT.dec()
+        CALLS.in_flight -= 1
 
     def _caller(self, rule: Rule, headers: Mapping[str, str]) -> Caller:
         if rule.audience is Audience.PUBLIC:
@@ -119,54 +121,98 @@ class CallChain:
             raise permission_denied("ROLE_MAY_NOT", f"the role {role} may not do this")
         return caller
 
+    def serve(
+        self,
+        rpc: str,
+        headers: Mapping[str, str],
+        handler: Callable[[Call], T | Coroutine[Any, Any, T]],
+        *,
+        internal_listener: bool = False,
+    ) -> T | Coroutine[Any, Any, T]:
+        """Serves one call as far as it goes without waiting.
+
+        Answers the result, or what has to be awaited for it; whatever goes wrong comes out as a
+        `DomainError`.
+        """
+        started = time.perf_counter()
+        try:
+            call = self._begin(rpc, headers, internal_listener=internal_listener)
+        except Exception as error:
+            _fail(rpc, started, error)
+        token = current_call.set(call)
+        try:
+            answer = handler(call)
+        except Exception as error:
+            self._end(call)
+            _fail(rpc, started, error)
+        finally:
+            current_call.reset(token)
+        if isinstance(answer, CoroutineType):
+            return self._finish(call, started, answer)
+        self._end(call)
+        _note(rpc, "OK", started)
+        return answer
+
+    async def _finish(self, call: Call, started: float, answer: Coroutine[Any, Any, T]) -> T:
+        token = current_call.set(call)
+        try:
+            result = await answer
+        except asyncio.CancelledError:
+            _note(call.rpc, "CANCELLED", started)
+            raise
+        except Exception as error:
+            _fail(call.rpc, started, error)
+        else:
+            _note(call.rpc, "OK", started)
+            return result
+        finally:
+            self._end(call)
+            current_call.reset(token)
+
     async def run(
         self,
         rpc: str,
         headers: Mapping[str, str],
-        handler: Callable[[Call], Awaitable[T]],
+        handler: Callable[[Call], Coroutine[Any, Any, T]],
         *,
         internal_listener: bool = False,
     ) -> T:
-        """Serves one call; whatever goes wrong comes out as a `DomainError`."""
-        started = time.perf_counter()
-        code = "OK"
-        token = None
-        try:
-            call = self._begin(rpc, headers, internal_listener=internal_listener)
-            token = current_call.set(call)
-            try:
-                return await handler(call)
-            finally:
-                self._end(call)
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except DomainError as error:
-            code = error.code.name
-            if error.code is Code.INTERNAL:
-                log.error("call failed", rpc=rpc)
-            raise
-        except NotImplementedError as error:
-            code = Code.UNIMPLEMENTED.name
-            raise unimplemented() from error
-        except Exception as error:
-            told = as_domain_error(error)
-            if told is None:
-                log.exception("call failed", rpc=rpc)
-                told = internal()
-            code = told.code.name
-            raise told from error
-        finally:
-            seconds = time.perf_counter() - started
-            CALLS.labels(rpc, code).inc()
-            CALL_SECONDS.labels(rpc).observe(seconds)
-            rule = ACCESS.get(rpc)
-            if rule is not None and (rule.writes and rule.audience is Audience.USER):
-                log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
-            else:
-                log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
-            if token is not None:
-                current_call.reset(token)
+        """As `serve`, for handlers that wait in any case."""
+        served: Any = self.serve(rpc, headers, handler, internal_listener=internal_listener)
+        result: T = await served
+        return result
+
+
+def _fail(rpc: str, started: float, error: Exception) -> NoReturn:
+    """Step 6 of a call that failed: raises what its caller is told."""
+    told: DomainError | None
+    if isinstance(error, DomainError):
+        told = error
+        if error.code is Code.INTERNAL:
+            log.error("call failed", rpc=rpc)
+    elif isinstance(error, NotImplementedError):
+        told = unimplemented()
+    elif (told := as_domain_error(error)) is None:
+        log.error("call failed", rpc=rpc, exc_info=error)
+        told = internal()
+    _note(rpc, told.code.name, started)
+    if told is error:
+        raise error
+    raise told from error
+
+
+def _note(rpc: str, code: str, started: float) -> None:
+    seconds = time.perf_counter() - started
+    CALLS.note(rpc, code, seconds)
+    rule = ACCESS.get(rpc)
+    if rule is not None and rule.writes and rule.audience is Audience.USER:
+        log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
+    elif _tells_all():
+        log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
+
+
+def _tells_all() -> bool:
+    return logging.getLogger().level <= logging.DEBUG
 
 
 def _tenant(caller: Caller) -> str:

@@ -1,7 +1,6 @@
 """The HTTP side of a service towards the gateway: the device calls in the released agent's JSON.
 
-A plain ASGI application behind the same chain as gRPC. See docs/adr for why these calls do not
-pass the gateway's transcoder.
+They pass the same chain as gRPC, and not the gateway's transcoder: see docs/adr for why.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import unquote
 
 import uvicorn
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from servicekit import logs
 from servicekit.call import H_REQUEST_ID, Call
 from servicekit.chain import CallChain, check_rules
 from servicekit.errors import (
@@ -28,21 +28,22 @@ from servicekit.errors import (
     DomainError,
     FieldViolation,
     error_body,
+    internal,
     invalid,
     invalid_field,
     not_found,
     retry_after_header,
 )
+from servicekit.http_protocol import Request, bind
+
+log = logs.get(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-JSON: Final = b"application/json"
 _FAILED_FIELD: Final = re.compile(r"Failed to parse (\w+) field: ")
-MAX_BODY: Final = 48 << 20
-"""The gateway has the real limits, per route; this one only bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,95 +53,121 @@ class Answer:
     status: int = 200
     body: bytes = b"{}"
 
+    def response(self) -> bytes:
+        """The answer as it goes over the wire."""
+        return _response(self.status, self.body)
 
+
+OK: Final = Answer()
 NOT_MODIFIED: Final = Answer(304, b"")
+
+
+def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
+    more = "" if retry_after is None else f"retry-after: {retry_after}\r\n"
+    line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+    if status == 304:
+        return f"{line}{more}\r\n".encode()
+    content = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return f"{line}{content}{more}\r\n".encode() + body
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """A device call: its row of the access table, and what serves it.
 
-    The handler gets the call and the body's bytes.
+    The handler gets the call and the body's bytes. What it can answer without waiting, it answers
+    at once, which is far cheaper than a coroutine.
     """
 
     rpc: str
-    handler: Callable[[Call, bytes], Awaitable[Answer]]
+    handler: Callable[[Call, bytes], Answer | Coroutine[Any, Any, Answer]]
 
 
 class DeviceApp:
-    """The ASGI application with a service's device routes (all of them POST)."""
+    """A service's device routes (all of them POST), and its health."""
 
-    def __init__(
-        self,
-        chain: CallChain,
-        routes: Mapping[str, Route],
-        other: AsgiApp | None = None,
-    ) -> None:
+    def __init__(self, chain: CallChain, routes: Mapping[str, Route]) -> None:
         self._chain = chain
-        self._routes = routes
-        self._other = other
+        self._routes = {path.encode(): route for path, route in routes.items()}
+        self._ready = {id(answer): answer.response() for answer in (NOT_MODIFIED, OK)}
         self.serving = True
         """Whether the gateway should send calls here; it asks `GET /healthz`."""
 
+    def __call__(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+        """Serves one request."""
+        try:
+            return self._begin(request)
+        except Exception as error:
+            return _failure(request, error)
+
+    def _begin(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+        route = self._routes.get(request.url)
+        if route is None:
+            path = unquote(request.url.partition(b"?")[0].decode("latin-1"))
+            if path == "/healthz":
+                return _response(200 if self.serving else 503, b"{}")
+            route = self._routes.get(path.encode())
+            if route is None:
+                raise not_found("route", path)
+        if request.method != b"POST":
+            raise DomainError(Code.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "use POST")
+        handler = route.handler
+        answer = self._chain.serve(
+            route.rpc,
+            request.headers,
+            (lambda call: handler(call, request.body))
+            if request.complete
+            else (lambda call: _when_complete(call, request, handler)),
+        )
+        if isinstance(answer, Answer):
+            return self._response(answer)
+        return self._finish(request, answer)
+
+    async def _finish(self, request: Request, answer: Coroutine[Any, Any, Answer]) -> bytes:
+        try:
+            return self._response(await answer)
+        except Exception as error:
+            return _failure(request, error)
+
+    def _response(self, answer: Answer) -> bytes:
+        return self._ready.get(id(answer)) or answer.response()
+
+
+async def _when_complete(
+    call: Call,
+    request: Request,
+    handler: Callable[[Call, bytes], Answer | Coroutine[Any, Any, Answer]],
+) -> Answer:
+    answer = handler(call, await request.read())
+    return answer if isinstance(answer, Answer) else await answer
+
+
+def _failure(request: Request, error: Exception) -> bytes:
+    if not isinstance(error, DomainError):
+        log.error("a request could not be served", exc_info=error)
+        error = internal()
+    status = 405 if error.reason == "METHOD_NOT_ALLOWED" else HTTP_STATUS[error.code]
+    body = error_body(error, request.headers.get(H_REQUEST_ID, "")).encode()
+    return _response(status, body, retry_after_header(error))
+
+
+class WithHealth:
+    """An ASGI application that also answers the gateway's `GET /healthz`."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+        self.serving = True
+        """As `DeviceApp.serving`."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] != "/healthz":
+            await self._app(scope, receive, send)
             return
-        if scope["path"] == "/healthz":
-            await _send(send, 200 if self.serving else 503, b"{}")
-            return
-        route = self._routes.get(scope["path"])
-        if route is None and self._other is not None:
-            await self._other(scope, receive, send)
-            return
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        try:
-            if route is None:
-                raise not_found("route", scope["path"])
-            if scope["method"] != "POST":
-                raise DomainError(Code.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "use POST")
-            handler = route.handler
-
-            async def handle(call: Call) -> Answer:
-                return await handler(call, await _body(receive))
-
-            answer = await self._chain.run(route.rpc, headers, handle)
-            await _send(send, answer.status, answer.body)
-        except DomainError as error:
-            body = error_body(error, headers.get(H_REQUEST_ID, "")).encode()
-            status = 405 if error.reason == "METHOD_NOT_ALLOWED" else HTTP_STATUS[error.code]
-            await _send(send, status, body, retry_after_header(error))
-
-
-async def _body(receive: Receive) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise invalid_field("body", "ended early")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY:
-            raise invalid_field("body", f"must have at most {MAX_BODY} bytes")
-    return b"".join(parts)
-
-
-async def _send(send: Send, status: int, body: bytes, retry_after: str | None = None) -> None:
-    headers = []
-    if status != 304:
-        headers = [
-            (b"content-type", JSON),
-            (b"content-length", str(len(body)).encode()),
-        ]
-    if retry_after is not None:
-        headers.append((b"retry-after", retry_after.encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        status = 200 if self.serving else 503
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -215,7 +242,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Begins to serve."""
-        sock = _bind(self._listen)
+        sock = bind(self._listen)
         # The application owns signals; uvicorn's handlers would end the process early.
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
@@ -230,20 +257,3 @@ class HttpServer:
         if self._task is not None:
             self._server.should_exit = True
             await self._task
-
-
-def _bind(listen: str) -> socket.socket:
-    if listen.startswith("unix:"):
-        path = listen.removeprefix("unix:")
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.bind(path)
-        Path(path).chmod(0o600)
-    else:
-        host, _, port = listen.rpartition(":")
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, int(port)))
-    sock.setblocking(False)
-    return sock

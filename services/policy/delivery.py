@@ -89,8 +89,10 @@ class Delivery:
         """What a device that enrolls now gets."""
         return self._bundles.get(tenant_id)
 
-    async def pull(self, device: Caller, current_version: str) -> Delivered | None:
-        """What the calling device gets, or `None` when it has everything.
+    def is_unchanged(self, device: Caller, current_version: str) -> bool:
+        """Notes what the calling device has, and answers whether that is all that it needs.
+
+        Nearly every poll ends here. Of any other, `pull` says what the device gets.
 
         Raises:
             DomainError: UNAUTHENTICATED when its token expired too long ago.
@@ -99,6 +101,23 @@ class Delivery:
         check_lapsed(device.expires_at, now)
         has = parse_version(current_version)
         self._note_applied(device, has, now)
+        bundle = self._bundles.get(device.tenant_id)
+        return (
+            (bundle is None or bundle.version <= has)
+            and device.id not in self._syncs
+            and not rotation_due(device.issued_at, device.expires_at, now)
+        )
+
+    async def pull(self, device: Caller, current_version: str) -> Delivered | None:
+        """What the calling device gets, or `None` when it has everything.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when its token expired too long ago.
+        """
+        if self.is_unchanged(device, current_version):
+            return None
+        now = self._clock()
+        has = parse_version(current_version)
         bundle = self._bundles.get(device.tenant_id)
         wanted = device.id in self._syncs
         # Never a lower version than the device has, whatever the database says.

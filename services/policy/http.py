@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from servicekit.call import Call
 from servicekit.errors import invalid_field
 from servicekit.http_server import NOT_MODIFIED, Answer, Route, parse_json_object
 from services.policy.delivery import Delivery
+from services.policy.metrics import POLLS
 
 PATH = "/api/v1/devices/policy"
 RPC = "/evergreen.v1.DeviceService/PullPolicy"
@@ -15,11 +19,22 @@ _MAX_VERSION_TEXT = 64
 def routes(delivery: Delivery) -> dict[str, Route]:
     """The device routes of this context."""
 
-    async def pull(call: Call, body: bytes) -> Answer:
-        delivered = await delivery.pull(call.caller, current_version(body))
-        return NOT_MODIFIED if delivered is None else Answer(body=delivered.envelope())
+    def poll(call: Call, body: bytes) -> Answer | Coroutine[Any, Any, Answer]:
+        version = current_version(body)
+        if delivery.is_unchanged(call.caller, version):
+            POLLS.note("not_modified")
+            return NOT_MODIFIED
+        return pull(call, version)
 
-    return {PATH: Route(RPC, pull)}
+    async def pull(call: Call, version: str) -> Answer:
+        delivered = await delivery.pull(call.caller, version)
+        if delivered is None:
+            POLLS.note("not_modified")
+            return NOT_MODIFIED
+        POLLS.note("delivered")
+        return Answer(body=delivered.envelope())
+
+    return {PATH: Route(RPC, poll)}
 
 
 def current_version(body: bytes) -> str:
