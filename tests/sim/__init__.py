@@ -1,0 +1,1 @@
+"""What tests of the simulator share: a gateway's stand-in that answers what a test wants."""
