@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli import audit, migrate, up
+from cli.backup import commands as backup
 
 app = typer.Typer(
     name="evergreen",
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.add_typer(migrate.app)
+app.add_typer(backup.app)
 app.add_typer(audit.app)
 
 

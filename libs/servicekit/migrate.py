@@ -180,6 +180,22 @@ async def rehearse(dsn: str, password: str | None = None) -> list[Migration]:
         return pending
 
 
+async def make(connection: asyncpg.Connection[asyncpg.Record], wanted: Sequence[Migration]) -> None:
+    """Makes the schema that the wanted migrations make, in an open transaction.
+
+    For a database without any rows: an index takes no time there, so that it need not be built
+    outside a transaction. Nobody else migrates until the transaction ends.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    await _prepare(connection)
+    for migration in wanted:
+        within = migration.sql.removeprefix(_OUTSIDE).replace(" CONCURRENTLY", "")
+        await connection.execute(f"SET LOCAL search_path = {migration.schema}, pg_temp")
+        await connection.execute(within if migration.outside_transaction else migration.sql)
+        await _record(connection, migration)
+    await connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+
+
 @asynccontextmanager
 async def _pending(
     dsn: str, password: str | None

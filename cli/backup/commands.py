@@ -1,0 +1,293 @@
+"""The commands `evergreen backup create`, `verify` and `restore`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import home_of
+
+if TYPE_CHECKING:
+    from cli.backup.aftermath import Outcome
+    from cli.backup.crypt import Key, Lock
+    from cli.backup.facts import Facts
+    from cli.backup.places import Directories, LocalHome
+    from cli.backup.verify import Verified
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="backup", help="Back up an installation, and restore it.", no_args_is_help=True
+)
+_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
+_PASSPHRASE_FILE: Final = "EVERGREEN_BACKUP_PASSPHRASE_FILE"
+_FAILED: Final = 1
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        envvar="EVERGREEN_HOME",
+        help=f"Directory of an installation on this machine, when {_URL} is not set;"
+        " ./.evergreen when nothing is given.",
+        show_default=False,
+    ),
+]
+Secrets = Annotated[
+    Path | None,
+    typer.Option("--secrets", help=f"With {_URL}: directory of the files with the keys."),
+]
+Tls = Annotated[
+    Path | None,
+    typer.Option("--tls", help=f"With {_URL}: directory of ca.crt, ca.key, server.crt, …"),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        envvar=_PASSPHRASE_FILE,
+        help="File whose first line is the passphrase of the archive, or of the private key.",
+    ),
+]
+Identity = Annotated[
+    Path | None,
+    typer.Option("--identity", help="File with the private key (age or SSH) for the archive."),
+]
+Archive = Annotated[Path, typer.Argument(help="The archive.", show_default=False)]
+
+
+@app.command()
+def create(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The archive; a name with the time if not given."),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    recipient_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipient-file",
+            help="File with public keys (age or SSH), one a line; their owners can restore.",
+        ),
+    ] = None,
+    home: Home = None,
+    secrets: Secrets = None,
+    tls: Tls = None,
+    configuration: Annotated[
+        list[Path] | None,
+        typer.Option("--config", help="A file to keep beside, such as .env; may be repeated."),
+    ] = None,
+) -> None:
+    """Write everything of an installation into one encrypted file, while it runs or not."""
+    with told(_FAILED):
+        lock = _lock(passphrase_file, recipient_file)
+        path = output or Path(time.strftime("evergreen-%Y%m%d-%H%M%S.backup", time.gmtime()))
+        _run(_create(_place(home, secrets, tls, configuration), path, lock))
+
+
+async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> None:
+    from cli.backup.create import create  # noqa: PLC0415
+    from cli.backup.places import LocalHome, connected  # noqa: PLC0415
+
+    files = place.read()
+    if isinstance(place, LocalHome):
+        async with place.database() as target, connected(target) as connection:
+            made = await create(connection, files, path, lock, _release())
+    else:
+        async with connected(_given_target()) as connection:
+            made = await create(connection, files, path, lock, _release())
+    typer.echo(f"{made.path}: {made.rows:,} rows and {len(files)} files.")
+    typer.echo(f"Everything that was acknowledged by {made.point:%Y-%m-%d %H:%M:%S.%f} UTC is in.")
+    typer.echo(f"Check it where you keep it: evergreen backup verify {made.path.name}")
+
+
+@app.command()
+def verify(
+    archive: Archive, passphrase_file: PassphraseFile = None, identity: Identity = None
+) -> None:
+    """Check that an archive is whole and can be restored by this release. Needs no server."""
+    with told(_FAILED):
+        from cli.backup.verify import verify  # noqa: PLC0415
+
+        _tell(verify(archive, _key(passphrase_file, identity)))
+
+
+def _tell(found: Verified) -> None:
+    rows = sum(found.rows.values())
+    typer.echo(
+        f"The archive is whole: {rows:,} rows of {len(found.rows)} tables, {len(found.files)}"
+        f" files; {found.keys} sealed keys open with its master key; {found.entries:,} audit"
+        f" entries in {found.chains} chains, nothing changed."
+    )
+    typer.echo(f"It was made by release {found.header.release} on PostgreSQL {found.header.server}")
+    typer.echo(f"and holds what was acknowledged by {found.header.point:%Y-%m-%d %H:%M:%S.%f} UTC.")
+
+
+@app.command()
+def restore(
+    archive: Archive,
+    passphrase_file: PassphraseFile = None,
+    identity: Identity = None,
+    home: Home = None,
+    secrets: Secrets = None,
+    tls: Tls = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Restore although an installation is there.")
+    ] = False,
+    audit_export: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--audit-export",
+            help="A newer export of the audit log: who was retired since stays so. May repeat.",
+        ),
+    ] = None,
+    retired_file: Annotated[
+        Path | None,
+        typer.Option("--retired-file", help="File with ids of retired devices, one a line."),
+    ] = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget-replaced",
+            help="Carry nothing over from the installation that is replaced.",
+        ),
+    ] = False,
+) -> None:
+    """Put an archive back: into an empty home, or an empty database and a directory of keys.
+
+    The services must be stopped. All of the archive is checked before anything is written.
+    """
+    with told(_FAILED):
+        from cli.backup.facts import read_retired  # noqa: PLC0415
+        from cli.backup.places import LocalHome  # noqa: PLC0415
+        from cli.backup.procedure import Wanted, into_database, into_home  # noqa: PLC0415
+
+        place = _place(home, secrets, tls, None)
+        facts = _no_facts()
+        if retired_file is not None:
+            read_retired(retired_file, facts)
+        wanted = Wanted(
+            archive,
+            _key(passphrase_file, identity),
+            facts,
+            tuple(audit_export or ()),
+            replace=replace,
+            carry=not forget,
+        )
+        if isinstance(place, LocalHome):
+            outcome, aside = _run(into_home(wanted, place))
+            if aside is not None:
+                typer.echo(f"What was there is now in {aside}.")
+            then = "Start it: make run"
+        else:
+            outcome, left = _run(into_database(wanted, place, _given_target()))
+            if left:
+                typer.echo(f"Not written, as there is no place given for them: {', '.join(left)}.")
+            then = "Start the services."
+        _say(outcome, then)
+
+
+def _say(outcome: Outcome, then: str) -> None:
+    typer.echo(f"Restored as of {outcome.header.point:%Y-%m-%d %H:%M:%S.%f} UTC.")
+    typer.echo(
+        f"Sessions ended: {outcome.sessions}; everybody logs in again. Devices brought to a newer"
+        f" state: {outcome.carried}; retired again: {outcome.retired}."
+    )
+    typer.echo(
+        "Devices go on with what they have. One that has a newer policy than the restored one keeps"
+        f" it until you publish again. {then}"
+    )
+
+
+def _release() -> str:
+    return importlib.metadata.version("evergreen-backend")
+
+
+def _no_facts() -> Facts:
+    from cli.backup.facts import Facts  # noqa: PLC0415
+
+    return Facts()
+
+
+def _place(
+    home: Path | None, secrets: Path | None, tls: Path | None, configuration: list[Path] | None
+) -> LocalHome | Directories:
+    from cli.backup.places import Directories, LocalHome  # noqa: PLC0415
+
+    if os.environ.get(_URL):
+        if secrets is None:
+            raise CliError(f"{_URL} is set; say with --secrets where the keys are")
+        return Directories(secrets, tls, tuple(configuration or ()))
+    if secrets is not None or tls is not None or configuration:
+        raise CliError(f"--secrets, --tls and --config are for an installation by {_URL}")
+    return LocalHome(home_of(home))
+
+
+def _given_target() -> Any:
+    from cli.migrate import find_target  # noqa: PLC0415
+
+    return find_target(None)
+
+
+def _passphrase(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return _text(path).partition("\n")[0].rstrip("\r")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("latin-1" if path.suffix == ".age" else "utf-8")
+    except OSError as error:
+        raise CliError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CliError(f"{path} is no text") from error
+
+
+def _lock(passphrase_file: Path | None, recipient_file: Path | None) -> Lock:
+    from cli.backup.crypt import MIN_PASSPHRASE, Lock  # noqa: PLC0415
+
+    if recipient_file is not None:
+        lines = [line.strip() for line in _text(recipient_file).splitlines()]
+        recipients = tuple(line for line in lines if line and not line.startswith("#"))
+        if not recipients:
+            raise CliError(f"there is no public key in {recipient_file}")
+        return Lock(recipients=recipients)
+    passphrase = _passphrase(passphrase_file)
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise CliError(
+            "a backup holds all keys and is always encrypted: give --recipient-file, or"
+            f" --passphrase-file with at least {MIN_PASSPHRASE} characters"
+        )
+    return Lock(passphrase=passphrase)
+
+
+def _key(passphrase_file: Path | None, identity: Path | None) -> Key:
+    from cli.backup.crypt import Key  # noqa: PLC0415
+
+    return Key(_passphrase(passphrase_file), _text(identity) if identity is not None else "")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs work on the database; what goes wrong becomes a sentence."""
+    import asyncpg  # noqa: PLC0415
+
+    from servicekit.migrate import MigrationError  # noqa: PLC0415
+
+    try:
+        return asyncio.run(work)
+    except MigrationError as error:
+        raise CliError(str(error)) from error
+    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        reason = str(error) or type(error).__name__
+        raise CliError(f"the database cannot be reached, or went away: {reason}") from error
+    except asyncpg.PostgresError as error:
+        raise CliError(f"the database says: {error}") from error

@@ -1,0 +1,147 @@
+"""Puts an archive into a database, in one transaction: afterwards it is all there, or nothing is.
+
+The schema is made as it was when the backup was made, and filled. Then an upgrade brings it to this
+release; its services wait for that. What only made sense on the old server is made
+anew (`catalog`), and what must be different after going back in time is changed (`aftermath`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from cli.backup import aftermath, catalog
+from cli.backup.aftermath import Outcome
+from cli.backup.archive import Header, Table, reading
+from cli.backup.catalog import Connection, quoted
+from cli.backup.crypt import Key
+from cli.backup.facts import Facts
+from cli.errors import CliError
+from servicekit import migrate
+
+
+class NotEmptyError(CliError):
+    """There is an installation where the backup should go."""
+
+
+async def require_empty(connection: Connection) -> None:
+    """Refuses a database that is in use.
+
+    Raises:
+        NotEmptyError: it holds an installation.
+    """
+    async with connection.transaction(readonly=True):
+        if await catalog.is_used(connection):
+            raise NotEmptyError(
+                "the database holds an installation; restore into an empty one, or say --replace"
+            )
+
+
+async def restore(
+    connection: Connection, path: Path, key: Key, facts: Facts, *, replace: bool
+) -> Outcome:
+    """Fills the database from an archive that was verified; its schema is the archive's then.
+
+    Args:
+        connection: of the role that owns the schemas.
+        path: the archive.
+        key: what opens it.
+        facts: what was decided since.
+        replace: whether what is in the database may go.
+
+    Raises:
+        CliError: the database is in use, or the archive cannot be read after all.
+    """
+    async with connection.transaction():
+        await catalog.see_everything(connection)
+        if not replace and await catalog.is_used(connection):
+            raise NotEmptyError("the database holds an installation")
+        for schema in catalog.SCHEMAS:
+            await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(schema)} CASCADE")
+        with reading(path, key) as archive:
+            header = archive.header
+            await migrate.make(connection, _made_by(header))
+            for table, pieces in archive.tables():
+                await _fill(connection, table, pieces)
+        for sequence in header.sequences:
+            if sequence.value is not None:
+                await connection.execute(
+                    "SELECT setval($1::text::regclass, $2)", quoted(sequence.name), sequence.value
+                )
+        return await aftermath.apply(connection, header, facts)
+
+
+def _made_by(header: Header) -> list[migrate.Migration]:
+    return [
+        migration
+        for migration in migrate.all_migrations()
+        if str(migration.version) in header.migrations.get(migration.schema, {})
+    ]
+
+
+async def _fill(connection: Connection, table: Table, pieces: Iterator[bytes]) -> None:
+    name = quoted(table.name)
+    # What a migration wrote is in the archive too, as it became.
+    if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):
+        await connection.execute(f"DELETE FROM {name}")
+    derived = await _derived(connection, table)
+    if derived:
+        await _insert(connection, table, pieces, derived)
+        return
+    # PostgreSQL copies into no table whose row security binds the role that copies.
+    forced = await connection.fetchval(
+        "SELECT relforcerowsecurity FROM pg_class WHERE oid = $1::text::regclass", name
+    )
+    if forced:
+        await connection.execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY")
+    schema, _, bare = table.name.partition(".")
+    await _copy(connection, schema, bare, table, pieces)
+    if forced:
+        await connection.execute(f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY")
+
+
+async def _derived(connection: Connection, table: Table) -> dict[str, str]:
+    """The columns to derive; the schema of the archive may be from before it had them."""
+    rows = await connection.fetch(
+        "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass", quoted(table.name)
+    )
+    present = {row["attname"] for row in rows}
+    wanted = catalog.DERIVED.get(table.name, {})
+    return {column: how for column, how in wanted.items() if column in present}
+
+
+async def _insert(
+    connection: Connection, table: Table, pieces: Iterator[bytes], derived: dict[str, str]
+) -> None:
+    """Fills a table by way of another one, from which columns are derived."""
+    columns = ", ".join(map(quoted, table.columns))
+    schema = table.name.partition(".")[0]
+    arriving = quoted(f"{schema}.restored_rows")
+    await connection.execute(
+        f"CREATE TABLE {arriving} AS SELECT {columns} FROM {quoted(table.name)} WITH NO DATA"
+    )
+    for piece in pieces:
+        await _copy(connection, schema, "restored_rows", table, iter([piece]))
+        await connection.execute(
+            f"INSERT INTO {quoted(table.name)} ({columns}, {', '.join(map(quoted, derived))})"
+            f" SELECT {columns}, {', '.join(derived.values())} FROM {arriving}"
+        )
+        await connection.execute(f"TRUNCATE {arriving}")
+    await connection.execute(f"DROP TABLE {arriving}")
+
+
+async def _copy(
+    connection: Connection, schema: str, bare: str, table: Table, pieces: Iterator[bytes]
+) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    await connection.copy_to_table(
+        bare,
+        schema_name=schema,
+        columns=list(table.columns),
+        source=source(),
+        format="text",
+        encoding="utf8",
+    )
