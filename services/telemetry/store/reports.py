@@ -95,16 +95,18 @@ async def store_contacts(
     )
 
 
+# Each partition has the key (device_id, event_id); which partition it is follows from the event's
+# id, so that an event meets itself however often, and with whatever time, it is sent.
 _STORE_EVENTS: Final = """
 INSERT INTO telemetry.event
     (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at,
-     received_at)
+     received_at, id_day)
 SELECT r.device_id, r.tenant_id, r.id, r.event_id, r.type, r.severity, r.message,
-       r.payload::json, r.occurred_at, $10
+       r.payload::json, r.occurred_at, $10, telemetry.event_day(r.event_id)
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
             $8::text[], $9::timestamptz[])
     AS r (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at)
-ON CONFLICT (device_id, event_id) DO NOTHING
+ON CONFLICT DO NOTHING
 RETURNING id
 """
 
