@@ -38,8 +38,8 @@ gen: .venv/.installed ## Make the code from protos/ again
 	@exec $(BIN)/python -m tools.gen
 
 lock: ## Pin the newest packages that pyproject.toml allows (needs uv)
-	@uv pip compile -q --python-version 3.11 --generate-hashes --extra local --extra dev --upgrade \
-	  --custom-compile-command '`make lock`' -o requirements.txt pyproject.toml
+	@uv pip compile -q --python-version 3.11 --generate-hashes --extra local --extra sim --extra dev \
+	  --upgrade --custom-compile-command '`make lock`' -o requirements.txt pyproject.toml
 
 clean: ## Remove the environment and caches; the state in .evergreen stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
