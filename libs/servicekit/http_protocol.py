@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 
@@ -107,8 +107,8 @@ class _Connection(asyncio.Protocol):
     # The transport's events.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
