@@ -18,7 +18,7 @@ from services.enrollment.http import routes
 from services.enrollment.service.admission import Admission
 from services.enrollment.service.first_start import FirstStart
 from services.enrollment.service.peers import Peers
-from services.enrollment.service.prepared import PreparedDevices
+from services.enrollment.service.prepared import CallingDevices
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Tokens
 from services.enrollment.settings import EnrollmentSettings
@@ -32,7 +32,7 @@ async def build(kit: Kit) -> Parts:
     tokens = Tokens(kit.database, kit.outbox, kit.tenants, kit.clock)
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
-    prepared = PreparedDevices(
+    prepared = CallingDevices(
         kit.database,
         kit.outbox,
         policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),

@@ -378,6 +378,50 @@ async def activate_prepared(
     return [_device(row) for row in rows]
 
 
+async def recover(
+    connection: Connection, called: Sequence[tuple[UUID, UUID, int]], at: datetime
+) -> list[Device]:
+    """Registers devices that called and are not known; answers those.
+
+    `called` names each device once, with its organisation and its token's generation. A token of a
+    higher generation than is known ends the lower ones. Either comes from before a restore.
+    """
+    rows = await connection.fetch(
+        "SELECT u.id, u.tenant_id, u.token_version, d.id IS NULL AS missing"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::integer[]) AS u(id, tenant_id, token_version)"
+        " LEFT JOIN enrollment.device d ON d.id = u.id"
+        " WHERE d.id IS NULL OR d.token_version < u.token_version ORDER BY u.id",
+        *columns(called),
+    )
+    known = [(row["id"], row["token_version"]) for row in rows if not row["missing"]]
+    if known:
+        await connection.execute(
+            "UPDATE enrollment.device d"
+            " SET token_version = greatest(d.token_version, u.token_version)"
+            " FROM unnest($1::uuid[], $2::integer[]) AS u(id, token_version) WHERE d.id = u.id",
+            *columns(known),
+        )
+    devices = [
+        Device(
+            id=row["id"],
+            tenant_id=row["tenant_id"],
+            # The device says its own only when it enrolls.
+            serial=f"recovered:{row['id']}",
+            hardware=Hardware(),
+            status=Status.ACTIVE,
+            token_version=row["token_version"],
+            enrollment_token_id=None,
+            fingerprint=None,
+            created_at=at,
+            enrolled_at=at,
+        )
+        for row in rows
+        if row["missing"]
+    ]
+    await insert_devices(connection, devices)
+    return devices
+
+
 async def applied_cursor(connection: Connection) -> str:
     """How far policy's feed was read; empty for not at all."""
     cursor: str | None = await connection.fetchval("SELECT cursor FROM enrollment.applied_cursor")

@@ -118,7 +118,9 @@ async def test_an_allowed_device_is_prepared_again(service: Enrollment) -> None:
         assert registration.status == "prepared"
         assert registration.model == "Framework 12"
         service.neighbours.policy.applied.append(
-            policy_pb2.AppliedVersion(device_id=first["device_id"], token_version=generation)
+            policy_pb2.AppliedVersion(
+                device_id=first["device_id"], tenant_id=str(ORG.id), token_version=generation
+            )
         )
         await asyncio.sleep(1.2)
     assert (await service.registration(first["device_id"])).status == "active"

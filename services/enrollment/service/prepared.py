@@ -1,4 +1,9 @@
-"""Prepared devices become active when they first ask for their policy."""
+"""What the registry learns from devices that ask policy for their policy.
+
+A prepared device becomes active when it first asks. A device that the registry does not know, but
+whose token is genuine, enrolled after the moment to which the database was restored: it goes on,
+and is registered again, so that administrators see it and can lock it out.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from services.enrollment import store
 from services.enrollment.domain.types import Device, Status
 
 
-class PreparedDevices:
+class CallingDevices:
     """Follows what devices tell policy: a prepared device never enrolls, it just calls."""
 
     def __init__(
@@ -41,16 +46,24 @@ class PreparedDevices:
             policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=5
         )
         if page.versions:
-            called = [(UUID(v.device_id), v.token_version) for v in page.versions]
+            called = {
+                UUID(v.device_id): (UUID(v.device_id), UUID(v.tenant_id), v.token_version)
+                for v in page.versions
+            }
+            at = self._clock()
             async with self._database.transaction() as connection:
-                active = await store.activate_prepared(connection, called, self._clock())
+                active = await store.activate_prepared(
+                    connection, [(device, version) for device, _, version in called.values()], at
+                )
+                recovered = await store.recover(connection, list(called.values()), at)
                 await store.keep_applied_cursor(connection, page.next_cursor)
-                if active:
-                    await self._outbox.append(connection, *map(_event, active))
+                events = [*map(_enrolled, active), *map(_recovered, recovered)]
+                if events:
+                    await self._outbox.append(connection, *events)
         return page.next_cursor, page.more
 
 
-def _event(device: Device) -> Event:
+def _enrolled(device: Device) -> Event:
     after = device.audit()
     return Event(
         "enrollment.device_enrolled",
@@ -58,6 +71,17 @@ def _event(device: Device) -> Event:
         f"devices/{device.id}",
         before=after | {"status": Status.PREPARED.value},
         after=after,
+        actor=f"device:{device.id}",
+        actor_id=str(device.id),
+    )
+
+
+def _recovered(device: Device) -> Event:
+    return Event(
+        "enrollment.device_recovered",
+        device.tenant_id,
+        f"devices/{device.id}",
+        after=device.audit(),
         actor=f"device:{device.id}",
         actor_id=str(device.id),
     )
