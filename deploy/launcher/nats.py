@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from deploy import nats
+from deploy.launcher import probe
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_nats
 from deploy.launcher.home import Home, password, write_private
 from deploy.launcher.process import ProcessSpec
 
 _BINARY: Final = "nats-server"
+_ROOM: Final = 64 * 1024**2
 
 
 def binary() -> Path:
@@ -36,11 +40,22 @@ def process(home: Home, contexts: tuple[str, ...], ports: Mapping[str, int]) -> 
     configuration = home.nats / "nats.conf"
     text = nats.render(ports["nats"], ports["nats_monitor"], home.nats / "store", passwords)
     write_private(configuration, text)
+
+    async def stuck() -> str:
+        # A stream that could not be written once takes nothing any more, also when there is room
+        # again, until the server starts anew.
+        status, body = await probe.http(ports["nats_monitor"], "/healthz")
+        if status != HTTPStatus.SERVICE_UNAVAILABLE or b"write error" not in body:
+            return ""
+        room = shutil.disk_usage(home.nats).free > _ROOM
+        return "its disk was full, and has room again" if room else ""
+
     return ProcessSpec(
         name="nats",
         argv=(str(binary()), "--config", str(configuration)),
         parse=parse_nats,
         cwd=home.nats,
         shown_from="warning",
+        stuck=stuck,
         grace=10.0,
     )

@@ -44,6 +44,9 @@ class ProcessSpec:
     pass_fds: tuple[int, ...] = ()
     prepare: Callable[[], Awaitable[None]] | None = None
     """Done before each start, after a crash too."""
+    stuck: Callable[[], Awaitable[str]] | None = None
+    """Says what keeps a running process from ever working again; empty while nothing does. Asked
+    now and then; a process that is stuck for some time is restarted."""
     drain: Callable[[], Awaitable[None]] | None = None
     """Done before the stop signal."""
     stop_signal: signal.Signals = signal.SIGTERM

@@ -10,10 +10,13 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from deploy.launcher.logs import Logs, ProcessLog
 from deploy.launcher.process import ProcessSpec, describe_exit, kill_group, spawn, start_time
+
+_STUCK_CHECK_SECONDS: Final = 2.0
+_STUCK_CHECKS: Final = 3
 
 
 class Clock(Protocol):
@@ -128,7 +131,7 @@ class Supervised:
         loop.add_reader(reading, self._read, reading)
         ended = asyncio.create_task(process.wait())
         try:
-            await self._first(ended, self._stop.wait(), self._restart.wait())
+            await self._first(ended, self._stop.wait(), self._restart.wait(), self._until_stuck())
             asked = not ended.done()
             if asked:
                 await self._end(process, ended)
@@ -146,6 +149,20 @@ class Supervised:
             self._pid_file.unlink(missing_ok=True)
         self.last_exit = describe_exit(code)
         return asked
+
+    async def _until_stuck(self) -> None:
+        """Returns when the process says several times in a row that only a restart helps."""
+        if self.spec.stuck is None:
+            await asyncio.Event().wait()
+            return
+        count = 0
+        while True:
+            await self._clock.sleep(_STUCK_CHECK_SECONDS)
+            why = await self.spec.stuck()
+            count = count + 1 if why else 0
+            if count >= _STUCK_CHECKS:
+                self._logs.event("warning", f"{self.spec.name} is restarted: {why}")
+                return
 
     async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
         """Stops the process: drain, its stop signal, its hurry signal, SIGKILL."""

@@ -90,12 +90,12 @@ def alive(pid: int) -> bool:
 
 
 def test_backoff_doubles_to_its_limit_and_forgets_after_a_stable_run() -> None:
-    """0.2 s, doubling to 10 s; a process that ran for a minute starts over."""
+    """0.2 s, doubling to 10 s; a process that ran for twenty seconds starts over."""
     backoff = Backoff()
     delays = [backoff.after(1.0) for _ in range(8)]
     assert delays == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
-    assert backoff.after(59.9) == 10.0
-    assert backoff.after(60.0) == 0.2
+    assert backoff.after(19.9) == 10.0
+    assert backoff.after(20.0) == 0.2
     assert backoff.after(0.0) == 0.4
 
 
@@ -204,6 +204,26 @@ async def test_children_of_a_process_do_not_outlive_it(bench: Bench) -> None:
     assert process.pid
     os.kill(process.pid, signal.SIGKILL)
     await until(lambda: not alive(child))
+
+
+async def test_what_is_stuck_is_restarted(bench: Bench) -> None:
+    """Not at the first sign of it, and it does not count as a crash."""
+    answers = iter(["stuck", "stuck", "", "stuck", "stuck", "stuck"])
+
+    async def stuck() -> str:
+        return next(answers, "")
+
+    process = bench.start("nats", _SLEEP, stuck=stuck)
+    pids: set[int] = set()
+
+    def replaced() -> bool:
+        pids.update([process.pid] if process.pid else [])
+        return len(pids) == 2
+
+    await until(replaced)
+    assert list(answers) == []
+    assert process.crashes == 0
+    assert "nats is restarted: stuck" in await bench.stop()
 
 
 async def test_a_program_that_is_missing_counts_as_a_crash(bench: Bench) -> None:
