@@ -43,7 +43,7 @@ from servicekit.errors import (
     unauthenticated,
     unimplemented,
 )
-from servicekit.fair import Shares
+from servicekit.fair import Recent, Shares
 from servicekit.metrics import CALLS
 from servicekit.postgres import as_domain_error
 from servicekit.rules import violations
@@ -53,6 +53,8 @@ log = logs.get(__name__)
 
 T = TypeVar("T")
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
+_IN_THE_MIDDLE_SECONDS = 3.0
+"""A device that empties its queue makes its next call within this time after the one before."""
 
 
 class CallChain:
@@ -72,6 +74,7 @@ class CallChain:
         devices: DeviceAccess | None = None,
     ) -> None:
         self._places = Shares(max_calls)
+        self._recent = Recent(_IN_THE_MIDDLE_SECONDS)
         self._tenants = tenants
         self._devices = devices
 
@@ -89,10 +92,20 @@ class CallChain:
         if rule is None or (rule.audience is Audience.INTERNAL) is not internal_listener:
             raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
         call = call_from_headers(rpc, headers, self._caller(rule, headers))
-        if not self._places.take(_tenant(call.caller)):
-            raise _busy()
+        self._take_place(call.caller)
         CALLS.in_flight += 1
         return call
+
+    def _take_place(self, caller: Caller) -> None:
+        tenant = _tenant(caller)
+        if caller.kind is not CallerKind.DEVICE:
+            taken = self._places.take(tenant)
+        else:
+            taken = self._places.take(tenant, newcomer=True) or (
+                caller.id in self._recent and self._places.take(tenant)
+            )
+        if not taken:
+            raise _busy()
 
     def _end(self, call: Call) -> None:
         """Gives the call's place to another one."""
@@ -164,6 +177,8 @@ class CallChain:
             _fail(call.rpc, started, error)
         else:
             _note(call.rpc, "OK", started)
+            if call.caller.kind is CallerKind.DEVICE:
+                self._recent.add(call.caller.id, time.perf_counter())
             return result
         finally:
             self._end(call)

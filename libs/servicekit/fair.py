@@ -12,7 +12,8 @@ from typing import Final, Generic, TypeVar
 
 Entry = TypeVar("Entry")
 
-_GENEROSITY: Final = 2
+_GENEROSITY: Final = 2.0
+_TO_NEWCOMERS: Final = 1.5
 _FORGET_FROM: Final = 64
 
 
@@ -23,6 +24,11 @@ class Shares:
     Hahne, IEEE/ACM Transactions on Networking 6, 1998). So one that is alone gets two thirds, two
     that flood get two fifths each, and whoever holds little finds room however many flood.
     Nothing has to be configured per tenant, and nothing to be noticed before it works.
+
+    A newcomer gets a little less, so that what becomes free under load goes to those that are in
+    the middle of something (session-based admission: Cherkasova and Phaal, IEEE Transactions on
+    Computers 51, 2002). A device that comes back with a queue sends all of it again when one call
+    is refused: served one after another, devices cost a fraction of what they cost all at once.
     """
 
     def __init__(self, total: int) -> None:
@@ -30,17 +36,18 @@ class Shares:
         self.taken = 0
         self._held: dict[str, int] = {}
 
-    def has_room(self, tenant: str, amount: int = 1) -> bool:
+    def has_room(self, tenant: str, amount: int = 1, *, newcomer: bool = False) -> bool:
         """Whether `take` would succeed."""
         # More than there is altogether is given to whoever comes while nothing is taken.
         if not self.taken:
             return True
         free = self.total - self.taken
-        return amount <= free and self._held.get(tenant, 0) + amount <= _GENEROSITY * free
+        generosity = _TO_NEWCOMERS if newcomer else _GENEROSITY
+        return amount <= free and self._held.get(tenant, 0) + amount <= generosity * free
 
-    def take(self, tenant: str, amount: int = 1) -> bool:
+    def take(self, tenant: str, amount: int = 1, *, newcomer: bool = False) -> bool:
         """Gives a tenant an amount, which it must `give_back`; or answers that there is none."""
-        if not self.has_room(tenant, amount):
+        if not self.has_room(tenant, amount, newcomer=newcomer):
             return False
         self.take_anyway(tenant, amount)
         return True
@@ -56,6 +63,27 @@ class Shares:
         left = self._held.pop(tenant, 0) - amount
         if left > 0:
             self._held[tenant] = left
+
+
+class Recent:
+    """Who was served within the last seconds: between one and two times `seconds` ago."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = 0.0
+        self._now: set[str] = set()
+        self._before: set[str] = set()
+
+    def add(self, who: str, at: float) -> None:
+        """Notes that somebody was served; `at` is in seconds and never goes back."""
+        if at >= self._until:
+            self._before = self._now if at < self._until + self._seconds else set()
+            self._now = set()
+            self._until = at + self._seconds
+        self._now.add(who)
+
+    def __contains__(self, who: str) -> bool:
+        return who in self._now or who in self._before
 
 
 class FairQueue(Generic[Entry]):

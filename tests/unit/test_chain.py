@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,6 +16,7 @@ from servicekit.chain import CallChain
 from servicekit.errors import Code, DomainError
 
 RPC = "/evergreen.v1.PolicyService/ListPolicies"
+STATE = "/evergreen.v1.DeviceService/ReportState"
 
 
 def _headers(tenant: str) -> dict[str, str]:
@@ -64,6 +68,44 @@ async def test_a_tenants_flood_leaves_places_for_others() -> None:
     await asyncio.gather(*given_up, return_exceptions=True)
     release.set()
     assert await asyncio.gather(*calls(noisy, 20)) == ["served"] * 20
+
+
+async def test_a_device_that_empties_its_queue_goes_before_newcomers() -> None:
+    """Under load it is let finish, for after a refusal it would send everything again."""
+    access: Any = SimpleNamespace(check=lambda caller: None)
+    chain = CallChain(max_calls=30, devices=access)
+    release = asyncio.Event()
+    tenant = str(uuid4())
+
+    async def answer(served: Call) -> str:
+        return "served"
+
+    async def wait(served: Call) -> str:
+        await release.wait()
+        return "served"
+
+    def report(device: str, handler: Callable[[Call], Coroutine[Any, Any, str]]) -> Any:
+        return chain.run(STATE, _device(device, tenant), handler)
+
+    known = str(uuid4())
+    assert await report(known, answer) == "served"
+    herd = [asyncio.create_task(report(str(uuid4()), wait)) for _ in range(100)]
+    await asyncio.sleep(0)
+    assert len([task for task in herd if not task.done()]) == 18
+    with pytest.raises(DomainError):
+        await report(str(uuid4()), answer)
+    assert await report(known, answer) == "served"
+    release.set()
+    await asyncio.gather(*herd, return_exceptions=True)
+
+
+def _device(device: str, tenant: str) -> dict[str, str]:
+    return {
+        call.H_KIND: "device",
+        call.H_SUBJECT: device,
+        call.H_TENANT: tenant,
+        call.H_TOKEN_VERSION: "1",
+    }
 
 
 async def test_a_full_service_refuses_everybody() -> None:

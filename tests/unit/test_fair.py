@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from servicekit.fair import FairQueue, Shares, Turns
+from servicekit.fair import FairQueue, Recent, Shares, Turns
 
 
 def _fill(shares: Shares, tenant: str) -> int:
@@ -58,6 +58,33 @@ def test_what_is_heavier_than_everything_is_taken_alone() -> None:
     shares.give_back("a", 50)
     assert shares.take("b", 3)
     assert not shares.take("a", 8)
+
+
+def test_newcomers_get_a_little_less() -> None:
+    """What is left then is for those that are in the middle of something."""
+    shares = Shares(1000)
+    count = 0
+    while shares.take("a", newcomer=True):
+        count += 1
+    assert count == 600
+    assert _fill(shares, "a") == 67
+
+
+def test_recent_is_who_was_served_a_moment_ago() -> None:
+    """For one to two times the span; the set does not grow with everybody who ever came."""
+    recent = Recent(1.0)
+    recent.add("a", 10.0)
+    recent.add("b", 10.9)
+    assert "a" in recent
+    assert "b" in recent
+    recent.add("c", 11.5)
+    assert "a" in recent
+    recent.add("d", 12.5)
+    assert "a" not in recent
+    assert "c" in recent
+    recent.add("e", 99.0)
+    assert "d" not in recent
+    assert "e" in recent
 
 
 def _order(queue: FairQueue[str]) -> list[str]:
