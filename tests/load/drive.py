@@ -25,9 +25,8 @@ class Side(Protocol):
     @property
     def port(self) -> int: ...
 
-    @property
-    def settle_seconds(self) -> float:
-        """How long after the last answer its work is done; that is a part of the cost."""
+    async def settled(self) -> None:
+        """Waits until what is done behind the answers is done; that is a part of the cost."""
         ...
 
     def processes(self) -> list[Process]:
@@ -93,21 +92,28 @@ class Sender:
 Load = Callable[[Sender], Awaitable[None]]
 
 
-async def measure(side: Side, client: Client, load: Load) -> Round:
-    """One round: the load, and the CPU time of the side's processes until it has settled."""
+async def measure(side: Side, client: Client, load: Load, beside: Sequence[Side] = ()) -> Round:
+    """One round: the load, and the CPU time of the side's processes until it has settled.
+
+    Args:
+        side: what serves.
+        client: sends to it.
+        load: what is sent.
+        beside: what else runs for the measurement, and is no noise.
+    """
+    known = [side, *(other for other in beside if other is not side)]
     sender = Sender(side, client)
-    machine, own, before = Machine.now(), _own(), _cpu(side)
+    machine, own, before = Machine.now(), _own(), [_cpu(one) for one in known]
     began = time.perf_counter()
     await load(sender)
     await sender.idle()
     sender.outcome.seconds = time.perf_counter() - began
     own = _own() - own
     busy = Machine.now().busy - machine.busy
-    at_end = _cpu(side).since(before)
-    await asyncio.sleep(side.settle_seconds)
-    spent = _cpu(side).since(before)
-    others = max(0.0, busy - own - at_end.total)
-    return Round(side.name, sender.outcome, dict(spent.seconds), others, own)
+    ours = sum(_cpu(one).since(was).total for one, was in zip(known, before, strict=True))
+    await side.settled()
+    spent = _cpu(side).since(before[0])
+    return Round(side.name, sender.outcome, dict(spent.seconds), max(0.0, busy - own - ours), own)
 
 
 def _cpu(side: Side) -> Usage:
@@ -170,7 +176,7 @@ async def interleaved(
     found = []
     for _ in range(rounds):
         for side in sides:
-            one = await measure(side, clients[side.name], load())
+            one = await measure(side, clients[side.name], load(), sides)
             tell(one)
             found.append(one)
     return found

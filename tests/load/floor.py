@@ -92,12 +92,14 @@ class Floor:
     port: int
     roots: tuple[int, ...]
     """Its processes: the gateway's copy and the handlers'."""
-    settle_seconds: float = 0.2
 
     def processes(self) -> list[Process]:
         everything = processes()
         own = [p for p in map(read_process, self.roots) if p is not None]
         return own + [p for root in self.roots for p in below(root, everything)]
+
+    async def settled(self) -> None:
+        """It does nothing behind its answers."""
 
     def is_success(self, call: Call, status: int) -> bool:
         return status in (200, 304)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,9 +11,6 @@ import httpx
 from tests.load.figures import Outcome
 from tests.load.fleet import device_id
 from tests.stack import Stack
-
-_PAUSE = 0.05
-"""A user may ask twenty times a second."""
 
 
 def _queries(devices: int, chance: random.Random) -> dict[str, tuple[str, dict[str, str]]]:
@@ -57,7 +53,6 @@ async def ask(stack: Stack, devices: int, times: int) -> dict[str, dict[str, flo
             began = time.perf_counter()
             answer = await client.get(path, params=query)
             seconds = time.perf_counter() - began
-            await asyncio.sleep(_PAUSE)
             if answer.status_code == 200:
                 outcome.note(name, seconds)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ class Report:
     """Tells a person, and gathers for the file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        # Tables need more than the 80 columns of a pipe.
+        self._console = console or Console(
+            highlight=False, width=None if sys.stdout.isatty() else 120
+        )
         self._began = time.monotonic()
         self.results: dict[str, Any] = {}
 
@@ -31,7 +35,7 @@ class Report:
         self._console.print(f"\n[bold]{title}[/]  [dim]({self._minutes()})[/]")
 
     def say(self, text: str) -> None:
-        self._console.print(f"  {text}")
+        self._console.print(f"  {text}", soft_wrap=True)
 
     def round(self, one: Round) -> None:
         """One round is over."""

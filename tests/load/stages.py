@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,10 +12,10 @@ from typing import Any
 import asyncpg
 
 from cli.sim.http import Client
-from tests.load import growth, queries, traffic
+from tests.load import growth, profile, queries, traffic
 from tests.load.cpu import memory
-from tests.load.drive import Side, connected, interleaved, measure, paced, saturating
-from tests.load.figures import Series, ratio, series
+from tests.load.drive import Load, Side, connected, interleaved, measure, paced, saturating
+from tests.load.figures import Round, Series, ratio, series
 from tests.load.fleet import Fleet, device_id
 from tests.load.floor import Floor
 from tests.load.plan import INGEST_EVENTS_PER_SECOND, PACED_SHARE, Plan
@@ -24,7 +25,9 @@ from tests.load.traffic import Device, Traffic
 
 _WARM_UP = 32
 _WARM_UP_SECONDS = 300.0
+_PROFILE_SECONDS = 8.0
 _EVENTS_A_BATCH = 100
+_UNKNOWN = 30_000
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class Bench:
     report: Report
     database: asyncpg.Connection
     fleet: Fleet
+    profile: bool = False
+    """Whether to record where the time goes as well."""
 
     @property
     def sides(self) -> list[Side]:
@@ -65,17 +70,23 @@ class Bench:
             self.report.latencies("Fleet mix, saturating: the product", mix["product"])
             self._keep_mix(mix)
             await self._paced_mix(load, clients, mix["product"].calls_per_second)
+            if self.profile:
+                await self._profile(load, clients)
             if plan.each_call:
                 await self._each_call(load, clients)
             if plan.ingest_seconds:
                 await self._ingest(load, clients)
-        sizes = memory(self.product.processes())
-        self.report.results["memory_bytes"] = sizes
-        rows = [
-            (part, f"{size['rss'] / 2**20:.0f}", f"{size['pss'] / 2**20:.0f}")
-            for part, size in sorted(sizes.items(), key=lambda item: -item[1]["pss"])
-        ]
-        self.report.table("Memory, MiB", ("part", "RSS", "PSS"), rows)
+        self.report.results["memory_bytes"] = self._memory()
+
+    async def _profile(self, load: Traffic, clients: dict[str, Client]) -> None:
+        self.report.stage("Profile of the fleet mix")
+        calls = load.of(traffic.MIX)
+        busy = saturating(calls, self.plan.connections, _PROFILE_SECONDS + 3)
+        load_task = asyncio.create_task(self._measure(self.product, clients, busy))
+        await asyncio.sleep(1)
+        for path in await profile.record(self.product, _PROFILE_SECONDS):
+            self.report.say(f"{path}:\n{path.read_text()}")
+        await load_task
 
     async def _devices(self, numbers: Sequence[int]) -> Traffic:
         """Traffic of these devices, which are registered if they are not yet."""
@@ -88,13 +99,23 @@ class Bench:
             self.product.stack.pre_shared_key,
         )
 
+    async def _measure(self, side: Side, clients: dict[str, Client], load: Load) -> Round:
+        return await measure(side, clients[side.name], load, self.sides)
+
+    def _memory(self) -> dict[str, dict[str, int]]:
+        sizes = memory(self.product.processes())
+        rows = [
+            (part, f"{size['rss'] / 2**20:.0f}", f"{size['pss'] / 2**20:.0f}")
+            for part, size in sorted(sizes.items(), key=lambda item: -item[1]["pss"])
+        ]
+        self.report.table("Memory, MiB", ("part", "RSS", "PSS"), rows)
+        return sizes
+
     async def _warm_up(self, load: Traffic, clients: dict[str, Client]) -> None:
         self.report.say("warming up: one poll of every device on every side")
         for side in self.sides:
             warm = saturating(load.one_each(), _WARM_UP, _WARM_UP_SECONDS)
-            one = await measure(side, clients[side.name], warm)
-            self.report.round(one)
-        await self.product.settled()
+            self.report.round(await self._measure(side, clients, warm))
 
     async def _mix(
         self, load: Traffic, clients: dict[str, Client], rounds: int
@@ -131,7 +152,7 @@ class Bench:
         calls, found = load.of(traffic.MIX), []
         for side in self.sides:
             seconds = self.plan.paced_seconds if side is self.product else self.plan.seconds
-            one = await measure(side, clients[side.name], paced(calls, rate, seconds))
+            one = await self._measure(side, clients, paced(calls, rate, seconds))
             self.report.round(one)
             found.append(one)
         mix = series(found)
@@ -179,13 +200,10 @@ class Bench:
             1,
             self.report.round,
         )
-        await self.product.settled()
         full = series(found)
         rate = PACED_SHARE * full["product"].calls_per_second
-        gentle = paced(calls, rate, plan.each_call)
-        one = await measure(self.product, clients["product"], gentle)
+        one = await self._measure(self.product, clients, paced(calls, rate, plan.each_call))
         self.report.round(one)
-        await self.product.settled()
         return full, Series("product", [one])
 
     async def _ingest(self, load: Traffic, clients: dict[str, Client]) -> None:
@@ -194,7 +212,7 @@ class Bench:
         self.report.stage(f"Ingest: {INGEST_EVENTS_PER_SECOND:,} events/s in batches of 100")
         before = await growth.stored(self.database)
         steady = paced(load.of(traffic.EVENTS_100), rate, seconds)
-        one = await measure(self.product, clients["product"], steady)
+        one = await self._measure(self.product, clients, steady)
         self.report.round(one)
         stored = await growth.stored(self.database) - before
         acknowledged = one.outcome.calls * _EVENTS_A_BATCH
@@ -203,7 +221,6 @@ class Bench:
             f" {acknowledged / one.outcome.seconds:,.0f} a second;"
             f" {sum(one.cpu.values()) / one.outcome.seconds:.2f} processors busy"
         )
-        await self.product.settled(60)
         self.report.results["ingest"] = {
             "events_per_second": round(acknowledged / one.outcome.seconds),
             "acknowledged": acknowledged,
@@ -238,8 +255,22 @@ class Bench:
             f"a call costs {raw:.2f} times what it costs in the small fleet"
             f" ({raw / drift:.2f} times without the floor's own drift)"
         )
+        await self._unknown_tokens(devices)
+        growth_of["memory_bytes"] = self._memory()
         if self.plan.queries:
             await self._queries(devices)
+
+    async def _unknown_tokens(self, devices: int) -> None:
+        """The fleet mix from so many devices that hardly any calls twice."""
+        count = min(devices, _UNKNOWN)
+        self.report.stage(f"Large: {count:,} devices whose tokens the gateway has not seen")
+        load = await self._devices(random.Random(4).sample(range(1, devices + 1), count))
+        async with self._connected() as clients:
+            mix = await self._mix(load, clients, 1)
+        self.report.costs("Fleet mix, saturating, unknown tokens", mix)
+        self.report.results["growth"]["unknown_tokens"] = {
+            name: one.as_json() for name, one in mix.items()
+        }
 
     async def _grown(self, devices: int, events: int, callers: Sequence[int]) -> dict[str, Any]:
         load = await self._devices(callers)
