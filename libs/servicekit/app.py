@@ -46,6 +46,14 @@ T = TypeVar("T")
 _READY_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 5.0
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # A service that was restarted is found again at once.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.enable_http_proxy", 0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,7 @@ class Kit:
     def channel(self, context: str) -> grpc.aio.Channel:
         """The channel to another service's internal listener."""
         if context not in self._channels:
-            self._channels[context] = open_channel(self.settings.target(context), self.context)
+            self._channels[context] = connect(self.settings, context, self.context)
         return self._channels[context]
 
     def device_access(self) -> DeviceAccess:
@@ -114,19 +122,21 @@ class _ServiceName(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(client_call_details._replace(metadata=metadata), request)
 
 
+def connect(settings: ServiceSettings, context: str, name: str) -> grpc.aio.Channel:
+    """A channel to another service's internal listener."""
+    target = settings.target(context)
+    if settings.tls is None or target.startswith("unix:"):
+        return open_channel(target, name)
+    # Its name is in its certificate, whatever its address is.
+    whose = ("grpc.ssl_target_name_override", context)
+    credentials = settings.tls.channel_credentials()
+    return grpc.aio.secure_channel(target, credentials, options=[*_CHANNEL_OPTIONS, whose])
+
+
 def open_channel(target: str, name: str) -> grpc.aio.Channel:
-    """A channel to a service's internal listener; `name` tells it who calls."""
+    """A channel to a service's socket; `name` tells it who calls."""
     return grpc.aio.insecure_channel(
-        target,
-        interceptors=[_ServiceName(name)],
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            # A service that was restarted is found again at once.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 250),
-            ("grpc.enable_http_proxy", 0),
-        ],
+        target, interceptors=[_ServiceName(name)], options=_CHANNEL_OPTIONS
     )
 
 
@@ -144,7 +154,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
         loop.add_signal_handler(signum, stop.set)
     database = await Database.open(settings)
     messaging = Messaging(settings)
-    identity = open_channel(settings.target("identity"), context)
+    identity = connect(settings, "identity", context)
     channels = {"identity": identity}
     tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
     kit = Kit(
@@ -227,22 +237,25 @@ async def start(kit: Kit, build: Build) -> Running:
     await _until_schema_is_new_enough(kit)
     parts = await build(kit)
     most = kit.settings.max_calls
+    tls = kit.settings.tls
     chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices)
     public = GrpcServer(
-        kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False
+        kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False, tls=tls
     )
     # A count of its own: a herd of devices must not keep the other services from the feeds.
     inside = CallChain(max_calls=most)
-    internal = GrpcServer(kit.settings.internal_listen, inside, parts.internal, (), internal=True)
+    internal = GrpcServer(
+        kit.settings.internal_listen, inside, parts.internal, (), internal=True, tls=tls
+    )
     http: DeviceServer | HttpServer | None = None
     http_app: DeviceApp | WithHealth
     if parts.portal is None:
         http_app = DeviceApp(chain, parts.routes)
         if kit.settings.http_listen:
-            http = DeviceServer(kit.settings.http_listen, http_app)
+            http = DeviceServer(kit.settings.http_listen, http_app, tls)
     else:
         http_app = WithHealth(parts.portal)
-        http = HttpServer(kit.settings.http_listen, http_app)
+        http = HttpServer(kit.settings.http_listen, http_app, tls)
     if parts.devices is not None:
         await until_done("load locked-out devices", parts.devices.load)
     if parts.before_serving is not None:

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from servicekit.access import ACCESS, PACKAGE, Audience
-from servicekit.call import H_REQUEST_ID, Call
+from servicekit.access import ACCESS, CONTEXTS, PACKAGE, Audience
+from servicekit.call import H_REQUEST_ID, H_SERVICE, Call
 from servicekit.chain import CallChain, check_rules
 from servicekit.errors import (
     ERROR_DOMAIN,
@@ -22,8 +22,10 @@ from servicekit.errors import (
     DomainError,
     error_body,
     invalid_field,
+    permission_denied,
     retry_after_header,
 )
+from servicekit.tls import GATEWAY, Tls, grpc_peer
 
 H_ERROR: Final = "x-evergreen-error"
 """Trailing metadata: the whole JSON body that the gateway answers for a failed call."""
@@ -126,9 +128,10 @@ async def _abort(
 class _ChainInterceptor(grpc.aio.ServerInterceptor):
     """Puts the call chain around every method of this product; health and reflection pass."""
 
-    def __init__(self, chain: CallChain, *, internal: bool) -> None:
+    def __init__(self, chain: CallChain, *, internal: bool, by_certificate: bool) -> None:
         self._chain = chain
         self._internal = internal
+        self._by_certificate = by_certificate
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     async def intercept_service(
@@ -174,6 +177,7 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
                 return await method(request, Context(call, context))
 
             try:
+                self._check_peer(context, headers)
                 return await self._chain.run(rpc, headers, handle, internal_listener=self._internal)
             except DomainError as error:
                 await _abort(context, error, headers.get(H_REQUEST_ID, ""))
@@ -193,6 +197,7 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
                     await context.write(part)
 
             try:
+                self._check_peer(context, headers)
                 await self._chain.run(rpc, headers, handle, internal_listener=self._internal)
             except DomainError as error:
                 await _abort(context, error, headers.get(H_REQUEST_ID, ""))
@@ -200,6 +205,18 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
             yield  # makes this a generator; the parts are written above
 
         return serve
+
+    def _check_peer(
+        self, context: grpc.aio.ServicerContext[Any, Any], headers: dict[str, str]
+    ) -> None:
+        """Lets nobody vouch for callers but the gateway, nor be a service but a service."""
+        if not self._by_certificate:
+            return
+        peer = grpc_peer(context.auth_context(), CONTEXTS if self._internal else (GATEWAY,))
+        if peer is None:
+            raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
+        if self._internal:
+            headers[H_SERVICE] = peer
 
 
 def _headers(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
@@ -220,6 +237,7 @@ class GrpcServer:
     Args:
         listen: the address, as gRPC writes it (`unix:PATH` or `HOST:PORT`).
         internal: whether it is the listener for the other services.
+        tls: for a listener on a network.
     """
 
     def __init__(
@@ -230,9 +248,13 @@ class GrpcServer:
         services: Sequence[str],
         *,
         internal: bool,
+        tls: Tls | None = None,
     ) -> None:
+        by_certificate = tls is not None and not listen.startswith("unix:")
         self._server = grpc.aio.server(
-            interceptors=[_ChainInterceptor(chain, internal=internal)],
+            interceptors=[
+                _ChainInterceptor(chain, internal=internal, by_certificate=by_certificate)
+            ],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -252,7 +274,10 @@ class GrpcServer:
         if not internal:
             # Whichever service the gateway asks: it answers for the whole product.
             reflection.enable_server_reflection(_REFLECTED, self._server)
-        self._server.add_insecure_port(listen)
+        if tls is not None and by_certificate:
+            self._server.add_secure_port(listen, tls.server_credentials())
+        else:
+            self._server.add_insecure_port(listen)
 
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `set_serving`."""

@@ -21,6 +21,7 @@ import httptools
 
 from servicekit import call
 from servicekit.errors import invalid_field
+from servicekit.tls import GATEWAY, Tls, transport_peer
 
 MAX_BODY: Final = 48 << 20
 """The gateway has the real limits, per route; this one only bounds memory."""
@@ -134,6 +135,10 @@ class _Connection(asyncio.Protocol):
         self._ahead.clear()
         if self._request is not None:
             self._request.end(early=True)
+        if self._task is not None:
+            # Nobody waits for the answer any more: what has not been done yet is not done. Not
+            # at once, for a task that never began could not give back what its call holds.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -239,12 +244,27 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-class DeviceServer:
-    """Serves an `App` on a unix socket (`unix:PATH`) or a loopback port (`HOST:PORT`)."""
+class _GatewayConnection(_Connection):
+    """A connection over TLS: who has another certificate than the gateway's is not listened to."""
 
-    def __init__(self, listen: str, app: App) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._trusted = transport_peer(transport, (GATEWAY,)) is not None
+        if not self._trusted:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._trusted:
+            super().data_received(data)
+
+
+class DeviceServer:
+    """Serves an `App` on a unix socket (`unix:PATH`), or on `HOST:PORT` to the gateway alone."""
+
+    def __init__(self, listen: str, app: App, tls: Tls | None = None) -> None:
         self._listen = listen
         self._app = app
+        self._tls = tls
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -252,9 +272,12 @@ class DeviceServer:
         """Begins to serve."""
         loop = asyncio.get_running_loop()
         sock = bind(self._listen)
-        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        is_local = sock.family == socket.AF_UNIX
+        create = loop.create_unix_server if is_local else loop.create_server
+        tls = None if is_local or self._tls is None else self._tls.server_context()
+        kind = _Connection if tls is None else _GatewayConnection
         self._server = await create(
-            lambda: _Connection(self._app, self._connections), sock=sock, backlog=4096
+            lambda: kind(self._app, self._connections), sock=sock, backlog=4096, ssl=tls
         )
 
     async def stop(self) -> None:
@@ -283,7 +306,8 @@ def bind(listen: str) -> socket.socket:
         Path(path).chmod(0o600)
     else:
         host, _, port = listen.rpartition(":")
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        host = host.strip("[]")
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, int(port)))
     sock.setblocking(False)

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import uvicorn
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from servicekit import logs
 from servicekit.call import H_REQUEST_ID, Call
@@ -35,6 +36,7 @@ from servicekit.errors import (
     retry_after_header,
 )
 from servicekit.http_protocol import Request, bind
+from servicekit.tls import GATEWAY, Tls, transport_peer
 
 log = logs.get(__name__)
 
@@ -216,16 +218,34 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
 
 
-class HttpServer:
-    """An ASGI application on a unix socket (`unix:PATH`) or a loopback port (`HOST:PORT`)."""
+class _ForTheGateway(HttpToolsProtocol):
+    """HTTP for whoever has the gateway's certificate."""
 
-    def __init__(self, listen: str, app: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._trusted = transport_peer(transport, (GATEWAY,)) is not None
+        if not self._trusted:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._trusted:
+            super().data_received(data)
+
+
+class HttpServer:
+    """An ASGI application on a unix socket (`unix:PATH`) or a port (`HOST:PORT`).
+
+    With TLS, on a port, it serves the gateway alone.
+    """
+
+    def __init__(self, listen: str, app: Any, tls: Tls | None = None) -> None:
         self._listen = listen
+        self._tls = None if listen.startswith("unix:") else tls
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http="httptools" if self._tls is None else _ForTheGateway,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -243,6 +263,9 @@ class HttpServer:
     async def start(self) -> None:
         """Begins to serve."""
         sock = bind(self._listen)
+        if self._tls is not None:
+            self._server.config.load()
+            self._server.config.ssl = self._tls.server_context()
         # The application owns signals; uvicorn's handlers would end the process early.
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))

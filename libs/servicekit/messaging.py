@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,6 +67,7 @@ class Messaging:
             if self._client is None or self._client.is_closed:
                 self._client = await nats.connect(
                     self._settings.nats_url,
+                    tls=_tls(self._settings),
                     user=self._settings.nats_user or None,
                     password=read_secret(self._settings.nats_password_file) or None,
                     name=self._settings.nats_user or "evergreen",
@@ -219,6 +221,12 @@ class Messaging:
                 outage.worked()
         finally:
             await subscription.unsubscribe()
+
+
+def _tls(settings: ServiceSettings) -> ssl.SSLContext | None:
+    if not settings.nats_url.startswith("tls://"):
+        return None
+    return ssl.create_default_context(cafile=settings.nats_ca_file)
 
 
 async def _quiet(error: Exception) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from servicekit.tls import Tls
 
 
 class ServiceSettings(BaseSettings):
@@ -14,11 +16,21 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, extra="ignore")
 
-    grpc_listen: str = Field(description="Where the gateway reaches the service: unix:PATH.")
-    internal_listen: str = Field(description="Where the other services reach it: unix:PATH.")
-    http_listen: str = Field(
-        default="", description="Where the gateway reaches its HTTP routes: unix:PATH."
+    grpc_listen: str = Field(
+        description="Where the gateway reaches the service: unix:PATH, or HOST:PORT with TLS."
     )
+    internal_listen: str = Field(description="Where the other services reach it, likewise.")
+    http_listen: str = Field(
+        default="", description="Where the gateway reaches its HTTP routes, likewise."
+    )
+    tls_ca_file: Path | None = Field(
+        default=None,
+        description="The CA inside the walls: of the gateway's and the services' certificates.",
+    )
+    tls_certificate_file: Path | None = Field(
+        default=None, description="The service's certificate; its DNS name is the service's name."
+    )
+    tls_key_file: Path | None = Field(default=None, description="The key of the certificate.")
     ops_listen: str = Field(
         default="127.0.0.1:0",
         description="HOST:PORT of /metrics, /healthz and /readyz; no caller's identity is taken.",
@@ -28,14 +40,19 @@ class ServiceSettings(BaseSettings):
         default=None, description="File with the password of the database role."
     )
     database_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections.")
-    nats_url: str = Field(default="nats://127.0.0.1:4222", description="URL of NATS.")
+    nats_url: str = Field(
+        default="nats://127.0.0.1:4222", description="URL of NATS; tls://HOST:PORT with TLS."
+    )
+    nats_ca_file: Path | None = Field(
+        default=None, description="CA of NATS's certificate; the system's when not given."
+    )
     nats_user: str = Field(default="", description="NATS user of the service.")
     nats_password_file: Path | None = Field(default=None, description="File with its password.")
     master_key_file: Path | None = Field(
         default=None,
         description="File with the 32-byte key, base64, that seals private keys.",
     )
-    identity_target: str = Field(default="", description="Internal address of identity.")
+    identity_target: str = Field(default="", description="Internal address of identity: as above.")
     enrollment_target: str = Field(default="", description="Internal address of enrollment.")
     policy_target: str = Field(default="", description="Internal address of policy.")
     telemetry_target: str = Field(default="", description="Internal address of telemetry.")
@@ -59,6 +76,23 @@ class ServiceSettings(BaseSettings):
         description="Calls in flight, from outside and from other services each; further ones are"
         " refused with a delay.",
     )
+
+    @model_validator(mode="after")
+    def _is_inside_the_walls(self) -> Self:
+        files = (self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)
+        if any(files) and not all(files):
+            raise ValueError("tls_ca_file, tls_certificate_file and tls_key_file belong together")
+        for listen in (self.grpc_listen, self.internal_listen, self.http_listen):
+            if listen and not listen.startswith("unix:") and self.tls is None:
+                raise ValueError(f"on {listen} anyone could say that he is the gateway: give TLS")
+        return self
+
+    @property
+    def tls(self) -> Tls | None:
+        """The files of the service's certificate, where it is reached over a network."""
+        if self.tls_ca_file and self.tls_certificate_file and self.tls_key_file:
+            return Tls(self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)
+        return None
 
     def target(self, context: str) -> str:
         """The internal address of another service."""

@@ -1,0 +1,234 @@
+"""Inside the walls, over a network: who may vouch for callers, and who is a service."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from deploy.certificates import Authority
+from evergreen.v1 import identity_pb2 as pb
+from evergreen.v1 import identity_pb2_grpc as rpc
+from servicekit.app import connect
+from servicekit.chain import CallChain
+from servicekit.grpc_server import Context, GrpcServer
+from servicekit.http_protocol import DeviceServer, Request
+from servicekit.http_server import HttpServer
+from servicekit.settings import ServiceSettings
+from servicekit.tls import Tls
+from tests import callers
+from tests.stack import free_port
+
+
+class Users(rpc.UserServiceServicer):
+    """Tells nobody but a user anything."""
+
+    async def ListUsers(  # type: ignore[override]  # our context  # noqa: N802
+        self, request: pb.ListUsersRequest, context: Context
+    ) -> pb.ListUsersResponse:
+        return pb.ListUsersResponse(users=[pb.User(email=context.call.caller.email)])
+
+
+class Inside(rpc.IdentityInternalServiceServicer):
+    """Answers who calls."""
+
+    async def ListAccessChanges(  # type: ignore[override]  # our context  # noqa: N802
+        self, request: pb.ListAccessChangesRequest, context: Context
+    ) -> pb.ListAccessChangesResponse:
+        return pb.ListAccessChangesResponse(next_cursor=context.call.caller.id)
+
+
+@dataclass
+class World:
+    """A service on a network, and certificates for whoever calls it."""
+
+    directory: Path
+    authority: Authority
+    public: str
+    internal: str
+    device: str
+    portal: str
+
+    def files(self, name: str) -> Tls:
+        """The certificate of a party that the installation's CA has signed."""
+        where = self.directory / name
+        where.mkdir(exist_ok=True)
+        return self.authority.ensure(where, name)
+
+    def foreign(self, name: str) -> Tls:
+        """A certificate with the right name from somebody else's CA, and the right CA to trust."""
+        elsewhere = self.directory / f"foreign-{name}"
+        elsewhere.mkdir(exist_ok=True)
+        files = Authority.ensure_in(elsewhere / "ca").ensure(elsewhere, name)
+        return Tls(self.files(name).ca_file, files.certificate_file, files.key_file)
+
+    def channel(self, address: str, tls: Tls | None) -> grpc.aio.Channel:
+        """Somebody's channel to an address."""
+        ca = self.files("gateway").ca_file.read_bytes()
+        credentials = tls.channel_credentials() if tls else grpc.ssl_channel_credentials(ca)
+        options = (("grpc.ssl_target_name_override", "identity"),)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    async def ask(self, address: str, tls: Tls | None) -> bytes:
+        """What plain HTTP over TLS answers; nothing when the connection is ended."""
+        context = ssl.create_default_context(cafile=self.files("gateway").ca_file)
+        if tls is not None:
+            context.load_cert_chain(tls.certificate_file, tls.key_file)
+        host, _, port = address.rpartition(":")
+        try:
+            reader, writer = await asyncio.open_connection(
+                host, int(port), ssl=context, server_hostname="identity"
+            )
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+        except OSError:
+            return b""
+        return answer
+
+
+async def _portal(scope: object, receive: object, send: object) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+    await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+
+
+def _device(request: Request) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    (tmp_path / "identity").mkdir()
+    authority = Authority.ensure_in(tmp_path / "ca")
+    own = authority.ensure(tmp_path / "identity", "identity")
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(4)]
+    made = World(tmp_path, authority, *addresses)
+    chain = CallChain(max_calls=8)
+    users = partial(rpc.add_UserServiceServicer_to_server, Users())
+    inside = partial(rpc.add_IdentityInternalServiceServicer_to_server, Inside())
+    servers = [
+        GrpcServer(made.public, chain, [users], (), internal=False, tls=own),
+        GrpcServer(made.internal, chain, [inside], (), internal=True, tls=own),
+    ]
+    others = [
+        DeviceServer(made.device, _device, own),
+        HttpServer(made.portal, _portal, own),
+    ]
+    for server in (*servers, *others):
+        await server.start()
+    yield made
+    for server in servers:
+        await server.stop(0)
+    for other in others:
+        await other.stop()
+
+
+async def _list_users(channel: grpc.aio.Channel) -> str:
+    """Asks with the headers of an Owner."""
+    async with channel:
+        answer = await rpc.UserServiceStub(channel).ListUsers(
+            pb.ListUsersRequest(), metadata=callers.user(uuid4(), email="owner@example.org")
+        )
+    return str(answer.users[0].email)
+
+
+async def _refused(channel: grpc.aio.Channel, code: grpc.StatusCode) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await _list_users(channel)
+    assert error.value.code() is code
+
+
+async def test_the_gateway_vouches_for_its_callers(world: World) -> None:
+    """Its certificate makes the headers believed."""
+    assert await _list_users(world.channel(world.public, world.files("gateway"))) == (
+        "owner@example.org"
+    )
+
+
+async def test_forged_headers_get_nothing(world: World) -> None:
+    """From a pod without a certificate, from a service, and from whoever has another CA."""
+    unavailable, refused = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED
+    await _refused(world.channel(world.public, None), unavailable)
+    await _refused(world.channel(world.public, world.foreign("gateway")), unavailable)
+    await _refused(world.channel(world.public, world.files("policy")), refused)
+    await _refused(grpc.aio.insecure_channel(world.public), unavailable)
+
+
+async def test_a_service_is_who_its_certificate_says(world: World) -> None:
+    """Whatever it writes into its headers; and the gateway is no service."""
+    forged = (("x-evergreen-service", "enrollment"),)
+    async with world.channel(world.internal, world.files("policy")) as channel:
+        answer = await rpc.IdentityInternalServiceStub(channel).ListAccessChanges(
+            pb.ListAccessChangesRequest(), metadata=forged
+        )
+    assert answer.next_cursor == "policy"
+    async with world.channel(world.internal, world.files("gateway")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await rpc.IdentityInternalServiceStub(channel).ListAccessChanges(
+                pb.ListAccessChangesRequest()
+            )
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("listener", ["device", "portal"])
+async def test_plain_http_serves_the_gateway_alone(world: World, listener: str) -> None:
+    """The device calls and the portal, likewise."""
+    address = getattr(world, listener)
+    assert (await world.ask(address, world.files("gateway"))).startswith(b"HTTP/1.1 200")
+    assert await world.ask(address, world.files("policy")) == b""
+    assert await world.ask(address, world.foreign("gateway")) == b""
+    assert await world.ask(address, None) == b""
+
+
+async def test_a_renewed_certificate_is_used_without_a_restart(world: World) -> None:
+    """From the next connection on, by gRPC and by HTTP; here one of another CA replaces it."""
+    foreign = world.foreign("identity")
+    own = world.files("identity")
+    own.certificate_file.write_bytes(foreign.certificate_file.read_bytes())
+    own.key_file.write_bytes(foreign.key_file.read_bytes())
+    assert await world.ask(world.device, world.files("gateway")) == b""
+    await _refused(world.channel(world.public, world.files("gateway")), grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_services_find_each_other_by_name(world: World) -> None:
+    """A channel of a service's settings takes the certificate's name for the address's."""
+    files = world.files("telemetry")
+    settings = ServiceSettings(
+        grpc_listen="unix:/nowhere/gw",
+        internal_listen="unix:/nowhere/int",
+        database_url="postgresql:///",
+        identity_target=world.internal,
+        policy_target=world.internal,
+        tls_ca_file=files.ca_file,
+        tls_certificate_file=files.certificate_file,
+        tls_key_file=files.key_file,
+    )
+    async with connect(settings, "identity", "telemetry") as channel:
+        stub = rpc.IdentityInternalServiceStub(channel)
+        assert (
+            await stub.ListAccessChanges(pb.ListAccessChangesRequest())
+        ).next_cursor == "telemetry"
+    async with connect(settings, "policy", "telemetry") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await rpc.IdentityInternalServiceStub(channel).ListAccessChanges(
+                pb.ListAccessChangesRequest()
+            )
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_listener_on_a_network_needs_tls() -> None:
+    """Else anyone who reaches it could say that he is the gateway."""
+    with pytest.raises(ValueError, match="give TLS"):
+        ServiceSettings(
+            grpc_listen="0.0.0.0:9090",
+            internal_listen="unix:/nowhere",
+            database_url="postgresql:///",
+        )
