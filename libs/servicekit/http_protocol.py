@@ -139,6 +139,10 @@ class _Connection(asyncio.Protocol):
             # Nobody waits for the answer any more: what has not been done yet is not done. Not
             # at once, for a task that never began could not give back what its call holds.
             asyncio.get_running_loop().call_soon(self._task.cancel)
+        if self._task is not None:
+            # Nobody waits for the answer any more: what has not been done yet is not done. Not
+            # at once, for a task that never began could not give back what its call holds.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     def pause_writing(self) -> None:
         self._writable = False
