@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help run test bench lint gen lock clean
+.PHONY: help run test bench chaos lint gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
 bench: .venv/.installed ## Measure what calls cost, against a floor; BENCH=quick or BENCH=full
 	@exec $(BIN)/python -m tests.load $(BENCH)
 
+chaos: .venv/.installed ## Break everything for ten minutes, then count what was promised; CHAOS="--minutes 3"
+	@exec $(BIN)/python -m tests.chaos $(CHAOS)
+
 lint: .venv/.installed node_modules/.installed ## Check style, types and the walls between the contexts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -31,7 +34,7 @@ lint: .venv/.installed node_modules/.installed ## Check style, types and the wal
 	@$(BIN)/lint-imports --no-cache
 	@npx --no-install buf lint
 	@npx --no-install buf format --diff --exit-code
-	@# At a release: npx buf build --exclude-source-info -o protos/released.binpb
+	@# At a release: python -m tools.release
 	@npx --no-install buf breaking --against protos/released.binpb
 
 gen: .venv/.installed ## Make the code from protos/ again

@@ -1,0 +1,78 @@
+"""`make chaos`: the long form. It prints what happens, and ends with 1 when a promise is broken."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.faults import kills, others, shuffled
+from tests.chaos.run import Result, run
+
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "bench-results" / "chaos.json"
+_FAULT_SECONDS = 4.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (default: 10)")
+    parser.add_argument("--kills", type=int, default=20, help="kills of each process (default: 20)")
+    parser.add_argument("--devices", type=int, default=120, help="devices (default: 120)")
+    parser.add_argument("--seed", type=int, default=None, help="repeats an earlier run's order")
+    return parser.parse_args()
+
+
+def _report(result: Result, seed: int) -> None:
+    fault, seconds = result.slowest
+    print(f"faults:                 {len(result.recoveries)}")
+    print(f"slowest recovery:       {seconds:.1f} s, after {fault}")
+    print(f"acknowledged events:    {result.acknowledged_events}")
+    print(f"devices with states:    {result.acknowledged_states}")
+    print(f"acknowledged actions:   {result.acknowledged_actions}")
+    print("answers:                " + ", ".join(f"{k}: {n}" for k, n in result.calls.items()))
+    for line in result.broken:
+        print(f"BROKEN PROMISE: {line}")
+    if result.broken:
+        print(f"{len(result.broken)} promises were broken; the order of the faults: --seed {seed}")
+    else:
+        print("Every promise was kept.")
+
+
+def main() -> int:
+    """Runs it."""
+    arguments = _arguments()
+    seed = arguments.seed if arguments.seed is not None else int.from_bytes(os.urandom(3), "big")
+    randomness = random.Random(seed)
+    faults = shuffled([*kills(arguments.kills), *others(_FAULT_SECONDS, randomness)], randomness)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+
+    say(f"{len(faults)} faults in {arguments.minutes:g} minutes, seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="chaos") as directory:
+        result = asyncio.run(
+            run(
+                Path(directory) / "home",
+                faults,
+                devices=arguments.devices,
+                pause=0.7,
+                every=arguments.minutes * 60 / max(len(faults), 1),
+                seed=seed,
+                say=say,
+            )
+        )
+    result.write(RESULT)
+    _report(result, seed)
+    print(f"Written to {RESULT.relative_to(ROOT)}.")
+    return 1 if result.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
