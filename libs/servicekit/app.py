@@ -26,6 +26,7 @@ from servicekit.batcher import Batcher
 from servicekit.call import H_SERVICE
 from servicekit.chain import CallChain
 from servicekit.devices import DeviceAccess
+from servicekit.errors import jittered
 from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
 from servicekit.http_protocol import DeviceServer
 from servicekit.http_server import DeviceApp, HttpServer, Route, WithHealth
@@ -296,7 +297,7 @@ async def _until_schema_is_new_enough(kit: Kit) -> None:
         if not told:
             log.warning("waiting for the database", reason=reason)
             told = True
-        await asyncio.sleep(_RESTART_SECONDS)
+        await asyncio.sleep(jittered(_RESTART_SECONDS))
 
 
 async def until_done(what: str, work: Callable[[], Awaitable[T]]) -> T:
@@ -309,7 +310,7 @@ async def until_done(what: str, work: Callable[[], Awaitable[T]]) -> T:
             if not told:
                 log.warning("waiting", what=what, error=brief(error))
                 told = True
-            await asyncio.sleep(_RESTART_SECONDS)
+            await asyncio.sleep(jittered(_RESTART_SECONDS))
 
 
 def _supervised(
@@ -323,7 +324,7 @@ def _supervised(
                     return
             except Exception:
                 log.exception("background work failed and is started again")
-            await asyncio.sleep(_RESTART_SECONDS)
+            await asyncio.sleep(jittered(_RESTART_SECONDS))
 
     return asyncio.create_task(forever())
 
