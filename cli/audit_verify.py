@@ -12,7 +12,7 @@ from cli.client import read_text
 from cli.errors import CliError
 from servicekit.auditchain import Checkpoint, CheckpointError
 from servicekit.auditexport import ExportError, verify
-from servicekit.auditverify import Verifier
+from servicekit.auditverify import Kind, Verifier
 from servicekit.keys import PublicKey, read_pem_bundle
 
 _MOST_SHOWN: Final = 100
@@ -39,6 +39,11 @@ class Report:
         """Something could not be checked."""
         self.unchecked.append(text)
         self.say(f"UNCHECKED {text}")
+
+    def lost(self, text: str) -> None:
+        """Something is missing that the log itself says was lost by a restore."""
+        self.unchecked.append(text)
+        self.say(f"RESTORED  {text}")
 
     @property
     def exit_code(self) -> int:
@@ -113,7 +118,11 @@ def run(
     verifier = Verifier(checkpoints, only=org_id)
     try:
         for finding in verify(export, verifier):
-            report.found(f"tenant {finding.tenant_id}: {finding.kind.value}: {finding.message}")
+            text = f"tenant {finding.tenant_id}: {finding.kind.value}: {finding.message}"
+            if finding.kind is Kind.RESTORED:
+                report.lost(text)
+            else:
+                report.found(text)
     except ExportError as broken:
         report.could_not(f"the export: {broken}")
     return verifier

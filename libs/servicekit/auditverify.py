@@ -27,6 +27,8 @@ class Kind(Enum):
     REORDERED = "reordered"
     TRUNCATED = "truncated"
     FORGED = "forged"
+    RESTORED = "restored"
+    """Not in the log, and the log says that it went back to a backup which is older."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,39 @@ class Entry:
     columns: Columns
 
 
+RESTORED_ACTION: Final = "audit.restored"
+
+
+@dataclass(frozen=True, slots=True)
+class _Restore:
+    """What an entry says of a restore: up to where the backup had the chain, and when."""
+
+    entry: int
+    kept: int
+    point: datetime
+
+    @classmethod
+    def of(cls, entry: Entry) -> _Restore | None:
+        """Reads it from an entry that tells of one."""
+        try:
+            after = json.loads(entry.record)["data"]["after"]
+            point = datetime.fromisoformat(after["point"])
+            return cls(entry.sequence, int(after["sequence"]), point)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stray:
+    """An entry of which a checkpoint knows another hash."""
+
+    sequence: int
+    hash: str
+    known: str
+    taken_at: str
+    confirmed: int
+
+
 @dataclass(slots=True)
 class _Chain:
     """How far the check of one chain has come."""
@@ -65,6 +100,19 @@ class _Chain:
     suspects: list[Entry] = field(default_factory=list)
     confirmed: int = 0
     """The last entry that a checkpoint agrees with."""
+    strays: list[_Stray] = field(default_factory=list)
+    restores: list[_Restore] = field(default_factory=list)
+
+    def lost(self, sequence: int, taken_at: str) -> _Restore | None:
+        """The restore by which a checkpoint's entry was lost, if the chain tells of one."""
+        for restore in self.restores:
+            try:
+                newer = datetime.fromisoformat(taken_at) > restore.point
+            except (ValueError, TypeError):
+                continue
+            if newer and sequence > restore.kept:
+                return restore
+        return None
 
 
 class Verifier:
@@ -107,9 +155,11 @@ class Verifier:
         elif not found:
             found.extend(_link(chain, entry))
         found.extend(_columns(entry))
-        if fits:
-            found.extend(self._anchor(chain, entry))
-        chain.bad = bool(found) or not fits
+        strays = list(self._anchor(chain, entry)) if fits else []
+        chain.strays += strays
+        if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
+            chain.restores.append(restore)
+        chain.bad = bool(found or strays) or not fits
         chain.sequence = entry.sequence
         chain.stored_hash, chain.true_hash = entry.hash, true_hash
         yield from found
@@ -169,39 +219,63 @@ class Verifier:
         self._done.add(tenant_id)
         self._chain = _Chain(tenant_id)
 
-    def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[Finding]:
-        """Whether the checkpoints agree with this entry."""
+    def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[_Stray]:
+        """Where the checkpoints do not agree with this entry."""
         for known, taken_at in (
             self._anchors.get(chain.tenant_id, {}).get(entry.sequence, {}).items()
         ):
             if known == entry.hash:
                 chain.confirmed = entry.sequence
                 continue
-            since = f" behind entry {chain.confirmed}" if chain.confirmed else ""
-            yield Finding(
-                chain.tenant_id,
-                entry.sequence,
-                Kind.FORGED,
-                f"the chain was rewritten{since}, up to entry {entry.sequence} at least: the"
-                f" checkpoint of {taken_at} has the hash {known[:16]}… there, the log has"
-                f" {entry.hash[:16]}…",
-            )
+            yield _Stray(entry.sequence, entry.hash, known, taken_at, chain.confirmed)
 
     def _leave(self) -> Iterator[Finding]:
         """Ends the check of a chain."""
         chain, self._chain = self._chain, _Chain("")
         anchors = self._anchors.get(chain.tenant_id, {})
+        yield from (_stray(chain, stray) for stray in chain.strays)
         beyond = max(anchors, default=0)
         if beyond > chain.sequence:
-            taken_at = next(iter(anchors[beyond].values()))
-            yield Finding(
-                chain.tenant_id,
-                chain.sequence + 1,
-                Kind.TRUNCATED,
-                f"{_span(chain.sequence + 1, beyond)} cut off: the checkpoint of {taken_at} knows"
-                f" the chain up to entry {beyond}",
-            )
+            yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
+
+
+def _stray(chain: _Chain, stray: _Stray) -> Finding:
+    if (restore := chain.lost(stray.sequence, stray.taken_at)) is not None:
+        return _restored(chain, stray.sequence, stray.taken_at, restore)
+    since = f" behind entry {stray.confirmed}" if stray.confirmed else ""
+    return Finding(
+        chain.tenant_id,
+        stray.sequence,
+        Kind.FORGED,
+        f"the chain was rewritten{since}, up to entry {stray.sequence} at least: the"
+        f" checkpoint of {stray.taken_at} has the hash {stray.known[:16]}… there, the log has"
+        f" {stray.hash[:16]}…",
+    )
+
+
+def _beyond(chain: _Chain, last: int, taken_at: str) -> Finding:
+    if (restore := chain.lost(last, taken_at)) is not None:
+        return _restored(chain, last, taken_at, restore)
+    return Finding(
+        chain.tenant_id,
+        chain.sequence + 1,
+        Kind.TRUNCATED,
+        f"{_span(chain.sequence + 1, last)} cut off: the checkpoint of {taken_at} knows"
+        f" the chain up to entry {last}",
+    )
+
+
+def _restored(chain: _Chain, last: int, taken_at: str, restore: _Restore) -> Finding:
+    return Finding(
+        chain.tenant_id,
+        restore.kept + 1,
+        Kind.RESTORED,
+        f"{_span(restore.kept + 1, last)} lost: the checkpoint of {taken_at} knows the chain up to"
+        f" entry {last}, and entry {restore.entry} says that the log was restored from a backup of"
+        f" {restore.point.isoformat()}, which ends with entry {restore.kept}. The log cannot prove"
+        " that it was a restore: ask whoever runs the server",
+    )
 
 
 def _place(chain: _Chain, entry: Entry) -> Iterator[Finding]:
