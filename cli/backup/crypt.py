@@ -1,7 +1,6 @@
 """Encrypting and decrypting a stream of any size with age, at constant memory.
 
-age's passphrases open small files only here (the library reads those whole), so a passphrase
-encrypts a key that was made for this one archive, and the key encrypts the archive.
+Keys are the library's work, passphrases are `passphrase`'s.
 """
 
 from __future__ import annotations
@@ -9,23 +8,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import pyrage
 
+from cli.backup import passphrase
 from cli.errors import CliError
 
 _MAGIC: Final = b"age-encryption.org/"
-_BLOCK: Final = tarfile.BLOCKSIZE
 _BUFFER: Final = 1 << 16
-KEY_MEMBER: Final = "key.age"
-DATA_MEMBER: Final = "backup.age"
-_MOST_KEY_BYTES: Final = 1 << 16
 MIN_PASSPHRASE: Final = 12
 
 
@@ -65,7 +60,7 @@ def sealed(path: Path, lock: Lock) -> Iterator[BinaryIO]:
         raise CliError(f"{part} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            with _frame(file, lock) as recipients, _encrypted(file, recipients) as writer:
+            with _encrypted(file, lock) as writer:
                 yield writer
             file.flush()
             os.fsync(file.fileno())
@@ -75,30 +70,6 @@ def sealed(path: Path, lock: Lock) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise CliError(f"{path} cannot be written: {error}") from error
         raise
-
-
-@contextlib.contextmanager
-def _frame(file: BinaryIO, lock: Lock) -> Iterator[list[Any]]:
-    """Writes what stands around the encrypted stream; answers for whom to encrypt it."""
-    if lock.recipients:
-        yield [_recipient(text) for text in lock.recipients]
-        return
-    identity = pyrage.x25519.Identity.generate()
-    key = pyrage.passphrase.encrypt(f"{identity}\n".encode(), lock.passphrase)
-    file.write(_tar_header(KEY_MEMBER, len(key)) + key + bytes(-len(key) % _BLOCK))
-    at = file.tell()
-    file.write(_tar_header(DATA_MEMBER, 0))
-    yield [identity.to_public()]
-    size = file.tell() - at - _BLOCK
-    file.write(bytes(-size % _BLOCK + 2 * _BLOCK))
-    file.seek(at)
-    file.write(_tar_header(DATA_MEMBER, size))
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o600
-    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def _recipient(text: str) -> Any:
@@ -130,11 +101,19 @@ class _Work(threading.Thread):
 
 
 @contextlib.contextmanager
-def _encrypted(file: BinaryIO, recipients: list[Any]) -> Iterator[BinaryIO]:
+def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
+    recipients = [_recipient(text) for text in lock.recipients]
     read_end, write_end = os.pipe()
     reader = os.fdopen(read_end, "rb", buffering=_BUFFER)
     writer = os.fdopen(write_end, "wb", buffering=_BUFFER)
-    work = _Work(lambda: pyrage.encrypt_io(reader, file, recipients), reader)
+
+    def encrypt() -> None:
+        if recipients:
+            pyrage.encrypt_io(reader, file, recipients)
+        else:
+            passphrase.encrypt_io(reader, file, lock.passphrase)
+
+    work = _Work(encrypt, reader)
     work.start()
     try:
         yield writer
@@ -159,11 +138,11 @@ def opened(path: Path, key: Key) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CliError(f"{path} cannot be read: {error.strerror}") from error
     with file:
-        source, identities = _unframe(file, path, key)
+        decrypt = _opener(file, path, key)
         read_end, write_end = os.pipe()
         reader = os.fdopen(read_end, "rb", buffering=_BUFFER)
         writer = os.fdopen(write_end, "wb", buffering=_BUFFER)
-        work = _Work(lambda: pyrage.decrypt_io(source, writer, identities), writer)
+        work = _Work(lambda: decrypt(writer), writer)
         work.start()
         try:
             yield io.BufferedReader(_Checked(reader, work, path), _BUFFER)
@@ -192,58 +171,25 @@ class _Checked(io.RawIOBase):
 
 
 def _broken(path: Path, error: Exception) -> ArchiveError:
-    if "No matching keys" in str(error):
+    if "No matching keys" in str(error) or "passphrase" in str(error):
         return ArchiveError(f"{path} does not open with this key; it was made for another one")
     return ArchiveError(f"{path} is damaged or cut off: {error}")
 
 
-def _unframe(file: BinaryIO, path: Path, key: Key) -> tuple[BinaryIO, list[Any]]:
-    """The encrypted stream in a file, and the keys to it."""
-    start = file.read(_BLOCK)
-    if start.startswith(_MAGIC):
-        file.seek(0)
-        if not key.identity:
-            raise CliError(f"{path} was made for a key, not with a passphrase; give --identity")
-        return file, _identities(key)
-    try:
-        info = tarfile.TarInfo.frombuf(start, "utf-8", "strict")
-    except tarfile.HeaderError as error:
-        raise ArchiveError(f"{path} is no backup, or its beginning is damaged") from error
-    if info.name != KEY_MEMBER or info.size > _MOST_KEY_BYTES:
-        raise ArchiveError(f"{path} is no backup")
-    if not key.passphrase:
-        raise CliError(f"{path} was made with a passphrase; give --passphrase-file")
-    wrapped = file.read(info.size)
-    file.read(-info.size % _BLOCK)
-    identity = _unwrap(wrapped, key.passphrase, str(path))
-    try:
-        data = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "strict")
-    except tarfile.HeaderError as error:
-        raise ArchiveError(f"{path} is damaged or cut off") from error
-    return io.BufferedReader(_Limited(file, data.size), _BUFFER), _identities(Key("", identity))
-
-
-class _Limited(io.RawIOBase):
-    """The next bytes of a file, up to a number."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._left = file, size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._file.read(min(len(buffer), self._left))
-        self._left -= len(part)
-        buffer[: len(part)] = part
-        return len(part)
-
-
-def _unwrap(wrapped: bytes, passphrase: str, name: str) -> str:
-    try:
-        return str(pyrage.passphrase.decrypt(wrapped, passphrase), "ascii")
-    except (pyrage.DecryptError, OSError, ValueError) as error:
-        raise ArchiveError(f"{name} does not open with this passphrase, or is damaged") from error
+def _opener(file: BinaryIO, path: Path, key: Key) -> Callable[[BinaryIO], None]:
+    """What decrypts the file into a stream."""
+    start = file.read(64)
+    file.seek(0)
+    if not start.startswith(_MAGIC):
+        raise ArchiveError(f"{path} is no backup, or its beginning is damaged")
+    if passphrase.is_passphrased(start):
+        if not key.passphrase:
+            raise CliError(f"{path} was made with a passphrase; give --passphrase-file")
+        return lambda writer: passphrase.decrypt_io(file, writer, key.passphrase)
+    if not key.identity:
+        raise CliError(f"{path} was made for a key, not with a passphrase; give --identity")
+    identities = _identities(key)
+    return lambda writer: pyrage.decrypt_io(file, writer, identities)
 
 
 def _identities(key: Key) -> list[Any]:
@@ -251,7 +197,12 @@ def _identities(key: Key) -> list[Any]:
     if text.startswith(_MAGIC.decode()):
         if not key.passphrase:
             raise CliError("the private key has a passphrase; give --passphrase-file too")
-        text = _unwrap(text.encode("latin-1"), key.passphrase, "the private key")
+        plain = io.BytesIO()
+        try:
+            passphrase.decrypt_io(io.BytesIO(text.encode("latin-1")), plain, key.passphrase)
+        except passphrase.PassphraseError as error:
+            raise ArchiveError(f"the private key does not open: {error}") from error
+        text = plain.getvalue().decode("ascii", "replace")
     try:
         if text.startswith("-----BEGIN"):
             return [pyrage.ssh.Identity.from_buffer(text.encode("ascii"))]
