@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import audit, migrate, up
+from cli import audit, migrate, simulate, up
 from cli.backup import commands as backup
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("up")(up.up)
 app.add_typer(migrate.app)
 app.add_typer(backup.app)
 app.add_typer(audit.app)
+app.command("sim")(simulate.sim)
 
 
 @app.callback()

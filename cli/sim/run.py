@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
+from typing import Final
 
 from cli.sim.http import Client
 from cli.sim.stats import Point, Stats
 from cli.sim.traffic import Traffic
+
+_HURRIED: Final = 5.0
 
 
 async def run(
@@ -30,7 +34,7 @@ async def run(
         warm_up: seconds before, which do not count.
         each_second: shown every point of the series as it ends.
         stop: ends the run early when it is set.
-        drain: how long calls in flight may still take at the end.
+        drain: how long calls in flight may still take at the end; at most 5 s when it was stopped.
     """
     stop = stop or asyncio.Event()
     traffic.start()
@@ -39,23 +43,19 @@ async def run(
             await _pause(warm_up, stop)
             traffic.stats = Stats()
         begun = time.perf_counter()
-        second = 0
-        while not stop.is_set():
-            second += 1
+        for second in itertools.count(1):
             end = second if seconds is None else min(second, seconds)
             await _pause(begun + end - time.perf_counter(), stop)
             spent = time.perf_counter() - begun
-            over = seconds is not None and spent >= seconds
-            if not over:
-                _tick(traffic, client, spent, each_second)
-                continue
-            break
+            _tick(traffic, client, spent, each_second)
+            if stop.is_set() or (seconds is not None and spent >= seconds):
+                break
     finally:
         traffic.stop()
-    measured = time.perf_counter() - begun
-    await traffic.drained(drain)
-    _tick(traffic, client, time.perf_counter() - begun, each_second)
-    traffic.stats.seconds = measured
+    traffic.stats.end()
+    if traffic.in_flight:
+        await traffic.drained(min(drain, _HURRIED) if stop.is_set() else drain)
+        _tick(traffic, client, time.perf_counter() - begun, each_second)
     return traffic.stats
 
 

@@ -36,9 +36,12 @@ class Part:
 
 @dataclass(slots=True)
 class Point:
-    """Some time of the run; `second` is its beginning, counted from the start of the run."""
+    """Some time of the run."""
 
     second: float
+    """When it begins, in seconds since the start of the run."""
+    length: float
+    """How many seconds it is long."""
     parts: dict[int, Part]
     in_flight: int = 0
     connections: int = 0
@@ -54,6 +57,7 @@ class Point:
         }
         return Point(
             self.second,
+            self.length + other.length,
             parts,
             max(self.in_flight, other.in_flight),
             max(self.connections, other.connections),
@@ -77,6 +81,7 @@ class Stats:
     interval: int = 1
     """Seconds of a point, all but the latest ones."""
     seconds: float = 0.0
+    """How long it was measured, up to the latest point or to `end`."""
     in_flight: int = 0
     skipped: int = 0
     """Calls that were due while every device had one of the kind in flight."""
@@ -87,6 +92,7 @@ class Stats:
     _now: dict[int, Histogram] = field(default_factory=dict)
     _failed_now: Counter[int] = field(default_factory=Counter)
     _begun: float = 0.0
+    _rates: dict[int, float] | None = None
     _pending: list[Point] = field(default_factory=list)
 
     def add(self, kind: int, seconds: float, failure: str) -> None:
@@ -116,9 +122,12 @@ class Stats:
                 part.p50, part.p99 = histogram.percentiles((0.5, 0.99))
                 self.latency.setdefault(kind, Histogram()).merge(histogram)
                 histogram.clear()
-        point = Point(self._begun, parts, self.in_flight, connections, self.lag)
+        length = seconds - self._begun
+        point = Point(self._begun, length, parts, self.in_flight, connections, self.lag)
         self._failed_now.clear()
-        self._begun, self.seconds, self.lag = seconds, seconds, 0.0
+        self._begun, self.lag = seconds, 0.0
+        if self._rates is None:
+            self.seconds = seconds
         self._keep(point)
         return point
 
@@ -135,6 +144,17 @@ class Stats:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
             self.points = [first.merged(second) for first, second in pairs]
             self.interval *= 2
+
+    def end(self) -> None:
+        """What comes now was in flight at the end, and does not count for the rates."""
+        self._rates = {kind: self.rate(kind) for kind in self.latency}
+
+    def rate(self, kind: int) -> float:
+        """Calls of a kind that succeeded in a second, on average."""
+        if self._rates is not None:
+            return self._rates.get(kind, 0.0)
+        counted = self.latency[kind].count if kind in self.latency else 0
+        return counted / max(self.seconds, 1e-9)
 
     @property
     def series(self) -> list[Point]:
@@ -168,14 +188,14 @@ class Stats:
             latency["mean"] = _ms(histogram.mean)
             kinds[KINDS[kind]] = {
                 "calls": histogram.count,
-                "calls_per_second": round(histogram.count / max(self.seconds, 1e-9), 2),
+                "calls_per_second": round(self.rate(kind), 2),
                 "latency_ms": latency,
                 "failures": dict(self.failures.get(kind, {})),
             }
         return {
             "seconds": round(self.seconds, 3),
             "calls": self.calls,
-            "calls_per_second": round(self.calls / max(self.seconds, 1e-9), 2),
+            "calls_per_second": round(sum(map(self.rate, self.latency)), 2),
             "failures": self.failed,
             "events_acknowledged": self.events,
             "skipped": self.skipped,
@@ -196,6 +216,7 @@ def _point(point: Point) -> dict[str, Any]:
     }
     return {
         "second": round(point.second, 2),
+        "length": round(point.length, 2),
         "kinds": kinds,
         "in_flight": point.in_flight,
         "connections": point.connections,
