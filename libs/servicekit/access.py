@@ -151,11 +151,14 @@ _TABLE: Final[dict[str, dict[str, dict[str, _Row]]]] = {
         "InventoryService": {
             "ListDevices": _USER_READ,
             "GetDevice": _USER_READ,
+            "ExportDevices": _USER_READ,
         },
         "EventService": {
             "ListEvents": _USER_READ,
             "ExportEvents": _USER_READ,
             "ListQuarantinedEvents": _USER_READ,
+            "GetEventRetention": _USER_READ,
+            "UpdateEventRetention": _ADMIN_WRITE,
         },
     },
     "attestation": {

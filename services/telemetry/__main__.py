@@ -13,9 +13,11 @@ from services.telemetry.api import EventApi, InventoryApi
 from services.telemetry.device_api import DeviceApi
 from services.telemetry.http import routes
 from services.telemetry.service.events import EventQueries
+from services.telemetry.service.exports import Exports
 from services.telemetry.service.inventory import Inventory
 from services.telemetry.service.relay import EventRelay
 from services.telemetry.service.reports import Reports
+from services.telemetry.service.retention import Maintenance, Retention
 from services.telemetry.settings import TelemetrySettings
 
 
@@ -33,13 +35,17 @@ async def build(kit: Kit) -> Parts:
         timedelta(seconds=settings.online_seconds),
         kit.clock,
     )
-    events = EventQueries(kit.database, kit.tenants, kit.clock)
+    events = EventQueries(kit.database, kit.tenants)
+    exports = Exports(kit.database, kit.tenants, inventory, settings.exports)
+    days = settings.event_retention_days
+    retention = Retention(kit.database, kit.outbox, kit.tenants, days, kit.clock)
+    maintenance = Maintenance(kit.database, days, kit.clock)
     devices = DeviceApi(reports)
     return Parts(
         public=(
             device_methods(ReportState=devices.report_state, ReportEvents=devices.report_events),
-            partial(rpc.add_InventoryServiceServicer_to_server, InventoryApi(inventory)),
-            partial(rpc.add_EventServiceServicer_to_server, EventApi(events)),
+            partial(rpc.add_InventoryServiceServicer_to_server, InventoryApi(inventory, exports)),
+            partial(rpc.add_EventServiceServicer_to_server, EventApi(events, exports, retention)),
         ),
         services=(
             "evergreen.v1.DeviceService",
@@ -49,7 +55,7 @@ async def build(kit: Kit) -> Parts:
         routes=routes(reports),
         devices=kit.device_access(),
         batchers=(reports.states, reports.events),
-        tasks=(inventory.devices.run, inventory.applied.run, relay.run),
+        tasks=(inventory.devices.run, inventory.applied.run, relay.run, maintenance.run),
         before_serving=inventory.load,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,14 @@ from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.values import timestamp, to_value
 from services.telemetry.domain.events import metadata
-from services.telemetry.domain.files import csv_text, json_text
+from services.telemetry.domain.files import (
+    DEVICE_COLUMNS,
+    EVENT_COLUMNS,
+    device_json,
+    device_row,
+    event_json,
+    event_row,
+)
 from services.telemetry.domain.presentable import presentable
 from services.telemetry.domain.views import (
     DeviceDetail,
@@ -29,14 +37,18 @@ from services.telemetry.domain.views import (
     StoredEvent,
 )
 from services.telemetry.service.events import EventQueries
+from services.telemetry.service.exports import Exports
 from services.telemetry.service.inventory import Inventory
+from services.telemetry.service.retention import EventRetention, Retention
+from services.telemetry.streams import csv_file, json_file, send_file
 
 
 class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
     """evergreen.v1.InventoryService."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, exports: Exports) -> None:
         self._inventory = inventory
+        self._exports = exports
 
     async def ListDevices(
         self, request: telemetry_pb2.ListDevicesRequest, context: Context
@@ -46,24 +58,32 @@ class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
         found = await self._inventory.list_devices(
             context.call.caller,
             request.org_id,
-            DeviceFilter(
-                status=request.status,
-                health=request.health,
-                search=request.search,
-                seen_after=_time(request, "last_seen_after"),
-                seen_before=_time(request, "last_seen_before"),
-            ),
+            _device_filter(request),
             decode_token(request.page_token, _name_position),
-            size + 1,
+            size,
         )
         since = self._inventory.online_since()
-        last = found[size - 1] if len(found) > size else None
+        after = found.after
         return telemetry_pb2.ListDevicesResponse(
             devices=[
-                telemetry_pb2.DeviceSummary(**_summary(device, since)) for device in found[:size]
+                telemetry_pb2.DeviceSummary(**_summary(device, since)) for device in found.devices
             ],
-            next_page_token=encode_token(last.name, str(last.id)) if last else "",
+            next_page_token=encode_token(after.name, str(after.id)) if after else "",
         )
+
+    async def ExportDevices(
+        self, request: telemetry_pb2.ExportDevicesRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        """Streams devices as a file."""
+        since = self._inventory.online_since()
+        pages = self._exports.devices(context.call.caller, request.org_id, _device_filter(request))
+        if request.format == "csv":
+            file = csv_file(pages, DEVICE_COLUMNS, lambda device: device_row(device, since))
+        else:
+            file = json_file(pages, lambda device: device_json(device, since))
+        async with aclosing(send_file(context, "evergreen-devices", file)) as parts:
+            async for part in parts:
+                yield part
 
     async def GetDevice(
         self, request: telemetry_pb2.GetDeviceRequest, context: Context
@@ -76,8 +96,10 @@ class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
 class EventApi(telemetry_pb2_grpc.EventServiceServicer):
     """evergreen.v1.EventService."""
 
-    def __init__(self, events: EventQueries) -> None:
+    def __init__(self, events: EventQueries, exports: Exports, retention: Retention) -> None:
         self._events = events
+        self._exports = exports
+        self._retention = retention
 
     async def ListEvents(
         self, request: telemetry_pb2.ListEventsRequest, context: Context
@@ -89,31 +111,41 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
             request.org_id,
             _event_filter(request),
             decode_token(request.page_token, _event_position),
-            size + 1,
+            size,
         )
-        last = found[size - 1] if len(found) > size else None
-        token = encode_token(last.occurred_at.isoformat(), str(last.id)) if last else ""
+        after = found.after
+        token = encode_token(after.occurred_at.isoformat(), str(after.id)) if after else ""
         return telemetry_pb2.ListEventsResponse(
-            events=[_event(event) for event in found[:size]], next_page_token=token
+            events=[_event(event) for event in found.events], next_page_token=token
         )
 
     async def ExportEvents(
         self, request: telemetry_pb2.ExportEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
         """Streams events as a file."""
-        pages = self._events.export(
+        pages = self._exports.events(
             context.call.caller, request.org_id, _event_filter(request), request.limit
         )
-        parts = _csv_file(pages) if request.format == "csv" else _json_file(pages)
-        begun = False
-        async for part in parts:
-            if not begun:
-                kind = request.format or "json"
-                await context.send_headers(
-                    {"content-disposition": f'attachment; filename="evergreen-events.{kind}"'}
-                )
-                begun = True
-            yield part
+        if request.format == "csv":
+            file = csv_file(pages, EVENT_COLUMNS, event_row)
+        else:
+            file = json_file(pages, event_json)
+        async with aclosing(send_file(context, "evergreen-events", file)) as parts:
+            async for part in parts:
+                yield part
+
+    async def GetEventRetention(
+        self, request: telemetry_pb2.GetEventRetentionRequest, context: Context
+    ) -> telemetry_pb2.EventRetention:
+        """Answers how long an organisation keeps its events."""
+        return _retention(await self._retention.get(context.call.caller, request.org_id))
+
+    async def UpdateEventRetention(
+        self, request: telemetry_pb2.UpdateEventRetentionRequest, context: Context
+    ) -> telemetry_pb2.EventRetention:
+        """Says how long an organisation keeps its events."""
+        days = request.days if request.HasField("days") else None
+        return _retention(await self._retention.update(context.call.caller, request.org_id, days))
 
     async def ListQuarantinedEvents(
         self, request: telemetry_pb2.ListQuarantinedEventsRequest, context: Context
@@ -138,6 +170,18 @@ def _time(request: Any, field: str) -> datetime | None:
         return None
     time: datetime = getattr(request, field).ToDatetime(tzinfo=UTC)
     return time
+
+
+def _device_filter(
+    request: telemetry_pb2.ListDevicesRequest | telemetry_pb2.ExportDevicesRequest,
+) -> DeviceFilter:
+    return DeviceFilter(
+        status=request.status,
+        health=request.health,
+        search=request.search,
+        seen_after=_time(request, "last_seen_after"),
+        seen_before=_time(request, "last_seen_before"),
+    )
 
 
 def _event_filter(
@@ -233,18 +277,10 @@ def _quarantined(event: QuarantinedEvent) -> telemetry_pb2.QuarantinedEvent:
     )
 
 
-async def _csv_file(pages: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[HttpBody]:
-    header = True
-    async for page in pages:
-        text = csv_text(page, header=header)
-        yield HttpBody(content_type="text/csv; charset=utf-8", data=text.encode())
-        header = False
-
-
-async def _json_file(pages: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[HttpBody]:
-    separator = "[\n"
-    async for page in pages:
-        text = separator + ",\n".join(map(json_text, page))
-        yield HttpBody(content_type="application/json", data=text.encode())
-        separator = ",\n" if page else separator
-    yield HttpBody(content_type="application/json", data=b"\n]\n")
+def _retention(retention: EventRetention) -> telemetry_pb2.EventRetention:
+    return telemetry_pb2.EventRetention(
+        org_id=str(retention.tenant_id),
+        days=retention.days,
+        own_days=retention.own_days,
+        default_days=retention.default_days,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 EVENTS = Counter(
     "evergreen_device_events_total",
@@ -13,4 +13,12 @@ STATES = Counter(
     "evergreen_device_states_total",
     "States that devices sent, by what became of them.",
     ["outcome"],
+)
+EVENTS_EXPIRED = Counter(
+    "evergreen_device_events_expired_total",
+    "Events that were deleted one by one because their tenants keep them no longer.",
+)
+EVENTS_UNTIL = Gauge(
+    "evergreen_device_events_until_timestamp_seconds",
+    "Until when there are partitions for events.",
 )

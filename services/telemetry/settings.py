@@ -31,3 +31,15 @@ class TelemetrySettings(ServiceSettings):
         ge=1 << 20,
         description="Bytes of event bodies that are worked on at the same time.",
     )
+    event_retention_days: int = Field(
+        default=90,
+        ge=7,
+        le=730,
+        description="Days that events are kept, where an organisation has not said otherwise.",
+    )
+    exports: int = Field(
+        default=6,
+        ge=1,
+        le=100,
+        description="Files that are exported at the same time; further ones are refused.",
+    )

@@ -235,6 +235,28 @@ class Admin:
         parts = [part async for part in call]
         return dict(await call.initial_metadata()), parts
 
+    async def export_devices(self, **request: Any) -> tuple[dict[str, str], bytes]:
+        """The response's headers, and the file."""
+        call = self.inventory.ExportDevices(
+            telemetry_pb2.ExportDevicesRequest(**request), metadata=self.metadata, timeout=60
+        )
+        file = b"".join([part.data async for part in call])
+        return dict(await call.initial_metadata()), file
+
+    async def retention(self, **request: Any) -> telemetry_pb2.EventRetention:
+        answer: telemetry_pb2.EventRetention = await self.event_service.GetEventRetention(
+            telemetry_pb2.GetEventRetentionRequest(**request), metadata=self.metadata, timeout=60
+        )
+        return answer
+
+    async def keep(self, **request: Any) -> telemetry_pb2.EventRetention:
+        answer: telemetry_pb2.EventRetention = await self.event_service.UpdateEventRetention(
+            telemetry_pb2.UpdateEventRetentionRequest(**request),
+            metadata=self.metadata,
+            timeout=60,
+        )
+        return answer
+
 
 @dataclass
 class World:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +13,6 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from servicekit.pagination import encode_token
-from services.telemetry.service.events import EXPORT_PAGE
 from tests.conftest import MakeKit, ServeService
 from tests.integration.telemetry import (
     ORG,
@@ -347,44 +344,6 @@ async def test_what_was_set_aside_is_listed(world: World) -> None:
     ]
     mine = await world.admin.quarantined(device_id=str(other.id), org_id=str(ORG.id))
     assert [q.id for q in mine.quarantined_events] == [newest.id]
-
-
-# Files
-
-
-async def test_events_as_csv(world: World) -> None:
-    """A spreadsheet opens it, and takes nothing for a formula."""
-    device = world.device()
-    await device.events([event(1, type="=1+1", payload={"message": "@SUM(A1)\nü"}), event(2)])
-    headers, parts = await world.admin.export(format="csv")
-    assert headers["content-disposition"] == 'attachment; filename="evergreen-events.csv"'
-    assert parts[0].content_type.startswith("text/csv")
-    rows = list(csv.DictReader(io.StringIO(b"".join(p.data for p in parts).decode(), newline="")))
-    assert {row["action"] for row in rows} == {"'=1+1", "app.installed"}
-    assert {row["message"] for row in rows} == {"'@SUM(A1)\nü", "app.installed"}
-    assert {row["deviceId"] for row in rows} == {str(device.id)}
-
-
-async def test_a_file_without_events(world: World) -> None:
-    """Is a file."""
-    headers, parts = await world.admin.export()
-    assert headers["content-disposition"].endswith('.json"')
-    assert json.loads(b"".join(part.data for part in parts)) == []
-    _, parts = await world.admin.export(format="csv")
-    assert b"".join(part.data for part in parts).startswith(b"id,occurredAt,")
-
-
-async def test_a_large_file_comes_in_parts(world: World) -> None:
-    """Whole, each event once, and never more than a page of them in memory."""
-    device = world.device()
-    total = 2 * EXPORT_PAGE + 1
-    await device.events([event(n, payload={"n": 2**63 + n}) for n in range(total)])
-    for request, count in (({}, total), ({"limit": EXPORT_PAGE}, EXPORT_PAGE), ({"limit": 7}, 7)):
-        _, parts = await world.admin.export(**request)
-        assert all(part.data.count(b'"occurredAt"') <= EXPORT_PAGE for part in parts)
-        exported = json.loads(b"".join(part.data for part in parts))
-        assert len({e["id"] for e in exported}) == len(exported) == count
-    assert exported[0]["metadata"]["n"] >= 2**63
 
 
 # Isolation

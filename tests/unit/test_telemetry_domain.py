@@ -23,7 +23,7 @@ from services.telemetry.domain.events import (
     ReadEvent,
     read_batch,
 )
-from services.telemetry.domain.files import csv_text, json_text
+from services.telemetry.domain.files import EVENT_COLUMNS, csv_text, event_json, event_row
 from services.telemetry.domain.presentable import presentable
 from services.telemetry.domain.state import (
     Health,
@@ -525,10 +525,8 @@ def stored(payload: str | None = "{}", **change: Any) -> StoredEvent:
 
 def test_a_spreadsheet_takes_no_cell_for_a_formula() -> None:
     """Devices choose these texts; an administrator opens them in a spreadsheet."""
-    text = csv_text(
-        [stored('"=1"', type="=cmd|' /C calc'!A0", message="+1\n2"), stored(message="@x")],
-        header=True,
-    )
+    events = [stored('"=1"', type="=cmd|' /C calc'!A0", message="+1\n2"), stored(message="@x")]
+    text = csv_text([EVENT_COLUMNS, *map(event_row, events)])
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["action"] for row in rows] == ["'=cmd|' /C calc'!A0", "t"]
     assert [row["message"] for row in rows] == ["'+1\n2", "'@x"]
@@ -538,11 +536,11 @@ def test_a_spreadsheet_takes_no_cell_for_a_formula() -> None:
 
 def test_an_exported_event_has_its_payload_as_it_was_sent() -> None:
     """Also where it is no object."""
-    assert json.loads(json_text(stored('{"n":18446744073709551615}')))["metadata"] == {
+    assert json.loads(event_json(stored('{"n":18446744073709551615}')))["metadata"] == {
         "n": 18446744073709551615
     }
-    assert json.loads(json_text(stored("[1]")))["metadata"] == {"value": [1]}
-    assert json.loads(json_text(stored(None)))["metadata"] == {}
+    assert json.loads(event_json(stored("[1]")))["metadata"] == {"value": [1]}
+    assert json.loads(event_json(stored(None)))["metadata"] == {}
 
 
 def test_numbers_that_json_readers_would_change_are_shown_as_text() -> None:

@@ -137,10 +137,11 @@ def _file(contract: Contract, schemas: Schemas, operation: Operation) -> tuple[s
             return "The keys in PEM", dict(_PEM)
         case "ExportAuditEntries":
             return "The file, in the format that was asked for", _JSONL | _CSV
-        case "ExportEvents":
-            event = schemas.reference(contract.message("Event"), Form(Direction.ANSWER, False))
-            events: Schema = {"schema": {"type": "array", "items": event}}
-            return "The file, in the format that was asked for", {"application/json": events} | _CSV
+        case "ExportEvents" | "ExportDevices" as export:
+            message = contract.message("Event" if export == "ExportEvents" else "DeviceSummary")
+            item = schemas.reference(message, Form(Direction.ANSWER, False))
+            items: Schema = {"schema": {"type": "array", "items": item}}
+            return "The file, in the format that was asked for", {"application/json": items} | _CSV
         case "PrepareDevice":
             enrolled = contract.message("EnrollDeviceResponse")
             schema = schemas.reference(enrolled, Form(Direction.ANSWER, True))

@@ -76,7 +76,7 @@ Global___ListDevicesRequest: _TypeAlias = ListDevicesRequest  # noqa: Y015
 
 @_typing.final
 class ListDevicesResponse(_message.Message):
-    """A page of devices."""
+    """A page of devices. A page of a search may hold fewer than asked for, or none, and not be the last."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,6 +101,56 @@ class ListDevicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDevicesResponse: _TypeAlias = ListDevicesResponse  # noqa: Y015
+
+@_typing.final
+class ExportDevicesRequest(_message.Message):
+    """Which devices to export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AFTER_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_BEFORE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only devices of this organisation; of the caller's whole subtree when not given."""
+    status: _builtins.str
+    """Only devices with this status."""
+    search: _builtins.str
+    """Only devices whose host name, serial number, model or id contains this."""
+    health: _builtins.str
+    """Only devices with this health."""
+    format: _builtins.str
+    """The file's format; `json` when not given."""
+    @_builtins.property
+    def last_seen_after(self) -> _timestamp_pb2.Timestamp:
+        """Only devices that were last seen after this."""
+
+    @_builtins.property
+    def last_seen_before(self) -> _timestamp_pb2.Timestamp:
+        """Only devices that were last seen before this."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        search: _builtins.str = ...,
+        last_seen_after: _timestamp_pb2.Timestamp | None = ...,
+        last_seen_before: _timestamp_pb2.Timestamp | None = ...,
+        health: _builtins.str = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDevicesRequest: _TypeAlias = ExportDevicesRequest  # noqa: Y015
 
 @_typing.final
 class DeviceSummary(_message.Message):
@@ -493,7 +543,9 @@ Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
 
 @_typing.final
 class ListEventsResponse(_message.Message):
-    """A page of events."""
+    """A page of events. With a filter by type, severity or text it may hold fewer than asked for, or
+    none, and not be the last.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -682,3 +734,89 @@ class QuarantinedEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QuarantinedEvent: _TypeAlias = QuarantinedEvent  # noqa: Y015
+
+@_typing.final
+class GetEventRetentionRequest(_message.Message):
+    """Whose retention to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEventRetentionRequest: _TypeAlias = GetEventRetentionRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEventRetentionRequest(_message.Message):
+    """How long an organisation is to keep its events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    days: _builtins.int
+    """The days, from 7 to 730; the installation's default again when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        days: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "days", b"days"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "days", b"days", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+
+Global___UpdateEventRetentionRequest: _TypeAlias = UpdateEventRetentionRequest  # noqa: Y015
+
+@_typing.final
+class EventRetention(_message.Message):
+    """How long an organisation keeps its events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    OWN_DAYS_FIELD_NUMBER: _builtins.int
+    DEFAULT_DAYS_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    days: _builtins.int
+    """The days that count."""
+    own_days: _builtins.int
+    """The days that the organisation has said; absent when the default counts."""
+    default_days: _builtins.int
+    """The days that the installation keeps events where nothing is said."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        days: _builtins.int = ...,
+        own_days: _builtins.int | None = ...,
+        default_days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_own_days", b"_own_days", "own_days", b"own_days"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_days", b"_own_days", "days", b"days", "default_days", b"default_days", "org_id", b"org_id", "own_days", b"own_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__own_days: _TypeAlias = _typing.Literal["own_days"]  # noqa: Y015
+    _WhichOneofArgType__own_days: _TypeAlias = _typing.Literal["_own_days", b"_own_days"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__own_days) -> _WhichOneofReturnType__own_days | None: ...
+
+Global___EventRetention: _TypeAlias = EventRetention  # noqa: Y015

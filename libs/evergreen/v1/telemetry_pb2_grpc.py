@@ -46,6 +46,11 @@ class InventoryServiceStub:
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.GetDeviceRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.Device.FromString,
                 _registered_method=True)
+        self.ExportDevices = channel.unary_stream(
+                '/evergreen.v1.InventoryService/ExportDevices',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ExportDevicesRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class InventoryServiceServicer:
@@ -66,6 +71,13 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportDevices(self, request, context):
+        """Streams the devices of the caller's subtree by name, as a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.GetDevice,
                     request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.GetDeviceRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_telemetry__pb2.Device.SerializeToString,
+            ),
+            'ExportDevices': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportDevices,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ExportDevicesRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -145,6 +162,33 @@ class InventoryService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ExportDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.InventoryService/ExportDevices',
+            evergreen_dot_v1_dot_telemetry__pb2.ExportDevicesRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class EventServiceStub:
     """What devices reported.
@@ -170,6 +214,16 @@ class EventServiceStub:
                 '/evergreen.v1.EventService/ListQuarantinedEvents',
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.FromString,
+                _registered_method=True)
+        self.GetEventRetention = channel.unary_unary(
+                '/evergreen.v1.EventService/GetEventRetention',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.GetEventRetentionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.EventRetention.FromString,
+                _registered_method=True)
+        self.UpdateEventRetention = channel.unary_unary(
+                '/evergreen.v1.EventService/UpdateEventRetention',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.UpdateEventRetentionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.EventRetention.FromString,
                 _registered_method=True)
 
 
@@ -198,6 +252,20 @@ class EventServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEventRetention(self, request, context):
+        """Returns how long an organisation keeps its events.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEventRetention(self, request, context):
+        """Says how long an organisation keeps its events. Older ones are deleted within hours, for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -215,6 +283,16 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.ListQuarantinedEvents,
                     request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.SerializeToString,
+            ),
+            'GetEventRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEventRetention,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.GetEventRetentionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_telemetry__pb2.EventRetention.SerializeToString,
+            ),
+            'UpdateEventRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEventRetention,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.UpdateEventRetentionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_telemetry__pb2.EventRetention.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -299,6 +377,60 @@ class EventService:
             '/evergreen.v1.EventService/ListQuarantinedEvents',
             evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.SerializeToString,
             evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEventRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventService/GetEventRetention',
+            evergreen_dot_v1_dot_telemetry__pb2.GetEventRetentionRequest.SerializeToString,
+            evergreen_dot_v1_dot_telemetry__pb2.EventRetention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEventRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventService/UpdateEventRetention',
+            evergreen_dot_v1_dot_telemetry__pb2.UpdateEventRetentionRequest.SerializeToString,
+            evergreen_dot_v1_dot_telemetry__pb2.EventRetention.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class InventoryServiceStub:
     """Lists the devices of the caller's subtree by name."""
     GetDevice: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetDeviceRequest, _telemetry_pb2.Device]
     """Returns one device with its latest state and events."""
+    ExportDevices: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.ExportDevicesRequest, _httpbody_pb2.HttpBody]
+    """Streams the devices of the caller's subtree by name, as a file."""
 
 @_typing.type_check_only
 class InventoryServiceAsyncStub(InventoryServiceStub):
@@ -48,6 +50,8 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     """Lists the devices of the caller's subtree by name."""
     GetDevice: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetDeviceRequest, _telemetry_pb2.Device]  # type: ignore[assignment]
     """Returns one device with its latest state and events."""
+    ExportDevices: _aio.UnaryStreamMultiCallable[_telemetry_pb2.ExportDevicesRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams the devices of the caller's subtree by name, as a file."""
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The fleet as administrators see it."""
@@ -68,6 +72,14 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_telemetry_pb2.Device, _abc.Awaitable[_telemetry_pb2.Device]]:
         """Returns one device with its latest state and events."""
 
+    @_abc_1.abstractmethod
+    def ExportDevices(
+        self,
+        request: _telemetry_pb2.ExportDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams the devices of the caller's subtree by name, as a file."""
+
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class EventServiceStub:
@@ -83,6 +95,10 @@ class EventServiceStub:
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]
     """Lists events that broke a rule and were set aside, newest first."""
+    GetEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]
+    """Returns how long an organisation keeps its events."""
+    UpdateEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]
+    """Says how long an organisation keeps its events. Older ones are deleted within hours, for good."""
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -95,6 +111,10 @@ class EventServiceAsyncStub(EventServiceStub):
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]  # type: ignore[assignment]
     """Lists events that broke a rule and were set aside, newest first."""
+    GetEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
+    """Returns how long an organisation keeps its events."""
+    UpdateEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
+    """Says how long an organisation keeps its events. Older ones are deleted within hours, for good."""
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """What devices reported."""
@@ -122,5 +142,21 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ListQuarantinedEventsResponse, _abc.Awaitable[_telemetry_pb2.ListQuarantinedEventsResponse]]:
         """Lists events that broke a rule and were set aside, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetEventRetention(
+        self,
+        request: _telemetry_pb2.GetEventRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.EventRetention, _abc.Awaitable[_telemetry_pb2.EventRetention]]:
+        """Returns how long an organisation keeps its events."""
+
+    @_abc_1.abstractmethod
+    def UpdateEventRetention(
+        self,
+        request: _telemetry_pb2.UpdateEventRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.EventRetention, _abc.Awaitable[_telemetry_pb2.EventRetention]]:
+        """Says how long an organisation keeps its events. Older ones are deleted within hours, for good."""
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

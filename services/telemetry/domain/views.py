@@ -36,6 +36,14 @@ class AppliedVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class NamePosition:
+    """Behind which device a list goes on."""
+
+    name: str
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSummary:
     """A device in a list."""
 
@@ -50,6 +58,11 @@ class DeviceSummary:
     contact_at: datetime | None
 
     @property
+    def position(self) -> NamePosition:
+        """Where it stands in lists."""
+        return NamePosition(self.name, self.id)
+
+    @property
     def last_seen(self) -> datetime:
         """When the device last called; when it was registered if it never did."""
         return self.contact_at or self.registered_at
@@ -60,6 +73,14 @@ class DeviceSummary:
             return DECOMMISSIONED
         online = self.contact_at is not None and self.contact_at >= online_since
         return "online" if online else "offline"
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePage:
+    """Some devices, and behind what to go on; `None` at the end."""
+
+    devices: list[DeviceSummary]
+    after: NamePosition | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,14 @@ class DeviceDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPosition:
+    """Behind which event a list goes on."""
+
+    occurred_at: datetime
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class StoredEvent:
     """An event of a device. `payload` is JSON text, or `None`."""
 
@@ -89,6 +118,19 @@ class StoredEvent:
     payload: str | None
     occurred_at: datetime
     received_at: datetime
+
+    @property
+    def position(self) -> EventPosition:
+        """Where it stands in lists."""
+        return EventPosition(self.occurred_at, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some events, and behind what to go on; `None` at the end."""
+
+    events: list[StoredEvent]
+    after: EventPosition | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +166,5 @@ class EventFilter:
     search: str = ""
     occurred_from: datetime | None = None
     occurred_before: datetime | None = None
-    received_until: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EventPosition:
-    """Behind which event a list goes on."""
-
-    occurred_at: datetime
-    id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class NamePosition:
-    """Behind which device a list goes on."""
-
-    name: str
-    id: UUID
+    as_of: str | None = None
+    """Only what was committed in this snapshot of the database."""

@@ -25,7 +25,7 @@ from services.telemetry.domain.views import (
     AppliedVersion,
     DeviceDetail,
     DeviceFilter,
-    DeviceSummary,
+    DevicePage,
     EventFilter,
     NamePosition,
     RegisteredDevice,
@@ -84,14 +84,14 @@ class Inventory:
         wanted: DeviceFilter,
         after: NamePosition | None,
         limit: int,
-    ) -> list[DeviceSummary]:
+    ) -> DevicePage:
         """The next devices of the caller's subtree, or of one org in it, by name.
 
         Raises:
             DomainError: NOT_FOUND for an org that is not in the subtree.
         """
         scope = await self._tenants.query_scope(caller, org_id)
-        await self._refresh()
+        await self.refresh()
         async with self._database.transaction(scope) as connection:
             return await store.list_devices(
                 connection, scope, wanted, after, limit, self.online_since()
@@ -106,17 +106,17 @@ class Inventory:
             DomainError: NOT_FOUND.
         """
         scope = await self._tenants.query_scope(caller, "")
-        await self._refresh()
+        await self.refresh()
         async with self._database.transaction(scope) as connection:
             device = await store.get_device(connection, scope, device_id)
             if device is None:
                 raise not_found("device", str(device_id))
-            events = await event_store.list_events(
+            latest = await event_store.list_events(
                 connection, scope, EventFilter(device_id=device_id), None, LATEST_EVENTS
             )
-        return device, events
+        return device, latest.events
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
         """Asks the feeds once more: who has just admitted a device looks for it in the list.
 
         When they cannot be asked, the list shows what was heard last.

@@ -73,6 +73,8 @@ class Reports:
         stored: Callable[[], None],
     ) -> None:
         self._database = database
+        self._state_lane = database.lane()
+        self._event_lane = database.lane()
         self._clock = clock
         self._stored = stored
         self._bytes = Shares(settings.body_budget_bytes)
@@ -149,10 +151,10 @@ class Reports:
 
     async def _write_states(self, reports: Sequence[StateReport]) -> Sequence[None]:
         newest = newest_per_device(reports)
-        async with self._database.transaction() as connection:
-            older = await store.store_states(connection, newest)
+        older = await store.store_states(self._state_lane, newest)
+        if older:
             await store.store_contacts(
-                connection, {(r.device_id, r.tenant_id) for r in older}, self._clock()
+                self._state_lane, {(r.device_id, r.tenant_id) for r in older}, self._clock()
             )
         for report in newest:
             self._contacts[report.device_id] = report.received_at
@@ -163,14 +165,14 @@ class Reports:
     async def _write_events(self, pieces: Sequence[_Piece]) -> Sequence[int]:
         now = self._clock()
         contacts = self._new_contacts(pieces, now)
-        async with self._database.transaction() as connection:
-            stored = await store.store_events(
-                connection, [(p.device_id, p.tenant_id, e) for p in pieces for e in p.good], now
-            )
-            await store.set_aside(
-                connection, [(p.device_id, p.tenant_id, e) for p in pieces for e in p.bad], now
-            )
-            await store.store_contacts(connection, contacts, now)
+        good = [(p.device_id, p.tenant_id, e) for p in pieces for e in p.good]
+        bad = [(p.device_id, p.tenant_id, e) for p in pieces for e in p.bad]
+        if bad:
+            async with self._database.transaction() as connection:
+                stored = await store.store_events(connection, good, contacts, now)
+                await store.set_aside(connection, bad, now)
+        else:
+            stored = await store.store_events(self._event_lane, good, contacts, now)
         self._contacts.update((device_id, now) for device_id, _ in contacts)
         if not stored:
             return [0] * len(pieces)

@@ -16,6 +16,7 @@ from services.telemetry.domain.views import (
     AppliedVersion,
     DeviceDetail,
     DeviceFilter,
+    DevicePage,
     DeviceSummary,
     NamePosition,
     RegisteredDevice,
@@ -90,6 +91,10 @@ async def store_applied(connection: Connection, versions: Sequence[AppliedVersio
     )
 
 
+SCAN: Final = 50_000
+"""Devices that a page reads at most when it looks for something that no index finds."""
+
+
 async def list_devices(
     connection: Connection,
     scope: Scope,
@@ -97,35 +102,37 @@ async def list_devices(
     after: NamePosition | None,
     limit: int,
     online_since: datetime,
-) -> list[DeviceSummary]:
+    scan: int = SCAN,
+) -> DevicePage:
     """The next devices of a scope, by name."""
     where = _fleet(scope)
     if wanted.status == DECOMMISSIONED:
-        where.add("registry_status = ?", DECOMMISSIONED)
+        where.add("registry_status = 'decommissioned'")
     elif wanted.status:
         where.add("registry_status <> ?", DECOMMISSIONED)
         if wanted.status == "online":
-            where.add("contact_at >= ?", online_since)
+            where.filter("coalesce(contact_at >= ?, false)", online_since)
         else:
-            where.add("(contact_at IS NULL OR contact_at < ?)", online_since)
+            where.filter("coalesce(contact_at < ?, true)", online_since)
     if wanted.health == "healthy":
-        where.add("health = ?", wanted.health)
+        where.filter("health = ?", wanted.health)
     elif wanted.health:
         where.add("(health <> 'healthy' AND health = ?)", wanted.health)
     if wanted.seen_after is not None:
-        where.add(f"{_LAST_SEEN} > ?", wanted.seen_after)
+        where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
     if wanted.seen_before is not None:
-        where.add(f"{_LAST_SEEN} < ?", wanted.seen_before)
+        where.filter(f"{_LAST_SEEN} < ?", wanted.seen_before)
     if wanted.search:
         where.contains(("name", "serial", "model", "id::text"), wanted.search)
     if after is not None:
         where.add("(name, id) > (?, ?)", after.name, after.id)
-    rows = await connection.fetch(
-        f"SELECT {_SUMMARY} FROM telemetry.device {where.sql} ORDER BY name, id"
-        f" LIMIT {where.parameter(limit)}",
-        *where.parameters,
-    )
-    return [_summary(row) for row in rows]
+    sql = where.page(_SUMMARY, "telemetry.device", "name, id", limit + 1, scan)
+    rows = await connection.fetch(sql, *where.parameters)
+    found = [_summary(row) for row in rows if row["wanted"]]
+    if len(found) > limit:
+        return DevicePage(found[:limit], found[limit - 1].position)
+    last = rows[-1] if rows and rows[-1]["last"] else None
+    return DevicePage(found, NamePosition(last["name"], last["id"]) if last else None)
 
 
 async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:

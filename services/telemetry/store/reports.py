@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
-from servicekit.postgres import Connection, columns
+from servicekit.postgres import Connection, Runs, columns
 from services.telemetry.domain.events import BadEvent, NewEvent
 from services.telemetry.domain.state import SETTLED, StateReport
 
@@ -22,10 +21,10 @@ INSERT INTO telemetry.device AS d
      installed_apps, update_status, disk_total_bytes, disk_free_bytes, battery_percent, last_error,
      health, disk_health, battery_health)
 SELECT r.id, r.tenant_id, r.id::text, r.received_at, r.received_at, r.observed_at, r.received_at,
-       r.apps::json, r.update_status, r.disk_total, r.disk_free, r.battery, r.last_error,
-       r.health, r.disk_health, r.battery_health
+       r.apps::json, r.update_status, r.disk_total::numeric, r.disk_free::numeric, r.battery,
+       r.last_error, r.health, r.disk_health, r.battery_health
 FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::text[], $6::text[],
-            $7::numeric[], $8::numeric[], $9::float8[], $10::text[], $11::text[], $12::text[],
+            $7::text[], $8::text[], $9::float8[], $10::text[], $11::text[], $12::text[],
             $13::text[])
     AS r (id, tenant_id, received_at, observed_at, apps, update_status,
           disk_total, disk_free, battery, last_error, health, disk_health, battery_health)
@@ -50,7 +49,7 @@ RETURNING d.id
 """
 
 
-async def store_states(connection: Connection, reports: Sequence[StateReport]) -> list[StateReport]:
+async def store_states(database: Runs, reports: Sequence[StateReport]) -> list[StateReport]:
     """Stores states, one per device; answers those that are older than what is stored."""
     rows = [
         (
@@ -60,8 +59,8 @@ async def store_states(connection: Connection, reports: Sequence[StateReport]) -
             report.state.observed_at,
             report.state.installed_apps,
             report.state.update_status,
-            Decimal(report.state.disk_total_bytes),
-            Decimal(report.state.disk_free_bytes),
+            str(report.state.disk_total_bytes),
+            str(report.state.disk_free_bytes),
             report.state.battery_percent,
             report.state.last_error,
             report.state.health.value,
@@ -70,61 +69,75 @@ async def store_states(connection: Connection, reports: Sequence[StateReport]) -
         )
         for report in reports
     ]
-    stored = await connection.fetch(_STORE_STATES, *columns(rows), SETTLED)
+    stored = await database.fetch(_STORE_STATES, *columns(rows), SETTLED)
     if len(stored) == len(rows):
         return []
     ids = {row["id"] for row in stored}
     return [report for report in reports if report.device_id not in ids]
 
 
+# The last contact of devices (each with its tenant).
+_STORE_CONTACTS: Final = """
+INSERT INTO telemetry.device AS d (id, tenant_id, name, registered_at, contact_at)
+SELECT r.id, r.tenant_id, r.id::text, $3, $3
+FROM unnest($1::uuid[], $2::uuid[]) AS r (id, tenant_id)
+ON CONFLICT (id) DO UPDATE SET contact_at = greatest(d.contact_at, excluded.contact_at)
+"""
+
+
 async def store_contacts(
-    connection: Connection, contacts: Iterable[tuple[UUID, UUID]], contact_at: datetime
+    database: Runs, contacts: Iterable[tuple[UUID, UUID]], contact_at: datetime
 ) -> None:
     """Notes that devices (each with its tenant) called."""
-    rows = sorted(contacts)
-    if not rows:
-        return
-    await connection.execute(
-        "INSERT INTO telemetry.device AS d (id, tenant_id, name, registered_at, contact_at)"
-        " SELECT r.id, r.tenant_id, r.id::text, $3, $3"
-        " FROM unnest($1::uuid[], $2::uuid[]) AS r (id, tenant_id)"
-        " ON CONFLICT (id) DO UPDATE SET"
-        " contact_at = greatest(d.contact_at, excluded.contact_at)",
-        *columns(rows),
-        contact_at,
-    )
+    if rows := sorted(contacts):
+        await database.fetch(_STORE_CONTACTS, *columns(rows), contact_at)
 
 
 # Each partition has the key (device_id, event_id); which partition it is follows from the event's
 # id, so that an event meets itself however often, and with whatever time, it is sent.
-_STORE_EVENTS: Final = """
-INSERT INTO telemetry.event
-    (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at,
-     received_at, id_day)
-SELECT r.device_id, r.tenant_id, r.id, r.event_id, r.type, r.severity, r.message,
-       r.payload::json, r.occurred_at, $10, telemetry.event_day(r.event_id)
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::text[], $9::timestamptz[])
-    AS r (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at)
-ON CONFLICT DO NOTHING
-RETURNING id
+_STORE_EVENTS: Final = f"""
+WITH contact AS ({_STORE_CONTACTS}), stored AS (
+    INSERT INTO telemetry.event
+        (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at,
+         received_at, id_day)
+    SELECT r.device_id, r.tenant_id, r.id, r.event_id, r.type, r.severity, r.message,
+           r.payload::json, r.occurred_at, $3, telemetry.event_day(r.event_id)
+    FROM unnest($4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::text[],
+                $10::text[], $11::text[], $12::timestamptz[])
+        AS r (device_id, tenant_id, id, event_id, type, severity, message, payload, occurred_at)
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+SELECT id FROM stored
 """
 
 
 async def store_events(
-    connection: Connection,
+    database: Runs,
     events: Sequence[tuple[UUID, UUID, NewEvent]],
+    contacts: Iterable[tuple[UUID, UUID]],
     received_at: datetime,
 ) -> Collection[UUID]:
-    """Stores events (device, tenant, event); answers the ids of those that were not there yet."""
+    """Stores events (device, tenant, event) and contacts (device, tenant) in one statement.
+
+    Answers the ids of those events that were not there yet.
+    """
     if not events:
+        await store_contacts(database, contacts, received_at)
         return ()
+    called = sorted(contacts)
     # Two processes that write the same events in the same order cannot block each other.
     rows = sorted(
         ((device, tenant, *event) for device, tenant, event in events),
         key=lambda row: (row[0].int, row[3]),
     )
-    stored = await connection.fetch(_STORE_EVENTS, *columns(rows), received_at)
+    stored = await database.fetch(
+        _STORE_EVENTS,
+        [device for device, _ in called],
+        [tenant for _, tenant in called],
+        received_at,
+        *columns(rows),
+    )
     return {row["id"] for row in stored}
 
 

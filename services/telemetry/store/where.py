@@ -12,6 +12,7 @@ class Where:
 
     def __init__(self, scope: Scope) -> None:
         self._conditions: list[str] = []
+        self._filters: list[str] = []
         self.parameters: list[Any] = []
         if scope.tenant_ids is not None and len(scope.tenant_ids) == 1:
             # Only so does an index by tenant give rows in the order of a list.
@@ -21,9 +22,16 @@ class Where:
 
     def add(self, condition: str, *values: Any) -> None:
         """Adds a condition in which each `?` stands for the next value."""
+        self._conditions.append(self._filled(condition, values))
+
+    def filter(self, condition: str, *values: Any) -> None:
+        """Adds a condition that no index answers: every row that the others let through is read."""
+        self._filters.append(self._filled(condition, values))
+
+    def _filled(self, condition: str, values: tuple[Any, ...]) -> str:
         for value in values:
             condition = condition.replace("?", self.parameter(value), 1)
-        self._conditions.append(condition)
+        return condition
 
     def parameter(self, value: Any) -> str:
         """Adds a parameter; answers how SQL refers to it."""
@@ -31,13 +39,39 @@ class Where:
         return f"${len(self.parameters)}"
 
     def contains(self, columns: tuple[str, ...], text: str) -> None:
-        """Demands that a text is found in one of the columns, whatever its case."""
+        """Filters by a text that is found in one of the columns, whatever its case."""
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         pattern = self.parameter(f"%{escaped}%")
         found = " OR ".join(f"{column} ILIKE {pattern}" for column in columns)
-        self._conditions.append(f"({found})")
+        self._filters.append(f"({found})")
 
     @property
     def sql(self) -> str:
         """The `WHERE` clause; empty without conditions."""
         return "WHERE " + " AND ".join(self._conditions) if self._conditions else ""
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether rows are read that may not be wanted."""
+        return bool(self._filters)
+
+    def page(self, columns: str, table: str, order: str, limit: int, scan: int) -> str:
+        """A query for the first rows in an order, with `wanted` beside the columns.
+
+        It reads `scan` rows at most. When it reads that many, it answers the last one too, be it
+        wanted or not, so that the next page can go on behind it. However rare what is looked for
+        is, a page costs no more than that.
+        """
+        if not self._filters:
+            return (
+                f"SELECT {columns}, true AS wanted, false AS last FROM {table} {self.sql}"
+                f" ORDER BY {order} LIMIT {self.parameter(limit)}"
+            )
+        most = self.parameter(scan)
+        return (
+            f"SELECT {columns}, wanted, place = {most} AS last FROM (SELECT {columns},"
+            f" {' AND '.join(self._filters)} AS wanted,"
+            f" row_number() OVER (ORDER BY {order}) AS place"
+            f" FROM {table} {self.sql} ORDER BY {order} LIMIT {most}) AS seen"
+            f" WHERE wanted OR place = {most} ORDER BY {order} LIMIT {self.parameter(limit)}"
+        )

@@ -1,0 +1,115 @@
+"""Exports: whole lists as files, a page at a time, a bounded number of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from servicekit.call import Caller
+from servicekit.errors import exhausted
+from servicekit.fair import Shares
+from servicekit.postgres import Database
+from servicekit.tenants import TenantDirectory
+from services.telemetry.domain.views import (
+    DeviceFilter,
+    DeviceSummary,
+    EventFilter,
+    EventPosition,
+    NamePosition,
+    StoredEvent,
+)
+from services.telemetry.service.inventory import Inventory
+from services.telemetry.store import events as event_store
+from services.telemetry.store import inventory as device_store
+
+EXPORT_PAGE: Final = 500
+_RETRY_AFTER: Final = 30.0
+
+
+class Exports:
+    """Reads lists to their end.
+
+    Each page is a transaction of its own, and the next one is read when the one before was sent:
+    a slow reader holds neither a connection nor old rows, and an export holds one page in memory.
+    An export that its reader gives up ends at the next page.
+    """
+
+    def __init__(
+        self, database: Database, tenants: TenantDirectory, inventory: Inventory, most: int
+    ) -> None:
+        self._database = database
+        self._tenants = tenants
+        self._inventory = inventory
+        self._places = Shares(most)
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        if not self._places.take(caller.tenant_id):
+            raise exhausted(
+                "TOO_MANY_EXPORTS",
+                "too many exports at once; try again when one has ended",
+                retry_after=_RETRY_AFTER,
+            )
+        try:
+            yield
+        finally:
+            self._places.give_back(caller.tenant_id)
+
+    async def events(
+        self, caller: Caller, org_id: str, wanted: EventFilter, limit: int
+    ) -> AsyncGenerator[list[StoredEvent], None]:
+        """The events that are stored when it begins, newest first.
+
+        `limit` bounds their number, 0 does not. There is always a first page, be it empty.
+
+        Raises:
+            DomainError: NOT_FOUND for an org that is not in the subtree; RESOURCE_EXHAUSTED.
+        """
+        scope = await self._tenants.query_scope(caller, org_id)
+        with self._place(caller):
+            async with self._database.transaction() as connection:
+                wanted = replace(wanted, as_of=await event_store.snapshot(connection))
+            position: EventPosition | None = None
+            left = limit
+            begun = False
+            while True:
+                size = min(EXPORT_PAGE, left) if limit else EXPORT_PAGE
+                async with self._database.transaction(scope) as connection:
+                    page = await event_store.list_events(connection, scope, wanted, position, size)
+                if page.events or not begun:
+                    yield page.events
+                    begun = True
+                left -= len(page.events)
+                position = page.after
+                if position is None or (limit and left <= 0):
+                    return
+
+    async def devices(
+        self, caller: Caller, org_id: str, wanted: DeviceFilter
+    ) -> AsyncGenerator[list[DeviceSummary], None]:
+        """The devices, by name. Each is as it was when its page was read.
+
+        There is always a first page, be it empty.
+
+        Raises:
+            DomainError: as `events`.
+        """
+        scope = await self._tenants.query_scope(caller, org_id)
+        with self._place(caller):
+            await self._inventory.refresh()
+            since = self._inventory.online_since()
+            position: NamePosition | None = None
+            begun = False
+            while True:
+                async with self._database.transaction(scope) as connection:
+                    page = await device_store.list_devices(
+                        connection, scope, wanted, position, EXPORT_PAGE, since
+                    )
+                if page.devices or not begun:
+                    yield page.devices
+                    begun = True
+                position = page.after
+                if position is None:
+                    return

@@ -1,0 +1,197 @@
+"""How long events are kept: what tenants say of it, and the work that it makes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final, TypeVar
+from uuid import UUID
+
+from servicekit import logs
+from servicekit.call import Caller
+from servicekit.events import Event
+from servicekit.ids import Clock
+from servicekit.logs import Repeated
+from servicekit.outbox import Outbox
+from servicekit.postgres import Connection, Database
+from servicekit.tenants import TenantDirectory
+from services.telemetry.metrics import EVENTS_EXPIRED, EVENTS_UNTIL
+from services.telemetry.store import retention as store
+
+log = logs.get(__name__)
+
+T = TypeVar("T")
+
+_AHEAD: Final = timedelta(days=14)
+_EVERY_SECONDS: Final = 3_600.0
+_AGAIN_SECONDS: Final = 60.0
+_ROWS: Final = 2_000
+"""Rows that a step looks at: some tens of milliseconds, in a transaction of its own."""
+_PAUSE_SECONDS: Final = 0.05
+"""Between two steps, so that what devices send goes before."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRetention:
+    """How many days an organisation keeps its events; `own_days` when it has said so itself."""
+
+    tenant_id: UUID
+    own_days: int | None
+    default_days: int
+
+    @property
+    def days(self) -> int:
+        """What counts."""
+        return self.default_days if self.own_days is None else self.own_days
+
+
+class Retention:
+    """Lets administrators see and say how long their events are kept."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        default_days: int,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._default_days = default_days
+        self._clock = clock
+
+    async def get(self, caller: Caller, org_id: str) -> EventRetention:
+        """What counts for an organisation of the caller's subtree; for the caller's own without.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT when it is no organisation.
+        """
+        org = await self._tenants.require_org(caller, org_id or caller.tenant_id)
+        scope = await self._tenants.query_scope(caller, str(org.id))
+        async with self._database.transaction(scope) as connection:
+            days = await store.event_days(connection, org.id)
+        return EventRetention(org.id, days, self._default_days)
+
+    async def update(self, caller: Caller, org_id: str, days: int | None) -> EventRetention:
+        """Says how many days an organisation keeps its events; `None` for the default again.
+
+        Raises:
+            DomainError: as `get`.
+        """
+        org = await self._tenants.require_org(caller, org_id or caller.tenant_id)
+        scope = await self._tenants.query_scope(caller, str(org.id))
+        async with self._database.transaction(scope) as connection:
+            before = await store.store_event_days(connection, org.id, days, self._clock())
+            await self._outbox.append(
+                connection,
+                Event(
+                    name="telemetry.event_retention_updated",
+                    tenant_id=org.id,
+                    resource=f"tenants/{org.id}/event-retention",
+                    before={"days": before},
+                    after={"days": days},
+                ),
+            )
+        return EventRetention(org.id, days, self._default_days)
+
+
+class Maintenance:
+    """Makes partitions ahead of time, and removes what is kept no longer.
+
+    Everything is done in small steps that give way to devices: a step that does not get a lock at
+    once is left for later. Several processes may do it at the same time.
+    """
+
+    def __init__(self, database: Database, default_days: int, clock: Clock) -> None:
+        self._database = database
+        self._default_days = default_days
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Does it every hour, for as long as the service lives; sooner again when it failed."""
+        outage = Repeated(log, "the partitions of events wait to be looked after")
+        while True:
+            try:
+                await self.once()
+                outage.worked()
+                await asyncio.sleep(_EVERY_SECONDS)
+            except Exception as error:
+                outage.failed(error)
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def once(self) -> None:
+        """All that there is to do now. What fails does not keep the rest from being done."""
+        failures: list[Exception] = []
+        for work in (
+            self._extend,
+            self._drop,
+            self._expire,
+            lambda: self._sweep(astray=False),
+            lambda: self._sweep(astray=True),
+            self._sweep_quarantine,
+        ):
+            try:
+                await work()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def _extend(self) -> None:
+        until = (self._clock() + _AHEAD).date()
+
+        async def extend(connection: Connection) -> date | None:
+            return await store.extend_events(connection, until)
+
+        while (end := await self._step(extend)) is not None:
+            EVENTS_UNTIL.set(datetime.combine(end, time(), UTC).timestamp())
+            if end >= until:
+                return
+
+    async def _drop(self) -> None:
+        async def drop(connection: Connection) -> str | None:
+            return await store.drop_events(connection, self._clock(), self._default_days)
+
+        while (name := await self._step(drop)) is not None:
+            log.info("a week of events was dropped", partition=name)
+
+    async def _expire(self) -> None:
+        async def expire(connection: Connection) -> int:
+            return await store.expire_events(connection, self._clock(), self._default_days, _ROWS)
+
+        while deleted := await self._step(expire):
+            EVENTS_EXPIRED.inc(deleted)
+
+    async def _sweep(self, *, astray: bool) -> None:
+        at: store.Sweep | None = store.Sweep()
+
+        async def sweep(connection: Connection) -> tuple[store.Sweep | None, int]:
+            assert at is not None
+            return await store.sweep_events(
+                connection, astray, at, self._clock(), self._default_days, _ROWS
+            )
+
+        while at is not None:
+            at, deleted = await self._step(sweep)
+            EVENTS_EXPIRED.inc(deleted)
+
+    async def _sweep_quarantine(self) -> None:
+        at: UUID | None = UUID(int=0)
+
+        async def sweep(connection: Connection) -> tuple[UUID | None, int]:
+            assert at is not None
+            return await store.sweep_quarantine(
+                connection, at, self._clock(), self._default_days, _ROWS
+            )
+
+        while at is not None:
+            at, _ = await self._step(sweep)
+
+    async def _step(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        async with self._database.transaction() as connection:
+            return await work(connection)

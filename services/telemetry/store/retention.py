@@ -1,0 +1,130 @@
+"""Partitions of events, and what is kept no longer: steps that are small enough to be interrupted.
+
+The functions in the database (migrations 0005 and 0006) belong to its owner: the service itself may
+neither delete an event nor change a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from servicekit.postgres import Connection
+
+_NIL: Final = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How far a sweep has come, in the order in which rows came."""
+
+    xid: int = 0
+    id: UUID = _NIL
+
+
+async def event_days(connection: Connection, tenant_id: UUID) -> int | None:
+    """How many days a tenant keeps its events; `None` when it has said nothing."""
+    days: int | None = await connection.fetchval(
+        "SELECT event_days FROM telemetry.retention WHERE tenant_id = $1", tenant_id
+    )
+    return days
+
+
+async def store_event_days(
+    connection: Connection, tenant_id: UUID, days: int | None, changed_at: datetime
+) -> int | None:
+    """Stores, or with `None` forgets, what a tenant says; answers what it said before."""
+    before = await connection.fetchval(
+        "SELECT event_days FROM telemetry.retention WHERE tenant_id = $1 FOR UPDATE", tenant_id
+    )
+    if days is None:
+        await connection.execute("DELETE FROM telemetry.retention WHERE tenant_id = $1", tenant_id)
+    else:
+        await connection.execute(
+            "INSERT INTO telemetry.retention (tenant_id, event_days, changed_at)"
+            " VALUES ($1, $2, $3) ON CONFLICT (tenant_id) DO UPDATE"
+            " SET event_days = excluded.event_days, changed_at = excluded.changed_at",
+            tenant_id,
+            days,
+            changed_at,
+        )
+    found: int | None = before
+    return found
+
+
+async def extend_events(connection: Connection, until: date) -> date | None:
+    """Makes one more week if there is none for a day; answers where weeks end.
+
+    `None` when another process does it.
+    """
+    end: date | None = await connection.fetchval("SELECT telemetry.extend_events($1)", until)
+    return end
+
+
+async def drop_events(connection: Connection, moment: datetime, days: int) -> str | None:
+    """Drops the oldest week, if nobody keeps it and all of it is published; answers its name."""
+    name: str | None = await connection.fetchval(
+        "SELECT telemetry.drop_events($1, $2)::text", moment, days
+    )
+    return name
+
+
+async def expire_events(connection: Connection, moment: datetime, days: int, most: int) -> int:
+    """Deletes events, `most` at most, of weeks that some tenants still keep; answers how many."""
+    deleted: int = await connection.fetchval(
+        "SELECT telemetry.expire_events($1, $2, $3)", moment, days, most
+    )
+    return deleted
+
+
+async def sweep_events(
+    connection: Connection, astray: bool, after: Sweep, moment: datetime, days: int, most: int
+) -> tuple[Sweep | None, int]:
+    """Looks at the next events that no week holds, and deletes those that are kept no longer.
+
+    Answers where to go on (`None` at the end of what is old enough), and how many were deleted.
+    """
+    row = await connection.fetchrow(
+        "SELECT next_xid::text, next_id, deleted"
+        " FROM telemetry.sweep_events($1, $2::text::xid8, $3, $4, $5, $6)",
+        astray,
+        str(after.xid),
+        after.id,
+        moment,
+        days,
+        most,
+    )
+    assert row is not None
+    if row["next_xid"] is None:
+        return None, row["deleted"]
+    return Sweep(int(row["next_xid"]), row["next_id"]), row["deleted"]
+
+
+async def sweep_quarantine(
+    connection: Connection, after: UUID, moment: datetime, days: int, most: int
+) -> tuple[UUID | None, int]:
+    """As `sweep_events`, for what was set aside; ids are in the order in which it came."""
+    rows = await connection.fetch(
+        "SELECT device_id, digest, id, received_at, received_at < $2"
+        " - make_interval(days => telemetry.days_kept(tenant_id, $3)) AS old"
+        " FROM telemetry.quarantined_event WHERE id > $1 ORDER BY id LIMIT $4",
+        after,
+        moment,
+        days,
+        most,
+    )
+    old = [row["id"] for row in rows if row["old"]]
+    if old:
+        await connection.execute("DELETE FROM telemetry.quarantined_event WHERE id = ANY ($1)", old)
+    if not rows or rows[-1]["received_at"] >= moment - await _fewest_days(connection, days):
+        return None, len(old)
+    return rows[-1]["id"], len(old)
+
+
+async def _fewest_days(connection: Connection, days: int) -> timedelta:
+    fewest: int = await connection.fetchval(
+        "SELECT least($1, (SELECT min(event_days) FROM telemetry.retention))", days
+    )
+    return timedelta(days=fewest)
