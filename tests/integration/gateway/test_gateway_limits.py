@@ -121,6 +121,39 @@ async def test_large_headers_are_refused(gateway: Gateway, http2: bool) -> None:
             assert answer.status_code == 431
 
 
+async def test_idle_connections_are_closed_sooner_when_memory_runs_short() -> None:
+    """Long before their time is over, so that others find room; who calls then is served."""
+    limits = Limits(heap=36 * MIB, idle=3600)
+    async with running_gateway(limits=limits) as gateway:
+        idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+        async def connect() -> None:
+            idle.append(
+                await asyncio.open_connection(
+                    "localhost", gateway.settings.port, ssl=gateway.certificate.trust()
+                )
+            )
+
+        async def some_are_closed() -> bool:
+            return any(reader.at_eof() for reader, _ in idle)
+
+        for _ in range(100):
+            await asyncio.gather(*(connect() for _ in range(20)), return_exceptions=True)
+            if await some_are_closed():
+                break
+        await eventually(some_are_closed)
+
+        async def served() -> bool:
+            try:
+                return (await gateway.http.get("/healthz")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(served)
+        for _, writer in idle:
+            writer.transport.abort()
+
+
 async def _exhaust(gateway: Gateway, verb: str, path: str, token: str) -> None:
     """Calls until it is refused; the burst is served."""
     for count in range(_MANY):
