@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import audit, migrate, simulate, up
+from cli import audit, bootstrap, database, init, migrate, services, simulate, up
 from cli.backup import commands as backup
 
 app = typer.Typer(
@@ -17,9 +17,14 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.add_typer(migrate.app)
+app.add_typer(database.app)
 app.add_typer(backup.app)
 app.add_typer(audit.app)
 app.command("sim")(simulate.sim)
+app.command("init")(init.init)
+app.command("bootstrap")(bootstrap.bootstrap)
+app.add_typer(init.gateway_app)
+services.add_to(app)
 
 
 @app.callback()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from deploy.gateway import metrics
 from deploy.gateway.envoy import Config, address, extension, seconds, typed
 from deploy.gateway.settings import GatewaySettings
 
@@ -17,6 +18,7 @@ def bootstrap(settings: GatewaySettings, listener_file: Path, clusters_file: Pat
     return {
         "node": {"id": "gateway", "cluster": "evergreen"},
         "admin": {"address": address(settings.admin)},
+        **({"static_resources": metrics.static_resources(settings)} if settings.metrics else {}),
         "dynamic_resources": {
             "lds_config": _file(listener_file),
             "cds_config": _file(clusters_file),

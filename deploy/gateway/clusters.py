@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from deploy.gateway.envoy import Config, address, seconds, typed
+from deploy.gateway import routes
+from deploy.gateway.envoy import Config, address, extension, seconds, typed
 from deploy.gateway.settings import GatewaySettings
 
+_SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 _PROTOCOL_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+INSIDE: Final = "inside"
+INSIDE_CA: Final = "inside-ca"
+"""The secrets with the gateway's own certificate and with the services' CA."""
 
 
 def clusters(settings: GatewaySettings) -> list[Config]:
@@ -21,7 +29,10 @@ def clusters(settings: GatewaySettings) -> list[Config]:
                 context,
                 endpoints.grpc,
                 protocol={"http2_protocol_options": {}},
-                health={"grpc_health_check": {}},
+                more={
+                    **_health({"grpc_health_check": {}}),
+                    **_tls(settings, endpoints.grpc, context, "h2"),
+                },
             )
         )
         if endpoints.http:
@@ -31,14 +42,76 @@ def clusters(settings: GatewaySettings) -> list[Config]:
                     f"{context}-http",
                     endpoints.http,
                     protocol={"http_protocol_options": {}},
-                    health={"http_health_check": {"path": "/healthz"}},
+                    more={
+                        **_health({"http_health_check": {"path": "/healthz"}}),
+                        **_tls(settings, endpoints.http, context, "http/1.1"),
+                    },
                 )
             )
+    if settings.console:
+        found.append(_console(settings))
     return found
 
 
+def _console(settings: GatewaySettings) -> Config:
+    url = urlsplit(settings.console)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.path not in {"", "/"}:
+        raise ValueError(f"the console's address is {settings.console}, not http(s)://HOST[:PORT]")
+    where = f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}"
+    tls: Config = {}
+    if url.scheme == "https":
+        ca = {"trusted_ca": {"filename": _SYSTEM_CA}}
+        names = [{"san_type": "DNS", "matcher": {"exact": url.hostname}}]
+        validation = {"validation_context": {**ca, "match_typed_subject_alt_names": names}}
+        tls = _upstream_tls(url.hostname, validation)
+    return _cluster(
+        settings, routes.CONSOLE, where, protocol={"http_protocol_options": {}}, more=tls
+    )
+
+
+def _tls(settings: GatewaySettings, where: str, context: str, protocol: str) -> Config:
+    """Both sides show a certificate of the installation's CA; the name counts, not the address."""
+    if settings.inside is None or where.startswith("unix:"):
+        return {}
+    own, ca = (_source(settings, name) for name in (INSIDE, INSIDE_CA))
+    names = [{"san_type": "DNS", "matcher": {"exact": context}}]
+    return _upstream_tls(
+        context,
+        {
+            "alpn_protocols": [protocol],
+            "tls_certificate_sds_secret_configs": [own],
+            "combined_validation_context": {
+                "default_validation_context": {"match_typed_subject_alt_names": names},
+                "validation_context_sds_secret_config": ca,
+            },
+        },
+    )
+
+
+def _source(settings: GatewaySettings, secret: str) -> Config:
+    path = {"path": str(settings.secret_file(secret))}
+    return {
+        "name": secret,
+        "sds_config": {"resource_api_version": "V3", "path_config_source": path},
+    }
+
+
+def _upstream_tls(server_name: str, common: Config) -> Config:
+    return {
+        "transport_socket": extension(
+            "envoy.transport_sockets.tls",
+            "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            sni=server_name,
+            common_tls_context={
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+                **common,
+            },
+        )
+    }
+
+
 def _cluster(
-    settings: GatewaySettings, name: str, where: str, *, protocol: Config, health: Config
+    settings: GatewaySettings, name: str, where: str, *, protocol: Config, more: Config
 ) -> Config:
     requests = settings.limits.upstream_requests
     return {
@@ -71,8 +144,19 @@ def _cluster(
                 }
             ]
         },
-        # Finds out which of several replicas can be used. The only one is used in any case
-        # (Envoy's "panic"), so a restarted service is reached with the first request after it.
+        "outlier_detection": _outliers(),
+        "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 60}},
+        **more,
+    }
+
+
+def _health(check: Config) -> Config:
+    """Finds out which of several replicas can be used.
+
+    The only one is used in any case (Envoy's "panic"), so a restarted service is reached with the
+    first request after it.
+    """
+    return {
         "health_checks": [
             {
                 "timeout": seconds(1),
@@ -80,11 +164,9 @@ def _cluster(
                 "no_traffic_interval": seconds(10),
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
-                **health,
+                **check,
             }
-        ],
-        "outlier_detection": _outliers(),
-        "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 60}},
+        ]
     }
 
 

@@ -13,7 +13,7 @@ from deploy.gateway.limits import KIB, MIB
 from deploy.gateway.settings import GatewaySettings
 
 CERTIFICATE: Final = "gateway"
-"""The name of the certificate in the secrets file."""
+"""The secret with the certificate."""
 
 _CONNECTION_BUFFER: Final = 64 * KIB
 
@@ -36,9 +36,7 @@ _RESERVED: Final = ("x-request-id", "x-forwarded-host", "x-forwarded-port", "x-f
                     "x-real-ip", "forwarded")  # fmt: skip
 
 
-def listener(
-    settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes, secrets_file: str
-) -> Config:
+def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes) -> Config:
     """The one listener, for all addresses."""
     first, *others = settings.addresses
     return {
@@ -63,7 +61,7 @@ def listener(
         "per_connection_buffer_limit_bytes": _CONNECTION_BUFFER,
         "filter_chains": [
             {
-                "transport_socket": _tls(secrets_file),
+                "transport_socket": _tls(settings),
                 "transport_socket_connect_timeout": seconds(10),
                 "filters": [_http(settings, methods)],
             }
@@ -71,7 +69,7 @@ def listener(
     }
 
 
-def _tls(secrets_file: str) -> Config:
+def _tls(settings: GatewaySettings) -> Config:
     return extension(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -87,7 +85,7 @@ def _tls(secrets_file: str) -> Config:
                     "name": CERTIFICATE,
                     "sds_config": {
                         "resource_api_version": "V3",
-                        "path_config_source": {"path": secrets_file},
+                        "path_config_source": {"path": str(settings.secret_file(CERTIFICATE))},
                     },
                 }
             ],
@@ -139,8 +137,6 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         route_config={
             "name": "gateway",
             "virtual_hosts": [routes.virtual_host(settings, methods)],
-            # Services trust the headers made from a token and have no use for the token.
-            "request_headers_to_remove": ["authorization", "cookie"],
             # What the script in errors.py knows a service's answer by.
             "response_headers_to_add": [header("x-request-id", "%REQ(X-REQUEST-ID)%")],
         },
@@ -208,7 +204,7 @@ def _transcoder(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
     return extension(
         routes.TRANSCODER,
         "extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
-        proto_descriptor=str(settings.descriptors),
+        proto_descriptor=str(settings.descriptors_at or settings.descriptors),
         services=sorted(services),
         convert_grpc_status=True,
         print_options={"always_print_primitive_fields": True},

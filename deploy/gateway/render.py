@@ -12,8 +12,8 @@ import yaml
 
 from deploy.gateway import api
 from deploy.gateway.bootstrap import bootstrap
-from deploy.gateway.clusters import clusters
-from deploy.gateway.envoy import Config
+from deploy.gateway.clusters import INSIDE, INSIDE_CA, clusters
+from deploy.gateway.envoy import Config, typed
 from deploy.gateway.listener import CERTIFICATE, listener
 from deploy.gateway.settings import GatewaySettings
 from servicekit.access import CONTEXTS
@@ -21,7 +21,6 @@ from servicekit.access import CONTEXTS
 BOOTSTRAP: Final = "bootstrap.yaml"
 LISTENER: Final = "listener.yaml"
 CLUSTERS: Final = "clusters.yaml"
-SECRETS: Final = "secrets.yaml"
 
 
 def render(settings: GatewaySettings) -> dict[str, str]:
@@ -38,10 +37,11 @@ def render(settings: GatewaySettings) -> dict[str, str]:
     descriptors = settings.descriptors.read_bytes()
     methods = api.public_methods(descriptors)
     where = settings.directory
+    secrets = _secrets(settings)
     return {
-        SECRETS: _resources([_certificate(settings)]),
+        **{settings.secret_file(s["name"]).name: _resources([s]) for s in secrets},
         CLUSTERS: _resources(clusters(settings)),
-        LISTENER: _resources([listener(settings, methods, descriptors, str(where / SECRETS))]),
+        LISTENER: _resources([listener(settings, methods, descriptors)]),
         BOOTSTRAP: _yaml(bootstrap(settings, where / LISTENER, where / CLUSTERS)),
     }
 
@@ -57,15 +57,25 @@ def write(settings: GatewaySettings) -> Path:
     return settings.directory / BOOTSTRAP
 
 
-def _certificate(settings: GatewaySettings) -> Config:
-    return {
-        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-        "name": CERTIFICATE,
-        "tls_certificate": {
-            "certificate_chain": {"filename": str(settings.certificate_file)},
-            "private_key": {"filename": str(settings.private_key_file)},
-        },
-    }
+def _secrets(settings: GatewaySettings) -> list[Config]:
+    found = [_certificate(CERTIFICATE, settings.certificate_file, settings.private_key_file)]
+    if settings.inside is not None:
+        own = settings.inside
+        ca = {"trusted_ca": {"filename": str(own.ca_file)}}
+        found.append(_certificate(INSIDE, own.certificate_file, own.key_file))
+        found.append(_secret(INSIDE_CA, validation_context=ca))
+    return found
+
+
+def _certificate(name: str, certificate: Path, key: Path) -> Config:
+    chain = {"filename": str(certificate)}
+    return _secret(
+        name, tls_certificate={"certificate_chain": chain, "private_key": {"filename": str(key)}}
+    )
+
+
+def _secret(name: str, **what: Config) -> Config:
+    return {**typed("extensions.transport_sockets.tls.v3.Secret"), "name": name, **what}
 
 
 def _resources(resources: Iterable[Config]) -> str:

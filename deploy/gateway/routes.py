@@ -29,6 +29,19 @@ _TIMEOUTS: Final = {
     "ReportEvents": 60,
 }
 _NO_TIMEOUT: Final = 0
+_CONSOLE_SECONDS: Final = 60
+
+CONSOLE: Final = "console"
+"""The cluster of the web console."""
+# What the console serves itself; all else under its origin is the product's.
+_CONSOLE: Final[list[Config]] = [
+    {"path": "/"},
+    {"path": "/favicon.ico"},
+    *(
+        {"path_separated_prefix": prefix}
+        for prefix in ("/login", "/dashboard", "/_next", "/api/auth")
+    ),
+]
 
 _PORTAL: Final[list[Config]] = [
     *({"path": path} for path in ("/readyz", "/openapi.json", "/docs")),
@@ -59,6 +72,7 @@ def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config
         *(_wrong_verb({"path": method.template}, ["POST"]) for method in device_calls),
         *(_grpc(settings, method) for method in methods),
         *(_shared_grpc(service) for service in _SHARED_SERVICES),
+        *(_console(match) for match in (_CONSOLE if settings.console else ())),
         _alive(),
         *(_portal(settings, match) for match in _PORTAL),
         *(_wrong_verb(match, ["GET", "HEAD"]) for match in ({"path": "/healthz"}, *_PORTAL)),
@@ -66,7 +80,7 @@ def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config
         _nothing({"prefix": "/", "headers": [_GRPC]}),
         _transcoder({"prefix": "/"}),
     ]
-    host: Config = {"name": "evergreen", "domains": ["*"], "routes": routes}
+    host: Config = {"name": "evergreen", "domains": ["*"], "routes": list(map(_tokenless, routes))}
     if settings.cors_origins:
         host["typed_per_filter_config"] = {CORS: _cors(settings.cors_origins)}
     return host
@@ -168,6 +182,26 @@ def _portal(settings: GatewaySettings, match: Config) -> Config:
         "metadata": rates.by_name(rates.OPEN),
         "typed_per_filter_config": _plain(),
     }
+
+
+def _console(match: Config) -> Config:
+    """A page of the web console, which has its own use for the cookie."""
+    return {
+        "match": match,
+        "route": {
+            "cluster": CONSOLE,
+            "timeout": seconds(_CONSOLE_SECONDS),
+            "retry_policy": _retries(idempotent=False),
+        },
+        "typed_per_filter_config": _plain(),
+    }
+
+
+def _tokenless(route: Config) -> Config:
+    """Services trust the headers made from a token, and have no use for the token."""
+    if route.get("route", {}).get("cluster", CONSOLE) == CONSOLE:
+        return route
+    return {**route, "request_headers_to_remove": ["authorization", "cookie"]}
 
 
 def _alive() -> Config:

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import evergreen.v1
 from deploy.gateway.limits import Limits
+from servicekit.tls import Tls
 
 DESCRIPTORS: Final = Path(next(iter(evergreen.v1.__path__))) / "descriptors.binpb"
 """The descriptor set that is installed beside the generated code."""
@@ -34,11 +35,19 @@ class GatewaySettings:
     private_key_file: Path
     contexts: Mapping[str, Endpoints]
     """Every context of the access table."""
+    inside: Tls | None = None
+    """The gateway's certificate for the services, where they are reached over a network."""
+    console: str = ""
+    """`http://HOST:PORT` of the web console, which is served under the same origin."""
+    metrics: str = ""
+    """`HOST:PORT` where Prometheus and probes may look; for the inside only."""
     admin: str
     """Envoy's own administration: `unix:PATH`, or a loopback `HOST:PORT`. Never public."""
     addresses: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104 - the product's public port
     """Where to listen; leave out `::` on a machine without IPv6."""
     descriptors: Path = DESCRIPTORS
+    descriptors_at: Path | None = None
+    """Where Envoy finds a copy of them, when it runs elsewhere."""
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://console.example.org`) of pages that may call with credentials."""
     trusted_proxies: int = 0
@@ -49,3 +58,7 @@ class GatewaySettings:
     """`errors`: what failed on this side; a client's own mistakes are not logged."""
     access_log_file: str = "/dev/stdout"
     limits: Limits = field(default_factory=Limits)
+
+    def secret_file(self, name: str) -> Path:
+        """Where a secret is described: Envoy wants a file for each."""
+        return self.directory / f"secret-{name}.yaml"

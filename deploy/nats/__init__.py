@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from servicekit.tls import Tls
+
 STREAM: Final = "EVERGREEN"
 SUBJECTS: Final = "evergreen.v1"
 
@@ -47,18 +49,33 @@ def permissions(context: str) -> dict[str, Any]:
     return {"publish": {"allow": publish}, "subscribe": {"allow": [f"{INBOX}{context}.>"]}}
 
 
-def render(port: int, monitor_port: int, store: Path, passwords: Mapping[str, str]) -> str:
+def render(
+    port: int,
+    monitor_port: int,
+    store: Path,
+    passwords: Mapping[str, str],
+    *,
+    host: str = "127.0.0.1",
+    tls: Tls | None = None,
+) -> str:
     """The text of the server's configuration; it holds the passwords.
 
     Args:
-        port: where clients connect, on loopback.
+        port: where clients connect.
         monitor_port: where the server tells its health, on loopback.
         store: JetStream's directory.
         passwords: context → password of its user, whose name is that of the context.
+        host: the address for clients; loopback needs no TLS.
+        tls: the server's certificate.
     """
+    secured = {}
+    if tls is not None:
+        files = {"cert_file": str(tls.certificate_file), "key_file": str(tls.key_file)}
+        secured = {"tls": {**files, "timeout": 5}}
     configuration = {
         "server_name": "evergreen",
-        "listen": f"127.0.0.1:{port}",
+        "listen": f"{host}:{port}",
+        **secured,
         "http": f"127.0.0.1:{monitor_port}",
         "logtime_utc": True,
         # An acknowledged message is on the disk. Jepsen lost some without this.

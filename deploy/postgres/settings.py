@@ -41,6 +41,9 @@ SETTINGS: Final = DURABILITY | {
 # Every connection gives its role's password, those of the superuser too.
 HBA: Final = "local all all scram-sha-256\n"
 
+# Over a network, nothing but TLS.
+NETWORK_HBA: Final = HBA + "hostssl all all all scram-sha-256\n"
+
 
 def configuration(**more: str) -> str:
     """The text of `postgresql.conf`: the settings above, and those given."""

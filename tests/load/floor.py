@@ -20,7 +20,7 @@ import yaml
 
 from deploy.gateway.api import DEVICE_SERVICE
 from deploy.gateway.envoy import address, typed
-from deploy.gateway.render import BOOTSTRAP, CLUSTERS, LISTENER, SECRETS
+from deploy.gateway.render import BOOTSTRAP, CLUSTERS, LISTENER
 from tests.load.cpu import Process, below, processes, read_process
 from tests.load.traffic import Call
 from tests.stack import Stack, free_port, until
@@ -133,7 +133,7 @@ def _gateway(
     stack: Stack, places: Places, *, transcoded: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
     source = stack.home / "gateway"
-    names = (BOOTSTRAP, LISTENER, CLUSTERS, SECRETS)
+    names = (BOOTSTRAP, LISTENER, CLUSTERS, "secret-gateway.yaml")
     files = {name: (source / name).read_text() for name in names}
     for name, text in copied(files, places, transcoded=transcoded).items():
         (places.directory / name).write_text(text)

@@ -15,6 +15,7 @@ from deploy.gateway.errors import H_ERROR
 from deploy.gateway.settings import DESCRIPTORS
 from servicekit import grpc_server
 from servicekit.access import ACCESS, CONTEXTS, Audience, Rule
+from servicekit.tls import Tls
 
 
 @pytest.fixture
@@ -91,3 +92,34 @@ def test_a_single_path_takes_what_its_family_takes() -> None:
 def test_gateway_and_services_mean_the_same_metadata() -> None:
     """The name is written twice, so that the launcher need not load gRPC."""
     assert H_ERROR == grpc_server.H_ERROR
+
+
+def test_on_a_network_both_sides_show_certificates(settings: GatewaySettings) -> None:
+    """The gateway takes a service by the name in its certificate, and has one of its own."""
+    own = Tls(Path("/in/ca"), Path("/in/crt"), Path("/in/key"))
+    files = render(dataclasses.replace(settings, inside=own))
+    clusters = {c["name"]: c for c in yaml.safe_load(files["clusters.yaml"])["resources"]}
+    assert "transport_socket" not in clusters["policy"]  # a socket
+    tls = clusters["policy-http"]["transport_socket"]["typed_config"]["common_tls_context"]
+    names = tls["combined_validation_context"]["default_validation_context"]
+    assert [n["matcher"] for n in names["match_typed_subject_alt_names"]] == [{"exact": "policy"}]
+    for secret in ("gateway", "inside", "inside-ca"):
+        assert len(yaml.safe_load(files[f"secret-{secret}.yaml"])["resources"]) == 1
+
+
+def test_the_console_keeps_its_cookie_and_nobody_elses_route_does(
+    settings: GatewaySettings,
+) -> None:
+    """Its pages are under the same origin; tokens go to it and to no service."""
+    with_console = dataclasses.replace(settings, console="http://console:3000")
+    http = _listener(with_console)["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = [r for r in http["route_config"]["virtual_hosts"][0]["routes"] if "route" in r]
+    console = [r["match"] for r in routes if r["route"]["cluster"] == "console"]
+    assert {"path": "/"} in console
+    assert {"path_separated_prefix": "/api/auth"} in console
+    for route in routes:
+        removed = route.get("request_headers_to_remove", [])
+        is_console = route["route"]["cluster"] == "console"
+        assert removed == ([] if is_console else ["authorization", "cookie"])
+    with pytest.raises(ValueError, match="console"):
+        render(dataclasses.replace(settings, console="console:3000"))

@@ -1,0 +1,87 @@
+"""`evergreen bootstrap`: what the first start of an installation in containers made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import Home, home_of
+from deploy.launcher import bootstrap as first_start
+from deploy.launcher.errors import LauncherError
+from deploy.launcher.home import Home as Installation
+
+
+@dataclass(frozen=True, slots=True)
+class _Api(first_start.Api):
+    """The API, reached at another address than the public one, which may not lead here."""
+
+    connect: str = ""
+
+    def call(self, path: str, body: Any = None, token: str = "") -> bytes:
+        """As `Api.call`; the certificate has to be the public host's all the same."""
+        import httpx  # noqa: PLC0415
+
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        # With a certificate that was given, the file is that chain and not its CA.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        host = urlsplit(self.url).netloc
+        headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+        try:
+            with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+                answer = client.request(
+                    "GET" if body is None else "POST",
+                    f"https://{self.connect or host}{path}",
+                    json=body,
+                    headers=headers,
+                    extensions={"sni_hostname": urlsplit(self.url).hostname},
+                )
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise LauncherError(f"{path} through the gateway failed: {error}") from error
+        return answer.content
+
+
+def bootstrap(
+    public_url: Annotated[str, typer.Option(envvar="PUBLIC_URL", help="Where the gateway is.")],
+    home: Home = None,
+    connect: Annotated[
+        str,
+        typer.Option(
+            envvar="EVERGREEN_CONNECT", help="HOST:PORT of the gateway, when PUBLIC_URL leads away."
+        ),
+    ] = "",
+    certificate: Annotated[
+        Path | None, typer.Option(help="Directory of the certificate that was given, if one was.")
+    ] = None,
+    ca: Annotated[bool, typer.Option("--ca", help="Print the CA that devices trust.")] = False,
+    policy_key: Annotated[
+        bool, typer.Option("--policy-key", help="Print the key that devices check policies with.")
+    ] = False,
+    email: Annotated[
+        str, typer.Option(envvar="EVERGREEN_ADMIN_EMAIL", help="The first Owner.")
+    ] = "owner@localhost",
+) -> None:
+    """Print the first Owner's password, the first pre-shared key and what else is needed."""
+    with told(1):
+        there = Installation(home_of(home))
+        given = certificate / "fullchain.pem" if certificate else None
+        ca_file = given if given and given.exists() else there.tls / "ca.crt"
+        api = _Api(public_url.rstrip("/"), ca_file, connect)
+        try:
+            facts = asyncio.run(first_start.write(there, api, email))
+        except LauncherError as error:
+            raise CliError(str(error)) from error
+        if ca:
+            typer.echo(ca_file.read_text(encoding="ascii"), nl=False)
+        elif policy_key:
+            typer.echo(there.policy_public_key_file.read_text(encoding="ascii"), nl=False)
+        else:
+            typer.echo(json.dumps(facts, indent=2))

@@ -1,0 +1,104 @@
+"""`evergreen database init`: the database and its roles on a PostgreSQL that is there already."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.errors import CliError, told
+from servicekit.access import CONTEXTS
+
+if TYPE_CHECKING:
+    import asyncpg
+
+app = typer.Typer(
+    name="database",
+    help="Make the database and its roles on a PostgreSQL server.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _database() -> None:
+    """Keeps `init` a command of its own."""
+
+
+@app.command()
+def init(
+    url: Annotated[
+        str,
+        typer.Option(
+            envvar="EVERGREEN_ADMIN_DATABASE_URL",
+            help="The database `postgres`, as a role that may make databases and roles.",
+        ),
+    ],
+    secrets: Annotated[
+        Path,
+        typer.Option(
+            envvar="EVERGREEN_ROLE_SECRETS",
+            help="Directory with the passwords that the roles get: the files postgres_migrator"
+            " and postgres_<service>.",
+        ),
+    ],
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="EVERGREEN_ADMIN_DATABASE_PASSWORD_FILE", help="File with that role's password."
+        ),
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 60,
+) -> None:
+    """Make what is missing, and set the roles' passwords. Safe to run again."""
+    with told(1):
+        from deploy.postgres import roles  # noqa: PLC0415
+
+        passwords = {roles.MIGRATOR: _text(secrets / "postgres_migrator")}
+        for context in CONTEXTS:
+            passwords[roles.service_role(context)] = _text(secrets / f"postgres_{context}")
+        password = _text(password_file) if password_file else None
+        made = asyncio.run(_ensure(url, password, passwords, wait))
+        typer.echo("The database was made." if made else "The database is there; roles are set.")
+
+
+async def _ensure(url: str, password: str | None, passwords: dict[str, str], wait: float) -> bool:
+    import asyncpg  # noqa: PLC0415
+
+    from deploy.postgres import roles  # noqa: PLC0415
+
+    connection = await _connected(url, password, wait)
+    try:
+        return await roles.ensure(connection, passwords)
+    except asyncpg.PostgresError as error:
+        raise CliError(f"the database says: {error}") from error
+    finally:
+        await connection.close()
+
+
+async def _connected(
+    url: str, password: str | None, wait: float
+) -> asyncpg.Connection[asyncpg.Record]:
+    import asyncpg  # noqa: PLC0415
+
+    give_up_at = time.monotonic() + wait
+    while True:
+        try:
+            return await asyncpg.connect(url, password=password, timeout=10)
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            raise CliError(f"the database refuses the role or its password: {error}") from error
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            if time.monotonic() > give_up_at:
+                raise CliError(f"the database cannot be reached: {error}") from error
+        except ValueError as error:
+            raise CliError(f"EVERGREEN_ADMIN_DATABASE_URL: {error}") from error
+        await asyncio.sleep(0.5)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"the password in {path} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""The product in containers: what is where, and the files that each container gets."""

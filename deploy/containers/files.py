@@ -1,0 +1,202 @@
+"""Makes the files of an installation in containers: secrets, certificates, configurations.
+
+Secrets and CAs are made once and never changed; certificates are renewed when they are due;
+configurations are written anew each time, for they are this release's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from deploy import gateway, nats
+from deploy.certificates import SERVER, Authority, now
+from deploy.containers import layout
+from deploy.containers.layout import MOUNTED, Layout
+from deploy.containers.settings import Installation, InstallationError
+from deploy.gateway.settings import DESCRIPTORS
+from deploy.launcher.home import master_key, password, private_directory, write_private
+from deploy.postgres.settings import NETWORK_HBA, configuration
+from servicekit.access import CONTEXTS
+from servicekit.tls import Tls
+
+CHAIN: Final = "server.crt"
+KEY: Final = "server.key"
+"""The certificate that the gateway shows to devices and browsers."""
+
+_ONCE: Final[dict[str, Callable[[], str]]] = {
+    "master_key": master_key,
+    "admin_password": password,
+    "enrollment_secret": password,
+    "postgres_superuser": password,
+    "postgres_migrator": password,
+    **{f"postgres_{context}": password for context in CONTEXTS},
+    **{f"nats_{context}": password for context in CONTEXTS},
+}
+_SEALERS: Final = ("identity", "policy", "audit")
+"""Who keeps private keys in its schema."""
+
+MADE: Final = {
+    "operator/secrets/master_key": "seals the private keys in the database: keep it with backups",
+    "operator/secrets/admin_password": "the first Owner's password, until it is changed",
+    "operator/secrets/enrollment_secret": "with the tenant code, the first pre-shared key",
+    "operator/secrets/postgres_*, nats_*": "passwords, one for each role and user",
+    "operator/tls": "the CA that devices and browsers trust, when no certificate is given",
+    "operator/inside": "the CA of the certificates inside the walls",
+    "postgres, nats, gateway": "configuration and certificate of each server",
+    ", ".join(CONTEXTS): "what each service needs, and no more",
+}
+"""What is made, and what it is for."""
+
+
+def make(root: Path, installation: Installation, *, keep: bool) -> None:
+    """Makes all files below `root`.
+
+    Args:
+        root: the directory; each container gets one below it.
+        installation: what the administrator says.
+        keep: whether an installation may be there already; it is then completed.
+
+    Raises:
+        InstallationError: there is one, or the settings cannot work.
+    """
+    installation.check()
+    there = Layout(root)
+    operator = there.operator
+    if operator.secrets.exists() and not keep:
+        raise InstallationError(
+            f"{root} holds an installation already, and its secrets are never overwritten; say"
+            " --keep to make only what is missing"
+        )
+    for path in (operator.root, operator.secrets, operator.tls):
+        private_directory(path)
+    secrets = {name: operator.secret(name, made) for name, made in _ONCE.items()}
+    inside = Authority.ensure_in(there.inside_ca)
+    for name in ("postgres", "nats", "gateway", *CONTEXTS):
+        inside.ensure(_directory(there, name), name)
+    for context in CONTEXTS:
+        _service(there, context, secrets)
+    _postgres(there, secrets)
+    _nats(there, secrets)
+    _gateway(there, installation)
+
+
+def _directory(there: Layout, name: str) -> Path:
+    path = there.of(name)
+    if not path.is_dir():
+        private_directory(path)
+    return path
+
+
+def _service(there: Layout, context: str, secrets: dict[str, str]) -> None:
+    given = {
+        "database_password": secrets[f"postgres_{context}"],
+        "nats_password": secrets[f"nats_{context}"],
+    }
+    if context in _SEALERS:
+        given["master_key"] = secrets["master_key"]
+    if context == "identity":
+        given["admin_password"] = secrets["admin_password"]
+    if context == "enrollment":
+        given["enrollment_secret"] = secrets["enrollment_secret"]
+    for name, text in given.items():
+        _write(there.of(context) / name, text + "\n")
+
+
+def _postgres(there: Layout, secrets: dict[str, str]) -> None:
+    directory = there.of("postgres")
+    _write(directory / "superuser_password", secrets["postgres_superuser"] + "\n")
+    _write(directory / "pg_hba.conf", NETWORK_HBA)
+    text = configuration(
+        listen_addresses="*",
+        unix_socket_permissions="0777",
+        hba_file=str(MOUNTED / "pg_hba.conf"),
+        ssl="on",
+        ssl_cert_file=str(MOUNTED / "tls.crt"),
+        ssl_key_file=str(MOUNTED / "tls.key"),
+        ssl_min_protocol_version="TLSv1.2",
+    )
+    _write(directory / "postgresql.conf", text)
+
+
+def _nats(there: Layout, secrets: dict[str, str]) -> None:
+    text = nats.render(
+        layout.NATS_PORT,
+        layout.NATS_MONITOR_PORT,
+        MOUNTED / "store",
+        {context: secrets[f"nats_{context}"] for context in CONTEXTS},
+        host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
+        tls=Tls(MOUNTED / "ca.crt", MOUNTED / "tls.crt", MOUNTED / "tls.key"),
+    )
+    _write(there.of("nats") / "nats.conf", text)
+
+
+def _gateway(there: Layout, installation: Installation) -> None:
+    directory = there.of("gateway")
+    chain, key = directory / CHAIN, directory / KEY
+    if installation.certificate is not None:
+        _write(key, (installation.certificate / "privkey.pem").read_text(encoding="ascii"))
+        _write(chain, (installation.certificate / "fullchain.pem").read_text(encoding="ascii"))
+    else:
+        local = Authority.ensure_in(there.operator.tls, f"Evergreen CA of {installation.host}")
+        names = list(dict.fromkeys([installation.host, "localhost", "127.0.0.1", "gateway"]))
+        local.ensure_files(chain, key, names, SERVER, now())
+    render_gateway(directory, installation, MOUNTED)
+
+
+def render_gateway(directory: Path, installation: Installation, mounted: Path) -> None:
+    """Writes Envoy's configuration into a directory that Envoy will find at `mounted`.
+
+    Raises:
+        InstallationError: a limit in the environment is not one, or the console's address.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _copy(DESCRIPTORS, directory / DESCRIPTORS.name)
+    try:
+        files = gateway.render(_gateway_settings(installation, mounted))
+    except ValueError as wrong:
+        raise InstallationError(str(wrong)) from wrong
+    for name, text in files.items():
+        _write(directory / name, text)
+
+
+def _gateway_settings(installation: Installation, mounted: Path) -> gateway.GatewaySettings:
+    workers = installation.gateway_workers
+    limits = gateway.Limits.for_machine(workers=workers).with_settings(os.environ)
+    return gateway.GatewaySettings(
+        directory=mounted,
+        port=layout.GATEWAY_PORT,
+        addresses=(installation.listen,),
+        certificate_file=mounted / CHAIN,
+        private_key_file=mounted / KEY,
+        contexts={context: _endpoints(installation, context) for context in CONTEXTS},
+        inside=Tls(mounted / "ca.crt", mounted / "tls.crt", mounted / "tls.key"),
+        admin="127.0.0.1:9901",
+        metrics=f"{installation.listen}:{layout.OPS_PORT}",
+        console=installation.console_url,
+        trusted_proxies=installation.trusted_proxies,
+        descriptors_at=mounted / DESCRIPTORS.name,
+        limits=limits,
+    )
+
+
+def _endpoints(installation: Installation, context: str) -> gateway.Endpoints:
+    host = installation.service_host.format(context=context)
+    http = f"{host}:{layout.HTTP_PORT}" if context in layout.HTTP_CONTEXTS else ""
+    return gateway.Endpoints(f"{host}:{layout.GRPC_PORT}", http)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes what differs; a file that did not change is not touched."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_private(path, text)
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    if not target.exists() or target.read_bytes() != content:
+        temporary = target.with_name(f".{target.name}")
+        temporary.write_bytes(content)
+        temporary.replace(target)

@@ -1,0 +1,67 @@
+"""What an administrator says about an installation in containers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+class InstallationError(Exception):
+    """An installation cannot be made so; the message is for a person and says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """The settings of `evergreen init`."""
+
+    public_url: str
+    """Where devices and browsers reach the gateway: `https://HOST[:PORT]`."""
+    published_port: int | None = None
+    """The port of this machine that leads to the gateway, if that is known."""
+    certificate: Path | None = None
+    """A directory with `fullchain.pem` and `privkey.pem`; without it a local CA signs."""
+    trusted_proxies: int = 0
+    """How many proxies stand before the gateway and append to `X-Forwarded-For`."""
+    console_url: str = ""
+    """Where the web console runs, if it is to be under the same origin."""
+    gateway_workers: int = 1
+    """Threads of the gateway."""
+    service_host: str = "{context}"
+    """The host name of a service."""
+    listen: str = "0.0.0.0"  # noqa: S104 - a container's own address
+    """The address on which the gateway listens."""
+
+    @property
+    def host(self) -> str:
+        """The host of the public address."""
+        return urlsplit(self.public_url).hostname or ""
+
+    def check(self) -> None:
+        """Finds what cannot work.
+
+        Raises:
+            InstallationError: what it is.
+        """
+        url = urlsplit(self.public_url)
+        if url.scheme != "https" or not url.hostname or url.path not in {"", "/"}:
+            raise InstallationError(
+                f"PUBLIC_URL is {self.public_url!r}; give the address that devices and browsers"
+                " will use, as https://evergreen.school.example"
+            )
+        port = url.port or 443
+        if self.published_port and not self.trusted_proxies and port != self.published_port:
+            raise InstallationError(
+                f"PUBLIC_URL says port {port}, but the gateway is published on port"
+                f" {self.published_port}: set HTTPS_PORT={port}, or put the port into PUBLIC_URL."
+                " (With a reverse proxy in front, set TRUSTED_PROXIES.)"
+            )
+        for name in ("fullchain.pem", "privkey.pem") if self.certificate else ():
+            path = (self.certificate or Path()) / name
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise InstallationError(
+                    f"{name} in TLS_DIRECTORY cannot be read ({error.strerror}). The containers"
+                    " run as user 10001: chown 10001 the file, and keep its mode 0600."
+                ) from error
