@@ -116,6 +116,22 @@ def render(
     listen: Annotated[
         str, typer.Option(envvar="GATEWAY_LISTEN", help="Address to listen on; :: for IPv6 too.")
     ] = "0.0.0.0",  # noqa: S104 - a container's own address
+    server_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GATEWAY_CERTIFICATE",
+            help="Where Envoy finds tls.crt and tls.key for clients, if they lie elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    inside_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GATEWAY_INSIDE_CERTIFICATE",
+            help="Where it finds ca.crt, tls.crt and tls.key for the services, likewise.",
+            show_default=False,
+        ),
+    ] = None,
     trusted_proxies: TrustedProxies = 0,
     console_url: ConsoleUrl = "",
     gateway_workers: Workers = 1,
@@ -137,6 +153,8 @@ def render(
             gateway_workers=gateway_workers,
             service_host=service_host,
             listen=listen,
+            server_certificate=server_certificate,
+            inside_certificate=inside_certificate,
         )
         render_gateway(directory, installation, mounted)
         typer.echo(f"Envoy starts with --config-path {mounted / 'bootstrap.yaml'}")

@@ -164,15 +164,16 @@ def render_gateway(directory: Path, installation: Installation, mounted: Path) -
 
 def _gateway_settings(installation: Installation, mounted: Path) -> gateway.GatewaySettings:
     workers = installation.gateway_workers
+    server, inside = installation.server_certificate, installation.inside_certificate or mounted
     limits = gateway.Limits.for_machine(workers=workers).with_settings(os.environ)
     return gateway.GatewaySettings(
         directory=mounted,
         port=layout.GATEWAY_PORT,
         addresses=(installation.listen,),
-        certificate_file=mounted / CHAIN,
-        private_key_file=mounted / KEY,
+        certificate_file=server / "tls.crt" if server else mounted / CHAIN,
+        private_key_file=server / "tls.key" if server else mounted / KEY,
         contexts={context: _endpoints(installation, context) for context in CONTEXTS},
-        inside=Tls(mounted / "ca.crt", mounted / "tls.crt", mounted / "tls.key"),
+        inside=Tls(inside / "ca.crt", inside / "tls.crt", inside / "tls.key"),
         admin="127.0.0.1:9901",
         metrics=f"{installation.listen}:{layout.OPS_PORT}",
         console=installation.console_url,

@@ -31,6 +31,10 @@ class Installation:
     """The host name of a service."""
     listen: str = "0.0.0.0"  # noqa: S104 - a container's own address
     """The address on which the gateway listens."""
+    server_certificate: Path | None = None
+    """Where Envoy finds `tls.crt` and `tls.key` for clients, if not beside its configuration."""
+    inside_certificate: Path | None = None
+    """Where it finds `ca.crt`, `tls.crt` and `tls.key` for the services, likewise."""
 
     @property
     def host(self) -> str:
