@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import audit, bootstrap, database, init, migrate, services, simulate, up
+from cli import audit, bootstrap, database, init, migrate, nats, services, simulate, up
 from cli.backup import commands as backup
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("sim")(simulate.sim)
 app.command("init")(init.init)
 app.command("bootstrap")(bootstrap.bootstrap)
 app.add_typer(init.gateway_app)
+app.add_typer(nats.app)
 services.add_to(app)
 
 

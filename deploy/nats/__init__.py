@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,9 @@ SUBJECTS: Final = "evergreen.v1"
 
 INBOX: Final = "_INBOX_"
 """Where answers to a service arrive, followed by its name: nobody reads another one's."""
+
+CLUSTER_PORT: Final = 6222
+"""Where the servers of a cluster reach each other."""
 
 CONSUMERS: Final[Mapping[str, tuple[str, ...]]] = {"audit": ("audit",)}
 """The durable consumers that a service may have; one may read the events of all contexts."""
@@ -57,26 +60,41 @@ def render(
     *,
     host: str = "127.0.0.1",
     tls: Tls | None = None,
+    monitor_host: str = "127.0.0.1",
+    name: str = "evergreen",
+    cluster: Sequence[str] = (),
 ) -> str:
     """The text of the server's configuration; it holds the passwords.
 
     Args:
         port: where clients connect.
-        monitor_port: where the server tells its health, on loopback.
+        monitor_port: where the server tells its health.
         store: JetStream's directory.
         passwords: context → password of its user, whose name is that of the context.
         host: the address for clients; loopback needs no TLS.
         tls: the server's certificate.
+        monitor_host: the address for `monitor_port`.
+        name: the server's name, its own in a cluster.
+        cluster: the hosts of all servers of the cluster; they trust each other by certificates.
     """
-    secured = {}
+    secured: dict[str, dict[str, Any]] = {}
     if tls is not None:
         files = {"cert_file": str(tls.certificate_file), "key_file": str(tls.key_file)}
         secured = {"tls": {**files, "timeout": 5}}
+    clustered: dict[str, dict[str, Any]] = {}
+    if cluster and tls is not None:
+        clustered["cluster"] = {
+            "name": "evergreen",
+            "listen": f"{host}:{CLUSTER_PORT}",
+            "routes": [f"nats-route://{server}:{CLUSTER_PORT}" for server in cluster],
+            "tls": {**secured["tls"], "ca_file": str(tls.ca_file), "verify": True},
+        }
     configuration = {
-        "server_name": "evergreen",
+        "server_name": name,
         "listen": f"{host}:{port}",
         **secured,
-        "http": f"127.0.0.1:{monitor_port}",
+        **clustered,
+        "http": f"{monitor_host}:{monitor_port}",
         "logtime_utc": True,
         # An acknowledged message is on the disk. Jepsen lost some without this.
         "jetstream": {

@@ -1,0 +1,69 @@
+"""`evergreen nats render`: the configuration of a NATS server in a container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.errors import CliError, told
+from servicekit.access import CONTEXTS
+from servicekit.tls import Tls
+
+app = typer.Typer(
+    name="nats",
+    help="The configuration of NATS, for a server in a container.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _nats() -> None:
+    """Keeps `render` a command of its own."""
+
+
+@app.command()
+def render(
+    file: Annotated[Path, typer.Argument(help="Where it goes.")],
+    passwords: Annotated[
+        Path, typer.Option(help="Directory with the password of each service, by its name.")
+    ],
+    certificate: Annotated[
+        Path, typer.Option(help="Directory with ca.crt, tls.crt and tls.key of the server.")
+    ],
+    store: Annotated[Path, typer.Option(help="JetStream's directory.")] = Path("/data"),
+    name: Annotated[
+        str, typer.Option(envvar="NATS_SERVER_NAME", help="The server's name.")
+    ] = "evergreen",
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(help="Host of a server of the cluster; say it for each, this one included."),
+    ] = None,
+) -> None:
+    """Write it, with a user for each service and what each may do."""
+    with told(1):
+        from deploy import nats  # noqa: PLC0415
+        from deploy.containers import layout  # noqa: PLC0415
+        from deploy.launcher.home import write_private  # noqa: PLC0415
+
+        try:
+            found = {
+                context: (passwords / context).read_text(encoding="utf-8").rstrip("\r\n")
+                for context in CONTEXTS
+            }
+        except OSError as error:
+            raise CliError(f"{error.filename} cannot be read: {error.strerror}") from error
+        text = nats.render(
+            layout.NATS_PORT,
+            layout.NATS_MONITOR_PORT,
+            store,
+            found,
+            host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
+            monitor_host="0.0.0.0",  # noqa: S104 - probes come from the node
+            tls=Tls(certificate / "ca.crt", certificate / "tls.crt", certificate / "tls.key"),
+            name=name,
+            cluster=cluster or (),
+        )
+        write_private(file, text)
+        typer.echo(f"nats-server starts with --config {file}")
