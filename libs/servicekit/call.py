@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class Call:
     source_ip: str = ""
 
 
+_CANONICAL: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+).fullmatch
+
 SYSTEM_CALL: Final = Call("", SYSTEM, "")
 """What the system does by itself, such as the first start."""
 
@@ -87,6 +92,11 @@ current_call: ContextVar[Call] = ContextVar("current_call", default=SYSTEM_CALL)
 
 def _time(text: str | None) -> datetime | None:
     return datetime.fromtimestamp(float(text), UTC) if text else None
+
+
+def _uuid(text: str) -> str:
+    # The usual spelling needs no reading.
+    return text if _CANONICAL(text) is not None else str(UUID(text))
 
 
 def caller_from_headers(headers: Mapping[str, str]) -> Caller:
@@ -99,8 +109,8 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
     if not kind:
         return ANONYMOUS
     try:
-        subject = str(UUID(headers[H_SUBJECT]))
-        tenant = str(UUID(headers[H_TENANT]))
+        subject = _uuid(headers[H_SUBJECT])
+        tenant = _uuid(headers[H_TENANT])
         issued = _time(headers.get(H_TOKEN_ISSUED))
         expires = _time(headers.get(H_TOKEN_EXPIRES))
         if kind == "user":
@@ -110,7 +120,7 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
                 tenant_id=tenant,
                 role=Role(headers[H_ROLE]),
                 email=headers[H_EMAIL],
-                session_id=str(UUID(headers[H_SESSION])),
+                session_id=_uuid(headers[H_SESSION]),
                 issued_at=issued,
                 expires_at=expires,
             )

@@ -222,12 +222,8 @@ def _note(rpc: str, code: str, started: float) -> None:
     rule = ACCESS.get(rpc)
     if rule is not None and rule.writes and rule.audience is Audience.USER:
         log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
-    elif _tells_all():
+    elif logging.root.level <= logging.DEBUG:
         log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
-
-
-def _tells_all() -> bool:
-    return logging.getLogger().level <= logging.DEBUG
 
 
 def _tenant(caller: Caller) -> str:

@@ -29,7 +29,8 @@ _MAX_HEAD: Final = 64 << 10
 _STOP_SECONDS: Final = 5.0
 
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_KEPT: Final = {name.encode(): name for name in call.HEADERS}
+_KEPT: Final = tuple((name.encode(), name) for name in call.HEADERS)
+"""The gateway writes names in lower case."""
 
 
 class Request:
@@ -42,7 +43,7 @@ class Request:
         self.method = b""
         self.url = b""
         self.headers: dict[str, str] = {}
-        """Those of `servicekit.call`, by name; of equal names the last."""
+        """Those of `servicekit.call.HEADERS` that came; of equal names the last."""
         self.begun = False
         self.complete = False
         self.keep_alive = True
@@ -94,6 +95,11 @@ class _Connection(asyncio.Protocol):
     def __init__(self, app: App, connections: set[_Connection]) -> None:
         self._app = app
         self._connections = connections
+        self._fields: dict[bytes, bytes] = {}
+        self._url: list[bytes] = []
+        # Called by the parser for every field: these cost no frame of Python each.
+        self.on_header = self._fields.__setitem__
+        self.on_url = self._url.append
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
         self._request: Request | None = None
@@ -139,10 +145,6 @@ class _Connection(asyncio.Protocol):
             # Nobody waits for the answer any more: what has not been done yet is not done. Not
             # at once, for a task that never began could not give back what its call holds.
             asyncio.get_running_loop().call_soon(self._task.cancel)
-        if self._task is not None:
-            # Nobody waits for the answer any more: what has not been done yet is not done. Not
-            # at once, for a task that never began could not give back what its call holds.
-            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -156,18 +158,19 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._request = Request()
         self._head = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._request.url += url  # type: ignore[union-attr]  # between begin and complete
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        kept = _KEPT.get(name) or _KEPT.get(name.lower())
-        if kept is not None:
-            self._request.headers[kept] = value.decode("latin-1")  # type: ignore[union-attr]
+        # What a message before left: trailers.
+        self._fields.clear()
+        self._url.clear()
 
     def on_headers_complete(self) -> None:
         self._head = -1
-        self._request.method = self._parser.get_method()  # type: ignore[union-attr]
+        request, fields = self._request, self._fields
+        assert request is not None
+        request.method = self._parser.get_method()
+        request.url = self._url[0] if len(self._url) == 1 else b"".join(self._url)
+        for raw, name in _KEPT:
+            if raw in fields:
+                request.headers[name] = fields[raw].decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
         self._request.add(body)  # type: ignore[union-attr]

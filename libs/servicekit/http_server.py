@@ -179,7 +179,9 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
         DomainError: INVALID_ARGUMENT when it is not one JSON object in UTF-8.
     """
     try:
-        value = json.loads(body)
+        # What begins like this is UTF-8; json looks for UTF-16 and more, call by call.
+        plain = body[:1] == b"{" and body[1:2] != b"\0"
+        value = json.loads(body.decode("utf-8", "surrogatepass") if plain else body)
     except UnicodeDecodeError as broken:
         raise invalid_field("body", "must be JSON in UTF-8") from broken
     except (ValueError, RecursionError) as broken:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final, TypeAlias
+from functools import cached_property, partial
+from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -81,6 +81,62 @@ def as_domain_error(error: BaseException) -> DomainError | None:
     return None
 
 
+class Runs(Protocol):
+    """What runs a statement: a connection inside a transaction, or a `Lane`."""
+
+    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        """Runs a statement and answers its rows."""
+
+
+class Lane:
+    """A connection of its own for one writer: each statement is a transaction that sees all rows.
+
+    Begin, scope, statement and commit are one round trip, not four, and there is no pool to ask:
+    that is most of what a small batch costs. For the system's own writes which are one statement.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]]):
+        self._connect = connect
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._alone = asyncio.Lock()
+
+    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        """Runs and commits a statement; answers its rows.
+
+        Raises:
+            DomainError: as `Database.transaction`.
+        """
+        with _told():
+            async with self._alone:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                rows: list[asyncpg.Record] = await self._connection.fetch(query, *args)
+                return rows
+
+    async def close(self) -> None:
+        """Closes the connection when its statement has ended."""
+        if self._connection is not None:
+            try:
+                await self._connection.close(timeout=5)
+            except TimeoutError:
+                self._connection.terminate()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns what is wrong with the database into what callers are told."""
+    try:
+        yield
+    except DomainError:
+        raise
+    except Exception as error:
+        told = as_domain_error(error)
+        if told is None:
+            raise
+        log.warning("database error", error=brief(error))
+        raise told from error
+
+
 class Database:
     """The pool of a service's connections.
 
@@ -88,32 +144,52 @@ class Database:
     itself, whatever the database does meanwhile.
     """
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool[asyncpg.Record],
+        connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]],
+    ) -> None:
         self._pool = pool
+        self._connect = connect
+        self._lanes: list[Lane] = []
 
     @classmethod
     async def open(cls, settings: ServiceSettings) -> Database:
         """Makes the pool without connecting yet."""
+        where: dict[str, Any] = {
+            "dsn": settings.database_url,
+            "password": read_secret(settings.database_password_file) or None,
+            "timeout": ACQUIRE_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+        }
+        session = {"application_name": "evergreen", "timezone": "UTC"}
         pool = asyncpg.create_pool(
-            dsn=settings.database_url,
-            password=read_secret(settings.database_password_file) or None,
+            **where,
             min_size=0,
             max_size=settings.database_pool_size,
             max_inactive_connection_lifetime=300,
-            timeout=ACQUIRE_SECONDS,
-            command_timeout=STATEMENT_SECONDS,
             reset=_nothing_to_reset,
-            server_settings={"application_name": "evergreen", "timezone": "UTC"},
+            server_settings=session,
         )
         await pool
-        return cls(pool)
+        # Only these connections see all rows without being asked each time.
+        session_of_lanes = session | {"evergreen.scope": SYSTEM.setting}
+        return cls(pool, partial(asyncpg.connect, **where, server_settings=session_of_lanes))
 
     async def close(self) -> None:
         """Closes the connections when their transactions have ended."""
+        for lane in self._lanes:
+            await lane.close()
         try:
             await asyncio.wait_for(self._pool.close(), 5)
         except TimeoutError:
             self._pool.terminate()
+
+    def lane(self) -> Lane:
+        """A connection for one writer; it is made with the first statement."""
+        lane = Lane(self._connect)
+        self._lanes.append(lane)
+        return lane
 
     @asynccontextmanager
     async def transaction(self, scope: Scope = SYSTEM) -> AsyncIterator[Connection]:
@@ -122,7 +198,7 @@ class Database:
         Raises:
             DomainError: UNAVAILABLE when the database is away or the change met another one.
         """
-        try:
+        with _told():
             async with (
                 self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection,
                 connection.transaction(),
@@ -131,14 +207,6 @@ class Database:
                     "SELECT set_config('evergreen.scope', $1, true)", scope.setting
                 )
                 yield connection
-        except DomainError:
-            raise
-        except Exception as error:
-            told = as_domain_error(error)
-            if told is None:
-                raise
-            log.warning("database error", error=brief(error))
-            raise told from error
 
     @property
     def connections(self) -> tuple[int, int]:

