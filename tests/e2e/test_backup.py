@@ -1,0 +1,190 @@
+"""Backup under load, restore on another machine: the whole product, twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from deploy.launcher.home import Home
+from tests import stack as test_stack
+from tests.agent import Agent
+from tests.agent.agent import CallError
+from tests.e2e.test_audit_cli import evergreen
+from tests.e2e.world import DOCUMENT, make_org, ok
+from tests.stack import PATIENCE, Stack, until
+
+
+@dataclass
+class Load:
+    """Devices that report for as long as the block runs, and what was acknowledged when."""
+
+    agents: list[Agent]
+    acknowledged: list[tuple[float, str, str]] = field(default_factory=list)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self._report, args=(agent,)) for agent in self.agents]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: len(self.acknowledged) > 20, PATIENCE, "nothing was acknowledged")
+            yield
+        finally:
+            self._ended.set()
+            for thread in threads:
+                thread.join()
+
+    def _report(self, agent: Agent) -> None:
+        while not self._ended.is_set():
+            event = agent.record("app.installed", {"message": "under load"})
+            try:
+                agent.send_events()
+                agent.report_state()
+            except CallError:
+                continue
+            self.acknowledged.append((time.time(), agent.device_id, event))
+
+
+def rows(stack: Stack, statement: str, *arguments: Any) -> list[Any]:
+    """What a superuser sees."""
+    home = Home(stack.home)
+
+    async def run() -> list[Any]:
+        connection = await asyncpg.connect(
+            f"postgresql://postgres@/evergreen?host={home.run_directory() / 'postgres'}",
+            password=(home.secrets / "postgres_superuser").read_text().strip(),
+        )
+        try:
+            return list(await connection.fetch(statement, *arguments))
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.timeout(400)
+def test_a_restored_installation_goes_on(tmp_path: Path) -> None:
+    """From the home to another one, a while later: devices, decisions, versions and the log."""
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse battery\n")
+    archive, export = tmp_path / "one.backup", tmp_path / "audit.jsonl"
+    old_checkpoint, new_checkpoint = tmp_path / "old.txt", tmp_path / "new.txt"
+    key = ("--passphrase-file", passphrase)
+
+    with test_stack.running(tmp_path / "first") as first:
+        root = first.client(first.login()["token"])
+        org = make_org(first, root)
+        policy = org.publish()
+        devices = [org.device() for _ in range(3)]
+        stays, leaves, _ = devices
+        lives = ("--home", first.home)
+        load = Load(devices)
+        with load.running():
+            checkpoint(first, old_checkpoint)
+            made = evergreen("backup", "create", "-o", archive, *key, *lives)
+            assert made.returncode == 0, made.stderr
+            until(lambda: len(load.acknowledged) > 60, PATIENCE, "the load ended")
+
+        # What the backup does not know.
+        ok(root.post(f"/api/devices/{leaves.device_id}/decommission", json={}))
+        for _ in range(2):
+            ok(root.patch(f"/api/policies/{policy['id']}", json={"bundle": changed(policy)}))
+            policy = ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
+        assert stays.pull()
+        version = int(stays.version)
+        comes = org.device()
+        until(
+            lambda: "enrollment.device_decommissioned" in actions(root, org.id),
+            PATIENCE,
+            "the log does not tell",
+        )
+        exported = evergreen("audit", "export", "-o", export, *lives)
+        assert exported.returncode == 0, exported.stderr
+        checkpoint(first, new_checkpoint)
+        before = first
+
+    verified = evergreen("backup", "verify", archive, *key)
+    assert verified.returncode == 0, verified.stderr
+    second_home = tmp_path / "second"
+    restored = evergreen(
+        "backup", "restore", archive, *key, "--home", second_home, "--audit-export", export
+    )
+    assert restored.returncode == 0, restored.stderr
+    assert "retired again: 1" in restored.stdout
+    point = datetime.fromisoformat(
+        restored.stdout.partition("Restored as of ")[2].partition(" UTC")[0] + "+00:00"
+    )
+    for path in (second_home / "secrets").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+    again = evergreen("backup", "restore", archive, *key, "--home", second_home)
+    assert again.returncode == 1
+    assert "--replace" in again.stderr
+
+    with test_stack.running(second_home, EVERGREEN_PORT=str(before.port)) as second:
+        assert second.ca_file != before.ca_file
+        # A session from before is no session here.
+        assert root.get("/api/policies").status_code == 401
+        root = second.client(second.login()["token"])
+
+        # Nobody gets a lower version, or loses what was acknowledged.
+        assert not stays.pull()
+        assert int(stays.version) == version
+        stored = {
+            (str(row["device_id"]), row["event_id"])
+            for row in rows(second, "SELECT device_id, event_id FROM telemetry.event")
+        }
+        due = {(device, event) for at, device, event in load.acknowledged if at < point.timestamp()}
+        assert due
+        assert due <= stored
+        stays.record("app.installed", {"message": "after"})
+        stays.send_events()
+        stays.report_state()
+
+        # Retired stays retired; who came since goes on, and is in the registry.
+        with pytest.raises(CallError) as refused:
+            leaves.pull()
+        assert refused.value.status == 401
+        comes.pull()
+        comes.report_state()
+        assert ok(root.get(f"/api/devices/{comes.device_id}"))
+        ok(root.post(f"/api/devices/{comes.device_id}/decommission", json={}))
+
+        # The next policy reaches everybody, above all that they had.
+        published = ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
+        assert int(published["version"]) > version
+        until(stays.pull, PATIENCE, "the new policy does not arrive")
+        assert int(stays.version) == int(published["version"])
+
+        until(lambda: "audit.restored" in actions(root, org.id), PATIENCE, "the log does not tell")
+        sound = evergreen("audit", "verify", "--checkpoint", old_checkpoint, "--home", second_home)
+        assert sound.returncode == 0, sound.stdout
+        lost = evergreen("audit", "verify", "--checkpoint", new_checkpoint, "--home", second_home)
+        assert lost.returncode == 2, lost.stdout
+        assert "RESTORED" in lost.stdout
+        assert "TAMPERED" not in lost.stdout
+
+
+def changed(policy: dict[str, Any]) -> dict[str, Any]:
+    """Another document each time."""
+    homepage = f"https://school.example/{policy.get('version', 0)}"
+    return DOCUMENT | {"browser": DOCUMENT["browser"] | {"homepage": homepage}}
+
+
+def checkpoint(stack: Stack, path: Path) -> None:
+    done = evergreen("audit", "checkpoint", "-o", path, "--home", stack.home)
+    assert done.returncode == 0, done.stderr
+
+
+def actions(root: Any, org_id: str) -> list[str]:
+    return [e["action"] for e in ok(root.get("/api/audit", params={"orgId": org_id}))["entries"]]
