@@ -87,6 +87,7 @@ class Traffic:
             raise ValueError(f"a fleet has at most {MAX_DEVICES:,} devices")
         self.stats = Stats() if stats is None else stats
         self.in_flight = 0
+        self.started = False
         self.stopped = False
         self._client = client
         self._devices = devices
@@ -107,6 +108,7 @@ class Traffic:
 
     def start(self) -> None:
         """Begins, in the running event loop."""
+        self.started = True
         self._wake()
 
     def stop(self) -> None:
@@ -139,7 +141,7 @@ class Traffic:
             self._wake_by(at)
 
     def _wake_by(self, at: float) -> None:
-        if at < self._wake_at and not self.stopped:
+        if at < self._wake_at and self.started and not self.stopped:
             if self._timer is not None:
                 self._timer.cancel()
             self._wake_at = at
