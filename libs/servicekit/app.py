@@ -239,7 +239,7 @@ async def start(kit: Kit, build: Build) -> Running:
     parts = await build(kit)
     most = kit.settings.max_calls
     tls = kit.settings.tls
-    chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices)
+    chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
     public = GrpcServer(
         kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False, tls=tls
     )

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import timedelta
 from types import CoroutineType
 from typing import Any, NoReturn, TypeVar
 
@@ -44,6 +45,7 @@ from servicekit.errors import (
     unimplemented,
 )
 from servicekit.fair import Recent, Shares
+from servicekit.ids import Clock, now
 from servicekit.metrics import CALLS
 from servicekit.postgres import as_domain_error
 from servicekit.rules import violations
@@ -52,6 +54,7 @@ from servicekit.tenants import TenantDirectory
 log = logs.get(__name__)
 
 T = TypeVar("T")
+_CLOCK_SKEW = timedelta(seconds=30)
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
 _IN_THE_MIDDLE_SECONDS = 3.0
 """A device that empties its queue makes its next call within this time after the one before."""
@@ -64,6 +67,7 @@ class CallChain:
         max_calls: the most calls in flight, which tenants share (`Shares`).
         tenants: where ended sessions are known; `None` in a service that users do not call.
         devices: where locked-out devices are known; `None` in one that devices do not call.
+        clock: by which devices' tokens lapse.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class CallChain:
         max_calls: int,
         tenants: TenantDirectory | None = None,
         devices: DeviceAccess | None = None,
+        clock: Clock = now,
     ) -> None:
+        self._clock = clock
         self._places = Shares(max_calls)
         self._recent = Recent(_IN_THE_MIDDLE_SECONDS)
         self._tenants = tenants
@@ -123,6 +129,8 @@ class CallChain:
                 raise unauthenticated("NO_DEVICE_TOKEN", "a device token is needed")
             if self._devices is None:
                 raise permission_denied("NOT_ALLOWED", "devices do not call this service")
+            if rule.audience is Audience.DEVICE:
+                self._refuse_lapsed(caller)
             self._devices.check(caller)
             return caller
         if caller.kind is not CallerKind.USER:
@@ -133,6 +141,11 @@ class CallChain:
             role = caller.role.value if caller.role else "no role"
             raise permission_denied("ROLE_MAY_NOT", f"the role {role} may not do this")
         return caller
+
+    def _refuse_lapsed(self, device: Caller) -> None:
+        # The gateway lets a lapsed token of a device through, for the sake of the policy call.
+        if device.expires_at is not None and self._clock() > device.expires_at + _CLOCK_SKEW:
+            raise unauthenticated("TOKEN_EXPIRED", "the device token has expired; pull the policy")
 
     def serve(
         self,

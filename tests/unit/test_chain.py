@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -106,6 +107,30 @@ def _device(device: str, tenant: str) -> dict[str, str]:
         call.H_TENANT: tenant,
         call.H_TOKEN_VERSION: "1",
     }
+
+
+async def test_a_lapsed_token_is_good_for_the_policy_alone() -> None:
+    """The gateway lets devices' tokens through for 90 days after their end."""
+    access: Any = SimpleNamespace(check=lambda caller: None)
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    chain = CallChain(max_calls=30, devices=access, clock=lambda: at)
+
+    def headers(ended: timedelta) -> dict[str, str]:
+        expires = {call.H_TOKEN_EXPIRES: str(int((at - ended).timestamp()))}
+        return _device(str(uuid4()), str(uuid4())) | expires
+
+    async def answer(served: Call) -> str:
+        return "served"
+
+    for ended in (timedelta(days=-1), timedelta(seconds=29)):
+        assert await chain.run(STATE, headers(ended), answer) == "served"
+    for ended in (timedelta(seconds=31), timedelta(days=89)):
+        with pytest.raises(DomainError) as refused:
+            await chain.run(STATE, headers(ended), answer)
+        assert refused.value.code is Code.UNAUTHENTICATED
+        assert refused.value.reason == "TOKEN_EXPIRED"
+        poll = "/evergreen.v1.DeviceService/PullPolicy"
+        assert await chain.run(poll, headers(ended), answer) == "served"
 
 
 async def test_a_full_service_refuses_everybody() -> None:

@@ -19,7 +19,8 @@ METHODS = load(DESCRIPTORS)
 ALLOWED = {
     Audience.PUBLIC: {"none", "garbage", "user", "device", "lapsed", "long-lapsed"},
     Audience.USER: {"user"},
-    Audience.DEVICE: {"device"},
+    # That it has lapsed is for the services to see.
+    Audience.DEVICE: {"device", "lapsed"},
     Audience.DEVICE_LAPSED: {"device", "lapsed"},
 }
 
