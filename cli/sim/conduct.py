@@ -52,10 +52,11 @@ def conduct(place: Place, plan: Plan, wanted: Wanted) -> bool:
         if file is not None and not file.absolute().parent.is_dir():
             raise CliError(f"there is no directory {file.absolute().parent}")
     allow_connections(plan.devices if plan.connections is None else plan.connections)
+    check = place.check()
     # Progress goes to standard error, so that the result alone can be kept.
     progress, result = Console(stderr=True), Console()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        stats, meter = runner.run(_simulate(place, plan, progress))
+        stats, meter = runner.run(_simulate(place, plan, check, progress))
     report = reports.as_json(
         stats, meter, url=place.url, devices=plan.devices, traffic=plan.title(),
         options=asdict(plan),
@@ -71,9 +72,10 @@ def conduct(place: Place, plan: Plan, wanted: Wanted) -> bool:
     return not broken
 
 
-async def _simulate(place: Place, plan: Plan, console: Console) -> tuple[Stats, Meter]:
+async def _simulate(
+    place: Place, plan: Plan, check: Check | None, console: Console
+) -> tuple[Stats, Meter]:
     stop = asyncio.Event()
-    check = place.check()
     with _interruptible(stop):
         everyone = await _fleet(place, plan, check, console, stop)
         devices = everyone[: plan.devices]
