@@ -49,10 +49,9 @@ class DeviceApi:
         check_device(context.call, request.device_id)
         if len(request.events) > MAX_EVENTS:
             raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
-        with self._reports.room_for(context.call.caller, request.ByteSize()):
-            outcome = await self._reports.report_events(
-                context.call.caller, _read_batch(request.events)
-            )
+        caller, size = context.call.caller, request.ByteSize()
+        with self._reports.room_for(caller, size):
+            outcome = await self._reports.report_events(caller, size, _read_batch(request.events))
         return device_pb2.ReportEventsResponse(
             accepted=outcome.accepted,
             duplicates=outcome.duplicates,

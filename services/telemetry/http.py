@@ -37,7 +37,7 @@ def routes(reports: Reports) -> dict[str, Route]:
     async def report_events(call: Call, body: bytes) -> Answer:
         with reports.room_for(call.caller, len(body)):
             outcome = await reports.report_events(
-                call.caller, read_batch(body, partial(check_device, call))
+                call.caller, len(body), read_batch(body, partial(check_device, call))
             )
         return Answer(
             body=b'{"accepted":%d,"duplicates":%d,"quarantined":%d}'
