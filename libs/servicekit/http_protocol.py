@@ -36,8 +36,8 @@ _KEPT: Final = tuple((name.encode(), name) for name in call.HEADERS)
 class Request:
     """A request, of which the body may still be on its way."""
 
-    __slots__ = ("_arrived", "_parts", "_size", "begun", "complete", "headers", "keep_alive",
-                 "method", "url")  # fmt: skip
+    __slots__ = ("_announced", "_arrived", "_parts", "_size", "begun", "complete", "headers",
+                 "keep_alive", "method", "url")  # fmt: skip
 
     def __init__(self) -> None:
         self.method = b""
@@ -49,12 +49,18 @@ class Request:
         self.keep_alive = True
         self._parts: list[bytes] = []
         self._size = 0
+        self._announced = 0
         self._arrived: asyncio.Future[None] | None = None
 
     @property
     def body(self) -> bytes:
         """The body, when `complete`."""
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body, as announced by a client that is not done yet."""
+        return max(self._size, self._announced)
 
     async def read(self) -> bytes:
         """Waits for the whole body.
@@ -68,6 +74,15 @@ class Request:
         if self._size > MAX_BODY:
             raise invalid_field("body", f"must have at most {MAX_BODY} bytes")
         return self.body
+
+    def announce(self, size: int) -> None:
+        """Takes note of how large the body will be."""
+        self._announced = size
+
+    def discard(self) -> None:
+        """Keeps nothing of the body: the request is answered already."""
+        self._parts.clear()
+        self._size = MAX_BODY + 1
 
     def add(self, part: bytes) -> None:
         """Takes a part of the body; what is too much is not kept."""
@@ -171,6 +186,9 @@ class _Connection(asyncio.Protocol):
         for raw, name in _KEPT:
             if raw in fields:
                 request.headers[name] = fields[raw].decode("latin-1")
+        # The parser has refused what is no number.
+        if (size := fields.get(b"content-length")) is not None:
+            request.announce(int(size))
 
     def on_body(self, body: bytes) -> None:
         self._request.add(body)  # type: ignore[union-attr]
@@ -216,9 +234,11 @@ class _Connection(asyncio.Protocol):
         if self._draining or not request.keep_alive:
             answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         self._transport.write(answer)
-        # Of a request that was answered before its end the rest is read, and dropped.
         if request.complete:
             self._close_if_due(request)
+        else:
+            # The rest of it is read, and dropped.
+            request.discard()
 
     def _close_if_due(self, request: Request) -> None:
         if self._draining or not request.keep_alive:

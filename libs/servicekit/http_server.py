@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,7 +22,7 @@ from google.protobuf.message import Message
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from servicekit import logs
-from servicekit.call import H_REQUEST_ID, Call
+from servicekit.call import H_REQUEST_ID, Call, Caller
 from servicekit.chain import CallChain, check_rules
 from servicekit.errors import (
     HTTP_STATUS,
@@ -83,6 +84,9 @@ class Route:
 
     rpc: str
     handler: Callable[[Call, bytes], Answer | Coroutine[Any, Any, Answer]]
+    room: Callable[[Caller, int], AbstractContextManager[None]] | None = None
+    """Holds the memory for a body of so many bytes, or refuses it before it is read; for calls
+    with large ones."""
 
 
 class DeviceApp:
@@ -118,8 +122,8 @@ class DeviceApp:
             route.rpc,
             request.headers,
             (lambda call: handler(call, request.body))
-            if request.complete
-            else (lambda call: _when_complete(call, request, handler)),
+            if request.complete and route.room is None
+            else (lambda call: _when_complete(call, request, route)),
         )
         if isinstance(answer, Answer):
             return self._response(answer)
@@ -135,13 +139,10 @@ class DeviceApp:
         return self._ready.get(id(answer)) or answer.response()
 
 
-async def _when_complete(
-    call: Call,
-    request: Request,
-    handler: Callable[[Call, bytes], Answer | Coroutine[Any, Any, Answer]],
-) -> Answer:
-    answer = handler(call, await request.read())
-    return answer if isinstance(answer, Answer) else await answer
+async def _when_complete(call: Call, request: Request, route: Route) -> Answer:
+    with route.room(call.caller, request.size) if route.room else nullcontext():
+        answer = route.handler(call, await request.read())
+        return answer if isinstance(answer, Answer) else await answer
 
 
 def _failure(request: Request, error: Exception) -> bytes:

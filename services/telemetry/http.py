@@ -35,10 +35,9 @@ def routes(reports: Reports) -> dict[str, Route]:
         return _OK
 
     async def report_events(call: Call, body: bytes) -> Answer:
-        with reports.room_for(call.caller, len(body)):
-            outcome = await reports.report_events(
-                call.caller, len(body), read_batch(body, partial(check_device, call))
-            )
+        outcome = await reports.report_events(
+            call.caller, len(body), read_batch(body, partial(check_device, call))
+        )
         return Answer(
             body=b'{"accepted":%d,"duplicates":%d,"quarantined":%d}'
             % (outcome.accepted, outcome.duplicates, outcome.quarantined)
@@ -46,7 +45,9 @@ def routes(reports: Reports) -> dict[str, Route]:
 
     return {
         STATE_PATH: Route("/evergreen.v1.DeviceService/ReportState", report_state),
-        EVENTS_PATH: Route("/evergreen.v1.DeviceService/ReportEvents", report_events),
+        EVENTS_PATH: Route(
+            "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for
+        ),
     }
 
 
