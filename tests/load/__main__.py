@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 import uvloop
 
 from tests.load import floor, product
+from tests.load.compare import Growth
 from tests.load.facts import facts
 from tests.load.fleet import Fleet
-from tests.load.plan import PLANS, Plan
+from tests.load.plan import PLANS
 from tests.load.product import Product
 from tests.load.report import Report
 from tests.load.stages import Bench
@@ -18,30 +20,38 @@ from tests.load.stages import Bench
 
 def main() -> None:
     """Runs the plan that the command line names."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument("plan", nargs="?", default="default", choices=sorted(PLANS))
     parser.add_argument("--profile", action="store_true", help="record where the time goes")
-    arguments = parser.parse_args()
-    plan = PLANS[arguments.plan]
+    parser.add_argument("--only", choices=("mix", "growth"), help="leave the rest of the plan out")
+    parser.add_argument(
+        "--large-home",
+        type=Path,
+        help="keep the large database in this directory, and use the one that is there",
+    )
+    options = parser.parse_args()
+    plan = PLANS[options.plan]
     report = Report()
     report.results |= {"plan": plan.name, "machine": facts()}
     report.stage(f"Starting the product (the {plan.name} form takes about {plan.minutes:g} min)")
     with product.running() as started, asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        loop.run(_run(plan, started, report, arguments.profile))
+        loop.run(_run(options, started, report))
     report.say(f"written to {report.write()}")
 
 
-async def _run(plan: Plan, started: Product, report: Report, profile: bool) -> None:
-    stack = started.stack
-    version = started.publish_policy()
-    database = await started.superuser()
+async def _run(options: argparse.Namespace, started: Product, report: Report) -> None:
+    plan, stack = PLANS[options.plan], started.stack
     with floor.running(stack, stack.home.parent / "floor") as floors:
+        fleet = await Fleet.of(started)
         await started.settled()
-        report.results["cpus_at_rest"] = round(await started.at_rest(), 3)
-        report.say(f"at rest the product uses {report.results['cpus_at_rest']} of a processor")
-        fleet = Fleet(stack.tenant_id, version)
-        await Bench(plan, started, floors, report, database, fleet, profile).run()
-    await database.close()
+        await started.measure_rest()
+        report.results["cpus_at_rest"] = round(started.rest_cpus, 3)
+        report.say(f"at rest the product uses {started.rest_cpus:.2f} of a processor")
+        if any(plan.large) and options.only != "mix":
+            home = options.large_home and options.large_home.absolute() / "home"
+            await Growth(plan, started, floors, report, fleet, home).run()
+        if options.only != "growth":
+            await Bench(plan, started, floors, report, fleet, options.profile).run()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ class Side(Protocol):
     @property
     def port(self) -> int: ...
 
+    @property
+    def ca_file(self) -> str: ...
+
+    @property
+    def rest_cpus(self) -> float:
+        """How many processors it keeps busy when nobody calls."""
+        ...
+
     async def settled(self) -> None:
         """Waits until what is done behind the answers is done; that is a part of the cost."""
         ...
@@ -39,15 +47,14 @@ class Side(Protocol):
 
 
 @asynccontextmanager
-async def connected(
-    sides: Sequence[Side], ca_file: str, connections: int
-) -> AsyncIterator[dict[str, Client]]:
+async def connected(sides: Sequence[Side], connections: int) -> AsyncIterator[dict[str, Client]]:
     """A client for each side, by its name; all alike."""
     async with AsyncExitStack() as open_clients:
         yield {
             side.name: await open_clients.enter_async_context(
                 Client(
-                    Target.of(f"https://localhost:{side.port}", ca_file), connections=connections
+                    Target.of(f"https://localhost:{side.port}", side.ca_file),
+                    connections=connections,
                 )
             )
             for side in sides
@@ -113,7 +120,14 @@ async def measure(side: Side, client: Client, load: Load, beside: Sequence[Side]
     ours = sum(_cpu(one).since(was).total for one, was in zip(known, before, strict=True))
     await side.settled()
     spent = _cpu(side).since(before[0])
-    return Round(side.name, sender.outcome, dict(spent.seconds), max(0.0, busy - own - ours), own)
+    return Round(
+        side.name,
+        sender.outcome,
+        dict(spent.seconds),
+        others=max(0.0, busy - own - ours),
+        client=own,
+        rest=side.rest_cpus * (time.perf_counter() - began),
+    )
 
 
 def _cpu(side: Side) -> Usage:
@@ -168,7 +182,7 @@ def paced(calls: Iterator[Call], per_second: float, seconds: float, seed: int = 
 async def interleaved(
     sides: Sequence[Side],
     clients: Mapping[str, Client],
-    load: Callable[[], Load],
+    load: Callable[[Side], Load],
     rounds: int,
     tell: Callable[[Round], None],
 ) -> list[Round]:
@@ -176,7 +190,7 @@ async def interleaved(
     found = []
     for _ in range(rounds):
         for side in sides:
-            one = await measure(side, clients[side.name], load(), sides)
+            one = await measure(side, clients[side.name], load(side), sides)
             tell(one)
             found.append(one)
     return found

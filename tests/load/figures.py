@@ -62,10 +62,17 @@ class Round:
     """CPU seconds that neither this side nor the client used: noise of the machine."""
     client: float
     """CPU seconds of the load client."""
+    rest: float = 0.0
+    """CPU seconds of `cpu` that the side would have used without any call."""
 
     @property
     def cpu_us_per_call(self) -> float:
         return 1e6 * sum(self.cpu.values()) / max(1, self.outcome.calls)
+
+    @property
+    def rest_us_per_call(self) -> float:
+        """The share of that for being there at all; the busier, the less."""
+        return 1e6 * self.rest / max(1, self.outcome.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,10 @@ class Series:
     def cpu_us_per_call(self) -> float:
         """The median over the rounds."""
         return median(r.cpu_us_per_call for r in self.rounds)
+
+    @property
+    def rest_us_per_call(self) -> float:
+        return median(r.rest_us_per_call for r in self.rounds)
 
     @property
     def least(self) -> float:
@@ -137,6 +148,7 @@ class Series:
         return {
             "calls_per_second": round(self.calls_per_second, 1),
             "cpu_us_per_call": round(self.cpu_us_per_call, 1),
+            "of_which_at_rest_us": round(self.rest_us_per_call, 1),
             "cpu_us_per_call_least": round(self.least, 1),
             "cpu_us_per_call_of_rounds": [round(r.cpu_us_per_call, 1) for r in self.rounds],
             "parts_us_per_call": {k: round(v, 1) for k, v in self.parts_us_per_call.items()},

@@ -12,16 +12,14 @@ from typing import Final
 
 import asyncpg
 
+from cli.sim.bodies import state_body
+from tests.load.product import Product
+
 _LONG_AGO: Final = "'3'::xid8"
+_APPS: Final = json.dumps(
+    json.loads(state_body("", 0, 0))["state"]["installed_apps"], separators=(",", ":")
+)
 _ID: Final = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
-APPS: Final[list[dict[str, str]]] = [
-    {"id": f"org.{name}", "version": f"4{number}.1", "branch": "stable"}
-    for number, name in enumerate(
-        ("gnome.Calculator", "gnome.TextEditor", "libreoffice.LibreOffice", "mozilla.firefox",
-         "gimp.GIMP", "kde.kolourpaint", "geogebra.GeoGebra", "musescore.MuseScore",
-         "audacityteam.Audacity", "videolan.VLC")
-    )
-]  # fmt: skip
 
 
 def device_id(number: int) -> str:
@@ -31,12 +29,23 @@ def device_id(number: int) -> str:
 
 @dataclass(slots=True)
 class Fleet:
-    """The devices and events that were put into the database so far."""
+    """The devices that were put into the database so far."""
 
     tenant_id: str
     policy_version: int
     devices: int = 0
-    events: int = 0
+
+    @classmethod
+    async def of(cls, product: Product) -> Fleet:
+        """The fleet of a product: what an earlier run put there, with a new policy in force."""
+        connection = await product.superuser()
+        try:
+            found = await connection.fetchval(
+                "SELECT count(*) FROM enrollment.device WHERE serial LIKE 'BENCH-%'"
+            )
+        finally:
+            await connection.close()
+        return cls(product.stack.tenant_id, product.publish_policy(), int(found))
 
     async def grow(self, connection: asyncpg.Connection, devices: int) -> None:
         """Registers devices until there are so many; each has a state and its policy."""
@@ -71,7 +80,7 @@ class Fleet:
                 *span,
                 self.tenant_id,
                 str(self.policy_version),
-                json.dumps(APPS),
+                _APPS,
             )
             await connection.execute(
                 "INSERT INTO policy.devices (device_id, tenant_id, status)"
@@ -100,4 +109,4 @@ class Fleet:
 async def tidy(connection: asyncpg.Connection, *tables: str) -> None:
     """Leaves tables as autovacuum would after a while, so that it does not do so in a round."""
     for table in tables:
-        await connection.execute(f"VACUUM (ANALYZE) {table}")
+        await connection.execute(f"VACUUM (ANALYZE) {table}", timeout=1800)

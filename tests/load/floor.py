@@ -90,8 +90,10 @@ class Floor:
 
     name: str
     port: int
+    ca_file: str
     roots: tuple[int, ...]
     """Its processes: the gateway's copy and the handlers'."""
+    rest_cpus: float = 0.0
 
     def processes(self) -> list[Process]:
         everything = processes()
@@ -124,7 +126,7 @@ def running(stack: Stack, directory: Path) -> Iterator[list[Floor]]:
             places = Places(home, free_port(), free_port(), http_socket, grpc_socket)
             transcoded = name == "floor-grpc"
             envoy = running_now.enter_context(_gateway(stack, places, transcoded=transcoded))
-            floors.append(Floor(name, places.port, (envoy.pid, handler.pid)))
+            floors.append(Floor(name, places.port, stack.ca_file, (envoy.pid, handler.pid)))
         yield floors
 
 

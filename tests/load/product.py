@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,17 +34,22 @@ _AT_REST = 0.3
 """Processors that it keeps busy at most when it has nothing to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Product:
     """A running product that is about to be measured."""
 
     stack: Stack
-
-    name = "product"
+    name: str = "product"
+    rest_cpus: float = 0.0
+    """How many processors it keeps busy when nobody calls, once that was measured."""
 
     @property
     def port(self) -> int:
         return self.stack.port
+
+    @property
+    def ca_file(self) -> str:
+        return self.stack.ca_file
 
     def processes(self) -> list[Process]:
         """All of its processes but the launcher, which only watches."""
@@ -116,25 +121,24 @@ class Product:
                 return
             before, pause = before + spent, 0.5
 
-    async def at_rest(self, seconds: float = 3.0) -> float:
-        """How many processors it keeps busy when nobody calls."""
-        before = self._spent()
+    async def measure_rest(self, seconds: float = 4.0) -> None:
+        """Finds out what it uses when nobody calls."""
+        before, began = self._spent(), time.monotonic()
         await asyncio.sleep(seconds)
-        return (self._spent() - before) / seconds
+        self.rest_cpus = (self._spent() - before) / (time.monotonic() - began)
 
     def _spent(self) -> float:
         return usage(self.processes()).total
 
 
 @contextmanager
-def running() -> Iterator[Product]:
-    """Starts a product that lives for this run only."""
-    with tempfile.TemporaryDirectory(prefix="evergreen-bench-", dir=_roomy()) as directory:
-        home = Path(directory) / "home"
-        with product_stack.running(home, **_UNLIMITED) as stack:
-            yield Product(stack)
-
-
-def _roomy() -> str:
-    # The database is on a disk, as in real life: /tmp may be in memory.
-    return "/var/tmp"
+def running(name: str = "product", home: Path | None = None) -> Iterator[Product]:
+    """Starts a product: in a home that is kept, or in one that lives for this run only."""
+    with ExitStack() as stack:
+        if home is None:
+            # On a disk, as in real life: /tmp may be in memory.
+            temporary = tempfile.TemporaryDirectory(prefix="evergreen-bench-", dir="/var/tmp")
+            home = Path(stack.enter_context(temporary)) / "home"
+        home.parent.mkdir(parents=True, exist_ok=True)
+        started = stack.enter_context(product_stack.running(home, **_UNLIMITED))
+        yield Product(started, name)

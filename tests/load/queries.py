@@ -37,8 +37,8 @@ def _queries(devices: int, chance: random.Random) -> dict[str, tuple[str, dict[s
     }
 
 
-async def ask(stack: Stack, devices: int, times: int) -> dict[str, dict[str, float]]:
-    """Milliseconds by query; second pages and deep pages are queries of their own."""
+async def ask(stack: Stack, devices: int, times: int) -> Outcome:
+    """Seconds by query; second pages and deep pages are queries of their own."""
     outcome = Outcome()
     chance = random.Random(5)
     token = stack.login()["token"]
@@ -65,7 +65,4 @@ async def ask(stack: Stack, devices: int, times: int) -> dict[str, dict[str, flo
                 if following and name in ("devices", "events"):
                     query |= {"pageToken": following}
                     await get(f"{name}, second page", path, query)
-        found = {name: outcome.latency_ms(name) for name in outcome.latencies}
-    if outcome.failed:
-        found["failed"] = {what: float(count) for what, count in outcome.failed.items()}
-    return {name: {k: round(v, 2) for k, v in f.items()} for name, f in found.items()}
+    return outcome

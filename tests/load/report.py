@@ -59,6 +59,7 @@ class Report:
         table.add_section()
         middles = [side.cpu_us_per_call for side in sides.values()]
         table.add_row("all (median)", *(f"[bold]{value:.0f}[/]" for value in middles))
+        table.add_row("of which at rest", *(f"{s.rest_us_per_call:.0f}" for s in sides.values()))
         table.add_row("least of a round", *(f"{s.least:.0f}" for s in sides.values()))
         table.add_row("± between rounds", *(f"{100 * s.spread:.0f} %" for s in sides.values()))
         product, *floors = sides.values()

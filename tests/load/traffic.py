@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import islice
 from typing import Final, NamedTuple
 
-from tests.load.fleet import APPS
+from cli.sim.bodies import enroll_body, events_body, poll_body, state_body
 
 POLL: Final = "poll"
 STATE: Final = "state"
@@ -75,8 +74,8 @@ class Traffic:
         self._turn = itertools.cycle(order)
         self._event_id = itertools.count(time.time_ns())
         self._pre_shared_key = pre_shared_key
-        self._poll = json.dumps({"current_version": str(policy_version)}).encode()
-        self._apps = json.dumps(APPS, separators=(",", ":"))
+        self._number = itertools.count()
+        self._poll = poll_body(str(policy_version))
 
     def of(self, kind: str) -> Iterator[Call]:
         """Requests of one kind, or of the fleet's mix."""
@@ -96,46 +95,13 @@ class Traffic:
 
     def _call(self, kind: str) -> Call:
         if kind == ENROLL:
-            return Call(kind, _PATHS[kind], "", self._enroll())
+            serial = f"NEW-{next(self._event_id)}"
+            return Call(kind, _PATHS[kind], "", enroll_body(serial, self._pre_shared_key))
         device = next(self._turn)
         if kind == POLL:
             body = self._poll
         elif kind == STATE:
-            body = self._state(device)
+            body = state_body(device.id, next(self._number), time.time_ns())
         else:
-            body = self._events(device, _BATCH[kind])
+            body = events_body(device.id, list(islice(self._event_id, _BATCH[kind])))
         return Call(kind, _PATHS[kind], device.token, body)
-
-    def _state(self, device: Device) -> bytes:
-        return (
-            f'{{"device_id":"{device.id}","state":{{"timestamp":"{_now()}","installed_apps":'
-            f'{self._apps},"update_status":"idle","disk_total_bytes":256000000000,'
-            '"disk_free_bytes":200000000000,"battery_percent":87.5,"last_error":""}}'
-        ).encode()
-
-    def _events(self, device: Device, count: int) -> bytes:
-        now = _now()
-        events = ",".join(
-            f'{{"id":"{next(self._event_id)}","type":"app.installed","timestamp":"{now}",'
-            '"payload":{"message":"org.gnome.Calculator was installed","ref":'
-            '"app/org.gnome.Calculator/x86_64/stable","bytes":4194304}}'
-            for _ in range(count)
-        )
-        return f'{{"device_id":"{device.id}","events":[{events}]}}'.encode()
-
-    def _enroll(self) -> bytes:
-        return json.dumps(
-            {
-                "serial": f"NEW-{next(self._event_id)}",
-                "model": "Evergreen Book 14",
-                "cpu_model": "Simulated",
-                "cpu_count": 4,
-                "total_ram_bytes": 8 << 30,
-                "has_tpm": True,
-                "pre_shared_key": self._pre_shared_key,
-            }
-        ).encode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
