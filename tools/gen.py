@@ -14,6 +14,8 @@ from pathlib import Path
 import google.rpc
 from grpc_tools import protoc
 
+from tools import chart_readme
+
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 LIBS = ROOT / "libs"
@@ -53,6 +55,7 @@ def main() -> None:
     )
     openapi = importlib.import_module("tools.openapi")  # reads what was just made
     openapi.write()
+    chart_readme.write()
 
 
 if __name__ == "__main__":

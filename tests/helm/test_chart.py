@@ -1,0 +1,276 @@
+"""The chart keeps Kubernetes' rules, the product's, and its own promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from servicekit.access import CONTEXTS
+from servicekit.settings import ServiceSettings
+from tests.helm.chart import (
+    CHART,
+    EVAL,
+    EVERYTHING,
+    GIVEN,
+    PRODUCTION,
+    VERSIONS,
+    Object,
+    containers,
+    helm,
+    pods,
+    render,
+    template,
+)
+from tools.chart_readme import readme
+
+ROOT = CHART.parents[1]
+PROFILES = {"eval": EVAL, "production": PRODUCTION, "everything": EVERYTHING}
+# These are no part of Kubernetes; their schemas come with what defines them.
+ADDED = {"ServiceMonitor", "PrometheusRule", "HTTPRoute", "TLSRoute", "BackendTLSPolicy"}
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return render(PROFILES[request.param])
+
+
+def by_kind(objects: list[Object], kind: str) -> dict[str, Object]:
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_object_keeps_the_schema_of_kubernetes(profile: str, version: str) -> None:
+    """Of the oldest release that is supported, of the newest, and of one between."""
+    for found in render(PROFILES[profile], "--kube-version", f"{version}.0"):
+        if found["kind"] not in ADDED:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_helm_has_nothing_to_complain_of() -> None:
+    """`helm lint --strict`."""
+    done = helm("lint", "--strict", str(CHART), "--set", "publicUrl=https://a.example")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pods_are_restricted(objects: list[Object]) -> None:
+    """Pod Security "restricted", a read-only root, no token, bounded memory, pinned images."""
+    for name, pod in pods(objects):
+        assert pod["automountServiceAccountToken"] is False, name
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        assert not any("hostPath" in volume for volume in pod["volumes"]), name
+        for container in containers(pod):
+            where = f"{name} {container['name']}"
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, where
+            assert "memory" in container["resources"]["limits"], where
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), where
+            tag = container["image"].rpartition(":")[2]
+            assert tag not in {"", "latest"}, where
+
+
+def test_what_runs_on_is_watched(objects: list[Object]) -> None:
+    """Every container that stays has a startup, a liveness and a readiness probe."""
+    for name, pod in pods(objects):
+        if name.startswith(("Deployment", "StatefulSet")):
+            for container in pod["containers"]:
+                assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container), name
+
+
+def test_every_secret_that_is_mounted_is_there(objects: list[Object]) -> None:
+    """Each with the keys that are taken from it; a pod gets no more than its own."""
+    secrets = {name: set(s["stringData"]) for name, s in by_kind(objects, "Secret").items()}
+    for name, pod in pods(objects):
+        for volume in pod["volumes"]:
+            sources = [volume.get("secret")] if "secret" in volume else []
+            sources += [s["secret"] for s in volume.get("projected", {}).get("sources", [])]
+            for source in sources:
+                secret = source.get("secretName", source.get("name"))
+                if secret in {"database-ca", "nats-ca"}:
+                    continue
+                wanted = {item["key"] for item in source.get("items", [])}
+                assert wanted <= secrets[secret], f"{name}: {secret}"
+                if secret in {"ev-inside", "ev-database-services"}:
+                    assert wanted, f"{name} gets the secrets of all"
+    others = {"policy": "telemetry", "identity": "enrollment"}
+    rendered = dict(pods(objects))
+    for context, other in others.items():
+        assert f"{other}.key" not in json.dumps(rendered[f"Deployment/ev-{context}"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_given_secrets_are_the_only_ones(profile: str) -> None:
+    """With every secret given, the chart makes none."""
+    objects = render({**PROFILES[profile], **GIVEN})
+    assert by_kind(objects, "Secret") == {}
+    mounted = json.dumps([pod for _, pod in pods(objects)])
+    for secret in GIVEN.values():
+        if profile == "everything" and secret == "s8":
+            continue
+        assert f'"{secret}"' in mounted, secret
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({}, "publicUrl"),
+        ({"publicUrl": "http://plain.example"}, "publicUrl"),
+        ({**EVAL, "profile": "production"}, "external PostgreSQL"),
+        ({**PRODUCTION, "gateway.replicas": "1"}, "gateway.replicas"),
+        ({**PRODUCTION, "services.policy.replicas": "1"}, "services.policy.replicas"),
+        ({**PRODUCTION, "nats.replicas": "1"}, "nats.replicas"),
+        ({**EVAL, "database.bundled": "false"}, "database.host"),
+        ({**EVAL, "nats.bundled": "false"}, "nats.url"),
+        ({**EVAL, "gateway.replica": "2"}, "replica"),
+        ({**EVAL, "services.policies.replicas": "2"}, "policies"),
+        ({**EVAL, "serviceDefaults.drainSeconds": "long"}, "drainSeconds"),
+    ],
+)
+def test_what_cannot_work_is_refused(values: dict[str, str], why: str) -> None:
+    """By name, before anything is installed."""
+    done = template(values)
+    assert done.returncode != 0
+    assert why in done.stderr
+
+
+def test_production_survives_the_loss_of_a_node() -> None:
+    """Two of everything, spread, one taken away at a time, and only the right peers let in."""
+    objects = render(PRODUCTION)
+    deployments = by_kind(objects, "Deployment")
+    assert set(deployments) == {f"ev-{name}" for name in (*CONTEXTS, "gateway")}
+    budgets = by_kind(objects, "PodDisruptionBudget")
+    scalers = by_kind(objects, "HorizontalPodAutoscaler")
+    policies = by_kind(objects, "NetworkPolicy")
+    for name, deployment in deployments.items():
+        assert scalers[name]["spec"]["minReplicas"] >= 2
+        assert "replicas" not in deployment["spec"]
+        assert budgets[name]["spec"]["maxUnavailable"] == 1
+        assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+        assert policies[name]["spec"]["podSelector"] == deployment["spec"]["selector"]
+    nats = by_kind(objects, "StatefulSet")["ev-nats"]
+    assert nats["spec"]["replicas"] == 3
+    services = by_kind(objects, "ConfigMap")["ev-services"]["data"]
+    assert services["EVERGREEN_NATS_REPLICAS"] == "3"
+
+
+def test_migrations_come_first() -> None:
+    """On install beside the services, which wait; on upgrade before them, rehearsed."""
+    (job,) = by_kind(render(EVAL), "Job").values()
+    assert "annotations" not in job["metadata"]
+    (job,) = by_kind(render(EVAL, "--is-upgrade"), "Job").values()
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    steps = [c["args"] for c in containers(job["spec"]["template"]["spec"])]
+    assert steps == [["database", "init"], ["migrate", "up", "--dry-run"], ["migrate", "up"]]
+
+
+def environment(objects: list[Object], container: Object) -> dict[str, str]:
+    """What a container's process finds in its environment."""
+    maps = by_kind(objects, "ConfigMap")
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        found |= maps[source["configMapRef"]["name"]]["data"]
+    for entry in container.get("env", []):
+        found[entry["name"]] = entry.get("value", "from the pod")
+    return found
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_services_take_their_settings(
+    objects: list[Object], context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service's own settings class reads the rendered environment."""
+    pod = dict(pods(objects))[f"Deployment/ev-{context}"]
+    (container,) = pod["containers"]
+    for name in [name for name in os.environ if name.startswith("EVERGREEN_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(objects, container).items():
+        monkeypatch.setenv(name, value)
+    settings = ServiceSettings()
+    assert settings.tls is not None
+    assert settings.target("identity") == "dns:///ev-identity:9091"
+    files = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for path in (settings.tls.key_file, settings.database_password_file, settings.nats_ca_file):
+        assert any(Path(mounted) in Path(str(path)).parents for mounted in files), path
+    ports = {port["containerPort"] for port in container["ports"]}
+    for listen in (settings.grpc_listen, settings.internal_listen, settings.ops_listen):
+        assert int(listen.rpartition(":")[2]) in ports
+
+
+def evergreen(*arguments: str, environment: dict[str, str]) -> None:
+    """Runs the command as a container does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.entry", *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_gateway_is_configured_by_its_init_container(tmp_path: Path) -> None:
+    """With the hosts of the chart's services, and the certificates where they are mounted."""
+    objects = render(EVAL)
+    pod = dict(pods(objects))["Deployment/ev-gateway"]
+    (configure,) = pod["initContainers"]
+    command, verb, directory, *rest = configure["args"]
+    evergreen(command, verb, str(tmp_path), *rest, environment=environment(objects, configure))
+    assert directory == "/etc/envoy"
+    written = "".join(file.read_text(errors="replace") for file in tmp_path.glob("*.yaml"))
+    for context in CONTEXTS:
+        assert f"ev-{context}" in written
+    assert "/etc/evergreen/certificate/tls.key" in written
+    assert "/run/evergreen/tls.key" in written
+    (envoy,) = pod["containers"]
+    assert envoy["args"][1] == "/etc/envoy/bootstrap.yaml"
+    assert (tmp_path / "bootstrap.yaml").is_file()
+
+
+def test_nats_is_configured_by_its_init_container(tmp_path: Path) -> None:
+    """Three servers that know each other, with the services' passwords."""
+    objects = render(PRODUCTION)
+    pod = dict(pods(objects))["StatefulSet/ev-nats"]
+    passwords: Any = by_kind(objects, "Secret")["ev-nats"]["stringData"]
+    for context, password in passwords.items():
+        (tmp_path / context).write_text(password)
+    file = tmp_path / "nats.conf"
+    (configure,) = pod["initContainers"]
+    arguments = [str(file) if word == "/etc/nats/nats.conf" else word for word in configure["args"]]
+    arguments = [
+        f"--passwords={tmp_path}" if word.startswith("--passwords=") else word for word in arguments
+    ]
+    evergreen(*arguments, environment={"NATS_SERVER_NAME": "ev-nats-0"})
+    written = json.loads(file.read_text())
+    assert written["server_name"] == "ev-nats-0"
+    assert len(written["cluster"]["routes"]) == 3
+    assert {c: file.read_text().count(f'"{passwords[c]}"') for c in CONTEXTS} == dict.fromkeys(
+        CONTEXTS, 1
+    )
+
+
+def test_the_alerts_are_the_products() -> None:
+    """The chart carries a copy, for it cannot reach out of its directory."""
+    ours = (ROOT / "deploy/prometheus/rules/evergreen.yaml").read_text()
+    assert (CHART / "files/alerts.yaml").read_text() == ours
+    (rule,) = by_kind(render(EVERYTHING), "PrometheusRule").values()
+    assert rule["spec"]["groups"]
+
+
+def test_the_readme_describes_the_values() -> None:
+    """`make gen` has made it from the schema that stands beside it."""
+    assert (CHART / "README.md").read_text() == readme()
