@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from uuid import UUID
 
 import asyncpg
@@ -45,6 +46,7 @@ log = logs.get(__name__)
 _FLUSH_SECONDS = 0.5
 _WRITE_AT_ONCE = 5000
 _MOST_NOTED = 2_000_000
+_MOST_UNWRITTEN = 200_000
 _LISTEN_CHECK_SECONDS = 15.0
 _LISTEN_AGAIN_SECONDS = 1.0
 _IDENTITY_SECONDS = 2.0
@@ -246,6 +248,9 @@ class Delivery:
         report = (version, device.token_version)
         if self._noted.get(device.id) == report:
             return
+        if len(self._unwritten) >= _MOST_UNWRITTEN and device.id not in self._unwritten:
+            # The database has been away for long; the device's next poll will tell it again.
+            return
         if len(self._noted) >= _MOST_NOTED:
             # Everybody is noted again; what the database has already, is not written.
             self._noted.clear()
@@ -256,7 +261,7 @@ class Delivery:
         )
 
     async def _flush(self) -> None:
-        applied = list(self._unwritten.items())[:_WRITE_AT_ONCE]
+        applied = list(islice(self._unwritten.items(), _WRITE_AT_ONCE))
         served = list(self._served.values())
         if not applied and not served:
             return
