@@ -147,7 +147,7 @@ def test_as_owner(stack: Stack, root: httpx.Client, school: Org, tmp_path: Path)
     """
     devices(school)
     callers = users(stack, root, school, "Owner")
-    run(stack, tmp_path, callers, "--exclude-operation-id", "logout", examples=5)
+    run(stack, tmp_path, callers, "--exclude-operation-id", "logout", examples=3)
 
 
 @pytest.mark.timeout(300)
@@ -165,25 +165,18 @@ def test_as_auditor(stack: Stack, root: httpx.Client, school: Org, tmp_path: Pat
     """An Auditor reads; every write is refused as the description says."""
     callers = users(stack, root, school, "Auditor")
     arguments = ["--phases", "examples,fuzzing", "--exclude-operation-id", "logout"]
-    run(stack, tmp_path, callers, *arguments, examples=3)
+    run(stack, tmp_path, callers, *arguments, examples=1)
 
 
 @pytest.mark.timeout(300)
 def test_as_device(stack: Stack, school: Org, tmp_path: Path) -> None:
     """A device's calls, in the agent's JSON: all phases, with devices that take turns."""
     arguments = ["--include-tag", "DeviceService", "--exclude-operation-id", "enrollDevice"]
-    run(stack, tmp_path, devices(school), *arguments, examples=20)
-
-
-@pytest.mark.timeout(300)
-def test_a_device_at_the_others_doors(stack: Stack, school: Org, tmp_path: Path) -> None:
-    """A device's token opens nothing that is a user's."""
-    arguments = ["--phases", "examples,fuzzing", "--exclude-tag", "DeviceService"]
-    run(stack, tmp_path, devices(school), *arguments, examples=1)
+    run(stack, tmp_path, devices(school), *arguments, examples=12)
 
 
 @pytest.mark.timeout(300)
 def test_without_credentials(stack: Stack, tmp_path: Path) -> None:
     """Nobody in particular gets what is public, and 401 for everything else."""
     nobody: dict[str, Any] = {"tokens": [], "devices": {}, "spared": []}
-    run(stack, tmp_path, nobody, "--phases", "examples,fuzzing", examples=2)
+    run(stack, tmp_path, nobody, "--phases", "examples,fuzzing", examples=1)

@@ -17,7 +17,6 @@ from tests.upgrade.released import ROOT, unpack
 WORK_DAYS = (
     "tests/e2e/test_device_day.py",
     "tests/e2e/test_admin_day.py",
-    "tests/integration/test_telemetry_reports.py",
 )
 
 
