@@ -1,0 +1,283 @@
+"""What happens when everybody comes at once: `python -m tests.load.herd`, see docs/limits.md.
+
+Three experiments, each with a product of its own:
+
+- `herd`: virtual devices that were cut off for an hour, with full queues, call at the same moment;
+- `connections`: the same with one TLS connection each, as many as the machine has files for;
+- `flood`: one organisation calls as fast as it goes while another one's devices go on.
+
+Each prints how it went second by second, and the most memory that any process ever had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from cli.sim.device import KINDS, Device
+from cli.sim.http import Client, Target
+from cli.sim.run import run
+from cli.sim.schedule import Rhythm
+from cli.sim.stats import Point, Stats
+from cli.sim.traffic import FleetTraffic, SaturatingTraffic
+from tests.load import product
+from tests.load.cpu import part_of
+from tests.load.facts import facts
+from tests.load.fleet import Fleet, device_id
+from tests.load.product import Product
+from tests.load.report import RESULTS, Report
+
+OUTAGE_SECONDS: Final = 3600.0
+ENOUGH: Final = 0.2
+"""Seconds that a call may take at the 99th percentile when all is well."""
+_SHOWN_EVERY: Final = 10
+_QUIET_DEVICES: Final = 2_000
+_QUIET_SPEED: Final = 2.5
+"""Together they make 100 calls a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for."""
+
+    devices: int
+    connections: int | None
+    seconds: float
+    ramp: float
+
+
+async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
+    """Everybody comes back at once."""
+    devices = await _fleet(plan.devices, started)
+    stack = started.stack
+    target = Target.of(stack.url, stack.ca_file)
+    seen: list[Point] = []
+
+    def each_second(point: Point) -> None:
+        seen.append(point)
+        if len(seen) % _SHOWN_EVERY == 0:
+            report.say(_line(seen[-_SHOWN_EVERY:]))
+
+    async with Client(target, connections=plan.connections) as client:
+        traffic = FleetTraffic(
+            client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
+        )
+        stats = await run(traffic, client, plan.seconds, each_second=each_second, drain=35)
+        connects = client.connects
+    unserved = sum(bool(device.states or device.events) for device in devices)
+    return {
+        "devices": plan.devices,
+        "connections": plan.connections or plan.devices,
+        "connects": connects,
+        "unserved_devices": unserved,
+        "well_again_after_seconds": _well_again(seen),
+        "memory_mib": memory(started),
+        **stats.as_json(),
+    }
+
+
+async def flood(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
+    """One organisation calls as fast as it goes; another one's devices call as they always do."""
+    noisy = await _fleet(plan.devices, started)
+    quiet = await _fleet(
+        _QUIET_DEVICES, started, first=plan.devices + 1, tenant=_other_tenant(started)
+    )
+    stack = started.stack
+    target = Target.of(stack.url, stack.ca_file)
+    results: dict[str, Any] = {}
+    rhythm = Rhythm(speed=_QUIET_SPEED)
+    for name, with_flood in (("alone", False), ("beside_the_flood", True)):
+        stop = multiprocessing.get_context("spawn").Event()
+        other = multiprocessing.get_context("spawn").Process(
+            target=_flood_process,
+            args=(target[:2], stack.ca_file, [_plain(d) for d in noisy], plan.connections, stop),
+        )
+        if with_flood:
+            other.start()
+            await asyncio.sleep(10)
+        async with Client(target, connections=200) as client:
+            stats = await run(
+                FleetTraffic(client, quiet, rhythm), client, plan.seconds, warm_up=3, drain=35
+            )
+        results[name] = stats.as_json()
+        report.say(f"{name}: {_figures(stats)}")
+        if with_flood:
+            stop.set()
+            await asyncio.to_thread(other.join)
+    results["memory_mib"] = memory(started)
+    return results
+
+
+def _flood_process(
+    where: tuple[str, int],
+    ca_file: str,
+    devices: list[tuple[int, str, str, str]],
+    in_flight: int,
+    stop: Any,
+) -> None:
+    # A flood comes from elsewhere: here it is not to take the processors from the product.
+    os.nice(5)
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(_quiet)
+        target = Target.of(f"https://{where[0]}:{where[1]}", ca_file)
+        stopped = asyncio.Event()
+
+        def watch(point: Point) -> None:
+            if stop.is_set():
+                stopped.set()
+
+        async with Client(target, connections=in_flight) as client:
+            traffic = SaturatingTraffic(client, [Device(*d) for d in devices], in_flight)
+            stats = await run(traffic, client, None, each_second=watch, stop=stopped, drain=5)
+        sys.stdout.write(f"  the flood: {_figures(stats)}\n")
+        sys.stdout.flush()
+
+    uvloop.run(work())
+
+
+def _plain(device: Device) -> tuple[int, str, str, str]:
+    return device.index, device.id, device.token, device.version
+
+
+def _other_tenant(started: Product) -> str:
+    stack = started.stack
+    with stack.client(stack.login()["token"]) as client:
+        tenants = client.get("/api/tenants").raise_for_status().json()["tenants"]
+        root = next(t["id"] for t in tenants if "parentId" not in t or not t["parentId"])
+        made = client.post("/api/tenants", json={"name": "Quiet school", "parentId": root})
+        return str(made.raise_for_status().json()["id"])
+
+
+async def _fleet(count: int, started: Product, *, first: int = 1, tenant: str = "") -> list[Device]:
+    """Devices with tokens; those of the first organisation are registered, with a policy."""
+    stack = started.stack
+    version = ""
+    if not tenant:
+        version = str(started.publish_policy())
+        database = await started.superuser()
+        await Fleet(stack.tenant_id, int(version)).grow(database, count)
+        await database.close()
+    ids = [device_id(number) for number in range(first, first + count)]
+    signer, issued = await started.signer(), datetime.now(UTC) - timedelta(minutes=1)
+
+    def make() -> list[Device]:
+        owner = tenant or stack.tenant_id
+        tokens = (signer.device_token(name, owner, 1, issued)[0] for name in ids)
+        return [Device(n, *pair, version) for n, pair in enumerate(zip(ids, tokens, strict=True))]
+
+    return await asyncio.to_thread(make)
+
+
+def memory(started: Product) -> dict[str, float]:
+    """The most memory that each part ever had, in MiB; of PostgreSQL the largest process."""
+    peaks: dict[str, float] = {}
+    for process in started.processes():
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            continue
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                part = part_of(process.command).split("/", 1)[0]
+                peaks[part] = max(peaks.get(part, 0.0), round(int(line.split()[1]) / 1024, 1))
+    return dict(sorted(peaks.items()))
+
+
+def _well_again(points: Sequence[Point]) -> float | None:
+    """From when on every second was served in time; `None` when the last was not."""
+    since: float | None = None
+    for point in points:
+        parts = [part for part in point.parts.values() if part.calls or part.failures]
+        # A few calls in one second are no percentile.
+        slow = any(part.calls >= 20 and part.p99 / 1e6 > ENOUGH for part in parts)
+        if slow or any(part.failures for part in parts):
+            since = None
+        elif since is None:
+            since = point.second
+    return since
+
+
+def _line(points: Sequence[Point]) -> str:
+    kinds = sorted({kind for point in points for kind in point.parts})
+    texts = []
+    for kind in kinds:
+        parts = [point.parts[kind] for point in points if kind in point.parts]
+        calls, failed = sum(p.calls for p in parts), sum(p.failures for p in parts)
+        worst = max((p.p99 for p in parts if p.calls), default=math.nan) / 1000
+        texts.append(f"{KINDS[kind]} {calls} (p99 {worst:.0f} ms, failed {failed})")
+    last = points[-1]
+    return (
+        f"{last.second:5.0f} s  in flight {last.in_flight:6d}  lag {last.lag * 1000:5.0f} ms  "
+        + ", ".join(texts)
+    )
+
+
+def _figures(stats: Stats) -> str:
+    latency = {KINDS[k]: h.percentile(0.99) / 1000 for k, h in stats.latency.items() if h.count}
+    p99 = ", ".join(f"{name} {value:.1f}" for name, value in latency.items())
+    failed = {KINDS[k]: dict(c) for k, c in stats.failures.items()}
+    return f"{stats.calls / stats.seconds:.0f} calls/s, p99 in ms: {p99}; failed: {failed}"
+
+
+def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Drops what uvloop tells of connections that were broken off while it wrote to them."""
+    if not isinstance(context.get("exception"), (OSError, RuntimeError)):
+        loop.default_exception_handler(context)
+
+
+def main() -> None:
+    """Runs one experiment."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("experiment", choices=("herd", "connections", "flood"))
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--connections", type=int, help="that the devices share")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--ramp", type=float, default=0.0, help="seconds over which they return")
+    arguments = parser.parse_args()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    devices, connections, seconds = {
+        "herd": (100_000, 1000, 240.0),
+        "connections": (min(20_000, files - 4500), None, 150.0),
+        "flood": (20_000, 1000, 30.0),
+    }[arguments.experiment]
+    plan = Plan(
+        arguments.devices or devices,
+        arguments.connections or connections,
+        arguments.seconds or seconds,
+        arguments.ramp,
+    )
+    report = Report()
+    report.stage(f"{arguments.experiment}: {plan}")
+    experiment = flood if arguments.experiment == "flood" else herd
+    began = time.monotonic()
+    with product.running() as started, asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        loop.get_loop().set_exception_handler(_quiet)
+        found = loop.run(experiment(plan, started, report))
+    found = {"machine": facts(), "took_seconds": round(time.monotonic() - began), **found}
+    for name in ("unserved_devices", "well_again_after_seconds", "connects", "memory_mib"):
+        if name in found:
+            report.say(f"{name.replace('_', ' ')}: {found[name]}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{arguments.experiment}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    report.say(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
