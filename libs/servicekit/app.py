@@ -241,7 +241,13 @@ async def start(kit: Kit, build: Build) -> Running:
     tls = kit.settings.tls
     chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
     public = GrpcServer(
-        kit.settings.grpc_listen, chain, parts.public, parts.services, internal=False, tls=tls
+        kit.settings.grpc_listen,
+        chain,
+        parts.public,
+        parts.services,
+        internal=False,
+        tls=tls,
+        probe=kit.settings.health_listen,
     )
     # A count of its own: a herd of devices must not keep the other services from the feeds.
     inside = CallChain(max_calls=most)

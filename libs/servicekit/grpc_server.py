@@ -238,6 +238,7 @@ class GrpcServer:
         listen: the address, as gRPC writes it (`unix:PATH` or `HOST:PORT`).
         internal: whether it is the listener for the other services.
         tls: for a listener on a network.
+        probe: where its health, and nothing else, is told to whoever has no certificate.
     """
 
     def __init__(
@@ -249,6 +250,7 @@ class GrpcServer:
         *,
         internal: bool,
         tls: Tls | None = None,
+        probe: str = "",
     ) -> None:
         by_certificate = tls is not None and not listen.startswith("unix:")
         self._server = grpc.aio.server(
@@ -278,12 +280,19 @@ class GrpcServer:
             self._server.add_secure_port(listen, tls.server_credentials())
         else:
             self._server.add_insecure_port(listen)
+        self._probed: grpc.aio.Server | None = None
+        if probe:
+            self._probed = grpc.aio.server()
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+            self._probed.add_insecure_port(probe)
 
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `set_serving`."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.set_ready(False)
         await self._server.start()
+        if self._probed is not None:
+            await self._probed.start()
 
     async def set_serving(self, serving: bool) -> None:
         """Says whether new calls should come here."""
@@ -309,3 +318,5 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Refuses new calls and waits up to `grace` seconds for those in flight."""
         await self._server.stop(grace)
+        if self._probed is not None:
+            await self._probed.stop(None)

@@ -35,6 +35,10 @@ class ServiceSettings(BaseSettings):
         default="127.0.0.1:0",
         description="HOST:PORT of /metrics, /healthz and /readyz; no caller's identity is taken.",
     )
+    health_listen: str = Field(
+        default="",
+        description="HOST:PORT of gRPC's health service alone, for probes without a certificate.",
+    )
     database_url: str = Field(description="PostgreSQL URL of the service's own role, no password.")
     database_password_file: Path | None = Field(
         default=None, description="File with the password of the database role."
@@ -48,6 +52,19 @@ class ServiceSettings(BaseSettings):
     )
     nats_user: str = Field(default="", description="NATS user of the service.")
     nats_password_file: Path | None = Field(default=None, description="File with its password.")
+    events_stream_bytes: int = Field(
+        default=4 << 30,
+        ge=1 << 20,
+        description="The size of the stream of domain events; beyond it, the oldest are dropped.",
+    )
+    telemetry_stream_bytes: int = Field(
+        default=4 << 30,
+        ge=1 << 20,
+        description="The size of the stream of devices' events; beyond it, the oldest are dropped.",
+    )
+    stream_replicas: int = Field(
+        default=1, ge=1, le=5, description="On how many NATS servers each stream is kept."
+    )
     master_key_file: Path | None = Field(
         default=None,
         description="File with the 32-byte key, base64, that seals private keys.",

@@ -164,7 +164,7 @@ def test_production_survives_the_loss_of_a_node() -> None:
     nats = by_kind(objects, "StatefulSet")["ev-nats"]
     assert nats["spec"]["replicas"] == 3
     services = by_kind(objects, "ConfigMap")["ev-services"]["data"]
-    assert services["EVERGREEN_NATS_REPLICAS"] == "3"
+    assert services["EVERGREEN_STREAM_REPLICAS"] == "3"
 
 
 def test_migrations_come_first() -> None:
@@ -206,7 +206,8 @@ def test_services_take_their_settings(
     for path in (settings.tls.key_file, settings.database_password_file, settings.nats_ca_file):
         assert any(Path(mounted) in Path(str(path)).parents for mounted in files), path
     ports = {port["containerPort"] for port in container["ports"]}
-    for listen in (settings.grpc_listen, settings.internal_listen, settings.ops_listen):
+    listens = (settings.grpc_listen, settings.internal_listen, settings.ops_listen)
+    for listen in (*listens, settings.health_listen):
         assert int(listen.rpartition(":")[2]) in ports
 
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 import grpc
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.certificates import Authority
 from evergreen.v1 import identity_pb2 as pb
@@ -232,3 +233,31 @@ def test_a_listener_on_a_network_needs_tls() -> None:
             internal_listen="unix:/nowhere",
             database_url="postgresql:///",
         )
+
+
+async def test_a_probe_needs_no_certificate_and_gets_nothing_but_health(tmp_path: Path) -> None:
+    """Kubernetes' own probes have none; what they see follows the service's stop."""
+    files = Authority.ensure_in(tmp_path / "ca").ensure(tmp_path, "identity")
+    where = f"127.0.0.1:{free_port()}"
+    server = GrpcServer(
+        f"127.0.0.1:{free_port()}",
+        CallChain(max_calls=10),
+        [partial(rpc.add_UserServiceServicer_to_server, Users())],
+        (),
+        internal=False,
+        tls=files,
+        probe=where,
+    )
+    await server.start()
+    async with grpc.aio.insecure_channel(where) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        seen = []
+        for serving in (True, False):
+            await server.set_serving(serving)
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+            seen.append(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await rpc.UserServiceStub(channel).ListUsers(pb.ListUsersRequest(), timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(0)
+    assert seen == [True, False]
