@@ -71,9 +71,17 @@ _RETRY: Final = (
 )
 
 
+def _partition_was_made(error: BaseException) -> bool:
+    """Whether a row was on its way to the default partition when one for its like was made.
+
+    Only a partition's own rule has no name.
+    """
+    return isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name
+
+
 def as_domain_error(error: BaseException) -> DomainError | None:
     """What callers are told of a database error; `None` when it is a defect of ours."""
-    if isinstance(error, _RETRY):
+    if isinstance(error, _RETRY) or _partition_was_made(error):
         return unavailable("too many changes at once; nothing was changed, try again")
     if isinstance(error, _AWAY):
         # Not "nothing was changed": a connection can die while its commit is answered.

@@ -20,7 +20,7 @@ _EVENT: Final = (
 )
 
 
-SCAN: Final = 50_000
+SCAN: Final = 10_000
 """Events that a page reads at most when it looks for something that no index finds."""
 
 
@@ -59,7 +59,7 @@ async def list_events(
         where.filter("type = ?", wanted.type)
     if wanted.search:
         where.contains(("type", "message"), wanted.search)
-    sql = where.page(_EVENT, "telemetry.event", "occurred_at DESC, id DESC", limit + 1, scan)
+    sql = where.page(_EVENT, "telemetry.event", "occurred_at", limit + 1, scan, down=True)
     rows = await connection.fetch(sql, *where.parameters)
     found = [
         StoredEvent(

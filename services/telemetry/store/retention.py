@@ -107,7 +107,7 @@ async def sweep_quarantine(
 ) -> tuple[UUID | None, int]:
     """As `sweep_events`, for what was set aside; ids are in the order in which it came."""
     rows = await connection.fetch(
-        "SELECT device_id, digest, id, received_at, received_at < $2"
+        "SELECT device_id, digest, id, received_at, received_at < $2::timestamptz"
         " - make_interval(days => telemetry.days_kept(tenant_id, $3)) AS old"
         " FROM telemetry.quarantined_event WHERE id > $1 ORDER BY id LIMIT $4",
         after,

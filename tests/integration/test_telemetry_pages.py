@@ -1,0 +1,145 @@
+"""Long lists: a page reads a bounded number of rows, and all pages together miss none."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from servicekit.app import Kit
+from servicekit.ids import now
+from servicekit.postgres import SYSTEM, Scope
+from services.telemetry.domain.events import make_event
+from services.telemetry.domain.state import State, StateReport
+from services.telemetry.domain.views import DeviceFilter, EventFilter, EventPosition, NamePosition
+from services.telemetry.store import events as event_store
+from services.telemetry.store import inventory as device_store
+from services.telemetry.store import reports
+from tests.conftest import MakeKit
+
+TENANTS = [UUID(int=number) for number in range(1, 6)]
+SCOPES = [SYSTEM, Scope((TENANTS[0],)), Scope(tuple(TENANTS[:3])), Scope(tuple(TENANTS))]
+START = now()
+
+
+async def every_event(kit: Kit, scope: Scope, wanted: EventFilter, scan: int) -> list[UUID]:
+    """All pages of three."""
+    found: list[UUID] = []
+    position: EventPosition | None = None
+    while True:
+        async with kit.database.transaction(scope) as connection:
+            page = await event_store.list_events(connection, scope, wanted, position, 3, scan)
+        assert len(page.events) <= 3
+        found += [event.id for event in page.events]
+        position = page.after
+        if position is None:
+            return found
+
+
+async def every_device(kit: Kit, scope: Scope, wanted: DeviceFilter, scan: int) -> list[UUID]:
+    found: list[UUID] = []
+    position: NamePosition | None = None
+    while True:
+        async with kit.database.transaction(scope) as connection:
+            page = await device_store.list_devices(
+                connection, scope, wanted, position, 3, START, scan
+            )
+        assert len(page.devices) <= 3
+        found += [device.id for device in page.devices]
+        position = page.after
+        if position is None:
+            return found
+
+
+@pytest.fixture
+async def kit(make_kit: MakeKit) -> Kit:
+    return await make_kit("telemetry", tenants=[])
+
+
+@pytest.mark.parametrize("scan", [1, 4, 1_000])
+async def test_pages_of_events_miss_none_however_little_a_page_may_read(
+    kit: Kit, scan: int
+) -> None:
+    """Whatever is looked for, by whomever; events of one moment, in several partitions."""
+    chance = random.Random(7)
+    stored = []
+    for number in range(60):
+        event = make_event(
+            event_id=str(number),
+            type_=chance.choice(["app.installed", "update.failed", "disk_warning"]),
+            occurred_at=START - timedelta(seconds=chance.randint(0, 12)),
+            payload=None,
+            value={"message": chance.choice(["firefox", "maps"])},
+        )
+        stored.append((UUID(int=chance.randint(1, 4)), chance.choice(TENANTS), event))
+    async with kit.database.transaction() as connection:
+        await reports.store_events(connection, stored, (), now())
+    filters: list[tuple[EventFilter, Any]] = [
+        (EventFilter(), lambda d, e: True),
+        (EventFilter(type="update.failed"), lambda d, e: e.type == "update.failed"),
+        (EventFilter(severity="error"), lambda d, e: e.severity == "error"),
+        (EventFilter(severity="info"), lambda d, e: e.severity == "info"),
+        (EventFilter(search="FIRE"), lambda d, e: e.message == "firefox"),
+        (EventFilter(search="nothing"), lambda d, e: False),
+        (
+            EventFilter(device_id=UUID(int=1), search="maps"),
+            lambda d, e: d == UUID(int=1) and e.message == "maps",
+        ),
+        (
+            EventFilter(occurred_from=START - timedelta(seconds=6), severity="warning"),
+            lambda d, e: e.occurred_at >= START - timedelta(seconds=6) and e.severity == "warning",
+        ),
+    ]
+    for scope in SCOPES:
+        for wanted, fits in filters:
+            expected = [
+                event
+                for device, tenant, event in stored
+                if (scope.tenant_ids is None or tenant in scope.tenant_ids) and fits(device, event)
+            ]
+            expected.sort(key=lambda e: (e.occurred_at, e.id.int), reverse=True)
+            found = await every_event(kit, scope, wanted, scan)
+            assert found == [event.id for event in expected], (scope, wanted)
+
+
+@pytest.mark.parametrize("scan", [1, 1_000])
+async def test_pages_of_devices_miss_none_however_little_a_page_may_read(
+    kit: Kit, scan: int
+) -> None:
+    """Equal names, every filter, every scope."""
+    chance = random.Random(8)
+    devices = []
+    for number in range(1, 41):
+        state = State(START, None, disk_total_bytes=100, disk_free_bytes=chance.choice([1, 10, 90]))
+        contact = START + timedelta(hours=chance.choice([-1, 1]))
+        devices.append(StateReport(UUID(int=number), chance.choice(TENANTS), state, contact))
+    async with kit.database.transaction() as connection:
+        await reports.store_states(connection, devices)
+        await connection.execute(
+            "UPDATE telemetry.device SET name = 'same' WHERE id::text ~ '[0-4]$'"
+        )
+    filters: list[tuple[DeviceFilter, Any]] = [
+        (DeviceFilter(), lambda d: True),
+        (DeviceFilter(status="online"), lambda d: d.received_at >= START),
+        (DeviceFilter(status="offline"), lambda d: d.received_at < START),
+        (DeviceFilter(status="decommissioned"), lambda d: False),
+        *(
+            (DeviceFilter(health=health), lambda d, h=health: d.state.health.value == h)
+            for health in ("healthy", "warning", "critical")
+        ),
+        (DeviceFilter(search="SAME"), lambda d: str(d.device_id)[-1] in "01234"),
+        (DeviceFilter(seen_before=START), lambda d: d.received_at < START),
+    ]
+    for scope in SCOPES:
+        for wanted, fits in filters:
+            expected = [
+                device.device_id
+                for device in devices
+                if (scope.tenant_ids is None or device.tenant_id in scope.tenant_ids)
+                and fits(device)
+            ]
+            found = await every_device(kit, scope, wanted, scan)
+            assert sorted(found) == sorted(expected), (scope, wanted)
