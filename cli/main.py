@@ -6,6 +6,7 @@ import typer
 
 from cli import audit, bootstrap, database, init, migrate, nats, services, simulate, up
 from cli.backup import commands as backup
+from cli.doctor import commands as doctor
 
 app = typer.Typer(
     name="evergreen",
@@ -19,6 +20,7 @@ app.command("up")(up.up)
 app.add_typer(migrate.app)
 app.add_typer(database.app)
 app.add_typer(backup.app)
+app.command("doctor")(doctor.doctor)
 app.add_typer(audit.app)
 app.command("sim")(simulate.sim)
 app.command("init")(init.init)

@@ -31,6 +31,8 @@ from servicekit.errors import (
 
 Readiness = Callable[[], Awaitable[Mapping[str, bool]]]
 
+H_HOPS: Final = "x-evergreen-hops"
+"""With `/readyz`: how many addresses of the call's way the gateway knows."""
 _METHODS: Final = ["GET", "HEAD"]
 _JSON: Final = "application/json"
 _ASSETS: Final = Path(fastapi_offline.__file__).parent / "static"
@@ -96,8 +98,14 @@ def portal_app(readiness: Readiness) -> FastAPI:
         missing = sorted(name for name, ready in (await readiness()).items() if not ready)
         if missing:
             error = unavailable("not ready: " + ", ".join(missing))
-            return _error(request, HTTP_STATUS[error.code], error)
-        return Response('{"status":"ready"}', headers=_FRESH, media_type=_JSON)
+            response = _error(request, HTTP_STATUS[error.code], error)
+        else:
+            response = Response('{"status":"ready"}', headers=_FRESH, media_type=_JSON)
+        # The caller's address and those of the proxies before the gateway: `evergreen doctor` sees
+        # by it whether a proxy says for whom it asks.
+        forwarded = request.headers.get("x-forwarded-for", "")
+        response.headers[H_HOPS] = str(len(forwarded.split(",")) if forwarded else 0)
+        return response
 
     app.mount("/docs/assets", StaticFiles(directory=_ASSETS))
 

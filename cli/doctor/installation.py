@@ -1,0 +1,117 @@
+"""What of an installation is looked at, and where it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.doctor.database import Login
+from cli.doctor.messaging import Server
+from cli.doctor.public import Public
+from cli.errors import CliError
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """The parts of one installation; those that are not known are not looked at."""
+
+    public: Public
+    databases: tuple[Login, ...] = ()
+    nats: Server | None = None
+    disks: tuple[Path, ...] = ()
+    port: int | None = None
+    """The port of this machine on which the gateway is to listen."""
+
+
+def of_home(root: Path) -> Installation:
+    """A home of `make run`.
+
+    Raises:
+        CliError: there is none.
+    """
+    from deploy.launcher.home import Home  # noqa: PLC0415
+    from deploy.postgres import roles  # noqa: PLC0415
+    from servicekit.access import CONTEXTS  # noqa: PLC0415
+
+    home = Home(root)
+    try:
+        facts = json.loads(home.bootstrap_file.read_text(encoding="utf-8"))
+        url = str(facts["url"])
+    except FileNotFoundError:
+        raise CliError(
+            f"there is no installation in {root}; name one with --home, or set PUBLIC_URL"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as broken:
+        raise CliError(f"{home.bootstrap_file} cannot be read: {broken}") from broken
+    sockets = home.run_directory() / "postgres"
+
+    def login(role: str, secret: str, context: str = "") -> Login:
+        dsn = f"postgresql://{role}@/{roles.DATABASE}?host={sockets}"
+        return Login(dsn, _secret(home.secrets / secret), context)
+
+    public = Public(url, home.tls / "ca.crt")
+    ports = home.remembered().get("ports", {})
+    return Installation(
+        public,
+        (
+            login(roles.MIGRATOR, "postgres_migrator"),
+            *(login(roles.service_role(c), f"postgres_{c}", c) for c in CONTEXTS),
+        ),
+        Server(
+            f"nats://127.0.0.1:{ports.get('nats', 4222)}",
+            "audit",
+            _secret(home.secrets / "nats_audit"),
+            f"http://127.0.0.1:{ports.get('nats_monitor', 8222)}",
+        ),
+        (root,),
+        public.port,
+    )
+
+
+def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
+    """What the environment says, as containers have it.
+
+    Raises:
+        CliError: a setting is not what it should be.
+    """
+
+    def setting(name: str) -> str:
+        return environment.get(name, "")
+
+    def secret(name: str) -> str:
+        return _secret(Path(path)) if (path := setting(name)) else ""
+
+    proxies = setting("TRUSTED_PROXIES") or "0"
+    if not proxies.isdigit():
+        raise CliError(f"TRUSTED_PROXIES is {proxies!r}; give the number of proxies before it")
+    databases = []
+    if dsn := setting("EVERGREEN_MIGRATE_DATABASE_URL"):
+        databases.append(Login(dsn, secret("EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE") or None))
+    if dsn := setting("EVERGREEN_DATABASE_URL"):
+        context = setting("EVERGREEN_CONTEXT") or "identity"
+        databases.append(Login(dsn, secret("EVERGREEN_DATABASE_PASSWORD_FILE") or None, context))
+    nats = None
+    if url := setting("EVERGREEN_NATS_URL"):
+        nats = Server(
+            url,
+            setting("EVERGREEN_NATS_USER"),
+            secret("EVERGREEN_NATS_PASSWORD_FILE"),
+            setting("EVERGREEN_NATS_MONITOR_URL").rstrip("/"),
+            Path(inside) if (inside := setting("EVERGREEN_TLS_CA_FILE")) else None,
+        )
+    port = setting("HTTPS_PORT")
+    return Installation(
+        Public(setting("PUBLIC_URL"), ca_file, int(proxies)),
+        tuple(databases),
+        nats,
+        port=int(port) if port.isdigit() else None,
+    )
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"the secret in {path} cannot be read: {error}") from error
