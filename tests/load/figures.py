@@ -95,6 +95,15 @@ class Series:
     def rest_us_per_call(self) -> float:
         return median(r.rest_us_per_call for r in self.rounds)
 
+    def at_rate(self, calls_per_second: float, rest_cpus: float) -> float:
+        """CPU µs a call if so many came: its own cost, and its share of the cost at rest.
+
+        On a machine that is busy with other things rounds get through fewer calls, and each
+        carries more of what the product uses anyway; this figure does not depend on that.
+        """
+        own = median(r.cpu_us_per_call - r.rest_us_per_call for r in self.rounds)
+        return own + 1e6 * rest_cpus / calls_per_second
+
     @property
     def least(self) -> float:
         """The cheapest round: what a call costs when the machine does nothing else, or nearly."""

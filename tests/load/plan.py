@@ -70,3 +70,5 @@ PLANS: Final = {
 PACED_SHARE: Final = 0.6
 """Paced rounds offer so much of what saturating ones got through."""
 INGEST_EVENTS_PER_SECOND: Final = 10_000
+TARGET_CALLS_PER_SECOND: Final = 4_100
+"""What 200,000 devices send."""

@@ -11,7 +11,7 @@ from tests.load.drive import Side, connected, paced, saturating
 from tests.load.figures import Series, ratio, series
 from tests.load.fleet import Fleet
 from tests.load.floor import Floor
-from tests.load.plan import INGEST_EVENTS_PER_SECOND, PACED_SHARE, Plan
+from tests.load.plan import INGEST_EVENTS_PER_SECOND, PACED_SHARE, TARGET_CALLS_PER_SECOND, Plan
 from tests.load.product import Product
 from tests.load.report import Report
 from tests.load.rounds import Rounds, devices, show_memory
@@ -60,12 +60,18 @@ class Bench:
         product = mix["product"]
         floors = {name: one.cpu_us_per_call for name, one in mix.items() if name != "product"}
         cheapest = min(floors, key=lambda name: floors[name])
+        at_target = product.at_rate(TARGET_CALLS_PER_SECOND, self.product.rest_cpus)
+        self.report.say(
+            f"at {TARGET_CALLS_PER_SECOND:,} calls a second, those of 200,000 devices:"
+            f" {at_target:.0f} µs a call"
+        )
         self.report.results["fleet_mix"] = {
             "cpu_us_per_call": round(product.cpu_us_per_call, 1),
             "floor_cpu_us_per_call": round(floors[cheapest], 1),
             "floor": cheapest,
             "ratio": round(ratio(product, mix[cheapest]), 3),
             "ratio_by_floor": {name: round(ratio(product, mix[name]), 3) for name in floors},
+            "cpu_us_per_call_at_target_rate": round(at_target, 1),
             "devices": self.plan.devices,
             "saturating": {name: one.as_json() for name, one in mix.items()},
         }
