@@ -126,7 +126,7 @@ async def _carry(connection: Connection, device: KnownDevice) -> bool:
 async def _retire(connection: Connection, device_id: UUID) -> bool:
     """Locks a device out; one that the backup does not know is kept with the root tenant."""
     done: str = await connection.execute(
-        f"{_INSERT} SELECT $1, t.id, 'retired:' || $1::text, '', '', 0, 0, false,"
+        f"{_INSERT} SELECT $1::uuid, t.id, 'retired:' || $1::uuid::text, '', '', 0, 0, false,"
         " 'decommissioned', 1, now(), now(), NULL FROM identity.tenant t WHERE t.kind = 'root'"
         " ON CONFLICT (id) DO UPDATE SET status = 'decommissioned',"
         " decommissioned_at = now(), reenrollment_allowed_until = NULL"
