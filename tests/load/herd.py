@@ -28,12 +28,12 @@ from typing import Any, Final
 
 import uvloop
 
-from cli.sim.device import KINDS, Device
+from cli.sim.device import EVENTS, KINDS, Device
 from cli.sim.http import Client, Target
 from cli.sim.run import run
 from cli.sim.schedule import Rhythm
 from cli.sim.stats import Point, Stats
-from cli.sim.traffic import FleetTraffic, SaturatingTraffic
+from cli.sim.traffic import FLEET_MIX, FleetTraffic, SaturatingTraffic
 from tests.load import product
 from tests.load.cpu import part_of
 from tests.load.facts import facts
@@ -58,6 +58,7 @@ class Plan:
     connections: int | None
     seconds: float
     ramp: float
+    events: int
 
 
 async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
@@ -104,7 +105,7 @@ async def flood(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         stop = multiprocessing.get_context("spawn").Event()
         other = multiprocessing.get_context("spawn").Process(
             target=_flood_process,
-            args=(target[:2], stack.ca_file, [_plain(d) for d in noisy], plan.connections, stop),
+            args=(target[:2], stack.ca_file, [_plain(d) for d in noisy], plan, stop),
         )
         if with_flood:
             other.start()
@@ -126,7 +127,7 @@ def _flood_process(
     where: tuple[str, int],
     ca_file: str,
     devices: list[tuple[int, str, str, str]],
-    in_flight: int,
+    plan: Plan,
     stop: Any,
 ) -> None:
     # A flood comes from elsewhere: here it is not to take the processors from the product.
@@ -141,8 +142,16 @@ def _flood_process(
             if stop.is_set():
                 stopped.set()
 
+        in_flight = plan.connections or len(devices)
+        mix = {EVENTS: 1} if plan.events else FLEET_MIX
         async with Client(target, connections=in_flight) as client:
-            traffic = SaturatingTraffic(client, [Device(*d) for d in devices], in_flight)
+            traffic = SaturatingTraffic(
+                client,
+                [Device(*device) for device in devices],
+                in_flight,
+                mix,
+                events_per_batch=plan.events or 5,
+            )
             stats = await run(traffic, client, None, each_second=watch, stop=stopped, drain=5)
         sys.stdout.write(f"  the flood: {_figures(stats)}\n")
         sys.stdout.flush()
@@ -248,6 +257,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, help="that the devices share")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--ramp", type=float, default=0.0, help="seconds over which they return")
+    parser.add_argument(
+        "--events", type=int, default=0, help="the flood is batches of so many events, no fleet mix"
+    )
     arguments = parser.parse_args()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -261,6 +273,7 @@ def main() -> None:
         arguments.connections or connections,
         arguments.seconds or seconds,
         arguments.ramp,
+        arguments.events,
     )
     report = Report()
     report.stage(f"{arguments.experiment}: {plan}")
