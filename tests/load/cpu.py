@@ -101,14 +101,6 @@ class Usage:
         spent = {n: self.seconds.get(n, 0.0) - earlier.seconds.get(n, 0.0) for n in names}
         return Usage({name: value for name, value in spent.items() if abs(value) > 1e-9})
 
-    def grouped(self) -> dict[str, float]:
-        """The same with all of PostgreSQL as one."""
-        found: dict[str, float] = {}
-        for name, value in self.seconds.items():
-            part = name.split("/", 1)[0]
-            found[part] = found.get(part, 0.0) + value
-        return found
-
 
 def usage(found: Iterable[Process], name: Callable[[str], str] = part_of) -> Usage:
     """Adds up processes by part."""

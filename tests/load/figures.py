@@ -172,6 +172,15 @@ class Series:
         }
 
 
+def by_part(costs: Mapping[str, float]) -> dict[str, float]:
+    """Adds up what belongs to one part: `postgres/policy` and `postgres/main` are `postgres`."""
+    found: dict[str, float] = {}
+    for name, value in costs.items():
+        part = name.split("/", 1)[0]
+        found[part] = found.get(part, 0.0) + value
+    return found
+
+
 def ratio(one: Series, other: Series) -> float:
     """How many times as much a call costs on one side: the median over rounds side by side."""
     pairs = zip(one.rounds, other.rounds, strict=False)

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.load.figures import Round, Series, ratio
+from tests.load.figures import Round, Series, by_part, ratio
+from tests.load.picture import draw
 
 RESULTS = Path("bench-results")
 _PARTS = ("gateway", "policy", "telemetry", "enrollment", "identity", "audit", "attestation",
@@ -52,7 +53,7 @@ class Report:
         table.add_column("CPU µs a call")
         for side in sides:
             table.add_column(side, justify="right")
-        columns = [_by_part(side) for side in sides.values()]
+        columns = [by_part(side.parts_us_per_call) for side in sides.values()]
         names = sorted({n for c in columns for n in c}, key=_rank)
         for name in names:
             table.add_row(name, *(_number(column.get(name)) for column in columns))
@@ -99,19 +100,13 @@ class Report:
         (directory / f"{stamp}.json").write_text(text)
         latest = directory / "latest.json"
         latest.write_text(text)
+        if "fleet_mix" in self.results:
+            draw(self.results, directory / "latest.svg")
         return latest
 
     def _minutes(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return f"{minutes}:{seconds:02}"
-
-
-def _by_part(side: Series) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in side.parts_us_per_call.items():
-        part = name.split("/", 1)[0]
-        found[part] = found.get(part, 0.0) + value
-    return found
 
 
 def _rank(name: str) -> tuple[int, str]:

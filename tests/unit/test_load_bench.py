@@ -22,7 +22,7 @@ from servicekit.access import CONTEXTS
 from tests.load import traffic
 from tests.load.cpu import Process, below, part_of, processes, read_process, usage
 from tests.load.drive import Sender, paced, saturating
-from tests.load.figures import Outcome, Round, Series, percentile, ratio, series
+from tests.load.figures import Outcome, Round, Series, by_part, percentile, ratio, series
 from tests.load.floor import Places, copied
 from tests.load.profile import own_time
 from tests.load.report import Report
@@ -60,7 +60,7 @@ def test_what_an_ended_process_used_is_not_lost() -> None:
     spent = after.since(before)
     # Backend 2 went on to 2.75 before it ended.
     assert spent.total == pytest.approx(0.5 + 0.75 + 0.5)
-    assert spent.grouped() == {"postgres": pytest.approx(1.75)}
+    assert by_part(spent.seconds) == {"postgres": pytest.approx(1.75)}
 
 
 def test_descendants_are_found_at_any_depth() -> None:
@@ -282,10 +282,19 @@ def test_the_report_is_a_table_and_a_file(tmp_path: Path) -> None:
     report.round(sides["product"].rounds[0])
     report.costs("Fleet mix", sides)
     report.latencies("Fleet mix", sides["product"])
-    report.results["fleet_mix"] = sides["product"].as_json()
+    product = sides["product"].as_json()
+    report.results["fleet_mix"] = {
+        **product,
+        "p99_ms": 10.0,
+        "paced_calls_per_second": 300,
+        "saturating": {name: side.as_json() for name, side in sides.items()},
+        "paced": {"product": product},
+    }
     latest = report.write(tmp_path)
     shown = text.getvalue()
     for expected in ("1 x poll: 503", "postgres", "400", "4.00 x", "p99"):
         assert expected in shown
     assert latest == tmp_path / "latest.json"
     assert json.loads(latest.read_text())["fleet_mix"]["cpu_us_per_call"] == 400
+    picture = tmp_path / "latest.svg"
+    assert not picture.exists() or "<svg" in picture.read_text()
