@@ -165,7 +165,7 @@ def render_gateway(directory: Path, installation: Installation, mounted: Path) -
 def _gateway_settings(installation: Installation, mounted: Path) -> gateway.GatewaySettings:
     workers = installation.gateway_workers
     server, inside = installation.server_certificate, installation.inside_certificate or mounted
-    limits = gateway.Limits.for_machine(workers=workers).with_settings(os.environ)
+    limits = gateway.Limits.of_environment(os.environ, workers=workers)
     return gateway.GatewaySettings(
         directory=mounted,
         port=layout.GATEWAY_PORT,

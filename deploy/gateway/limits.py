@@ -14,6 +14,8 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 SETTING_PREFIX: Final = "EVERGREEN_GATEWAY_"
+MEMORY_SETTING: Final = f"{SETTING_PREFIX}MEMORY"
+"""Bytes that the gateway has for itself alone, as a container with a limit of its own."""
 
 CONNECTION_BYTES: Final = 24 * KIB
 """Memory of an idle TLS connection that has carried a request; measured: 23 kB."""
@@ -21,6 +23,8 @@ TOKEN_BYTES: Final = 6_700
 """Memory of a verified token in a worker's cache; measured."""
 
 _HEAP_SHARE: Final = 0.4
+_HEAP_SHARE_ALONE: Final = 0.8
+"""The rest is for its code, its threads and what the allocator has not given back."""
 _CONNECTIONS_SHARE: Final = 0.75
 _TOKENS_SHARE: Final = 0.2
 _LEAST_HEAP: Final = 256 * MIB
@@ -111,10 +115,11 @@ class Limits:
         *,
         workers: int,
         memory: int | None = None,
+        own_memory: int | None = None,
         processors: int | None = None,
         open_files: int | None = None,
     ) -> Limits:
-        """The defaults for a machine that the gateway shares with everything else.
+        """The defaults for a machine, which the gateway shares with everything else.
 
         24 GiB hold 200,000 devices with a connection and a cached token each. On a smaller machine
         connections are closed sooner and tokens verified again: slower, not refused.
@@ -122,6 +127,7 @@ class Limits:
         Args:
             workers: threads of the gateway; each has its cache of tokens.
             memory: bytes; this machine's or container's when not given.
+            own_memory: bytes that the gateway does not share.
             processors: for what one tenant may use; this machine's when not given.
             open_files: descriptors that the gateway may have open; this process's when not given.
         """
@@ -129,6 +135,8 @@ class Limits:
         processors = processors or len(os.sched_getaffinity(0))
         files = open_files or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         heap = max(int(memory * _HEAP_SHARE), _LEAST_HEAP)
+        if own_memory is not None:
+            heap = int(own_memory * _HEAP_SHARE_ALONE)
         connections = int(heap * _CONNECTIONS_SHARE) // CONNECTION_BYTES
         if files != resource.RLIM_INFINITY:
             connections = min(connections, max(files - _OTHER_FILES, files // 2))
@@ -139,6 +147,17 @@ class Limits:
             cached_tokens=int(heap * _TOKENS_SHARE) // TOKEN_BYTES // workers,
             tenant=Rate(burst=2 * per_second, per_second=per_second),
         )
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str], *, workers: int) -> Limits:
+        """The defaults for this machine, and what `EVERGREEN_GATEWAY_…` says otherwise.
+
+        Raises:
+            ValueError: a setting is not what it should be; it is named.
+        """
+        text = environment.get(MEMORY_SETTING, "").strip()
+        own = _read(MEMORY_SETTING, int, text) if text else None
+        return cls.for_machine(workers=workers, own_memory=own).with_settings(environment)
 
     def with_settings(self, environment: Mapping[str, str]) -> Limits:
         """These limits, but what `EVERGREEN_GATEWAY_<NAME>` says.
@@ -152,24 +171,21 @@ class Limits:
         for field in dataclasses.fields(self):
             name = SETTING_PREFIX + field.name.upper()
             text = environment.get(name, "").strip()
-            if not text:
-                continue
-            try:
-                changes[field.name] = _value(type(getattr(self, field.name)), text)
-            except ValueError as wrong:
-                raise ValueError(f"{name} is {text!r}, not {wrong}.") from None
+            if text:
+                changes[field.name] = _read(name, type(getattr(self, field.name)), text)
         return dataclasses.replace(self, **changes)
 
 
-def _value(kind: type[Any], text: str) -> Any:
+def _read(name: str, kind: type[Any], text: str) -> Any:
     form = "BURST:PER_SECOND, both above 0" if kind is Rate else "a number above 0"
+    wrong = ValueError(f"{name} is {text!r}, not {form}.")
     try:
         value = Rate.parse(text) if kind is Rate else kind(text)
     except ValueError:
-        raise ValueError(form) from None
+        raise wrong from None
     least = min(value.burst, value.per_second) if isinstance(value, Rate) else value
     if not least > 0:
-        raise ValueError(form)
+        raise wrong
     return value
 
 

@@ -40,7 +40,7 @@ def process(
     # The other half of the machine serves what comes through.
     workers = max(1, len(os.sched_getaffinity(0)) // 2)
     try:
-        limits = gateway.Limits.for_machine(workers=workers).with_settings(os.environ)
+        limits = gateway.Limits.of_environment(os.environ, workers=workers)
     except ValueError as wrong:
         raise LauncherError(str(wrong), advice="Correct the environment.") from wrong
     settings = gateway.GatewaySettings(

@@ -40,6 +40,16 @@ def test_a_connection_needs_a_file() -> None:
     assert Limits.for_machine(memory=24 * GIB, workers=1, open_files=1024).connections == 512
 
 
+def test_a_container_of_its_own_is_used_almost_whole() -> None:
+    """Whatever the machine around it has; the limit is told, for another container renders."""
+    limits = Limits.of_environment({"EVERGREEN_GATEWAY_MEMORY": str(2 * GIB)}, workers=1)
+    assert 1.5 * GIB < limits.heap < 1.7 * GIB
+    kept = limits.connections * CONNECTION_BYTES + limits.cached_tokens * TOKEN_BYTES
+    assert kept <= limits.heap
+    with pytest.raises(ValueError, match="EVERGREEN_GATEWAY_MEMORY is"):
+        Limits.of_environment({"EVERGREEN_GATEWAY_MEMORY": "2Gi"}, workers=1)
+
+
 def test_this_machine_has_memory() -> None:
     """Some, and no more than the largest machines."""
     assert GIB // 8 < machine_memory() < 1 << 50
