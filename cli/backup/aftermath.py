@@ -58,15 +58,7 @@ async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome
         retired += changed and device.status in {"decommissioned", "rejected"}
     for device_id in facts.retired:
         retired += await _retire(connection, device_id)
-    await connection.execute(
-        "UPDATE identity.account SET status = 'disabled', updated_at = now()"
-        " WHERE id = ANY ($1) AND status <> 'disabled'",
-        [user for user, status in facts.users.items() if status == "disabled"],
-    )
-    await connection.execute(
-        "UPDATE enrollment.token SET revoked_at = now() WHERE id = ANY ($1) AND revoked_at IS NULL",
-        list(facts.revoked_tokens),
-    )
+    await _revoke(connection, facts)
     await _tell(connection, header)
     default = await connection.fetchval("SELECT id FROM identity.tenant WHERE code = 'default'")
     return Outcome(
@@ -76,6 +68,26 @@ async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome
         retired,
         str(default or ""),
     )
+
+
+async def _revoke(connection: Connection, facts: Facts) -> None:
+    """Takes away again what was taken away from people and programs."""
+    await connection.execute(
+        "UPDATE identity.account SET status = 'disabled', updated_at = now()"
+        " WHERE id = ANY ($1) AND status <> 'disabled'",
+        [user for user, status in facts.users.items() if status == "disabled"],
+    )
+    await connection.execute(
+        "UPDATE enrollment.token SET revoked_at = now() WHERE id = ANY ($1) AND revoked_at IS NULL",
+        list(facts.revoked_tokens),
+    )
+    # An older archive has no such table.
+    if await connection.fetchval("SELECT to_regclass('identity.event_credential')") is not None:
+        await connection.execute(
+            "UPDATE identity.event_credential SET revoked_at = now()"
+            " WHERE id = ANY ($1) AND revoked_at IS NULL",
+            list(facts.revoked_credentials),
+        )
 
 
 async def _raise_versions(connection: Connection, facts: Facts) -> None:

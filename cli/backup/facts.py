@@ -45,7 +45,9 @@ class Facts:
     users: dict[UUID, str] = field(default_factory=dict)
     """Account → its last status."""
     revoked_tokens: set[UUID] = field(default_factory=set)
-    """Enrollment tokens."""
+    """Enrollment tokens,"""
+    revoked_credentials: set[UUID] = field(default_factory=set)
+    """and integrators' credentials."""
 
     def device(self, device: KnownDevice) -> None:
         """Takes a device's state; the newest one counts."""
@@ -74,6 +76,11 @@ async def read_database(connection: Connection, facts: Facts) -> None:
         facts.users[row["id"]] = row["status"]
     tokens = await connection.fetch("SELECT id FROM enrollment.token WHERE revoked_at IS NOT NULL")
     facts.revoked_tokens.update(row["id"] for row in tokens)
+    if await connection.fetchval("SELECT to_regclass('identity.event_credential')") is not None:
+        credentials = await connection.fetch(
+            "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
+        )
+        facts.revoked_credentials.update(row["id"] for row in credentials)
 
 
 def read_retired(path: Path, facts: Facts) -> None:
@@ -136,6 +143,8 @@ def _learn(data: dict[str, Any], tenant_id: UUID, at: datetime, facts: Facts) ->
         facts.users[UUID(name)] = str(after["status"])
     elif data["action"] == "enrollment.token_revoked":
         facts.revoked_tokens.add(UUID(name))
+    elif data["action"] == "identity.event_credential_revoked":
+        facts.revoked_credentials.add(UUID(name))
 
 
 def _time(text: str) -> datetime:
