@@ -3,17 +3,18 @@ ARG DEBIAN=trixie
 
 FROM debian:${DEBIAN}-slim AS build
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 python3-venv \
- && python3 -m venv /opt/evergreen
+ && apt-get install --yes --no-install-recommends python3 python3-venv
 WORKDIR /build
-COPY deploy/docker/requirements.txt runtime.txt
-RUN /opt/evergreen/bin/pip install --no-cache-dir --no-compile --only-binary :all: \
-      --require-hashes --requirement runtime.txt
-# setuptools builds our wheel, and does not get into the image.
+# setuptools builds what is no wheel yet, and does not get into the image.
 COPY requirements.txt .
 RUN python3 -m venv tools \
  && sed -n '/^setuptools==/,/# via/p' requirements.txt > tools.txt \
  && tools/bin/pip install --no-cache-dir --require-hashes --requirement tools.txt
+COPY deploy/docker/requirements.txt runtime.txt
+RUN tools/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes \
+      --wheel-dir wheels --requirement runtime.txt \
+ && python3 -m venv /opt/evergreen \
+ && /opt/evergreen/bin/pip install --no-compile --no-deps --no-index wheels/*.whl
 COPY pyproject.toml README.md ./
 COPY libs libs
 COPY services services

@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help run test bench chaos lint gen lock clean
+.PHONY: help run test test-compose bench chaos lint gen lock clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 .venv/.installed: requirements.txt pyproject.toml
 	@deploy/launcher/install.sh
@@ -20,6 +20,9 @@ run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops
 
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
 	@exec $(BIN)/python -m pytest
+
+test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
+	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose
 
 bench: .venv/.installed ## Measure what calls cost, against a floor; BENCH=quick or BENCH=full
 	@exec $(BIN)/python -m tests.load $(BENCH)

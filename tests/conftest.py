@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -91,7 +93,13 @@ async def serve() -> AsyncIterator[ServeService]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole product, started once; tests make tenants of their own in it."""
+    """The whole product, started once; tests make tenants of their own in it.
+
+    Or one that runs already, in whatever way: `EVERGREEN_TEST_BOOTSTRAP` is its `bootstrap.json`.
+    """
+    if running := os.environ.get("EVERGREEN_TEST_BOOTSTRAP"):
+        yield test_stack.attached(Path(running))
+        return
     with test_stack.running(tmp_path_factory.mktemp("stack") / "home") as found:
         yield found
 

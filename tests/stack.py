@@ -167,6 +167,15 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def attached(bootstrap: Path) -> Stack:
+    """A product that runs already; tests that look into its processes or its home cannot use it."""
+    facts = json.loads(bootstrap.read_text())
+    port = httpx.URL(facts["url"]).port or 443
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    return Stack(bootstrap.parent, port, nobody, facts)
+
+
 @contextmanager
 def running(home: Path, **environment: str) -> Iterator[Stack]:
     """Starts the product in a directory; stops it as Ctrl-C does and checks that it did stop."""

@@ -1,0 +1,177 @@
+"""`docker compose up` from nothing, the main job in each TLS mode, crashes, and what is closed.
+
+It takes minutes and Docker: `make test-compose` runs it, `make test` does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.certificates import SERVER, Authority, now
+from tests.compose import images
+from tests.compose.docker import Docker, NoDockerError, daemon
+from tests.compose.project import Project, new_directory
+from tests.e2e.world import make_org
+
+pytestmark = [
+    pytest.mark.skipif(
+        not os.environ.get("EVERGREEN_TEST_COMPOSE"), reason="takes minutes: make test-compose"
+    ),
+    pytest.mark.timeout(1800),
+]
+
+_PARTS = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit", "nats")
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """Docker with all images."""
+    try:
+        with daemon() as found:
+            began = time.monotonic()
+            images.build_all(found)
+            print(f"\nimages: {time.monotonic() - began:.0f} s")
+            yield found
+    except NoDockerError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    found = new_directory()
+    yield found
+    shutil.rmtree(found)
+
+
+def _started(docker: Docker, directory: Path, **settings: str) -> Project:
+    project = Project(docker, directory, settings)
+    began = time.monotonic()
+    project.up()
+    print(f"\ndocker compose up --wait: {time.monotonic() - began:.0f} s")
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(docker: Docker) -> Iterator[Project]:
+    """An installation with a CA of its own."""
+    directory = new_directory()
+    project = _started(docker, directory)
+    yield project
+    project.down()
+    shutil.rmtree(directory)
+
+
+def test_the_image_is_small_and_says_what_is_in_it(docker: Docker) -> None:
+    """Under 300 MB above the base; no root; a bill of materials."""
+    assert images.layers_above_the_base(docker) < images.LIMIT
+    user = docker("image", "inspect", "--format={{.Config.User}}", images.ours()).stdout.strip()
+    assert user == "10001:10001"
+    listed = docker(
+        "run", "--rm", "--entrypoint=cat", images.ours(), "/usr/share/evergreen-sbom.cdx.json"
+    ).stdout
+    assert '"pkg:pypi/grpcio@' in listed
+    assert '"pkg:deb/debian/python3@' in listed
+
+
+def test_the_main_job_with_a_local_ca(project: Project) -> None:
+    """An administrator's and a device's day, through the published port."""
+    project.stack()
+    project.main_job()
+
+
+def test_nobody_calls_a_service_past_the_gateway(project: Project) -> None:
+    """A container on the same network, with forged headers and without a certificate."""
+    script = (
+        "import grpc, sys\n"
+        "from evergreen.v1 import identity_pb2 as pb, identity_pb2_grpc as rpc\n"
+        "def ask(channel):\n"
+        "    try:\n"
+        "        rpc.TenantServiceStub(channel).ListTenants(pb.ListTenantsRequest(), timeout=5,\n"
+        "            metadata=(('x-evergreen-kind', 'user'), ('x-evergreen-role', 'Owner')))\n"
+        "    except grpc.RpcError as error:\n"
+        "        return error.code().name\n"
+        "    return 'served'\n"
+        "ca = open('/var/lib/evergreen/operator/inside/ca.crt', 'rb').read()\n"
+        "print(ask(grpc.insecure_channel('identity:9090')),\n"
+        "      ask(grpc.secure_channel('identity:9090', grpc.ssl_channel_credentials(ca))))\n"
+    )
+    told = project.compose(
+        "run", "--rm", "--no-TTY", "--entrypoint", "python", "operator", "-c", script
+    ).stdout
+    assert "served" not in told
+    assert len(told.split()) == 2
+
+
+def test_every_container_is_confined(project: Project) -> None:
+    """No root, no capability, nothing to write but what is mounted."""
+    ids = project.compose("ps", "--all", "--quiet").stdout.split()
+    form = "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}}"
+    told = set(project.docker("inspect", f"--format={form}", *ids).stdout.splitlines())
+    assert told == {"10001:10001 true [ALL]"}
+
+
+def test_restarts_and_crashes_lose_nothing(project: Project) -> None:
+    """Each service and NATS, in turn; then PostgreSQL is killed."""
+    stack = project.stack()
+    with stack.client(stack.login()["token"]) as root:
+        org = make_org(stack, root)
+        for number, part in enumerate((*_PARTS, "postgres", "gateway")):
+            agent = org.agent(f"SN-{number}")
+            agent.enroll()
+            if number % 2:
+                project.compose("restart", part)
+            else:
+                project.kill(part)
+            project.until_healthy()
+            stack.until_ready(300)
+        found = {device["serialNumber"] for device in _devices(root, org.id)}
+    assert found >= {f"SN-{number}" for number in range(len(_PARTS) + 2)}
+
+
+def _devices(root: httpx.Client, org_id: str) -> list[dict[str, str]]:
+    listed = root.get("/api/devices", params={"orgId": org_id, "pageSize": 100}).json()["devices"]
+    return [root.get(f"/api/devices/{device['id']}").json() for device in listed]
+
+
+def test_a_second_up_changes_no_secret(project: Project) -> None:
+    """What devices trust and what is encrypted stays as it is."""
+    script = "cd /var/lib/evergreen/operator && cat secrets/* tls/ca.* inside/ca.* | sha256sum"
+    words = ("run", "--rm", "--no-TTY", "--entrypoint", "sh", "operator", "-c", script)
+    before = project.compose(*words).stdout
+    project.up()
+    assert project.compose(*words).stdout == before
+
+
+def test_the_main_job_with_a_given_certificate(docker: Docker, directory: Path) -> None:
+    """Of a CA that clients know; the product makes none."""
+    given = directory / "given"
+    authority = Authority.ensure_in(directory / "ca", "Some CA")
+    given.mkdir()
+    chain, key = given / "fullchain.pem", given / "privkey.pem"
+    authority.ensure_files(chain, key, ["localhost"], SERVER, now())
+    for path in (directory, given, chain, key):
+        os.chown(path, 10001, 10001)
+    project = _started(docker, directory, TLS_DIRECTORY=str(given))
+    try:
+        project.stack(authority.certificate_file)
+        project.main_job()
+    finally:
+        project.down()
+
+
+def test_a_wrong_public_url_is_explained(docker: Docker, directory: Path) -> None:
+    """Before anything is made."""
+    project = Project(docker, directory, {"PUBLIC_URL": "https://localhost"})
+    try:
+        done = project.compose("run", "--rm", "--no-TTY", "init", check=False)
+        assert "HTTPS_PORT" in done.stdout + done.stderr
+        assert done.returncode != 0
+    finally:
+        project.down()

