@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 from pathlib import Path
 
 import uvloop
@@ -30,6 +32,8 @@ def main() -> None:
         help="keep the large database in this directory, and use the one that is there",
     )
     options = parser.parse_args()
+    # What was started is stopped, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plan = PLANS[options.plan]
     report = Report()
     report.results |= {"plan": plan.name, "machine": facts()}
