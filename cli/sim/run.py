@@ -32,7 +32,7 @@ async def run(
         client: that the traffic uses.
         seconds: how long, the warm-up not included; without an end when `None`.
         warm_up: seconds before, which do not count.
-        each_second: shown every point of the series as it ends.
+        each_second: shown every point of the series as it ends, but not what comes after the end.
         stop: ends the run early when it is set.
         drain: how long calls in flight may still take at the end; at most 5 s when it was stopped.
     """
@@ -55,7 +55,7 @@ async def run(
     traffic.stats.end()
     if traffic.in_flight:
         await traffic.drained(min(drain, _HURRIED) if stop.is_set() else drain)
-        _tick(traffic, client, time.perf_counter() - begun, each_second)
+        _tick(traffic, client, time.perf_counter() - begun, None)
     return traffic.stats
 
 

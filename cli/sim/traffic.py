@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, Protocol, TypedDict, Unpack
 
 from cli.sim.device import EVENTS, PATHS, POLL, STATE, Check, Device
-from cli.sim.http import Answer, Done
+from cli.sim.http import Answer, Done, Request
 from cli.sim.journal import Journal
 from cli.sim.schedule import MAX_DEVICES, Agenda, Rhythm
 from cli.sim.stats import Stats
@@ -36,7 +36,7 @@ class Sender(Protocol):
     def request(self, path: bytes, body: bytes, token: str = "") -> bytes:
         """The bytes of a POST."""
 
-    def send(self, request: bytes, done: Done, lane: int = 0) -> None:
+    def send(self, request: Request, done: Done, lane: int = 0) -> None:
         """Sends it; `done` is called later, once."""
 
 
@@ -162,8 +162,14 @@ class Traffic:
         device.busy |= 1 << kind
         self.in_flight += 1
         self.stats.in_flight = self.in_flight
-        request = self._client.request(PATHS[kind], device.body(kind), device.token)
-        self._client.send(request, partial(self._answered, device, kind, due), device.index)
+        self._client.send(
+            partial(self._request, device, kind),
+            partial(self._answered, device, kind, due),
+            device.index,
+        )
+
+    def _request(self, device: Device, kind: int) -> bytes:
+        return self._client.request(PATHS[kind], device.body(kind), device.token)
 
     def _answered(self, device: Device, kind: int, due: float, answer: Answer) -> None:
         self.in_flight -= 1

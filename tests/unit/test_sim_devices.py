@@ -30,7 +30,7 @@ from cli.sim import (
 )
 from cli.sim.bodies import rfc3339
 from cli.sim.device import PATHS
-from cli.sim.http import Done
+from cli.sim.http import Done, Request
 from cli.sim.schedule import Agenda
 
 OK = Answer(200, b"{}")
@@ -61,8 +61,8 @@ class Network:
     def request(self, path: bytes, body: bytes, token: str = "") -> bytes:
         return json.dumps([PATHS.index(path), token, json.loads(body)]).encode()
 
-    def send(self, request: bytes, done: Done, lane: int = 0) -> None:
-        kind, token, body = json.loads(request)
+    def send(self, request: Request, done: Done, lane: int = 0) -> None:
+        kind, token, body = json.loads(request if isinstance(request, bytes) else request())
         call = Sent(self.now, kind, token, body, done)
         self.sent.append(call)
         self.open.append(call)
