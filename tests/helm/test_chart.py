@@ -184,7 +184,8 @@ def environment(objects: list[Object], container: Object) -> dict[str, str]:
     for source in container.get("envFrom", []):
         found |= maps[source["configMapRef"]["name"]]["data"]
     for entry in container.get("env", []):
-        found[entry["name"]] = entry.get("value", "from the pod")
+        is_amount = "resourceFieldRef" in entry.get("valueFrom", {})
+        found[entry["name"]] = entry.get("value", str(1 << 30) if is_amount else "from the pod")
     return found
 
 
@@ -237,6 +238,8 @@ def test_the_gateway_is_configured_by_its_init_container(tmp_path: Path) -> None
         assert f"ev-{context}" in written
     assert "/etc/evergreen/certificate/tls.key" in written
     assert "/run/evergreen/tls.key" in written
+    # Envoy's memory is that of its own container, not of the one that renders.
+    assert f"max_heap_size_bytes: {int(0.8 * (1 << 30))}" in written
     (envoy,) = pod["containers"]
     assert envoy["args"][1] == "/etc/envoy/bootstrap.yaml"
     assert (tmp_path / "bootstrap.yaml").is_file()
