@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -193,8 +195,10 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
             async def handle(call: Call) -> None:
                 request = _parsed(raw, parse)
                 check_rules(request)
-                async for part in method(request, Context(call, context)):
-                    await context.write(part)
+                # Closed at once when its reader is gone, not when it happens to be collected.
+                async with aclosing(method(request, Context(call, context))) as parts:
+                    async for part in parts:
+                        await _write(context, part)
 
             try:
                 self._check_peer(context, headers)
@@ -217,6 +221,14 @@ class _ChainInterceptor(grpc.aio.ServerInterceptor):
             raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
         if self._internal:
             headers[H_SERVICE] = peer
+
+
+async def _write(context: grpc.aio.ServicerContext[Any, Any], part: Message) -> None:
+    try:
+        await context.write(part)
+    except grpc.aio.InternalError:
+        # So it tells that the caller has gone, if that happens during a write.
+        raise asyncio.CancelledError from None
 
 
 def _headers(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Events in time: each once whatever the clocks say, for as long as their organisation keeps them."""
+"""Events in time: each once whatever the clocks say, and for as long as it is to be kept."""
 
 from __future__ import annotations
 
