@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from deploy.certificates import SERVER, Authority, now
+from tests.agent import Hardware
 from tests.compose import images
 from tests.compose.docker import Docker, NoDockerError, daemon
 from tests.compose.project import Project, new_directory
@@ -123,7 +124,7 @@ def test_restarts_and_crashes_lose_nothing(project: Project) -> None:
     with stack.client(stack.login()["token"]) as root:
         org = make_org(stack, root)
         for number, part in enumerate((*_PARTS, "postgres", "gateway")):
-            agent = org.agent(f"SN-{number}")
+            agent = org.agent(hardware=Hardware(serial=f"SN-{number}"))
             agent.enroll()
             if number % 2:
                 project.compose("restart", part)
