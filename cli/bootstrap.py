@@ -59,7 +59,10 @@ def bootstrap(
         ),
     ] = "",
     certificate: Annotated[
-        Path | None, typer.Option(help="Directory of the certificate that was given, if one was.")
+        Path | None,
+        typer.Option(
+            envvar="EVERGREEN_CERTIFICATE", help="Directory of the certificate that was given."
+        ),
     ] = None,
     ca: Annotated[bool, typer.Option("--ca", help="Print the CA that devices trust.")] = False,
     policy_key: Annotated[

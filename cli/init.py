@@ -76,6 +76,7 @@ def init(
     certificate: Annotated[
         Path | None,
         typer.Option(
+            envvar="EVERGREEN_CERTIFICATE",
             help="Directory with fullchain.pem and privkey.pem; without them, a local CA signs.",
             show_default=False,
         ),
