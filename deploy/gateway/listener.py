@@ -158,9 +158,13 @@ def _strip(settings: GatewaySettings) -> Config:
 def _filters(settings: GatewaySettings, methods: Sequence[Method]) -> list[Config]:
     """The chain: requests pass it downwards, answers upwards."""
     return [
-        extension(routes.CORS, "extensions.filters.http.cors.v3.Cors"),
+        *(
+            [extension(routes.CORS, "extensions.filters.http.cors.v3.Cors")]
+            if settings.cors_origins
+            else []
+        ),
         _response_headers(),
-        extension("envoy.filters.http.grpc_web", "extensions.filters.http.grpc_web.v3.GrpcWeb"),
+        extension(routes.GRPC_WEB, "extensions.filters.http.grpc_web.v3.GrpcWeb"),
         errors.error_filter(routes.ERRORS),
         # JSON is limited before the transcoder, which would count differently.
         _buffer(routes.BODY_LIMIT, settings.limits.body),

@@ -21,6 +21,7 @@ DEVICE_BODY_LIMIT: Final = "evergreen.device_body_limit"
 TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
 ERRORS: Final = "evergreen.errors"
 CORS: Final = "envoy.filters.http.cors"
+GRPC_WEB: Final = "envoy.filters.http.grpc_web"
 
 _TIMEOUTS: Final = {
     # Logins that failed before are slowed down.
@@ -44,7 +45,7 @@ _CONSOLE: Final[list[Config]] = [
 ]
 
 _PORTAL: Final[list[Config]] = [
-    *({"path": path} for path in ("/readyz", "/openapi.json", "/docs")),
+    *({"path": path} for path in ("/readyz", "/openapi.json", "/asyncapi.json", "/docs")),
     {"prefix": "/docs/"},
 ]
 _GRPC: Final = header_is("content-type", prefix="application/grpc")
@@ -93,6 +94,7 @@ def _device_json(settings: GatewaySettings, method: Method) -> Config:
         "route": _upstream(settings, f"{method.rule.context}-http", method),
         "metadata": rates.limit(method),
         "typed_per_filter_config": {
+            GRPC_WEB: _OFF,
             TRANSCODER: _OFF,
             ERRORS: _OFF,
             **_device_body(settings, method),
