@@ -1,6 +1,7 @@
 """`make bench`: what a call costs, side by side with the cheapest answer there could be.
 
-`plan` says how large the run is, `product` and `floor` start the two sides, `fleet` puts devices
-and events into the database, `traffic` drives the load, `cpu` counts what it cost, `stages` is the
-order of the run, `report` what a person and a program read. See docs/benchmarks.md.
+`plan` says how large the run is, `product` and `floor` start the two sides, `fleet` and `growth`
+put devices and events into the database, `traffic` and `drive` are the load, `cpu` counts what it
+cost; `stages` and `compare` are the two parts of a run, `report` is what a person and a program
+read. `herd` is a program of its own. See docs/benchmarks.md.
 """
