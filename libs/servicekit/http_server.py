@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
@@ -65,9 +66,14 @@ OK: Final = Answer()
 NOT_MODIFIED: Final = Answer(304, b"")
 
 
+@cache
+def _status_line(status: int) -> str:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+
+
 def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
     more = "" if retry_after is None else f"retry-after: {retry_after}\r\n"
-    line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+    line = _status_line(status)
     if status == 304:
         return f"{line}{more}\r\n".encode()
     content = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"

@@ -8,7 +8,7 @@ from typing import Any, Final
 from servicekit.call import Call
 from servicekit.chain import require_own_device
 from servicekit.errors import invalid_field
-from servicekit.http_server import Answer, Route, parse_json_object
+from servicekit.http_server import OK, Answer, Route, parse_json_object
 from servicekit.rules import is_uuid
 from services.telemetry.domain.events import read_batch
 from services.telemetry.domain.state import parse_state
@@ -16,7 +16,6 @@ from services.telemetry.service.reports import Reports
 
 STATE_PATH: Final = "/api/v1/devices/state"
 EVENTS_PATH: Final = "/api/v1/devices/events"
-_OK: Final = Answer()
 
 
 def routes(reports: Reports) -> dict[str, Route]:
@@ -32,7 +31,7 @@ def routes(reports: Reports) -> dict[str, Route]:
         if not isinstance(state, dict):
             raise invalid_field("state", "must be an object")
         await reports.report_state(call.caller, parse_state(state))
-        return _OK
+        return OK
 
     async def report_events(call: Call, body: bytes) -> Answer:
         outcome = await reports.report_events(

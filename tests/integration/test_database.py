@@ -75,3 +75,47 @@ async def test_a_value_that_cannot_be_stored_is_no_outage(make_kit: MakeKit) -> 
     with pytest.raises(asyncpg.DataError):
         async with database.transaction() as connection:
             await connection.fetchval("SELECT $1::bigint", 1 << 70)
+
+
+async def test_each_statement_of_a_lane_is_committed_and_sees_everything(make_kit: MakeKit) -> None:
+    """And no connection of the pool sees more for it."""
+    database = (await make_kit("identity", database_pool_size=1)).database
+    lane = database.lane()
+    await lane.fetch(_INSERT)
+    async with database.transaction() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM identity.outbox") == 1
+    ((sees,),) = await lane.fetch("SELECT evergreen.system_scope()")
+    assert sees
+    async with database.dedicated() as connection:
+        assert not await connection.fetchval("SELECT evergreen.system_scope()")
+    with pytest.raises(asyncpg.DataError):
+        await lane.fetch("SELECT $1::bigint", 1 << 70)
+
+
+async def test_a_lane_is_made_anew_when_its_connection_is_lost(make_kit: MakeKit) -> None:
+    """Who had a statement under way is told to come back; the next one works."""
+    database = (await make_kit("identity")).database
+    lane = database.lane()
+    ((pid,),) = await lane.fetch("SELECT pg_backend_pid()")
+    async with database.transaction() as connection:
+        await connection.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+    with pytest.raises(DomainError) as refused:
+        # That it is lost shows with the first statement, or had shown before.
+        await lane.fetch("SELECT 1")
+        raise DomainError(Code.UNAVAILABLE, "SHOWN_BEFORE", "")
+    assert refused.value.code is Code.UNAVAILABLE
+    ((other,),) = await lane.fetch("SELECT pg_backend_pid()")
+    assert other != pid
+
+
+async def test_a_cancelled_statement_leaves_its_lane_usable(make_kit: MakeKit) -> None:
+    """It is not committed, and the next one is not mistaken for it."""
+    database = (await make_kit("identity")).database
+    lane = database.lane()
+    await lane.fetch("SELECT 1")
+    task = asyncio.create_task(lane.fetch("SELECT pg_sleep(60)"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [tuple(row) for row in await lane.fetch("SELECT 2")] == [(2,)]

@@ -412,6 +412,21 @@ def test_a_state_that_cannot_be_taken_names_the_field(field: str, value: Any) ->
     assert [v.field for v in refused.value.violations] == [f"state.{field}"]
 
 
+@pytest.mark.parametrize("extra", [{}, {"unknown": 1}, {"version": None}, {"branch": "ä"}])
+def test_applications_are_stored_one_way(extra: dict[str, Any]) -> None:
+    """Read at once or one by one, which one odd item decides: the same text."""
+    app = {"branch": "stable", "id": 'org."x"', "version": "1"}
+    alone = parse_state({**STATE, "installed_apps": [app | extra]}).installed_apps
+    beside = parse_state({**STATE, "installed_apps": [app | extra, {}]}).installed_apps
+    empty = parse_state({**STATE, "installed_apps": [{}]}).installed_apps
+    assert alone is not None
+    assert empty is not None
+    assert beside == f"{alone[:-1]},{empty[1:]}"
+    shown = {"id": 'org."x"', "version": "1", "branch": "stable"}
+    shown |= {key: value or "" for key, value in extra.items() if key in shown}
+    assert list(json.loads(alone)[0].items()) == list(shown.items())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(list(STATE)), any_json))
 def test_any_json_is_a_state_or_is_refused(change: dict[str, Any]) -> None:
