@@ -266,7 +266,7 @@ class Client:
     Args:
         target: where the gateway is.
         connections: how many connections all callers share, or `None` for one of its own for
-            each lane (a device, as in real life; costs an open file and some 40 kB each).
+            each lane (a device, as in real life; costs an open file and some 50 kB each).
         timeout: seconds from asking until the answer is complete, waiting for a connection
             included.
     """
