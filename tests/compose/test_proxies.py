@@ -133,7 +133,9 @@ def _nginx(directory: Path, public: int, inside: int) -> list[str]:
     )
     conf = directory / "nginx.conf"
     conf.write_text(
-        f"daemon off; pid {directory}/nginx.pid; error_log stderr;\nevents {{}}\n"
+        # Its workers must get into this directory.
+        f"daemon off; {'user root;' if os.geteuid() == 0 else ''}\n"
+        f"pid {directory}/nginx.pid; error_log stderr;\nevents {{}}\n"
         f"http {{ access_log off;\n{places}{snippet} }}\n"
     )
     return ["nginx", "-c", str(conf), "-e", "stderr"]
