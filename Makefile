@@ -35,6 +35,7 @@ lint: .venv/.installed node_modules/.installed ## Check style, types and the wal
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m tools.asyncapi.check
 	@npx --no-install buf lint
 	@npx --no-install buf format --diff --exit-code
 	@# At a release: python -m tools.release

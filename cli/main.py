@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import audit, bootstrap, database, init, migrate, nats, services, simulate, up
+from cli import audit, bootstrap, database, events, init, migrate, nats, services, simulate, up
 from cli.backup import commands as backup
 from cli.doctor import commands as doctor
 
@@ -27,6 +27,7 @@ app.command("init")(init.init)
 app.command("bootstrap")(bootstrap.bootstrap)
 app.add_typer(init.gateway_app)
 app.add_typer(nats.app)
+app.add_typer(events.app)
 services.add_to(app)
 
 

@@ -89,12 +89,12 @@ class Servers:
         await self.until_nats_answers()
 
     def _add_operator(self) -> None:
-        """A NATS user without limits, to look at the stream and to break it."""
+        """Makes the operator a NATS user without limits, to look at the stream and to break it."""
         path = self.home.nats / "nats.conf"
         configuration = json.loads(path.read_text())
-        configuration["authorization"]["users"].append(
-            {"user": "operator", "password": self.home.secret("nats_operator", password)}
-        )
+        for user in configuration["accounts"]["EVERGREEN"]["users"]:
+            if user["user"] == "operator":
+                del user["permissions"]
         path.write_text(json.dumps(configuration))
 
     async def operator(self) -> Client:
@@ -147,6 +147,8 @@ class Servers:
             "nats_user": context,
             "nats_password_file": self.home.secret_file(f"nats_{context}", password),
             "master_key_file": self.home.secret_file("master_key", master_key),
+            "events_issuer_file": self.home.secrets / nats_process.ISSUER,
+            "nats_gatekeeper_password_file": self.home.secrets / "nats_gatekeeper",
             "drain_seconds": 0,
             **{f"{other}_target": f"unix:{directory}/{other}.int" for other in CONTEXTS},
         }

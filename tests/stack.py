@@ -18,6 +18,9 @@ from typing import Any
 
 import httpx
 
+from servicekit.streams import EVENTS
+from tests.events import Reader
+
 _ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 120.0
 PATIENCE = 60.0
@@ -59,6 +62,12 @@ class Stack:
 
     def tls(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.ca_file)
+
+    def events(self, credential: dict[str, Any], stream: str = EVENTS.name) -> Reader:
+        """A reader with a credential as the API has answered it."""
+        return Reader(
+            credential["url"], self.ca_file, credential["id"], credential["secret"], stream
+        )
 
     def client(self, token: str | None = None, *, http2: bool = False) -> httpx.Client:
         """A client that trusts the installation's CA, with a bearer token if one is given."""
@@ -192,6 +201,7 @@ def running(home: Path, **environment: str) -> Iterator[Stack]:
                 **os.environ,
                 "EVERGREEN_HOME": str(home),
                 "EVERGREEN_PORT": str(port),
+                "EVERGREEN_EVENTS_LISTEN": f"127.0.0.1:{free_port()}",
                 **environment,
             },
         )

@@ -1,7 +1,8 @@
 """Generates everything that is derived from `protos/` (`make gen`); byte-stable.
 
 Writes the Python modules and stubs under `libs/evergreen/v1/`, the descriptor set that the
-gateway's transcoder and the gRPC reflection use, and the OpenAPI document.
+gateway's transcoder and the gRPC reflection use, the OpenAPI document, and the AsyncAPI document
+of the events.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main() -> None:
         "google/rpc/error_details.proto",
     )
     openapi = importlib.import_module("tools.openapi")  # reads what was just made
+    asyncapi = importlib.import_module("tools.asyncapi")
     openapi.write()
+    asyncapi.write()
     chart_readme.write()
 
 

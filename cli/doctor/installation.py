@@ -53,6 +53,8 @@ def of_home(root: Path) -> Installation:
 
     public = Public(url, home.tls / "ca.crt")
     ports = home.remembered().get("ports", {})
+    nats_tls = '"tls"' in _secret(home.nats / "nats.conf")
+    nats_host = "tls://localhost" if nats_tls else "nats://127.0.0.1"
     return Installation(
         public,
         (
@@ -60,10 +62,11 @@ def of_home(root: Path) -> Installation:
             *(login(roles.service_role(c), f"postgres_{c}", c) for c in CONTEXTS),
         ),
         Server(
-            f"nats://127.0.0.1:{ports.get('nats', 4222)}",
+            f"{nats_host}:{ports.get('nats', 4222)}",
             "audit",
             _secret(home.secrets / "nats_audit"),
             f"http://127.0.0.1:{ports.get('nats_monitor', 8222)}",
+            home.tls / "ca.crt" if nats_tls else None,
         ),
         (root,),
         public.port,
@@ -102,6 +105,10 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
             Path(inside) if (inside := setting("EVERGREEN_TLS_CA_FILE")) else None,
         )
     port = setting("HTTPS_PORT")
+    own = Path(setting("EVERGREEN_HOME")) / "tls" / "ca.crt"
+    is_given = (Path(setting("EVERGREEN_CERTIFICATE")) / "fullchain.pem").exists()
+    if ca_file is None and setting("EVERGREEN_HOME") and own.exists() and not is_given:
+        ca_file = own
     return Installation(
         Public(setting("PUBLIC_URL"), ca_file, int(proxies)),
         tuple(databases),

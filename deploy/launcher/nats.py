@@ -15,7 +15,11 @@ from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_nats
 from deploy.launcher.home import Home, password, write_private
 from deploy.launcher.process import ProcessSpec
+from deploy.nats import issuer
+from servicekit.tls import Tls
 
+ISSUER: Final = "nats_issuer"
+"""The secret with which identity vouches for integrators."""
 _BINARY: Final = "nats-server"
 _ROOM: Final = 64 * 1024**2
 
@@ -34,11 +38,30 @@ def binary() -> Path:
     return path
 
 
-def process(home: Home, contexts: tuple[str, ...], ports: Mapping[str, int]) -> ProcessSpec:
-    """Writes the server's configuration; answers its process."""
-    passwords = {context: home.secret(f"nats_{context}", password) for context in contexts}
+def process(
+    home: Home,
+    contexts: tuple[str, ...],
+    ports: Mapping[str, int],
+    *,
+    host: str = "127.0.0.1",
+    tls: Tls | None = None,
+) -> ProcessSpec:
+    """Writes the server's configuration; answers its process.
+
+    Args:
+        host: the address for clients; others than loopback need `tls`.
+    """
+    users = (*contexts, nats.GATEKEEPER, nats.OPERATOR)
     configuration = home.nats / "nats.conf"
-    text = nats.render(ports["nats"], ports["nats_monitor"], home.nats / "store", passwords)
+    text = nats.render(
+        ports["nats"],
+        ports["nats_monitor"],
+        home.nats / "store",
+        {user: home.secret(f"nats_{user}", password) for user in users},
+        host=host,
+        tls=tls,
+        issuer=issuer.public_key(home.secret(ISSUER, issuer.new_seed)),
+    )
     write_private(configuration, text)
 
     async def stuck() -> str:

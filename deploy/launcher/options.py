@@ -26,6 +26,8 @@ class Options:
     """The first Owner; used on the first start."""
     admin_password: str = field(repr=False)
     """The first Owner's password; made when empty."""
+    events_listen: tuple[str, int] | None
+    """Where integrators reach NATS, host and port; on loopback only, on a free port, if `None`."""
     log_format: Literal["console", "json"]
     """How the terminal shows events: for people or as JSON."""
     log_level: str
@@ -52,6 +54,13 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
     port = value("PORT", "8443")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         problems.append(f"EVERGREEN_PORT is {port!r}, not a port between 1 and 65535.")
+    listen: tuple[str, int] | None = None
+    if given := value("EVENTS_LISTEN", ""):
+        host, _, number = given.rpartition(":")
+        if host and number.isascii() and number.isdigit() and 0 < int(number) < 65536:
+            listen = host.strip("[]"), int(number)
+        else:
+            problems.append(f"EVERGREEN_EVENTS_LISTEN is {given!r}, not HOST:PORT.")
     log_format = choice("LOG_FORMAT", "console", ("console", "json"))
     log_level = choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
     if problems:
@@ -61,6 +70,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
         port=int(port),
         admin_email=value("ADMIN_EMAIL", "owner@localhost"),
         admin_password=environment.get("EVERGREEN_ADMIN_PASSWORD", ""),
+        events_listen=listen,
         log_format=cast("Literal['console', 'json']", log_format),
         log_level=log_level,
     )

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from deploy.launcher import nats
 from deploy.launcher.events import parse_service
 from deploy.launcher.home import Home, master_key, password
 from deploy.launcher.postgres import Postgres
 from deploy.launcher.process import ProcessSpec
+from deploy.nats import issuer
 from deploy.postgres.roles import service_role
 
 CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
@@ -26,7 +28,13 @@ def socket(run: Path, context: str, kind: str) -> Path:
 
 def _tuning() -> dict[str, str]:
     """The services' settings in the launcher's own environment, but none that it decides itself."""
-    own = {"EVERGREEN_HOME", "EVERGREEN_PORT", "EVERGREEN_ADMIN_EMAIL", "EVERGREEN_ADMIN_PASSWORD"}
+    own = {
+        "EVERGREEN_HOME",
+        "EVERGREEN_PORT",
+        "EVERGREEN_ADMIN_EMAIL",
+        "EVERGREEN_ADMIN_PASSWORD",
+        "EVERGREEN_EVENTS_LISTEN",
+    }
     return {
         name: value
         for name, value in os.environ.items()
@@ -43,15 +51,18 @@ def process(
     ports: Mapping[str, int],
     admin_email: str,
     log_level: str,
+    nats_tls: bool = False,
 ) -> ProcessSpec:
     """The process of one service."""
+    nats_url = f"{'tls://localhost' if nats_tls else 'nats://127.0.0.1'}:{ports['nats']}"
     environment = _tuning() | {
         "EVERGREEN_GRPC_LISTEN": f"unix:{socket(run, context, 'gw')}",
         "EVERGREEN_INTERNAL_LISTEN": f"unix:{socket(run, context, 'int')}",
         "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{ports[context]}",
         "EVERGREEN_DATABASE_URL": postgres.dsn(service_role(context)),
         "EVERGREEN_DATABASE_PASSWORD_FILE": str(home.secret_file(f"postgres_{context}", password)),
-        "EVERGREEN_NATS_URL": f"nats://127.0.0.1:{ports['nats']}",
+        "EVERGREEN_NATS_URL": nats_url,
+        **({"EVERGREEN_NATS_CA_FILE": str(home.tls / "ca.crt")} if nats_tls else {}),
         "EVERGREEN_NATS_USER": context,
         "EVERGREEN_NATS_PASSWORD_FILE": str(home.secret_file(f"nats_{context}", password)),
         "EVERGREEN_MASTER_KEY_FILE": str(home.secret_file("master_key", master_key)),
@@ -67,6 +78,13 @@ def process(
     if context == "identity":
         environment["EVERGREEN_ADMIN_EMAIL"] = admin_email
         environment["EVERGREEN_ADMIN_PASSWORD_FILE"] = str(home.secrets / "admin_password")
+        environment["EVERGREEN_EVENTS_ISSUER_FILE"] = str(
+            home.secret_file(nats.ISSUER, issuer.new_seed)
+        )
+        environment["EVERGREEN_NATS_GATEKEEPER_PASSWORD_FILE"] = str(
+            home.secret_file("nats_gatekeeper", password)
+        )
+        environment.setdefault("EVERGREEN_EVENTS_URL", nats_url)
     if context == "enrollment":
         environment["EVERGREEN_BOOTSTRAP_ENROLLMENT_SECRET_FILE"] = str(
             home.secrets / "enrollment_secret"

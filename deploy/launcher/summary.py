@@ -16,7 +16,7 @@ def heading(home: Home) -> str:
     return f"\nEvergreen Selfhost Backend {version('evergreen-backend')} in {home.root}\n"
 
 
-def ready(home: Home, facts: Mapping[str, str], seconds: float) -> str:
+def ready(home: Home, facts: Mapping[str, str], events: str, seconds: float) -> str:
     """What a person does first."""
     url = facts["url"]
     file = shlex.quote(str(home.bootstrap_file))
@@ -26,6 +26,7 @@ def ready(home: Home, facts: Mapping[str, str], seconds: float) -> str:
 Evergreen is ready after {seconds:.1f} s.
 
   Gateway       {url}  (the API's description: {url}/docs)
+  Events        {events}
   CA            {facts["ca_file"]}
   Credentials   {home.bootstrap_file}  ({facts["email"]}, the enrollment secret)
   Logs          {home.logs}

@@ -26,6 +26,7 @@ from deploy.launcher.report import Report, Step
 from deploy.launcher.supervisor import Supervised, Supervisor, clear_leftovers
 from deploy.postgres import roles
 from servicekit import migrate
+from servicekit.tls import Tls
 
 _PORTS: Final = ("nats", "nats_monitor", "gateway_admin", *services.CONTEXTS)
 # A step takes a second or two; a slow disk or a busy machine may take its time.
@@ -108,7 +109,7 @@ class Launcher:
                 database = group.create_task(self._start_database())
                 for context in services.CONTEXTS if early else ():
                     group.create_task(self._start_service(context))
-                group.create_task(self._start_nats())
+                group.create_task(self._start_nats(files))
                 group.create_task(self._start_gateway(files))
                 await database
                 for context in () if early else services.CONTEXTS:
@@ -118,11 +119,20 @@ class Launcher:
                 facts = await bootstrap.write(self._home, api, self._options.admin_email)
         self._logs.calm = False
         if self._console.format == "console":
-            self._console.say(summary.ready(self._home, facts, self._report.seconds))
+            self._console.say(
+                summary.ready(self._home, facts, self._events(), self._report.seconds)
+            )
         else:
             seconds = round(self._report.seconds, 1)
             where = {key: facts[key] for key in ("url", "ca_file", "email")}
             self._logs.event("info", "ready", seconds=seconds, **where)
+
+    def _events(self) -> str:
+        """Where integrators connect."""
+        port = self._ports["nats"]
+        if self._options.events_listen is None:
+            return f"nats://127.0.0.1:{port}  (this machine only: docs/integrators.md)"
+        return f"tls://localhost:{port}"
 
     def _prepare(self, step: Step) -> tls.Tls:
         """Does what needs no process: leftovers, ports, secrets, the certificate."""
@@ -132,6 +142,8 @@ class Launcher:
         self._addresses = ports.gateway_addresses(self._options.port)
         kept = self._home.remembered().get("ports", {})
         self._ports = ports.pick(_PORTS, kept)
+        if self._options.events_listen is not None:
+            self._ports["nats"] = self._options.events_listen[1]
         self._home.remember(ports=self._ports)
         given = self._options.admin_password
         if given and not self._home.bootstrap_file.exists():
@@ -171,11 +183,23 @@ class Launcher:
                 ) from error
             step.note = f"{len(applied)} applied" if applied else "up to date"
 
-    async def _start_nats(self) -> None:
+    async def _start_nats(self, files: tls.Tls) -> None:
         with self._report.step("NATS"):
-            spec = nats.process(self._home, services.CONTEXTS, self._ports)
+            spec = nats.process(
+                self._home,
+                services.CONTEXTS,
+                self._ports,
+                **self._nats_listen(files),
+            )
             process = self._supervisor.start(spec)
             await self._ready_at(process, self._ports["nats_monitor"], "/healthz")
+
+    def _nats_listen(self, files: tls.Tls) -> dict[str, Any]:
+        """Loopback in the clear for the services alone; with TLS as soon as others may come."""
+        if self._options.events_listen is None:
+            return {}
+        certificate = Tls(files.ca_certificate, files.server_certificate, files.server_key)
+        return {"host": self._options.events_listen[0], "tls": certificate}
 
     async def _start_gateway(self, files: tls.Tls) -> None:
         with self._report.step("Gateway"):
@@ -202,6 +226,7 @@ class Launcher:
                 ports=self._ports,
                 admin_email=self._options.admin_email,
                 log_level=self._options.log_level,
+                nats_tls=self._options.events_listen is not None,
             )
             process = self._supervisor.start(spec)
             await self._ready_at(process, self._ports[context], "/readyz")
@@ -233,8 +258,10 @@ class Launcher:
             await asyncio.sleep(_CERTIFICATE_CHECK)
             before = (self._home.tls / "server.crt").read_bytes()
             if self._certificate().server_certificate.read_bytes() != before:
-                self._logs.event("info", "the certificate was renewed; the gateway starts anew")
+                self._logs.event("info", "the certificate was renewed; it is used from now on")
                 self._supervisor["gateway"].restart()
+                if self._options.events_listen is not None:
+                    self._supervisor["nats"].restart()
 
     async def _stop(self) -> None:
         if not self._supervisor.has_started:

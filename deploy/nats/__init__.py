@@ -1,4 +1,10 @@
-"""NATS for the product: its configuration, with one user a service and what each may do."""
+"""NATS for the product: its configuration, with one user a service and what each may do.
+
+Three accounts: the services' with the streams; the integrators', which reaches nothing but
+imported requests to durable consumers; and the system account, in which identity answers who may
+connect (auth callout) and cuts connections. An answer crosses from one account to another only to
+whoever asked, so that an integrator cannot have messages delivered where it may not publish.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from servicekit.streams import DOMAIN, EVENTS, STREAMS, SUBJECT_ROOT, reader_requests
 from servicekit.tls import Tls
 
-STREAM: Final = "EVERGREEN"
-SUBJECTS: Final = "evergreen.v1"
-
 INBOX: Final = "_INBOX_"
-"""Where answers to a service arrive, followed by its name: nobody reads another one's."""
+"""Where answers to a user arrive, followed by its name: nobody reads another one's."""
 
 CLUSTER_PORT: Final = 6222
 """Where the servers of a cluster reach each other."""
@@ -21,35 +25,108 @@ CLUSTER_PORT: Final = 6222
 CONSUMERS: Final[Mapping[str, tuple[str, ...]]] = {"audit": ("audit",)}
 """The durable consumers that a service may have; one may read the events of all contexts."""
 
+SERVICES: Final = "EVERGREEN"
+INTEGRATORS: Final = "INTEGRATORS"
+SYSTEM: Final = "SYS"
+"""The accounts."""
+
+GATEKEEPER: Final = "gatekeeper"
+"""Identity's user in the system account."""
+OPERATOR: Final = "operator"
+"""The user who may delete a stream, so that it is made anew."""
+
+_API: Final = "$JS.API"
+
 
 def permissions(context: str) -> dict[str, Any]:
     """What the user of one service may publish and subscribe to.
 
     It publishes events of its own context only, whichever tenant they belong to. Whoever may have
     a consumer may read the stream through it, and nobody subscribes to the events past the stream.
-    Everyone may see how far the audit log has got, so that no outbox forgets what it lacks. Audit
-    may change the stream: it marks it anew when events must be published again. Deleting it is left
-    to an operator.
+    Everyone may see how far the audit log has got, so that no outbox forgets what it lacks. A
+    stream's keeper may change it: audit marks it anew when events must be published again.
+    Identity makes the consumers of integrators. Deleting a stream is left to the operator.
     """
-    publish = [
-        f"{SUBJECTS}.*.{context}.>",
-        f"$JS.API.STREAM.INFO.{STREAM}",
-        f"$JS.API.STREAM.CREATE.{STREAM}",
-        f"$JS.API.CONSUMER.INFO.{STREAM}.audit",
-    ]
-    if context == "audit":
-        publish.append(f"$JS.API.STREAM.UPDATE.{STREAM}")
+    publish = [f"{SUBJECT_ROOT}.*.{context}.>", f"{_API}.CONSUMER.INFO.{EVENTS.name}.audit"]
+    deny = []
+    for stream in STREAMS:
+        if stream is EVENTS or context in {stream.keeper, "identity"}:
+            publish += [f"{_API}.STREAM.{what}.{stream.name}" for what in ("INFO", "CREATE")]
+        if context == stream.keeper:
+            publish.append(f"{_API}.STREAM.UPDATE.{stream.name}")
+        if context == "identity":
+            consumer = f"{_API}.CONSUMER"
+            publish += [
+                f"{consumer}.CREATE.{stream.name}.>",
+                f"{consumer}.DURABLE.CREATE.{stream.name}.*",
+                f"{consumer}.DELETE.{stream.name}.*",
+                f"{consumer}.INFO.{stream.name}.*",
+                f"{consumer}.LIST.{stream.name}",
+            ]
+            deny += [
+                f"{consumer}.{what}.{stream.name}.{own}"
+                for own in (name for names in CONSUMERS.values() for name in names)
+                for what in ("CREATE", "DURABLE.CREATE", "DELETE")
+            ]
     for durable in CONSUMERS.get(context, ()):
         publish += [
-            f"$JS.API.CONSUMER.INFO.{STREAM}.{durable}",
-            f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}",
-            f"$JS.API.CONSUMER.CREATE.{STREAM}.{durable}.>",
-            f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{durable}",
-            f"$JS.API.CONSUMER.DELETE.{STREAM}.{durable}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{durable}",
-            f"$JS.ACK.{STREAM}.{durable}.>",
+            f"{_API}.CONSUMER.INFO.{EVENTS.name}.{durable}",
+            f"{_API}.CONSUMER.CREATE.{EVENTS.name}.{durable}",
+            f"{_API}.CONSUMER.CREATE.{EVENTS.name}.{durable}.>",
+            f"{_API}.CONSUMER.DURABLE.CREATE.{EVENTS.name}.{durable}",
+            f"{_API}.CONSUMER.DELETE.{EVENTS.name}.{durable}",
+            f"{_API}.CONSUMER.MSG.NEXT.{EVENTS.name}.{durable}",
+            f"$JS.ACK.{EVENTS.name}.{durable}.>",
         ]
-    return {"publish": {"allow": publish}, "subscribe": {"allow": [f"{INBOX}{context}.>"]}}
+    return {
+        "publish": {"allow": publish, **({"deny": deny} if deny else {})},
+        "subscribe": {"allow": [f"{INBOX}{context}.>"]},
+    }
+
+
+def _accounts(passwords: Mapping[str, str]) -> dict[str, Any]:
+    services = {name: p for name, p in passwords.items() if name not in {GATEKEEPER, OPERATOR}}
+    users: list[dict[str, Any]] = [
+        {"user": context, "password": password, "permissions": permissions(context)}
+        for context, password in services.items()
+    ]
+    if OPERATOR in passwords:
+        what = [f"{_API}.STREAM.{what}.{s.name}" for s in STREAMS for what in ("INFO", "DELETE")]
+        users.append(_user(OPERATOR, passwords, {"publish": {"allow": what}}))
+    system = {
+        "publish": {"allow": ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"]},
+        "allow_responses": {"max": 1, "expires": "10s"},
+    }
+    shared = list(zip(reader_requests(_API), reader_requests(f"$JS.{DOMAIN}.API"), strict=True))
+    return {
+        SERVICES: {
+            "jetstream": "enabled",
+            "users": users,
+            "exports": [
+                {"service": there, "accounts": [INTEGRATORS]}
+                | ({"response_type": "stream"} if ".MSG.NEXT." in there else {})
+                for there, _ in shared
+            ],
+        },
+        INTEGRATORS: {
+            "imports": [
+                {"service": {"account": SERVICES, "subject": there}, "to": here}
+                for there, here in shared
+            ],
+        },
+        SYSTEM: {
+            "users": [_user(GATEKEEPER, passwords, system, "$SYS.REQ.USER.AUTH")]
+            if GATEKEEPER in passwords
+            else []
+        },
+    }
+
+
+def _user(
+    name: str, passwords: Mapping[str, str], allowed: Mapping[str, Any], *subscribe: str
+) -> dict[str, Any]:
+    inbox = {"subscribe": {"allow": [f"{INBOX}{name}.>", *subscribe]}}
+    return {"user": name, "password": passwords[name], "permissions": {**allowed, **inbox}}
 
 
 def render(
@@ -63,6 +140,7 @@ def render(
     monitor_host: str = "127.0.0.1",
     name: str = "evergreen",
     cluster: Sequence[str] = (),
+    issuer: str = "",
 ) -> str:
     """The text of the server's configuration; it holds the passwords.
 
@@ -70,12 +148,14 @@ def render(
         port: where clients connect.
         monitor_port: where the server tells its health.
         store: JetStream's directory.
-        passwords: context → password of its user, whose name is that of the context.
+        passwords: user → password: one for each context, and `GATEKEEPER` and `OPERATOR`.
         host: the address for clients; loopback needs no TLS.
         tls: the server's certificate.
         monitor_host: the address for `monitor_port`.
         name: the server's name, its own in a cluster.
         cluster: the hosts of all servers of the cluster; they trust each other by certificates.
+        issuer: the public half of identity's key (`deploy.nats.issuer`), which signs what an
+            integrator may do; nobody but `passwords` has a way in without it.
     """
     secured: dict[str, dict[str, Any]] = {}
     if tls is not None:
@@ -88,6 +168,14 @@ def render(
             "listen": f"{host}:{CLUSTER_PORT}",
             "routes": [f"nats-route://{server}:{CLUSTER_PORT}" for server in cluster],
             "tls": {**secured["tls"], "ca_file": str(tls.ca_file), "verify": True},
+        }
+    authorization: dict[str, Any] = {"timeout": 5}
+    if issuer:
+        authorization["auth_callout"] = {
+            "issuer": issuer,
+            "account": SYSTEM,
+            # All others are identity's to judge.
+            "auth_users": list(passwords),
         }
     configuration = {
         "server_name": name,
@@ -104,11 +192,13 @@ def render(
             "max_file_store": 10 * 1024**3,
         },
         "max_payload": 4 * 1024**2,
-        "authorization": {
-            "users": [
-                {"user": context, "password": password, "permissions": permissions(context)}
-                for context, password in passwords.items()
-            ]
-        },
+        # What one connection may cost. Who reads too slowly is cut off, and comes again.
+        "max_connections": 4096,
+        "max_subscriptions": 256,
+        "max_pending": 32 * 1024**2,
+        "write_deadline": "10s",
+        "accounts": _accounts(passwords),
+        "system_account": SYSTEM,
+        "authorization": authorization,
     }
     return json.dumps(configuration, indent=2) + "\n"

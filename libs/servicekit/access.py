@@ -96,6 +96,11 @@ _TABLE: Final[dict[str, dict[str, dict[str, _Row]]]] = {
             "DeactivateUser": _ADMIN_WRITE,
             "InviteUser": _ADMIN_WRITE,
         },
+        "EventCredentialService": {
+            "ListEventCredentials": _USER_READ,
+            "CreateEventCredential": _ADMIN_WRITE,
+            "RevokeEventCredential": _ADMIN_WRITE,
+        },
         "TokenKeyService": {"GetJwks": _OPEN},
         "IdentityInternalService": {
             "IssueDeviceToken": _SERVICES,

@@ -10,22 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from servicekit.call import Call, CallerKind, current_call
 from servicekit.ids import new_id, now
-
-STREAM: Final = "EVERGREEN"
-SUBJECT_ROOT: Final = "evergreen.v1"
+from servicekit.streams import SUBJECT_ROOT
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened.
 
-    `name` is `<context>.<what_happened>`, for example `policy.published`; `resource` is what it
-    happened to, for example `policies/<id>`. `before` and `after` must not hold secrets.
+    `name` is `<context>.<what_happened>`, for example `policy.published`, and is in the catalogue
+    (`servicekit.catalogue`) with what `before` and `after` hold; `resource` is what it happened to,
+    for example `policies/<id>`. `before` and `after` must not hold secrets.
     """
 
     name: str

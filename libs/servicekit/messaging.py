@@ -5,35 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, StreamConfig
+from nats.js.errors import BadRequestError, NotFoundError
 
 from servicekit import logs
-from servicekit.events import STREAM, SUBJECT_ROOT
 from servicekit.ids import new_id
 from servicekit.logs import Repeated, brief
 from servicekit.settings import ServiceSettings, read_secret
+from servicekit.streams import EVENTS, KEEP, Stream, stream_of
 
 log = logs.get(__name__)
 
-KEEP: Final = timedelta(days=30)
-"""How long the stream keeps messages, and an outbox what it published."""
 AUDIT: Final = "audit"
 """The durable consumer that records everything; nothing is forgotten before it has it."""
 _DEDUPLICATE: Final = timedelta(minutes=10)
 _INCARNATION: Final = "evergreen-incarnation"
 _RETRY_SECONDS: Final = 1.0
-_MAX_BYTES: Final = 8 << 30
+_KEPT: Final = ("subjects", "max_age", "max_bytes", "num_replicas", "duplicate_window")
+"""What of a stream's configuration its keeper brings up to date."""
+_LANES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Messaging:
             if self._client is None or self._client.is_closed:
                 self._client = await nats.connect(
                     self._settings.nats_url,
-                    tls=_tls(self._settings),
+                    tls=trust(self._settings),
                     user=self._settings.nats_user or None,
                     password=read_secret(self._settings.nats_password_file) or None,
                     name=self._settings.nats_user or "evergreen",
@@ -92,42 +92,67 @@ class Messaging:
         if self._client is not None and not self._client.is_closed:
             await self._client.close()
 
-    async def ensure_stream(self) -> str:
-        """Makes the stream if it is not there; answers which incarnation of it there is.
+    async def ensure_stream(self, stream: Stream = EVENTS) -> str:
+        """Makes a stream if it is not there; answers which incarnation of it there is.
 
         A stream that was lost and made again has another incarnation, so that every outbox
         notices and publishes what it has once more.
         """
         jetstream = await self._jetstream()
-        for _ in range(2):
+        for _ in range(3):
             try:
-                info = await jetstream.stream_info(STREAM)
+                info = await jetstream.stream_info(stream.name)
             except NotFoundError:
-                await jetstream.add_stream(
-                    StreamConfig(
-                        name=STREAM,
-                        subjects=[f"{SUBJECT_ROOT}.>"],
-                        max_age=KEEP.total_seconds(),
-                        max_bytes=_MAX_BYTES,
-                        discard=DiscardPolicy.OLD,
-                        duplicate_window=_DEDUPLICATE.total_seconds(),
-                        metadata={_INCARNATION: str(new_id())},
-                    )
-                )
+                wanted = self._wanted(stream)
+                wanted.metadata = {_INCARNATION: str(new_id())}
+                # Another process may be faster.
+                with contextlib.suppress(BadRequestError):
+                    await jetstream.add_stream(wanted)
                 continue
+            if stream.keeper == self._settings.nats_user:
+                await self._update(jetstream, stream, info.config)
             return (info.config.metadata or {}).get(_INCARNATION, "")
-        raise ConnectionError("the stream was made and is not there")
+        raise ConnectionError(f"the stream {stream.name} cannot be made")
+
+    def _wanted(self, stream: Stream) -> StreamConfig:
+        settings = self._settings
+        return StreamConfig(
+            name=stream.name,
+            subjects=list(stream.subjects),
+            max_age=KEEP.total_seconds(),
+            max_bytes=(
+                settings.events_stream_bytes
+                if stream is EVENTS
+                else settings.telemetry_stream_bytes
+            ),
+            num_replicas=settings.stream_replicas,
+            discard=DiscardPolicy.OLD,
+            duplicate_window=_DEDUPLICATE.total_seconds(),
+            # Messages leave by age and size only. Who wants to begin anew deletes the stream.
+            deny_delete=True,
+            deny_purge=True,
+        )
+
+    async def _update(
+        self, jetstream: JetStreamContext, stream: Stream, found: StreamConfig
+    ) -> None:
+        wanted = self._wanted(stream)
+        if all(getattr(found, name) == getattr(wanted, name) for name in _KEPT):
+            return
+        log.info("a stream gets the configuration of this release", stream=stream.name)
+        wanted.metadata = found.metadata
+        await jetstream.update_stream(wanted)
 
     async def consumer_state(self, durable: str) -> ConsumerState | None:
         """Where a consumer stands, at the beginning if there is none; `None` without a stream."""
         jetstream = await self._jetstream()
         try:
-            stream = await jetstream.stream_info(STREAM)
+            stream = await jetstream.stream_info(EVENTS.name)
         except NotFoundError:
             return None
         acknowledged, waiting = 0, stream.state.messages
         with contextlib.suppress(NotFoundError):
-            consumer = await jetstream.consumer_info(STREAM, durable)
+            consumer = await jetstream.consumer_info(EVENTS.name, durable)
             acknowledged = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
             waiting = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
         return ConsumerState(
@@ -143,7 +168,7 @@ class Messaging:
         Answers the incarnation.
         """
         jetstream = await self._jetstream()
-        config = (await jetstream.stream_info(STREAM)).config
+        config = (await jetstream.stream_info(EVENTS.name)).config
         incarnation = str(new_id())
         config.metadata = {**(config.metadata or {}), _INCARNATION: incarnation}
         await jetstream.update_stream(config)
@@ -152,14 +177,63 @@ class Messaging:
     async def read_again(self, durable: str) -> None:
         """Makes a consumer begin anew with the oldest message that the stream has."""
         with contextlib.suppress(NotFoundError):
-            await (await self._jetstream()).delete_consumer(STREAM, durable)
+            await (await self._jetstream()).delete_consumer(EVENTS.name, durable)
 
     async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
         """Publishes one message and waits until the stream has stored it."""
         jetstream = await self._jetstream()
         await jetstream.publish(
-            subject, payload, stream=STREAM, headers={"Nats-Msg-Id": message_id}
+            subject, payload, stream=stream_of(subject).name, headers={"Nats-Msg-Id": message_id}
         )
+
+    async def last_sequence(self, stream: Stream) -> int:
+        """The sequence number of the newest message of a stream."""
+        return (await (await self._jetstream()).stream_info(stream.name)).state.last_seq
+
+    async def keep_reader(
+        self, stream: Stream, name: str, subjects: Iterable[str], unseen: int = 0
+    ) -> None:
+        """Makes a durable consumer that others read, or makes it anew for other subjects.
+
+        A consumer that gets further subjects would skip what was published on them meanwhile: it
+        begins again with what is not acknowledged, and not later than after `unseen`.
+        """
+        jetstream = await self._jetstream()
+        start = 0
+        with contextlib.suppress(NotFoundError):
+            found = await jetstream.consumer_info(stream.name, name)
+            done = found.ack_floor.stream_seq if found.ack_floor else 0
+            start = min(done, unseen) + 1
+            await jetstream.delete_consumer(stream.name, name)
+        await jetstream.add_consumer(
+            stream.name,
+            ConsumerConfig(
+                durable_name=name,
+                filter_subjects=sorted(subjects),
+                deliver_policy=DeliverPolicy.BY_START_SEQUENCE if start else DeliverPolicy.ALL,
+                opt_start_seq=start or None,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=30,
+                max_ack_pending=2_000,
+                max_waiting=16,
+            ),
+        )
+
+    async def readers(self, stream: Stream) -> dict[str, frozenset[str]]:
+        """The durable consumers of a stream: the subjects of each, by its name."""
+        jetstream = await self._jetstream()
+        found: dict[str, frozenset[str]] = {}
+        while page := await jetstream.consumers_info(stream.name, offset=len(found)):
+            for info in page:
+                config = info.config
+                one = [config.filter_subject] if config.filter_subject else []
+                found[info.name] = frozenset(config.filter_subjects or one)
+        return found
+
+    async def drop_reader(self, stream: Stream, name: str) -> None:
+        """Deletes a consumer."""
+        with contextlib.suppress(NotFoundError):
+            await (await self._jetstream()).delete_consumer(stream.name, name)
 
     async def consume(
         self,
@@ -195,7 +269,7 @@ class Messaging:
         subscription = await jetstream.pull_subscribe(
             subject,
             durable=durable,
-            stream=STREAM,
+            stream=EVENTS.name,
             config=ConsumerConfig(
                 ack_policy=AckPolicy.EXPLICIT, ack_wait=30, max_ack_pending=batch
             ),
@@ -206,7 +280,7 @@ class Messaging:
                     messages = await subscription.fetch(batch, timeout=5)
                 except NatsTimeout:
                     # Nothing new, or the stream is gone; the latter raises here.
-                    await jetstream.consumer_info(STREAM, durable)
+                    await jetstream.consumer_info(EVENTS.name, durable)
                     outage.worked()
                     continue
                 try:
@@ -223,10 +297,58 @@ class Messaging:
             await subscription.unsubscribe()
 
 
-def _tls(settings: ServiceSettings) -> ssl.SSLContext | None:
+def trust(settings: ServiceSettings) -> ssl.SSLContext | None:
+    """What the server's certificate is checked with; `None` without TLS."""
     if not settings.nats_url.startswith("tls://"):
         return None
     return ssl.create_default_context(cafile=settings.nats_ca_file)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message that is to be published."""
+
+    id: str
+    subject: str
+    payload: bytes
+
+
+class Publisher(Protocol):
+    """What publishes one message, and answers when the stream has it."""
+
+    async def publish(self, subject: str, payload: bytes, message_id: str) -> None:
+        """Publishes a message."""
+
+
+async def publish_by_tenant(
+    publisher: Publisher, messages: Iterable[Outgoing]
+) -> tuple[list[str], Exception | None]:
+    """Publishes messages: those of a tenant one after the other, tenants at the same time.
+
+    So a tenant's order holds whatever fails: what follows a message that could not be published
+    is not sent. Answers the ids of what the stream has, and the first failure.
+    """
+    lanes: dict[str, list[Outgoing]] = {}
+    for message in messages:
+        lanes.setdefault(message.subject.split(".", 3)[2], []).append(message)
+    published: list[str] = []
+    failures: list[Exception] = []
+    waiting = iter(list(lanes.values()))
+
+    async def worker() -> None:
+        for lane in waiting:
+            for message in lane:
+                if failures:
+                    return
+                try:
+                    await publisher.publish(message.subject, message.payload, message.id)
+                except Exception as error:
+                    failures.append(error)
+                    return
+                published.append(message.id)
+
+    await asyncio.gather(*(worker() for _ in range(min(_LANES, len(lanes)))))
+    return published, failures[0] if failures else None
 
 
 async def _quiet(error: Exception) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-import asyncpg
-
 from servicekit import logs
+from servicekit.catalogue import CATALOGUE
 from servicekit.events import Event
 from servicekit.logs import Repeated
-from servicekit.messaging import AUDIT, KEEP, Messaging
+from servicekit.messaging import AUDIT, Messaging, Outgoing, publish_by_tenant
 from servicekit.postgres import Connection, Database
+from servicekit.streams import EVENTS, KEEP, Stream
 
 log = logs.get(__name__)
 
@@ -29,6 +29,7 @@ async def relay(
     wake: asyncio.Event,
     publish: Callable[[str], Awaitable[None]],
     *,
+    stream: Stream = EVENTS,
     linger: float = 0.01,
 ) -> None:
     """Has `publish` called whenever there may be something, for as long as the service lives.
@@ -37,6 +38,7 @@ async def relay(
     for the next time: after `wake`, or in a second.
 
     Args:
+        stream: where it is published.
         linger: seconds between `wake` and the call. The event is set before its transaction
             commits, so that a moment is needed; a longer one gathers what is published at once.
     """
@@ -45,7 +47,7 @@ async def relay(
         # Before it looks: what is written meanwhile is looked for once more.
         wake.clear()
         try:
-            await publish(await messaging.ensure_stream())
+            await publish(await messaging.ensure_stream(stream))
             outage.worked()
         except Exception as error:
             # The database or NATS is away; the rows wait, and so do we.
@@ -66,7 +68,15 @@ class Outbox:
         self._forget_at = 0.0
 
     async def append(self, connection: Connection, *events: Event) -> None:
-        """Writes events into the transaction of the change that they tell of."""
+        """Writes events into the transaction of the change that they tell of.
+
+        Raises:
+            ValueError: an event is not in the catalogue, or is another service's.
+        """
+        for event in events:
+            kind = CATALOGUE.get(event.name)
+            if kind is None or kind.context != self._context:
+                raise ValueError(f"{event.name} is not in the catalogue of {self._context}")
         await connection.executemany(
             f"INSERT INTO {self._context}.outbox (id, subject, payload) VALUES ($1, $2, $3)",
             [(event.id, event.subject, event.payload()) for event in events],
@@ -97,9 +107,13 @@ class Outbox:
                 " WHERE published_at IS NULL ORDER BY id LIMIT $1",
                 _BATCH,
             )
-            published, failure = await _publish(messaging, rows)
+            published, failure = await publish_by_tenant(
+                messaging,
+                [Outgoing(str(row["id"]), row["subject"], row["payload"].encode()) for row in rows],
+            )
             await connection.execute(
-                f"UPDATE {self._context}.outbox SET published_at = now() WHERE id = ANY($1)",
+                f"UPDATE {self._context}.outbox SET published_at = now()"
+                " WHERE id = ANY ($1::uuid[])",
                 published,
             )
         if failure is not None:
@@ -142,17 +156,3 @@ class Outbox:
                 f"DELETE FROM {self._context}.outbox WHERE published_at < now() - $1::interval",
                 KEEP,
             )
-
-
-async def _publish(
-    messaging: Messaging, rows: Sequence[asyncpg.Record]
-) -> tuple[list[object], Exception | None]:
-    """Publishes in order; answers the ids of what the stream has, and what stopped it."""
-    published: list[object] = []
-    for row in rows:
-        try:
-            await messaging.publish(row["subject"], row["payload"].encode(), str(row["id"]))
-        except Exception as error:
-            return published, error
-        published.append(row["id"])
-    return published, None

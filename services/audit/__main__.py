@@ -6,9 +6,9 @@ from functools import partial
 
 from evergreen.v1 import audit_pb2_grpc
 from servicekit.app import Kit, Parts, run
-from servicekit.events import SUBJECT_ROOT
 from servicekit.messaging import AUDIT
 from servicekit.sealing import Sealer
+from servicekit.streams import SUBJECT_ROOT
 from services.audit.api import AuditApi
 from services.audit.events import Recorder
 from services.audit.gaps import GapWatch

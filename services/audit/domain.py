@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from uuid import UUID
 
 from servicekit.auditchain import Columns, canonical
-from servicekit.events import SUBJECT_ROOT
+from servicekit.streams import SUBJECT_ROOT
 
 _SUBJECT: Final = re.compile(
     re.escape(SUBJECT_ROOT) + r"\.([0-9a-f-]{36})\.([a-z]+\.[a-z0-9_]+)", re.ASCII

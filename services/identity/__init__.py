@@ -1,7 +1,8 @@
-"""Identity: tenants, users, sessions, and the keys that sign tokens.
+"""Identity: tenants, users, sessions, credentials of integrators, and the keys that sign tokens.
 
-RPCs: AuthService, TenantService, UserService, TokenKeyService; for the other services
-IdentityInternalService (device tokens, and the feed of tenants and ended sessions).
+RPCs: AuthService, TenantService, UserService, EventCredentialService, TokenKeyService; for the
+other services IdentityInternalService (device tokens, and the feed of tenants and ended sessions).
 HTTP: the portal (`/readyz`, `/openapi.json`, `/docs`), and the JWKS for the gateway itself.
+NATS: answers which integrators may connect, keeps their consumers, and cuts them off.
 Sends `identity.*` events; receives none.
 """

@@ -17,9 +17,20 @@ from evergreen.v1 import (  # noqa: F401
 )
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done
-from services.identity.api import AuthApi, InternalApi, TenantApi, TokenKeyApi, UserApi
+from servicekit.settings import read_secret
+from services.identity.api import (
+    AuthApi,
+    EventCredentialApi,
+    InternalApi,
+    TenantApi,
+    TokenKeyApi,
+    UserApi,
+)
+from services.identity.gatekeeper import Gatekeeper
 from services.identity.http import identity_app
+from services.identity.nats_tokens import NatsSigner
 from services.identity.passwords import GuessThrottle, Passwords
+from services.identity.service.event_credentials import EventCredentials
 from services.identity.service.first_start import FirstStart
 from services.identity.service.sessions import Sessions
 from services.identity.service.tenants import Tenants
@@ -49,6 +60,18 @@ async def build(kit: Kit) -> Parts:
     tenants = Tenants(kit.database, kit.outbox, kit.tenants, kit.clock)
     users = Users(kit.database, kit.outbox, kit.tenants, passwords, kit.clock)
 
+    gatekeeper = None
+    if settings.events_issuer_file is not None:
+        nats_signer = NatsSigner(read_secret(settings.events_issuer_file))
+        gatekeeper = Gatekeeper(settings, nats_signer, kit.messaging, kit.clock)
+    credentials = EventCredentials(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        gatekeeper.changed if gatekeeper else None,
+        kit.clock,
+    )
+
     async def forget_old_sessions() -> None:
         while True:
             await sessions.forget_old()
@@ -59,6 +82,10 @@ async def build(kit: Kit) -> Parts:
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
             partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants)),
             partial(rpc.add_UserServiceServicer_to_server, UserApi(users)),
+            partial(
+                rpc.add_EventCredentialServiceServicer_to_server,
+                EventCredentialApi(credentials, settings.events_url),
+            ),
             partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(signer)),
         ],
         internal=[
@@ -71,10 +98,14 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.AuthService",
             "evergreen.v1.TenantService",
             "evergreen.v1.UserService",
+            "evergreen.v1.EventCredentialService",
             "evergreen.v1.TokenKeyService",
         ],
         portal=identity_app(kit.channel, signer),
-        tasks=[forget_old_sessions],
+        tasks=[
+            forget_old_sessions,
+            *([partial(gatekeeper.run, credentials)] if gatekeeper else []),
+        ],
     )
 
 

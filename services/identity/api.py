@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
@@ -14,7 +17,8 @@ from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
 from servicekit.values import timestamp
 from services.identity import store
-from services.identity.domain import OpenSession, Tenant, User
+from services.identity.domain import EventCredential, OpenSession, Tenant, User
+from services.identity.service.event_credentials import EventCredentials
 from services.identity.service.sessions import Sessions
 from services.identity.service.tenants import Tenants
 from services.identity.service.users import Users
@@ -55,6 +59,10 @@ def _user(user: User, invitation_token: str | None = None) -> pb.User:
         tenant_id=str(user.tenant_id),
         invitation_token=invitation_token,
     )
+
+
+def _timestamp(at: datetime | None) -> Timestamp | None:
+    return timestamp(at) if at else None
 
 
 class AuthApi(identity_pb2_grpc.AuthServiceServicer):
@@ -187,6 +195,58 @@ class UserApi(identity_pb2_grpc.UserServiceServicer):
         """Invites a user (again)."""
         user, invitation = await self._users.invite(context.call, request.id)
         return _user(user, invitation)
+
+
+class EventCredentialApi(identity_pb2_grpc.EventCredentialServiceServicer):
+    """evergreen.v1.EventCredentialService."""
+
+    def __init__(self, credentials: EventCredentials, url: str) -> None:
+        self._credentials = credentials
+        self._url = url
+
+    def _shown(self, credential: EventCredential, secret: str | None = None) -> pb.EventCredential:
+        return pb.EventCredential(
+            id=str(credential.id),
+            tenant_id=str(credential.tenant_id),
+            name=credential.name,
+            created_at=timestamp(credential.created_at),
+            created_by=credential.created_by,
+            expires_at=_timestamp(credential.expires_at),
+            revoked_at=_timestamp(credential.revoked_at),
+            last_used_at=_timestamp(credential.last_used_at),
+            secret=secret,
+            url=self._url,
+        )
+
+    async def ListEventCredentials(
+        self, request: pb.ListEventCredentialsRequest, context: Context
+    ) -> pb.ListEventCredentialsResponse:
+        """Lists credentials."""
+        size = page_size(request.page_size)
+        after = decode_token(request.page_token, UUID)
+        found = await self._credentials.list(context.call, request.org_id, after, size + 1)
+        return pb.ListEventCredentialsResponse(
+            credentials=map(self._shown, found[:size]),
+            next_page_token=encode_token(str(found[size - 1].id)) if len(found) > size else "",
+        )
+
+    async def CreateEventCredential(
+        self, request: pb.CreateEventCredentialRequest, context: Context
+    ) -> pb.EventCredential:
+        """Adds a credential."""
+        expires_at = (
+            request.expires_at.ToDatetime(tzinfo=UTC) if request.HasField("expires_at") else None
+        )
+        made, secret = await self._credentials.create(
+            context.call, request.tenant_id, request.name, expires_at
+        )
+        return self._shown(made, secret)
+
+    async def RevokeEventCredential(
+        self, request: pb.RevokeEventCredentialRequest, context: Context
+    ) -> pb.EventCredential:
+        """Revokes a credential."""
+        return self._shown(await self._credentials.revoke(context.call, request.id))
 
 
 class TokenKeyApi(identity_pb2_grpc.TokenKeyServiceServicer):

@@ -69,6 +69,37 @@ class SigningKey:
 
 
 @dataclass(frozen=True, slots=True)
+class EventCredential:
+    """What a program reads the events of a tenant, and of all below it, with."""
+
+    id: UUID
+    tenant_id: UUID
+    name: str
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def works(self, at: datetime) -> bool:
+        """Whether it opens a connection at a time."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+    def audit(self) -> dict[str, str | None]:
+        """What audit entries say of it."""
+        return {
+            "name": self.name,
+            "tenantId": str(self.tenant_id),
+            "expiresAt": _text(self.expires_at),
+            "revokedAt": _text(self.revoked_at),
+        }
+
+
+def _text(at: datetime | None) -> str | None:
+    return at.isoformat().replace("+00:00", "Z") if at else None
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """What a login or a refresh answers."""
 

@@ -24,3 +24,13 @@ class IdentitySettings(ServiceSettings):
     session_days: int = Field(
         default=30, ge=1, le=365, description="How long a session can be refreshed."
     )
+    events_url: str = Field(
+        default="", description="Where integrators reach NATS (tls://HOST:PORT), to be shown."
+    )
+    events_issuer_file: Path | None = Field(
+        default=None,
+        description="File with the seed of the key that NATS takes integrators' permissions from.",
+    )
+    nats_gatekeeper_password_file: Path | None = Field(
+        default=None, description="File with the password of identity's user for that."
+    )

@@ -16,6 +16,7 @@ from servicekit.access import Audience
 from tests.agent import CallError
 from tests.e2e.rpcs import rpcs
 from tests.e2e.world import DOCUMENT, PASSWORD, Org, assert_error, make_org, ok
+from tests.events import check_event
 from tests.stack import PATIENCE, Stack, until
 
 
@@ -88,6 +89,17 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         f"/api/users/{user['id']}/deactivate",
     )
 
+    credential = me.do(
+        "identity.event_credential_created",
+        "event-credentials/{id}",
+        "POST",
+        "/api/event-credentials",
+        name="SIEM",
+        tenantId=org.id,
+    )
+    me.secrets.append(credential["secret"])
+    reader = stack.events(credential)
+
     token = me.do(
         "enrollment.token_created",
         "enrollment-tokens/{id}",
@@ -143,6 +155,14 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     ok(root.request("DELETE", f"/api/{where}"))
     me.wanted[email, "policy.deleted", where] += 1
     me.do(
+        "telemetry.event_retention_updated",
+        f"tenants/{org.id}/event-retention",
+        "PATCH",
+        "/api/events/retention",
+        orgId=org.id,
+        days=30,
+    )
+    me.do(
         "enrollment.reenrollment_allowed",
         f"devices/{first}",
         "POST",
@@ -180,6 +200,28 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     text = json.dumps(found)
     for secret in me.secrets:
         assert secret not in text
+
+    # The same, event by event, is what the organisation's integrator has received.
+    received = reader.until(lambda events: len(_received(events)) >= me.wanted.total())
+    assert {e["id"] for e in found} == {e["id"] for e in _received(received)}
+    for event in received:
+        check_event(event)
+        assert event["tenantid"] == org.id
+    for secret in me.secrets:
+        assert secret not in json.dumps(received)
+    gone = me.do(
+        "identity.event_credential_revoked",
+        f"event-credentials/{credential['id']}",
+        "POST",
+        f"/api/event-credentials/{credential['id']}/revoke",
+    )
+    assert gone["revokedAt"]
+    reader.until_cut_off()
+
+
+def _received(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    data = [e["data"] | {"id": e["id"]} for e in events]
+    return _relevant([d for d in data if "action" in d])
 
 
 def _relevant(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -237,6 +279,8 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateUser": "identity.user_updated",
         "InviteUser": "identity.user_invited",
         "DeactivateUser": "identity.user_deactivated",
+        "CreateEventCredential": "identity.event_credential_created",
+        "RevokeEventCredential": "identity.event_credential_revoked",
         "CreateEnrollmentToken": "enrollment.token_created",
         "RevokeEnrollmentToken": "enrollment.token_revoked",
         "ApproveDevice": "enrollment.device_approved",
@@ -250,6 +294,7 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "PublishPolicy": "policy.published",
         "RollbackPolicy": "policy.rolled_back",
         "SyncDevice": "policy.device_sync_requested",
+        "UpdateEventRetention": "telemetry.event_retention_updated",
     }
     elsewhere = {"Logout", "ChangePassword", "CreateReferenceValue", "DeleteReferenceValue"}
     writes = {

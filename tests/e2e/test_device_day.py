@@ -9,8 +9,10 @@ import time
 import httpx
 import pytest
 
+from servicekit.streams import TELEMETRY
 from tests.agent import CallError, Hardware
 from tests.e2e.world import DOCUMENT, Org, assert_error, make_org, ok
+from tests.events import check_event
 from tests.stack import PATIENCE, Stack, until
 
 
@@ -43,6 +45,16 @@ def test_a_device_does_its_day(org: Org) -> None:
         PATIENCE,
         "the applied version is not shown",
     )
+
+    made = ok(org.owner.post("/api/event-credentials", json={"name": "SIEM"}))
+    messages = org.stack.events(made, TELEMETRY.name).until(bool)
+    for message in messages:
+        check_event(message)
+    reported = [e for m in messages for e in m["data"]["events"]]
+    assert {(e["deviceId"], e["type"]) for e in reported} == {
+        (agent.device_id, "app.installed"),
+        (agent.device_id, "app.install_failed"),
+    }
 
 
 def test_without_a_policy_nothing_is_applied(org: Org) -> None:

@@ -25,6 +25,7 @@ class Victim:
     pending: str
     policy: dict[str, Any]
     token: dict[str, Any]
+    credential: dict[str, Any]
     user: dict[str, Any]
     entry: dict[str, Any]
 
@@ -52,7 +53,8 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         lambda: ok(org.owner.get("/api/audit"))["entries"], 10, "no audit entry arrived"
     )
     token = org.enrollment_token()
-    return Victim(org, agent, pending["id"], policy, token, user, entries[0])
+    credential = ok(root.post("/api/event-credentials", json={"name": "S", "tenantId": org.id}))
+    return Victim(org, agent, pending["id"], policy, token, credential, user, entries[0])
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,11 @@ _NAMED: dict[str, Case] = {
     "UserService/UpdateUser": _by_id(lambda v: v.user["id"], role="Auditor"),
     "UserService/DeactivateUser": _by_id(lambda v: v.user["id"]),
     "UserService/InviteUser": _by_id(lambda v: v.user["id"]),
+    "EventCredentialService/ListEventCredentials": _list,
+    "EventCredentialService/CreateEventCredential": lambda v, _: {
+        "json": {"name": "x", "tenantId": v.org.id}
+    },
+    "EventCredentialService/RevokeEventCredential": _by_id(lambda v: v.credential["id"]),
     "EnrollmentTokenService/ListEnrollmentTokens": _list,
     "EnrollmentTokenService/GetEnrollmentToken": _by_id(lambda v: v.token["id"]),
     "EnrollmentTokenService/CreateEnrollmentToken": _in_org(name="x"),
@@ -180,6 +187,7 @@ def test_another_tenants_data_does_not_exist(victim: Victim, stranger: Org, rpc:
     [
         ("/api/tenants", "tenants"),
         ("/api/users", "users"),
+        ("/api/event-credentials", "credentials"),
         ("/api/enrollment-tokens", "enrollmentTokens"),
         ("/api/registrations", "registrations"),
         ("/api/policies", "policies"),

@@ -34,6 +34,7 @@ class Identity:
     auth: rpc.AuthServiceAsyncStub
     tenants: rpc.TenantServiceAsyncStub
     users: rpc.UserServiceAsyncStub
+    credentials: rpc.EventCredentialServiceAsyncStub
     keys: rpc.TokenKeyServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
 
@@ -120,6 +121,7 @@ async def identity(
             rpc.AuthServiceStub(public),
             rpc.TenantServiceStub(public),
             rpc.UserServiceStub(public),
+            rpc.EventCredentialServiceStub(public),
             rpc.TokenKeyServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
         )

@@ -15,8 +15,9 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from servicekit.app import Kit
-from servicekit.events import STREAM, Event
+from servicekit.events import Event
 from servicekit.messaging import Messaging
+from servicekit.streams import EVENTS
 from tests.conftest import MakeKit
 from tests.servers import Servers
 
@@ -41,7 +42,9 @@ async def relay(kit: Kit, messaging: Messaging | None = None) -> AsyncIterator[N
 
 async def write(kit: Kit, tenant: UUID, *names: str, fail: bool = False) -> list[str]:
     """Commits (or not) one event per name."""
-    events = [Event(f"identity.{n}", tenant, f"things/{n}", after={"n": n}) for n in names]
+    events = [
+        Event("identity.tenant_updated", tenant, f"things/{n}", after={"n": n}) for n in names
+    ]
     try:
         async with kit.database.transaction() as connection:
             await kit.outbox.append(connection, *events)
@@ -61,7 +64,7 @@ async def received(
         try:
             subscription = await jetstream.pull_subscribe(
                 f"evergreen.v1.{tenant}.>",
-                stream=STREAM,
+                stream=EVENTS.name,
                 config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL),
             )
             messages = await subscription.fetch(1000, timeout=0.5)
@@ -111,7 +114,7 @@ async def test_a_lost_stream_is_published_again(
     async with relay(kit):
         ids = await write(kit, tenant, "a", "b")
         assert await received(jetstream, tenant, 2) == ids
-        await jetstream.delete_stream(STREAM)
+        await jetstream.delete_stream(EVENTS.name)
         assert await received(jetstream, tenant, 2) == ids
 
 

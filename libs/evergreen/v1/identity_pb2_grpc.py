@@ -829,6 +829,170 @@ class UserService:
             _registered_method=True)
 
 
+class EventCredentialServiceStub:
+    """Credentials of programs that read the events of a tenant from NATS.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListEventCredentials = channel.unary_unary(
+                '/evergreen.v1.EventCredentialService/ListEventCredentials',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsResponse.FromString,
+                _registered_method=True)
+        self.CreateEventCredential = channel.unary_unary(
+                '/evergreen.v1.EventCredentialService/CreateEventCredential',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateEventCredentialRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+                _registered_method=True)
+        self.RevokeEventCredential = channel.unary_unary(
+                '/evergreen.v1.EventCredentialService/RevokeEventCredential',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.RevokeEventCredentialRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+                _registered_method=True)
+
+
+class EventCredentialServiceServicer:
+    """Credentials of programs that read the events of a tenant from NATS.
+    """
+
+    def ListEventCredentials(self, request, context):
+        """Lists the event credentials of the caller's subtree, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateEventCredential(self, request, context):
+        """Creates an event credential. The response holds its secret, this once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeEventCredential(self, request, context):
+        """Revokes an event credential; its connections are cut within seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EventCredentialServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListEventCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEventCredentials,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsResponse.SerializeToString,
+            ),
+            'CreateEventCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEventCredential,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateEventCredentialRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.SerializeToString,
+            ),
+            'RevokeEventCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeEventCredential,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.RevokeEventCredentialRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.EventCredentialService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.EventCredentialService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EventCredentialService:
+    """Credentials of programs that read the events of a tenant from NATS.
+    """
+
+    @staticmethod
+    def ListEventCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventCredentialService/ListEventCredentials',
+            evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListEventCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEventCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventCredentialService/CreateEventCredential',
+            evergreen_dot_v1_dot_identity__pb2.CreateEventCredentialRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeEventCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventCredentialService/RevokeEventCredential',
+            evergreen_dot_v1_dot_identity__pb2.RevokeEventCredentialRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TokenKeyServiceStub:
     """The public keys that verify session and device tokens.
     """

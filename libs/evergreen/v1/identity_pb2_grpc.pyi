@@ -296,6 +296,61 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class EventCredentialServiceStub:
+    """Credentials of programs that read the events of a tenant from NATS."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EventCredentialServiceAsyncStub: ...
+    ListEventCredentials: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListEventCredentialsRequest, _identity_pb2.ListEventCredentialsResponse]
+    """Lists the event credentials of the caller's subtree, without secrets."""
+    CreateEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateEventCredentialRequest, _identity_pb2.EventCredential]
+    """Creates an event credential. The response holds its secret, this once."""
+    RevokeEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]
+    """Revokes an event credential; its connections are cut within seconds."""
+
+@_typing.type_check_only
+class EventCredentialServiceAsyncStub(EventCredentialServiceStub):
+    """Credentials of programs that read the events of a tenant from NATS."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListEventCredentials: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListEventCredentialsRequest, _identity_pb2.ListEventCredentialsResponse]  # type: ignore[assignment]
+    """Lists the event credentials of the caller's subtree, without secrets."""
+    CreateEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
+    """Creates an event credential. The response holds its secret, this once."""
+    RevokeEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
+    """Revokes an event credential; its connections are cut within seconds."""
+
+class EventCredentialServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Credentials of programs that read the events of a tenant from NATS."""
+
+    @_abc_1.abstractmethod
+    def ListEventCredentials(
+        self,
+        request: _identity_pb2.ListEventCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListEventCredentialsResponse, _abc.Awaitable[_identity_pb2.ListEventCredentialsResponse]]:
+        """Lists the event credentials of the caller's subtree, without secrets."""
+
+    @_abc_1.abstractmethod
+    def CreateEventCredential(
+        self,
+        request: _identity_pb2.CreateEventCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EventCredential, _abc.Awaitable[_identity_pb2.EventCredential]]:
+        """Creates an event credential. The response holds its secret, this once."""
+
+    @_abc_1.abstractmethod
+    def RevokeEventCredential(
+        self,
+        request: _identity_pb2.RevokeEventCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EventCredential, _abc.Awaitable[_identity_pb2.EventCredential]]:
+        """Revokes an event credential; its connections are cut within seconds."""
+
+def add_EventCredentialServiceServicer_to_server(servicer: EventCredentialServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TokenKeyServiceStub:
     """The public keys that verify session and device tokens."""
 

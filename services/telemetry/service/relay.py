@@ -8,17 +8,17 @@ batch is kept before it is published: after a crash, the same messages with the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
 from servicekit import logs
-from servicekit.events import SUBJECT_ROOT
 from servicekit.ids import Clock
-from servicekit.messaging import KEEP, Messaging
+from servicekit.messaging import Messaging, Outgoing, publish_by_tenant
 from servicekit.outbox import relay
 from servicekit.postgres import Database
+from servicekit.streams import KEEP, SUBJECT_ROOT, TELEMETRY
 from services.telemetry.domain.announcement import NAME, announcements
 from services.telemetry.store import relay as store
 from services.telemetry.store.relay import RelayedEvent, RelayState
@@ -44,7 +44,9 @@ class EventRelay:
 
     async def run(self) -> None:
         """Publishes what is stored, for as long as the service lives."""
-        await relay(self._messaging, self._wake, self.publish, linger=_LINGER_SECONDS)
+        await relay(
+            self._messaging, self._wake, self.publish, stream=TELEMETRY, linger=_LINGER_SECONDS
+        )
 
     async def publish(self, stream: str) -> None:
         """Publishes what is stored by now; all of the last days when the stream is a new one.
@@ -84,9 +86,13 @@ class EventRelay:
             return state, events
 
     async def _send(self, events: Sequence[RelayedEvent]) -> None:
-        for tenant_id, group in groupby(events, key=lambda relayed: relayed.event.tenant_id):
-            pairs = [(relayed.event, relayed.event_id) for relayed in group]
-            for message in announcements(SUBJECT_ROOT, tenant_id, pairs):
-                await self._messaging.publish(
-                    f"{SUBJECT_ROOT}.{tenant_id}.{NAME}", message.payload, str(message.id)
-                )
+        _, failure = await publish_by_tenant(self._messaging, _messages(events))
+        if failure is not None:
+            raise failure
+
+
+def _messages(events: Sequence[RelayedEvent]) -> Iterator[Outgoing]:
+    for tenant_id, group in groupby(events, key=lambda relayed: relayed.event.tenant_id):
+        pairs = [(relayed.event, relayed.event_id) for relayed in group]
+        for message in announcements(SUBJECT_ROOT, tenant_id, pairs):
+            yield Outgoing(str(message.id), f"{SUBJECT_ROOT}.{tenant_id}.{NAME}", message.payload)
