@@ -44,7 +44,7 @@ def find_access(
     Raises:
         CliError: something is missing or cannot be read.
     """
-    noted: dict[str, str] = {} if url else _bootstrap(home_of(home))
+    noted: dict[str, str] = {} if url else bootstrap(home_of(home))
     email = email or noted.get("email", "")
     if not email:
         raise CliError("say who logs in: --email")
@@ -61,7 +61,12 @@ def find_access(
     return Access((url or noted["url"]).rstrip("/"), ca_file, email, password)
 
 
-def _bootstrap(home: Path) -> dict[str, str]:
+def bootstrap(home: Path) -> dict[str, str]:
+    """What the first start of an installation wrote down about it.
+
+    Raises:
+        CliError: there is no installation, or it cannot be read.
+    """
     path = home / "bootstrap.json"
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))

@@ -24,11 +24,12 @@ calls (a `Ledger` does, by 40 bytes for each event).
 
 from cli.sim.device import ENROLL, EVENTS, KINDS, POLL, STATE, Device
 from cli.sim.fleet import EnrollError, enroll, load, save, serials
-from cli.sim.http import Answer, Client, Target
+from cli.sim.http import Answer, Client
 from cli.sim.journal import Journal, Ledger
 from cli.sim.run import run
 from cli.sim.schedule import Rhythm
 from cli.sim.stats import Stats
+from cli.sim.target import Target
 from cli.sim.traffic import FLEET_MIX, FleetTraffic, PacedTraffic, SaturatingTraffic
 
 __all__ = [

@@ -13,11 +13,11 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import httptools
+
+from cli.sim.target import Target
 
 AGENT_TIMEOUT: Final = 30.0
 """Seconds after which the released agent gives a call up."""
@@ -47,39 +47,6 @@ class Answer(NamedTuple):
 Done = Callable[[Answer], None]
 Request = bytes | Callable[[], bytes]
 """What is sent, or what makes it at the moment at which it is."""
-
-
-class Target(NamedTuple):
-    """Where the gateway is."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def of(cls, url: str, ca_file: str | Path | None = None) -> Self:
-        """Reads an address.
-
-        Args:
-            url: `https://host[:port]`; `http://…` is for tests.
-            ca_file: the CA of the certificate; the system's when not given.
-
-        Raises:
-            ValueError: it is no such address.
-            OSError: the CA file cannot be read.
-        """
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/"):
-            raise ValueError(f"{url} is not an address like https://host:8443")
-        secure = parts.scheme == "https"
-        tls = ssl.create_default_context(cafile=ca_file) if secure else None
-        return cls(parts.hostname, parts.port or (443 if secure else 80), tls)
-
-    @property
-    def authority(self) -> str:
-        """What the Host header says."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class _Call:

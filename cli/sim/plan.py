@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from cli.client import bootstrap
 from cli.errors import CliError
 from cli.options import home_of
+from cli.sim.calls import Traffic
 from cli.sim.device import EVENTS, KINDS, POLL, STATE, Check, Device
-from cli.sim.http import Client, Target
+from cli.sim.http import Client
 from cli.sim.schedule import MAX_DEVICES, Rhythm
 from cli.sim.stats import Stats
-from cli.sim.traffic import FLEET_MIX, FleetTraffic, PacedTraffic, SaturatingTraffic, Traffic
+from cli.sim.target import Target
+from cli.sim.traffic import FLEET_MIX, FleetTraffic, PacedTraffic, SaturatingTraffic
 
 FLEET_FILE: Final = "sim-fleet.jsonl"
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
@@ -59,12 +61,12 @@ class Place:
         Raises:
             CliError: something is missing, or cannot be read.
         """
-        noted: dict[str, Any] = {}
+        noted: dict[str, str] = {}
         directory = Path()
         if not url:
             directory = home_of(home)
-            noted = _bootstrap(directory)
-        url = (url or str(noted["url"])).rstrip("/")
+            noted = bootstrap(directory)
+        url = (url or noted["url"]).rstrip("/")
         if ca_file is None and noted.get("ca_file"):
             ca_file = Path(noted["ca_file"])
         if policy_keys is None and noted.get("policy_public_key_file"):
@@ -75,7 +77,7 @@ class Place:
             raise CliError(str(error)) from error
         except OSError as error:
             raise CliError(f"{ca_file} is no file of CA certificates: {error}") from error
-        key = pre_shared_key or str(noted.get("pre_shared_key", ""))
+        key = pre_shared_key or noted.get("pre_shared_key", "")
         return cls(url, target, fleet or directory / FLEET_FILE, key, policy_keys)
 
     def check(self) -> Check | None:
@@ -86,22 +88,6 @@ class Place:
         from cli.sim.signature import Signatures  # noqa: PLC0415
 
         return Signatures.pinned(self.policy_keys)
-
-
-def _bootstrap(home: Path) -> dict[str, Any]:
-    path = home / "bootstrap.json"
-    try:
-        noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(noted["url"], str):
-            raise TypeError("url")
-    except FileNotFoundError:
-        raise CliError(
-            f"there is no installation in {home}; name one with --home, or its address with"
-            " --url (and --ca-file, --pre-shared-key)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as broken:
-        raise CliError(f"{path} cannot be read: {broken}") from broken
-    return noted
 
 
 @dataclass(frozen=True, slots=True)

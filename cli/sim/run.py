@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from cli.sim.calls import Traffic
 from cli.sim.http import Client
 from cli.sim.stats import Point, Stats
-from cli.sim.traffic import Traffic
 
 _HURRIED: Final = 5.0
 
