@@ -18,9 +18,9 @@ SETTINGS: Final = DURABILITY | {
     "effective_cache_size": "1GB",
     "work_mem": "8MB",
     "maintenance_work_mem": "128MB",
-    # The first change of a page after a checkpoint writes all of it. Compressing it with pglz, which
-    # is what every build has, takes longer than the rest of an insert: an event among many others
-    # would cost three times what it costs among few.
+    # The first change of a page after a checkpoint writes all of it. Compressing it with pglz, as
+    # every build can, takes longer than the rest of an insert: an event among many others would
+    # cost three times what it costs among few.
     "wal_compression": "off",
     "max_wal_size": "4GB",
     "checkpoint_timeout": "15min",
