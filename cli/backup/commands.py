@@ -43,7 +43,7 @@ Home = Annotated[
 ]
 Secrets = Annotated[
     Path | None,
-    typer.Option("--secrets", help=f"With {_URL}: directory of the files with the keys."),
+    typer.Option("--secrets", help=f"With {_URL}: directory of the keys' files."),
 ]
 Tls = Annotated[
     Path | None,
@@ -68,7 +68,7 @@ Archive = Annotated[Path, typer.Argument(help="The archive.", show_default=False
 def create(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The archive; a name with the time if not given."),
+        typer.Option("--output", "-o", help="The archive; - for the output."),
     ] = None,
     passphrase_file: PassphraseFile = None,
     recipient_file: Annotated[
@@ -95,6 +95,7 @@ def create(
 
 async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> None:
     from cli.backup.create import create  # noqa: PLC0415
+    from cli.backup.crypt import STANDARD_OUTPUT  # noqa: PLC0415
     from cli.backup.places import LocalHome, connected  # noqa: PLC0415
 
     files = place.read()
@@ -104,9 +105,12 @@ async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> Non
     else:
         async with connected(_given_target()) as connection:
             made = await create(connection, files, path, lock, _release())
-    typer.echo(f"{made.path}: {made.rows:,} rows and {len(files)} files.")
-    typer.echo(f"Everything that was acknowledged by {made.point:%Y-%m-%d %H:%M:%S.%f} UTC is in.")
-    typer.echo(f"Check it where you keep it: evergreen backup verify {made.path.name}")
+    for line in (
+        f"{made.path}: {made.rows:,} rows and {len(files)} files.",
+        f"Everything that was acknowledged by {made.point:%Y-%m-%d %H:%M:%S.%f} UTC is in.",
+        "Check it where you keep it: evergreen backup verify",
+    ):
+        typer.echo(line, err=path == STANDARD_OUTPUT)
 
 
 @app.command()
@@ -223,6 +227,9 @@ def _place(
     from cli.backup.places import Directories, LocalHome  # noqa: PLC0415
 
     if os.environ.get(_URL):
+        if secrets is None and home is not None:
+            # In containers, the operator's directory is laid out as a home.
+            secrets, tls = home / "secrets", tls or home / "tls"
         if secrets is None:
             raise CliError(f"{_URL} is set; say with --secrets where the keys are")
         return Directories(secrets, tls, tuple(configuration or ()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from cli.errors import CliError
 
 _MAGIC: Final = b"age-encryption.org/"
 _BUFFER: Final = 1 << 16
+STANDARD_OUTPUT: Final = Path("-")
 MIN_PASSPHRASE: Final = 12
 
 
@@ -48,9 +50,16 @@ class Key:
 def sealed(path: Path, lock: Lock) -> Iterator[BinaryIO]:
     """Encrypts what is written into a new file, which appears under its name when it is whole.
 
+    `-` is the standard output. There, a backup that failed is one that was cut off.
+
     Raises:
         CliError: the file is there, or cannot be written.
     """
+    if path == STANDARD_OUTPUT:
+        with _encrypted(sys.stdout.buffer, lock) as writer:
+            yield writer
+        sys.stdout.buffer.flush()
+        return
     if path.exists():
         raise CliError(f"{path} is there already; choose another name")
     part = path.with_name(path.name + ".part")

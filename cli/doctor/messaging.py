@@ -72,16 +72,18 @@ async def _log_in(server: Server) -> list[Finding]:
                 tls=_trusting(server.ca_file),
                 inbox_prefix=f"_INBOX_{server.user}",
                 connect_timeout=int(_TIMEOUT),
-                max_reconnect_attempts=1,
+                max_reconnect_attempts=4,
                 reconnect_time_wait=0.1,
                 error_cb=keep,
             ),
             2 * _TIMEOUT,
         )
     except Exception as error:
-        # The client tries again a few times, and says the same each time.
-        reason = said[-1] if said else str(error) or type(error).__name__
-        if "authorization" in reason.lower():
+        # The client tries a few times; a refusal may be followed by the end of the connection.
+        said.append(str(error) or type(error).__name__)
+        refused = [text for text in said if "authorization" in text.lower()]
+        reason = (refused or said)[0]
+        if refused:
             return [
                 Finding(
                     "NATS_LOGIN_REFUSED",

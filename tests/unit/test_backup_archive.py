@@ -190,6 +190,16 @@ def test_a_failed_backup_leaves_no_file(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+def test_a_backup_to_the_standard_output(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with writing(Path("-"), RECIPIENT, header(tables=(), files=("a",))) as archive:
+        archive.file("a", b"content")
+    path = tmp_path / "a.backup"
+    path.write_bytes(capfdbinary.readouterr().out)
+    assert read(path, OPENS) == ({"a": b"content"}, {})
+
+
 def test_other_formats_are_refused() -> None:
     text = header().write().replace(b"backup v1", b"backup v9")
     with pytest.raises(ArchiveError, match="v9"):
