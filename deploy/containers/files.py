@@ -18,6 +18,9 @@ from deploy.containers.layout import MOUNTED, Layout
 from deploy.containers.settings import Installation, InstallationError
 from deploy.gateway.settings import DESCRIPTORS
 from deploy.launcher.home import master_key, password, private_directory, write_private
+from deploy.nats import issuer
+from deploy.launcher.nats import ISSUER
+from deploy.nats import issuer
 from deploy.postgres.settings import NETWORK_HBA, configuration
 from servicekit.access import CONTEXTS
 from servicekit.tls import Tls
@@ -26,6 +29,7 @@ CHAIN: Final = "server.crt"
 KEY: Final = "server.key"
 """The certificate that the gateway shows to devices and browsers."""
 
+_NATS_USERS: Final = (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR)
 _ONCE: Final[dict[str, Callable[[], str]]] = {
     "master_key": master_key,
     "admin_password": password,
@@ -33,7 +37,8 @@ _ONCE: Final[dict[str, Callable[[], str]]] = {
     "postgres_superuser": password,
     "postgres_migrator": password,
     **{f"postgres_{context}": password for context in CONTEXTS},
-    **{f"nats_{context}": password for context in CONTEXTS},
+    **{f"nats_{user}": password for user in _NATS_USERS},
+    "nats_issuer": issuer.new_seed,
 }
 _SEALERS: Final = ("identity", "policy", "audit")
 """Who keeps private keys in its schema."""
@@ -75,7 +80,9 @@ def make(root: Path, installation: Installation, *, keep: bool) -> None:
     secrets = {name: operator.secret(name, made) for name, made in _ONCE.items()}
     inside = Authority.ensure_in(there.inside_ca)
     for name in ("postgres", "nats", "gateway", *CONTEXTS):
-        inside.ensure(_directory(there, name), name)
+        # Integrators reach NATS from outside.
+        others = [installation.host] if name == "nats" else []
+        inside.ensure(_directory(there, name), name, *others)
     for context in CONTEXTS:
         _service(there, context, secrets)
     _postgres(there, secrets)
@@ -99,6 +106,10 @@ def _service(there: Layout, context: str, secrets: dict[str, str]) -> None:
         given["master_key"] = secrets["master_key"]
     if context == "identity":
         given["admin_password"] = secrets["admin_password"]
+        given["gatekeeper_password"] = secrets[f"nats_{nats.GATEKEEPER}"]
+        given["events_issuer"] = secrets[ISSUER]
+        given["events_issuer"] = secrets["nats_issuer"]
+        given["nats_gatekeeper_password"] = secrets[f"nats_{nats.GATEKEEPER}"]
     if context == "enrollment":
         given["enrollment_secret"] = secrets["enrollment_secret"]
     for name, text in given.items():
@@ -126,9 +137,10 @@ def _nats(there: Layout, secrets: dict[str, str]) -> None:
         layout.NATS_PORT,
         layout.NATS_MONITOR_PORT,
         MOUNTED / "store",
-        {context: secrets[f"nats_{context}"] for context in CONTEXTS},
+        {user: secrets[f"nats_{user}"] for user in _NATS_USERS},
         host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
         tls=Tls(MOUNTED / "ca.crt", MOUNTED / "tls.crt", MOUNTED / "tls.key"),
+        issuer=issuer.public_key(secrets["nats_issuer"]),
     )
     _write(there.of("nats") / "nats.conf", text)
 
