@@ -70,13 +70,13 @@ class Authority:
             write_private(found.certificate_file, _pem(_ca_certificate(key, name, at or now())))
         return found
 
-    def ensure(self, directory: Path, name: str) -> Tls:
+    def ensure(self, directory: Path, *names: str) -> Tls:
         """The certificate of a party inside the walls, with the CA beside it."""
         files = Tls(directory / "ca.crt", directory / "tls.crt", directory / "tls.key")
         ca = self.certificate_file.read_text(encoding="ascii")
         if not files.ca_file.exists() or files.ca_file.read_text(encoding="ascii") != ca:
             write_private(files.ca_file, ca)
-        self.ensure_files(files.certificate_file, files.key_file, [name], INSIDE, now())
+        self.ensure_files(files.certificate_file, files.key_file, names, INSIDE, now())
         return files
 
     def ensure_files(

@@ -18,7 +18,6 @@ from deploy.containers.layout import MOUNTED, Layout
 from deploy.containers.settings import Installation, InstallationError
 from deploy.gateway.settings import DESCRIPTORS
 from deploy.launcher.home import master_key, password, private_directory, write_private
-from deploy.nats import issuer
 from deploy.launcher.nats import ISSUER
 from deploy.nats import issuer
 from deploy.postgres.settings import NETWORK_HBA, configuration
@@ -38,7 +37,7 @@ _ONCE: Final[dict[str, Callable[[], str]]] = {
     "postgres_migrator": password,
     **{f"postgres_{context}": password for context in CONTEXTS},
     **{f"nats_{user}": password for user in _NATS_USERS},
-    "nats_issuer": issuer.new_seed,
+    ISSUER: issuer.new_seed,
 }
 _SEALERS: Final = ("identity", "policy", "audit")
 """Who keeps private keys in its schema."""
@@ -106,9 +105,7 @@ def _service(there: Layout, context: str, secrets: dict[str, str]) -> None:
         given["master_key"] = secrets["master_key"]
     if context == "identity":
         given["admin_password"] = secrets["admin_password"]
-        given["gatekeeper_password"] = secrets[f"nats_{nats.GATEKEEPER}"]
         given["events_issuer"] = secrets[ISSUER]
-        given["events_issuer"] = secrets["nats_issuer"]
         given["nats_gatekeeper_password"] = secrets[f"nats_{nats.GATEKEEPER}"]
     if context == "enrollment":
         given["enrollment_secret"] = secrets["enrollment_secret"]
@@ -140,7 +137,7 @@ def _nats(there: Layout, secrets: dict[str, str]) -> None:
         {user: secrets[f"nats_{user}"] for user in _NATS_USERS},
         host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
         tls=Tls(MOUNTED / "ca.crt", MOUNTED / "tls.crt", MOUNTED / "tls.key"),
-        issuer=issuer.public_key(secrets["nats_issuer"]),
+        issuer=issuer.public_key(secrets[ISSUER]),
     )
     _write(there.of("nats") / "nats.conf", text)
 

@@ -31,7 +31,8 @@ class Project:
     name: str = field(default_factory=lambda: f"evergreen-test-{os.getpid()}-{free_port()}")
 
     def __post_init__(self) -> None:
-        lines = {"PUBLIC_URL": self.url, "HTTPS_PORT": str(self.port), **self.settings}
+        ports = {"HTTPS_PORT": str(self.port), "EVENTS_PORT": str(free_port())}
+        lines = {"PUBLIC_URL": self.url, **ports, **self.settings}
         self._env = self.directory / "env"
         self._env.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
 
