@@ -56,8 +56,9 @@ log = logs.get(__name__)
 T = TypeVar("T")
 _CLOCK_SKEW = timedelta(seconds=30)
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
-_IN_THE_MIDDLE_SECONDS = 3.0
-"""A device that empties its queue makes its next call within this time after the one before."""
+_IN_THE_MIDDLE_SECONDS = 15.0
+"""A device that empties its queue makes its next call within this time after the one before, also
+when it waits for a busy gateway."""
 
 
 class CallChain:

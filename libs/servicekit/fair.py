@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 Entry = TypeVar("Entry")
 
 _GENEROSITY: Final = 2.0
-_TO_NEWCOMERS: Final = 1.5
+_TO_NEWCOMERS: Final = 1.0
 _FORGET_FROM: Final = 64
 
 

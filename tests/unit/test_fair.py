@@ -66,8 +66,8 @@ def test_newcomers_get_a_little_less() -> None:
     count = 0
     while shares.take("a", newcomer=True):
         count += 1
-    assert count == 600
-    assert _fill(shares, "a") == 67
+    assert count == 500
+    assert _fill(shares, "a") == 167
 
 
 def test_recent_is_who_was_served_a_moment_ago() -> None:
