@@ -293,7 +293,7 @@ class FakeMessaging:
         self.state = replace(start, **state)
         self.asked: list[str] = []
 
-    async def ensure_stream(self, _: object) -> str:
+    async def ensure_stream(self, _: object = None) -> str:
         return self.state.incarnation
 
     async def consumer_state(self, durable: str) -> ConsumerState:
