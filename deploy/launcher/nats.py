@@ -63,6 +63,9 @@ def process(
         issuer=issuer.public_key(home.secret(ISSUER, issuer.new_seed)),
     )
     write_private(configuration, text)
+    # Streams of homes from before there were accounts: they belong to none now, and the server
+    # would never be healthy. Nothing is lost: the outboxes fill the new ones from the database.
+    shutil.rmtree(home.nats / "store" / "jetstream" / "$G", ignore_errors=True)
 
     async def stuck() -> str:
         # A stream that could not be written once takes nothing any more, also when there is room

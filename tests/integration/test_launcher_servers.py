@@ -17,6 +17,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from deploy.launcher import nats as nats_launcher
 from deploy.launcher.home import Home, password
 from deploy.launcher.postgres import SUPERUSER_SECRET, Postgres
 from deploy.postgres import roles
@@ -129,6 +130,19 @@ async def test_nats_is_durable_and_private(servers: Servers) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert '"sync_interval": "always"' in path.read_text()
     assert f'"listen": "127.0.0.1:{servers.ports["nats"]}"' in path.read_text()
+
+
+def test_nats_starts_on_a_store_from_before_it_had_accounts(tmp_path: Path) -> None:
+    """A stream that belongs to no account would keep the server unhealthy for ever."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    stream = home.nats / "store" / "jetstream" / "$G" / "streams" / "EVERGREEN"
+    kept = home.nats / "store" / "jetstream" / "EVERGREEN" / "streams" / "EVERGREEN"
+    for path in (stream, kept):
+        path.mkdir(parents=True)
+    nats_launcher.process(home, CONTEXTS, {"nats": 1, "nats_monitor": 2})
+    assert not stream.exists()
+    assert kept.exists()
 
 
 async def setting(connection: asyncpg.Connection[asyncpg.Record], name: str) -> str:
