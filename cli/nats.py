@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cli.errors import CliError, told
 from servicekit.access import CONTEXTS
 from servicekit.tls import Tls
+
+_ISSUER: Final = "issuer"
 
 app = typer.Typer(
     name="nats",
@@ -27,7 +29,11 @@ def _nats() -> None:
 def render(
     file: Annotated[Path, typer.Argument(help="Where it goes.")],
     passwords: Annotated[
-        Path, typer.Option(help="Directory with the password of each service, by its name.")
+        Path,
+        typer.Option(
+            help="Directory with the passwords: a file for each service, `gatekeeper` and"
+            " `operator`; and `issuer`, the key that identity vouches for integrators with."
+        ),
     ],
     certificate: Annotated[
         Path, typer.Option(help="Directory with ca.crt, tls.crt and tls.key of the server.")
@@ -46,14 +52,18 @@ def render(
         from deploy import nats  # noqa: PLC0415
         from deploy.containers import layout  # noqa: PLC0415
         from deploy.launcher.home import write_private  # noqa: PLC0415
+        from deploy.nats import issuer  # noqa: PLC0415
 
         try:
             found = {
-                context: (passwords / context).read_text(encoding="utf-8").rstrip("\r\n")
-                for context in CONTEXTS
+                name: (passwords / name).read_text(encoding="utf-8").rstrip("\r\n")
+                for name in (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR, _ISSUER)
             }
+            key = issuer.public_key(found.pop(_ISSUER))
         except OSError as error:
             raise CliError(f"{error.filename} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise CliError(f"{passwords / _ISSUER}: {error}") from error
         text = nats.render(
             layout.NATS_PORT,
             layout.NATS_MONITOR_PORT,
@@ -64,6 +74,7 @@ def render(
             tls=Tls(certificate / "ca.crt", certificate / "tls.crt", certificate / "tls.key"),
             name=name,
             cluster=cluster or (),
+            issuer=key,
         )
         write_private(file, text)
         typer.echo(f"nats-server starts with --config {file}")

@@ -6,6 +6,8 @@ import secrets
 
 import nkeys
 
+from servicekit.nkey import account_key
+
 
 def new_seed() -> str:
     """A new key's private half, as NATS writes it (`SA…`)."""
@@ -14,6 +16,10 @@ def new_seed() -> str:
 
 
 def public_key(seed: str) -> str:
-    """The public half of a seed (`A…`)."""
-    found: bytes = nkeys.from_seed(bytearray(seed, "ascii")).public_key
+    """The public half (`A…`) of a seed, or of what `account_key` takes for one.
+
+    Raises:
+        ValueError: it is no key.
+    """
+    found: bytes = account_key(seed).public_key
     return found.decode("ascii")

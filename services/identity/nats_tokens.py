@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import nkeys
-
 from servicekit.keys import b64url
+from servicekit.nkey import account_key
 from servicekit.streams import DOMAIN, reader_requests
 
 _HEADER: Final = b64url(b'{"typ":"JWT","alg":"ed25519-nkey"}')
@@ -62,7 +61,7 @@ class NatsSigner:
     """Signs answers with the account's key."""
 
     def __init__(self, seed: str) -> None:
-        self._key = nkeys.from_seed(bytearray(seed, "ascii"))
+        self._key = account_key(seed)
         self._issuer = self._key.public_key.decode("ascii")
 
     def admit(self, request: Request, user: str, at: datetime, until: datetime) -> bytes:

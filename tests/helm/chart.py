@@ -35,6 +35,7 @@ EVERYTHING = {
     "nats.bundled": "false",
     "nats.url": "tls://nats.example.org:4222",
     "nats.caSecret": "nats-ca",
+    "nats.events.url": "tls://events.example.org:4222",
     "metrics.serviceMonitor.enabled": "true",
     "metrics.prometheusRule.enabled": "true",
     "gateway.ingress.enabled": "true",

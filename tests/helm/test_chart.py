@@ -262,9 +262,29 @@ def test_nats_is_configured_by_its_init_container(tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     assert written["server_name"] == "ev-nats-0"
     assert len(written["cluster"]["routes"]) == 3
-    assert {c: file.read_text().count(f'"{passwords[c]}"') for c in CONTEXTS} == dict.fromkeys(
-        CONTEXTS, 1
-    )
+    accounts = written["accounts"].values()
+    users = {u["user"]: u["password"] for account in accounts for u in account.get("users", ())}
+    assert users == {name: text for name, text in passwords.items() if name != "issuer"}
+    assert written["authorization"]["auth_callout"]["issuer"].startswith("A")
+
+
+def test_helm_test_enrolls_a_device() -> None:
+    """By the simulator, whose options it knows; the secret stays out of the arguments."""
+    pod = dict(pods(render(EVAL)))["Pod/ev-test-enroll"]
+    (container,) = pod["containers"]
+    command, *arguments = container["args"]
+    assert command == "sim"
+    options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    shown = subprocess.run(
+        [sys.executable, "-m", "cli.entry", "sim", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert all(option in shown for option in options), options
+    assert {entry["name"] for entry in container["env"]} == {"SECRET", "EVERGREEN_PRE_SHARED_KEY"}
 
 
 def test_the_alerts_are_the_products() -> None:
