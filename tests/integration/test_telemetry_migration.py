@@ -14,7 +14,6 @@ from deploy.postgres import roles
 from servicekit import migrate
 from servicekit.ids import now
 from services.telemetry.domain.events import make_event
-from services.telemetry.service.retention import Maintenance
 from services.telemetry.store import reports
 from tests.conftest import MakeKit
 from tests.servers import TestDatabase
@@ -110,4 +109,3 @@ async def test_events_of_before_are_kept_and_known(
             value=None,
         )
         assert len(await reports.store_events(connection, [(DEVICE, TENANT, new)], (), now())) == 1
-    await Maintenance(kit.database, 90, now).once()

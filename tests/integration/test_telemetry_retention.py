@@ -104,6 +104,15 @@ async def events(make_kit: MakeKit, database: TestDatabase) -> Events:
     return Events(await make_kit("telemetry", tenants=[]), database)
 
 
+async def finish(maintenance: Maintenance) -> None:
+    """Does all that is to be done; a step that gave way (to autovacuum, say) is done again."""
+    while True:
+        try:
+            return await maintenance.once()
+        except DomainError as gave_way:
+            assert gave_way.code is Code.UNAVAILABLE
+
+
 def week_of(time: datetime) -> str:
     return f"{time.date() - timedelta(days=time.weekday()):%Y%m%d}"
 
@@ -138,7 +147,7 @@ async def test_an_event_is_stored_once_whatever_the_clocks_say(events: Events) -
         again = [some_event(event_id, time) for event_id in places]
         assert await events.send(*again, *again) == 0
     # Five weeks later there is a week for what was ahead; it moves there, and is known there.
-    await events.maintenance(timedelta(days=35), days=730).once()
+    await finish(events.maintenance(timedelta(days=35), days=730))
     assert (await events.partitions())[nanoseconds(ahead)] == week_of(ahead)
     assert await events.send(*places) == 0
 
@@ -188,7 +197,7 @@ async def test_weeks_are_made_while_events_arrive(events: Events) -> None:
         done.set()
 
     await asyncio.gather(maintain(), *(device(number) for number in range(3)))
-    await events.maintenance(timedelta(days=60), days=730).once()
+    await finish(events.maintenance(timedelta(days=60), days=730))
     assert await events.ids() == sorted(sent)
     _, end = await events.weeks()
     assert end >= (now() + timedelta(days=74)).date()
@@ -204,10 +213,10 @@ async def test_a_week_is_dropped_when_it_is_old_and_published(events: Events) ->
     recent = nanoseconds(now() + WEEK)
     await events.send(old, recent)
     later = events.maintenance(timedelta(days=37))
-    await later.once()
+    await finish(later)
     assert await events.ids() == sorted([old, recent])
     await events.publish()
-    await later.once()
+    await finish(later)
     assert await events.ids() == [recent]
     first, end = await events.weeks()
     assert first == (now() + WEEK - timedelta(days=now().weekday())).date()
@@ -230,7 +239,7 @@ async def test_a_week_that_somebody_reads_is_dropped_later(events: Events) -> No
         # The rest was done.
         assert await events.ids() == [old]
         assert await events.send(nanoseconds(now() + WEEK)) == 1
-    await later.once()
+    await finish(later)
     assert old not in await events.ids()
 
 
@@ -260,13 +269,13 @@ async def test_every_organisation_keeps_its_events_for_its_own_time(events: Even
         aside = await events.rows("SELECT tenant_id FROM telemetry.quarantined_event")
         return [sorted(names[r["tenant_id"]] for r in rows) for rows in (stored, aside)]
 
-    await events.maintenance(timedelta(days=6)).once()
+    await finish(events.maintenance(timedelta(days=6)))
     assert await left() == [["default"] * 3 + ["long"] * 3 + ["short"] * 3, [*sorted(orgs)]]
-    await events.maintenance(timedelta(days=20)).once()
+    await finish(events.maintenance(timedelta(days=20)))
     assert await left() == [["default"] * 3 + ["long"] * 3, ["default", "long"]]
-    await events.maintenance(timedelta(days=40)).once()
+    await finish(events.maintenance(timedelta(days=40)))
     assert await left() == [["long"] * 3, ["long"]]
-    await events.maintenance(timedelta(days=108)).once()
+    await finish(events.maintenance(timedelta(days=108)))
     assert await left() == [[], []]
 
 
@@ -279,10 +288,10 @@ async def test_nothing_is_deleted_before_it_is_published(events: Events) -> None
     ids = sorted([nanoseconds(now()), "undated", nanoseconds(datetime(2100, 1, 1, tzinfo=UTC))])
     await events.send(*ids)
     later = events.maintenance(timedelta(days=45))
-    await later.once()
+    await finish(later)
     assert await events.ids() == ids
     await events.publish()
-    await later.once()
+    await finish(later)
     assert await events.ids() == []
 
 
@@ -292,7 +301,7 @@ async def test_more_than_one_step_of_rows(events: Events) -> None:
     await events.send(*old, at=now() - timedelta(days=31))
     await events.send(*(f"new {n}" for n in range(10)))
     await events.publish()
-    await events.maintenance().once()
+    await finish(events.maintenance())
     assert await events.ids() == [f"new {n}" for n in range(10)]
 
 
