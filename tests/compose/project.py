@@ -20,6 +20,10 @@ _NOT = "not gateways_log and not in_this_file"
 """One reads a log file, which is elsewhere in containers; one looks at the tests themselves."""
 
 
+_INSIDE_CA = ("run", "--rm", "--no-TTY", "--entrypoint", "cat", "operator",
+              "/var/lib/evergreen/operator/inside/ca.crt")  # fmt: skip
+
+
 @dataclass
 class Project:
     """A Compose project with volumes of its own."""
@@ -31,8 +35,14 @@ class Project:
     name: str = field(default_factory=lambda: f"evergreen-test-{os.getpid()}-{free_port()}")
 
     def __post_init__(self) -> None:
-        ports = {"HTTPS_PORT": str(self.port), "EVENTS_PORT": str(free_port())}
-        lines = {"PUBLIC_URL": self.url, **ports, **self.settings}
+        events = free_port()
+        lines = {
+            "PUBLIC_URL": self.url,
+            "HTTPS_PORT": str(self.port),
+            "EVENTS_PORT": str(events),
+            "EVENTS_URL": f"tls://localhost:{events}",
+            **self.settings,
+        }
         self._env = self.directory / "env"
         self._env.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
 
@@ -65,7 +75,9 @@ class Project:
         """The running product, as the end-to-end tests know one."""
         facts: dict[str, Any] = json.loads(self.operator("bootstrap"))
         ca = self.directory / "ca.crt"
-        ca.write_text(ca_file.read_text() if ca_file else self.operator("bootstrap", "--ca"))
+        public = ca_file.read_text() if ca_file else self.operator("bootstrap", "--ca")
+        # The gateway's, and that of NATS for integrators.
+        ca.write_text(public + self.compose(*_INSIDE_CA).stdout)
         key = self.directory / "policy.pem"
         key.write_text(self.operator("bootstrap", "--policy-key"))
         told = self.directory / "bootstrap.json"
