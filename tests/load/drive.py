@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
-from cli.sim.http import Answer, Client, Target
+from cli.sim import Answer, Client, Target
 from tests.load.cpu import Machine, Process, Usage, usage
 from tests.load.figures import Outcome, Round
 from tests.load.traffic import Call

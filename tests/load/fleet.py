@@ -38,6 +38,7 @@ class Fleet:
     @classmethod
     async def of(cls, product: Product) -> Fleet:
         """The fleet of a product: what an earlier run put there, with a new policy in force."""
+        await product.first_device()
         connection = await product.superuser()
         try:
             found = await connection.fetchval(

@@ -43,11 +43,6 @@ FROM generate_series($1::bigint, $2::bigint) AS n,
     LATERAL (SELECT (extract(epoch FROM at) * 1e6)::bigint * 1000 + n % 1000 AS nanoseconds) AS b
 """
 
-# A relay that has published nothing yet would begin with the events of the past.
-_ARE_PUBLISHED: Final = """
-UPDATE telemetry.event_relay
-SET done_xid = greatest(done_xid, '4'), end_xid = greatest(end_xid, '4')
-"""
 _INDEXES: Final = """
 SELECT i.indexrelid::regclass::text AS name, pg_get_indexdef(i.indexrelid) AS made_by,
     c.conname AS key, pg_get_constraintdef(c.oid) AS key_as
@@ -99,7 +94,6 @@ async def store_past(
 
     connection = await product.superuser()
     try:
-        await connection.execute(_ARE_PUBLISHED)
         await connection.execute("ALTER SYSTEM SET max_wal_size = '16GB'")
         await connection.execute("SELECT pg_reload_conf()")
         await asyncio.gather(*(worker() for _ in range(_AT_ONCE)))

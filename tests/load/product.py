@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 
+from cli.sim.bodies import enroll_body, events_body
 from deploy.launcher.home import Home
 from deploy.postgres.roles import DATABASE
 from servicekit.sealing import Sealer
@@ -30,6 +31,12 @@ _UNLIMITED = {
 }
 """All load comes from one address and one organisation: their calls are counted as ever, by the
 product and by the floors, but never too many."""
+_HAVE_HEARD = (
+    "SELECT EXISTS (SELECT FROM policy.devices WHERE device_id = $1::text::uuid)",
+    "SELECT EXISTS (SELECT FROM telemetry.device WHERE id = $1::text::uuid AND serial <> '')",
+    "SELECT done_xid > '3' AND done_xid >= (SELECT max(xid) FROM telemetry.event"
+    " WHERE device_id = $1::text::uuid) FROM telemetry.event_relay",
+)
 _AT_REST = 0.3
 """Processors that it keeps busy at most when it has nothing to do."""
 
@@ -70,6 +77,26 @@ class Product:
             made = client.post("/api/policies", json=policy).raise_for_status().json()
             published = client.post(f"/api/policies/{made['id']}/publish", json={})
             return int(published.raise_for_status().json()["version"])
+
+    async def first_device(self) -> None:
+        """Enrolls a device that reports an event, and waits until every reader has heard of it.
+
+        From then on they go on from there: what is stored with an older transaction id is history.
+        """
+        with self.stack.client() as client:
+            body = enroll_body(f"FIRST-{time.time_ns()}", self.stack.pre_shared_key)
+            path = "/api/v1/devices"
+            enrolled = client.post(f"{path}/enroll", content=body).raise_for_status().json()
+            client.headers["authorization"] = f"Bearer {enrolled['device_token']}"
+            event = events_body(enrolled["device_id"], [time.time_ns()])
+            client.post(f"{path}/events", content=event).raise_for_status()
+        connection = await self.superuser()
+        try:
+            for reader in _HAVE_HEARD:
+                while not await connection.fetchval(reader, enrolled["device_id"]):
+                    await asyncio.sleep(0.1)
+        finally:
+            await connection.close()
 
     async def superuser(self) -> asyncpg.Connection:
         """A connection that may write every table."""
