@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import uvloop
 
-from cli.sim.device import EVENTS, KINDS, Device
 from cli.sim import Client, Target
+from cli.sim.device import EVENTS, KINDS, Device
 from cli.sim.run import run
 from cli.sim.schedule import Rhythm
 from cli.sim.stats import Point, Stats
