@@ -67,6 +67,8 @@ class Reader:
     async def _read(self, enough: Callable[[list[dict[str, Any]]], bool]) -> None:
         client = await self._connect()
         while not enough(self.events):
+            if client.is_closed:
+                client = await self._connect()
             # The consumer is there a moment after the credential.
             with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
                 jetstream = client.jetstream(domain=DOMAIN)

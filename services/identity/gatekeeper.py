@@ -98,9 +98,11 @@ class Gatekeeper:
 
     async def _work(self, credentials: EventCredentials) -> None:
         client = await self._connected(credentials)
+        # Who is there, and then who may be: a credential that is made now may connect at once.
+        found = [answer async for answer in _connections(client)]
         wanted = await credentials.readers()
         # First who must go: nothing below may delay that.
-        await self._cut(client, wanted)
+        await self._cut(client, found, wanted)
         incarnations = [await self._messaging.ensure_stream(stream) for stream in STREAMS]
         if incarnations != self._incarnations:
             self._ends.clear()
@@ -154,9 +156,14 @@ class Gatekeeper:
             _ASKED.labels("failed").inc()
             log.warning("an integrator cannot be let in", error=brief(error))
 
-    async def _cut(self, client: Client, wanted: Mapping[str, frozenset[str]]) -> None:
+    async def _cut(
+        self,
+        client: Client,
+        found: list[tuple[str, list[dict[str, Any]]]],
+        wanted: Mapping[str, frozenset[str]],
+    ) -> None:
         count = 0
-        async for server, connections in _connections(client):
+        for server, connections in found:
             count += len(connections)
             for connection, why in self._to_cut(connections, wanted):
                 _CUT.labels(why).inc()
