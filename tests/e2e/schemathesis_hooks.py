@@ -43,6 +43,8 @@ _ABOUT_CONTENT = re.compile(
             "reseller: cannot be changed",
             "parentId: cannot be changed",
             "orgId: must stay what it is.*",
+            # Without it the caller's own tenant is meant, which need not be an organisation.
+            "orgId: must be an organisation.*",
             # Time goes on, also while a generated request waits.
             "expiresAt: must be .*",
             # After spaces are taken away, a serial number has to be one.

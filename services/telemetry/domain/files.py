@@ -83,10 +83,10 @@ def event_row(event: StoredEvent) -> tuple[str, ...]:
 
 def device_json(device: DeviceSummary, online_since: datetime) -> str:
     """A device as one JSON object, as in lists."""
-    values = _device_values(device, online_since)
-    return json.dumps(
-        dict(zip(DEVICE_COLUMNS, values, strict=True)), separators=(",", ":"), ensure_ascii=False
-    )
+    values = dict(zip(DEVICE_COLUMNS, _device_values(device, online_since), strict=True))
+    # Released agents do not report it; lists have it all the same.
+    values["osVersion"] = ""
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
 def device_row(device: DeviceSummary, online_since: datetime) -> tuple[str, ...]:
