@@ -119,7 +119,7 @@ class Product:
             **spec.env,
             "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{port}",
             # Long enough for the gateway to hear of it.
-            "EVERGREEN_DRAIN_SECONDS": "2",
+            "EVERGREEN_DRAIN_SECONDS": "1",
             "PYTHONPATH": f"{tree / 'libs'}:{tree}",
         }
         for name, kind in (("GRPC", "gw"), ("INTERNAL", "int"), ("HTTP", "http")):
