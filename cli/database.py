@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CliError, told
+from cli.secrets import read_secret
 from servicekit.access import CONTEXTS
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def init(
     with told(1):
         from deploy.postgres import roles  # noqa: PLC0415
 
-        passwords = {roles.MIGRATOR: _text(secrets / "postgres_migrator")}
+        passwords = {roles.MIGRATOR: read_secret(secrets / "postgres_migrator")}
         for context in CONTEXTS:
-            passwords[roles.service_role(context)] = _text(secrets / f"postgres_{context}")
-        password = _text(password_file) if password_file else None
+            passwords[roles.service_role(context)] = read_secret(secrets / f"postgres_{context}")
+        password = read_secret(password_file) if password_file else None
         made = asyncio.run(_ensure(url, password, passwords, wait))
         typer.echo("The database was made." if made else "The database is there; roles are set.")
 
@@ -95,10 +96,3 @@ async def _connected(
         except ValueError as error:
             raise CliError(f"EVERGREEN_ADMIN_DATABASE_URL: {error}") from error
         await asyncio.sleep(0.5)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"the password in {path} cannot be read: {error}") from error

@@ -11,6 +11,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Home
+from cli.secrets import read_secret
 
 app = typer.Typer(name="events", help="Look after the streams of events.", no_args_is_help=True)
 
@@ -52,7 +53,7 @@ def rebuild(
             raise CliError("--password-file is missing")
         if not yes:
             typer.confirm(f"Throw {stream} away and publish it again?", abort=True)
-        password = password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        password = read_secret(password_file)
         asyncio.run(_delete(stream, nats_url, password, ca_file))
         typer.echo(f"{stream} is published again; the services need a moment.")
 

@@ -14,6 +14,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import home_of
+from cli.secrets import read_secret
 
 if TYPE_CHECKING:
     from servicekit.migrate import Migration, Status
@@ -59,7 +60,7 @@ def find_target(home: Path | None) -> Target:
     """
     if dsn := os.environ.get(_URL, ""):
         file = os.environ.get(_PASSWORD_FILE, "")
-        return Target(dsn, _secret(Path(file)) if file else None)
+        return Target(dsn, read_secret(Path(file)) if file else None)
     from deploy.launcher.home import Home as Installation  # noqa: PLC0415
     from deploy.postgres.roles import DATABASE, MIGRATOR  # noqa: PLC0415
 
@@ -70,15 +71,8 @@ def find_target(home: Path | None) -> Target:
     sockets = installation.run_directory() / "postgres"
     return Target(
         f"postgresql://{MIGRATOR}@/{DATABASE}?host={sockets}",
-        _secret(installation.secrets / "postgres_migrator"),
+        read_secret(installation.secrets / "postgres_migrator"),
     )
-
-
-def _secret(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"the password in {path} cannot be read: {error}") from error
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from cli.errors import CliError, told
+from cli.secrets import read_secret
 from servicekit.access import CONTEXTS
 from servicekit.tls import Tls
 
@@ -54,14 +55,10 @@ def render(
         from deploy.launcher.home import write_private  # noqa: PLC0415
         from deploy.nats import issuer  # noqa: PLC0415
 
+        users = (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR)
+        found = {user: read_secret(passwords / user) for user in users}
         try:
-            found = {
-                name: (passwords / name).read_text(encoding="utf-8").rstrip("\r\n")
-                for name in (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR, _ISSUER)
-            }
-            key = issuer.public_key(found.pop(_ISSUER))
-        except OSError as error:
-            raise CliError(f"{error.filename} cannot be read: {error.strerror}") from error
+            key = issuer.public_key(read_secret(passwords / _ISSUER))
         except ValueError as error:
             raise CliError(f"{passwords / _ISSUER}: {error}") from error
         text = nats.render(

@@ -11,6 +11,7 @@ from cli.doctor.database import Login
 from cli.doctor.messaging import Server
 from cli.doctor.public import Public
 from cli.errors import CliError
+from cli.secrets import read_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ def of_home(root: Path) -> Installation:
 
     def login(role: str, secret: str, context: str = "") -> Login:
         dsn = f"postgresql://{role}@/{roles.DATABASE}?host={sockets}"
-        return Login(dsn, _secret(home.secrets / secret), context)
+        return Login(dsn, read_secret(home.secrets / secret), context)
 
     public = Public(url, home.tls / "ca.crt")
     ports = home.remembered().get("ports", {})
-    nats_tls = '"tls"' in _secret(home.nats / "nats.conf")
+    nats_tls = '"tls"' in read_secret(home.nats / "nats.conf")
     nats_host = "tls://localhost" if nats_tls else "nats://127.0.0.1"
     return Installation(
         public,
@@ -64,7 +65,7 @@ def of_home(root: Path) -> Installation:
         Server(
             f"{nats_host}:{ports.get('nats', 4222)}",
             "audit",
-            _secret(home.secrets / "nats_audit"),
+            read_secret(home.secrets / "nats_audit"),
             f"http://127.0.0.1:{ports.get('nats_monitor', 8222)}",
             home.tls / "ca.crt" if nats_tls else None,
         ),
@@ -84,7 +85,7 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
         return environment.get(name, "")
 
     def secret(name: str) -> str:
-        return _secret(Path(path)) if (path := setting(name)) else ""
+        return read_secret(Path(path)) if (path := setting(name)) else ""
 
     proxies = setting("TRUSTED_PROXIES") or "0"
     if not proxies.isdigit():
@@ -115,10 +116,3 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
         nats,
         port=int(port) if port.isdigit() else None,
     )
-
-
-def _secret(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"the secret in {path} cannot be read: {error}") from error

@@ -61,16 +61,8 @@ def port(number: int) -> Iterator[Finding]:
 def _holder(number: int) -> str:
     """Which process listens on the port, as far as this user may see it."""
     try:
-        import psutil  # noqa: PLC0415 - comes with what runs without containers
+        # Comes with what runs without containers.
+        from deploy.launcher.ports import listener  # noqa: PLC0415
     except ImportError:
         return ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            address = connection.laddr
-            if connection.status != psutil.CONN_LISTEN or not address or not connection.pid:
-                continue
-            if address.port == number:
-                return f" ({psutil.Process(connection.pid).name()}, process {connection.pid})"
-    except psutil.Error:
-        pass
-    return ""
+    return listener(number)

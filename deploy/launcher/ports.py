@@ -69,7 +69,7 @@ def gateway_addresses(port: int) -> tuple[str, ...]:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise LauncherError(
-                    f"Port {port} is taken by another program{_listener(port)}.",
+                    f"Port {port} is taken by another program{listener(port)}.",
                     advice="Stop that program, or choose another port: "
                     f"EVERGREEN_PORT={port + 1 if port < 65535 else 8443} make run",
                 ) from error
@@ -85,7 +85,7 @@ def gateway_addresses(port: int) -> tuple[str, ...]:
     return tuple(addresses)
 
 
-def _listener(port: int) -> str:
+def listener(port: int) -> str:
     """Which process listens on the port, as far as this user may see it."""
     try:
         for connection in psutil.net_connections("tcp"):

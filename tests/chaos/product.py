@@ -10,7 +10,7 @@ import shutil
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -230,7 +230,7 @@ def _disk(home: Path, mib: int) -> Iterator[bool]:
 
 
 @asynccontextmanager
-async def running(directory: Path, contexts: Sequence[str] = CONTEXTS) -> AsyncIterator[Product]:
+async def running(directory: Path) -> AsyncIterator[Product]:
     """The product on a small disk (as root; otherwise the disk is not filled)."""
     with _disk(directory, DISK_MIB) as small:
         home = Home(directory)
