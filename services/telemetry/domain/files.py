@@ -37,6 +37,7 @@ DEVICE_COLUMNS: Final = (
     "orgId",
     "lastSeen",
     "status",
+    "osVersion",
 )
 _FORMULA: Final = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
 """What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
@@ -84,8 +85,6 @@ def event_row(event: StoredEvent) -> tuple[str, ...]:
 def device_json(device: DeviceSummary, online_since: datetime) -> str:
     """A device as one JSON object, as in lists."""
     values = dict(zip(DEVICE_COLUMNS, _device_values(device, online_since), strict=True))
-    # Released agents do not report it; lists have it all the same.
-    values["osVersion"] = ""
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -104,6 +103,8 @@ def _device_values(device: DeviceSummary, online_since: datetime) -> tuple[str, 
         str(device.tenant_id),
         format_time(device.last_seen),
         device.status(online_since),
+        # Released agents do not report their version; lists have the field all the same.
+        "",
     )
 
 
