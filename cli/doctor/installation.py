@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cli.doctor.database import Login
 from cli.doctor.messaging import Server
@@ -93,6 +95,8 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
     databases = []
     if dsn := setting("EVERGREEN_MIGRATE_DATABASE_URL"):
         databases.append(Login(dsn, secret("EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE") or None))
+        if roles := setting("EVERGREEN_ROLE_SECRETS"):
+            databases += _services(dsn, Path(roles))
     if dsn := setting("EVERGREEN_DATABASE_URL"):
         context = setting("EVERGREEN_CONTEXT") or "identity"
         databases.append(Login(dsn, secret("EVERGREEN_DATABASE_PASSWORD_FILE") or None, context))
@@ -103,16 +107,45 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
             setting("EVERGREEN_NATS_USER"),
             secret("EVERGREEN_NATS_PASSWORD_FILE"),
             setting("EVERGREEN_NATS_MONITOR_URL").rstrip("/"),
-            Path(inside) if (inside := setting("EVERGREEN_TLS_CA_FILE")) else None,
+            Path(inside) if (inside := setting("EVERGREEN_NATS_CA_FILE")) else None,
         )
     port = setting("HTTPS_PORT")
     own = Path(setting("EVERGREEN_HOME")) / "tls" / "ca.crt"
     is_given = (Path(setting("EVERGREEN_CERTIFICATE")) / "fullchain.pem").exists()
-    if ca_file is None and setting("EVERGREEN_HOME") and own.exists() and not is_given:
+    # Behind a proxy the own CA is for the way from there to the gateway.
+    is_own = setting("EVERGREEN_HOME") and own.exists() and not is_given and int(proxies) == 0
+    if ca_file is None and is_own:
         ca_file = own
+    public = Public(setting("PUBLIC_URL"), ca_file, int(proxies))
+    if _is_loopback(public.host):
+        # In a container that is another machine.
+        public = replace(public, connect=setting("EVERGREEN_CONNECT"))
     return Installation(
-        Public(setting("PUBLIC_URL"), ca_file, int(proxies)),
+        public,
         tuple(databases),
         nats,
         port=int(port) if port.isdigit() else None,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _services(dsn: str, secrets: Path) -> list[Login]:
+    """The roles of the services, in the database of the migrations."""
+    from deploy.postgres import roles  # noqa: PLC0415
+    from servicekit.access import CONTEXTS  # noqa: PLC0415
+
+    url = urlsplit(dsn)
+    return [
+        Login(
+            url._replace(netloc=f"{roles.service_role(c)}@{url.netloc.rpartition('@')[2]}").geturl(),
+            read_secret(secrets / f"postgres_{c}"),
+            c,
+        )
+        for c in CONTEXTS
+    ]

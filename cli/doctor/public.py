@@ -37,6 +37,8 @@ class Public:
     url: str
     ca_file: Path | None = None
     trusted_proxies: int = 0
+    connect: str = ""
+    """HOST:PORT of the gateway, where the public address leads nowhere from here."""
 
     @property
     def host(self) -> str:
@@ -47,6 +49,12 @@ class Public:
     def port(self) -> int:
         """The port."""
         return urlsplit(self.url).port or 443
+
+    @property
+    def there(self) -> tuple[str, int]:
+        """Where to connect to."""
+        host, _, port = self.connect.rpartition(":")
+        return (host, int(port)) if host else (self.host, self.port)
 
 
 def check(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Finding]:
@@ -82,11 +90,11 @@ def form(public: Public) -> Iterator[Finding]:
 def reachable(public: Public) -> Iterator[Finding]:
     """Whether the name is known and something listens."""
     try:
-        addresses = socket.getaddrinfo(public.host, public.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(*public.there, type=socket.SOCK_STREAM)
     except OSError as error:
         yield Finding(
             "PUBLIC_URL_UNKNOWN_HOST",
-            f"no name server knows {public.host}: {error.strerror}",
+            f"no name server knows {public.there[0]}: {error.strerror}",
             "Add the name to your DNS, or correct PUBLIC_URL.",
         )
         return
@@ -144,7 +152,7 @@ def _context(public: Public) -> ssl.SSLContext:
 
 def _handshake(public: Public, context: ssl.SSLContext) -> x509.Certificate:
     with (
-        socket.create_connection((public.host, public.port), _TIMEOUT) as plain,
+        socket.create_connection(public.there, _TIMEOUT) as plain,
         context.wrap_socket(plain, server_hostname=public.host) as connection,
     ):
         return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
@@ -182,12 +190,18 @@ def _rejected(public: Public, error: ssl.SSLCertVerificationError) -> Finding:
 
 def answers(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Finding]:
     """Whether it is Evergreen that answers, and what its answers tell."""
+    host, port = public.there
     try:
         with httpx.Client(
-            base_url=public.url, verify=_context(public), timeout=_TIMEOUT, trust_env=False
+            base_url=f"https://{host}:{port}",
+            headers={"Host": urlsplit(public.url).netloc},
+            verify=_context(public),
+            timeout=_TIMEOUT,
+            trust_env=False,
         ) as client:
-            keys = client.get("/.well-known/jwks.json")
-            ready = client.get("/readyz")
+            name = {"sni_hostname": public.host}
+            keys = client.get("/.well-known/jwks.json", extensions=name)
+            ready = client.get("/readyz", extensions=name)
             at = clock()
     except httpx.HTTPError as error:
         yield Finding(
@@ -245,7 +259,8 @@ def clock_skew(date: str, at: datetime) -> Iterator[Finding]:
 
 
 def _proxies(public: Public, hops: str) -> Iterator[Finding]:
-    if not hops.isdigit():
+    if public.connect or not hops.isdigit():
+        # Past the proxies nobody can tell.
         return
     expected = public.trusted_proxies + 1
     if int(hops) < expected:
@@ -262,8 +277,12 @@ def _http2(public: Public) -> Iterator[Finding]:
     """A gRPC call, which goes through only if every hop speaks HTTP/2."""
     roots = public.ca_file.read_bytes() if public.ca_file else None
     credentials = grpc.ssl_channel_credentials(roots)
-    options: Any = [("grpc.enable_http_proxy", 0)]
-    with grpc.secure_channel(f"{public.host}:{public.port}", credentials, options) as channel:
+    options: Any = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.ssl_target_name_override", public.host),
+        ("grpc.default_authority", urlsplit(public.url).netloc),
+    ]
+    with grpc.secure_channel("{}:{}".format(*public.there), credentials, options) as channel:
         try:
             health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=_TIMEOUT

@@ -136,6 +136,7 @@ def _nats(there: Layout, secrets: dict[str, str]) -> None:
         MOUNTED / "store",
         {user: secrets[f"nats_{user}"] for user in _NATS_USERS},
         host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
+        monitor_host="0.0.0.0",  # noqa: S104 - the operator's container looks at it
         tls=Tls(MOUNTED / "ca.crt", MOUNTED / "tls.crt", MOUNTED / "tls.key"),
         issuer=issuer.public_key(secrets[ISSUER]),
     )

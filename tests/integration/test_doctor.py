@@ -36,6 +36,7 @@ from cli.errors import CliError
 from deploy.launcher.home import password
 from deploy.launcher.postgres import MIGRATOR_SECRET, SUPERUSER, SUPERUSER_SECRET
 from deploy.postgres import roles
+from servicekit.access import CONTEXTS
 from servicekit.ids import now
 from servicekit.portal import H_HOPS
 from tests.servers import Servers, TestDatabase
@@ -248,6 +249,16 @@ def test_what_a_proxy_does_not_pass_on(authority: Authority) -> None:
     assert found == ["CLOCK_SKEW", "PROXY_HEADERS_MISSING", "HTTP2_NOT_PASSED"]
 
 
+def test_an_address_that_leads_elsewhere_from_here(authority: Authority) -> None:
+    """As from the operator's container: by another way, and still with the public name."""
+    with serving(authority.context("evergreen.example"), EVERGREEN, hops="1") as url:
+        there = url.removeprefix("https://").replace("localhost", "127.0.0.1")
+        named = Public("https://evergreen.example", authority.file, 1, connect=there)
+        assert codes(public.check(named)) == ["HTTP2_NOT_PASSED"]
+        other = Public("https://other.example", authority.file, connect=there)
+        assert codes(public.check(other)) == ["CERTIFICATE_WRONG_NAME"]
+
+
 def test_a_product_that_is_not_ready(authority: Authority) -> None:
     pages = EVERGREEN | {"/readyz": {"message": "not ready: policy"}}
     with serving(authority.context(), pages, status=503) as url:
@@ -407,16 +418,15 @@ async def test_a_healthy_nats(servers: Servers) -> None:
 def test_settings_of_containers(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cret\n")
-    found = installation.given(
-        {
-            "PUBLIC_URL": "https://x.example",
-            "TRUSTED_PROXIES": "1",
-            "EVERGREEN_MIGRATE_DATABASE_URL": "postgresql://m@db/evergreen",
-            "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(secret),
-            "EVERGREEN_NATS_URL": "nats://nats:4222",
-        },
-        None,
-    )
+    given = {
+        "PUBLIC_URL": "https://x.example",
+        "TRUSTED_PROXIES": "1",
+        "EVERGREEN_CONNECT": "gateway:8443",
+        "EVERGREEN_MIGRATE_DATABASE_URL": "postgresql://m@db/evergreen",
+        "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(secret),
+        "EVERGREEN_NATS_URL": "nats://nats:4222",
+    }
+    found = installation.given(given, None)
     assert found.public == Public("https://x.example", None, 1)
     assert found.databases == (Login("postgresql://m@db/evergreen", "s3cret"),)
     assert found.nats == Server("nats://nats:4222")
@@ -425,3 +435,31 @@ def test_settings_of_containers(tmp_path: Path) -> None:
         installation.given(bad, None)
     with pytest.raises(CliError, match="no installation"):
         installation.of_home(tmp_path)
+
+
+def test_settings_of_the_operators_container(tmp_path: Path) -> None:
+    """It has the passwords of all roles; `localhost` is the gateway's machine, not the container."""
+    secrets, own = tmp_path / "secrets", tmp_path / "tls" / "ca.crt"
+    secrets.mkdir()
+    own.parent.mkdir()
+    own.touch()
+    for context in CONTEXTS:
+        (secrets / f"postgres_{context}").write_text(f"of {context}\n")
+    given = {
+        "PUBLIC_URL": "https://localhost:8443",
+        "EVERGREEN_HOME": str(tmp_path),
+        "EVERGREEN_CONNECT": "gateway:8443",
+        "EVERGREEN_ROLE_SECRETS": str(secrets),
+        "EVERGREEN_MIGRATE_DATABASE_URL": "postgresql://m@db:5432/evergreen?sslmode=verify-full",
+        "EVERGREEN_NATS_URL": "tls://nats:4222",
+        "EVERGREEN_NATS_CA_FILE": str(own),
+    }
+    found = installation.given(given, None)
+    assert found.public == Public("https://localhost:8443", own, connect="gateway:8443")
+    assert found.nats == Server("tls://nats:4222", ca_file=own)
+    services = {login.context: (login.dsn, login.password) for login in found.databases}
+    dsn = "postgresql://evergreen_policy@db:5432/evergreen?sslmode=verify-full"
+    assert set(services) == {"", *CONTEXTS}
+    assert services["policy"] == (dsn, "of policy")
+    # Behind a proxy the certificate that devices see is not of the own CA.
+    assert installation.given(given | {"TRUSTED_PROXIES": "1"}, None).public.ca_file is None
