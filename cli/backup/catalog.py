@@ -31,7 +31,8 @@ DERIVED: Final[Mapping[str, Mapping[str, str]]] = {
     "telemetry.event": {"id_day": "telemetry.event_day(event_id)"}
 }
 """Columns whose values an installation derives from others, in a way of its own."""
-_PARTITIONS: Final = "telemetry.event_week"
+_MADE_ANEW: Final = frozenset({MIGRATIONS, "telemetry.event_week", "telemetry.device_text"})
+"""Besides the migrations: the weeks that have partitions, and what triggers fill."""
 _SORTED: Final[Mapping[str, tuple[str, ...]]] = {"audit.entry": ("tenant_id", "sequence")}
 """So that the chains can be verified while they are read."""
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}(\.[a-z_][a-z0-9_]{0,62})?")
@@ -50,7 +51,7 @@ def quoted(name: str) -> str:
 
 def is_kept(table: str) -> bool:
     """Whether the rows of a table are kept."""
-    return table not in {MIGRATIONS, _PARTITIONS} and POSITIONS.fullmatch(table) is None
+    return table not in _MADE_ANEW and POSITIONS.fullmatch(table) is None
 
 
 async def tables(connection: Connection) -> tuple[Table, ...]:

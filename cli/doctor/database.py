@@ -17,6 +17,8 @@ from servicekit.access import CONTEXTS
 from servicekit.ids import now
 
 OLDEST: Final = 14
+EXTENSION: Final = "pg_trgm"
+"""What the migrations add to PostgreSQL; whoever may make schemas may add it."""
 _TIMEOUT: Final = 10.0
 _MAX_SKEW: Final = timedelta(seconds=30)
 
@@ -85,6 +87,15 @@ async def _owner(
                 f"PostgreSQL's setting {name} is {found}: what it acknowledges can be lost",
                 f"Set {name} = {wanted}.",
             )
+    if not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = $1)", EXTENSION
+    ):
+        yield Finding(
+            "DATABASE_LACKS_EXTENSION",
+            f"PostgreSQL does not have the extension {EXTENSION}, by which devices are searched",
+            "Install PostgreSQL's contrib modules, or allow the extension in the settings of the"
+            " managed server.",
+        )
     skew = abs(clock() - await connection.fetchval("SELECT clock_timestamp()"))
     if skew > _MAX_SKEW:
         yield Finding(

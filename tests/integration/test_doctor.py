@@ -357,6 +357,13 @@ async def test_a_database_that_forgets(database: TestDatabase) -> None:
     assert await of(database_check(owner(database))) == ["DATABASE_NOT_DURABLE"]
 
 
+async def test_a_database_without_an_extension(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "EXTENSION", "pg_none")
+    assert await of(database_check(owner(database))) == ["DATABASE_LACKS_EXTENSION"]
+
+
 # NATS
 
 

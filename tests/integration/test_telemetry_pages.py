@@ -105,14 +105,14 @@ async def test_pages_of_events_miss_none_however_little_a_page_may_read(
             assert found == [event.id for event in expected], (scope, wanted)
 
 
-@pytest.mark.parametrize("scan", [1, 1_000])
+@pytest.mark.parametrize("scan", [1, 3, 1_000])
 async def test_pages_of_devices_miss_none_however_little_a_page_may_read(
     kit: Kit, scan: int
 ) -> None:
     """Equal names, every filter, every scope."""
     chance = random.Random(8)
     devices = []
-    for number in range(1, 41):
+    for number in range(1, 51):
         state = State(START, None, disk_total_bytes=100, disk_free_bytes=chance.choice([1, 10, 90]))
         contact = START + timedelta(hours=chance.choice([-1, 1]))
         devices.append(StateReport(UUID(int=number), chance.choice(TENANTS), state, contact))
@@ -131,6 +131,17 @@ async def test_pages_of_devices_miss_none_however_little_a_page_may_read(
             for health in ("healthy", "warning", "critical")
         ),
         (DeviceFilter(search="SAME"), lambda d: str(d.device_id)[-1] in "01234"),
+        (DeviceFilter(search="0000-00000000002"), lambda d: 32 <= d.device_id.int < 48),
+        (DeviceFilter(search="0-00000000002F"), lambda d: d.device_id.int == 47),
+        (DeviceFilter(search="no such device"), lambda d: False),
+        (
+            DeviceFilter(search="same", health="critical"),
+            lambda d: str(d.device_id)[-1] in "01234" and d.state.health.value == "critical",
+        ),
+        (
+            DeviceFilter(search="000000", status="offline"),
+            lambda d: d.received_at < START,
+        ),
         (DeviceFilter(seen_before=START), lambda d: d.received_at < START),
     ]
     for scope in SCOPES:

@@ -21,6 +21,7 @@ from services.telemetry.domain.views import (
     NamePosition,
     RegisteredDevice,
 )
+from services.telemetry.store import search
 from services.telemetry.store.where import Where
 
 _SUMMARY: Final = (
@@ -104,27 +105,39 @@ async def list_devices(
     online_since: datetime,
     scan: int = SCAN,
 ) -> DevicePage:
-    """The next devices of a scope, by name."""
-    where = _fleet(scope)
-    if wanted.status == DECOMMISSIONED:
-        where.filter("registry_status = ?", DECOMMISSIONED)
-    elif wanted.status:
-        where.filter("registry_status <> ?", DECOMMISSIONED)
-        if wanted.status == "online":
-            where.filter("coalesce(contact_at >= ?, false)", online_since)
+    """The next devices of a scope, by name.
+
+    The first ones of the list are read, which finds what is frequent. If that is not enough for a
+    page, an index finds what is rare.
+    """
+    if not search.is_indexed(wanted):
+        return await _walk(connection, scope, wanted, after, limit, online_since, scan)
+    page = await _walk(connection, scope, wanted, after, limit, online_since, scan // 10 or 1)
+    # Mostly all that have the text are wanted, and the first try is enough.
+    for most in (limit * 2, scan):
+        left = limit - len(page.devices)
+        if page.after is None or left == 0:
+            break
+        found = await search.find(connection, wanted, page.after, most, scan)
+        if found is None:
+            more = await _walk(connection, scope, wanted, page.after, left, online_since, scan)
         else:
-            where.filter("coalesce(contact_at < ?, true)", online_since)
-    if wanted.health == "healthy" or (wanted.health and where.merges_tenants):
-        where.filter("health = ?", wanted.health)
-    elif wanted.health:
-        # As the index of those that are not well says it.
-        where.add("(health <> 'healthy' AND health = ?)", wanted.health)
-    if wanted.seen_after is not None:
-        where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
-    if wanted.seen_before is not None:
-        where.filter(f"{_LAST_SEEN} < ?", wanted.seen_before)
-    if wanted.search:
-        where.contains(("name", "serial", "model", "id::text"), wanted.search)
+            more = await _among(connection, scope, wanted, page.after, left, online_since, found)
+        page = DevicePage(page.devices + more.devices, more.after)
+    return page
+
+
+async def _walk(
+    connection: Connection,
+    scope: Scope,
+    wanted: DeviceFilter,
+    after: NamePosition | None,
+    limit: int,
+    online_since: datetime,
+    scan: int,
+) -> DevicePage:
+    """The devices that are wanted among the next ones of the list."""
+    where = _wanted(scope, wanted, online_since)
     if after is not None:
         where.add("(name, id) > (?, ?)", after.name, after.id)
     sql = where.page(_SUMMARY, "telemetry.device", "name", limit + 1, scan, down=False)
@@ -134,6 +147,55 @@ async def list_devices(
         return DevicePage(found[:limit], found[limit - 1].position)
     last = rows[-1] if rows and rows[-1]["last"] else None
     return DevicePage(found, NamePosition(last["name"], last["id"]) if last else None)
+
+
+async def _among(
+    connection: Connection,
+    scope: Scope,
+    wanted: DeviceFilter,
+    after: NamePosition,
+    limit: int,
+    online_since: datetime,
+    some: search.Found,
+) -> DevicePage:
+    """The devices that are wanted among some of them."""
+    where = _wanted(scope, wanted, online_since)
+    where.add("id = ANY (?)", some.ids)
+    where.add("(name, id) > (?, ?)", after.name, after.id)
+    rows = await connection.fetch(
+        f"SELECT {_SUMMARY} FROM telemetry.device {where.sql_with_filters}"
+        f" ORDER BY name, id LIMIT {where.parameter(limit + 1)}",
+        *where.parameters,
+    )
+    found = [_summary(row) for row in rows]
+    if len(found) > limit:
+        return DevicePage(found[:limit], found[limit - 1].position)
+    return DevicePage(found, some.last)
+
+
+def _wanted(scope: Scope, wanted: DeviceFilter, online_since: datetime) -> Where:
+    """The devices of a scope that a filter lets through."""
+    where = _fleet(scope)
+    # As the indexes of those that are retired, and of those that are not well, say it.
+    if wanted.status == DECOMMISSIONED:
+        where.add("registry_status = 'decommissioned'")
+    elif wanted.status:
+        where.filter("registry_status <> ?", DECOMMISSIONED)
+        if wanted.status == "online":
+            where.filter("coalesce(contact_at >= ?, false)", online_since)
+        else:
+            where.filter("coalesce(contact_at < ?, true)", online_since)
+    if wanted.health == "healthy":
+        where.filter("health = ?", wanted.health)
+    elif wanted.health:
+        where.add("(health <> 'healthy' AND health = ?)", wanted.health)
+    if wanted.seen_after is not None:
+        where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
+    if wanted.seen_before is not None:
+        where.filter(f"{_LAST_SEEN} < ?", wanted.seen_before)
+    if wanted.search:
+        where.contains(("name", "serial", "model", "id::text"), wanted.search)
+    return where
 
 
 async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:

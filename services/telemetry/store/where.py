@@ -11,6 +11,12 @@ _FEWEST: Final = 100
 """Rows of each tenant that a page reads, even if that makes more than it was told to read."""
 
 
+def containing(text: str) -> str:
+    """The pattern of LIKE for what contains a text."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 class Where:
     """Gathers the conditions of a query; only those that are given, so that indexes fit."""
 
@@ -45,15 +51,9 @@ class Where:
 
     def contains(self, columns: tuple[str, ...], text: str) -> None:
         """Filters by a text that is found in one of the columns, whatever its case."""
-        escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        pattern = self.parameter(f"%{escaped}%")
+        pattern = self.parameter(containing(text))
         found = " OR ".join(f"{column} ILIKE {pattern}" for column in columns)
         self._filters.append(f"({found})")
-
-    @property
-    def merges_tenants(self) -> bool:
-        """Whether a page is put together from the rows of several tenants."""
-        return self._tenants is not None
 
     @property
     def sql(self) -> str:
@@ -62,6 +62,11 @@ class Where:
         if self._tenants is not None:
             conditions = [f"tenant_id = ANY ({self.parameter(list(self._tenants))})", *conditions]
         return "WHERE " + " AND ".join(conditions) if conditions else ""
+
+    @property
+    def sql_with_filters(self) -> str:
+        """The `WHERE` clause with the filters, for rows that are few whatever they say."""
+        return " AND ".join([self.sql, *self._filters])
 
     def page(self, columns: str, table: str, key: str, limit: int, scan: int, *, down: bool) -> str:
         """A query for the first rows by `key` and id, with `wanted` beside the columns.
