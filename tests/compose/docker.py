@@ -23,7 +23,9 @@ class Docker:
     program: str
     environment: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *words: str | Path, check: bool = True, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command; answers what it printed.
 
         Raises:
@@ -33,6 +35,7 @@ class Docker:
             [self.program, *map(str, words)],
             cwd=_ROOT,
             env={**os.environ, **self.environment},
+            input=stdin,
             capture_output=True,
             check=False,
         )

@@ -51,6 +51,7 @@ def build_all(docker: Docker) -> None:
         "postgres": [],
         "nats": [Path(sys.executable).with_name("nats-server")],
         "envoy": [envoy],
+        "prometheus": [],
     }.items():
         image = services["gateway" if name == "envoy" else name]["image"]
         if not _has(docker, image):

@@ -32,6 +32,7 @@ class Project:
     directory: Path
     settings: dict[str, str]
     port: int = field(default_factory=free_port)
+    prometheus: int = field(default_factory=free_port)
     name: str = field(default_factory=lambda: f"evergreen-test-{os.getpid()}-{free_port()}")
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ class Project:
             "HTTPS_PORT": str(self.port),
             "EVENTS_PORT": str(events),
             "EVENTS_URL": f"tls://localhost:{events}",
+            "PROMETHEUS_PORT": str(self.prometheus),
+            "DEMO_DEVICES": "3",
             **self.settings,
         }
         self._env = self.directory / "env"
@@ -88,12 +91,7 @@ class Project:
 
     def main_job(self) -> None:
         """Runs the end-to-end tests of an administrator's and a device's day against it."""
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", _NOT, *_DAY],
-            cwd=_ROOT,
-            env={**os.environ, "EVERGREEN_TEST_BOOTSTRAP": str(self.directory / "bootstrap.json")},
-            check=True,
-        )
+        main_job(self.directory / "bootstrap.json")
 
     def kill(self, service: str) -> None:
         """Ends a container's process as a crash does; Docker starts it again."""
@@ -110,6 +108,16 @@ class Project:
             return bool(found) and all(one["Health"] in {"healthy", ""} for one in found)
 
         until(healthy, 5 * PATIENCE, "not all containers become healthy", pause=1)
+
+
+def main_job(facts: Path) -> None:
+    """Runs the end-to-end tests of an administrator's and a device's day against a product."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", _NOT, *_DAY],
+        cwd=_ROOT,
+        env={**os.environ, "EVERGREEN_TEST_BOOTSTRAP": str(facts)},
+        check=True,
+    )
 
 
 def new_directory() -> Path:

@@ -5,6 +5,7 @@ It takes minutes and Docker: `make test-compose` runs it, `make test` does not.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -15,11 +16,13 @@ import httpx
 import pytest
 
 from deploy.certificates import SERVER, Authority, now
+from servicekit.access import CONTEXTS
 from tests.agent import Hardware
 from tests.compose import images
-from tests.compose.docker import Docker, NoDockerError, daemon
+from tests.compose.docker import Docker
 from tests.compose.project import Project, new_directory
 from tests.e2e.world import make_org
+from tests.stack import PATIENCE, until
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,19 +32,6 @@ pytestmark = [
 ]
 
 _PARTS = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit", "nats")
-
-
-@pytest.fixture(scope="module")
-def docker() -> Iterator[Docker]:
-    """Docker with all images."""
-    try:
-        with daemon() as found:
-            began = time.monotonic()
-            images.build_all(found)
-            print(f"\nimages: {time.monotonic() - began:.0f} s")
-            yield found
-    except NoDockerError as why:
-        pytest.skip(str(why))
 
 
 @pytest.fixture
@@ -116,6 +106,59 @@ def test_every_container_is_confined(project: Project) -> None:
     form = "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}}"
     told = set(project.docker("inspect", f"--format={form}", *ids).stdout.splitlines())
     assert told == {"10001:10001 true [ALL]"}
+
+
+def test_the_doctor_looks_at_everything_from_the_operators_container(project: Project) -> None:
+    """Nothing on a healthy system, though `localhost` is elsewhere from there; and NATS's end."""
+    assert json.loads(project.operator("doctor", "--json"))["findings"] == []
+    project.compose("stop", "nats")
+    try:
+        done = project.compose("run", "--rm", "--no-TTY", "operator", "doctor", check=False)
+        assert done.returncode == 1
+        assert "NATS_UNREACHABLE" in done.stdout
+    finally:
+        project.compose("start", "nats")
+        project.until_healthy()
+
+
+def test_the_demo_is_a_fleet(project: Project) -> None:
+    """Its devices enroll by themselves."""
+    stack = project.stack()
+    project.compose("--profile", "demo", "up", "--wait", "--no-build")
+    try:
+        with stack.client(stack.login()["token"]) as root:
+            until(
+                lambda: len(_devices(root, stack.tenant_id)) == 3, PATIENCE, "no devices", pause=1
+            )
+    finally:
+        project.compose("--profile", "demo", "rm", "--stop", "--force", "demo", "bootstrap")
+
+
+def test_prometheus_watches_all(project: Project) -> None:
+    """The product's own configuration: every target answers, every rule is sound, none fires.
+
+    Grafana, the other half of the profile, is in no package and not tried.
+    """
+    project.compose("up", "--wait", "--no-build", "prometheus")
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{project.prometheus}/api/v1") as client:
+
+            def health() -> dict[str, str]:
+                targets = client.get("/targets").json()["data"]["activeTargets"]
+                return {t["labels"]["service"]: t["health"] for t in targets}
+
+            expected = dict.fromkeys([*CONTEXTS, "gateway"], "up")
+            until(lambda: health() == expected, PATIENCE, "not all answer", pause=1)
+
+            def rules() -> list[str]:
+                groups = client.get("/rules").json()["data"]["groups"]
+                return [rule["health"] for group in groups for rule in group["rules"]]
+
+            until(lambda: set(rules()) == {"ok"}, PATIENCE, "not all rules work", pause=1)
+            alerts = client.get("/alerts").json()["data"]["alerts"]
+            assert [a for a in alerts if a["state"] == "firing"] == []
+    finally:
+        project.compose("rm", "--stop", "--force", "prometheus")
 
 
 def test_restarts_and_crashes_lose_nothing(project: Project) -> None:

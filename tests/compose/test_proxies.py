@@ -17,8 +17,7 @@ import pytest
 from deploy.certificates import SERVER, Authority, now
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc as rpc
-from tests.compose import images
-from tests.compose.docker import Docker, NoDockerError, daemon
+from tests.compose.docker import Docker
 from tests.compose.project import Project, new_directory
 from tests.stack import PATIENCE, Stack, free_port, until
 
@@ -57,20 +56,9 @@ def certificate(directory: Path) -> Authority:
 
 @pytest.fixture(scope="module")
 def stack(
-    directory: Path, public: int, certificate: Authority
-) -> Iterator[tuple[Project, Callable[[], Stack]]]:
-    """The product behind a proxy that is yet to be started."""
-    try:
-        with daemon() as docker:
-            yield from _behind(docker, directory, public, certificate)
-    except NoDockerError as why:
-        pytest.skip(str(why))
-
-
-def _behind(
     docker: Docker, directory: Path, public: int, certificate: Authority
 ) -> Iterator[tuple[Project, Callable[[], Stack]]]:
-    images.build_all(docker)
+    """The product behind a proxy that is yet to be started."""
     project = Project(
         docker,
         directory,

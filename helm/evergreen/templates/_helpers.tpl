@@ -102,6 +102,10 @@ postgresql://{{ $role }}@{{ include "evergreen.databaseHost" $root }}:{{ $root.V
 {{- if .Values.nats.bundled }}tls://{{ include "evergreen.name" . }}-nats:4222{{ else }}{{ required "nats.url is needed when nats.bundled is false" .Values.nats.url }}{{ end -}}
 {{- end }}
 
+{{- define "evergreen.natsCa" -}}
+{{- if or .Values.nats.bundled (not .Values.nats.caSecret) }}/run/evergreen/ca.crt{{ else }}/etc/evergreen/nats/ca.crt{{ end -}}
+{{- end }}
+
 {{- define "evergreen.natsReplicas" -}}
 {{- if kindIs "invalid" .Values.nats.replicas }}{{ if include "evergreen.production" . }}3{{ else }}1{{ end }}{{ else }}{{ .Values.nats.replicas }}{{ end -}}
 {{- end }}
