@@ -16,7 +16,7 @@ from servicekit.app import Kit
 from servicekit.ids import now
 from servicekit.postgres import SYSTEM, Scope
 from services.telemetry.domain.views import DeviceFilter, NamePosition, RegisteredDevice
-from services.telemetry.store import inventory
+from services.telemetry.store import inventory, reports
 from tests.conftest import MakeKit
 from tests.servers import TestDatabase
 
@@ -154,3 +154,34 @@ async def test_the_few_that_are_retired_are_on_the_first_page(make_kit: MakeKit)
             )
         assert [one.id for one in page.devices] == [retired.id]
         assert page.after is None
+
+
+async def test_the_few_that_have_not_called_for_long_are_on_the_first_page(
+    make_kit: MakeKit,
+) -> None:
+    """Also those that only the last release has written, which does not note the day."""
+    kit = await make_kit("telemetry", tenants=[])
+    await store(kit, *(device(n, f"LAB-{n:03}") for n in range(1, 60)))
+    long_ago = MOMENT - timedelta(days=40)
+    async with kit.database.transaction() as connection:
+        everyone = [(UUID(int=n), HERE) for n in range(1, 60)]
+        await reports.store_contacts(connection, everyone[:56], MOMENT)
+        await reports.store_contacts(connection, everyone[56:], long_ago)
+        await connection.execute(
+            "UPDATE telemetry.device SET seen_day = '-infinity' WHERE id = ANY ($1)",
+            [UUID(int=3), UUID(int=57)],
+        )
+    for scope in (SYSTEM, Scope((HERE,)), Scope((HERE, THERE))):
+        for text in ("", "lab-0"):
+            async with kit.database.transaction(scope) as connection:
+                page = await inventory.list_devices(
+                    connection,
+                    scope,
+                    DeviceFilter(search=text, seen_before=MOMENT - timedelta(days=30)),
+                    None,
+                    5,
+                    MOMENT,
+                    10,
+                )
+            assert [one.name for one in page.devices] == ["LAB-057", "LAB-058", "LAB-059"]
+            assert page.after is None

@@ -1,5 +1,5 @@
--- Devices are found by any part of their name, serial number, model or id, however many there are
--- (docs/adr/0026). The text lies in a table of its own: reports never touch it, it is small enough
+-- Devices are found by any part of their name, serial number, model or id, and by when they called
+-- last, however many there are (docs/adr/0026). The text lies in a table of its own: reports never touch it, it is small enough
 -- to be looked through, and an index of trigrams says where it is worth it.
 --
 -- The extension is a trusted one: it needs no more than the schemas do, CREATE on the database.
@@ -13,14 +13,15 @@ CREATE TABLE telemetry.device_text (
     tenant_id uuid NOT NULL,
     -- As in telemetry.device: what lists sort by.
     name text NOT NULL,
-    -- All that is searched, in small letters, a line each.
+    -- All that is searched but the id, in small letters, a line each. Ids have groups that begin alike
+    -- in all of them, which would make "lab-7" look frequent.
     content text NOT NULL
 );
 CREATE INDEX device_text_by_tenant ON telemetry.device_text (tenant_id);
 
-CREATE FUNCTION telemetry.text_of(id uuid, name text, serial text, model text) RETURNS text
+CREATE FUNCTION telemetry.text_of(name text, serial text, model text) RETURNS text
     LANGUAGE sql STABLE
-    RETURN lower(concat_ws(E'\n', name, nullif(serial, name), model, id::text));
+    RETURN lower(concat_ws(E'\n', name, nullif(serial, name), model));
 
 -- Also for the release before this one, which knows nothing of it.
 CREATE FUNCTION telemetry.keep_device_text() RETURNS trigger
@@ -33,15 +34,12 @@ BEGIN
     THEN
         INSERT INTO telemetry.device_text (device_id, tenant_id, name, content)
         VALUES (NEW.id, NEW.tenant_id, NEW.name,
-            telemetry.text_of(NEW.id, NEW.name, NEW.serial, NEW.model))
+            telemetry.text_of(NEW.name, NEW.serial, NEW.model))
         ON CONFLICT (device_id) DO UPDATE SET
             tenant_id = excluded.tenant_id, name = excluded.name, content = excluded.content;
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER keep_text
-    AFTER INSERT OR DELETE OR UPDATE OF tenant_id, name, serial, model ON telemetry.device
-    FOR EACH ROW EXECUTE FUNCTION telemetry.keep_device_text();
 
 -- For the next step, outside a transaction: some devices at a time, so that nothing that reads what is
 -- committed waits for long. A database without devices can be made within one transaction.
@@ -55,7 +53,7 @@ BEGIN
             SELECT id FROM telemetry.device WHERE id > behind ORDER BY id LIMIT 10000);
         EXIT WHEN cardinality(page) = 0;
         INSERT INTO telemetry.device_text (device_id, tenant_id, name, content)
-            SELECT id, tenant_id, name, telemetry.text_of(id, name, serial, model)
+            SELECT id, tenant_id, name, telemetry.text_of(name, serial, model)
             FROM telemetry.device WHERE id = ANY (page)
             ON CONFLICT (device_id) DO NOTHING;
         behind := page[cardinality(page)];
@@ -77,7 +75,9 @@ BEGIN
     -- Planned each time, for how rare the text is says what is best.
     RETURN QUERY EXECUTE
         'WITH found AS MATERIALIZED (SELECT t.device_id, t.name FROM telemetry.device_text AS t'
-        ' WHERE t.content LIKE lower($1) AND (t.name, t.device_id) > ($2, $3)'
+        ' WHERE (t.content LIKE lower($1)'
+        || CASE WHEN pattern ~* '^[-0-9a-f%]*$' THEN ' OR t.device_id::text LIKE lower($1)' ELSE '' END
+        || ') AND (t.name, t.device_id) > ($2, $3)'
         || CASE WHEN evergreen.system_scope() THEN '' ELSE ' AND t.tenant_id = ANY ($6)' END
         || ' LIMIT $5)'
         ' SELECT NULL::uuid, NULL::text WHERE (SELECT count(*) FROM found) = $5 UNION ALL'
@@ -90,3 +90,12 @@ END $$;
 REVOKE ALL ON ROUTINE telemetry.keep_device_text, telemetry.fill_device_text,
     telemetry.devices_with FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION telemetry.devices_with TO evergreen_telemetry;
+
+-- Last, for now the table is locked, if only for a moment.
+CREATE TRIGGER keep_text
+    AFTER INSERT OR DELETE OR UPDATE OF tenant_id, name, serial, model ON telemetry.device
+    FOR EACH ROW EXECUTE FUNCTION telemetry.keep_device_text();
+
+-- The day of the last contact, or an earlier one: the release before this one does not know it. A
+-- report changes it once a day, so that an index can cover it.
+ALTER TABLE telemetry.device ADD COLUMN seen_day date NOT NULL DEFAULT '-infinity';

@@ -62,9 +62,11 @@ async def store_registered(connection: Connection, devices: Sequence[RegisteredD
     )
     await connection.execute(
         "INSERT INTO telemetry.device AS d"
-        " (id, tenant_id, registry_status, name, serial, model, registered_at, contact_at)"
+        " (id, tenant_id, registry_status, name, serial, model, registered_at, contact_at,"
+        " seen_day)"
         " SELECT r.id, r.tenant_id, r.status, coalesce(nullif(r.serial, ''), r.id::text),"
-        " r.serial, r.model, r.registered_at, r.contact_at"
+        " r.serial, r.model, r.registered_at, r.contact_at,"
+        " coalesce((r.contact_at AT TIME ZONE 'UTC')::date, '-infinity')"
         " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[],"
         " $6::timestamptz[], $7::timestamptz[])"
         " AS r (id, tenant_id, status, serial, model, registered_at, contact_at)"
@@ -72,7 +74,8 @@ async def store_registered(connection: Connection, devices: Sequence[RegisteredD
         " registry_status = excluded.registry_status, name = excluded.name,"
         " serial = excluded.serial, model = excluded.model,"
         " registered_at = excluded.registered_at,"
-        " contact_at = greatest(d.contact_at, excluded.contact_at)",
+        " contact_at = greatest(d.contact_at, excluded.contact_at),"
+        " seen_day = greatest(d.seen_day, excluded.seen_day)",
         *columns(rows),
     )
 
@@ -82,12 +85,14 @@ async def store_applied(connection: Connection, versions: Sequence[AppliedVersio
     rows = sorted((v.device_id, v.tenant_id, v.version, v.reported_at) for v in versions)
     await connection.execute(
         "INSERT INTO telemetry.device AS d"
-        " (id, tenant_id, name, registered_at, contact_at, policy_version)"
-        " SELECT r.id, r.tenant_id, r.id::text, r.reported_at, r.reported_at, r.version"
+        " (id, tenant_id, name, registered_at, contact_at, policy_version, seen_day)"
+        " SELECT r.id, r.tenant_id, r.id::text, r.reported_at, r.reported_at, r.version,"
+        " (r.reported_at AT TIME ZONE 'UTC')::date"
         " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
         " AS r (id, tenant_id, version, reported_at)"
         " ON CONFLICT (id) DO UPDATE SET policy_version = excluded.policy_version,"
-        " contact_at = greatest(d.contact_at, excluded.contact_at)",
+        " contact_at = greatest(d.contact_at, excluded.contact_at),"
+        " seen_day = greatest(d.seen_day, excluded.seen_day)",
         *columns(rows),
     )
 
@@ -118,7 +123,7 @@ async def list_devices(
         left = limit - len(page.devices)
         if page.after is None or left == 0:
             break
-        found = await search.find(connection, wanted, page.after, most, scan)
+        found = await search.find(connection, scope, wanted, page.after, most, scan)
         if found is None:
             more = await _walk(connection, scope, wanted, page.after, left, online_since, scan)
         else:

@@ -18,11 +18,12 @@ QUARANTINE_PER_DEVICE: Final = 1_000
 _STORE_STATES: Final = """
 INSERT INTO telemetry.device AS d
     (id, tenant_id, name, registered_at, contact_at, observed_at, state_received_at,
-     installed_apps, update_status, disk_total_bytes, disk_free_bytes, battery_percent, last_error,
-     health, disk_health, battery_health)
+     seen_day, installed_apps, update_status, disk_total_bytes, disk_free_bytes, battery_percent,
+     last_error, health, disk_health, battery_health)
 SELECT r.id, r.tenant_id, r.id::text, r.received_at, r.received_at, r.observed_at, r.received_at,
-       r.apps::json, r.update_status, r.disk_total::numeric, r.disk_free::numeric, r.battery,
-       r.last_error, r.health, r.disk_health, r.battery_health
+       (r.received_at AT TIME ZONE 'UTC')::date, r.apps::json, r.update_status,
+       r.disk_total::numeric, r.disk_free::numeric, r.battery, r.last_error, r.health,
+       r.disk_health, r.battery_health
 FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::text[], $6::text[],
             $7::text[], $8::text[], $9::float8[], $10::text[], $11::text[], $12::text[],
             $13::text[])
@@ -30,6 +31,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::te
           disk_total, disk_free, battery, last_error, health, disk_health, battery_health)
 ON CONFLICT (id) DO UPDATE SET
     contact_at = greatest(d.contact_at, excluded.contact_at),
+    seen_day = greatest(d.seen_day, excluded.seen_day),
     observed_at = excluded.observed_at,
     state_received_at = excluded.state_received_at,
     installed_apps = excluded.installed_apps,
@@ -78,10 +80,11 @@ async def store_states(database: Runs, reports: Sequence[StateReport]) -> list[S
 
 # The last contact of devices (each with its tenant).
 _STORE_CONTACTS: Final = """
-INSERT INTO telemetry.device AS d (id, tenant_id, name, registered_at, contact_at)
-SELECT r.id, r.tenant_id, r.id::text, $3, $3
+INSERT INTO telemetry.device AS d (id, tenant_id, name, registered_at, contact_at, seen_day)
+SELECT r.id, r.tenant_id, r.id::text, $3, $3, ($3 AT TIME ZONE 'UTC')::date
 FROM unnest($1::uuid[], $2::uuid[]) AS r (id, tenant_id)
-ON CONFLICT (id) DO UPDATE SET contact_at = greatest(d.contact_at, excluded.contact_at)
+ON CONFLICT (id) DO UPDATE SET contact_at = greatest(d.contact_at, excluded.contact_at),
+    seen_day = greatest(d.seen_day, excluded.seen_day)
 """
 
 

@@ -1,4 +1,4 @@
-"""Finds rare devices in a large fleet by indexes of what is searched, not by the list's order."""
+"""Finds rare devices in a large fleet by indexes of what is looked for, not in the list's order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from servicekit.postgres import Connection
+from servicekit.postgres import Connection, Scope
 from services.telemetry.domain.views import DeviceFilter, NamePosition
-from services.telemetry.store.where import containing
+from services.telemetry.store.where import Where, containing
 
 _HAS_TRIGRAM: Final = re.compile(r"[0-9A-Za-z]{3}")
 """Without three letters or digits in a row there is nothing that the index could look up."""
@@ -27,16 +27,47 @@ class Found:
 
 def is_indexed(wanted: DeviceFilter) -> bool:
     """Whether an index knows what is looked for."""
-    return _HAS_TRIGRAM.search(wanted.search) is not None
+    return wanted.seen_before is not None or _HAS_TRIGRAM.search(wanted.search) is not None
 
 
 async def find(
+    connection: Connection,
+    scope: Scope,
+    wanted: DeviceFilter,
+    after: NamePosition,
+    most: int,
+    scan: int,
+) -> Found | None:
+    """The next devices that may be wanted; `None` if there are too many.
+
+    In a transaction that is bound to the scope.
+    """
+    if wanted.seen_before is not None:
+        found = await _silent(connection, scope, wanted, scan)
+        if found is not None:
+            return found
+    if _HAS_TRIGRAM.search(wanted.search):
+        return await _with_text(connection, wanted, after, most, scan)
+    return None
+
+
+async def _silent(
+    connection: Connection, scope: Scope, wanted: DeviceFilter, most: int
+) -> Found | None:
+    """All devices that may not have called since a time, unless there are more than `most`."""
+    where = Where(scope)
+    where.add("seen_day <= (?::timestamptz AT TIME ZONE 'UTC')::date", wanted.seen_before)
+    rows = await connection.fetch(
+        f"SELECT id FROM telemetry.device {where.sql} LIMIT {where.parameter(most + 1)}",
+        *where.parameters,
+    )
+    return Found([row["id"] for row in rows], None) if len(rows) <= most else None
+
+
+async def _with_text(
     connection: Connection, wanted: DeviceFilter, after: NamePosition, most: int, scan: int
 ) -> Found | None:
-    """The next devices of the transaction's scope with the text; `None` if it is a frequent one.
-
-    A text is frequent when twenty times more devices have it than `scan`.
-    """
+    """The next devices that have a text, unless very many have it."""
     rows = await connection.fetch(
         "SELECT id, name FROM telemetry.devices_with($1, $2, $3, $4, $5)",
         containing(wanted.search),
