@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from cli.errors import CliError, told
-from cli.options import home_of
+from cli.options import MIGRATE_URL, DatabaseHome, home_of
 from cli.secrets import read_secret
 
 if TYPE_CHECKING:
@@ -27,20 +27,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
 _PASSWORD_FILE: Final = "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE"
 _FAILED: Final = 1
 
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        envvar="EVERGREEN_HOME",
-        help=f"Directory of a running installation on this machine, when {_URL} is not set;"
-        " ./.evergreen when nothing is given.",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 
 
@@ -58,7 +47,7 @@ def find_target(home: Path | None) -> Target:
     Raises:
         CliError: there is neither, or a secret cannot be read.
     """
-    if dsn := os.environ.get(_URL, ""):
+    if dsn := os.environ.get(MIGRATE_URL, ""):
         file = os.environ.get(_PASSWORD_FILE, "")
         return Target(dsn, read_secret(Path(file)) if file else None)
     from deploy.launcher.home import Home as Installation  # noqa: PLC0415
@@ -67,7 +56,9 @@ def find_target(home: Path | None) -> Target:
     root = home_of(home)
     installation = Installation(root)
     if not installation.secrets.is_dir():
-        raise CliError(f"there is no installation in {root}; name one with --home, or set {_URL}")
+        raise CliError(
+            f"there is no installation in {root}; name one with --home, or set {MIGRATE_URL}"
+        )
     sockets = installation.run_directory() / "postgres"
     return Target(
         f"postgresql://{MIGRATOR}@/{DATABASE}?host={sockets}",
@@ -101,7 +92,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 @app.command()
 def up(
-    home: Home = None,
+    home: DatabaseHome = None,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool,
@@ -132,7 +123,7 @@ def up(
 
 @app.command()
 def status(
-    home: Home = None,
+    home: DatabaseHome = None,
     as_json: AsJson = False,
     check: Annotated[
         bool, typer.Option("--check", help="End with 1 when a migration is missing.")

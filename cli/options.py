@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
@@ -16,6 +16,18 @@ Home: TypeAlias = Annotated[
         envvar="EVERGREEN_HOME",
         help="Directory of an installation on this machine; ./.evergreen when nothing is given.",
         rich_help_panel=_GROUP,
+        show_default=False,
+    ),
+]
+MIGRATE_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
+"""Where the environment names a database, for commands that work on one without the services."""
+DatabaseHome: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        envvar="EVERGREEN_HOME",
+        help=f"Directory of an installation on this machine, when {MIGRATE_URL} is not set;"
+        " ./.evergreen when nothing is given.",
         show_default=False,
     ),
 ]

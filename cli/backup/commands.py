@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from cli.errors import CliError, told
-from cli.options import home_of
+from cli.options import MIGRATE_URL, DatabaseHome, home_of
 
 if TYPE_CHECKING:
     from cli.backup.aftermath import Outcome
@@ -27,27 +27,16 @@ T = TypeVar("T")
 app = typer.Typer(
     name="backup", help="Back up an installation, and restore it.", no_args_is_help=True
 )
-_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
 _PASSPHRASE_FILE: Final = "EVERGREEN_BACKUP_PASSPHRASE_FILE"
 _FAILED: Final = 1
 
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        envvar="EVERGREEN_HOME",
-        help=f"Directory of an installation on this machine, when {_URL} is not set;"
-        " ./.evergreen when nothing is given.",
-        show_default=False,
-    ),
-]
 Secrets = Annotated[
     Path | None,
-    typer.Option("--secrets", help=f"With {_URL}: directory of the keys' files."),
+    typer.Option("--secrets", help=f"With {MIGRATE_URL}: directory of the keys' files."),
 ]
 Tls = Annotated[
     Path | None,
-    typer.Option("--tls", help=f"With {_URL}: directory of ca.crt, ca.key, server.crt, …"),
+    typer.Option("--tls", help=f"With {MIGRATE_URL}: directory of ca.crt, ca.key, server.crt, …"),
 ]
 PassphraseFile = Annotated[
     Path | None,
@@ -78,7 +67,7 @@ def create(
             help="File with public keys (age or SSH), one a line; their owners can restore.",
         ),
     ] = None,
-    home: Home = None,
+    home: DatabaseHome = None,
     secrets: Secrets = None,
     tls: Tls = None,
     configuration: Annotated[
@@ -140,7 +129,7 @@ def restore(
     archive: Archive,
     passphrase_file: PassphraseFile = None,
     identity: Identity = None,
-    home: Home = None,
+    home: DatabaseHome = None,
     secrets: Secrets = None,
     tls: Tls = None,
     replace: Annotated[
@@ -226,15 +215,15 @@ def _place(
 ) -> LocalHome | Directories:
     from cli.backup.places import Directories, LocalHome  # noqa: PLC0415
 
-    if os.environ.get(_URL):
+    if os.environ.get(MIGRATE_URL):
         if secrets is None and home is not None:
             # In containers, the operator's directory is laid out as a home.
             secrets, tls = home / "secrets", tls or home / "tls"
         if secrets is None:
-            raise CliError(f"{_URL} is set; say with --secrets where the keys are")
+            raise CliError(f"{MIGRATE_URL} is set; say with --secrets where the keys are")
         return Directories(secrets, tls, tuple(configuration or ()))
     if secrets is not None or tls is not None or configuration:
-        raise CliError(f"--secrets, --tls and --config are for an installation by {_URL}")
+        raise CliError(f"--secrets, --tls and --config are for an installation by {MIGRATE_URL}")
     return LocalHome(home_of(home))
 
 
