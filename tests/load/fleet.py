@@ -69,8 +69,8 @@ class Fleet:
             await connection.execute(
                 "INSERT INTO telemetry.device (id, tenant_id, name, serial, model, registered_at,"
                 " policy_version, contact_at, seen_day, observed_at, state_received_at,"
-                " installed_apps, update_status, disk_total_bytes, disk_free_bytes, battery_percent, health,"
-                " disk_health, battery_health)"
+                " installed_apps, update_status, disk_total_bytes, disk_free_bytes,"
+                " battery_percent, health, disk_health, battery_health)"
                 f" SELECT {_ID}, $3::uuid, 'BENCH-' || n, 'BENCH-' || n, 'Evergreen Book 14',"
                 " now() - interval '9 days', $4, seen, seen::date, seen, seen, $5::json, 'idle',"
                 " 256000000000,"
