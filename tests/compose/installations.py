@@ -96,9 +96,10 @@ class Release:
         return self.cluster.run(pod, *options)
 
     def until_ready(self) -> None:
-        """Waits until every pod is."""
+        """Waits until every pod is that was not stopped."""
         for pod in self.cluster.pods.values():
-            pod.until_ready()
+            if not pod.is_stopped:
+                pod.until_ready()
 
     def facts(self, home: Home, url: str) -> Path:
         """What end-to-end tests have to know, from the secrets as NOTES.txt says."""

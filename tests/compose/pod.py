@@ -48,9 +48,17 @@ class Pod:
         return _answers(wanted.get("scheme", "HTTP"), self.address, port, wanted["path"])
 
     def until_ready(self) -> None:
-        """Waits for its probes, in kubelet's order."""
+        """Waits for its probes, in kubelet's order; one that serves nobody has none."""
         for kind in ("startup", "readiness", "liveness"):
+            if f"{kind}Probe" not in self.spec["containers"][0]:
+                continue
             until(lambda kind=kind: self.probe(kind), 5 * PATIENCE, f"{kind}: {self.logs()}", 0.5)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was."""
+        form = "--format={{.State.Status}}"
+        return self.docker("inspect", form, self.container).stdout.strip() == "exited"
 
     def logs(self) -> str:
         """The end of what it printed."""

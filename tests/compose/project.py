@@ -93,6 +93,10 @@ class Project:
         """Runs the end-to-end tests of an administrator's and a device's day against it."""
         main_job(self.directory / "bootstrap.json")
 
+    def restart(self, service: str) -> None:
+        """`docker compose restart`."""
+        self.compose("restart", service)
+
     def kill(self, service: str) -> None:
         """Ends a container's process as a crash does; Docker starts it again."""
         container = self.compose("ps", "--quiet", service).stdout.strip()
