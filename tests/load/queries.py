@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import httpx
 
 from tests.load.figures import Outcome
 from tests.load.fleet import device_id
 from tests.stack import Stack
+
+_A_SERIAL: Final = "devices, search: a serial"
 
 
 def _queries(devices: int, chance: random.Random) -> dict[str, tuple[str, dict[str, str]]]:
@@ -23,8 +26,10 @@ def _queries(devices: int, chance: random.Random) -> dict[str, tuple[str, dict[s
         "devices, 500 a page": ("/api/devices", {"pageSize": "500"}),
         "devices, online": ("/api/devices", {"status": "online"}),
         "devices, critical": ("/api/devices", {"health": "critical"}),
-        "devices, search: a serial": ("/api/devices", {"search": f"BENCH-{number}"}),
+        _A_SERIAL: ("/api/devices", {"search": f"BENCH-{number}"}),
+        "devices, search: many": ("/api/devices", {"search": f"BENCH-{number % 9 + 1}"}),
         "devices, search: nothing found": ("/api/devices", {"search": f"absent-{number}"}),
+        "devices, retired": ("/api/devices", {"status": "decommissioned"}),
         "devices, not seen lately": ("/api/devices", {"lastSeenBefore": since}),
         "a device": (f"/api/devices/{device_id(number)}", {}),
         "events": ("/api/events", {}),
@@ -53,10 +58,12 @@ async def ask(stack: Stack, devices: int, times: int) -> Outcome:
             began = time.perf_counter()
             answer = await client.get(path, params=query)
             seconds = time.perf_counter() - began
-            if answer.status_code == 200:
-                outcome.note(name, seconds)
-            else:
+            if answer.status_code != 200:
                 outcome.fail(f"{name}: {answer.status_code}")
+            elif name == _A_SERIAL and f'"{query["search"]}"' not in answer.text:
+                outcome.fail(f"{name}: not on the first page")
+            else:
+                outcome.note(name, seconds)
             return str(answer.json().get("nextPageToken", ""))
 
         for _ in range(times):
