@@ -9,6 +9,7 @@ import asyncpg
 
 DATABASE: Final = "evergreen"
 MIGRATOR: Final = "evergreen_migrator"
+_LIMITS: Final = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 
 
 def service_role(context: str) -> str:
@@ -16,30 +17,37 @@ def service_role(context: str) -> str:
     return f"{DATABASE}_{context}"
 
 
-async def ensure(superuser: asyncpg.Connection, passwords: Mapping[str, str]) -> bool:
+async def ensure(admin: asyncpg.Connection, passwords: Mapping[str, str]) -> bool:
     """Makes the database and the roles that are missing; sets their passwords.
 
     Args:
-        superuser: a connection to the database `postgres`.
+        admin: a connection to the database `postgres`, of a superuser or of a role that may make
+            databases and roles; such a role becomes a member of the migrator's.
         passwords: role name → password, the migrator's among them.
 
     Returns:
         Whether the database was made now.
     """
-    present = {row["rolname"] for row in await superuser.fetch("SELECT rolname FROM pg_roles")}
+    present = {row["rolname"] for row in await admin.fetch("SELECT rolname FROM pg_roles")}
+    is_super = await admin.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
     for role, password in passwords.items():
-        verb = "ALTER" if role in present else "CREATE"
-        await superuser.execute(
-            f"{verb} ROLE {_name(role)} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION "
-            f"NOBYPASSRLS PASSWORD {_literal(password)}"
+        is_new = role not in present
+        # Nobody but a superuser may so much as name these of a role that is there.
+        limits = _LIMITS if is_new or is_super else ""
+        await admin.execute(
+            f"{'CREATE' if is_new else 'ALTER'} ROLE {_name(role)} LOGIN {limits}"
+            f" PASSWORD {_literal(password)}"
         )
-    made = not await superuser.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
+    if not is_super and MIGRATOR in passwords:
+        # What it gives to another role, and changes later, has to be its own too.
+        await admin.execute(f"GRANT {_name(MIGRATOR)} TO CURRENT_USER")
+    made = not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
     if made:
-        await superuser.execute(f"CREATE DATABASE {DATABASE} OWNER {MIGRATOR}")
+        await admin.execute(f"CREATE DATABASE {DATABASE} OWNER {MIGRATOR}")
     # By default everyone may connect and make temporary tables.
-    await superuser.execute(f"REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")
+    await admin.execute(f"REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")
     for role in passwords:
-        await superuser.execute(f"GRANT CONNECT ON DATABASE {DATABASE} TO {_name(role)}")
+        await admin.execute(f"GRANT CONNECT ON DATABASE {DATABASE} TO {_name(role)}")
     return made
 
 

@@ -137,18 +137,21 @@ class Cluster:
     ) -> str:
         mine, words = self._words(spec, container, pod, volumes)
         again = spec.get("restartPolicy", "Always") != "Never"
+        command = ("run", "--rm", "--network", self.network, *mine, *options, container["image"])
+        said = ""
 
-        def succeeds() -> str:
-            done = self.docker(
-                "run", "--rm", "--network", self.network, *mine, *options,
-                container["image"], *words, check=False,
-            )  # fmt: skip
+        def ends_well() -> bool:
+            nonlocal said
+            done = self.docker(*command, *words, check=False)
             said = done.stdout + done.stderr
-            assert again or done.returncode == 0, f"{pod} {container['name']}: {said}"
-            return said or "\n" if done.returncode == 0 else ""
+            assert again or done.returncode == 0, said
+            return done.returncode == 0
 
-        found: str = until(succeeds, PATIENCE, f"{pod}: {container['name']} fails", pause=2)
-        return found
+        try:
+            until(ends_well, PATIENCE, "it fails again and again", pause=2)
+        except AssertionError as failed:
+            raise AssertionError(f"{pod} {container['name']}: {failed}: {said}") from failed
+        return said
 
     def _words(
         self, spec: Object, container: Object, pod: str, volumes: dict[str, Path]

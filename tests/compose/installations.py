@@ -153,6 +153,7 @@ def production(docker: Docker, **more: str) -> Iterator[Release]:
 
 def _database(cluster: Cluster, authority: Authority, directory: Path) -> None:
     """Somebody's PostgreSQL with TLS, whose administrator is no superuser."""
+    directory.mkdir()
     authority.ensure(directory, DATABASE)
     for path in (directory, *directory.iterdir()):
         os.chown(path, _POSTGRES, _POSTGRES)
@@ -188,9 +189,9 @@ def _database(cluster: Cluster, authority: Authority, directory: Path) -> None:
 
 def _nats(cluster: Cluster, authority: Authority, directory: Path) -> None:
     """Somebody's NATS, with the users that `evergreen nats render` writes."""
-    authority.ensure(directory, NATS)
     passwords = directory / "passwords"
-    passwords.mkdir()
+    passwords.mkdir(parents=True)
+    authority.ensure(directory, NATS)
     given = cluster.given[GIVEN["nats.existingSecret"]]
     for user, password in given.items():
         (passwords / user).write_bytes(password)

@@ -52,7 +52,10 @@ class Pod:
         for kind in ("startup", "readiness", "liveness"):
             if f"{kind}Probe" not in self.spec["containers"][0]:
                 continue
-            until(lambda kind=kind: self.probe(kind), 5 * PATIENCE, f"{kind}: {self.logs()}", 0.5)
+            try:
+                until(lambda kind=kind: self.probe(kind), 5 * PATIENCE, f"no {kind}", pause=0.5)
+            except AssertionError as never:
+                raise AssertionError(f"{never}: {self.logs()}") from never
 
     @property
     def is_stopped(self) -> bool:

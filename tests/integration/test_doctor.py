@@ -445,7 +445,7 @@ def test_settings_of_containers(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_operators_container(tmp_path: Path) -> None:
-    """It has the passwords of all roles; `localhost` is the gateway's machine, not the container."""
+    """It has the passwords of all roles; `localhost` is another machine than the container."""
     secrets, own = tmp_path / "secrets", tmp_path / "tls" / "ca.crt"
     secrets.mkdir()
     own.parent.mkdir()

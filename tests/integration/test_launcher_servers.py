@@ -21,6 +21,7 @@ from deploy.launcher import nats as nats_launcher
 from deploy.launcher.home import Home, password
 from deploy.launcher.postgres import SUPERUSER_SECRET, Postgres
 from deploy.postgres import roles
+from servicekit import migrate
 from servicekit.access import CONTEXTS
 from tests import servers as test_servers
 from tests.servers import Servers
@@ -201,6 +202,24 @@ async def test_roles_are_the_same_at_the_second_start(servers: Servers) -> None:
         await roles.ensure(connection, servers.postgres.passwords())
     finally:
         await connection.close()
+
+
+async def test_an_administrator_need_not_be_a_superuser(tmp_path: Path) -> None:
+    """As of a hosted PostgreSQL: it may make databases and roles, twice."""
+    async with test_servers.running(tmp_path / "home") as own:
+        superuser = await own.postgres.connect()
+        assert superuser is not None
+        passwords = own.postgres.passwords()
+        await superuser.execute(f"DROP DATABASE {roles.DATABASE}")
+        for role in passwords:
+            await superuser.execute(f'DROP ROLE "{role}"')
+        await superuser.execute("CREATE ROLE hosted LOGIN CREATEDB CREATEROLE PASSWORD 'hosted'")
+        admin = await asyncpg.connect(own.postgres.dsn("hosted", "postgres"), password="hosted")
+        assert await roles.ensure(admin, passwords)
+        assert not await roles.ensure(admin, passwords | {roles.MIGRATOR: "it's new"})
+        await admin.close()
+        await migrate.up(own.postgres.dsn(roles.MIGRATOR), "it's new")
+        await superuser.close()
 
 
 async def test_a_killed_server_recovers_with_everything_acknowledged(tmp_path: Path) -> None:
