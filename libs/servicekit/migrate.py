@@ -6,7 +6,8 @@ get what the files grant them.
 A migration runs in a transaction of its own. One whose first line is `-- outside a transaction`
 runs statement by statement instead, for what PostgreSQL does only there (an index built
 CONCURRENTLY). It may be interrupted between two statements, so each must be safe to repeat, and
-each ends with a semicolon at the end of a line.
+each ends with a semicolon at the end of a line. Below a line `-- run each answer`, a query answers
+statements, and they run: for tables whose names a file cannot know.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SHARED: Final = "evergreen"
 """The schema of what all services share."""
 _LOCK: Final = 0x45564752
 _OUTSIDE: Final = "-- outside a transaction\n"
+_EACH: Final = "-- run each answer\n"
 _LOCK_SECONDS: Final = 5
 _ATTEMPTS: Final = 6
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
@@ -189,9 +191,12 @@ async def make(connection: asyncpg.Connection[asyncpg.Record], wanted: Sequence[
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     await _prepare(connection)
     for migration in wanted:
-        within = migration.sql.removeprefix(_OUTSIDE).replace(" CONCURRENTLY", "")
         await connection.execute(f"SET LOCAL search_path = {migration.schema}, pg_temp")
-        await connection.execute(within if migration.outside_transaction else migration.sql)
+        if migration.outside_transaction:
+            async for statement in _statements(connection, migration):
+                await connection.execute(statement.replace(" CONCURRENTLY", ""))
+        else:
+            await connection.execute(migration.sql)
         await _record(connection, migration)
     await connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
 
@@ -249,9 +254,8 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
         await connection.execute(
             f"SET lock_timeout = '{_LOCK_SECONDS}s'; SET search_path = {migration.schema}, pg_temp"
         )
-        for statement in migration.sql.removeprefix(_OUTSIDE).split(";\n"):
-            if statement.strip():
-                await connection.execute(statement)
+        async for statement in _statements(connection, migration):
+            await connection.execute(statement)
         await _record(connection, migration)
         await connection.execute("RESET ALL")
         return
@@ -262,6 +266,18 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
         )
         await connection.execute(migration.sql)
         await _record(connection, migration)
+
+
+async def _statements(
+    connection: asyncpg.Connection[asyncpg.Record], migration: Migration
+) -> AsyncIterator[str]:
+    """The statements of a migration outside a transaction, one by one as they run."""
+    for statement in migration.sql.removeprefix(_OUTSIDE).split(";\n"):
+        if _EACH in statement:
+            for row in await connection.fetch(statement):
+                yield row[0]
+        elif statement.strip():
+            yield statement
 
 
 async def _record(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:

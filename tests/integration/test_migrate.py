@@ -108,6 +108,33 @@ async def test_what_was_interrupted_is_repeated(
     await connection.close()
 
 
+async def test_statements_for_tables_that_a_file_cannot_name(
+    migrator: Migrator, pending: list[Migration]
+) -> None:
+    """A query answers what is to run, outside a transaction and where a schema is made at once."""
+    pending.append(ADD)
+    await migrator.up()
+    each = Migration(
+        "attestation",
+        9006,
+        "each",
+        "-- outside a transaction\n-- run each answer\n"
+        "SELECT format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON attestation.%I (a)',"
+        " c.relname || n, c.relname) FROM pg_class AS c, generate_series(1, 2) AS n WHERE c.oid = 'attestation.later'::regclass;\n",
+    )
+    pending.append(each)
+    assert await migrator.up() == [each]
+    assert await migrator.has("later1")
+    assert await migrator.has("later2")
+    owner = await asyncpg.connect(migrator.dsn, password=migrator.secret)
+    async with owner.transaction():
+        await owner.execute("DROP TABLE attestation.later")
+        await owner.execute("DELETE FROM evergreen.schema_migrations WHERE version IN (9001, 9006)")
+        await migrate.make(owner, [ADD, each])
+    await owner.close()
+    assert await migrator.has("later2")
+
+
 async def test_a_migration_gives_way_to_the_traffic(
     migrator: Migrator, pending: list[Migration], monkeypatch: pytest.MonkeyPatch
 ) -> None:

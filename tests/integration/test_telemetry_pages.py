@@ -12,7 +12,7 @@ import pytest
 from servicekit.app import Kit
 from servicekit.ids import now
 from servicekit.postgres import SYSTEM, Scope
-from services.telemetry.domain.events import make_event
+from services.telemetry.domain.events import NewEvent, make_event
 from services.telemetry.domain.state import State, StateReport
 from services.telemetry.domain.views import DeviceFilter, EventFilter, EventPosition, NamePosition
 from services.telemetry.store import events as event_store
@@ -80,6 +80,14 @@ async def test_pages_of_events_miss_none_however_little_a_page_may_read(
     filters: list[tuple[EventFilter, Any]] = [
         (EventFilter(), lambda d, e: True),
         (EventFilter(type="update.failed"), lambda d, e: e.type == "update.failed"),
+        (
+            EventFilter(type="update.failed", severity="error", search="maps"),
+            lambda d, e: (e.type, e.severity, e.message) == ("update.failed", "error", "maps"),
+        ),
+        (
+            EventFilter(type="app.installed", device_id=UUID(int=2)),
+            lambda d, e: d == UUID(int=2) and e.type == "app.installed",
+        ),
         (EventFilter(severity="error"), lambda d, e: e.severity == "error"),
         (EventFilter(severity="info"), lambda d, e: e.severity == "info"),
         (EventFilter(search="FIRE"), lambda d, e: e.message == "firefox"),
@@ -154,3 +162,25 @@ async def test_pages_of_devices_miss_none_however_little_a_page_may_read(
             ]
             found = await every_device(kit, scope, wanted, scan)
             assert sorted(found) == sorted(expected), (scope, wanted)
+
+
+async def test_events_of_a_rare_type_are_on_the_first_page(kit: Kit) -> None:
+    """Whoever asks, and however many others came since."""
+
+    def event(number: int, type_: str) -> NewEvent:
+        at = START + timedelta(seconds=number)
+        return make_event(
+            event_id=str(number), type_=type_, occurred_at=at, payload=None, value=None
+        )
+
+    events = [event(n, "rare" if n in (3, 4) else "app.installed") for n in range(60)]
+    async with kit.database.transaction() as connection:
+        stored = [(UUID(int=1), TENANTS[n % 2], one) for n, one in enumerate(events)]
+        await reports.store_events(connection, stored, (), now())
+    for scope in (SYSTEM, Scope(tuple(TENANTS[:3]))):
+        async with kit.database.transaction(scope) as connection:
+            page = await event_store.list_events(
+                connection, scope, EventFilter(type="rare"), None, 10, 10
+            )
+        assert [one.id for one in page.events] == [events[4].id, events[3].id]
+        assert page.after is None
