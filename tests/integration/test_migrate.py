@@ -120,7 +120,8 @@ async def test_statements_for_tables_that_a_file_cannot_name(
         "each",
         "-- outside a transaction\n-- run each answer\n"
         "SELECT format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON attestation.%I (a)',"
-        " c.relname || n, c.relname) FROM pg_class AS c, generate_series(1, 2) AS n WHERE c.oid = 'attestation.later'::regclass;\n",
+        " c.relname || n, c.relname) FROM pg_class AS c, generate_series(1, 2) AS n"
+        " WHERE c.oid = 'attestation.later'::regclass;\n",
     )
     pending.append(each)
     assert await migrator.up() == [each]
