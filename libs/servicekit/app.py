@@ -25,6 +25,7 @@ from servicekit import logs
 from servicekit.batcher import Batcher
 from servicekit.call import H_SERVICE
 from servicekit.chain import CallChain
+from servicekit.changes import Changes
 from servicekit.devices import DeviceAccess
 from servicekit.errors import jittered
 from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
@@ -47,6 +48,8 @@ T = TypeVar("T")
 _READY_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 5.0
+_WAITING_READERS: Final = 256
+"""Places of readers that wait for something to read, which costs nothing."""
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     # A service that was restarted is found again at once.
@@ -98,6 +101,8 @@ class Parts:
     """An ASGI application; in a service without device routes."""
     devices: DeviceAccess | None = None
     batchers: Sequence[Batcher[Any, Any]] = ()
+    changes: Changes | None = None
+    """Answers the readers of the service's feeds; in a service that has some."""
     tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
     """Background work that lives as long as the service; it is restarted when it fails."""
     before_serving: Callable[[], Awaitable[None]] | None = None
@@ -193,6 +198,7 @@ class Running:
     http: DeviceServer | HttpServer | None
     http_app: DeviceApp | WithHealth
     ops: HttpServer
+    changes: Changes | None
     batchers: Sequence[Batcher[Any, Any]]
     writers: Sequence[asyncio.Task[None]]
     tasks: Sequence[asyncio.Task[None]]
@@ -203,6 +209,8 @@ class Running:
         await self.public.set_serving(False)
         await self.internal.set_serving(False)
         await asyncio.sleep(drain)
+        if self.changes is not None:
+            self.changes.close()
         await asyncio.gather(
             self.public.stop(_STOP_SECONDS),
             self.internal.stop(_STOP_SECONDS),
@@ -250,7 +258,7 @@ async def start(kit: Kit, build: Build) -> Running:
         probe=kit.settings.health_listen,
     )
     # A count of its own: a herd of devices must not keep the other services from the feeds.
-    inside = CallChain(max_calls=most)
+    inside = CallChain(max_calls=most + _WAITING_READERS)
     internal = GrpcServer(
         kit.settings.internal_listen, inside, parts.internal, (), internal=True, tls=tls
     )
@@ -278,6 +286,7 @@ async def start(kit: Kit, build: Build) -> Running:
         _supervised(lambda: kit.outbox.run(kit.messaging)),
         _supervised(Vitals(kit.context, kit.database, partial(_missing, kit, parts)).run),
         *([_supervised(parts.devices.follower.run)] if parts.devices else []),
+        *([_supervised(parts.changes.run)] if parts.changes else []),
         *(_supervised(task) for task in parts.tasks),
     ]
     tasks.append(_supervised(lambda: _watch_readiness(kit, parts, public, internal)))
@@ -287,7 +296,17 @@ async def start(kit: Kit, build: Build) -> Running:
     await internal.set_serving(True)
     await public.set_serving(True)
     log.info("serving")
-    return Running(public, internal, http, http_app, ops, parts.batchers, writers, tasks)
+    return Running(
+        public=public,
+        internal=internal,
+        http=http,
+        http_app=http_app,
+        ops=ops,
+        changes=parts.changes,
+        batchers=parts.batchers,
+        writers=writers,
+        tasks=tasks,
+    )
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

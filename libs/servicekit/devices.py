@@ -11,7 +11,7 @@ from uuid import UUID
 from evergreen.v1 import enrollment_pb2, enrollment_pb2_grpc
 from servicekit.call import Caller
 from servicekit.errors import unauthenticated, unavailable
-from servicekit.feed import Follower
+from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.postgres import Database
 
 _MAY_CALL = frozenset({"active", "prepared"})
@@ -32,7 +32,15 @@ class DeviceAccess:
         self._locked_out: set[str] = set()
         self._min_version: dict[str, int] = {}
         self._ready = False
-        self.follower = Follower("enrollment", self._fetch)
+        self.follower = Follower(
+            "enrollment",
+            self._fetch,
+            asking(
+                registry.ListDeviceChanges,
+                enrollment_pb2.ListDeviceChangesRequest(restricted_only=True),
+                "devices",
+            ),
+        )
 
     @property
     def ready(self) -> bool:
@@ -79,7 +87,7 @@ class DeviceAccess:
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         page = await self._registry.ListDeviceChanges(
             enrollment_pb2.ListDeviceChangesRequest(cursor=cursor, restricted_only=True),
-            timeout=5,
+            timeout=ANSWER_SECONDS,
         )
         changes = [
             (UUID(d.device_id), d.status not in _MAY_CALL, d.token_version) for d in page.devices

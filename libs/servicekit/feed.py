@@ -31,6 +31,11 @@ LAST_READ: Final = Gauge(
 )
 DEFAULT_LIMIT: Final = 1000
 POLL_SECONDS: Final = 1.0
+WAIT_SECONDS: Final = 4
+"""So long a reader's question waits for something to tell. No longer, because a connection that
+broke without a word is only noticed when the answer does not come."""
+ANSWER_SECONDS: Final = 5.0
+"""So long an answer may take beside that."""
 _NIL: Final = UUID(int=0)
 
 
@@ -100,18 +105,50 @@ async def read_page(
     return Page(rows, Cursor(max(begun - 1, 0), UUID(int=(1 << 128) - 1)), more=False)
 
 
+def asking(
+    method: Callable[..., Awaitable[Any]], request: Any, *told: str
+) -> Callable[[str], Awaitable[bool]]:
+    """What a `Follower` waits with: asks another service to answer when it has something to tell.
+
+    Args:
+        method: the feed's RPC.
+        request: the request, but for the cursor.
+        told: the fields of the answer in which changes are.
+    """
+
+    async def wait(cursor: str) -> bool:
+        question = type(request)()
+        question.CopyFrom(request)
+        # All is read afterwards, with a reading that somebody else may share.
+        question.cursor, question.limit, question.wait_seconds = cursor, 1, WAIT_SECONDS
+        page = await method(question, timeout=WAIT_SECONDS + ANSWER_SECONDS)
+        return any(getattr(page, name) for name in told)
+
+    return wait
+
+
 class Follower:
-    """Follows a feed: asks again every second, and at once when somebody must know now.
+    """Follows a feed: reads it whenever it tells of something, or every second.
+
+    It is read at once when somebody must know now.
 
     Args:
         name: what log lines call it.
         fetch: asks for one page behind a cursor and applies it; answers the next cursor and
             whether more is waiting.
+        wait: returns when something may be behind a cursor, and after `WAIT_SECONDS` in any case;
+            answers whether to read. A server of the release before answers it at once.
     """
 
-    def __init__(self, name: str, fetch: Callable[[str], Awaitable[tuple[str, bool]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        fetch: Callable[[str], Awaitable[tuple[str, bool]]],
+        wait: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
         self._name = name
         self._fetch = fetch
+        self._wait = wait
         self._last_read = LAST_READ.labels(name.replace(" ", "_"))
         self._cursor = ""
         self._lock = asyncio.Lock()
@@ -152,10 +189,15 @@ class Follower:
 
     async def run(self) -> None:
         """Follows the feed for as long as the service lives."""
+        loop = asyncio.get_running_loop()
         while True:
+            asked = loop.time()
             try:
-                await self.refresh()
+                if self._wait is None or not self.synced or await self._wait(self._cursor):
+                    await self.refresh()
+                self._last_read.set_to_current_time()
                 self._outage.worked()
             except Exception as error:
                 self._outage.failed(error)
-            await asyncio.sleep(POLL_SECONDS)
+            # However much there is to tell, and whoever does not wait.
+            await asyncio.sleep(max(0.0, asked + POLL_SECONDS - loop.time()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -19,6 +18,8 @@ log = logs.get(__name__)
 
 _BATCH: Final = 256
 _POLL_SECONDS: Final = 1.0
+_IDLE_POLL_SECONDS: Final = 5.0
+"""What another process left behind, because it died before it published."""
 _FORGET_SECONDS: Final = 600.0
 _PUBLISH_AGAIN_SECONDS: Final = 600.0
 """All events of a month are marked in one statement, which may take longer than most."""
@@ -35,7 +36,7 @@ async def relay(
     """Has `publish` called whenever there may be something, for as long as the service lives.
 
     `publish` gets the incarnation of the stream. What it could not publish waits in the database
-    for the next time: after `wake`, or in a second.
+    for the next time: after `wake`, or in a second, or in a few when nothing was written lately.
 
     Args:
         stream: where it is published.
@@ -43,6 +44,7 @@ async def relay(
             commits, so that a moment is needed; a longer one gathers what is published at once.
     """
     outage = Repeated(log, "events wait to be published")
+    pause = _POLL_SECONDS
     while True:
         # Before it looks: what is written meanwhile is looked for once more.
         wake.clear()
@@ -52,9 +54,15 @@ async def relay(
         except Exception as error:
             # The database or NATS is away; the rows wait, and so do we.
             outage.failed(error)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
+            pause = _POLL_SECONDS
+        try:
+            await asyncio.wait_for(wake.wait(), pause)
+        except TimeoutError:
+            pause = _IDLE_POLL_SECONDS
+        else:
             await asyncio.sleep(linger)
+            # The transaction may take longer than that to commit.
+            pause = _POLL_SECONDS
 
 
 class Outbox:

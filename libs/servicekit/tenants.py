@@ -16,7 +16,7 @@ from servicekit.errors import (
     unauthenticated,
     unavailable,
 )
-from servicekit.feed import Follower
+from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
 from servicekit.postgres import SYSTEM, Scope
 
@@ -58,11 +58,20 @@ class TenantDirectory:
         self._children: dict[UUID, list[UUID]] = {}
         self._scopes: dict[UUID, Scope] = {}
         self._ended: dict[str, datetime] = {}
-        self.follower = Follower("identity", self._fetch)
+        self.follower = Follower(
+            "identity",
+            self._fetch,
+            asking(
+                identity.ListAccessChanges,
+                identity_pb2.ListAccessChangesRequest(),
+                "tenants",
+                "ended_sessions",
+            ),
+        )
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         page = await self._identity.ListAccessChanges(
-            identity_pb2.ListAccessChangesRequest(cursor=cursor), timeout=5
+            identity_pb2.ListAccessChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
         )
         if page.tenants:
             self.learn(map(_node, page.tenants))

@@ -7,6 +7,7 @@ from functools import partial
 from evergreen.v1 import enrollment_pb2_grpc as rpc
 from evergreen.v1 import policy_pb2_grpc
 from servicekit.app import Kit, Parts, run
+from servicekit.changes import Changes
 from servicekit.device_service import device_methods
 from services.enrollment.api import (
     DeviceApi,
@@ -22,6 +23,7 @@ from services.enrollment.service.prepared import CallingDevices
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Tokens
 from services.enrollment.settings import EnrollmentSettings
+from services.enrollment.store import CHANGING
 
 
 async def build(kit: Kit) -> Parts:
@@ -45,6 +47,7 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         kit.clock,
     )
+    changes = Changes(kit.database.lane(), CHANGING)
     return Parts(
         public=[
             partial(
@@ -55,13 +58,17 @@ async def build(kit: Kit) -> Parts:
             device_methods(EnrollDevice=DeviceApi(admission).EnrollDevice),
         ],
         internal=[
-            partial(rpc.add_EnrollmentInternalServiceServicer_to_server, InternalApi(registry))
+            partial(
+                rpc.add_EnrollmentInternalServiceServicer_to_server,
+                InternalApi(registry, changes),
+            )
         ],
         services=[
             "evergreen.v1.EnrollmentTokenService",
             "evergreen.v1.DeviceRegistryService",
             "evergreen.v1.DeviceService",
         ],
+        changes=changes,
         routes=routes(admission),
         batchers=[admission.batcher],
         tasks=[first_start.run, prepared.run],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 from google.api import httpbody_pb2
@@ -12,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import device_pb2, enrollment_pb2_grpc
 from evergreen.v1 import enrollment_pb2 as pb
+from servicekit.changes import Changes
 from servicekit.grpc_server import Context
 from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
@@ -213,15 +215,22 @@ class DeviceRegistryApi(enrollment_pb2_grpc.DeviceRegistryServiceServicer):
 class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     """evergreen.v1.EnrollmentInternalService."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, changes: Changes) -> None:
         self._registry = registry
+        self._changes = changes
 
     async def ListDeviceChanges(
         self, request: pb.ListDeviceChangesRequest, context: Context
     ) -> pb.ListDeviceChangesResponse:
         """Feeds the other services."""
-        page, devices = await self._registry.changes(
-            request.cursor, request.limit, restricted_only=request.restricted_only
+        read = partial(
+            self._registry.changes,
+            request.cursor,
+            request.limit,
+            restricted_only=request.restricted_only,
+        )
+        page, devices = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: bool(found[1])
         )
         return pb.ListDeviceChangesResponse(
             devices=[

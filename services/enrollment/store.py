@@ -337,6 +337,10 @@ async def list_devices(
     return [_device(row) for row in rows]
 
 
+CHANGING: Final = "SELECT changed_xid FROM enrollment.device"
+"""What the feed of devices tells of (`servicekit.changes`)."""
+
+
 async def changed_devices(
     connection: Connection, cursor: Cursor, limit: int, *, restricted_only: bool
 ) -> tuple[Page, list[Device]]:

@@ -17,6 +17,7 @@ from evergreen.v1 import (  # noqa: F401
 )
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done
+from servicekit.changes import Changes
 from servicekit.settings import read_secret
 from services.identity.api import (
     AuthApi,
@@ -36,6 +37,7 @@ from services.identity.service.sessions import Sessions
 from services.identity.service.tenants import Tenants
 from services.identity.service.users import Users
 from services.identity.settings import IdentitySettings
+from services.identity.store import CHANGING
 
 _FORGET_EVERY_SECONDS = 3600
 
@@ -77,6 +79,7 @@ async def build(kit: Kit) -> Parts:
             await sessions.forget_old()
             await asyncio.sleep(_FORGET_EVERY_SECONDS)
 
+    changes = Changes(kit.database.lane(), *CHANGING)
     return Parts(
         public=[
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
@@ -91,7 +94,7 @@ async def build(kit: Kit) -> Parts:
         internal=[
             partial(
                 rpc.add_IdentityInternalServiceServicer_to_server,
-                InternalApi(kit.database, signer, kit.clock),
+                InternalApi(kit.database, changes, signer, kit.clock),
             )
         ],
         services=[
@@ -101,6 +104,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.EventCredentialService",
             "evergreen.v1.TokenKeyService",
         ],
+        changes=changes,
         portal=identity_app(kit.channel, signer),
         tasks=[
             forget_old_sessions,

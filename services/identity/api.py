@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.access import Role
-from servicekit.feed import Cursor, read_page
+from servicekit.changes import Changes
+from servicekit.feed import Cursor, Page, read_page
 from servicekit.grpc_server import Context
 from servicekit.ids import Clock
 from servicekit.pagination import decode_token, encode_token, page_size
@@ -263,8 +264,11 @@ class TokenKeyApi(identity_pb2_grpc.TokenKeyServiceServicer):
 class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
     """evergreen.v1.IdentityInternalService."""
 
-    def __init__(self, database: Database, signer: TokenSigner, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, changes: Changes, signer: TokenSigner, clock: Clock
+    ) -> None:
         self._database = database
+        self._changes = changes
         self._signer = signer
         self._clock = clock
 
@@ -282,13 +286,21 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
     ) -> pb.ListAccessChangesResponse:
         """Feeds the other services; the cursor holds one position per source."""
         tenants_at, _, sessions_at = request.cursor.partition("/")
-        async with self._database.transaction() as connection:
-            tenants = await read_page(
-                connection, store.TENANT_CHANGES, Cursor.parse(tenants_at), request.limit
-            )
-            sessions = await read_page(
-                connection, store.ENDED_SESSIONS, Cursor.parse(sessions_at), request.limit
-            )
+
+        async def read() -> tuple[Page, Page]:
+            async with self._database.transaction() as connection:
+                return (
+                    await read_page(
+                        connection, store.TENANT_CHANGES, Cursor.parse(tenants_at), request.limit
+                    ),
+                    await read_page(
+                        connection, store.ENDED_SESSIONS, Cursor.parse(sessions_at), request.limit
+                    ),
+                )
+
+        tenants, sessions = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: any(page.rows for page in found)
+        )
         return pb.ListAccessChangesResponse(
             tenants=[_tenant(store.tenant_of(row)) for row in tenants.rows],
             ended_sessions=[

@@ -145,6 +145,12 @@ async def list_tenants(
     return [tenant_of(row) for row in rows]
 
 
+CHANGING: Final = (
+    "SELECT changed_xid FROM identity.tenant",
+    "SELECT changed_xid FROM identity.session WHERE ended_at IS NOT NULL",
+)
+"""What the two feeds tell of (`servicekit.changes`)."""
+
 TENANT_CHANGES: Final = (
     f"SELECT changed_xid::text AS changed_xid, id AS key, {_TENANT} FROM identity.tenant"
     " WHERE (changed_xid, id) > ($1::text::xid8, $2) ORDER BY changed_xid, id LIMIT $3"

@@ -7,11 +7,13 @@ from functools import partial
 from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
+from servicekit.changes import Changes
 from servicekit.device_service import device_methods
 from servicekit.sealing import Sealer
 from servicekit.settings import ServiceSettings
 from services.policy.api import DeviceApi, PolicyApi, PolicyInternalApi, PolicyKeyApi
 from services.policy.delivery import Delivery
+from services.policy.delivery_store import CHANGING
 from services.policy.devices import DeviceDirectory
 from services.policy.http import routes
 from services.policy.keys import PURPOSE, KeyRing
@@ -21,8 +23,10 @@ from services.policy.service import PolicyService
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
     keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), kit.clock)
+    changes = Changes(kit.database.lane(), *CHANGING)
     delivery = Delivery(
         kit.database,
+        changes,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
         kit.clock,
@@ -49,7 +53,7 @@ async def build(kit: Kit) -> Parts:
         internal=(
             partial(
                 rpc.add_PolicyInternalServiceServicer_to_server,
-                PolicyInternalApi(delivery, kit.database),
+                PolicyInternalApi(delivery, kit.database, changes),
             ),
         ),
         services=(
@@ -57,6 +61,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.PolicyKeyService",
             "evergreen.v1.DeviceService",
         ),
+        changes=changes,
         routes=routes(delivery),
         devices=kit.device_access(),
         tasks=(

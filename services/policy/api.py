@@ -15,13 +15,15 @@ from evergreen.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from servicekit.feed import Cursor
+from servicekit.changes import Changes
+from servicekit.feed import Cursor, Page
 from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
 from servicekit.postgres import Database
 from servicekit.values import from_value, timestamp, to_value
 from services.policy import delivery_store
 from services.policy.delivery import Delivery
+from services.policy.delivery_store import Applied
 from services.policy.domain import MAX_VERSION, Bundle, Policy, Published
 from services.policy.keys import KeyRing
 from services.policy.service import Change, PolicyService
@@ -168,9 +170,10 @@ class DeviceApi:
 class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
     """evergreen.v1.PolicyInternalService."""
 
-    def __init__(self, delivery: Delivery, database: Database) -> None:
+    def __init__(self, delivery: Delivery, database: Database, changes: Changes) -> None:
         self._delivery = delivery
         self._database = database
+        self._changes = changes
 
     async def GetDevicePolicy(
         self, request: policy_pb2.GetDevicePolicyRequest, context: Context
@@ -187,10 +190,16 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: policy_pb2.ListAppliedVersionsRequest, context: Context
     ) -> policy_pb2.ListAppliedVersionsResponse:
         """Answers a page of the feed of applied versions."""
-        async with self._database.transaction() as connection:
-            page, applied = await delivery_store.applied_since(
-                connection, Cursor.parse(request.cursor), request.limit
-            )
+
+        async def read() -> tuple[Page, list[Applied]]:
+            async with self._database.transaction() as connection:
+                return await delivery_store.applied_since(
+                    connection, Cursor.parse(request.cursor), request.limit
+                )
+
+        page, applied = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: bool(found[1])
+        )
         return policy_pb2.ListAppliedVersionsResponse(
             versions=[
                 policy_pb2.AppliedVersion(

@@ -30,6 +30,7 @@ import grpc
 from evergreen.v1 import identity_pb2, identity_pb2_grpc
 from servicekit import logs
 from servicekit.call import Caller
+from servicekit.changes import Changes
 from servicekit.errors import DomainError
 from servicekit.events import Event
 from servicekit.feed import Cursor, Follower
@@ -72,6 +73,7 @@ class Delivery:
     def __init__(
         self,
         database: Database,
+        changes: Changes,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
         clock: Clock,
@@ -87,8 +89,8 @@ class Delivery:
         self._reports: dict[tuple[int, int], tuple[int, int]] = {}
         """The values of `_noted`: a whole fleet has few."""
         self._unwritten: dict[str, Applied] = {}
-        self.bundles = Follower("policies in force", self._fetch_bundles)
-        self.syncs = Follower("device syncs", self._fetch_syncs)
+        self.bundles = Follower("policies in force", self._fetch_bundles, changes.followed())
+        self.syncs = Follower("device syncs", self._fetch_syncs, changes.followed())
 
     def in_force(self, tenant_id: str) -> Bundle | None:
         """What a device that enrolls now gets."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from servicekit.feed import Cursor, Page, read_page
@@ -42,6 +43,14 @@ class Sync:
     device_id: UUID
     requested_at: datetime
     served_at: datetime | None
+
+
+CHANGING: Final = (
+    "SELECT changed_xid FROM policy.assignments",
+    "SELECT changed_xid FROM policy.applied_versions",
+    "SELECT changed_xid FROM policy.device_syncs",
+)
+"""What the feeds below tell of (`servicekit.changes`)."""
 
 
 async def bundles_since(

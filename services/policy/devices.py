@@ -7,7 +7,7 @@ from uuid import UUID
 
 from evergreen.v1 import enrollment_pb2, enrollment_pb2_grpc
 from servicekit.errors import failed_precondition, not_found, unavailable
-from servicekit.feed import Follower
+from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.postgres import Database, Scope
 from services.policy import delivery_store, store
 
@@ -24,7 +24,13 @@ class DeviceDirectory:
     ) -> None:
         self._database = database
         self._registry = registry
-        self.follower = Follower("devices", self._fetch)
+        self.follower = Follower(
+            "devices",
+            self._fetch,
+            asking(
+                registry.ListDeviceChanges, enrollment_pb2.ListDeviceChangesRequest(), "devices"
+            ),
+        )
 
     async def load(self) -> None:
         """Goes on where the feed was left."""
@@ -60,7 +66,7 @@ class DeviceDirectory:
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         page = await self._registry.ListDeviceChanges(
-            enrollment_pb2.ListDeviceChangesRequest(cursor=cursor), timeout=5
+            enrollment_pb2.ListDeviceChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
         )
         if page.devices or page.next_cursor != cursor:
             # A device that stands in the page twice is stored as it was last.

@@ -557,6 +557,7 @@ class ListDeviceChangesRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     RESTRICTED_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The cursor from the response before; empty to start from nothing."""
     limit: _builtins.int
@@ -565,16 +566,19 @@ class ListDeviceChangesRequest(_message.Message):
     """Only devices whose tokens are restricted: decommissioned ones and those
     with a token version above 1.
     """
+    wait_seconds: _builtins.int
+    """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
     def __init__(
         self,
         *,
         cursor: _builtins.str = ...,
         limit: _builtins.int = ...,
         restricted_only: _builtins.bool = ...,
+        wait_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "restricted_only", b"restricted_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "restricted_only", b"restricted_only", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.events import Event
-from servicekit.feed import Follower
+from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
@@ -33,7 +33,11 @@ class CallingDevices:
         self._outbox = outbox
         self._policy = policy
         self._clock = clock
-        self._follower = Follower("applied policy versions", self._fetch)
+        self._follower = Follower(
+            "applied policy versions",
+            self._fetch,
+            asking(policy.ListAppliedVersions, policy_pb2.ListAppliedVersionsRequest(), "versions"),
+        )
 
     async def run(self) -> None:
         """Follows policy's feed, from where it was left, for as long as the service lives."""
@@ -43,7 +47,7 @@ class CallingDevices:
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         page = await self._policy.ListAppliedVersions(
-            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=5
+            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=ANSWER_SECONDS
         )
         if page.versions:
             called = {

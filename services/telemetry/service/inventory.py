@@ -17,7 +17,7 @@ from evergreen.v1 import (
 from servicekit import logs
 from servicekit.call import Caller
 from servicekit.errors import not_found
-from servicekit.feed import Follower
+from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
 from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
@@ -38,7 +38,6 @@ log = logs.get(__name__)
 
 T = TypeVar("T")
 LATEST_EVENTS: Final = 20
-_FEED_SECONDS: Final = 5.0
 _REFRESH_SECONDS: Final = 1.0
 _CONNECTED: Final = frozenset({"active", "decommissioned"})
 """In these states of the registry a device has called to enroll."""
@@ -63,8 +62,18 @@ class Inventory:
         self._online_for = online_for
         self._clock = clock
         self._ask_from: dict[Follower, float] = {}
-        self.devices = Follower("devices", self._fetch_devices)
-        self.applied = Follower("applied versions", self._fetch_applied)
+        self.devices = Follower(
+            "devices",
+            self._fetch_devices,
+            asking(
+                registry.ListDeviceChanges, enrollment_pb2.ListDeviceChangesRequest(), "devices"
+            ),
+        )
+        self.applied = Follower(
+            "applied versions",
+            self._fetch_applied,
+            asking(policy.ListAppliedVersions, policy_pb2.ListAppliedVersionsRequest(), "versions"),
+        )
 
     async def load(self) -> None:
         """Goes on where the feeds were left."""
@@ -137,7 +146,7 @@ class Inventory:
 
     async def _fetch_devices(self, cursor: str) -> tuple[str, bool]:
         page = await self._registry.ListDeviceChanges(
-            enrollment_pb2.ListDeviceChangesRequest(cursor=cursor), timeout=_FEED_SECONDS
+            enrollment_pb2.ListDeviceChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
         )
         # A device that stands in the page twice is stored as it was last.
         devices = {change.device_id: _registered(change) for change in page.devices}
@@ -146,7 +155,7 @@ class Inventory:
 
     async def _fetch_applied(self, cursor: str) -> tuple[str, bool]:
         page = await self._policy.ListAppliedVersions(
-            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=_FEED_SECONDS
+            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=ANSWER_SECONDS
         )
         versions = {version.device_id: _applied(version) for version in page.versions}
         await self._store("applied", page.next_cursor, [*versions.values()], store.store_applied)

@@ -1,0 +1,116 @@
+"""What the readers of feeds wait for: their questions are answered when something has changed.
+
+A reader that asked every second would cost more than all polls of a small fleet. So it says how
+long it would wait, and the server looks, for all readers at once and with one statement a second,
+whether there is anything to tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from servicekit import logs
+from servicekit.feed import POLL_SECONDS, WAIT_SECONDS
+from servicekit.logs import Repeated
+from servicekit.postgres import Lane
+
+log = logs.get(__name__)
+
+T = TypeVar("T")
+
+# Exactly the rows that the look before could not see, also those of transactions that began
+# before others and committed after them.
+_LOOK: Final = """
+SELECT pg_current_snapshot()::text AS snapshot, EXISTS (
+    SELECT FROM ({rows}) AS fed
+    WHERE changed_xid >= pg_snapshot_xmin($1::text::pg_snapshot)
+      AND NOT pg_visible_in_snapshot(changed_xid, $1::text::pg_snapshot)
+) AS changed
+"""
+_EVERYTHING_IS_NEW: Final = "1:1:"
+
+
+class Changes:
+    """Knows when rows that feeds tell of have changed.
+
+    Args:
+        lane: a connection for this alone.
+        rows: what feeds tell of: statements that select `changed_xid`, by an index.
+    """
+
+    def __init__(self, lane: Lane, *rows: str) -> None:
+        self._lane = lane
+        self._sql = _LOOK.format(rows=" UNION ALL ".join(rows))
+        self._news = asyncio.Event()
+        self._closed = False
+
+    async def run(self) -> None:
+        """Looks once a second, for as long as the service lives."""
+        outage = Repeated(log, "changes are not seen")
+        snapshot = _EVERYTHING_IS_NEW
+        while True:
+            try:
+                (found,) = await self._lane.fetch(self._sql, snapshot)
+            except Exception as error:
+                # Whoever waits finds out for himself what is wrong. The database that comes back
+                # may be a restored one, which counts transactions anew.
+                snapshot = _EVERYTHING_IS_NEW
+                self._tell()
+                outage.failed(error)
+            else:
+                snapshot = found["snapshot"]
+                if found["changed"]:
+                    self._tell()
+                outage.worked()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Ends all waiting: the service stops."""
+        self._closed = True
+        self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def answer(
+        self, read: Callable[[], Awaitable[T]], seconds: float, *, has_news: Callable[[T], bool]
+    ) -> T:
+        """Reads a feed, and again when it had nothing to tell and something has changed since.
+
+        Args:
+            read: reads behind the reader's cursor.
+            seconds: how long the reader would wait; 0 for not at all.
+            has_news: whether what was read tells of anything.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(seconds, WAIT_SECONDS)
+        while True:
+            news = self._news
+            found = await read()
+            if has_news(found) or not await self._heard(news, until - loop.time()):
+                return found
+
+    async def _heard(self, news: asyncio.Event, seconds: float) -> bool:
+        if seconds <= 0 or self._closed:
+            return False
+        try:
+            await asyncio.wait_for(news.wait(), seconds)
+        except TimeoutError:
+            return False
+        return not self._closed
+
+    def followed(self) -> Callable[[str], Awaitable[bool]]:
+        """What a `Follower` of this process waits with."""
+        news = self._news
+
+        async def wait(_cursor: str) -> bool:
+            nonlocal news
+            await self._heard(news, WAIT_SECONDS)
+            # Reading begins after this, so what is seen later than now is news to it.
+            news = self._news
+            return True
+
+        return wait
