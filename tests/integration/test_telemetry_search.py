@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +15,7 @@ from servicekit import migrate
 from servicekit.app import Kit
 from servicekit.ids import now
 from servicekit.postgres import SYSTEM, Scope
+from services.telemetry.domain.state import State, StateReport
 from services.telemetry.domain.views import DeviceFilter, NamePosition, RegisteredDevice
 from services.telemetry.store import inventory, reports
 from tests.conftest import MakeKit
@@ -23,6 +24,10 @@ from tests.servers import TestDatabase
 HERE, THERE = UUID(int=3), UUID(int=4)
 MOMENT = now()
 INDEXED = "SELECT id FROM telemetry.devices_with($1, '', $2, 100, 1000)"
+CHANGED = (
+    "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
+    " WHERE relid = 'telemetry.device'::regclass"
+)
 
 
 def device(number: int, serial: str, tenant: UUID = HERE) -> RegisteredDevice:
@@ -185,3 +190,25 @@ async def test_the_few_that_have_not_called_for_long_are_on_the_first_page(
                 )
             assert [one.name for one in page.devices] == ["LAB-057", "LAB-058", "LAB-059"]
             assert page.after is None
+
+
+async def test_reports_leave_the_indexes_alone(make_kit: MakeKit) -> None:
+    """But for the first one of a day: rows are written anew in their places, by the thousand."""
+    kit = await make_kit("telemetry", tenants=[])
+    await store(kit, *(device(n, f"LAB-{n:03}") for n in range(1, 6)))
+
+    async def in_place(moment: datetime) -> tuple[int, int]:
+        """How many rows a round of reports changes, and how many of them in no index."""
+        async with kit.database.transaction() as connection:
+            state = State(moment, "[]", disk_total_bytes=100, disk_free_bytes=50)
+            everyone = [StateReport(UUID(int=n), HERE, state, moment) for n in range(1, 6)]
+            before = await connection.fetch(CHANGED)
+            assert await reports.store_states(connection, everyone) == []
+            after = await connection.fetch(CHANGED)
+            return after[0][0] - before[0][0], after[0][1] - before[0][1]
+
+    day = datetime(2026, 11, 2, tzinfo=UTC)
+    assert await in_place(day) == (5, 0)
+    assert await in_place(day + timedelta(hours=5)) == (5, 5)
+    assert await in_place(day + timedelta(hours=23)) == (5, 5)
+    assert await in_place(day + timedelta(hours=24)) == (5, 0)
