@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests import stack as test_stack
 from tests.agent import Agent
 from tests.compose.docker import Docker
 from tests.compose.installations import evaluation
+from tests.compose.pod import Pod
 from tests.compose.project import Project, new_directory
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.test_backup import actions, patiently
@@ -141,9 +143,8 @@ def test_into_the_charts_pods(docker: Docker, fleet: Fleet, tmp_path: Path) -> N
         cluster.load_balancer("ev-gateway", fleet.port)
         release.migrate()
         release.until_ready()
-        for context in CONTEXTS:
-            (pod,) = release.pods(context)
-            pod.stop()
+        with ThreadPoolExecutor(len(CONTEXTS)) as pool:
+            list(pool.map(Pod.stop, [pod for context in CONTEXTS for pod in release.pods(context)]))
         operator = cluster.start("Deployment/ev-operator")
         for name in ("monday.backup", "passphrase"):
             operator.put(f"/tmp/{name}", (fleet.directory / name).read_bytes())
@@ -159,6 +160,8 @@ def test_into_the_charts_pods(docker: Docker, fleet: Fleet, tmp_path: Path) -> N
                 for key, path in files.items()
             }
         release.migrate(is_upgrade=True)
+        # `kubectl rollout restart`: one with the other certificate would still be asked.
+        release.pods("gateway")[0].stop()
         for part in (*CONTEXTS, "gateway"):
             cluster.start(f"Deployment/ev-{part}", 1)
         release.until_ready()
