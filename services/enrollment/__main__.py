@@ -23,7 +23,7 @@ from services.enrollment.service.prepared import CallingDevices
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Tokens
 from services.enrollment.settings import EnrollmentSettings
-from services.enrollment.store import CHANGING
+from services.enrollment.store.devices import CHANGING
 
 
 async def build(kit: Kit) -> Parts:

@@ -26,7 +26,6 @@ from servicekit.ids import Clock, new_id
 from servicekit.outbox import Outbox
 from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
-from services.enrollment import store
 from services.enrollment.domain.decision import (
     Application,
     Decision,
@@ -38,6 +37,8 @@ from services.enrollment.domain.decision import (
 from services.enrollment.domain.keys import wrong_key
 from services.enrollment.domain.types import Device, EnrollmentToken
 from services.enrollment.service.peers import Issued, Peers
+from services.enrollment.store import devices as device_store
+from services.enrollment.store import tokens as token_store
 
 log = logs.get(__name__)
 
@@ -119,13 +120,13 @@ class Admission:
             try:
                 async with self._database.transaction() as connection:
                     return await self._decide(connection, batch)
-            except store.SerialTakenError:
+            except device_store.SerialTakenError:
                 # Another process let a device in meanwhile; the next look finds it.
                 continue
         raise unavailable("too many devices enroll at once; try again")
 
     async def _decide(self, connection: Connection, batch: Sequence[Asked]) -> list[Decision]:
-        tokens = await store.lock_tokens(connection, {a.key.secret_hash for _, a in batch})
+        tokens = await token_store.lock_tokens(connection, {a.key.secret_hash for _, a in batch})
         keys = [self._token(application, tokens) for _, application in batch]
         genuine = [
             (token, application.serial)
@@ -134,10 +135,10 @@ class Admission:
         ]
         desk = _Desk(
             tokens={token.id: token for token in tokens.values()},
-            listed=await store.listed(
+            listed=await token_store.listed(
                 connection, {(token.id, serial) for token, serial in genuine if token.serial_count}
             ),
-            devices=await store.lock_devices(
+            devices=await device_store.lock_devices(
                 connection, {(token.tenant_id, serial) for token, serial in genuine}
             ),
             at=self._clock(),
@@ -148,9 +149,9 @@ class Admission:
             else refused(token)
             for (_, application), token in zip(batch, keys, strict=True)
         ]
-        await store.count_uses(connection, desk.uses, desk.at)
-        await store.insert_devices(connection, desk.new)
-        await store.update_devices(connection, desk.changed)
+        await token_store.count_uses(connection, desk.uses, desk.at)
+        await device_store.insert_devices(connection, desk.new)
+        await device_store.update_devices(connection, desk.changed)
         await self._tell(
             connection,
             [(call, decision) for (call, _), decision in zip(batch, decisions, strict=True)],
@@ -176,10 +177,10 @@ class Admission:
     async def _record_refusal(self, call: Call, device: Device) -> Decision:
         async with self._database.transaction() as connection:
             key = (device.tenant_id, device.serial)
-            known = (await store.lock_devices(connection, {key})).get(key, device)
+            known = (await device_store.lock_devices(connection, {key})).get(key, device)
             refusal = taken(known, self._clock())
             if refusal.device is not None:
-                await store.update_devices(connection, [refusal.device])
+                await device_store.update_devices(connection, [refusal.device])
             await self._tell(connection, [(call, refusal)])
         return refusal
 

@@ -17,9 +17,9 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.settings import read_secret
 from servicekit.tenants import TenantDirectory
-from services.enrollment import store
 from services.enrollment.domain.keys import MIN_SECRET, secret_hash
 from services.enrollment.domain.types import FIRST_TOKEN_LIFE, EnrollmentToken
+from services.enrollment.store import tokens as token_store
 
 log = logs.get(__name__)
 
@@ -71,7 +71,7 @@ class FirstStart:
         if self._secret_file is None:
             return True
         async with self._database.transaction() as connection:
-            if await store.first_token_made(connection):
+            if await token_store.first_token_made(connection):
                 return True
         secret = read_secret(self._secret_file)
         if len(secret) < MIN_SECRET:
@@ -96,11 +96,11 @@ class FirstStart:
             require_approval=False,
         )
         async with self._database.transaction() as connection:
-            await store.lock_first_start(connection)
-            if await store.first_token_made(connection):
+            await token_store.lock_first_start(connection)
+            if await token_store.first_token_made(connection):
                 return
-            await store.insert_token(connection, token, secret_hash(secret), ())
-            await store.note_first_token(connection, token.id)
+            await token_store.insert_token(connection, token, secret_hash(secret), ())
+            await token_store.note_first_token(connection, token.id)
             await self._outbox.append(
                 connection,
                 Event(

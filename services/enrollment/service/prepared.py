@@ -15,8 +15,8 @@ from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
-from services.enrollment import store
 from services.enrollment.domain.types import Device, Status
+from services.enrollment.store import devices as device_store
 
 
 class CallingDevices:
@@ -42,7 +42,7 @@ class CallingDevices:
     async def run(self) -> None:
         """Follows policy's feed, from where it was left, for as long as the service lives."""
         async with self._database.transaction() as connection:
-            self._follower.start_at(await store.applied_cursor(connection))
+            self._follower.start_at(await device_store.applied_cursor(connection))
         await self._follower.run()
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
@@ -56,11 +56,11 @@ class CallingDevices:
             }
             at = self._clock()
             async with self._database.transaction() as connection:
-                active = await store.activate_prepared(
+                active = await device_store.activate_prepared(
                     connection, [(device, version) for device, _, version in called.values()], at
                 )
-                recovered = await store.recover(connection, list(called.values()), at)
-                await store.keep_applied_cursor(connection, page.next_cursor)
+                recovered = await device_store.recover(connection, list(called.values()), at)
+                await device_store.keep_applied_cursor(connection, page.next_cursor)
                 events = [*map(_enrolled, active), *map(_recovered, recovered)]
                 if events:
                     await self._outbox.append(connection, *events)

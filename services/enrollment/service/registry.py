@@ -14,7 +14,6 @@ from servicekit.ids import Clock, new_id
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
-from services.enrollment import store
 from services.enrollment.domain.keys import clean_serial
 from services.enrollment.domain.registry import (
     allow_reenrollment,
@@ -25,6 +24,7 @@ from services.enrollment.domain.registry import (
 )
 from services.enrollment.domain.types import Device, Hardware, Status
 from services.enrollment.service.peers import Issued, Peers
+from services.enrollment.store import devices as device_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Registry:
         """Devices of the caller's subtree, newest first, behind a position."""
         scope = await self._tenants.query_scope(call.caller, org_id)
         async with self._database.transaction(scope) as connection:
-            return await store.list_devices(connection, scope, status, before, limit)
+            return await device_store.list_devices(connection, scope, status, before, limit)
 
     async def get(self, call: Call, device_id: str) -> Device:
         """One device of the caller's subtree.
@@ -68,7 +68,7 @@ class Registry:
         """
         scope = await self._tenants.query_scope(call.caller, "")
         async with self._database.transaction(scope) as connection:
-            device = await store.device(connection, scope, UUID(device_id))
+            device = await device_store.device(connection, scope, UUID(device_id))
         if device is None:
             raise not_found("device", device_id)
         return device
@@ -126,12 +126,12 @@ class Registry:
         """Changes a device; a change that is made already is no second event."""
         scope = await self._tenants.query_scope(call.caller, "")
         async with self._database.transaction(scope) as connection:
-            before = await store.device(connection, scope, UUID(device_id), for_update=True)
+            before = await device_store.device(connection, scope, UUID(device_id), for_update=True)
             if before is None:
                 raise not_found("device", device_id)
             after = change(before)
             if after != before:
-                await store.update_devices(connection, [after])
+                await device_store.update_devices(connection, [after])
                 await self._outbox.append(connection, _event(event, after, before))
         return after
 
@@ -161,19 +161,19 @@ class Registry:
         )
         key = (org.id, fresh.serial)
         async with self._database.transaction(scope) as connection:
-            known = (await store.lock_devices(connection, {key})).get(key)
+            known = (await device_store.lock_devices(connection, {key})).get(key)
         issued = await self._peers.issue(prepare(known, fresh, at))
         async with self._database.transaction(scope) as connection:
-            before = (await store.lock_devices(connection, {key})).get(key)
+            before = (await device_store.lock_devices(connection, {key})).get(key)
             if before != known:
                 raise _changed_meanwhile()
             device = prepare(before, fresh, at)
             try:
                 if before is None:
-                    await store.insert_devices(connection, [device])
+                    await device_store.insert_devices(connection, [device])
                 else:
-                    await store.update_devices(connection, [device])
-            except store.SerialTakenError as taken:
+                    await device_store.update_devices(connection, [device])
+            except device_store.SerialTakenError as taken:
                 raise _changed_meanwhile() from taken
             await self._outbox.append(
                 connection, _event("enrollment.device_prepared", device, before)
@@ -185,7 +185,7 @@ class Registry:
     ) -> tuple[Page, Sequence[Device]]:
         """The feed of devices for the other services."""
         async with self._database.transaction() as connection:
-            return await store.changed_devices(
+            return await device_store.changed_devices(
                 connection, Cursor.parse(cursor), limit, restricted_only=restricted_only
             )
 

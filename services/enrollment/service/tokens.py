@@ -15,9 +15,9 @@ from servicekit.ids import Clock, new_id
 from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
-from services.enrollment import store
 from services.enrollment.domain.keys import clean_serials, new_secret, secret_hash
 from services.enrollment.domain.types import MAX_TOKEN_LIFE, TOKEN_LIFE, EnrollmentToken
+from services.enrollment.store import tokens as token_store
 
 _SERIALS_A_PAGE: Final = 20_000
 """A page of tokens ends early rather than carry more serial numbers than this."""
@@ -50,10 +50,10 @@ class Tokens:
         """A page of the tokens of the caller's subtree, newest first, and whether more follow."""
         scope = await self._tenants.query_scope(call.caller, org_id)
         async with self._database.transaction(scope) as connection:
-            found = await store.list_tokens(connection, scope, before, size + 1)
+            found = await token_store.list_tokens(connection, scope, before, size + 1)
             page = _fitting(found[:size])
             limited = [token.id for token in page if token.serial_count]
-            serials = await store.serials_of(connection, scope, limited) if limited else {}
+            serials = await token_store.serials_of(connection, scope, limited) if limited else {}
         return [Shown(token, serials.get(token.id, ())) for token in page], len(page) < len(found)
 
     async def get(self, call: Call, token_id: str) -> Shown:
@@ -64,10 +64,10 @@ class Tokens:
         """
         scope = await self._tenants.query_scope(call.caller, "")
         async with self._database.transaction(scope) as connection:
-            token = await store.token(connection, scope, UUID(token_id))
+            token = await token_store.token(connection, scope, UUID(token_id))
             if token is None:
                 raise not_found("enrollment token", token_id)
-            serials = await store.serials_of(connection, scope, [token.id])
+            serials = await token_store.serials_of(connection, scope, [token.id])
         return Shown(token, serials.get(token.id, ()))
 
     async def create(
@@ -107,7 +107,7 @@ class Tokens:
             require_approval=require_approval,
         )
         async with self._database.transaction(self._tenants.scope(org.id)) as connection:
-            await store.insert_token(connection, token, secret_hash(secret), admitted)
+            await token_store.insert_token(connection, token, secret_hash(secret), admitted)
             await self._outbox.append(connection, _event("enrollment.token_created", token))
         return Shown(token, admitted, secret, f"{org.code}:{secret}")
 
@@ -119,18 +119,18 @@ class Tokens:
         """
         scope = await self._tenants.query_scope(call.caller, "")
         async with self._database.transaction(scope) as connection:
-            token = await store.token(connection, scope, UUID(token_id), for_update=True)
+            token = await token_store.token(connection, scope, UUID(token_id), for_update=True)
             if token is None:
                 raise not_found("enrollment token", token_id)
             if token.revoked_at is None:
                 at = self._clock()
                 revoked = replace(token, revoked_at=at)
-                await store.revoke_token(connection, token.id, at)
+                await token_store.revoke_token(connection, token.id, at)
                 await self._outbox.append(
                     connection, _event("enrollment.token_revoked", revoked, token)
                 )
                 token = revoked
-            serials = await store.serials_of(connection, scope, [token.id])
+            serials = await token_store.serials_of(connection, scope, [token.id])
         return Shown(token, serials.get(token.id, ()))
 
 
