@@ -51,7 +51,7 @@ class Device:
 
     __slots__ = (
         "_last_event", "_sending", "_state_at", "busy", "events", "failures", "id", "index",
-        "next_batch", "serial", "states", "token", "version",
+        "next_batch", "repeated", "serial", "states", "token", "version",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,8 @@ class Device:
         """The kinds that are in flight, one bit each."""
         self.failures = (0, 0, 0)
         """How often a kind has failed since it last succeeded."""
+        self.repeated = 0
+        """States that were acknowledged and had to be sent once more all the same."""
         self.next_batch = 0.0
         """When its next events happen; the traffic's clock."""
         self._last_event = events[-1] if events else 0
@@ -131,6 +133,7 @@ class Device:
         if status == 0 or status >= 400:
             if kind == STATE:
                 # After a failure the queue is sent again as a whole.
+                self.repeated += self._state_at
                 self._state_at = 0
             return answer.fault or str(status), ()
         if kind == POLL:

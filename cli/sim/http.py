@@ -69,14 +69,30 @@ class _Call:
 class _Pool:
     """Some connections, and the calls that wait for one of them."""
 
-    __slots__ = ("client", "idle", "limit", "opened", "waiting")
+    __slots__ = ("client", "idle", "known", "limit", "opened", "waiting")
 
-    def __init__(self, client: Client, limit: int) -> None:
+    def __init__(self, client: Client, limit: int, known: set[int] | None = None) -> None:
         self.client = client
         self.limit = limit
+        self.known = known
+        """Lanes that have had a connection made for them; `None` when that does not matter."""
         self.opened = 0
         self.idle: list[_Connection] = []
         self.waiting: deque[_Call] = deque()
+
+    def begin(self, call: _Call, lane: int) -> None:
+        """Sends a lane's call: its first one over a connection that is made for it."""
+        if self.known is not None and lane not in self.known:
+            self.known.add(lane)
+            if self.opened < self.limit:
+                self._open(call)
+                return
+            if self.idle:
+                # The one that has been idle for longest; when it is gone, a new one is opened.
+                self.idle.pop(0).abort()
+                self.waiting.append(call)
+                return
+        self.send(call)
 
     def send(self, call: _Call) -> None:
         if self.idle:
@@ -234,16 +250,24 @@ class Client:
         target: where the gateway is.
         connections: how many connections all callers share, or `None` for one of its own for
             each lane (a device, as in real life; costs an open file and some 50 kB each).
+        first_is_new: each lane's first call gets a new connection, as a device that comes back
+            makes one, though fewer can be open at a time than there are lanes.
         timeout: seconds from asking until the answer is complete, waiting for a connection
             included.
     """
 
     def __init__(
-        self, target: Target, *, connections: int | None = 64, timeout: float = AGENT_TIMEOUT
+        self,
+        target: Target,
+        *,
+        connections: int | None = 64,
+        first_is_new: bool = False,
+        timeout: float = AGENT_TIMEOUT,
     ) -> None:
         self._target = target
         self._timeout = timeout
-        self._shared = None if connections is None else _Pool(self, connections)
+        known: set[int] | None = set() if first_is_new else None
+        self._shared = None if connections is None else _Pool(self, connections, known)
         self._lanes: dict[int, _Pool] = {}
         self._asked: deque[_Call] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -288,7 +312,7 @@ class Client:
             pool = self._lanes.get(lane)
             if pool is None:
                 pool = self._lanes[lane] = _Pool(self, 1)
-        pool.send(call)
+        pool.begin(call, lane)
 
     async def call(self, path: str, body: bytes, token: str = "", lane: int = 0) -> Answer:
         """Posts JSON and waits for what comes of it; never raises for a failed call."""

@@ -7,8 +7,9 @@ import os
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
+
+from deploy.machine import machine_memory
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -32,10 +33,6 @@ _OTHER_FILES: Final = 4096
 """Descriptors for connections to the services, files and the rest."""
 _CALLS_PER_PROCESSOR: Final = 4_000
 """Calls a second, more than a processor can carry: what a tenant's limit allows by default."""
-_CGROUP_LIMITS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class Limits:
     idle: float = 120.0
     """Seconds that a connection may be idle: longer than the agents' minute between two calls, for
     a new TLS connection is dear. When memory runs short it becomes less by itself."""
-    accepted_at_once: int = 8
+    accepted_at_once: int = 64
     """New connections that are taken before those that are open get their turn again; the others
     wait in the kernel's queue."""
     connections: int = 20_000
@@ -187,16 +184,3 @@ def _read(name: str, kind: type[Any], text: str) -> Any:
     if not least > 0:
         raise wrong
     return value
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine, or the container around this process, has."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CGROUP_LIMITS:
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            sizes.append(int(text))
-    return min(sizes)

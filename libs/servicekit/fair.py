@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 Entry = TypeVar("Entry")
 
 _GENEROSITY: Final = 2.0
-_TO_NEWCOMERS: Final = 1.0
 _FORGET_FROM: Final = 64
+_REMEMBERED_SECONDS: Final = 3600.0
+_MOST_REMEMBERED: Final = 100_000
 
 
 class Shares:
@@ -24,11 +27,6 @@ class Shares:
     Hahne, IEEE/ACM Transactions on Networking 6, 1998). So one that is alone gets two thirds, two
     that flood get two fifths each, and whoever holds little finds room however many flood.
     Nothing has to be configured per tenant, and nothing to be noticed before it works.
-
-    A newcomer gets a little less, so that what becomes free under load goes to those that are in
-    the middle of something (session-based admission: Cherkasova and Phaal, IEEE Transactions on
-    Computers 51, 2002). A device that comes back with a queue sends all of it again when one call
-    is refused: served one after another, devices cost a fraction of what they cost all at once.
     """
 
     def __init__(self, total: int) -> None:
@@ -36,18 +34,17 @@ class Shares:
         self.taken = 0
         self._held: dict[str, int] = {}
 
-    def has_room(self, tenant: str, amount: int = 1, *, newcomer: bool = False) -> bool:
+    def has_room(self, tenant: str, amount: int = 1) -> bool:
         """Whether `take` would succeed."""
         # More than there is altogether is given to whoever comes while nothing is taken.
         if not self.taken:
             return True
         free = self.total - self.taken
-        generosity = _TO_NEWCOMERS if newcomer else _GENEROSITY
-        return amount <= free and self._held.get(tenant, 0) + amount <= generosity * free
+        return amount <= free and self._held.get(tenant, 0) + amount <= _GENEROSITY * free
 
-    def take(self, tenant: str, amount: int = 1, *, newcomer: bool = False) -> bool:
+    def take(self, tenant: str, amount: int = 1) -> bool:
         """Gives a tenant an amount, which it must `give_back`; or answers that there is none."""
-        if not self.has_room(tenant, amount, newcomer=newcomer):
+        if not self.has_room(tenant, amount):
             return False
         self.take_anyway(tenant, amount)
         return True
@@ -65,25 +62,73 @@ class Shares:
             self._held[tenant] = left
 
 
-class Recent:
-    """Who was served within the last seconds: between one and two times `seconds` ago."""
+class Places:
+    """Places for calls, which tenants share; who has more to send keeps his between two calls.
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._until = 0.0
-        self._now: set[str] = set()
-        self._before: set[str] = set()
+    A device that comes back with a queue sends all of it again when one call is refused. So a
+    whole queue is let in or none of it (session-based admission: Cherkasova and Phaal, IEEE
+    Transactions on Computers 51, 2002): served one after another, devices cost a fraction of what
+    they cost all at once, and no more are in than there are places.
 
-    def add(self, who: str, at: float) -> None:
-        """Notes that somebody was served; `at` is in seconds and never goes back."""
-        if at >= self._until:
-            self._before = self._now if at < self._until + self._seconds else set()
-            self._now = set()
-            self._until = at + self._seconds
-        self._now.add(who)
+    For a holder that left a kept place unused none is kept for some time: such as a device whose
+    clock is wrong, so that all it tells looks old.
 
-    def __contains__(self, who: str) -> bool:
-        return who in self._now or who in self._before
+    Args:
+        total: of all places.
+        kept: seconds for which a place is kept for its holder's next call.
+    """
+
+    def __init__(self, total: int, kept: float) -> None:
+        self._shares = Shares(total)
+        self._seconds = kept
+        self._kept: OrderedDict[Hashable, tuple[float, str]] = OrderedDict()
+        """Until when, and of whose share; by the holder, in the order of their ends."""
+        self._stayed_away: OrderedDict[Hashable, float] = OrderedDict()
+        """Since when; in that order."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every place is in use by a call."""
+        return self._shares.taken - len(self._kept) >= self._shares.total
+
+    def enter(self, tenant: str, holder: Hashable, at: float) -> bool:
+        """Gives a call a place, to be left again; or answers that there is none.
+
+        Args:
+            tenant: of whose share.
+            holder: whoever may have kept a place.
+            at: now, in seconds that never go back.
+        """
+        self._forget(at)
+        if self._kept.pop(holder, None) is not None:
+            return True
+        return self._shares.take(tenant)
+
+    def leave(self, tenant: str) -> None:
+        """Ends what `enter` began."""
+        self._shares.give_back(tenant)
+
+    def pause(self, tenant: str, holder: Hashable, at: float) -> None:
+        """Ends a call whose caller goes on at once: the place is kept for it for a while."""
+        if holder in self._kept or holder in self._stayed_away:
+            self._shares.give_back(tenant)
+        else:
+            self._kept[holder] = (at + self._seconds, tenant)
+
+    def _forget(self, at: float) -> None:
+        """Ends what was kept for too long."""
+        while self._kept:
+            holder, (end, tenant) = next(iter(self._kept.items()))
+            if end > at:
+                break
+            del self._kept[holder]
+            self._shares.give_back(tenant)
+            self._stayed_away[holder] = at
+        while self._stayed_away:
+            since = next(iter(self._stayed_away.values()))
+            if len(self._stayed_away) <= _MOST_REMEMBERED and since > at - _REMEMBERED_SECONDS:
+                break
+            self._stayed_away.popitem(last=False)
 
 
 class FairQueue(Generic[Entry]):

@@ -505,3 +505,24 @@ async def test_a_forgotten_where_shows_nothing(world: World) -> None:
             assert await c.fetch(sql) == []
         async with world.kit.database.transaction(world.kit.tenants.scope(ORG.id)) as c:
             assert await c.fetch(sql) != []
+
+
+async def test_a_device_that_tells_its_queue_is_let_finish(
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its old states its place is kept: a refusal would make it tell all of them again."""
+    monkeypatch.setattr("servicekit.chain._KEPT_SECONDS", 600.0)
+    async with running(make_kit, serve, database, max_calls=1) as world:
+        returning, other = world.device(), world.device()
+        for hour in range(3):
+            answer = await returning.state(timestamp=f"2026-11-23T0{hour}:00:00Z")
+            assert answer.status_code == 200
+            refused = await other.state()
+            assert refused.status_code == 429
+            assert 2 <= int(refused.headers["retry-after"]) <= 6
+        assert (await returning.state()).status_code == 200
+        assert (await other.state()).status_code == 200
+        assert (await other.state()).status_code == 200

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import resource
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -73,7 +75,11 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         if len(seen) % _SHOWN_EVERY == 0:
             report.say(_line(seen[-_SHOWN_EVERY:]))
 
-    async with Client(target, connections=plan.connections) as client:
+    # The agents check the certificate on machines of their own, and wait for no processor of ours.
+    target = target._replace(tls=ssl._create_unverified_context())
+    with contextlib.suppress(PermissionError):
+        os.nice(-5)
+    async with Client(target, connections=plan.connections, first_is_new=True) as client:
         traffic = FleetTraffic(
             client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
         )
@@ -85,6 +91,7 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         "connections": plan.connections or plan.devices,
         "connects": connects,
         "unserved_devices": unserved,
+        "states_sent_again": sum(device.repeated for device in devices),
         "well_again_after_seconds": _well_again(seen),
         "memory_mib": memory(started),
         **stats.as_json(),
@@ -283,7 +290,13 @@ def main() -> None:
         loop.get_loop().set_exception_handler(_quiet)
         found = loop.run(experiment(plan, started, report))
     found = {"machine": facts(), "took_seconds": round(time.monotonic() - began), **found}
-    for name in ("unserved_devices", "well_again_after_seconds", "connects", "memory_mib"):
+    for name in (
+        "unserved_devices",
+        "states_sent_again",
+        "well_again_after_seconds",
+        "connects",
+        "memory_mib",
+    ):
         if name in found:
             report.say(f"{name.replace('_', ' ')}: {found[name]}")
     RESULTS.mkdir(exist_ok=True)

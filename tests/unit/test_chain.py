@@ -81,6 +81,10 @@ async def test_a_device_that_empties_its_queue_goes_before_newcomers() -> None:
     async def answer(served: Call) -> str:
         return "served"
 
+    async def go_on(served: Call) -> str:
+        served.goes_on = True
+        return "served"
+
     async def wait(served: Call) -> str:
         await release.wait()
         return "served"
@@ -89,13 +93,18 @@ async def test_a_device_that_empties_its_queue_goes_before_newcomers() -> None:
         return chain.run(STATE, _device(device, tenant), handler)
 
     known = str(uuid4())
-    assert await report(known, answer) == "served"
+    assert await report(known, go_on) == "served"
     herd = [asyncio.create_task(report(str(uuid4()), wait)) for _ in range(100)]
     await asyncio.sleep(0)
-    assert len([task for task in herd if not task.done()]) == 15
+    assert len([task for task in herd if not task.done()]) == 19
+    with pytest.raises(DomainError):
+        await report(str(uuid4()), answer)
+    # Its place is kept until it has told the last of its queue.
+    assert await report(known, go_on) == "served"
     with pytest.raises(DomainError):
         await report(str(uuid4()), answer)
     assert await report(known, answer) == "served"
+    assert await report(str(uuid4()), answer) == "served"
     release.set()
     await asyncio.gather(*herd, return_exceptions=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from servicekit.fair import FairQueue, Recent, Shares, Turns
+from servicekit.fair import FairQueue, Places, Shares, Turns
 
 
 def _fill(shares: Shares, tenant: str) -> int:
@@ -60,31 +60,58 @@ def test_what_is_heavier_than_everything_is_taken_alone() -> None:
     assert not shares.take("a", 8)
 
 
-def test_newcomers_get_a_little_less() -> None:
-    """What is left then is for those that are in the middle of something."""
-    shares = Shares(1000)
-    count = 0
-    while shares.take("a", newcomer=True):
-        count += 1
-    assert count == 500
-    assert _fill(shares, "a") == 167
+def test_a_kept_place_is_free_for_its_holder_alone() -> None:
+    """Until it has not come back for too long; then others find room again."""
+    places = Places(30, kept=5.0)
+    assert sum(places.enter("a", n, 0.0) for n in range(100)) == 20
+    for n in range(20):
+        places.pause("a", n, 1.0)
+    assert not places.full
+    assert not places.enter("a", "newcomer", 2.0)
+    assert places.enter("a", 7, 2.0)
+    places.pause("a", 7, 2.0)
+    # Theirs ended at 6; the one that came back keeps its own until 7.
+    assert sum(places.enter("a", 100 + n, 6.5) for n in range(100)) == 19
+    assert places.enter("a", 7, 6.6)
+    places.leave("a")
+    assert places.enter("a", "newcomer", 6.7)
+    assert not places.enter("a", 7, 6.8)
 
 
-def test_recent_is_who_was_served_a_moment_ago() -> None:
-    """For one to two times the span; the set does not grow with everybody who ever came."""
-    recent = Recent(1.0)
-    recent.add("a", 10.0)
-    recent.add("b", 10.9)
-    assert "a" in recent
-    assert "b" in recent
-    recent.add("c", 11.5)
-    assert "a" in recent
-    recent.add("d", 12.5)
-    assert "a" not in recent
-    assert "c" in recent
-    recent.add("e", 99.0)
-    assert "d" not in recent
-    assert "e" in recent
+def test_who_stays_away_has_no_place_kept() -> None:
+    """For an hour: a device with a wrong clock always looks as if it had more to send."""
+    places = Places(3, kept=5.0)
+
+    def kept(at: float) -> bool:
+        assert places.enter("a", "x", at)
+        places.pause("a", "x", at)
+        others = sum(places.enter("a", n, at) for n in range(9))
+        for _ in range(others):
+            places.leave("a")
+        return others == 1
+
+    assert kept(0.0)
+    # It came back in time, and may go on.
+    assert kept(4.0)
+    assert not kept(10.0)
+    assert not kept(3000.0)
+    assert kept(3611.0)
+
+
+def test_two_calls_of_one_holder_keep_one_place() -> None:
+    """Whatever it does at once, no place is lost and none is made."""
+    places = Places(3, kept=5.0)
+    assert places.enter("a", "x", 0.0)
+    assert places.enter("a", "x", 0.0)
+    assert not places.enter("a", "x", 0.0)
+    places.pause("a", "x", 1.0)
+    places.pause("a", "x", 1.0)
+    assert places.enter("a", "y", 1.0)
+    assert not places.enter("a", "z", 1.0)
+    places.leave("a")
+    assert places.enter("a", "x", 2.0)
+    places.leave("a")
+    assert [places.enter("a", n, 2.0) for n in range(3)] == [True, True, False]
 
 
 def _order(queue: FairQueue[str]) -> list[str]:

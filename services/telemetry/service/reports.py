@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from servicekit.batcher import Batcher
-from servicekit.call import Caller
+from servicekit.call import Call, Caller
 from servicekit.errors import exhausted
 from servicekit.fair import Shares, Turns
 from servicekit.ids import Clock
@@ -28,6 +28,8 @@ _EVENTS_PER_PIECE: Final = 1_000
 _BYTES_PER_PIECE: Final = 1 << 20
 _BYTES_OF_A_SMALL_BATCH: Final = 8_192
 _BYTES_OF_A_SMALL_STATE: Final = 4_096
+_OF_THE_MOMENT: Final = timedelta(minutes=1)
+"""A state that is older was waiting in a queue."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
 _MOST_CONTACTS: Final = 1_000_000
 
@@ -99,15 +101,16 @@ class Reports:
             tenant=_tenant,
         )
 
-    async def report_state(self, caller: Caller, state: State) -> None:
+    async def report_state(self, call: Call, state: State) -> None:
         """Stores the state of the calling device, unless a newer one is stored.
 
         Raises:
             DomainError: UNAVAILABLE or RESOURCE_EXHAUSTED; then nothing is stored for sure.
         """
-        await self.states.submit(
-            StateReport(UUID(caller.id), UUID(caller.tenant_id), state, self._clock())
-        )
+        caller, now = call.caller, self._clock()
+        await self.states.submit(StateReport(UUID(caller.id), UUID(caller.tenant_id), state, now))
+        # A queue ends with how the device is at the moment.
+        call.goes_on = state.observed_at < now - _OF_THE_MOMENT
 
     async def report_events(
         self, caller: Caller, size: int, read: Iterator[list[ReadEvent]]
