@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from deploy.machine import machine_memory
+
 # What PostgreSQL acknowledged survives a crash of the machine: never turn these off.
 DURABILITY: Final = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
@@ -14,8 +16,6 @@ SETTINGS: Final = DURABILITY | {
     "password_encryption": "scram-sha-256",
     # Seven pools of a few connections each, the launcher, and room for an operator.
     "max_connections": "120",
-    "shared_buffers": "256MB",
-    "effective_cache_size": "1GB",
     "work_mem": "8MB",
     "maintenance_work_mem": "128MB",
     # The first change of a page after a checkpoint writes all of it. Compressing it with pglz, as
@@ -41,6 +41,8 @@ SETTINGS: Final = DURABILITY | {
     "log_parameter_max_length_on_error": "0",
 }
 
+_MIB: Final = 1 << 20
+
 # Every connection gives its role's password, those of the superuser too.
 HBA: Final = "local all all scram-sha-256\n"
 
@@ -48,11 +50,23 @@ HBA: Final = "local all all scram-sha-256\n"
 NETWORK_HBA: Final = HBA + "hostssl all all all scram-sha-256\n"
 
 
+def for_memory(memory: int) -> dict[str, str]:
+    """The settings that follow from the machine's memory, in bytes.
+
+    An event touches two pages at random in its week's indexes, which have 120 MB for each million
+    events. What is not in PostgreSQL's own memory is copied into it, checked, and something else
+    written for it: that doubles what an event costs.
+    """
+    shared = min(max(memory // 8 // _MIB, 256), 4096)
+    return {"shared_buffers": f"{shared}MB", "effective_cache_size": f"{memory // 3 // _MIB}MB"}
+
+
 def configuration(**more: str) -> str:
     """The text of `postgresql.conf`: the settings above, and those given."""
+    wanted = SETTINGS | for_memory(machine_memory()) | more
     lines = [
         "# Written at each start. Settings of your own belong in custom.conf beside this file.",
-        *(f"{name} = '{_quoted(value)}'" for name, value in (SETTINGS | more).items()),
+        *(f"{name} = '{_quoted(value)}'" for name, value in wanted.items()),
         "include_if_exists = 'custom.conf'",
     ]
     return "\n".join(lines) + "\n"

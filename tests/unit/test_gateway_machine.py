@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deploy.gateway import Limits, Rate
-from deploy.gateway.limits import CONNECTION_BYTES, TOKEN_BYTES, machine_memory
+from deploy.gateway.limits import CONNECTION_BYTES, TOKEN_BYTES
+from deploy.machine import machine_memory
 
 GIB = 1 << 30
 MANY = 1 << 20
