@@ -10,6 +10,7 @@ from typing import Final
 
 import asyncpg
 
+from deploy.postgres.roles import MIGRATOR
 from tests.load.product import Product
 
 WEEKS: Final = 12
@@ -125,8 +126,11 @@ class _Week:
         run = self._connection
         find = "SELECT partition FROM telemetry.event_week WHERE first_day = $1"
         if await run.fetchval(find, self._first_day) is None:
+            # As the role that owns the others, which later migrations run as.
+            await run.execute(f"SET ROLE {MIGRATOR}")
             make = "CALL telemetry.make_event_week($1, $2)"
             await run.execute(make, self._first_day, self._first_day + timedelta(days=7))
+            await run.execute("RESET ROLE")
         self._partition = f"telemetry.{await run.fetchval(find, self._first_day)}"
         if await run.fetchval(f"SELECT EXISTS (SELECT FROM {self._partition})"):
             return False
