@@ -70,7 +70,7 @@ ANONYMOUS: Final = Caller(CallerKind.ANONYMOUS)
 SYSTEM: Final = Caller(CallerKind.SERVICE)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call as its handler sees it."""
 
@@ -78,8 +78,6 @@ class Call:
     caller: Caller
     request_id: str
     source_ip: str = ""
-    goes_on: bool = False
-    """For the handler to say: the caller is in the middle of a queue and calls again at once."""
 
 
 _CANONICAL: Final = re.compile(

@@ -44,7 +44,7 @@ from servicekit.errors import (
     unauthenticated,
     unimplemented,
 )
-from servicekit.fair import Places
+from servicekit.fair import Shares
 from servicekit.ids import Clock, now
 from servicekit.metrics import CALLS
 from servicekit.postgres import as_domain_error
@@ -56,16 +56,13 @@ log = logs.get(__name__)
 T = TypeVar("T")
 _CLOCK_SKEW = timedelta(seconds=30)
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
-_KEPT_SECONDS = 5.0
-"""A device that empties its queue makes its next call within this time after the one before, also
-over a slow line or through a busy gateway."""
 
 
 class CallChain:
     """The chain of one service.
 
     Args:
-        max_calls: the most calls in flight, which tenants share (`Places`).
+        max_calls: the most calls in flight, which tenants share (`Shares`).
         tenants: where ended sessions are known; `None` in a service that users do not call.
         devices: where locked-out devices are known; `None` in one that devices do not call.
         clock: by which devices' tokens lapse.
@@ -80,7 +77,7 @@ class CallChain:
         clock: Clock = now,
     ) -> None:
         self._clock = clock
-        self._places = Places(max_calls, _KEPT_SECONDS)
+        self._places = Shares(max_calls)
         self._tenants = tenants
         self._devices = devices
 
@@ -92,23 +89,20 @@ class CallChain:
         Raises:
             DomainError: when the call is refused; then `_end` must not follow.
         """
-        if self._places.full:
+        if self._places.taken >= self._places.total:
             raise _busy()
         rule = ACCESS.get(rpc)
         if rule is None or (rule.audience is Audience.INTERNAL) is not internal_listener:
             raise permission_denied("NOT_ALLOWED", "this call is not open to anyone here")
         call = call_from_headers(rpc, headers, self._caller(rule, headers))
-        if not self._places.enter(_tenant(call.caller), _holder(call), time.perf_counter()):
+        if not self._places.take(_tenant(call.caller)):
             raise _busy()
         CALLS.in_flight += 1
         return call
 
-    def _end(self, call: Call, *, goes_on: bool = False) -> None:
-        """Gives the call's place to another one, or keeps it for the caller's next call."""
-        if goes_on:
-            self._places.pause(_tenant(call.caller), _holder(call), time.perf_counter())
-        else:
-            self._places.leave(_tenant(call.caller))
+    def _end(self, call: Call) -> None:
+        """Gives the call's place to another one."""
+        self._places.give_back(_tenant(call.caller))
         CALLS.in_flight -= 1
 
     def _caller(self, rule: Rule, headers: Mapping[str, str]) -> Caller:
@@ -174,7 +168,6 @@ class CallChain:
 
     async def _finish(self, call: Call, started: float, answer: Coroutine[Any, Any, T]) -> T:
         token = current_call.set(call)
-        goes_on = False
         try:
             result = await answer
         except asyncio.CancelledError:
@@ -184,10 +177,9 @@ class CallChain:
             _fail(call.rpc, started, error)
         else:
             _note(call.rpc, "OK", started)
-            goes_on = call.goes_on
             return result
         finally:
-            self._end(call, goes_on=goes_on)
+            self._end(call)
             current_call.reset(token)
 
     async def run(
@@ -235,11 +227,6 @@ def _note(rpc: str, code: str, started: float) -> None:
 def _tenant(caller: Caller) -> str:
     """Who shares the places: tenants, or, on the internal listener, services."""
     return caller.tenant_id or caller.id
-
-
-def _holder(call: Call) -> tuple[str, str]:
-    """Who keeps a place between two calls: a device, for its queue of one kind."""
-    return call.caller.id, call.rpc
 
 
 def _busy() -> DomainError:

@@ -62,37 +62,32 @@ class Shares:
             self._held[tenant] = left
 
 
-class Places:
-    """Places for calls, which tenants share; who has more to send keeps his between two calls.
+class Queues:
+    """Who may empty a queue at the moment: each call by call, in places that tenants share.
 
     A device that comes back with a queue sends all of it again when one call is refused. So a
     whole queue is let in or none of it (session-based admission: Cherkasova and Phaal, IEEE
-    Transactions on Computers 51, 2002): served one after another, devices cost a fraction of what
-    they cost all at once, and no more are in than there are places.
+    Transactions on Computers 51, 2002): a place is kept for its holder between two calls. Served
+    one after another, devices cost a fraction of what they cost all at once.
 
     For a holder that left a kept place unused none is kept for some time: such as a device whose
     clock is wrong, so that all it tells looks old.
 
     Args:
-        total: of all places.
+        places: how many queues, altogether.
         kept: seconds for which a place is kept for its holder's next call.
     """
 
-    def __init__(self, total: int, kept: float) -> None:
-        self._shares = Shares(total)
+    def __init__(self, places: int, kept: float) -> None:
+        self._shares = Shares(places)
         self._seconds = kept
         self._kept: OrderedDict[Hashable, tuple[float, str]] = OrderedDict()
         """Until when, and of whose share; by the holder, in the order of their ends."""
         self._stayed_away: OrderedDict[Hashable, float] = OrderedDict()
         """Since when; in that order."""
 
-    @property
-    def full(self) -> bool:
-        """Whether every place is in use by a call."""
-        return self._shares.taken - len(self._kept) >= self._shares.total
-
     def enter(self, tenant: str, holder: Hashable, at: float) -> bool:
-        """Gives a call a place, to be left again; or answers that there is none.
+        """Gives a call a place, which it must `pause` or `leave`; or answers that there is none.
 
         Args:
             tenant: of whose share.
@@ -105,8 +100,13 @@ class Places:
         return self._shares.take(tenant)
 
     def leave(self, tenant: str) -> None:
-        """Ends what `enter` began."""
+        """Ends a call after which nothing is kept."""
         self._shares.give_back(tenant)
+
+    def end(self, holder: Hashable) -> None:
+        """Ends a queue: what is kept for its holder, if anything is, becomes free."""
+        if (kept := self._kept.pop(holder, None)) is not None:
+            self._shares.give_back(kept[1])
 
     def pause(self, tenant: str, holder: Hashable, at: float) -> None:
         """Ends a call whose caller goes on at once: the place is kept for it for a while."""

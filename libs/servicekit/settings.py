@@ -88,7 +88,7 @@ class ServiceSettings(BaseSettings):
         description="How long a stopping service goes on serving.",
     )
     max_calls: int = Field(
-        default=640,
+        default=1024,
         ge=1,
         description="Calls in flight, from outside and from other services each; further ones are"
         " refused with a delay.",

@@ -38,7 +38,7 @@ class DeviceApi:
     ) -> device_pb2.ReportStateResponse:
         """Replaces the latest known state."""
         check_device(context.call, request.device_id)
-        await self._reports.report_state(context.call, _state(request.state))
+        await self._reports.report_state(context.call.caller, _state(request.state))
         return device_pb2.ReportStateResponse()
 
     @checks_own_rules

@@ -30,7 +30,7 @@ def routes(reports: Reports) -> dict[str, Route]:
             raise invalid_field("state", "is required")
         if not isinstance(state, dict):
             raise invalid_field("state", "must be an object")
-        await reports.report_state(call, parse_state(state))
+        await reports.report_state(call.caller, parse_state(state))
         return OK
 
     async def report_events(call: Call, body: bytes) -> Answer:

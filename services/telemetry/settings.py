@@ -21,6 +21,12 @@ class TelemetrySettings(ServiceSettings):
         ge=1,
         description="States that wait to be written; further ones are refused with a delay.",
     )
+    emptied_queues: int = Field(
+        default=640,
+        ge=1,
+        description="Devices that empty their queues of states at the same time; further ones are"
+        " refused with a delay.",
+    )
     waiting_events: int = Field(
         default=20_000,
         ge=1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -69,44 +68,6 @@ async def test_a_tenants_flood_leaves_places_for_others() -> None:
     await asyncio.gather(*given_up, return_exceptions=True)
     release.set()
     assert await asyncio.gather(*calls(noisy, 20)) == ["served"] * 20
-
-
-async def test_a_device_that_empties_its_queue_goes_before_newcomers() -> None:
-    """Under load it is let finish, for after a refusal it would send everything again."""
-    access: Any = SimpleNamespace(check=lambda caller: None)
-    chain = CallChain(max_calls=30, devices=access)
-    release = asyncio.Event()
-    tenant = str(uuid4())
-
-    async def answer(served: Call) -> str:
-        return "served"
-
-    async def go_on(served: Call) -> str:
-        served.goes_on = True
-        return "served"
-
-    async def wait(served: Call) -> str:
-        await release.wait()
-        return "served"
-
-    def report(device: str, handler: Callable[[Call], Coroutine[Any, Any, str]]) -> Any:
-        return chain.run(STATE, _device(device, tenant), handler)
-
-    known = str(uuid4())
-    assert await report(known, go_on) == "served"
-    herd = [asyncio.create_task(report(str(uuid4()), wait)) for _ in range(100)]
-    await asyncio.sleep(0)
-    assert len([task for task in herd if not task.done()]) == 19
-    with pytest.raises(DomainError):
-        await report(str(uuid4()), answer)
-    # Its place is kept until it has told the last of its queue.
-    assert await report(known, go_on) == "served"
-    with pytest.raises(DomainError):
-        await report(str(uuid4()), answer)
-    assert await report(known, answer) == "served"
-    assert await report(str(uuid4()), answer) == "served"
-    release.set()
-    await asyncio.gather(*herd, return_exceptions=True)
 
 
 def _device(device: str, tenant: str) -> dict[str, str]:

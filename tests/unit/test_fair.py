@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from servicekit.fair import FairQueue, Places, Shares, Turns
+from servicekit.fair import FairQueue, Queues, Shares, Turns
 
 
 def _fill(shares: Shares, tenant: str) -> int:
@@ -62,32 +62,44 @@ def test_what_is_heavier_than_everything_is_taken_alone() -> None:
 
 def test_a_kept_place_is_free_for_its_holder_alone() -> None:
     """Until it has not come back for too long; then others find room again."""
-    places = Places(30, kept=5.0)
-    assert sum(places.enter("a", n, 0.0) for n in range(100)) == 20
+    queues = Queues(30, kept=5.0)
+    assert sum(queues.enter("a", n, 0.0) for n in range(100)) == 20
     for n in range(20):
-        places.pause("a", n, 1.0)
-    assert not places.full
-    assert not places.enter("a", "newcomer", 2.0)
-    assert places.enter("a", 7, 2.0)
-    places.pause("a", 7, 2.0)
+        queues.pause("a", n, 1.0)
+    assert not queues.enter("a", "newcomer", 2.0)
+    assert queues.enter("a", 7, 2.0)
+    queues.pause("a", 7, 2.0)
     # Theirs ended at 6; the one that came back keeps its own until 7.
-    assert sum(places.enter("a", 100 + n, 6.5) for n in range(100)) == 19
-    assert places.enter("a", 7, 6.6)
-    places.leave("a")
-    assert places.enter("a", "newcomer", 6.7)
-    assert not places.enter("a", 7, 6.8)
+    assert sum(queues.enter("a", 100 + n, 6.5) for n in range(100)) == 19
+    assert queues.enter("a", 7, 6.6)
+    queues.leave("a")
+    assert queues.enter("a", "newcomer", 6.7)
+    assert not queues.enter("a", 7, 6.8)
+
+
+def test_a_queue_that_ends_leaves_its_place_at_once() -> None:
+    """To end what was never begun changes nothing."""
+    queues = Queues(1, kept=5.0)
+    assert queues.enter("a", "x", 0.0)
+    queues.pause("a", "x", 0.0)
+    queues.end("y")
+    assert not queues.enter("a", "y", 1.0)
+    queues.end("x")
+    queues.end("x")
+    assert queues.enter("a", "y", 1.0)
+    assert not queues.enter("a", "x", 1.0)
 
 
 def test_who_stays_away_has_no_place_kept() -> None:
     """For an hour: a device with a wrong clock always looks as if it had more to send."""
-    places = Places(3, kept=5.0)
+    queues = Queues(3, kept=5.0)
 
     def kept(at: float) -> bool:
-        assert places.enter("a", "x", at)
-        places.pause("a", "x", at)
-        others = sum(places.enter("a", n, at) for n in range(9))
+        assert queues.enter("a", "x", at)
+        queues.pause("a", "x", at)
+        others = sum(queues.enter("a", n, at) for n in range(9))
         for _ in range(others):
-            places.leave("a")
+            queues.leave("a")
         return others == 1
 
     assert kept(0.0)
@@ -100,18 +112,18 @@ def test_who_stays_away_has_no_place_kept() -> None:
 
 def test_two_calls_of_one_holder_keep_one_place() -> None:
     """Whatever it does at once, no place is lost and none is made."""
-    places = Places(3, kept=5.0)
-    assert places.enter("a", "x", 0.0)
-    assert places.enter("a", "x", 0.0)
-    assert not places.enter("a", "x", 0.0)
-    places.pause("a", "x", 1.0)
-    places.pause("a", "x", 1.0)
-    assert places.enter("a", "y", 1.0)
-    assert not places.enter("a", "z", 1.0)
-    places.leave("a")
-    assert places.enter("a", "x", 2.0)
-    places.leave("a")
-    assert [places.enter("a", n, 2.0) for n in range(3)] == [True, True, False]
+    queues = Queues(3, kept=5.0)
+    assert queues.enter("a", "x", 0.0)
+    assert queues.enter("a", "x", 0.0)
+    assert not queues.enter("a", "x", 0.0)
+    queues.pause("a", "x", 1.0)
+    queues.pause("a", "x", 1.0)
+    assert queues.enter("a", "y", 1.0)
+    assert not queues.enter("a", "z", 1.0)
+    queues.leave("a")
+    assert queues.enter("a", "x", 2.0)
+    queues.leave("a")
+    assert [queues.enter("a", n, 2.0) for n in range(3)] == [True, True, False]
 
 
 def _order(queue: FairQueue[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from typing import Final
 from uuid import UUID
 
 from servicekit.batcher import Batcher
-from servicekit.call import Call, Caller
+from servicekit.call import Caller
 from servicekit.errors import exhausted
-from servicekit.fair import Shares, Turns
+from servicekit.fair import Queues, Shares, Turns
 from servicekit.ids import Clock
 from servicekit.postgres import Database
 from services.telemetry.domain.events import BadEvent, NewEvent, ReadEvent
@@ -30,6 +31,9 @@ _BYTES_OF_A_SMALL_BATCH: Final = 8_192
 _BYTES_OF_A_SMALL_STATE: Final = 4_096
 _OF_THE_MOMENT: Final = timedelta(minutes=1)
 """A state that is older was waiting in a queue."""
+_KEPT_SECONDS: Final = 5.0
+"""A device that empties its queue makes its next call within this time after the one before, also
+over a slow line or through a busy gateway."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
 _MOST_CONTACTS: Final = 1_000_000
 
@@ -83,6 +87,7 @@ class Reports:
         self._stored = stored
         self._bytes = Shares(settings.body_budget_bytes)
         self._turns = Turns()
+        self._queues = Queues(settings.emptied_queues, _KEPT_SECONDS)
         self._contacts: dict[UUID, datetime] = {}
         self.states: Batcher[StateReport, None] = Batcher(
             "states",
@@ -101,16 +106,35 @@ class Reports:
             tenant=_tenant,
         )
 
-    async def report_state(self, call: Call, state: State) -> None:
+    async def report_state(self, caller: Caller, state: State) -> None:
         """Stores the state of the calling device, unless a newer one is stored.
 
         Raises:
             DomainError: UNAVAILABLE or RESOURCE_EXHAUSTED; then nothing is stored for sure.
         """
-        caller, now = call.caller, self._clock()
-        await self.states.submit(StateReport(UUID(caller.id), UUID(caller.tenant_id), state, now))
-        # A queue ends with how the device is at the moment.
-        call.goes_on = state.observed_at < now - _OF_THE_MOMENT
+        now = self._clock()
+        report = StateReport(UUID(caller.id), UUID(caller.tenant_id), state, now)
+        if state.observed_at < now - _OF_THE_MOMENT:
+            await self._report_of_queue(caller, report)
+        else:
+            await self.states.submit(report)
+            # A queue ends with how the device is at the moment.
+            self._queues.end(caller.id)
+
+    async def _report_of_queue(self, caller: Caller, report: StateReport) -> None:
+        if not self._queues.enter(caller.tenant_id, caller.id, time.monotonic()):
+            raise exhausted(
+                "TOO_MANY_QUEUES", "many devices catch up at once; send it later", retry_after=4
+            )
+        stored = False
+        try:
+            await self.states.submit(report)
+            stored = True
+        finally:
+            if stored:
+                self._queues.pause(caller.tenant_id, caller.id, time.monotonic())
+            else:
+                self._queues.leave(caller.tenant_id)
 
     async def report_events(
         self, caller: Caller, size: int, read: Iterator[list[ReadEvent]]
