@@ -2,8 +2,10 @@
 
 Three experiments, each with a product of its own:
 
-- `herd`: virtual devices that were cut off for an hour, with full queues, call at the same moment;
-- `connections`: the same with one TLS connection each, as many as the machine has files for;
+- `herd`: virtual devices that were cut off for an hour, with full queues, find the way open again.
+  Each calls when its back-off, of up to five minutes, is over (`--ramp 0`: all at the same
+  moment), over a new TLS connection; of those open as many stay as the machine has files for;
+- `connections`: the same with a connection for each, so not more devices than files;
 - `flood`: one organisation calls as fast as it goes while another one's devices go on.
 
 Each prints how it went second by second, and the most memory that any process ever had.
@@ -263,7 +265,12 @@ def main() -> None:
     parser.add_argument("--devices", type=int)
     parser.add_argument("--connections", type=int, help="that the devices share")
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--ramp", type=float, default=0.0, help="seconds over which they return")
+    parser.add_argument(
+        "--ramp",
+        type=float,
+        default=Rhythm().backoff_last,
+        help="seconds over which they return: an agent's longest back-off",
+    )
     parser.add_argument(
         "--events", type=int, default=0, help="the flood is batches of so many events, no fleet mix"
     )
@@ -271,7 +278,7 @@ def main() -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     devices, connections, seconds = {
-        "herd": (100_000, 1000, 240.0),
+        "herd": (100_000, files - 4500, 900.0),
         "connections": (min(20_000, files - 4500), None, 150.0),
         "flood": (20_000, 1000, 30.0),
     }[arguments.experiment]
