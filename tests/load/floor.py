@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import yaml
@@ -24,6 +24,16 @@ from deploy.gateway.render import BOOTSTRAP, CLUSTERS, LISTENER
 from tests.load.cpu import Process, below, processes, read_process
 from tests.load.traffic import Call
 from tests.stack import Stack, free_port, until
+
+PLAIN_HTTP: Final = "floor-plain-http"
+SYNC_GRPC: Final = "floor-sync-grpc"
+WHAT: Final = {
+    PLAIN_HTTP: "the gateway's filters, then uvloop and httptools over plain HTTP doing nothing:"
+    " the way in that the product's device calls take",
+    SYNC_GRPC: "the gateway's filters, the transcoder, then a synchronous gRPC server with eight"
+    " threads pinned to one processor doing nothing: the way in that transcoded calls take",
+}
+"""The floors, and what each of them is."""
 
 _TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
 _JWT = "envoy.filters.http.jwt_authn"
@@ -120,11 +130,11 @@ def running(stack: Stack, directory: Path) -> Iterator[list[Floor]]:
         grpc = running_now.enter_context(_python("floor_grpc", str(grpc_socket)))
         until(lambda: http_socket.exists() and grpc_socket.exists(), 30, "no floor")
         floors = []
-        for name, handler in (("floor-http", http), ("floor-grpc", grpc)):
+        for name, handler in ((PLAIN_HTTP, http), (SYNC_GRPC, grpc)):
             home = directory / name
             home.mkdir()
             places = Places(home, free_port(), free_port(), http_socket, grpc_socket)
-            transcoded = name == "floor-grpc"
+            transcoded = name == SYNC_GRPC
             envoy = running_now.enter_context(_gateway(stack, places, transcoded=transcoded))
             floors.append(Floor(name, places.port, stack.ca_file, (envoy.pid, handler.pid)))
         yield floors

@@ -10,7 +10,7 @@ from tests.load import growth, profile, traffic
 from tests.load.drive import Side, connected, paced, saturating
 from tests.load.figures import Series, ratio, series
 from tests.load.fleet import Fleet
-from tests.load.floor import Floor
+from tests.load.floor import WHAT, Floor
 from tests.load.plan import INGEST_EVENTS_PER_SECOND, PACED_SHARE, TARGET_CALLS_PER_SECOND, Plan
 from tests.load.product import Product
 from tests.load.report import Report
@@ -60,6 +60,9 @@ class Bench:
         product = mix["product"]
         floors = {name: one.cpu_us_per_call for name, one in mix.items() if name != "product"}
         cheapest = min(floors, key=lambda name: floors[name])
+        for name in floors:
+            times = ratio(product, mix[name])
+            self.report.say(f"{times:.2f} x {name}: {WHAT[name]}")
         at_target = product.at_rate(TARGET_CALLS_PER_SECOND, self.product.rest_cpus)
         self.report.say(
             f"at {TARGET_CALLS_PER_SECOND:,} calls a second, those of 200,000 devices:"
@@ -70,7 +73,14 @@ class Bench:
             "floor_cpu_us_per_call": round(floors[cheapest], 1),
             "floor": cheapest,
             "ratio": round(ratio(product, mix[cheapest]), 3),
-            "ratio_by_floor": {name: round(ratio(product, mix[name]), 3) for name in floors},
+            "floors": {
+                name: {
+                    "is": WHAT[name],
+                    "cpu_us_per_call": round(cost, 1),
+                    "ratio": round(ratio(product, mix[name]), 3),
+                }
+                for name, cost in floors.items()
+            },
             "cpu_us_per_call_at_target_rate": round(at_target, 1),
             "devices": self.plan.devices,
             "saturating": {name: one.as_json() for name, one in mix.items()},
