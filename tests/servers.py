@@ -72,8 +72,8 @@ class Servers:
     def nats_url(self) -> str:
         return f"nats://127.0.0.1:{self.ports['nats']}"
 
-    async def start(self) -> None:
-        """Starts both and applies the migrations to the database that tests are copied from."""
+    async def start(self, *, migrated: bool = True) -> None:
+        """Starts both, and applies the migrations to the database that tests are copied from."""
         self.ports = ports.pick(("nats", "nats_monitor"), {}, random.SystemRandom())
         await self.postgres.prepare()
         self.supervisor.start(self.postgres.process())
@@ -84,8 +84,9 @@ class Servers:
             await asyncio.sleep(0.05)
         self._admin = admin
         await roles.ensure(admin, self.postgres.passwords())
-        secret = self.home.secret(MIGRATOR_SECRET, password)
-        await migrate.up(self.postgres.dsn(roles.MIGRATOR), secret)
+        if migrated:
+            secret = self.home.secret(MIGRATOR_SECRET, password)
+            await migrate.up(self.postgres.dsn(roles.MIGRATOR), secret)
         await self.until_nats_answers()
 
     def _add_operator(self) -> None:
@@ -156,13 +157,13 @@ class Servers:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[Servers]:
-    """Starts the servers in a directory; stops them afterwards."""
+async def running(directory: Path, *, migrated: bool = True) -> AsyncIterator[Servers]:
+    """Starts the servers in a directory, with the schema or without; stops them afterwards."""
     home = Home(directory)
     home.prepare()
     servers = Servers(home)
     try:
-        await servers.start()
+        await servers.start(migrated=migrated)
         yield servers
     finally:
         await servers.stop()

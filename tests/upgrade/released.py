@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from servicekit.migrate import Migration
 from tools.release import RECORD
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,11 @@ def released() -> Release:
     """The newest release."""
     record: dict[str, Any] = json.loads(RECORD.read_text())
     return Release(**record)
+
+
+def name_of(migration: Migration) -> str:
+    """How a release records a migration."""
+    return f"{migration.schema}/{migration.version:04d}_{migration.name}"
 
 
 def unpack(directory: Path) -> Path:

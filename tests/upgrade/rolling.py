@@ -8,10 +8,12 @@ one is told to stop. That is what an orchestrator's service address does.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ import envoy
 from deploy import gateway
 from deploy.launcher import bootstrap, ports, probe, services, tls
 from deploy.launcher.home import password
+from deploy.launcher.postgres import MIGRATOR_SECRET
+from deploy.postgres import roles
 from servicekit.access import CONTEXTS
 from tests import servers as test_servers
 from tests.servers import Servers
@@ -55,6 +59,25 @@ class Product:
         self._gateway: asyncio.subprocess.Process | None = None
         self.port = free_port()
         self.stack: Stack
+
+    async def migrate(self, tree: Path) -> set[str]:
+        """Brings the schema to a release, with its command; answers what was applied."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{tree / 'libs'}:{tree}",
+            "EVERGREEN_MIGRATE_DATABASE_URL": self.servers.postgres.dsn(roles.MIGRATOR),
+            "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(self.home.secrets / MIGRATOR_SECRET),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "cli.entry", "migrate", "up", "--json"),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said, complaints = await process.communicate()
+        assert process.returncode == 0, complaints.decode()
+        applied = json.loads(said)["applied"]
+        return {f"{one['schema']}/{one['version']:04d}_{one['name']}" for one in applied}
 
     async def start(self, tree: Path) -> None:
         """Starts every service of a release, and the gateway."""
@@ -189,8 +212,8 @@ async def _eventually(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @asynccontextmanager
 async def product(directory: Path) -> AsyncIterator[Product]:
-    """PostgreSQL and NATS; the rest is started by the test."""
-    async with test_servers.running(directory) as servers:
+    """PostgreSQL and NATS, without a schema; the rest is started by the test."""
+    async with test_servers.running(directory, migrated=False) as servers:
         found = Product(servers)
         try:
             yield found

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.migrate import Migration, all_migrations
-from tests.upgrade.released import released
+from servicekit.migrate import all_migrations
+from tests.upgrade.released import name_of, released
 
 SQUAWK = Path(sys.executable).parent / "squawk"
 # The runner sets a lock timeout for every migration and tries again.
@@ -18,13 +18,9 @@ IN_THE_RUNNER = "require-lock-timeout,require-statement-timeout"
 SMALL_NUMBERS = "prefer-bigint-over-int"
 
 
-def _name(migration: Migration) -> str:
-    return f"{migration.schema}/{migration.version:04d}_{migration.name}"
-
-
 def test_what_was_released_is_not_changed() -> None:
     """Installations have applied it; a change has to be a migration of its own."""
-    now = {_name(m): m.checksum for m in all_migrations()}
+    now = {name_of(m): m.checksum for m in all_migrations()}
     promised = released().migrations
     assert {name: now.get(name) for name in promised} == promised
 
@@ -52,10 +48,10 @@ def check(sql: str, directory: Path, *, outside_transaction: bool = False) -> st
 def test_new_ones_do_not_stop_the_traffic(tmp_path: Path) -> None:
     """No lock that keeps the last release's services from their tables."""
     for migration in all_migrations():
-        if _name(migration) not in released().migrations:
+        if name_of(migration) not in released().migrations:
             outside = migration.outside_transaction
             found = check(migration.sql, tmp_path, outside_transaction=outside)
-            assert found == "", _name(migration)
+            assert found == "", name_of(migration)
 
 
 @pytest.mark.parametrize(

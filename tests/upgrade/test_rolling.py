@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from servicekit.access import CONTEXTS
+from servicekit.migrate import all_migrations
 from tests.agent import Agent
 from tests.e2e.load import Load
 from tests.e2e.world import Org, make_org, ok
 from tests.stack import PATIENCE, Stack, until
-from tests.upgrade.released import ROOT, unpack
+from tests.upgrade.released import ROOT, name_of, released, unpack
 from tests.upgrade.rolling import Product, product
 
 ORDER = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
@@ -32,6 +33,19 @@ def _an_admins_change(org: Org) -> None:
     ok(org.root.post("/api/enrollment-tokens", json={"orgId": org.id, "name": "Meanwhile"}))
 
 
+async def _migrate(running: Product, load: Load, org: Org) -> None:
+    """The last release serves meanwhile, and goes on with what it knew of the schema."""
+    before = load.calls
+    applied, _ = await asyncio.gather(
+        running.migrate(ROOT), asyncio.to_thread(_an_admins_change, org)
+    )
+    assert applied == {name_of(m) for m in all_migrations()} - set(released().migrations)
+    await asyncio.to_thread(_an_admins_change, org)
+    await asyncio.to_thread(
+        until, lambda: load.calls > before + 20, PATIENCE, "the load does not go on"
+    )
+
+
 async def _roll(running: Product, tree: Path, load: Load, org: Org) -> None:
     for context in ORDER:
         await running.replace(context, tree)
@@ -44,17 +58,24 @@ async def _roll(running: Product, tree: Path, load: Load, org: Org) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_every_service_is_replaced_and_back_without_a_failed_call(tmp_path: Path) -> None:
-    """No call of a device or an administrator fails, and nothing acknowledged is lost."""
+async def test_the_schema_and_every_service_are_replaced_without_a_failed_call(
+    tmp_path: Path,
+) -> None:
+    """No call of a device or an administrator fails, and nothing acknowledged is lost.
+
+    The schema goes forward only; the services there and back.
+    """
     assert set(ORDER) == set(CONTEXTS)
     last = unpack(tmp_path / "last")
     async with product(tmp_path / "home") as running:
+        assert await running.migrate(last) == set(released().migrations)
         await running.start(last)
         org, agents = await asyncio.to_thread(_school, running.stack)
         load = Load(agents)
         work = load.running()
         await asyncio.to_thread(work.__enter__)
         try:
+            await _migrate(running, load, org)
             await _roll(running, ROOT, load, org)
             await _roll(running, last, load, org)
         finally:
