@@ -96,3 +96,12 @@ def daemon() -> Iterator[Docker]:
         finally:
             process.terminate()
             process.wait(PATIENCE)
+            _unmount_below(directory)
+
+
+def _unmount_below(directory: Path) -> None:
+    """The daemon leaves a network namespace behind, as a mount."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed(places):
+        if Path(place).is_relative_to(directory):
+            subprocess.run(["umount", place], check=False)
