@@ -184,3 +184,27 @@ async def test_events_of_a_rare_type_are_on_the_first_page(kit: Kit) -> None:
             )
         assert [one.id for one in page.events] == [events[4].id, events[3].id]
         assert page.after is None
+
+
+async def test_tenants_without_rows_leave_their_share_to_the_others(kit: Kit) -> None:
+    """A page of many tenants reads on where one of them has nearly all."""
+    events = [
+        make_event(
+            event_id=str(number),
+            type_="app.installed",
+            occurred_at=START + timedelta(seconds=number),
+            payload=None,
+            value={"message": "wanted" if number < 50 else "no"},
+        )
+        for number in range(1_000)
+    ]
+    many = Scope((TENANTS[0], *(UUID(int=number) for number in range(1_000, 1_049))))
+    async with kit.database.transaction() as connection:
+        await reports.store_events(
+            connection, [(UUID(int=1), TENANTS[0], one) for one in events], (), now()
+        )
+    async with kit.database.transaction(many) as connection:
+        page = await event_store.list_events(
+            connection, many, EventFilter(search="wanted"), None, 10, 1_000
+        )
+    assert [one.id for one in page.events] == [one.id for one in events[49:39:-1]]

@@ -41,9 +41,29 @@ async def list_events(
     scan: int = SCAN,
 ) -> EventPage:
     """The next events of a scope, newest first."""
-    by_type = wanted.type and wanted.device_id is None
-    if by_type and scope.tenant_ids is None:
+    if _is_by_type(wanted) and scope.tenant_ids is None:
         scope = await _spelled_out(connection)
+    page, worth = await _walk(connection, scope, wanted, before, limit, scan)
+    left = limit - len(page.events)
+    if page.after is None or left == 0 or worth < 2 * scan:
+        return page
+    more, _ = await _walk(connection, scope, wanted, page.after, left, worth)
+    return EventPage(page.events + more.events, more.after)
+
+
+def _is_by_type(wanted: EventFilter) -> bool:
+    return bool(wanted.type) and wanted.device_id is None
+
+
+async def _walk(
+    connection: Connection,
+    scope: Scope,
+    wanted: EventFilter,
+    before: EventPosition | None,
+    limit: int,
+    scan: int,
+) -> tuple[EventPage, int]:
+    """The events that are wanted among the next ones; and what more reading is worth."""
     where = Where(scope)
     if wanted.device_id is not None:
         where.add("device_id = ?", wanted.device_id)
@@ -56,7 +76,7 @@ async def list_events(
     if before is not None:
         where.add("(occurred_at, id) < (?, ?)", before.occurred_at, before.id)
     # Of two conditions with an index each, the other one's would be read to its end.
-    if by_type and scope.tenant_ids is not None:
+    if _is_by_type(wanted) and scope.tenant_ids is not None:
         where.add("type = ?", wanted.type)
     elif wanted.severity and wanted.severity != "info":
         # As the indexes of trouble say it.
@@ -85,9 +105,11 @@ async def list_events(
         if row["wanted"]
     ]
     if len(found) > limit:
-        return EventPage(found[:limit], found[limit - 1].position)
-    last = rows[-1] if rows and rows[-1]["last"] else None
-    return EventPage(found, EventPosition(last["occurred_at"], last["id"]) if last else None)
+        return EventPage(found[:limit], found[limit - 1].position), 0
+    if not rows or not rows[-1]["last"]:
+        return EventPage(found, None), 0
+    last = rows[-1]
+    return EventPage(found, EventPosition(last["occurred_at"], last["id"])), last["worth"]
 
 
 async def _spelled_out(connection: Connection) -> Scope:

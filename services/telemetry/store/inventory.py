@@ -142,6 +142,24 @@ async def _walk(
     scan: int,
 ) -> DevicePage:
     """The devices that are wanted among the next ones of the list."""
+    page, worth = await _read(connection, scope, wanted, after, limit, online_since, scan)
+    left = limit - len(page.devices)
+    if page.after is None or left == 0 or worth < 2 * scan:
+        return page
+    more, _ = await _read(connection, scope, wanted, page.after, left, online_since, worth)
+    return DevicePage(page.devices + more.devices, more.after)
+
+
+async def _read(
+    connection: Connection,
+    scope: Scope,
+    wanted: DeviceFilter,
+    after: NamePosition | None,
+    limit: int,
+    online_since: datetime,
+    scan: int,
+) -> tuple[DevicePage, int]:
+    """As `_walk`, once; and what more reading is worth."""
     where = _wanted(scope, wanted, online_since)
     if after is not None:
         where.add("(name, id) > (?, ?)", after.name, after.id)
@@ -149,9 +167,11 @@ async def _walk(
     rows = await connection.fetch(sql, *where.parameters)
     found = [_summary(row) for row in rows if row["wanted"]]
     if len(found) > limit:
-        return DevicePage(found[:limit], found[limit - 1].position)
-    last = rows[-1] if rows and rows[-1]["last"] else None
-    return DevicePage(found, NamePosition(last["name"], last["id"]) if last else None)
+        return DevicePage(found[:limit], found[limit - 1].position), 0
+    if not rows or not rows[-1]["last"]:
+        return DevicePage(found, None), 0
+    last = rows[-1]
+    return DevicePage(found, NamePosition(last["name"], last["id"])), last["worth"]
 
 
 async def _among(

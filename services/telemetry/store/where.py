@@ -74,6 +74,8 @@ class Where:
         It reads about `scan` rows at most when there are filters. When it stops for that, it
         answers the `last` row up to which it has seen all, be it wanted or not, so that the next
         page can go on behind it. However rare what is looked for is, a page costs no more.
+        `worth` is how many rows to read then, if some tenants have had no use for their share of
+        them; else 0.
 
         Args:
             down: whether the greatest come first.
@@ -84,12 +86,12 @@ class Where:
             return self._page_of_tenants(columns, table, key, order, wanted, limit, scan, down)
         if not self._filters:
             return (
-                f"SELECT {columns}, true AS wanted, false AS last FROM {table} {self.sql}"
-                f" ORDER BY {order} LIMIT {self.parameter(limit)}"
+                f"SELECT {columns}, true AS wanted, false AS last, 0 AS worth FROM {table}"
+                f" {self.sql} ORDER BY {order} LIMIT {self.parameter(limit)}"
             )
         most = self.parameter(scan)
         return (
-            f"SELECT {columns}, wanted, place = {most} AS last FROM (SELECT {columns},"
+            f"SELECT {columns}, wanted, place = {most} AS last, 0 AS worth FROM (SELECT {columns},"
             f" {wanted} AS wanted, row_number() OVER (ORDER BY {order}) AS place"
             f" FROM {table} {self.sql} ORDER BY {order} LIMIT {most}) AS seen"
             f" WHERE wanted OR place = {most} ORDER BY {order} LIMIT {self.parameter(limit)}"
@@ -120,6 +122,11 @@ class Where:
         conditions = "".join(f" AND {condition}" for condition in self._conditions)
         place = "p_key DESC, p_id DESC" if down else "p_key, p_id"
         behind = ">=" if down else "<="
+        # Those with few rows leave the share of all to the others.
+        worth = (
+            f"coalesce({scan} / nullif((SELECT count(*) FROM seen WHERE place = {most}), 0), 0)"
+            f" * {len(self._tenants)} AS worth"
+        )
         return (
             "WITH seen AS MATERIALIZED (SELECT e.* FROM"
             f" unnest({tenants}::uuid[]) AS t (id) CROSS JOIN LATERAL (SELECT"
@@ -133,6 +140,7 @@ class Where:
             " AND (NOT EXISTS (SELECT FROM cut)"
             f" OR (p_key, p_id) {behind} (SELECT p_key, p_id FROM cut))"
             f" ORDER BY {place} LIMIT {self.parameter(limit)})"
-            f" SELECT {columns}, wanted, last FROM page JOIN {table} ON tenant_id = p_tenant"
+            " SELECT"
+            f" {columns}, wanted, last, {worth} FROM page JOIN {table} ON tenant_id = p_tenant"
             f" AND {key} = p_key AND id = p_id ORDER BY {order}"
         )
