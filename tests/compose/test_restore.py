@@ -168,7 +168,9 @@ def test_into_the_charts_pods(docker: Docker, fleet: Fleet, tmp_path: Path) -> N
         home = Home(tmp_path / "facts")
         _goes_on(fleet, attached(release.facts(home, f"https://localhost:{fleet.port}")))
 
-        # And the other way round: what the operator's pod writes can be restored.
+        # And the other way round, from a pod that has the new secrets.
+        operator = cluster.start("Deployment/ev-operator", 1)
+        operator.put("/tmp/passphrase", (fleet.directory / "passphrase").read_bytes())
         backup = operator.run(
             "evergreen", "backup", "create", "-o", "/tmp/tuesday.backup",
             "--passphrase-file", "/tmp/passphrase",
