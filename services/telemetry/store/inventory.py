@@ -117,7 +117,7 @@ async def list_devices(
     """
     if not search.is_indexed(wanted):
         return await _walk(connection, scope, wanted, after, limit, online_since, scan)
-    page = await _walk(connection, scope, wanted, after, limit, online_since, scan // 10 or 1)
+    page, _ = await _read(connection, scope, wanted, after, limit, online_since, scan // 10 or 1)
     # Mostly all that have the text are wanted, and the first try is enough.
     for most in (limit * 2, scan):
         left = limit - len(page.devices)
