@@ -1,8 +1,8 @@
 """Coalescing: calls in flight at the same moment share one database statement.
 
-A batch is whatever has gathered while the batch before was written; nothing waits for company,
-so the latency of a lone call does not grow. Under load tenants take turns: one that floods fills
-its own share of the queue and waits behind itself.
+A batch is whatever has gathered since the batch before began, which is at least a moment ago; a
+lone call is written at once. Under load tenants take turns: one that floods fills its own share of
+the queue and waits behind itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS: Final = 10.0
+BEAT_SECONDS: Final = 0.01
+"""So far apart batches begin at least, if they are not full: a statement and its commit cost more
+than the rows of a small batch."""
 _SHORTEST_DELAY: Final = 2.0
 _LONGEST_DELAY: Final = 60.0
 _SMOOTHING: Final = 0.2
@@ -49,6 +52,7 @@ class Batcher(Generic[Item, Result]):
             tenant gets all of it (`Shares`).
         weigh: the weight of an item, 1 when not given.
         tenant: whose item it is; all are one tenant's when not given.
+        beat: seconds between the beginnings of two batches, unless the second one is full.
         patience: seconds after which an item that still waits is refused: its caller is about to
             give up, and who came later can still be served in time.
         clock: seconds, for `patience`.
@@ -63,6 +67,7 @@ class Batcher(Generic[Item, Result]):
         max_waiting: int,
         weigh: Callable[[Item], int] = lambda item: 1,
         tenant: Callable[[Item], str] = lambda item: "",
+        beat: float = 0.0,
         patience: float = PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,12 +76,14 @@ class Batcher(Generic[Item, Result]):
         self._max_batch = max_batch
         self._weigh = weigh
         self._tenant = tenant
+        self._beat = beat
         self._patience = patience
         self._clock = clock
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._shares = Shares(max_waiting)
         self._seconds_per_weight = 0.0
         self._wake = asyncio.Event()
+        self._full_batch = asyncio.Event()
         self._closing = False
 
     def require_room(self, tenant: str) -> None:
@@ -108,6 +115,8 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.push(tenant, weight, _Waiting(item, tenant, self._clock(), future))
         self._wake.set()
+        if self._shares.taken >= self._max_batch:
+            self._full_batch.set()
         return await future
 
     async def run(self) -> None:
@@ -120,14 +129,25 @@ class Batcher(Generic[Item, Result]):
                     started = self._clock()
                     await self._write_batch(batch)
                     self._note_pace((self._clock() - started) / weight)
+                    await self._gather(started + self._beat)
             if self._closing:
                 return
             await self._wake.wait()
+
+    async def _gather(self, until: float) -> None:
+        """Lets company come for whoever comes next, until then or until a batch is full."""
+        left = until - self._clock()
+        if left > 0 and self._shares.taken < self._max_batch and not self._closing:
+            self._full_batch.clear()
+            timer = asyncio.get_running_loop().call_later(left, self._full_batch.set)
+            await self._full_batch.wait()
+            timer.cancel()
 
     def close(self) -> None:
         """Refuses new items; `run` returns when all that wait are written."""
         self._closing = True
         self._wake.set()
+        self._full_batch.set()
 
     def _full(self) -> DomainError:
         # Twice the time that all that waits takes, so that those refused find the queue short.

@@ -271,3 +271,22 @@ async def test_what_waits_is_written_after_a_restart() -> None:
     await asyncio.gather(first, return_exceptions=True)
     async with running(batcher):
         assert await asyncio.wait_for(task, 60) == 10
+
+
+async def test_batches_begin_a_beat_apart_unless_they_are_full() -> None:
+    """A lone call is written at once; company that comes soon after it shares one statement."""
+    writer = Writer()
+    batcher = Batcher("test", writer.write, max_batch=3, max_waiting=100, beat=3600)
+    async with running(batcher):
+        assert await batcher.submit(1) == 10
+        calls = []
+        for number in (2, 3, 4, 5):
+            calls.append(asyncio.create_task(batcher.submit(number)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        # The batch was full, and did not wait for its time; who came after it does.
+        assert await asyncio.gather(*calls[:3]) == [20, 30, 40]
+        assert not calls[3].done()
+    # Nobody waits for a batcher that closes.
+    assert await calls[3] == 50
+    assert writer.batches == [[1], [2, 3, 4], [5]]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from servicekit.batcher import Batcher
+from servicekit.batcher import BEAT_SECONDS, Batcher
 from servicekit.call import Caller
 from servicekit.errors import exhausted
 from servicekit.fair import Queues, Shares, Turns
@@ -96,6 +96,7 @@ class Reports:
             max_waiting=settings.waiting_states,
             weigh=_weigh_state,
             tenant=_tenant,
+            beat=BEAT_SECONDS,
         )
         self.events: Batcher[_Piece, int] = Batcher(
             "events",
@@ -104,6 +105,7 @@ class Reports:
             max_waiting=settings.waiting_events,
             weigh=lambda piece: piece.weight,
             tenant=_tenant,
+            beat=BEAT_SECONDS,
         )
 
     async def report_state(self, caller: Caller, state: State) -> None:
