@@ -139,7 +139,7 @@ class Product:
         """Waits until it rests, at most so long: events published, reports written, feeds read."""
         end = time.monotonic() + limit
         before = self._spent()
-        # Feeds are read once a second, at the latest.
+        # Feeds tell within a second.
         pause = 1.5
         while time.monotonic() < end:
             await asyncio.sleep(pause)
