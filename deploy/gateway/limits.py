@@ -91,8 +91,10 @@ class Limits:
     """Verified tokens kept per worker and kind (6.7 kB each); less than are active costs time."""
     counted_callers: int = 50_000
     """Callers whose rate is remembered, per limit; the least recent are forgotten."""
-    device: Rate = Rate(burst=120, per_second=2)
-    """Calls of one device."""
+    device: Rate = Rate(burst=20_000, per_second=50)
+    """Calls of one device. A released agent that was cut off tells all its states, a call each, as
+    fast as they are answered, and begins with the first again when one is refused: whoever was
+    never let through the whole of a weekend would try for ever. These are ten weeks of states."""
     tenant: Rate = Rate(burst=16_000, per_second=8_000)
     """Calls of all devices of one organisation."""
     user: Rate = Rate(burst=300, per_second=20)
