@@ -22,7 +22,7 @@ class TelemetrySettings(ServiceSettings):
         description="States that wait to be written; further ones are refused with a delay.",
     )
     emptied_queues: int = Field(
-        default=640,
+        default=480,
         ge=1,
         description="Devices that empty their queues of states at the same time; further ones are"
         " refused with a delay.",
