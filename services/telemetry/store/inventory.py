@@ -118,7 +118,7 @@ async def list_devices(
     if not search.is_indexed(wanted):
         return await _walk(connection, scope, wanted, after, limit, online_since, scan)
     page, _ = await _read(connection, scope, wanted, after, limit, online_since, scan // 10 or 1)
-    # Mostly all that have the text are wanted, and the first try is enough.
+    # Mostly all that the index finds are wanted, and the first try is enough.
     for most in (limit * 2, scan):
         left = limit - len(page.devices)
         if page.after is None or left == 0:
@@ -126,8 +126,8 @@ async def list_devices(
         found = await search.find(connection, scope, wanted, page.after, most, scan)
         if found is None:
             more = await _walk(connection, scope, wanted, page.after, left, online_since, scan)
-        else:
-            more = await _among(connection, scope, wanted, page.after, left, online_since, found)
+            return DevicePage(page.devices + more.devices, more.after)
+        more = await _among(connection, scope, wanted, page.after, left, online_since, found)
         page = DevicePage(page.devices + more.devices, more.after)
     return page
 
