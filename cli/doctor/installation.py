@@ -143,7 +143,9 @@ def _services(dsn: str, secrets: Path) -> list[Login]:
     url = urlsplit(dsn)
     return [
         Login(
-            url._replace(netloc=f"{roles.service_role(c)}@{url.netloc.rpartition('@')[2]}").geturl(),
+            url._replace(
+                netloc=f"{roles.service_role(c)}@{url.netloc.rpartition('@')[2]}"
+            ).geturl(),
             read_secret(secrets / f"postgres_{c}"),
             c,
         )
