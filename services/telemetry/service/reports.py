@@ -128,15 +128,12 @@ class Reports:
             raise exhausted(
                 "TOO_MANY_QUEUES", "many devices catch up at once; send it later", retry_after=4
             )
-        stored = False
         try:
             await self.states.submit(report)
-            stored = True
-        finally:
-            if stored:
-                self._queues.pause(caller.tenant_id, caller.id, time.monotonic())
-            else:
-                self._queues.leave(caller.tenant_id)
+        except BaseException:
+            self._queues.leave(caller.tenant_id)
+            raise
+        self._queues.pause(caller.tenant_id, caller.id, time.monotonic())
 
     async def report_events(
         self, caller: Caller, size: int, read: Iterator[list[ReadEvent]]
