@@ -18,6 +18,7 @@ from services.telemetry.domain.views import DeviceFilter, EventFilter, EventPosi
 from services.telemetry.store import events as event_store
 from services.telemetry.store import inventory as device_store
 from services.telemetry.store import reports
+from services.telemetry.store.query import DeviceQuery
 from tests.conftest import MakeKit
 
 TENANTS = [UUID(int=number) for number in range(1, 6)]
@@ -45,7 +46,7 @@ async def every_device(kit: Kit, scope: Scope, wanted: DeviceFilter, scan: int) 
     while True:
         async with kit.database.transaction(scope) as connection:
             page = await device_store.list_devices(
-                connection, scope, wanted, position, 3, START, scan
+                connection, DeviceQuery(scope, wanted, position, 3, START, scan)
             )
         assert len(page.devices) <= 3
         found += [device.id for device in page.devices]

@@ -18,6 +18,7 @@ from servicekit.postgres import SYSTEM, Scope
 from services.telemetry.domain.state import State, StateReport
 from services.telemetry.domain.views import DeviceFilter, NamePosition, RegisteredDevice
 from services.telemetry.store import inventory, reports
+from services.telemetry.store.query import DeviceQuery
 from tests.conftest import MakeKit
 from tests.servers import TestDatabase
 
@@ -60,7 +61,8 @@ async def test_the_index_follows_the_registry(make_kit: MakeKit) -> None:
     async with kit.database.transaction() as connection:
         while True:
             page = await inventory.list_devices(
-                connection, SYSTEM, DeviceFilter(search="lab-02"), position, 4, MOMENT, 1
+                connection,
+                DeviceQuery(SYSTEM, DeviceFilter(search="lab-02"), position, 4, MOMENT, 1),
             )
             found += [one.name for one in page.devices]
             position = page.after
@@ -79,7 +81,7 @@ async def test_a_frequent_text_is_left_to_the_list(make_kit: MakeKit) -> None:
         )
         assert [row["id"] for row in rows] == [None]
         page = await inventory.list_devices(
-            connection, SYSTEM, DeviceFilter(search="lab"), None, 5, MOMENT, 2
+            connection, DeviceQuery(SYSTEM, DeviceFilter(search="lab"), None, 5, MOMENT, 2)
         )
     assert page.devices
     assert page.after is not None
@@ -147,16 +149,10 @@ async def test_the_few_that_are_retired_are_on_the_first_page(make_kit: MakeKit)
     )
     await store(kit, retired)
     for scope in (SYSTEM, Scope((HERE,)), Scope((HERE, THERE))):
+        wanted = DeviceFilter(status="decommissioned")
+        query = DeviceQuery(scope, wanted, None, 5, MOMENT - timedelta(days=1), 1)
         async with kit.database.transaction(scope) as connection:
-            page = await inventory.list_devices(
-                connection,
-                scope,
-                DeviceFilter(status="decommissioned"),
-                None,
-                5,
-                MOMENT - timedelta(days=1),
-                1,
-            )
+            page = await inventory.list_devices(connection, query)
         assert [one.id for one in page.devices] == [retired.id]
         assert page.after is None
 
@@ -178,16 +174,10 @@ async def test_the_few_that_have_not_called_for_long_are_on_the_first_page(
         )
     for scope in (SYSTEM, Scope((HERE,)), Scope((HERE, THERE))):
         for text in ("", "lab-0"):
+            wanted = DeviceFilter(search=text, seen_before=MOMENT - timedelta(days=30))
+            query = DeviceQuery(scope, wanted, None, 5, MOMENT, 10)
             async with kit.database.transaction(scope) as connection:
-                page = await inventory.list_devices(
-                    connection,
-                    scope,
-                    DeviceFilter(search=text, seen_before=MOMENT - timedelta(days=30)),
-                    None,
-                    5,
-                    MOMENT,
-                    10,
-                )
+                page = await inventory.list_devices(connection, query)
             assert [one.name for one in page.devices] == ["LAB-057", "LAB-058", "LAB-059"]
             assert page.after is None
 

@@ -23,6 +23,7 @@ from services.telemetry.domain.views import (
 from services.telemetry.service.inventory import Inventory
 from services.telemetry.store import events as event_store
 from services.telemetry.store import inventory as device_store
+from services.telemetry.store.query import DeviceQuery
 
 EXPORT_PAGE: Final = 500
 _RETRY_AFTER: Final = 30.0
@@ -105,7 +106,7 @@ class Exports:
             while True:
                 async with self._database.transaction(scope) as connection:
                     page = await device_store.list_devices(
-                        connection, scope, wanted, position, EXPORT_PAGE, since
+                        connection, DeviceQuery(scope, wanted, position, EXPORT_PAGE, since)
                     )
                 if page.devices or not begun:
                     yield page.devices

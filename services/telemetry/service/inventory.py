@@ -33,6 +33,7 @@ from services.telemetry.domain.views import (
 )
 from services.telemetry.store import events as event_store
 from services.telemetry.store import inventory as store
+from services.telemetry.store.query import DeviceQuery
 
 log = logs.get(__name__)
 
@@ -103,7 +104,7 @@ class Inventory:
         await self.refresh()
         async with self._database.transaction(scope) as connection:
             return await store.list_devices(
-                connection, scope, wanted, after, limit, self.online_since()
+                connection, DeviceQuery(scope, wanted, after, limit, self.online_since())
             )
 
     async def get_device(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -15,13 +14,13 @@ from services.telemetry.domain.views import (
     HIDDEN,
     AppliedVersion,
     DeviceDetail,
-    DeviceFilter,
     DevicePage,
     DeviceSummary,
     NamePosition,
     RegisteredDevice,
 )
 from services.telemetry.store import search
+from services.telemetry.store.query import DeviceQuery
 from services.telemetry.store.where import Where
 
 _SUMMARY: Final = (
@@ -97,119 +96,85 @@ async def store_applied(connection: Connection, versions: Sequence[AppliedVersio
     )
 
 
-SCAN: Final = 10_000
-"""Devices that a page reads at most when it looks for something that no index finds."""
+async def list_devices(connection: Connection, query: DeviceQuery) -> DevicePage:
+    """One page of the fleet's list.
 
-
-async def list_devices(
-    connection: Connection,
-    scope: Scope,
-    wanted: DeviceFilter,
-    after: NamePosition | None,
-    limit: int,
-    online_since: datetime,
-    scan: int = SCAN,
-) -> DevicePage:
-    """The next devices of a scope, by name.
-
-    The first ones of the list are read, which finds what is frequent. If that is not enough for a
-    page, an index finds what is rare.
+    The first devices of the list are read, which finds what is frequent. If that is not enough for
+    a page, an index finds what is rare.
     """
-    if not search.is_indexed(wanted):
-        return await _walk(connection, scope, wanted, after, limit, online_since, scan)
-    page, _ = await _read(connection, scope, wanted, after, limit, online_since, scan // 10 or 1)
+    if not search.is_indexed(query.wanted):
+        return await _walk(connection, query)
+    page, _ = await _read(connection, query, query.scan // 10 or 1)
     # Mostly all that the index finds are wanted, and the first try is enough.
-    for most in (limit * 2, scan):
-        left = limit - len(page.devices)
-        if page.after is None or left == 0:
+    for most in (query.limit * 2, query.scan):
+        if query.is_answered(page):
             break
-        found = await search.find(connection, scope, wanted, page.after, most, scan)
+        rest = query.rest(page)
+        found = await search.find(connection, rest, most)
         if found is None:
-            more = await _walk(connection, scope, wanted, page.after, left, online_since, scan)
-            return DevicePage(page.devices + more.devices, more.after)
-        more = await _among(connection, scope, wanted, page.after, left, online_since, found)
-        page = DevicePage(page.devices + more.devices, more.after)
+            return _joined(page, await _walk(connection, rest))
+        page = _joined(page, await _among(connection, rest, found))
     return page
 
 
-async def _walk(
-    connection: Connection,
-    scope: Scope,
-    wanted: DeviceFilter,
-    after: NamePosition | None,
-    limit: int,
-    online_since: datetime,
-    scan: int,
-) -> DevicePage:
+async def _walk(connection: Connection, query: DeviceQuery) -> DevicePage:
     """The devices that are wanted among the next ones of the list."""
-    page, worth = await _read(connection, scope, wanted, after, limit, online_since, scan)
-    left = limit - len(page.devices)
-    if page.after is None or left == 0 or worth < 2 * scan:
+    page, worth = await _read(connection, query, query.scan)
+    if query.is_answered(page) or worth < 2 * query.scan:
         return page
-    more, _ = await _read(connection, scope, wanted, page.after, left, online_since, worth)
-    return DevicePage(page.devices + more.devices, more.after)
+    more, _ = await _read(connection, query.rest(page), worth)
+    return _joined(page, more)
 
 
-async def _read(
-    connection: Connection,
-    scope: Scope,
-    wanted: DeviceFilter,
-    after: NamePosition | None,
-    limit: int,
-    online_since: datetime,
-    scan: int,
-) -> tuple[DevicePage, int]:
-    """As `_walk`, once; and what more reading is worth."""
-    where = _wanted(scope, wanted, online_since)
-    if after is not None:
-        where.add("(name, id) > (?, ?)", after.name, after.id)
-    sql = where.page(_SUMMARY, "telemetry.device", "name", limit + 1, scan, down=False)
+async def _read(connection: Connection, query: DeviceQuery, scan: int) -> tuple[DevicePage, int]:
+    """As `_walk`, once and among `scan` devices; and what more reading is worth."""
+    where = _wanted(query)
+    sql = where.page(_SUMMARY, "telemetry.device", "name", query.limit + 1, scan, down=False)
     rows = await connection.fetch(sql, *where.parameters)
     found = [_summary(row) for row in rows if row["wanted"]]
-    if len(found) > limit:
-        return DevicePage(found[:limit], found[limit - 1].position), 0
+    if len(found) > query.limit:
+        return _full(found, query.limit), 0
     if not rows or not rows[-1]["last"]:
         return DevicePage(found, None), 0
     last = rows[-1]
     return DevicePage(found, NamePosition(last["name"], last["id"])), last["worth"]
 
 
-async def _among(
-    connection: Connection,
-    scope: Scope,
-    wanted: DeviceFilter,
-    after: NamePosition,
-    limit: int,
-    online_since: datetime,
-    some: search.Found,
-) -> DevicePage:
+async def _among(connection: Connection, query: DeviceQuery, some: search.Found) -> DevicePage:
     """The devices that are wanted among some of them."""
-    where = _wanted(scope, wanted, online_since)
+    where = _wanted(query)
     where.add("id = ANY (?)", some.ids)
-    where.add("(name, id) > (?, ?)", after.name, after.id)
     rows = await connection.fetch(
         f"SELECT {_SUMMARY} FROM telemetry.device {where.sql_with_filters}"
-        f" ORDER BY name, id LIMIT {where.parameter(limit + 1)}",
+        f" ORDER BY name, id LIMIT {where.parameter(query.limit + 1)}",
         *where.parameters,
     )
     found = [_summary(row) for row in rows]
-    if len(found) > limit:
-        return DevicePage(found[:limit], found[limit - 1].position)
-    return DevicePage(found, some.last)
+    return _full(found, query.limit) if len(found) > query.limit else DevicePage(found, some.last)
 
 
-def _wanted(scope: Scope, wanted: DeviceFilter, online_since: datetime) -> Where:
-    """The devices of a scope that a filter lets through."""
-    where = _fleet(scope)
+def _full(found: list[DeviceSummary], limit: int) -> DevicePage:
+    return DevicePage(found[:limit], found[limit - 1].position)
+
+
+def _joined(page: DevicePage, more: DevicePage) -> DevicePage:
+    return DevicePage(page.devices + more.devices, more.after)
+
+
+def _wanted(query: DeviceQuery) -> Where:
+    """The devices that a query's filter lets through, behind its position."""
+    wanted, where = query.wanted, _fleet(query.scope)
+    if query.after is not None:
+        where.add("(name, id) > (?, ?)", query.after.name, query.after.id)
     # As the indexes of those that are retired, and of those that are not well, say it.
     if wanted.status == DECOMMISSIONED:
         where.add("registry_status = 'decommissioned'")
     elif wanted.status:
         where.filter("registry_status <> ?", DECOMMISSIONED)
         if wanted.status == "online":
-            where.filter("coalesce(contact_at >= ?, false)", online_since)
+            where.filter("coalesce(contact_at >= ?, false)", query.online_since)
         else:
-            where.filter("coalesce(contact_at < ?, true)", online_since)
+            where.filter("coalesce(contact_at < ?, true)", query.online_since)
     if wanted.health == "healthy":
         where.filter("health = ?", wanted.health)
     elif wanted.health:
