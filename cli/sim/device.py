@@ -17,8 +17,10 @@ POLL: Final = 0
 STATE: Final = 1
 EVENTS: Final = 2
 ENROLL: Final = 3
-KINDS: Final = ("poll", "state", "events", "enroll")
-"""The names of the kinds of calls, by their number."""
+QUEUED_STATE: Final = 4
+KINDS: Final = ("poll", "state", "events", "enroll", "queued state")
+"""The names of the kinds of calls, by their number. A state with others behind it in its device's
+queue is called like any other, and counted by itself: it tells how the device was once."""
 PATHS: Final = (
     b"/api/v1/devices/policy",
     b"/api/v1/devices/state",
@@ -103,6 +105,11 @@ class Device:
         new = tuple(range(first_ns, first_ns + count * 7001, 7001))
         self._last_event = new[-1]
         self.events = (*self.events, *new) if self.events else new
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the next state call tells of the past, for later states wait behind it."""
+        return self._state_at + 1 < len(self.states)
 
     def state(self) -> bytes:
         """The body of the next state call; the queue is not empty."""

@@ -77,7 +77,8 @@ class _Pool:
         self.known = known
         """Lanes that have had a connection made for them; `None` when that does not matter."""
         self.opened = 0
-        self.idle: list[_Connection] = []
+        self.idle: dict[_Connection, None] = {}
+        """In the order in which they became so."""
         self.waiting: deque[_Call] = deque()
 
     def begin(self, call: _Call, lane: int) -> None:
@@ -89,14 +90,16 @@ class _Pool:
                 return
             if self.idle:
                 # The one that has been idle for longest; when it is gone, a new one is opened.
-                self.idle.pop(0).abort()
+                oldest = next(iter(self.idle))
+                del self.idle[oldest]
+                oldest.abort()
                 self.waiting.append(call)
                 return
         self.send(call)
 
     def send(self, call: _Call) -> None:
         if self.idle:
-            self.idle.pop().send(call)
+            self.idle.popitem()[0].send(call)
         elif self.opened < self.limit:
             self._open(call)
         else:
@@ -129,13 +132,13 @@ class _Pool:
             if call.done is not None:
                 connection.send(call)
                 return
-        self.idle.append(connection)
+        self.idle[connection] = None
 
     def gone(self, connection: _Connection | None) -> None:
         """Forgets a connection; a call that waits gets a new one."""
         self.opened -= 1
-        if connection in self.idle:
-            self.idle.remove(connection)
+        if connection is not None:
+            self.idle.pop(connection, None)
         while self.waiting and self.opened < self.limit and not self.client.closed:
             call = self.waiting.popleft()
             if call.done is not None:

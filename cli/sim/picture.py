@@ -15,12 +15,14 @@ _COLOURS: Final = {
     "state": "#e08a1e",
     "events": "#2f9e6b",
     "enroll": "#8e5bb5",
+    "queued state": "#b9906a",
 }
 _NAMES: Final = {
     "poll": "policy polls",
     "state": "state reports",
     "events": "event batches",
     "enroll": "enrollments",
+    "queued state": "states of a queue",
 }
 _INK: Final = "#24303a"
 _SOFT: Final = "#7b8894"

@@ -33,13 +33,13 @@ from typing import Any, Final
 import uvloop
 
 from cli.sim import Client, Target
-from cli.sim.device import EVENTS, KINDS, Device
+from cli.sim.device import EVENTS, KINDS, QUEUED_STATE, Device
 from cli.sim.run import run
 from cli.sim.schedule import Rhythm
 from cli.sim.stats import Point, Stats
 from cli.sim.traffic import FLEET_MIX, FleetTraffic, SaturatingTraffic
 from tests.load import product
-from tests.load.cpu import part_of
+from tests.load.cpu import Usage, part_of, usage
 from tests.load.facts import facts
 from tests.load.fleet import Fleet, device_id
 from tests.load.product import Product
@@ -71,11 +71,13 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     stack = started.stack
     target = Target.of(stack.url, stack.ca_file)
     seen: list[Point] = []
+    spent = _Spent(started)
 
     def each_second(point: Point) -> None:
         seen.append(point)
         if len(seen) % _SHOWN_EVERY == 0:
             report.say(_line(seen[-_SHOWN_EVERY:]))
+            report.say(f"        processors: {spent.since_last()}")
 
     # The agents check the certificate on machines of their own, and wait for no processor of ours.
     target = target._replace(tls=ssl._create_unverified_context())
@@ -217,13 +219,16 @@ def memory(started: Product) -> dict[str, float]:
 
 
 def _well_again(points: Sequence[Point]) -> float | None:
-    """From when on every second was served in time; `None` when the last was not."""
+    """From when on every second was served in time; `None` when the last was not.
+
+    A device may be told to come later with its queue, but with nothing that is of the moment.
+    """
     since: float | None = None
     for point in points:
         parts = [part for part in point.parts.values() if part.calls or part.failures]
         # A few calls in one second are no percentile.
         slow = any(part.calls >= 20 and part.p99 / 1e6 > ENOUGH for part in parts)
-        if slow or any(part.failures for part in parts):
+        if slow or any(part.failures for kind, part in point.parts.items() if kind != QUEUED_STATE):
             since = None
         elif since is None:
             since = point.second
@@ -243,6 +248,26 @@ def _line(points: Sequence[Point]) -> str:
         f"{last.second:5.0f} s  in flight {last.in_flight:6d}  lag {last.lag * 1000:5.0f} ms  "
         + ", ".join(texts)
     )
+
+
+class _Spent:
+    """How many processors each part keeps busy."""
+
+    def __init__(self, started: Product) -> None:
+        self._started = started
+        self._at, self._usage = time.monotonic(), self._now()
+
+    def _now(self) -> Usage:
+        found = usage(self._started.processes(), lambda command: part_of(command).split("/", 1)[0])
+        return Usage({**found.seconds, "simulator": time.process_time()})
+
+    def since_last(self) -> str:
+        """What was used since the last time, largest first."""
+        at, now = time.monotonic(), self._now()
+        spent = now.since(self._usage).seconds
+        seconds, self._at, self._usage = at - self._at, at, now
+        busy = sorted(((used / seconds, name) for name, used in spent.items()), reverse=True)
+        return ", ".join(f"{name} {share:.2f}" for share, name in busy if share >= 0.01)
 
 
 def _figures(stats: Stats) -> str:
