@@ -22,7 +22,7 @@ test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
 	@exec $(BIN)/python -m pytest
 
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
-	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose
+	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/integration/test_integrators_cluster.py
 
 bench: .venv/.installed ## Measure what calls cost, against a floor; BENCH=quick or BENCH=full
 	@exec $(BIN)/python -m tests.load $(BENCH)

@@ -76,12 +76,14 @@ async def _delete(stream: str, url: str, password: str, ca_file: Path | None) ->
     import nats.errors  # noqa: PLC0415
     import nats.js.errors  # noqa: PLC0415
 
+    from servicekit.messaging import servers_of  # noqa: PLC0415
+
     async def quiet(_: Exception) -> None:
         """What failed is raised, too."""
 
     try:
         client = await nats.connect(
-            url,
+            servers_of(url),
             user="operator",
             password=password,
             inbox_prefix="_INBOX_operator",

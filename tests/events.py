@@ -70,7 +70,7 @@ class Reader:
             if client.is_closed:
                 client = await self._connect()
             # The consumer is there a moment after the credential.
-            with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
+            with contextlib.suppress(TimeoutError, nats.errors.Error, nats.js.errors.Error):
                 jetstream = client.jetstream(domain=DOMAIN)
                 subscription = await jetstream.pull_subscribe_bind(self.user, self.stream)
                 for message in await subscription.fetch(100, timeout=0.5):

@@ -15,6 +15,7 @@ import nats
 import nats.errors
 
 from cli.doctor.finding import Finding, warning
+from servicekit.messaging import servers_of
 from servicekit.streams import EVENTS
 
 _TIMEOUT: Final = 5.0
@@ -66,7 +67,7 @@ async def _log_in(server: Server) -> list[Finding]:
     try:
         client = await asyncio.wait_for(
             nats.connect(
-                server.url,
+                servers_of(server.url),
                 user=server.user or None,
                 password=server.password or None,
                 tls=_trusting(server.ca_file),

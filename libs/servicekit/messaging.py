@@ -13,7 +13,6 @@ from typing import Final, Protocol
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
@@ -66,7 +65,7 @@ class Messaging:
         async with self._lock:
             if self._client is None or self._client.is_closed:
                 self._client = await nats.connect(
-                    self._settings.nats_url,
+                    servers_of(self._settings.nats_url),
                     tls=trust(self._settings),
                     user=self._settings.nats_user or None,
                     password=read_secret(self._settings.nats_password_file) or None,
@@ -278,7 +277,7 @@ class Messaging:
             while True:
                 try:
                     messages = await subscription.fetch(batch, timeout=5)
-                except NatsTimeout:
+                except TimeoutError:
                     # Nothing new, or the stream is gone; the latter raises here.
                     await jetstream.consumer_info(EVENTS.name, durable)
                     outage.worked()
@@ -295,6 +294,11 @@ class Messaging:
                 outage.worked()
         finally:
             await subscription.unsubscribe()
+
+
+def servers_of(url: str) -> list[str]:
+    """The servers of a cluster, of which any will do; there are commas between them."""
+    return url.split(",")
 
 
 def trust(settings: ServiceSettings) -> ssl.SSLContext | None:

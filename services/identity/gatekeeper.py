@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge
 from servicekit import logs
 from servicekit.ids import Clock
 from servicekit.logs import Repeated, brief
-from servicekit.messaging import Messaging, trust
+from servicekit.messaging import Messaging, servers_of, trust
 from servicekit.settings import read_secret
 from servicekit.streams import STREAMS, Stream
 from services.identity.nats_tokens import NatsSigner, read_request
@@ -119,7 +119,7 @@ class Gatekeeper:
             await self._answer(credentials, message)
 
         client = await nats.connect(
-            settings.nats_url,
+            servers_of(settings.nats_url),
             tls=trust(settings),
             user=USER,
             password=read_secret(settings.nats_gatekeeper_password_file),

@@ -6,13 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import nats.js.errors
-from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from deploy.launcher.home import password
@@ -88,11 +87,11 @@ async def _audit(connection: asyncpg.Connection[Any], promises: Promises) -> lis
             )
             await asyncio.sleep(0.5)
     rows = await connection.fetch(
-        "SELECT resource FROM audit.entry WHERE action = 'enrollment.token_created'"
+        "SELECT action, resource, count(*) AS times FROM audit.entry GROUP BY action, resource"
     )
-    logged = {row["resource"] for row in rows}
-    lost = [i for i in promises.tokens if f"enrollment-tokens/{i}" not in logged]
-    return [f"{len(lost)} acknowledged actions are not in the audit log"] if lost else []
+    logged = Counter({(row["action"], row["resource"]): row["times"] for row in rows})
+    lost = (promises.actions - logged).total()
+    return [f"{lost} acknowledged actions are not in the audit log"] if lost else []
 
 
 async def _streams(product: Product, connection: asyncpg.Connection[Any]) -> list[str]:
@@ -130,7 +129,7 @@ async def _on_streams(product: Product) -> tuple[set[tuple[str, str]], set[UUID]
             while seen < stream.state.messages:
                 try:
                     messages = await subscription.fetch(500, timeout=5)
-                except (NatsTimeout, nats.js.errors.NotFoundError):
+                except (TimeoutError, nats.js.errors.NotFoundError):
                     break
                 seen += len(messages)
                 for message in messages:

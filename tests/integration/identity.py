@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +22,7 @@ from services.identity.__main__ import build
 from services.identity.settings import IdentitySettings
 from tests import callers
 from tests.conftest import MakeKit, ServeService
-from tests.servers import Servers, TestDatabase
+from tests.servers import TestDatabase
 
 OWNER = "owner@school.example"
 PASSWORD = "a long enough password"
@@ -97,18 +99,19 @@ def refused(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> dict[str, Any]
     return body
 
 
-@pytest_asyncio.fixture
-async def identity(
-    make_kit: MakeKit,
-    serve: ServeService,
-    servers: Servers,
-    database: TestDatabase,
-    tmp_path: Any,
+@asynccontextmanager
+async def running(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase, directory: Path, **more: object
 ) -> AsyncIterator[Identity]:
-    secret = tmp_path / "password"
+    """Starts the service with further settings, with the first Owner in it."""
+    secret = directory / "password"
     secret.write_text(PASSWORD + "\n")
     kit = await make_kit(
-        "identity", IdentitySettings, admin_email=OWNER.upper(), admin_password_file=secret
+        "identity",
+        IdentitySettings,
+        admin_email=OWNER.upper(),
+        admin_password_file=secret,
+        **more,
     )
     await serve(kit, build)
     await kit.tenants.follower.refresh()
@@ -125,3 +128,11 @@ async def identity(
             rpc.TokenKeyServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
         )
+
+
+@pytest_asyncio.fixture
+async def identity(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase, tmp_path: Path
+) -> AsyncIterator[Identity]:
+    async with running(make_kit, serve, database, tmp_path) as found:
+        yield found

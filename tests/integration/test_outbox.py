@@ -68,7 +68,7 @@ async def received(
                 config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL),
             )
             messages = await subscription.fetch(1000, timeout=0.5)
-        except (nats.errors.TimeoutError, nats.js.errors.NotFoundError):
+        except (TimeoutError, nats.js.errors.NotFoundError):
             messages = []
         ids = [json.loads(m.data)["id"] for m in messages]
         if len(ids) >= count or asyncio.get_running_loop().time() > end:

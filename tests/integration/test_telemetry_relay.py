@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
@@ -184,7 +183,7 @@ async def received(jetstream: JetStreamContext, tenant: UUID, count: int) -> lis
     async with asyncio.timeout(PATIENCE):
         while True:
             messages: list[dict[str, Any]] = []
-            with contextlib.suppress(NatsTimeout, NotFoundError):
+            with contextlib.suppress(TimeoutError, NotFoundError):
                 subscription = await jetstream.pull_subscribe(
                     f"evergreen.v1.{tenant}.>",
                     stream=TELEMETRY.name,

@@ -98,8 +98,17 @@ postgresql://{{ $role }}@{{ include "evergreen.databaseHost" $root }}:{{ $root.V
 {{- if or .Values.database.bundled (not .Values.database.caSecret) }}/run/evergreen/ca.crt{{ else }}/etc/evergreen/database/ca.crt{{ end -}}
 {{- end }}
 
+{{/* All servers of a cluster: a name for all of them may lead to one that is down, again and again. */}}
 {{- define "evergreen.natsUrl" -}}
-{{- if .Values.nats.bundled }}tls://{{ include "evergreen.name" . }}-nats:4222{{ else }}{{ required "nats.url is needed when nats.bundled is false" .Values.nats.url }}{{ end -}}
+{{- if not .Values.nats.bundled }}{{ required "nats.url is needed when nats.bundled is false" .Values.nats.url }}
+{{- else if eq (include "evergreen.natsReplicas" .) "1" }}tls://{{ include "evergreen.name" . }}-nats:4222
+{{- else }}tls://{{ include "evergreen.natsHosts" . | replace "," ":4222,tls://" }}:4222{{ end -}}
+{{- end }}
+
+{{/* The servers of a cluster, with commas between them. */}}
+{{- define "evergreen.natsHosts" -}}
+{{- $name := include "evergreen.name" . }}
+{{- range $n := until (int (include "evergreen.natsReplicas" .)) }}{{ if $n }},{{ end }}{{ printf "%s-nats-%d.%s-nats.%s.svc" $name $n $name $.Release.Namespace }}{{ end -}}
 {{- end }}
 
 {{- define "evergreen.natsCa" -}}
