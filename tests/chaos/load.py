@@ -15,14 +15,17 @@ import httpx
 
 from cli.sim.bodies import enroll_body
 from cli.sim.device import EVENTS, PATHS, POLL, STATE, Device
-from cli.sim.http import Answer, Client, Target
+from cli.sim.http import Answer, Client
 from cli.sim.journal import Ledger
+from cli.sim.target import Target
 from tests.e2e.world import Org, make_org
 from tests.stack import Stack
 
 MAY_PASS = frozenset({0, 429, 502, 503, 504})
 """What a caller may see of a fault: no answer, or one that says "later"."""
 _BATCH = 5
+_PUBLISHED_EVERY = 10
+"""The administrator's actions from one new version of the policy to the next."""
 
 
 @dataclass
@@ -32,8 +35,8 @@ class Promises:
     ledger: Ledger = field(default_factory=Ledger)
     noted: dict[str, set[int]] = field(default_factory=dict)
     """All events of a device, acknowledged or not."""
-    tokens: list[str] = field(default_factory=list)
-    """Ids of the enrollment tokens that the administrator was told of."""
+    actions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What the administrator did (`enrollment.token_created`, …), and to which resource."""
     calls: Counter[str] = field(default_factory=Counter)
     defects: list[str] = field(default_factory=list)
     """Answers that no fault excuses."""
@@ -58,6 +61,7 @@ class Load:
         self._stop = asyncio.Event()
         self._client: Client
         self._devices: list[Device] = []
+        self._policy_id: str
         self.org: Org
         self.promises = Promises()
         self.answered = 0
@@ -80,7 +84,7 @@ class Load:
 
     def _make_org(self) -> tuple[Org, str]:
         org = make_org(self._stack, self._stack.client(self._stack.login()["token"]))
-        org.publish()
+        self._policy_id = org.publish()["id"]
         return org, org.pre_shared_key
 
     async def _enroll(self, number: int, key: str) -> Device:
@@ -131,18 +135,25 @@ class Load:
             self.promises.defects.append(f"{what}: {answer.status} {wrong} {answer.body[:200]!r}")
 
     async def _administer(self) -> None:
-        """Makes enrollment tokens, one after the other, and now and then publishes a policy."""
-        for number in itertools.count():
+        """Makes enrollment tokens, one after the other, and now and then publishes the policy."""
+        for number in itertools.count(1):
             if self._stop.is_set():
                 return
             await asyncio.sleep(0.3)
-            path, body = "/api/enrollment-tokens", {"orgId": self.org.id, "name": f"T{number}"}
-            try:
-                answer = await asyncio.to_thread(self.org.root.post, path, json=body)
-            except httpx.TransportError:
-                continue
-            self.promises.calls[f"admin {answer.status_code}"] += 1
-            if answer.status_code == 200:
-                self.promises.tokens.append(answer.json()["id"])
-            elif answer.status_code not in MAY_PASS:
-                self.promises.defects.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+            if number % _PUBLISHED_EVERY:
+                body = {"orgId": self.org.id, "name": f"T{number}"}
+                await self._act("enrollment.token_created", "enrollment-tokens", "", body)
+            else:
+                await self._act("policy.published", "policies", f"/{self._policy_id}/publish", {})
+
+    async def _act(self, action: str, kind: str, rest: str, body: dict[str, str]) -> None:
+        path = f"/api/{kind}{rest}"
+        try:
+            answer = await asyncio.to_thread(self.org.root.post, path, json=body)
+        except httpx.TransportError:
+            return
+        self.promises.calls[f"admin {answer.status_code}"] += 1
+        if answer.status_code == 200:
+            self.promises.actions[action, f"{kind}/{answer.json()['id']}"] += 1
+        elif answer.status_code not in MAY_PASS:
+            self.promises.defects.append(f"{path}: {answer.status_code} {answer.text[:200]}")

@@ -101,7 +101,7 @@ async def run(
         promises = load.promises
         result.acknowledged_events = promises.ledger.event_count
         result.acknowledged_states = len(promises.ledger.states)
-        result.acknowledged_actions = len(promises.tokens)
+        result.acknowledged_actions = promises.actions.total()
         result.calls = dict(sorted(promises.calls.items()))
         result.broken = await check.broken_promises(found, promises)
     return result
