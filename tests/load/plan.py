@@ -35,10 +35,10 @@ class Plan:
 PLANS: Final = {
     plan.name: plan
     for plan in (
-        Plan("quick", 1.5, devices=5_000, connections=64, rounds=6, seconds=3, paced_seconds=6),
+        Plan("quick", 2, devices=5_000, connections=64, rounds=6, seconds=3, paced_seconds=6),
         Plan(
             "default",
-            10,
+            12,
             devices=20_000,
             connections=64,
             rounds=5,
@@ -52,7 +52,7 @@ PLANS: Final = {
         ),
         Plan(
             "full",
-            35,
+            45,
             devices=20_000,
             connections=64,
             rounds=6,
