@@ -17,9 +17,9 @@ from services.enrollment.api import (
 )
 from services.enrollment.http import routes
 from services.enrollment.service.admission import Admission
+from services.enrollment.service.calling_devices import CallingDevices
 from services.enrollment.service.first_start import FirstStart
 from services.enrollment.service.peers import Peers
-from services.enrollment.service.prepared import CallingDevices
 from services.enrollment.service.registry import Registry
 from services.enrollment.service.tokens import Tokens
 from services.enrollment.settings import EnrollmentSettings
