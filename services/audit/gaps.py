@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client import Gauge
 
 from servicekit import logs
+from servicekit.logs import brief
 from servicekit.messaging import AUDIT, Messaging
 from servicekit.postgres import Database
 from services.audit import store
@@ -46,7 +47,7 @@ class GapWatch:
                 pause = _CHECK_SECONDS
             except Exception as error:
                 # The database or NATS is away.
-                log.debug("the gap watch waits", error=f"{type(error).__name__}: {error}")
+                log.debug("the gap watch waits", error=brief(error))
                 pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
 

@@ -237,7 +237,7 @@ class _Desk:
 
     @property
     def changed(self) -> list[Device]:
-        """The known devices that the batch changed,."""
+        """The known devices that the batch changed."""
         return [self._devices[key] for key in self._touched & self._known]
 
 

@@ -19,6 +19,7 @@ from servicekit.call import Caller
 from servicekit.errors import not_found
 from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
+from servicekit.logs import brief
 from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
 from services.telemetry.domain.views import (
@@ -143,7 +144,7 @@ class Inventory:
         except Exception as error:
             # Not asked again for a moment, so that lists stay quick while the other is away.
             self._ask_from[feed] = loop.time() + _REFRESH_SECONDS
-            log.debug("lists show what was heard last", error=f"{type(error).__name__}: {error}")
+            log.debug("lists show what was heard last", error=brief(error))
 
     async def _fetch_devices(self, cursor: str) -> tuple[str, bool]:
         page = await self._registry.ListDeviceChanges(
