@@ -97,11 +97,6 @@ class Authority:
         write_private(certificate_file, _pem(certificate))
 
 
-def expires_at(certificate_file: Path) -> datetime.datetime:
-    """When a certificate ends."""
-    return x509.load_pem_x509_certificate(certificate_file.read_bytes()).not_valid_after_utc
-
-
 def _is_good(
     certificate_file: Path,
     key_file: Path,

@@ -11,16 +11,13 @@ from servicekit.access import CONTEXTS
 
 GRPC_PORT: Final = 9090
 """Where the gateway reaches a service by gRPC,"""
-INTERNAL_PORT: Final = 9091
-"""where the other services reach it,"""
 HTTP_PORT: Final = 9092
-"""where the gateway reaches its plain HTTP,"""
+"""where it reaches its plain HTTP,"""
 OPS_PORT: Final = 9464
 """and where Prometheus and probes do."""
 GATEWAY_PORT: Final = 8443
 NATS_PORT: Final = 4222
 NATS_MONITOR_PORT: Final = 8222
-POSTGRES_PORT: Final = 5432
 
 HTTP_CONTEXTS: Final = tuple(context for context in CONTEXTS if context != "audit")
 """Those that the gateway also reaches by plain HTTP."""

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.certificates import SERVER, Authority, expires_at
+from deploy.certificates import SERVER, Authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,3 @@ def ensure(directory: Path, names: list[str], now: datetime.datetime) -> Tls:
     files.ca_certificate.chmod(0o644)
     files.server_certificate.chmod(0o644)
     return files
-
-
-def renew_at(files: Tls) -> datetime.datetime:
-    """When the server certificate is due for renewal."""
-    return expires_at(files.server_certificate) - SERVER.renew_before
