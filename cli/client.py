@@ -61,8 +61,12 @@ def find_access(
     return Access((url or noted["url"]).rstrip("/"), ca_file, email, password)
 
 
-def bootstrap(home: Path) -> dict[str, str]:
+def bootstrap(home: Path, otherwise: str = "name its address with --url") -> dict[str, str]:
     """What the first start of an installation wrote down about it.
+
+    Args:
+        home: of `make run`.
+        otherwise: what else can be done where there is none.
 
     Raises:
         CliError: there is no installation, or it cannot be read.
@@ -74,7 +78,7 @@ def bootstrap(home: Path) -> dict[str, str]:
             raise TypeError("url")
     except FileNotFoundError:
         raise CliError(
-            f"there is no installation in {home}; name one with --home, or its address with --url"
+            f"there is no installation in {home}; name one with --home, or {otherwise}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as broken:
         raise CliError(f"{path} cannot be read: {broken}") from broken

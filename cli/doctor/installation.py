@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cli.client import bootstrap
 from cli.doctor.database import Login
 from cli.doctor.messaging import Server
 from cli.doctor.public import Public
@@ -39,15 +39,7 @@ def of_home(root: Path) -> Installation:
     from servicekit.access import CONTEXTS  # noqa: PLC0415
 
     home = Home(root)
-    try:
-        facts = json.loads(home.bootstrap_file.read_text(encoding="utf-8"))
-        url = str(facts["url"])
-    except FileNotFoundError:
-        raise CliError(
-            f"there is no installation in {root}; name one with --home, or set PUBLIC_URL"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as broken:
-        raise CliError(f"{home.bootstrap_file} cannot be read: {broken}") from broken
+    url = bootstrap(root, otherwise="set PUBLIC_URL")["url"]
     sockets = home.run_directory() / "postgres"
 
     def login(role: str, secret: str, context: str = "") -> Login:
