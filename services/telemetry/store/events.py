@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from servicekit.postgres import SYSTEM, Connection, Scope
 from services.telemetry.domain.views import (
     EventFilter,
@@ -15,11 +17,10 @@ from services.telemetry.domain.views import (
 )
 from services.telemetry.store.where import Where
 
-_EVENT: Final = (
+EVENT: Final = (
     "id, tenant_id, device_id, type, severity, message, payload, occurred_at, received_at"
 )
-
-
+"""The columns of `stored_event`."""
 SCAN: Final = 10_000
 """Events that a page reads at most when it looks for something that no index finds."""
 _FEW: Final = 50
@@ -30,6 +31,21 @@ async def snapshot(connection: Connection) -> str:
     """What is committed now, for `EventFilter.as_of`."""
     text: str = await connection.fetchval("SELECT pg_current_snapshot()::text")
     return text
+
+
+def stored_event(row: asyncpg.Record) -> StoredEvent:
+    """An event of a row."""
+    return StoredEvent(
+        row["id"],
+        row["tenant_id"],
+        row["device_id"],
+        row["type"],
+        row["severity"],
+        row["message"],
+        row["payload"],
+        row["occurred_at"],
+        row["received_at"],
+    )
 
 
 async def list_events(
@@ -87,23 +103,9 @@ async def _walk(
         where.filter("type = ?", wanted.type)
     if wanted.search:
         where.contains(("type", "message"), wanted.search)
-    sql = where.page(_EVENT, "telemetry.event", "occurred_at", limit + 1, scan, down=True)
+    sql = where.page(EVENT, "telemetry.event", "occurred_at", limit + 1, scan, down=True)
     rows = await connection.fetch(sql, *where.parameters)
-    found = [
-        StoredEvent(
-            row["id"],
-            row["tenant_id"],
-            row["device_id"],
-            row["type"],
-            row["severity"],
-            row["message"],
-            row["payload"],
-            row["occurred_at"],
-            row["received_at"],
-        )
-        for row in rows
-        if row["wanted"]
-    ]
+    found = [stored_event(row) for row in rows if row["wanted"]]
     if len(found) > limit:
         return EventPage(found[:limit], found[limit - 1].position), 0
     if not rows or not rows[-1]["last"]:

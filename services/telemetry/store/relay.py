@@ -10,6 +10,7 @@ from uuid import UUID
 
 from servicekit.postgres import Connection
 from services.telemetry.domain.views import StoredEvent
+from services.telemetry.store.events import EVENT, stored_event
 
 _NIL: Final = UUID(int=0)
 
@@ -110,8 +111,7 @@ async def between(
 ) -> Sequence[RelayedEvent]:
     """The events behind one position up to another, by tenant, in the order of the relay."""
     rows = await connection.fetch(
-        "SELECT id, tenant_id, device_id, event_id, type, severity, message, payload, occurred_at,"
-        " received_at FROM telemetry.event"
+        f"SELECT {EVENT}, event_id FROM telemetry.event"
         " WHERE (xid, id) > ($1::text::xid8, $2) AND (xid, id) <= ($3::text::xid8, $4)"
         " AND received_at >= $5 ORDER BY tenant_id, xid, id",
         str(after.xid),
@@ -120,20 +120,4 @@ async def between(
         end.id,
         stored_since,
     )
-    return [
-        RelayedEvent(
-            StoredEvent(
-                row["id"],
-                row["tenant_id"],
-                row["device_id"],
-                row["type"],
-                row["severity"],
-                row["message"],
-                row["payload"],
-                row["occurred_at"],
-                row["received_at"],
-            ),
-            row["event_id"],
-        )
-        for row in rows
-    ]
+    return [RelayedEvent(stored_event(row), row["event_id"]) for row in rows]
