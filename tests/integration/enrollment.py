@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import httpx
+import pytest_asyncio
 
 from evergreen.v1 import (
     device_pb2_grpc,
@@ -250,6 +251,15 @@ async def running(
             device_pb2_grpc.DeviceServiceStub(public),
             enrollment_pb2_grpc.EnrollmentInternalServiceStub(internal),
         )
+
+
+@pytest_asyncio.fixture
+async def service(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> AsyncIterator[Enrollment]:
+    """The service between its fake neighbours."""
+    async with running(make_kit, serve, database) as found:
+        yield found
 
 
 def reason(answer: httpx.Response) -> str:

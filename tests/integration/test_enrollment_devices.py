@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 
 from evergreen.v1 import device_pb2, enrollment_pb2
 from tests import callers
-from tests.conftest import MakeKit, ServeService
 from tests.integration.enrollment import (
     ENVELOPE,
     ORG,
@@ -22,17 +19,10 @@ from tests.integration.enrollment import (
     Enrollment,
     hardware,
     reason,
-    running,
+    service,
 )
-from tests.servers import TestDatabase
 
-
-@pytest_asyncio.fixture
-async def service(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
-) -> AsyncIterator[Enrollment]:
-    async with running(make_kit, serve, database) as found:
-        yield found
+__all__ = ["service"]
 
 
 def _revoke(token_id: str) -> enrollment_pb2.RevokeEnrollmentTokenRequest:

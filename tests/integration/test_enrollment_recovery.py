@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
-import pytest_asyncio
-
 from evergreen.v1 import policy_pb2
-from tests.conftest import MakeKit, ServeService
-from tests.integration.enrollment import ORG, Enrollment, running
-from tests.servers import TestDatabase
+from tests.integration.enrollment import ORG, Enrollment, service
 from tests.stack import PATIENCE
 
-
-@pytest_asyncio.fixture
-async def service(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
-) -> AsyncIterator[Enrollment]:
-    async with running(make_kit, serve, database) as found:
-        yield found
+__all__ = ["service"]
 
 
 def calls(service: Enrollment, device_id: str, token_version: int) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import grpc
-import pytest_asyncio
 
 from evergreen.v1 import enrollment_pb2 as pb
 from evergreen.v1 import policy_pb2
@@ -19,7 +17,7 @@ from servicekit.devices import DeviceAccess
 from servicekit.errors import DomainError
 from servicekit.feed import Cursor
 from tests import callers
-from tests.conftest import MakeKit, ServeService
+from tests.conftest import MakeKit
 from tests.integration.enrollment import (
     ENVELOPE,
     ORG,
@@ -29,17 +27,10 @@ from tests.integration.enrollment import (
     Enrollment,
     reason,
     refusal,
-    running,
+    service,
 )
-from tests.servers import TestDatabase
 
-
-@pytest_asyncio.fixture
-async def service(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
-) -> AsyncIterator[Enrollment]:
-    async with running(make_kit, serve, database) as found:
-        yield found
+__all__ = ["service"]
 
 
 async def _prepare(service: Enrollment, serial: str = "SN-1", **more: Any) -> dict[str, Any]:

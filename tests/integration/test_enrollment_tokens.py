@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import enrollment_pb2 as pb
 from servicekit.access import Role
 from services.enrollment.service.first_start import FirstStart
 from tests import callers
-from tests.conftest import MakeKit, ServeService, tenant
+from tests.conftest import tenant
 from tests.integration.enrollment import (
     ORG,
     OTHER,
@@ -26,17 +24,10 @@ from tests.integration.enrollment import (
     Enrollment,
     reason,
     refusal,
-    running,
+    service,
 )
-from tests.servers import TestDatabase
 
-
-@pytest_asyncio.fixture
-async def service(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
-) -> AsyncIterator[Enrollment]:
-    async with running(make_kit, serve, database) as found:
-        yield found
+__all__ = ["service"]
 
 
 def _stamp(at: datetime) -> Timestamp:
