@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -247,6 +248,26 @@ def _count(org: Org, device_id: str) -> int:
     lines = answer.text.splitlines()
     assert lines[-1] == f"end,{len(lines) - 2}"
     return len(lines) - 2
+
+
+@pytest.mark.parametrize(("list_", "key"), [("devices", "id"), ("events", "deviceId")])
+def test_lists_come_as_files(org: Org, list_: str, key: str) -> None:
+    """Through the gateway, in both forms, with the organisation's own rows and no others."""
+    agent = org.device()
+    agent.record("app.installed", {"severity": "info", "message": "x"})
+    assert agent.send_events() == 1
+    path = f"/api/{list_}/export"
+    as_json = org.owner.get(path, params={"format": "json"})
+    as_csv = org.owner.get(path, params={"format": "csv"})
+    for answer, ending in ((as_json, "json"), (as_csv, "csv")):
+        assert answer.status_code == 200
+        name = f'attachment; filename="evergreen-{list_}.{ending}"'
+        assert answer.headers["content-disposition"] == name
+    assert [row[key] for row in as_json.json()] == [agent.device_id]
+    head, *rows, end = csv.reader(as_csv.text.splitlines())
+    assert [dict(zip(head, row, strict=True))[key] for row in rows] == [agent.device_id]
+    assert end == ["end", "1"]
+    assert_error(org.owner.get(path, params={"format": "xml"}), 400)
 
 
 def test_what_goes_well_leaves_no_line_in_the_gateways_log(stack: Stack, org: Org) -> None:
