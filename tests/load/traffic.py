@@ -10,25 +10,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
+from cli.sim import device as agent
 from cli.sim.bodies import enroll_body, events_body, poll_body, state_body
+from cli.sim.traffic import FLEET_MIX as MIX_OF_KINDS
 
-POLL: Final = "poll"
-STATE: Final = "state"
-EVENTS: Final = "events"
+POLL: Final = agent.KINDS[agent.POLL]
+STATE: Final = agent.KINDS[agent.STATE]
+EVENTS: Final = agent.KINDS[agent.EVENTS]
 EVENTS_100: Final = "events of 100"
-ENROLL: Final = "enroll"
+ENROLL: Final = agent.KINDS[agent.ENROLL]
 MIX: Final = "fleet mix"
 
-FLEET_MIX: Final = {POLL: 81, STATE: 16, EVENTS: 3}
-"""Shares in percent, of the released agent's defaults: a poll every 60 s, a state every 300 s, two
-batches of events an hour."""
+FLEET_MIX: Final = {agent.KINDS[kind]: share for kind, share in MIX_OF_KINDS.items()}
+"""Shares of the released agent's calls, in percent."""
 
 _PATHS: Final = {
-    POLL: b"/api/v1/devices/policy",
-    STATE: b"/api/v1/devices/state",
-    EVENTS: b"/api/v1/devices/events",
-    EVENTS_100: b"/api/v1/devices/events",
-    ENROLL: b"/api/v1/devices/enroll",
+    **dict(zip(agent.KINDS, agent.PATHS, strict=False)),
+    EVENTS_100: agent.PATHS[agent.EVENTS],
 }
 _BATCH: Final = {EVENTS: 5, EVENTS_100: 100}
 
