@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from evergreen.v1 import identity_pb2_grpc
-from servicekit.app import Kit, Parts, Running, open_channel, start
+from servicekit.app import Kit, Parts, Running, start
+from servicekit.channels import open_channel
 from servicekit.ids import now
 from servicekit.messaging import Messaging
 from servicekit.outbox import Outbox

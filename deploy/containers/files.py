@@ -23,6 +23,7 @@ from deploy.nats import issuer
 from deploy.postgres.settings import NETWORK_HBA, configuration
 from servicekit.access import CONTEXTS
 from servicekit.tls import Tls
+from servicekit.tracing import Traces
 
 CHAIN: Final = "server.crt"
 KEY: Final = "server.key"
@@ -160,7 +161,8 @@ def render_gateway(directory: Path, installation: Installation, mounted: Path) -
     """Writes Envoy's configuration into a directory that Envoy will find at `mounted`.
 
     Raises:
-        InstallationError: a limit in the environment is not one, or the console's address.
+        InstallationError: a limit in the environment is not one, or the console's or the
+            collector's address.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _copy(DESCRIPTORS, directory / DESCRIPTORS.name)
@@ -189,6 +191,7 @@ def _gateway_settings(installation: Installation, mounted: Path) -> gateway.Gate
         console=installation.console_url,
         trusted_proxies=installation.trusted_proxies,
         descriptors_at=mounted / DESCRIPTORS.name,
+        traces=Traces.of_environment(os.environ),
         limits=limits,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from deploy.gateway import metrics
+from deploy.gateway import metrics, tracing
 from deploy.gateway.envoy import Config, address, extension, seconds, typed
 from deploy.gateway.settings import GatewaySettings
 
@@ -24,6 +24,7 @@ def bootstrap(settings: GatewaySettings, listener_file: Path, clusters_file: Pat
             "cds_config": _file(clusters_file),
         },
         "overload_manager": _overload(settings),
+        **({"layered_runtime": tracing.runtime()} if settings.traces else {}),
     }
 
 

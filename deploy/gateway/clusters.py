@@ -6,9 +6,10 @@ import ipaddress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from deploy.gateway import routes
+from deploy.gateway import routes, tracing
 from deploy.gateway.envoy import Config, address, extension, seconds, typed
 from deploy.gateway.settings import GatewaySettings
+from servicekit.tracing import Traces
 
 _SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 _PROTOCOL_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -50,6 +51,8 @@ def clusters(settings: GatewaySettings) -> list[Config]:
             )
     if settings.console:
         found.append(_console(settings))
+    if settings.traces:
+        found.append(_collector(settings, settings.traces))
     return found
 
 
@@ -60,12 +63,33 @@ def _console(settings: GatewaySettings) -> Config:
     where = f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}"
     tls: Config = {}
     if url.scheme == "https":
-        ca = {"trusted_ca": {"filename": _SYSTEM_CA}}
-        names = [{"san_type": "DNS", "matcher": {"exact": url.hostname}}]
-        validation = {"validation_context": {**ca, "match_typed_subject_alt_names": names}}
-        tls = _upstream_tls(url.hostname, validation)
+        tls = _public_tls(url.hostname)
     return _cluster(
         settings, routes.CONSOLE, where, protocol={"http_protocol_options": {}}, more=tls
+    )
+
+
+def _collector(settings: GatewaySettings, traces: Traces) -> Config:
+    # Calls do not wait for it: neither at the start nor later.
+    more: Config = {"wait_for_warm_on_init": False}
+    if traces.tls:
+        more |= _public_tls(traces.host, "h2")
+    return _cluster(
+        settings,
+        tracing.COLLECTOR,
+        traces.address,
+        protocol={"http2_protocol_options": {}},
+        more=more,
+    )
+
+
+def _public_tls(host: str, *protocols: str) -> Config:
+    """For a server whose certificate the system's CAs have signed."""
+    ca = {"trusted_ca": {"filename": _SYSTEM_CA}}
+    names = [{"san_type": "DNS", "matcher": {"exact": host}}]
+    validation = {"validation_context": {**ca, "match_typed_subject_alt_names": names}}
+    return _upstream_tls(
+        host, {**validation, **({"alpn_protocols": list(protocols)} if protocols else {})}
     )
 
 

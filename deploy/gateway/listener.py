@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final
 
-from deploy.gateway import access_log, auth, errors, rates, routes
+from deploy.gateway import access_log, auth, errors, rates, routes, tracing
 from deploy.gateway.api import Method
 from deploy.gateway.envoy import Config, extension, header, seconds, socket_address
 from deploy.gateway.limits import KIB, MIB
@@ -30,10 +30,11 @@ _NOBODY_IS_INTERNAL: Final = {
     "cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]
 }
 
-# Who calls, and from where, is for the gateway to say.
+# Who calls, from where, and whether it is recorded, is for the gateway to say. With a client's own
+# trace anybody could have every call of his recorded, and put spans into others' traces.
 _RESERVED_PREFIXES: Final = ("x-evergreen-", "x-envoy-")
 _RESERVED: Final = ("x-request-id", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto",
-                    "x-real-ip", "forwarded")  # fmt: skip
+                    "x-real-ip", "forwarded", "traceparent", "tracestate")  # fmt: skip
 
 
 def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes) -> Config:
@@ -134,6 +135,7 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         server_header_transformation="PASS_THROUGH",
         access_log=access_log.access_logs(settings),
         local_reply_config=errors.local_replies(),
+        **({"tracing": tracing.tracing(settings.traces)} if settings.traces else {}),
         http_filters=_filters(settings, methods),
         route_config={
             "name": "gateway",

@@ -90,6 +90,7 @@ def virtual_host(settings: GatewaySettings, methods: Sequence[Method]) -> Config
 def _device_json(settings: GatewaySettings, method: Method) -> Config:
     """The JSON form of a device's call, forwarded as it is."""
     return {
+        "name": _name(method),
         "match": {"path": method.template, "headers": [header_is(":method", exact="POST")]},
         "route": _upstream(settings, f"{method.rule.context}-http", method),
         "metadata": rates.limit(method),
@@ -109,6 +110,7 @@ def _grpc(settings: GatewaySettings, method: Method) -> Config:
     if method.is_device_call:
         filters |= {ERRORS: _OFF, **_device_body(settings, method)}
     return {
+        "name": _name(method),
         "match": {
             "path": method.path,
             "headers": [_GRPC],
@@ -117,6 +119,11 @@ def _grpc(settings: GatewaySettings, method: Method) -> Config:
         "metadata": rates.limit(method),
         "typed_per_filter_config": filters,
     }
+
+
+def _name(method: Method) -> str:
+    """What traces call the route's calls, as the services do."""
+    return method.path.removeprefix("/")
 
 
 def _device_body(settings: GatewaySettings, method: Method) -> Config:

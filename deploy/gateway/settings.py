@@ -10,6 +10,7 @@ from typing import Final, Literal
 import evergreen.v1
 from deploy.gateway.limits import Limits
 from servicekit.tls import Tls
+from servicekit.tracing import Traces
 
 DESCRIPTORS: Final = Path(next(iter(evergreen.v1.__path__))) / "descriptors.binpb"
 """The descriptor set that is installed beside the generated code."""
@@ -57,6 +58,8 @@ class GatewaySettings:
     access_log: Literal["off", "errors", "all"] = "errors"
     """`errors`: what failed on this side; a client's own mistakes are not logged."""
     access_log_file: str = "/dev/stdout"
+    traces: Traces | None = None
+    """Where spans go; without it the gateway begins no trace."""
     limits: Limits = field(default_factory=Limits)
 
     def secret_file(self, name: str) -> Path:

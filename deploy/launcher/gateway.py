@@ -17,12 +17,20 @@ from deploy.launcher.home import Home
 from deploy.launcher.process import ProcessSpec
 from deploy.launcher.services import CONTEXTS, HTTP_CONTEXTS, socket
 from deploy.launcher.tls import Tls
+from servicekit.tracing import Traces
 
 _DRAIN_SECONDS: Final = 3.0
 
 
 def process(
-    home: Home, run: Path, *, port: int, addresses: tuple[str, ...], admin: int, files: Tls
+    home: Home,
+    run: Path,
+    *,
+    port: int,
+    addresses: tuple[str, ...],
+    admin: int,
+    files: Tls,
+    traces: Traces | None = None,
 ) -> ProcessSpec:
     """Writes Envoy's configuration; answers its process.
 
@@ -33,6 +41,7 @@ def process(
         addresses: the public addresses.
         admin: the loopback port of Envoy's administration.
         files: the certificate.
+        traces: where spans go, if they are recorded.
 
     Raises:
         LauncherError: a limit in the environment is not one.
@@ -51,6 +60,7 @@ def process(
         private_key_file=files.server_key,
         contexts={context: _endpoints(run, context) for context in CONTEXTS},
         admin=f"127.0.0.1:{admin}",
+        traces=traces,
         limits=limits,
     )
     arguments = gateway.arguments(gateway.write(settings), workers=workers, log_level="info")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from deploy.launcher.errors import LauncherError
+from servicekit.tracing import Traces
 
 # Plain parsing: the library that services use for this takes half a second to import, and the
 # launcher is in a hurry.
@@ -32,10 +33,12 @@ class Options:
     """How the terminal shows events: for people or as JSON."""
     log_level: str
     """The least level that is logged."""
+    traces: Traces | None
+    """Where spans go, by the standard's variables (`OTEL_…`)."""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Options:
-    """The settings of this start, from variables that start with `EVERGREEN_`.
+    """The settings of this start, from variables that start with `EVERGREEN_`, or `OTEL_`.
 
     Raises:
         LauncherError: a variable does not hold what it should; all of them are named.
@@ -63,6 +66,11 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
             problems.append(f"EVERGREEN_EVENTS_LISTEN is {given!r}, not HOST:PORT.")
     log_format = choice("LOG_FORMAT", "console", ("console", "json"))
     log_level = choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
+    traces = None
+    try:
+        traces = Traces.of_environment(environment)
+    except ValueError as wrong:
+        problems.append(str(wrong))
     if problems:
         raise LauncherError(" ".join(problems), advice="Correct the environment and start again.")
     return Options(
@@ -73,4 +81,5 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
         events_listen=listen,
         log_format=cast("Literal['console', 'json']", log_format),
         log_level=log_level,
+        traces=traces,
     )

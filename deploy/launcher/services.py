@@ -15,6 +15,7 @@ from deploy.launcher.postgres import Postgres
 from deploy.launcher.process import ProcessSpec
 from deploy.nats import issuer
 from deploy.postgres.roles import service_role
+from servicekit import tracing
 
 CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
 HTTP_CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation")
@@ -38,7 +39,7 @@ def _tuning() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith("EVERGREEN_") and name not in own
+        if (name.startswith("EVERGREEN_") and name not in own) or name in tracing.VARIABLES
     }
 
 

@@ -212,6 +212,7 @@ class Launcher:
                 addresses=self._addresses,
                 admin=self._ports["gateway_admin"],
                 files=files,
+                traces=self._options.traces,
             )
             process = self._supervisor.start(spec)
             await self._ready_at(process, self._ports["gateway_admin"], "/ready")

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import uvloop
@@ -23,12 +23,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
 from servicekit import logs
 from servicekit.batcher import Batcher
-from servicekit.call import H_SERVICE
 from servicekit.chain import CallChain
 from servicekit.changes import Changes
+from servicekit.channels import connect
 from servicekit.devices import DeviceAccess
 from servicekit.errors import jittered
-from servicekit.grpc_server import MAX_MESSAGE, GrpcServer, Register
+from servicekit.grpc_server import GrpcServer, Register
 from servicekit.http_protocol import DeviceServer
 from servicekit.http_server import DeviceApp, HttpServer, Route, WithHealth
 from servicekit.ids import Clock, now
@@ -39,7 +39,11 @@ from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.settings import ServiceSettings
 from servicekit.tenants import TenantDirectory
+from servicekit.tracing import tracer
 from servicekit.vitals import Vitals
+
+if TYPE_CHECKING:
+    from servicekit.spans import Tracer
 
 log = logs.get(__name__)
 
@@ -50,14 +54,6 @@ _RESTART_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 5.0
 _WAITING_READERS: Final = 256
 """Places of readers that wait for something to read, which costs nothing."""
-_CHANNEL_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    # A service that was restarted is found again at once.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 250),
-    ("grpc.enable_http_proxy", 0),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +67,13 @@ class Kit:
     outbox: Outbox
     tenants: TenantDirectory
     clock: Clock = now
+    tracer: Tracer | None = None
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
 
     def channel(self, context: str) -> grpc.aio.Channel:
         """The channel to another service's internal listener."""
         if context not in self._channels:
-            self._channels[context] = connect(self.settings, context, self.context)
+            self._channels[context] = connect(self.settings, context, self.context, self.tracer)
         return self._channels[context]
 
     def device_access(self) -> DeviceAccess:
@@ -114,38 +111,6 @@ class Parts:
 Build = Callable[[Kit], Awaitable[Parts]]
 
 
-class _ServiceName(grpc.aio.UnaryUnaryClientInterceptor):
-    """Tells the other service who calls it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    async def intercept_unary_unary(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Any:
-        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()))
-        metadata.add(H_SERVICE, self._name)
-        return await continuation(client_call_details._replace(metadata=metadata), request)
-
-
-def connect(settings: ServiceSettings, context: str, name: str) -> grpc.aio.Channel:
-    """A channel to another service's internal listener."""
-    target = settings.target(context)
-    if settings.tls is None or target.startswith("unix:"):
-        return open_channel(target, name)
-    # Its name is in its certificate, whatever its address is.
-    whose = ("grpc.ssl_target_name_override", context)
-    credentials = settings.tls.channel_credentials()
-    return grpc.aio.secure_channel(target, credentials, options=[*_CHANNEL_OPTIONS, whose])
-
-
-def open_channel(target: str, name: str) -> grpc.aio.Channel:
-    """A channel to a service's socket; `name` tells it who calls."""
-    return grpc.aio.insecure_channel(
-        target, interceptors=[_ServiceName(name)], options=_CHANNEL_OPTIONS
-    )
-
-
 def run(context: str, settings: ServiceSettings, build: Build) -> None:
     """Runs a service until it is told to stop."""
     logs.configure(context, settings.log_level, settings.log_format)
@@ -160,7 +125,8 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
         loop.add_signal_handler(signum, stop.set)
     database = await Database.open(settings)
     messaging = Messaging(settings)
-    identity = connect(settings, "identity", context)
+    records = tracer(settings.traces, context)
+    identity = connect(settings, "identity", context, records)
     channels = {"identity": identity}
     tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
     kit = Kit(
@@ -170,6 +136,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
         messaging,
         Outbox(database, context),
         tenants,
+        tracer=records,
         _channels=channels,
     )
     starting = asyncio.create_task(start(kit, build))
@@ -186,6 +153,8 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
     for channel in channels.values():
         await channel.close()
     await database.close()
+    if records is not None:
+        await records.close()
     log.info("stopped")
 
 
@@ -247,7 +216,8 @@ async def start(kit: Kit, build: Build) -> Running:
     parts = await build(kit)
     most = kit.settings.max_calls
     tls = kit.settings.tls
-    chain = CallChain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
+    make_chain = CallChain if kit.tracer is None else kit.tracer.chain
+    chain = make_chain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
     public = GrpcServer(
         kit.settings.grpc_listen,
         chain,
@@ -258,7 +228,7 @@ async def start(kit: Kit, build: Build) -> Running:
         probe=kit.settings.health_listen,
     )
     # A count of its own: a herd of devices must not keep the other services from the feeds.
-    inside = CallChain(max_calls=most + _WAITING_READERS)
+    inside = make_chain(max_calls=most + _WAITING_READERS)
     internal = GrpcServer(
         kit.settings.internal_listen, inside, parts.internal, (), internal=True, tls=tls
     )

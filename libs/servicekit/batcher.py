@@ -11,11 +11,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from servicekit import logs
 from servicekit.errors import DomainError, exhausted, internal
 from servicekit.fair import FairQueue, Shares
+from servicekit.tracing import current_span
+
+if TYPE_CHECKING:
+    from servicekit.spans import Span
 
 log = logs.get(__name__)
 
@@ -39,6 +43,8 @@ class _Waiting(Generic[Item, Result]):
     tenant: str
     since: float
     future: asyncio.Future[Result]
+    span: Span | None
+    """Where its call is recorded."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -113,11 +119,16 @@ class Batcher(Generic[Item, Result]):
         elif self._closing or not self._shares.take(tenant, weight):
             raise self._full()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.push(tenant, weight, _Waiting(item, tenant, self._clock(), future))
+        caller = current_span.get()
+        span = None if caller is None else caller.child(f"batch of {self._name}")
+        self._queue.push(tenant, weight, _Waiting(item, tenant, self._clock(), future, span))
         self._wake.set()
         if self._shares.taken >= self._max_batch:
             self._full_batch.set()
-        return await future
+        if span is None:
+            return await future
+        with span.ended():
+            return await future
 
     async def run(self) -> None:
         """Writes batches until `close`; run it as a supervised task."""
@@ -175,6 +186,8 @@ class Batcher(Generic[Item, Result]):
             if entry.since < oldest:
                 entry.future.set_exception(self._full())
                 continue
+            if entry.span is not None:
+                entry.span.event("taken to be written")
             batch.append(entry)
             total += weight
         return batch, total

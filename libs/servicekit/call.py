@@ -15,6 +15,7 @@ from uuid import UUID
 from servicekit.access import Role
 from servicekit.errors import unauthenticated
 from servicekit.ids import new_id
+from servicekit.tracing import H_TRACEPARENT
 
 H_KIND: Final = "x-evergreen-kind"
 H_SUBJECT: Final = "x-evergreen-subject"
@@ -30,9 +31,9 @@ H_REQUEST_ID: Final = "x-request-id"
 H_SOURCE: Final = "x-envoy-external-address"
 HEADERS: Final = (
     H_KIND, H_SUBJECT, H_TENANT, H_ROLE, H_EMAIL, H_SESSION, H_TOKEN_VERSION, H_TOKEN_ISSUED,
-    H_TOKEN_EXPIRES, H_SERVICE, H_REQUEST_ID, H_SOURCE,
+    H_TOKEN_EXPIRES, H_SERVICE, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT,
 )  # fmt: skip
-"""All that a call is made of."""
+"""All that a call is made of, and the trace that it is part of."""
 
 
 class CallerKind(Enum):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from servicekit.call import current_call
+from servicekit.tracing import current_span
 
 _TELL_AFTER: Final = 5
 
@@ -20,6 +21,8 @@ def _add_call(
     call = current_call.get()
     if call.request_id:
         event.setdefault("request_id", call.request_id)
+    if (span := current_span.get()) is not None:
+        event.setdefault("trace_id", span.trace_id)
     return event
 
 
@@ -89,24 +92,33 @@ def brief(error: BaseException) -> str:
 class Repeated:
     """Tells of work that is tried again and again: of an outage once, not every second.
 
-    At a common start, and when another part restarts, a few failures are normal.
+    At a common start, and when another part restarts, a few failures (fewer than `after`) are
+    normal.
     """
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, what: str, **names: str) -> None:
+    def __init__(
+        self,
+        logger: structlog.stdlib.BoundLogger,
+        what: str,
+        *,
+        after: int = _TELL_AFTER,
+        **names: str,
+    ) -> None:
         self._log = logger
         self._what = what
+        self._after = after
         self._names = names
         self._failures = 0
 
     def failed(self, error: BaseException) -> None:
         """Notes a failure; a warning when it is the one that makes an outage of them."""
         self._failures += 1
-        tell = self._log.warning if self._failures == _TELL_AFTER else self._log.debug
+        tell = self._log.warning if self._failures == self._after else self._log.debug
         tell(self._what, error=brief(error), **self._names)
 
     def worked(self) -> None:
         """Notes a success; tells of it after an outage."""
-        if self._failures >= _TELL_AFTER:
+        if self._failures >= self._after:
             self._log.info(f"{self._what}: over", **self._names)
         self._failures = 0
 

@@ -16,6 +16,7 @@ from servicekit import logs
 from servicekit.errors import DomainError, unavailable
 from servicekit.logs import brief
 from servicekit.settings import ServiceSettings, read_secret
+from servicekit.tracing import step
 
 log = logs.get(__name__)
 
@@ -206,7 +207,7 @@ class Database:
         Raises:
             DomainError: UNAVAILABLE when the database is away or the change met another one.
         """
-        with _told():
+        with _told(), step("database transaction"):
             async with (
                 self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection,
                 connection.transaction(),

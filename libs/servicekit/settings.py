@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from servicekit import tracing
 from servicekit.tls import Tls
 
 
@@ -45,7 +46,9 @@ class ServiceSettings(BaseSettings):
     )
     database_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections.")
     nats_url: str = Field(
-        default="nats://127.0.0.1:4222", description="URL of NATS; tls://HOST:PORT with TLS."
+        default="nats://127.0.0.1:4222",
+        description="URL of NATS, tls://HOST:PORT with TLS; of a cluster, those of all servers,"
+        " with commas between them.",
     )
     nats_ca_file: Path | None = Field(
         default=None, description="CA of NATS's certificate; the system's when not given."
@@ -81,6 +84,26 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["json", "console"] = Field(
         default="json", description="How log lines look: for machines or for people."
     )
+    otlp_endpoint: str = Field(
+        default="",
+        validation_alias=tracing.ENDPOINT,
+        description="Where spans go, by OTLP over gRPC: http(s)://HOST[:PORT]. None are recorded"
+        " without it.",
+    )
+    otlp_protocol: str = Field(
+        default="", validation_alias=tracing.PROTOCOL, description="grpc, or empty."
+    )
+    traces_sampler: str = Field(
+        default="",
+        validation_alias=tracing.SAMPLER,
+        description="parentbased_traceidratio, or empty.",
+    )
+    traces_ratio: str = Field(
+        default="",
+        validation_alias=tracing.RATIO,
+        description="The share of the calls that the gateway lets record, 0.01 when empty; a"
+        " service goes by the gateway.",
+    )
     drain_seconds: float = Field(
         default=3.0,
         ge=0,
@@ -103,6 +126,17 @@ class ServiceSettings(BaseSettings):
             if listen and not listen.startswith("unix:") and self.tls is None:
                 raise ValueError(f"on {listen} anyone could say that he is the gateway: give TLS")
         return self
+
+    @model_validator(mode="after")
+    def _says_where_spans_go(self) -> Self:
+        _ = self.traces
+        return self
+
+    @property
+    def traces(self) -> tracing.Traces | None:
+        """What is recorded of calls, and where it goes; `None` for nothing."""
+        said = (self.otlp_endpoint, self.traces_ratio, self.otlp_protocol, self.traces_sampler)
+        return tracing.Traces.of_environment(dict(zip(tracing.VARIABLES, said, strict=True)))
 
     @property
     def tls(self) -> Tls | None:

@@ -14,6 +14,7 @@ import pytest
 
 from servicekit.access import CONTEXTS
 from servicekit.settings import ServiceSettings
+from servicekit.tracing import Traces
 from tests.helm.chart import (
     CHART,
     EVAL,
@@ -138,6 +139,8 @@ def test_given_secrets_are_the_only_ones(profile: str) -> None:
         ({**EVAL, "gateway.replica": "2"}, "replica"),
         ({**EVAL, "services.policies.replicas": "2"}, "policies"),
         ({**EVAL, "serviceDefaults.drainSeconds": "long"}, "drainSeconds"),
+        ({**EVAL, "traces.endpoint": "collector:4317"}, "traces.endpoint"),
+        ({**EVAL, "traces.ratio": "1.5"}, "traces.ratio"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, str], why: str) -> None:
@@ -245,6 +248,22 @@ def test_the_gateway_is_configured_by_its_init_container(tmp_path: Path) -> None
     (envoy,) = pod["containers"]
     assert envoy["args"][1] == "/etc/envoy/bootstrap.yaml"
     assert (tmp_path / "bootstrap.yaml").is_file()
+
+
+def test_traces_go_where_the_values_say(tmp_path: Path) -> None:
+    """From the gateway and from every service; without a collector nobody hears of traces."""
+    assert "OTEL_" not in template(EVAL).stdout
+    objects = render({**EVAL, "traces.endpoint": "http://collector:4317", "traces.ratio": "0.25"})
+    found = dict(pods(objects))
+    for context in CONTEXTS:
+        (container,) = found[f"Deployment/ev-{context}"]["containers"]
+        traces = Traces.of_environment(environment(objects, container))
+        assert traces == Traces("collector", 4317, tls=False, ratio=0.25)
+    (configure,) = found["Deployment/ev-gateway"]["initContainers"]
+    command, verb, _, *rest = configure["args"]
+    evergreen(command, verb, str(tmp_path), *rest, environment=environment(objects, configure))
+    assert "address: collector" in (tmp_path / "clusters.yaml").read_text()
+    assert "value: 25.0" in (tmp_path / "listener.yaml").read_text()
 
 
 def test_nats_is_configured_by_its_init_container(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest_asyncio
 
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
-from servicekit.app import Kit, open_channel
+from servicekit.app import Kit
+from servicekit.channels import open_channel
 from servicekit.events import Event
 from services.audit.__main__ import build
 from services.audit.events import Recorder

@@ -26,7 +26,8 @@ from evergreen.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from servicekit.app import Kit, open_channel
+from servicekit.app import Kit
+from servicekit.channels import open_channel
 from servicekit.grpc_server import H_ERROR
 from servicekit.values import from_value, to_value
 from services.policy.__main__ import build

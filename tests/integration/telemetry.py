@@ -27,7 +27,8 @@ from evergreen.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
-from servicekit.app import Kit, Running, open_channel
+from servicekit.app import Kit, Running
+from servicekit.channels import open_channel
 from services.telemetry.__main__ import build
 from services.telemetry.settings import TelemetrySettings
 from tests.conftest import MakeKit, ServeService, tenant

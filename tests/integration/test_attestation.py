@@ -12,7 +12,7 @@ import httpx
 
 from evergreen.v1 import attestation_pb2, attestation_pb2_grpc, device_pb2, device_pb2_grpc
 from servicekit.access import Role
-from servicekit.app import open_channel
+from servicekit.channels import open_channel
 from servicekit.grpc_server import H_ERROR
 from services.attestation.__main__ import build
 from services.attestation.settings import AttestationSettings

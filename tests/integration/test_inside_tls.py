@@ -18,8 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.certificates import Authority
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc as rpc
-from servicekit.app import connect
 from servicekit.chain import CallChain
+from servicekit.channels import connect
 from servicekit.grpc_server import Context, GrpcServer
 from servicekit.http_protocol import DeviceServer, Request
 from servicekit.http_server import HttpServer

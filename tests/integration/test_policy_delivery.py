@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
-from servicekit.app import open_channel
+from servicekit.channels import open_channel
 from servicekit.keys import PublicKey
 from services.policy.__main__ import build
 from services.policy.signing import pre_authentication_encoding

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from evergreen.v1 import identity_pb2_grpc
-from servicekit.app import open_channel
+from servicekit.channels import open_channel
 from servicekit.errors import Code, DomainError
 from servicekit.feed import Follower
 from servicekit.ids import now
