@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -71,11 +72,16 @@ class Server:
             self.process.wait()
             self.process = None
 
+    def hang(self) -> None:
+        """Keeps it from doing anything, until it is killed."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)
+
     def told(self, path: str) -> dict[str, Any]:
         """What its monitoring address answers; nothing while it does not."""
         try:
             url = f"http://{self.address}:{NATS_MONITOR_PORT}{path}"
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=1) as answer:
                 found: dict[str, Any] = json.load(answer)
                 return found
         except (OSError, ValueError):

@@ -167,6 +167,8 @@ def render(
             "name": "evergreen",
             "listen": f"{host}:{CLUSTER_PORT}",
             "routes": [f"nats-route://{server}:{CLUSTER_PORT}" for server in cluster],
+            # Services are told all servers, and nobody outside can reach what these would tell.
+            "no_advertise": True,
             "tls": {**secured["tls"], "ca_file": str(tls.ca_file), "verify": True},
         }
     authorization: dict[str, Any] = {"timeout": 5}

@@ -14,7 +14,14 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    ConsumerInfo,
+    DeliverPolicy,
+    DiscardPolicy,
+    StreamConfig,
+)
 from nats.js.errors import BadRequestError, NotFoundError
 
 from servicekit import logs
@@ -76,6 +83,8 @@ class Messaging:
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.5,
                     allow_reconnect=True,
+                    # A server that hangs, or whose machine is gone, says nothing.
+                    ping_interval=5,
                     error_cb=_quiet,
                     # What waits in the client while NATS is away must not pile up: the outbox
                     # is the queue.
@@ -201,6 +210,9 @@ class Messaging:
         start = 0
         with contextlib.suppress(NotFoundError):
             found = await jetstream.consumer_info(stream.name, name)
+            if _subjects(found) == frozenset(subjects):
+                # It was left out of the list, because nobody led it at that moment.
+                return
             done = found.ack_floor.stream_seq if found.ack_floor else 0
             start = min(done, unseen) + 1
             await jetstream.delete_consumer(stream.name, name)
@@ -223,10 +235,11 @@ class Messaging:
         jetstream = await self._jetstream()
         found: dict[str, frozenset[str]] = {}
         while page := await jetstream.consumers_info(stream.name, offset=len(found)):
-            for info in page:
-                config = info.config
-                one = [config.filter_subject] if config.filter_subject else []
-                found[info.name] = frozenset(config.filter_subjects or one)
+            new = {info.name: _subjects(info) for info in page if info.name not in found}
+            if not new:
+                # Some that nobody leads were left out, so that others come twice.
+                break
+            found |= new
         return found
 
     async def drop_reader(self, stream: Stream, name: str) -> None:
@@ -294,6 +307,12 @@ class Messaging:
                 outage.worked()
         finally:
             await subscription.unsubscribe()
+
+
+def _subjects(consumer: ConsumerInfo) -> frozenset[str]:
+    config = consumer.config
+    one = [config.filter_subject] if config.filter_subject else []
+    return frozenset(config.filter_subjects or one)
 
 
 def servers_of(url: str) -> list[str]:

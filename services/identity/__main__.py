@@ -108,7 +108,8 @@ async def build(kit: Kit) -> Parts:
         portal=identity_app(kit.channel, signer),
         tasks=[
             forget_old_sessions,
-            *([partial(gatekeeper.run, credentials)] if gatekeeper else []),
+            *([partial(gatekeeper.guard, credentials)] if gatekeeper else []),
+            *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),
         ],
     )
 

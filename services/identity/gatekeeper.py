@@ -2,7 +2,8 @@
 
 It is level-triggered: every second the connections and consumers that there are are compared with
 the credentials that work. So a revocation takes effect whatever was down when it was made, and a
-stream that was made anew gets its consumers again.
+stream that was made anew gets its consumers again. Connections and consumers are looked after
+apart: a stream without a leader keeps whoever asks for it waiting, and nobody may stay for that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -50,7 +51,8 @@ _LIFE: Final = timedelta(hours=1)
 """How long a connection lives if nobody can cut it."""
 _RENEW_AFTER: Final = timedelta(minutes=45)
 """It is cut before, which programs answer by connecting again; an expiry ends some of them."""
-_MOST_CONNECTIONS: Final = 8
+MOST_CONNECTIONS: Final = 8
+"""Of one credential, on all servers together."""
 _MOST_SUBSCRIPTIONS: Final = 64
 _LISTED: Final = 4096
 
@@ -65,7 +67,7 @@ class Gatekeeper:
         self._signer = signer
         self._messaging = messaging
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._changed = (asyncio.Event(), asyncio.Event())
         self._client: Client | None = None
         self._kept: Mapping[str, frozenset[str]] | None = None
         self._incarnations: list[str] = []
@@ -76,33 +78,47 @@ class Gatekeeper:
 
     def changed(self) -> None:
         """Says that a credential was made or revoked."""
-        self._wake.set()
+        for event in self._changed:
+            event.set()
 
-    async def run(self, credentials: EventCredentials) -> None:
-        """Works for as long as the service lives."""
-        outage = Repeated(log, "integrators wait")
+    async def guard(self, credentials: EventCredentials) -> None:
+        """Lets integrators in and cuts them off, for as long as the service lives."""
         try:
-            while True:
-                self._wake.clear()
-                try:
-                    await self._work(credentials)
-                    outage.worked()
-                except Exception as error:
-                    # The database or NATS is away.
-                    outage.failed(error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _SECONDS)
+            await self._again_and_again(self._guard, credentials, self._changed[0])
         finally:
             if self._client is not None:
                 await self._client.close()
 
-    async def _work(self, credentials: EventCredentials) -> None:
+    async def keep(self, credentials: EventCredentials) -> None:
+        """Keeps the consumers, for as long as the service lives."""
+        await self._again_and_again(self._keep, credentials, self._changed[1])
+
+    async def _again_and_again(
+        self,
+        work: Callable[[EventCredentials], Awaitable[None]],
+        credentials: EventCredentials,
+        changed: asyncio.Event,
+    ) -> None:
+        outage = Repeated(log, "integrators wait")
+        while True:
+            changed.clear()
+            try:
+                await work(credentials)
+                outage.worked()
+            except Exception as error:
+                # The database or NATS is away.
+                outage.failed(error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), _SECONDS)
+
+    async def _guard(self, credentials: EventCredentials) -> None:
         client = await self._connected(credentials)
         # Who is there, and then who may be: a credential that is made now may connect at once.
-        found = [answer async for answer in _connections(client)]
+        found = [connection async for connection in _connections(client)]
+        await self._cut(client, found, await credentials.readers())
+
+    async def _keep(self, credentials: EventCredentials) -> None:
         wanted = await credentials.readers()
-        # First who must go: nothing below may delay that.
-        await self._cut(client, found, wanted)
         incarnations = [await self._messaging.ensure_stream(stream) for stream in STREAMS]
         if incarnations != self._incarnations:
             self._ends.clear()
@@ -128,6 +144,9 @@ class Gatekeeper:
             connect_timeout=2,
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.5,
+            # A server that hangs, or whose machine is gone, says nothing.
+            ping_interval=2,
+            max_outstanding_pings=1,
             error_cb=_quiet,
         )
         # One after the other; of a flood, the rest is dropped, and the server refuses it.
@@ -159,22 +178,19 @@ class Gatekeeper:
     async def _cut(
         self,
         client: Client,
-        found: list[tuple[str, list[dict[str, Any]]]],
+        found: list[dict[str, Any]],
         wanted: Mapping[str, frozenset[str]],
     ) -> None:
-        count = 0
-        for server, connections in found:
-            count += len(connections)
-            for connection, why in self._to_cut(connections, wanted):
-                _CUT.labels(why).inc()
-                log.info("an integrator's connection is cut", user=connection["user"], why=why)
-                await client.publish(
-                    f"$SYS.REQ.SERVER.{server}.KICK",
-                    json.dumps({"cid": connection["cid"]}).encode(),
-                    # Without somewhere to answer to, the server does nothing.
-                    reply=client.new_inbox(),
-                )
-        _OPEN.set(count)
+        for connection, why in self._to_cut(found, wanted):
+            _CUT.labels(why).inc()
+            log.info("an integrator's connection is cut", user=connection["user"], why=why)
+            await client.publish(
+                f"$SYS.REQ.SERVER.{connection['server']}.KICK",
+                json.dumps({"cid": connection["cid"]}).encode(),
+                # Without somewhere to answer to, the server does nothing.
+                reply=client.new_inbox(),
+            )
+        _OPEN.set(len(found))
 
     def _to_cut(
         self, connections: list[dict[str, Any]], wanted: Mapping[str, frozenset[str]]
@@ -188,7 +204,7 @@ class Gatekeeper:
                 yield connection, "revoked"
             elif connection["start"] < at - _RENEW_AFTER:
                 yield connection, "renewal"
-            elif of_user[user] > _MOST_CONNECTIONS:
+            elif of_user[user] > MOST_CONNECTIONS:
                 yield connection, "too many connections"
             elif connection["subscriptions"] > _MOST_SUBSCRIPTIONS:
                 yield connection, "too many subscriptions"
@@ -218,7 +234,7 @@ class Gatekeeper:
                 await self._messaging.drop_reader(stream, name)
 
 
-async def _connections(client: Client) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+async def _connections(client: Client) -> AsyncIterator[dict[str, Any]]:
     """The integrators' connections, server by server, as each answers."""
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox)
@@ -234,18 +250,14 @@ async def _connections(client: Client) -> AsyncIterator[tuple[str, list[dict[str
             # All servers of a cluster answer; how many there are is not known.
             patience = _ANSWERS_SECONDS
             data = json.loads(answer.data)["data"]
-            yield (
-                data["server_id"],
-                [
-                    {
-                        "cid": found["cid"],
-                        "user": found.get("authorized_user", ""),
-                        "start": _time(found["start"]),
-                        "subscriptions": found.get("subscriptions", 0),
-                    }
-                    for found in data["connections"] or ()
-                ],
-            )
+            for found in data["connections"] or ():
+                yield {
+                    "server": data["server_id"],
+                    "cid": found["cid"],
+                    "user": found.get("authorized_user", ""),
+                    "start": _time(found["start"]),
+                    "subscriptions": found.get("subscriptions", 0),
+                }
     finally:
         await subscription.unsubscribe()
 

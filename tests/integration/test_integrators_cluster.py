@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from evergreen.v1 import identity_pb2 as pb
 from servicekit.streams import DOMAIN, EVENTS
+from services.identity.gatekeeper import MOST_CONNECTIONS
 from tests import nats_cluster
 from tests.callers import Metadata
 from tests.conftest import MakeKit, ServeService
@@ -29,10 +30,8 @@ from tests.integration.integrators import (
     read,
     rename,
 )
-from tests.nats_cluster import NatsCluster, until
+from tests.nats_cluster import NatsCluster, Server, until
 from tests.servers import TestDatabase
-
-LONG = bool(os.environ.get("EVERGREEN_TEST_COMPOSE"))
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -110,6 +109,7 @@ async def test_a_credential_opens_every_server(
     made, other = await create(identity, owner, org.id), await create(identity, owner, beside.id)
     for number, url in enumerate(cluster.urls):
         client = await integrators.connect(made.id, made.secret, servers=[url])
+        assert client.discovered_servers == []
         await rename(identity, owner, beside.id, f"Beside {number}")
         await rename(identity, owner, org.id, f"School {number}")
         messages = await read(client, made.id, 1 if number else 3)
@@ -118,14 +118,27 @@ async def test_a_credential_opens_every_server(
         await check_that_nothing_else_is_permitted(integrators, client, made.id, other.id, org.id)
 
 
-@pytest.mark.parametrize(
-    "count",
-    [1, pytest.param(3, marks=pytest.mark.skipif(not LONG, reason="longer: make test-compose"))],
+LONG = pytest.mark.skipif(
+    not os.environ.get("EVERGREEN_TEST_COMPOSE"), reason="takes a minute: make test-compose"
 )
-async def test_nothing_is_missed_while_servers_are_killed(
-    identity: Identity, integrators: Integrators, cluster: NatsCluster, count: int
+
+
+@pytest.mark.parametrize(
+    ("fail", "count"),
+    [
+        (Server.kill, 1),
+        pytest.param(Server.kill, 3, marks=LONG),
+        pytest.param(Server.hang, 1, marks=LONG),
+    ],
+)
+async def test_nothing_is_missed_while_servers_fail(
+    identity: Identity,
+    integrators: Integrators,
+    cluster: NatsCluster,
+    fail: Callable[[Server], None],
+    count: int,
 ) -> None:
-    """One after the other, by `kill -9`, the one that leads the stream first."""
+    """One after the other ends by `kill -9`, or hangs; the one that leads the stream first."""
     owner = await identity.as_user()
     org = await identity.org(owner, "School")
     made = await create(identity, owner, org.id)
@@ -154,8 +167,9 @@ async def test_nothing_is_missed_while_servers_are_killed(
     leader = cluster.leader(EVENTS.name)
     assert leader is not None
     for server in sorted(cluster.servers, key=lambda server: server is not leader)[:count]:
-        server.kill()
+        fail(server)
         await goes_on()
+        server.kill()
         server.start()
         await cluster.until_streams_whole()
     writing.cancel()
@@ -163,6 +177,20 @@ async def test_nothing_is_missed_while_servers_are_killed(
     await until(all_seen, "events are missing")
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_connections_are_counted_on_all_servers_together(
+    identity: Identity, integrators: Integrators, cluster: NatsCluster
+) -> None:
+    """A credential has no more of them on three servers than on one."""
+    owner = await identity.as_user()
+    made = await create(identity, owner)
+    for url in cluster.urls * 3:
+        await integrators.connect(made.id, made.secret, servers=[url])
+    assert len(integrators.clients) == MOST_CONNECTIONS + 1
+    await until(
+        lambda: not all(client.is_connected for client in integrators.clients), "none is cut"
+    )
 
 
 async def revoke(identity: Identity, by: Metadata, credential_id: str) -> None:
@@ -201,3 +229,21 @@ async def test_a_stream_that_was_thrown_away_is_read_again(
     again = await read(client, made.id, 2)
     assert [json.loads(m.data)["id"] for m in again] == [json.loads(m.data)["id"] for m in first]
     await cluster.until_streams_whole()
+
+
+async def test_revocation_waits_for_no_stream(
+    identity: Identity, integrators: Integrators, cluster: NatsCluster
+) -> None:
+    """It cuts off on one server while the two others, and so the streams, are down.
+
+    The last test here, for it leaves them down.
+    """
+    owner = await identity.as_user()
+    made = await create(identity, owner)
+    stays, *others = cluster.servers
+    client = await integrators.connect(made.id, made.secret, servers=[stays.url])
+    for server in others:
+        server.kill()
+    await revoke(identity, owner, made.id)
+    await until(lambda: not client.is_connected, "the connection lives on")
+    assert await integrators.refused(made.id, made.secret, servers=[stays.url])
