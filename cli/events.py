@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.errors import CliError, told
-from cli.options import CaFile, Home
+from cli.options import Home, home_of
 from cli.secrets import read_secret
 
 app = typer.Typer(name="events", help="Look after the streams of events.", no_args_is_help=True)
@@ -34,9 +34,13 @@ def rebuild(
         str, typer.Option(envvar="EVERGREEN_NATS_URL", help="NATS, if not that of a home.")
     ] = "",
     password_file: Annotated[
-        Path | None, typer.Option(help="File with the password of NATS's user `operator`.")
+        Path | None,
+        typer.Option(help="File with the password of NATS's user `operator`, if not in the home."),
     ] = None,
-    ca_file: CaFile = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(envvar="EVERGREEN_NATS_CA_FILE", help="CA of NATS's certificate."),
+    ] = None,
 ) -> None:
     """Throw a stream away, and have it published again from PostgreSQL.
 
@@ -50,7 +54,7 @@ def rebuild(
         if not nats_url:
             nats_url, password_file, ca_file = _of_home(home)
         if password_file is None:
-            raise CliError("--password-file is missing")
+            password_file = home_of(home) / "secrets" / "nats_operator"
         if not yes:
             typer.confirm(f"Throw {stream} away and publish it again?", abort=True)
         password = read_secret(password_file)
@@ -61,7 +65,7 @@ def rebuild(
 def _of_home(home: Path | None) -> tuple[str, Path, Path | None]:
     from deploy.launcher.home import Home as Layout  # noqa: PLC0415
 
-    layout = Layout((home or Path(".evergreen")).absolute())
+    layout = Layout(home_of(home))
     port = layout.remembered().get("ports", {}).get("nats")
     if port is None:
         raise CliError(f"{layout.root} is no home of `evergreen up`")

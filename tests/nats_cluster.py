@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -21,9 +22,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import nats
-from nats.aio.client import Client
 
 from deploy.certificates import Authority
 from deploy.containers.layout import NATS_MONITOR_PORT, NATS_PORT
@@ -107,14 +105,20 @@ class NatsCluster:
         """Trusts the servers' certificates."""
         return ssl.create_default_context(cafile=self.ca_file)
 
-    async def operator(self) -> Client:
-        """A connection of the user that may delete streams and ask for them, and nothing else."""
-        return await nats.connect(
-            self.urls,
-            user="operator",
-            password=(self.secrets / "operator").read_text(),
-            inbox_prefix="_INBOX_operator",
-            tls=self.tls(),
+    def rebuild(self, stream: str, home: Path) -> None:
+        """Throws a stream away, as the operator's pod does."""
+        (home / "secrets").mkdir()
+        shutil.copy(self.secrets / "operator", home / "secrets" / "nats_operator")
+        subprocess.run(
+            [sys.executable, "-m", "cli.entry", "events", "rebuild", stream, "--yes"],
+            cwd=_ROOT,
+            env={
+                "PATH": os.environ["PATH"],
+                "EVERGREEN_HOME": str(home),
+                "EVERGREEN_NATS_URL": str(self.settings["nats_url"]),
+                "EVERGREEN_NATS_CA_FILE": str(self.ca_file),
+            },
+            check=True,
         )
 
     def leader(self, stream: str) -> Server | None:

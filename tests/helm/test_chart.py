@@ -11,6 +11,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from cryptography import x509
 
 from servicekit.access import CONTEXTS
 from servicekit.settings import ServiceSettings
@@ -136,6 +137,7 @@ def test_given_secrets_are_the_only_ones(profile: str) -> None:
         ({**PRODUCTION, "nats.replicas": "1"}, "nats.replicas"),
         ({**EVAL, "database.bundled": "false"}, "database.host"),
         ({**EVAL, "nats.bundled": "false"}, "nats.url"),
+        ({**EVAL, "nats.events.expose": "true"}, "nats.events.url"),
         ({**EVAL, "gateway.replica": "2"}, "replica"),
         ({**EVAL, "services.policies.replicas": "2"}, "policies"),
         ({**EVAL, "serviceDefaults.drainSeconds": "long"}, "drainSeconds"),
@@ -287,6 +289,25 @@ def test_nats_is_configured_by_its_init_container(tmp_path: Path) -> None:
     users = {u["user"]: u["password"] for account in accounts for u in account.get("users", ())}
     assert users == {name: text for name, text in passwords.items() if name != "issuer"}
     assert written["authorization"]["auth_callout"]["issuer"].startswith("A")
+
+
+def test_the_certificate_of_nats_is_good_for_whoever_connects() -> None:
+    """The services and each other's servers inside, integrators outside."""
+    told = {"nats.events.expose": "true", "nats.events.url": "tls://events.example.org:4222"}
+    objects = render({**PRODUCTION, **told})
+    made = by_kind(objects, "Secret")["ev-inside"]["stringData"]["nats.crt"]
+    certificate = x509.load_pem_x509_certificate(made.encode())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    covered = set(names.get_values_for_type(x509.DNSName))
+    assert {"events.example.org", "*.ev-nats.fleet.svc", "ev-nats"} <= covered
+    services = by_kind(objects, "ConfigMap")["ev-services"]["data"]
+    servers = services["EVERGREEN_NATS_URL"].split(",")
+    assert servers == [f"tls://ev-nats-{number}.ev-nats.fleet.svc:4222" for number in range(3)]
+    service = by_kind(objects, "Service")["ev-events"]["spec"]
+    pod = by_kind(objects, "StatefulSet")["ev-nats"]["spec"]["template"]["metadata"]
+    assert service["selector"].items() <= pod["labels"].items()
+    policy = by_kind(objects, "NetworkPolicy")["ev-nats"]["spec"]
+    assert {"ports": [{"port": "nats", "protocol": "TCP"}]} in policy["ingress"]
 
 
 def test_helm_test_enrolls_a_device() -> None:

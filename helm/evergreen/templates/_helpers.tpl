@@ -130,11 +130,17 @@ postgresql://{{ $role }}@{{ include "evergreen.databaseHost" $root }}:{{ $root.V
 {{- end }}
 {{- if lt (int (include "evergreen.replicas" (list . .Values.gateway.replicas))) 2 }}{{ fail "profile production: gateway.replicas must be at least 2" }}{{ end }}
 {{- end }}
+{{- if and .Values.nats.events.expose (not .Values.nats.events.url) }}{{ fail "nats.events.expose needs nats.events.url: the address that integrators are told, as tls://events.example.org:4222" }}{{ end }}
 {{- if not .Values.publicUrl }}{{ fail "publicUrl is needed: the address at which devices and browsers reach the gateway, as https://evergreen.example.org" }}{{ end }}
 {{- end }}
 
 {{- define "evergreen.publicHost" -}}
 {{- (urlParse .Values.publicUrl).hostname -}}
+{{- end }}
+
+{{/* The host at which integrators reach NATS. */}}
+{{- define "evergreen.eventsHost" -}}
+{{- (urlParse .Values.nats.events.url).hostname -}}
 {{- end }}
 
 {{/* Spread over nodes and zones. (dict "root" $ "component" …) */}}
