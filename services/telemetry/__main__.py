@@ -55,7 +55,13 @@ async def build(kit: Kit) -> Parts:
         routes=routes(reports),
         devices=kit.device_access(),
         batchers=(reports.states, reports.events),
-        tasks=(inventory.devices.run, inventory.applied.run, relay.run, maintenance.run),
+        tasks=(
+            inventory.devices.run,
+            inventory.applied.run,
+            relay.run,
+            relay.watch,
+            maintenance.run,
+        ),
         before_serving=inventory.load,
     )
 

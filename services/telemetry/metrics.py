@@ -14,6 +14,10 @@ STATES = Counter(
     "States that devices sent, by what became of them.",
     ["outcome"],
 )
+EVENTS_OLDEST = Gauge(
+    "evergreen_device_events_oldest_seconds",
+    "How long the oldest event of a device has waited to be published; 0 without any.",
+)
 EVENTS_EXPIRED = Counter(
     "evergreen_device_events_expired_total",
     "Events that were deleted one by one because their tenants keep them no longer.",

@@ -15,11 +15,13 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
+from prometheus_client import Gauge
 
 from servicekit.app import Kit
 from servicekit.ids import now
 from servicekit.streams import TELEMETRY
 from services.telemetry.domain.events import NewEvent, make_event
+from services.telemetry.metrics import EVENTS_OLDEST
 from services.telemetry.service.relay import BATCH, EventRelay
 from services.telemetry.store import reports as store
 from tests.conftest import MakeKit
@@ -75,6 +77,12 @@ def messaging() -> FakeMessaging:
     return FakeMessaging()
 
 
+def shown(gauge: Gauge) -> float:
+    """What a gauge shows."""
+    (family,) = gauge.collect()
+    return family.samples[0].value
+
+
 def relay_of(kit: Kit, messaging: Any) -> EventRelay:
     return EventRelay(kit.database, messaging, kit.clock)
 
@@ -100,6 +108,22 @@ async def test_stored_events_are_published_by_tenant(
     await relay.publish(STREAM)
     await relay_of(kit, messaging).publish(STREAM)
     assert messaging.attempts == 2
+
+
+async def test_it_shows_how_long_events_wait(make_kit: MakeKit, messaging: FakeMessaging) -> None:
+    """An alert looks at it: with NATS away, nothing else tells that integrators hear nothing."""
+    kit = await make_kit("telemetry")
+    relay = relay_of(kit, messaging)
+    await relay.publish(STREAM)
+    await relay.look()
+    assert shown(EVENTS_OLDEST) == 0
+    await store_events(kit, uuid4(), "a", age=timedelta(minutes=9))
+    await store_events(kit, uuid4(), "b")
+    await relay.look()
+    assert shown(EVENTS_OLDEST) >= 9 * 60
+    await relay.publish(STREAM)
+    await relay.look()
+    assert shown(EVENTS_OLDEST) == 0
 
 
 async def test_an_event_whose_transaction_commits_late_is_not_skipped(

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from itertools import groupby
 from typing import Final
 
 from servicekit import logs
 from servicekit.ids import Clock
+from servicekit.logs import brief
 from servicekit.messaging import Messaging, Outgoing, publish_by_tenant
 from servicekit.outbox import relay
 from servicekit.postgres import Database
 from servicekit.streams import KEEP, SUBJECT_ROOT, TELEMETRY
 from services.telemetry.domain.announcement import NAME, announcements
+from services.telemetry.metrics import EVENTS_OLDEST
 from services.telemetry.store import relay as store
 from services.telemetry.store.relay import RelayedEvent, RelayState
 
@@ -27,6 +30,7 @@ log = logs.get(__name__)
 
 BATCH: Final = 1_000
 _LINGER_SECONDS: Final = 0.25
+_LOOK_SECONDS: Final = 10.0
 
 
 class EventRelay:
@@ -47,6 +51,23 @@ class EventRelay:
         await relay(
             self._messaging, self._wake, self.publish, stream=TELEMETRY, linger=_LINGER_SECONDS
         )
+
+    async def watch(self) -> None:
+        """Shows every few seconds how long events have waited, also while NATS is away."""
+        while True:
+            try:
+                await self.look()
+            except Exception as error:
+                # With the database away it stays as it was last seen.
+                log.debug("does not see what waits", error=brief(error))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Looks once."""
+        async with self._database.transaction() as connection:
+            oldest = await store.oldest_waiting(connection)
+        waits = self._clock() - oldest if oldest is not None else timedelta(0)
+        EVENTS_OLDEST.set(max(waits.total_seconds(), 0.0))
 
     async def publish(self, stream: str) -> None:
         """Publishes what is stored by now; all of the last days when the stream is a new one.

@@ -56,6 +56,16 @@ async def is_idle(connection: Connection, stream: str) -> bool:
     return idle
 
 
+async def oldest_waiting(connection: Connection) -> datetime | None:
+    """When the first event that is not published came; `None` without any."""
+    received_at: datetime | None = await connection.fetchval(
+        "SELECT e.received_at FROM telemetry.event_relay AS r CROSS JOIN LATERAL"
+        " (SELECT received_at FROM telemetry.event WHERE (xid, id) > (r.done_xid, r.done_id)"
+        " ORDER BY xid, id LIMIT 1) AS e"
+    )
+    return received_at
+
+
 async def lock(connection: Connection) -> RelayState:
     """Locks the relay's position for this transaction, and reads it."""
     await connection.execute(
