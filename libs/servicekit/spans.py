@@ -106,13 +106,14 @@ class Span:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """A part of it that is the running one until the block ends."""
-        part = self.child(name)
-        token = current_span.set(part)
+        part, before = self.child(name), current_span.get()
+        current_span.set(part)
         try:
             with part.ended():
                 yield
         finally:
-            current_span.reset(token)
+            # Not by a token: a generator that nobody read to its end is closed by another task.
+            current_span.set(before)
 
     @contextmanager
     def ended(self) -> Iterator[None]:

@@ -24,8 +24,11 @@ from servicekit.grpc_server import Context, GrpcServer
 from servicekit.http_protocol import DeviceServer, Request
 from servicekit.http_server import HttpServer
 from servicekit.settings import ServiceSettings
+from servicekit.spans import Tracer
 from servicekit.tls import Tls
+from servicekit.tracing import Traces, current_span
 from tests import callers
+from tests.collector import CLIENT, SERVER, collecting
 from tests.stack import free_port
 
 
@@ -63,6 +66,20 @@ class World:
         where = self.directory / name
         where.mkdir(exist_ok=True)
         return self.authority.ensure(where, name)
+
+    def settings(self, name: str) -> ServiceSettings:
+        """Those of a service that calls this one."""
+        files = self.files(name)
+        return ServiceSettings(
+            grpc_listen="unix:/nowhere/gw",
+            internal_listen="unix:/nowhere/int",
+            database_url="postgresql:///",
+            identity_target=self.internal,
+            policy_target=self.internal,
+            tls_ca_file=files.ca_file,
+            tls_certificate_file=files.certificate_file,
+            tls_key_file=files.key_file,
+        )
 
     def foreign(self, name: str) -> Tls:
         """A certificate with the right name from somebody else's CA, and the right CA to trust."""
@@ -201,17 +218,7 @@ async def test_a_renewed_certificate_is_used_without_a_restart(world: World) -> 
 
 async def test_services_find_each_other_by_name(world: World) -> None:
     """A channel of a service's settings takes the certificate's name for the address's."""
-    files = world.files("telemetry")
-    settings = ServiceSettings(
-        grpc_listen="unix:/nowhere/gw",
-        internal_listen="unix:/nowhere/int",
-        database_url="postgresql:///",
-        identity_target=world.internal,
-        policy_target=world.internal,
-        tls_ca_file=files.ca_file,
-        tls_certificate_file=files.certificate_file,
-        tls_key_file=files.key_file,
-    )
+    settings = world.settings("telemetry")
     async with connect(settings, "identity", "telemetry") as channel:
         stub = rpc.IdentityInternalServiceStub(channel)
         assert (
@@ -223,6 +230,39 @@ async def test_services_find_each_other_by_name(world: World) -> None:
                 pb.ListAccessChangesRequest()
             )
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_calls_between_services_are_recorded(world: World) -> None:
+    """Over TLS as over sockets: answered, refused and given up; a stop sends what is left."""
+    settings, port = world.settings("telemetry"), free_port()
+    call = "evergreen.v1.IdentityInternalService/ListAccessChanges"
+    request = pb.ListAccessChangesRequest()
+    with collecting(port) as collector:
+        tracer = Tracer(Traces("127.0.0.1", port, tls=False, ratio=1), "telemetry")
+        span = tracer.continued("/a call", {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+        assert span is not None
+        token = current_span.set(span)
+        async with connect(settings, "identity", "telemetry", tracer) as channel:
+            ask = rpc.IdentityInternalServiceStub(channel).ListAccessChanges
+            assert (await ask(request)).next_cursor == "telemetry"
+            given_up = ask(request)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+        async with connect(settings, "policy", "telemetry", tracer) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await rpc.IdentityInternalServiceStub(channel).ListAccessChanges(request)
+        current_span.reset(token)
+        span.end("OK")
+        await tracer.close()
+        calls = [seen for seen in collector.seen if seen.name == call]
+        (server,) = (seen for seen in collector.seen if seen.kind == SERVER)
+    codes = [seen.attributes["rpc.response.status_code"] for seen in calls]
+    # What was given up before it began was no call.
+    assert [code for code in codes if code != "CANCELLED"] == ["OK", "UNAVAILABLE"]
+    for seen in calls:
+        assert (seen.kind, seen.trace, seen.parent) == (CLIENT, "a" * 32, server.id)
+        assert seen.failed is (seen.attributes["rpc.response.status_code"] != "OK")
 
 
 def test_a_listener_on_a_network_needs_tls() -> None:
