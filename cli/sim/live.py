@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,12 +18,6 @@ from cli.sim.stats import Part, Point, Stats
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _WIDTH: Final = 60
 _LINE_EVERY: Final = 5
-
-
-class Source(Protocol):
-    """Whose figures are shown; a traffic."""
-
-    stats: Stats
 
 
 class Enrolling:
