@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +20,10 @@ from cli.errors import CliError
 from cli.sim.device import KINDS
 from cli.sim.histogram import Histogram
 from cli.sim.stats import SHARES, Stats
+
+_FILE_WIDTH: Final = 120
+_ROOMY: Final = 100
+"""Columns of a terminal from which on the table does not have to be narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,11 @@ def write(report: dict[str, Any], file: Path) -> None:
 
 def show(console: Console, report: dict[str, Any], stats: Stats) -> None:
     """Prints the final table and what should be said about it."""
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
     console.print(f"{report['devices']:,} devices, {report['traffic']}", highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    padding = (0, 1) if console.width >= _ROOMY else (0, 0)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=padding, show_edge=False)
     table.add_column("call", no_wrap=True)
     for name in ("calls", "calls/s", "failed", *SHARES, "max"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -151,5 +158,5 @@ def milliseconds(microseconds: float) -> str:
         return "-"
     value = microseconds / 1000
     if value >= 1000:
-        return f"{value / 1000:.2f} s"
+        return f"{value / 1000:.2f} s" if value < 100_000 else f"{value / 1000:,.0f} s"
     return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"

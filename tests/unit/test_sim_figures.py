@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 from cli.errors import CliError
 from cli.sim import EVENTS, POLL, STATE, Stats
 from cli.sim import report as reports
+from cli.sim.device import KINDS, QUEUED_STATE
 from cli.sim.histogram import Histogram
 from cli.sim.live import View, sparkline
 from cli.sim.picture import check_drawable, draw
@@ -136,12 +138,28 @@ def test_a_run_without_an_answer_keeps_no_threshold() -> None:
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_table_tells_it_to_people(failing: bool) -> None:
     stats = measured(failing=failing)
-    console = Console(record=True, width=80)
+    console = Console(record=True, width=80, force_terminal=True)
     reports.show(console, report_of(stats), stats)
     text = console.export_text()
     assert "1,234 devices" in text
     assert all(len(line) <= 80 for line in text.splitlines() if "the simulator" not in line)
     assert ("503 100" in text) is failing
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_of_the_table_is_cut(terminal: bool) -> None:
+    stats = Stats()
+    for kind in range(len(KINDS)):
+        for number in range(1, 2001):
+            stats.add(kind, 0.0109 * number, "")
+    stats.add(QUEUED_STATE, 200, "")
+    stats.tick(0.1)
+    console = Console(record=True, width=80, force_terminal=terminal)
+    reports.show(console, report_of(stats), stats)
+    text = console.export_text()
+    assert "…" not in text
+    assert all(re.search(rf"^{kind} +2,00[01] +20,0[01]0\.0 ", text, re.M) for kind in KINDS)
+    assert "200 s" in text
 
 
 def test_a_fleet_that_is_not_known_is_explained() -> None:
