@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from deploy.gateway.envoy import Config, seconds, typed
 from servicekit.tracing import Traces
@@ -33,10 +33,9 @@ def tracing(traces: Traces) -> Config:
         "random_sampling": {"value": round(traces.ratio * 100, 2)},
         # x-client-trace-id does not let a client have its calls recorded.
         "client_sampling": {"value": 0},
-        # Neither the query nor an id that somebody asks for is anybody's business: of the address
-        # only the RPC is told that the gateway has a route for.
+        # An address may hold what is nobody's business, in its query or as an id that somebody asks
+        # for: what is told is the RPC that the gateway has a route for.
         "max_path_tag_length": 0,
-        "custom_tags": [_tag("rpc.method", "%ROUTE_NAME%")],
         "operation": "%ROUTE_NAME%",
     }
 
@@ -49,7 +48,3 @@ def runtime() -> Config:
         f"{prefix}.flush_interval_ms": _EVERY_MILLISECONDS,
     }
     return {"layers": [{"name": "traces", "static_layer": sending}]}
-
-
-def _tag(name: str, value: str) -> dict[str, Any]:
-    return {"tag": name, "value": value}
