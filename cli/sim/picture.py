@@ -22,7 +22,7 @@ _NAMES: Final = {
     "state": "state reports",
     "events": "event batches",
     "enroll": "enrollments",
-    "queued state": "states of a queue",
+    "queued state": "queued states",
 }
 _INK: Final = "#24303a"
 _SOFT: Final = "#7b8894"
@@ -109,7 +109,7 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     failed = f"{report['failures']:,} failed" if report["failures"] else "none failed"
     return (
         f"{report['calls']:,} calls in {report['seconds']:,.0f} s "
-        f"({report['calls_per_second']:,.0f}/s), {failed}  ·  {report['url']}"
+        f"({_rated(report['calls_per_second'])}), {failed}  ·  {report['url']}"
         f"  ·  {report['started'][:16].replace('T', ' ')} UTC"
     )
 
@@ -130,6 +130,13 @@ def _counts(report: Mapping[str, Any], kind: str, name: str) -> list[float]:
     return [float(point["kinds"].get(kind, {}).get(name, 0)) for point in report["series"]]
 
 
+def _lonely(values: list[float]) -> list[int]:
+    """Places of the values that no line leads to, for there is none before and none after."""
+    missing = [True, *map(math.isnan, values), True]
+    around = enumerate(zip(missing, missing[1:], missing[2:], strict=False))
+    return [place for place, sides in around if sides == (True, False, True)]
+
+
 def _latency(
     axes: Any, report: Mapping[str, Any], kinds: list[str], seconds: list[float], target_ms: float
 ) -> None:
@@ -141,9 +148,11 @@ def _latency(
     for kind in kinds:
         colour = _COLOURS[kind]
         p50, p99 = _values(report, kind, "p50_ms"), _values(report, kind, "p99_ms")
-        marker = "o" if sum(not math.isnan(value) for value in p99) < 3 else None
         axes.fill_between(seconds, p50, p99, color=colour, alpha=0.10, linewidth=0)
-        axes.plot(seconds, p99, color=colour, linewidth=1.7, marker=marker)
+        axes.plot(
+            seconds, p99, color=colour, linewidth=1.7, marker="o", markersize=3.5,
+            markevery=_lonely(p99),
+        )  # fmt: skip
         axes.plot(seconds, p50, color=colour, linewidth=1.1, alpha=0.75, linestyle=(0, (2, 1.5)))
         whole = report["kinds"][kind]["latency_ms"]
         if whole["p99"] is not None:
@@ -161,9 +170,11 @@ def _latency(
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: _ms(value))
     axes.yaxis.set_minor_formatter(lambda value, _: "")
+    # However many there are, the last one ends above the words at the bottom.
+    step = min(0.24, 0.84 / max(1, len(ends)))
     for place, (text, colour) in enumerate(ends):
         axes.text(
-            1.015, 0.97 - place * 0.24, text, transform=axes.transAxes, color=colour, va="top",
+            1.015, 0.97 - place * step, text, transform=axes.transAxes, color=colour, va="top",
             fontsize=9.5, linespacing=1.35,
         )  # fmt: skip
     axes.text(
@@ -189,12 +200,12 @@ def _rate(
             alpha=0.8, step="post", linewidth=0,
         )  # fmt: skip
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     # The upper parts of the pile first, as they lie.
     for place, kind in enumerate(reversed(kinds)):
         per_second = report["kinds"][kind]["calls_per_second"]
         axes.text(
-            1.015, 0.97 - place * 0.17, f"{_NAMES[kind]} {per_second:,.0f}/s",
+            1.015, 0.97 - place * 0.17, f"{_NAMES[kind]} {_rated(per_second)}",
             transform=axes.transAxes, color=_COLOURS[kind], va="top", fontsize=9.5,
         )  # fmt: skip
 
@@ -214,7 +225,7 @@ def _failures(
     if not any(bottom):
         axes.set_yticks([])
         axes.text(0.5, 0.42, "none", transform=axes.transAxes, ha="center", color=_SOFT)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     causes: dict[str, int] = {}
     for kind in kinds:
         for cause, count in report["kinds"][kind]["failures"].items():
@@ -224,6 +235,10 @@ def _failures(
         1.015, 0.97, "\n".join(f"{cause}: {count:,}" for cause, count in listed),
         transform=axes.transAxes, color=_BAD, va="top", fontsize=9,
     )  # fmt: skip
+
+
+def _rated(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
 
 
 def _ms(value: float) -> str:

@@ -183,6 +183,20 @@ def test_pictures(tmp_path: Path, failing: bool) -> None:
     assert ("503: 100" in text) is failing
 
 
+def test_a_picture_of_what_is_rare(tmp_path: Path) -> None:
+    stats = Stats()
+    for second in range(5):
+        for _ in range(20):
+            stats.add(POLL, 0.1, "")
+        if second % 4 == 0:
+            stats.add(QUEUED_STATE, 2.0, "")
+        stats.tick(second + 1.0)
+    draw(report_of(stats), tmp_path / "run.svg")
+    text = "".join(ElementTree.parse(tmp_path / "run.svg").getroot().itertext())
+    assert "policy polls 20/s" in text
+    assert "queued states 0.4/s" in text
+
+
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_a_picture_of_next_to_nothing(tmp_path: Path, seconds: int) -> None:
     stats = Stats()
