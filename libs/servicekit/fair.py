@@ -67,24 +67,39 @@ class Queues:
 
     A device that comes back with a queue sends all of it again when one call is refused. So a
     whole queue is let in or none of it (session-based admission: Cherkasova and Phaal, IEEE
-    Transactions on Computers 51, 2002): a place is kept for its holder between two calls. Served
-    one after another, devices cost a fraction of what they cost all at once.
+    Transactions on Computers 51, 2002): a place is kept for its holder between two calls.
+
+    What waits in queues is old, and can wait for what is of the moment. So there are as many
+    places as leave the service quick: one more after every round of quick calls, half a one less
+    after every slow call (additive increase as in TCP, but in small steps, for a queue that was
+    let in is not put out again). It sees so how much of the machine others use, too.
 
     For a holder that left a kept place unused none is kept for some time: such as a device whose
     clock is wrong, so that all it tells looks old.
 
     Args:
-        places: how many queues, altogether.
+        least: how many places there are at any time, altogether.
+        most: how many there are when all goes quickly.
         kept: seconds for which a place is kept for its holder's next call.
+        quick: seconds within which nearly all calls are to be done.
     """
 
-    def __init__(self, places: int, kept: float) -> None:
-        self._shares = Shares(places)
+    def __init__(self, least: int, most: int, *, kept: float, quick: float) -> None:
+        self._least = min(least, most)
+        self._most = most
+        self._places = float(self._least)
+        self._shares = Shares(self._least)
         self._seconds = kept
+        self._quick = quick
         self._kept: OrderedDict[Hashable, tuple[float, str]] = OrderedDict()
         """Until when, and of whose share; by the holder, in the order of their ends."""
         self._stayed_away: OrderedDict[Hashable, float] = OrderedDict()
         """Since when; in that order."""
+
+    def may_enter(self, tenant: str, holder: Hashable, at: float) -> bool:
+        """Whether `enter` would succeed."""
+        self._forget(at)
+        return holder in self._kept or self._shares.has_room(tenant)
 
     def enter(self, tenant: str, holder: Hashable, at: float) -> bool:
         """Gives a call a place, which it must `pause` or `leave`; or answers that there is none.
@@ -108,12 +123,19 @@ class Queues:
         if (kept := self._kept.pop(holder, None)) is not None:
             self._shares.give_back(kept[1])
 
-    def pause(self, tenant: str, holder: Hashable, at: float) -> None:
-        """Ends a call whose caller goes on at once: the place is kept for it for a while."""
+    def pause(self, tenant: str, holder: Hashable, at: float, took: float) -> None:
+        """Ends a call whose caller goes on at once: the place is kept for it for a while.
+
+        Args:
+            took: seconds from its beginning to its end.
+        """
         if holder in self._kept or holder in self._stayed_away:
             self._shares.give_back(tenant)
         else:
             self._kept[holder] = (at + self._seconds, tenant)
+        places = self._places + (1 / self._places if took <= self._quick else -0.5)
+        self._places = min(max(places, self._least), self._most)
+        self._shares.total = int(self._places)
 
     def _forget(self, at: float) -> None:
         """Ends what was kept for too long."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -12,10 +14,14 @@ from servicekit.http_server import OK, Answer, Route, parse_json_object
 from servicekit.rules import is_uuid
 from services.telemetry.domain.events import read_batch
 from services.telemetry.domain.state import parse_state
+from services.telemetry.domain.times import parse_time
 from services.telemetry.service.reports import Reports
 
 STATE_PATH: Final = "/api/v1/devices/state"
 EVENTS_PATH: Final = "/api/v1/devices/events"
+_TIME: Final = re.compile(rb'"timestamp":"([^"\\]{20,40})"').search
+_FRONT: Final = 128
+"""The agent writes the time within so many bytes."""
 
 
 def routes(reports: Reports) -> dict[str, Route]:
@@ -23,6 +29,7 @@ def routes(reports: Reports) -> dict[str, Route]:
 
     async def report_state(call: Call, body: bytes) -> Answer:
         reports.states.require_room(call.caller.tenant_id)
+        reports.require_place(call.caller, _time_of_state(body))
         request = parse_json_object(body)
         check_device(call, request.get("device_id"))
         state = request.get("state")
@@ -48,6 +55,17 @@ def routes(reports: Reports) -> dict[str, Route]:
             "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for
         ),
     }
+
+
+def _time_of_state(body: bytes) -> datetime | None:
+    """Of when a state is, at a glance; `None` when it is not to be seen."""
+    found = _TIME(body, 0, _FRONT)
+    if found is None:
+        return None
+    try:
+        return parse_time(found[1].decode())
+    except ValueError:
+        return None
 
 
 def check_device(call: Call, device_id: Any) -> None:

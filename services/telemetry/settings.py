@@ -24,8 +24,8 @@ class TelemetrySettings(ServiceSettings):
     emptied_queues: int = Field(
         default=480,
         ge=1,
-        description="Devices that empty their queues of states at the same time; further ones are"
-        " refused with a delay.",
+        description="Devices that empty their queues of states at the same time, when all goes"
+        " quickly; further ones are refused with a delay.",
     )
     waiting_events: int = Field(
         default=20_000,

@@ -60,28 +60,38 @@ def test_what_is_heavier_than_everything_is_taken_alone() -> None:
     assert not shares.take("a", 8)
 
 
+QUICK = 0.06
+
+
+def queues_of(places: int, most: int | None = None) -> Queues:
+    return Queues(places, most or places, kept=5.0, quick=QUICK)
+
+
 def test_a_kept_place_is_free_for_its_holder_alone() -> None:
     """Until it has not come back for too long; then others find room again."""
-    queues = Queues(30, kept=5.0)
+    queues = queues_of(30)
     assert sum(queues.enter("a", n, 0.0) for n in range(100)) == 20
     for n in range(20):
-        queues.pause("a", n, 1.0)
+        queues.pause("a", n, 1.0, QUICK)
+    assert not queues.may_enter("a", "newcomer", 2.0)
     assert not queues.enter("a", "newcomer", 2.0)
+    assert queues.may_enter("a", 7, 2.0)
     assert queues.enter("a", 7, 2.0)
-    queues.pause("a", 7, 2.0)
+    queues.pause("a", 7, 2.0, QUICK)
     # Theirs ended at 6; the one that came back keeps its own until 7.
     assert sum(queues.enter("a", 100 + n, 6.5) for n in range(100)) == 19
     assert queues.enter("a", 7, 6.6)
     queues.leave("a")
+    assert queues.may_enter("a", "newcomer", 6.7)
     assert queues.enter("a", "newcomer", 6.7)
     assert not queues.enter("a", 7, 6.8)
 
 
 def test_a_queue_that_ends_leaves_its_place_at_once() -> None:
     """To end what was never begun changes nothing."""
-    queues = Queues(1, kept=5.0)
+    queues = queues_of(1)
     assert queues.enter("a", "x", 0.0)
-    queues.pause("a", "x", 0.0)
+    queues.pause("a", "x", 0.0, QUICK)
     queues.end("y")
     assert not queues.enter("a", "y", 1.0)
     queues.end("x")
@@ -92,11 +102,11 @@ def test_a_queue_that_ends_leaves_its_place_at_once() -> None:
 
 def test_who_stays_away_has_no_place_kept() -> None:
     """For an hour: a device with a wrong clock always looks as if it had more to send."""
-    queues = Queues(3, kept=5.0)
+    queues = queues_of(3)
 
     def kept(at: float) -> bool:
         assert queues.enter("a", "x", at)
-        queues.pause("a", "x", at)
+        queues.pause("a", "x", at, QUICK)
         others = sum(queues.enter("a", n, at) for n in range(9))
         for _ in range(others):
             queues.leave("a")
@@ -112,18 +122,47 @@ def test_who_stays_away_has_no_place_kept() -> None:
 
 def test_two_calls_of_one_holder_keep_one_place() -> None:
     """Whatever it does at once, no place is lost and none is made."""
-    queues = Queues(3, kept=5.0)
+    queues = queues_of(3)
     assert queues.enter("a", "x", 0.0)
     assert queues.enter("a", "x", 0.0)
     assert not queues.enter("a", "x", 0.0)
-    queues.pause("a", "x", 1.0)
-    queues.pause("a", "x", 1.0)
+    queues.pause("a", "x", 1.0, QUICK)
+    queues.pause("a", "x", 1.0, QUICK)
     assert queues.enter("a", "y", 1.0)
     assert not queues.enter("a", "z", 1.0)
     queues.leave("a")
     assert queues.enter("a", "x", 2.0)
     queues.leave("a")
     assert [queues.enter("a", n, 2.0) for n in range(3)] == [True, True, False]
+
+
+def test_there_are_as_many_places_as_leave_the_service_quick() -> None:
+    """Quick calls make room for more of them, slow ones for fewer, within the two bounds."""
+    queues = queues_of(30, 90)
+
+    def places() -> int:
+        entered = 0
+        while queues.enter("a", ("counted", entered), 0.0):
+            entered += 1
+        for _ in range(entered):
+            queues.leave("a")
+        return entered
+
+    def calls(count: int, took: float) -> None:
+        for _ in range(count):
+            assert queues.enter("b", "x", 0.0)
+            queues.pause("b", "x", 0.0, took)
+        queues.end("x")
+
+    assert places() == 20
+    calls(31, QUICK)
+    assert places() == 21
+    calls(10_000, QUICK)
+    assert places() == 60
+    calls(30, 2 * QUICK)
+    assert places() == 50
+    calls(1_000, 2 * QUICK)
+    assert places() == 20
 
 
 def _order(queue: FairQueue[str]) -> list[str]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from servicekit.batcher import BEAT_SECONDS, Batcher
 from servicekit.call import Caller
-from servicekit.errors import exhausted
+from servicekit.errors import DomainError, exhausted
 from servicekit.fair import Queues, Shares, Turns
 from servicekit.ids import Clock
 from servicekit.postgres import Database
@@ -31,9 +31,13 @@ _BYTES_OF_A_SMALL_BATCH: Final = 8_192
 _BYTES_OF_A_SMALL_STATE: Final = 4_096
 _OF_THE_MOMENT: Final = timedelta(minutes=1)
 """A state that is older was waiting in a queue."""
+_LEAST_QUEUES: Final = 16
 _KEPT_SECONDS: Final = 5.0
 """A device that empties its queue makes its next call within this time after the one before, also
 over a slow line or through a busy gateway."""
+_QUICK_SECONDS: Final = 0.04
+"""Nearly all old states are to be written within this time: the way through a gateway that is as
+busy takes longer than that, and calls are to be answered within 200 ms."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
 _MOST_CONTACTS: Final = 1_000_000
 
@@ -87,7 +91,9 @@ class Reports:
         self._stored = stored
         self._bytes = Shares(settings.body_budget_bytes)
         self._turns = Turns()
-        self._queues = Queues(settings.emptied_queues, _KEPT_SECONDS)
+        self._queues = Queues(
+            _LEAST_QUEUES, settings.emptied_queues, kept=_KEPT_SECONDS, quick=_QUICK_SECONDS
+        )
         self._contacts: dict[UUID, datetime] = {}
         self.states: Batcher[StateReport, None] = Batcher(
             "states",
@@ -108,6 +114,23 @@ class Reports:
             beat=BEAT_SECONDS,
         )
 
+    def require_place(self, caller: Caller, told_at: datetime | None) -> None:
+        """Refuses, before anything is done for it, an old state that would find no place.
+
+        Args:
+            caller: the device.
+            told_at: of when the state is, if that is known yet.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED.
+        """
+        if (
+            told_at is not None
+            and told_at < self._clock() - _OF_THE_MOMENT
+            and not self._queues.may_enter(caller.tenant_id, caller.id, time.monotonic())
+        ):
+            raise _too_many_queues()
+
     async def report_state(self, caller: Caller, state: State) -> None:
         """Stores the state of the calling device, unless a newer one is stored.
 
@@ -124,16 +147,16 @@ class Reports:
             self._queues.end(caller.id)
 
     async def _report_of_queue(self, caller: Caller, report: StateReport) -> None:
-        if not self._queues.enter(caller.tenant_id, caller.id, time.monotonic()):
-            raise exhausted(
-                "TOO_MANY_QUEUES", "many devices catch up at once; send it later", retry_after=4
-            )
+        begun = time.monotonic()
+        if not self._queues.enter(caller.tenant_id, caller.id, begun):
+            raise _too_many_queues()
         try:
             await self.states.submit(report)
         except BaseException:
             self._queues.leave(caller.tenant_id)
             raise
-        self._queues.pause(caller.tenant_id, caller.id, time.monotonic())
+        ended = time.monotonic()
+        self._queues.pause(caller.tenant_id, caller.id, ended, ended - begun)
 
     async def report_events(
         self, caller: Caller, size: int, read: Iterator[list[ReadEvent]]
@@ -224,6 +247,12 @@ class Reports:
             for device_id, tenant_id in devices
             if (noted := self._contacts.get(device_id)) is None or noted < since
         }
+
+
+def _too_many_queues() -> DomainError:
+    return exhausted(
+        "TOO_MANY_QUEUES", "many devices catch up at once; send it later", retry_after=4
+    )
 
 
 def _tenant(item: StateReport | _Piece) -> str:
