@@ -9,6 +9,7 @@ those in flight, write what waits, close.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ T = TypeVar("T")
 
 _READY_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 0.5
+_NEW_OBJECTS: Final = 20_000
+"""More of them than have gone again, and the collector looks at them; some 10 MB."""
 _STOP_SECONDS: Final = 5.0
 _WAITING_READERS: Final = 256
 """Places of readers that wait for something to read, which costs nothing."""
@@ -114,8 +117,21 @@ Build = Callable[[Kit], Awaitable[Parts]]
 def run(context: str, settings: ServiceSettings, build: Build) -> None:
     """Runs a service until it is told to stop."""
     logs.configure(context, settings.log_level, settings.log_format)
+    _spare_the_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(context, settings, build))
+
+
+def _spare_the_collector() -> None:
+    """Lets the garbage collector look at less, and less often.
+
+    Hardly anything here is garbage in a cycle, and with many calls in flight a seventh of a
+    service's time went into looking for it.
+    """
+    gc.collect()
+    # What was imported stays.
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:

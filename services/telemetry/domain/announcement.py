@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json.encoder
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +14,7 @@ from services.telemetry.domain.views import StoredEvent
 NAME: Final = "telemetry.device_events"
 MAX_BYTES: Final = 512 << 10
 """A message holds no more, but for a single event that is larger (its payload has 64 KiB)."""
+_quoted: Final = json.encoder.encode_basestring
 _NAMESPACE: Final = UUID("7c1f0a56-58c5-5d0b-9d7a-3f2f3fd5f3a1")
 
 
@@ -72,18 +73,9 @@ def _announcement(
 
 
 def _event_text(event: StoredEvent, event_id: str) -> str:
-    head = json.dumps(
-        {
-            "id": str(event.id),
-            "deviceId": str(event.device_id),
-            "eventId": event_id,
-            "type": event.type,
-            "severity": event.severity,
-            "message": event.message,
-            "occurredAt": format_time(event.occurred_at),
-            "receivedAt": format_time(event.received_at),
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
+    return (
+        f'{{"id":"{event.id}","deviceId":"{event.device_id}","eventId":{_quoted(event_id)}'
+        f',"type":{_quoted(event.type)},"severity":{_quoted(event.severity)}'
+        f',"message":{_quoted(event.message)},"occurredAt":"{format_time(event.occurred_at)}"'
+        f',"receivedAt":"{format_time(event.received_at)}","payload":{event.payload or "null"}}}'
     )
-    return f'{head[:-1]},"payload":{event.payload or "null"}}}'
