@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypedDict
 
-from cli.sim.device import EVENTS, PATHS, QUEUED_STATE, STATE, Check, Device
+from cli.sim.device import EVENTS, PATHS, STATE, Check, Device
 from cli.sim.http import Answer, Done, Request
 from cli.sim.journal import Journal
 from cli.sim.schedule import MAX_DEVICES
@@ -163,7 +163,7 @@ class Traffic:
     def _answered(self, device: Device, kind: int, due: float, answer: Answer) -> None:
         self.in_flight -= 1
         device.busy &= ~(1 << kind)
-        counted = QUEUED_STATE if kind == STATE and device.is_behind else kind
+        counted = device.counted_as(kind, self._wall())
         failure, acknowledged = device.settle(kind, answer, self._check)
         stats = self.stats
         stats.in_flight = self.in_flight

@@ -19,8 +19,9 @@ EVENTS: Final = 2
 ENROLL: Final = 3
 QUEUED_STATE: Final = 4
 KINDS: Final = ("poll", "state", "events", "enroll", "queued state")
-"""The names of the kinds of calls, by their number. A state with others behind it in its device's
-queue is called like any other, and counted by itself: it tells how the device was once."""
+"""The names of the kinds of calls, by their number. A state that has waited in its device's
+queue is sent like any other, and counted by itself: it tells of the past."""
+_WAITED_NS: Final = 60_000_000_000
 PATHS: Final = (
     b"/api/v1/devices/policy",
     b"/api/v1/devices/state",
@@ -106,10 +107,11 @@ class Device:
         self._last_event = new[-1]
         self.events = (*self.events, *new) if self.events else new
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether the next state call tells of the past, for later states wait behind it."""
-        return self._state_at + 1 < len(self.states)
+    def counted_as(self, kind: int, now_ns: int) -> int:
+        """The kind as which the call that is in flight counts."""
+        if kind == STATE and self.states[self._state_at] < now_ns - _WAITED_NS:
+            return QUEUED_STATE
+        return kind
 
     def state(self) -> bytes:
         """The body of the next state call; the queue is not empty."""

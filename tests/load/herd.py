@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import math
 import multiprocessing
@@ -87,6 +88,10 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         traffic = FleetTraffic(
             client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
         )
+        # They live to the end: the simulator is not to look through all of them for garbage.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 1000)
         stats = await run(traffic, client, plan.seconds, each_second=each_second, drain=35)
         connects = client.connects
     unserved = sum(bool(device.states or device.events) for device in devices)
@@ -228,7 +233,8 @@ def _well_again(points: Sequence[Point]) -> float | None:
         parts = [part for part in point.parts.values() if part.calls or part.failures]
         # A few calls in one second are no percentile.
         slow = any(part.calls >= 20 and part.p99 / 1e6 > ENOUGH for part in parts)
-        if slow or any(part.failures for kind, part in point.parts.items() if kind != QUEUED_STATE):
+        refused = any(part.failures for kind, part in point.parts.items() if kind != QUEUED_STATE)
+        if slow or refused:
             since = None
         elif since is None:
             since = point.second
