@@ -156,6 +156,7 @@ async def _fleet(
                     serials(prefix, missing, first),
                     check=check,
                     done=done,
+                    waiting=lambda why: say(console, f"evergreen: {why}"),
                     stop=stop,
                 )
         finally:

@@ -38,6 +38,7 @@ async def enroll(
     first_index: int = 0,
     check: Check | None = None,
     done: Callable[[Device], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> list[Device]:
     """Enrolls devices; a gateway that asks for patience is waited for.
@@ -49,6 +50,7 @@ async def enroll(
         first_index: the number of the first device in its fleet.
         check: looks at the signature of the first policy.
         done: shown every device as it is enrolled.
+        waiting: told once, in a sentence, when the installation is away and is tried again.
         stop: ends it early when it is set; the answer has the devices up to then.
 
     Returns:
@@ -60,12 +62,19 @@ async def enroll(
     found: dict[int, Device] = {}
     queue = iter(enumerate(wanted))
     stop = stop or asyncio.Event()
+    told = False
+
+    def away(answer: Answer) -> None:
+        nonlocal told
+        if waiting is not None and not told:
+            told = True
+            waiting(f"{explained(answer)}; enrolling is tried again, for up to five minutes")
 
     async def worker() -> None:
         for place, serial in queue:
             if stop.is_set():
                 return
-            device = await _enroll(client, pre_shared_key, serial, place, check)
+            device = await _enroll(client, pre_shared_key, serial, place, check, away)
             found[place] = device
             if done is not None:
                 done(device)
@@ -88,7 +97,12 @@ def _first(errors: BaseExceptionGroup[EnrollError]) -> EnrollError:
 
 
 async def _enroll(
-    client: Client, pre_shared_key: str, serial: str, place: int, check: Check | None
+    client: Client,
+    pre_shared_key: str,
+    serial: str,
+    place: int,
+    check: Check | None,
+    away: Callable[[Answer], None],
 ) -> Device:
     body = enroll_body(serial, pre_shared_key)
     loop = asyncio.get_running_loop()
@@ -97,9 +111,12 @@ async def _enroll(
         answer = await client.call(PATHS[ENROLL].decode(), body, lane=place)
         if answer.status == 200:
             return _device(answer, serial, place, check)
-        away = answer.status == 0 and answer.fault != "tls"
-        if not (away or answer.status in _LATER) or loop.time() > end:
+        unreachable = answer.status == 0 and answer.fault != "tls"
+        if not (unreachable or answer.status in _LATER) or loop.time() > end:
             raise EnrollError(f"{serial} cannot enroll: {explained(answer)}")
+        # With many devices 429 is usual, and no trouble.
+        if answer.status != 429:
+            away(answer)
         asked = float(answer.retry_after) if answer.retry_after.isdecimal() else 1.0
         await asyncio.sleep(min(max(asked, 0.1), 30.0) * random.uniform(1.0, 1.3))  # noqa: S311
 

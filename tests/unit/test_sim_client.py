@@ -179,13 +179,49 @@ async def test_enrolling_waits_where_it_is_asked_to(gateway: Gateway) -> None:
 
     gateway.script = script
     wanted = [f"SN-{number}" for number in range(6)]
+    said: list[str] = []
     async with Client(gateway.target) as client:
-        devices = await enroll(client, "default:secret", wanted, first_index=10)
+        devices = await enroll(
+            client, "default:secret", wanted, first_index=10, waiting=said.append
+        )
+    assert not said, "the limit is met by every large fleet"
     assert [d.serial for d in devices] == wanted
     assert [d.index for d in devices] == list(range(10, 16))
     assert (devices[5].id, devices[5].token) == ("id of SN-5", "token of SN-5")
     assert devices[0].version == "4"
     assert {r.body["pre_shared_key"] for r in gateway.requests} == {"default:secret"}
+
+
+async def test_enrolling_says_once_that_a_part_is_away(gateway: Gateway) -> None:
+    refused: list[str] = []
+
+    def script(request: Request) -> bytes:
+        if len(refused) < 3:
+            refused.append(request.body["serial"])
+            return answer(503, {"message": "not now"}, "Retry-After: 0")
+        return enrolled(request)
+
+    gateway.script = script
+    said: list[str] = []
+    async with Client(gateway.target) as client:
+        assert await enroll(client, "default:secret", ["SN-1", "SN-2"], waiting=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("503 not now; ")
+
+
+async def test_enrolling_says_that_nobody_is_there(tmp_path: Path) -> None:
+    certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    target = Target.of(f"https://localhost:{free_port()}", tmp_path / "cert.pem")
+    said: asyncio.Queue[str] = asyncio.Queue()
+    async with Client(target) as client:
+        trying = asyncio.create_task(
+            enroll(client, "default:secret", ["SN-1"], waiting=said.put_nowait)
+        )
+        async with asyncio.timeout(PATIENCE):
+            assert "nothing answers at that address" in await said.get()
+        trying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trying
 
 
 @pytest.mark.parametrize(
