@@ -12,7 +12,7 @@ from cli.client import bootstrap
 from cli.errors import CliError
 from cli.options import home_of
 from cli.sim.calls import Traffic
-from cli.sim.device import EVENTS, KINDS, POLL, STATE, Check, Device
+from cli.sim.device import EVENTS, POLL, STATE, Check, Device
 from cli.sim.http import Client
 from cli.sim.schedule import MAX_DEVICES, Rhythm
 from cli.sim.stats import Stats
@@ -20,6 +20,11 @@ from cli.sim.target import Target
 from cli.sim.traffic import FLEET_MIX, FleetTraffic, PacedTraffic, SaturatingTraffic
 
 FLEET_FILE: Final = "sim-fleet.jsonl"
+_ONLY: Final = {
+    "poll": "policy polls only",
+    "state": "state reports only",
+    "events": "batches of events only",
+}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -120,9 +125,10 @@ class Plan:
         if self.rate is not None and self.in_flight is not None:
             raise CliError("take --rate (so many calls a second) or --in-flight (as fast as it"
                            " goes), not both")  # fmt: skip
-        if self.only and (self.only not in KINDS[:3] or own_rhythm):
-            kinds = ", ".join(KINDS[:3])
-            raise CliError(f"--only is one of {kinds}, and goes with --rate or --in-flight")
+        if self.only and (self.only not in _ONLY or own_rhythm):
+            raise CliError(
+                f"--only is one of {', '.join(_ONLY)}, and goes with --rate or --in-flight"
+            )
         if not own_rhythm and (self.boot or self.backlog or self.rhythm.speed != 1.0):
             raise CliError("--boot, --backlog and --speed are about the devices' own clocks, which"
                            " --rate and --in-flight do not ask")  # fmt: skip
@@ -142,7 +148,7 @@ class Plan:
 
     def title(self) -> str:
         """What it is, in some words."""
-        what = f"{self.only} calls only" if self.only else "the fleet's mix"
+        what = _ONLY[self.only] if self.only else "the fleet's mix"
         if self.rate is not None:
             return f"{what}, {self.rate:g} calls/s"
         if self.in_flight is not None:
@@ -150,7 +156,8 @@ class Plan:
         speed = f", {self.rhythm.speed:g} times as fast" if self.rhythm.speed != 1 else ""
         if self.boot or self.backlog:
             away = f" after {self.backlog:g} s away" if self.backlog else ""
-            return f"all switched on within {self.ramp:g} s{away}{speed}"
+            when = f"within {self.ramp:g} s" if self.ramp else "at once"
+            return f"all switched on {when}{away}{speed}"
         return f"each by its own clock{speed}"
 
     def traffic(self, client: Client, devices: list[Device], check: Check | None) -> Traffic:

@@ -10,8 +10,9 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 from cli.errors import CliError
 from cli.main import app
 from cli.sim.limits import allow_connections
-from cli.sim.plan import duration
+from cli.sim.plan import Plan, duration
+from cli.sim.schedule import Rhythm
 from tests.sim.gateway import NOT_MODIFIED, OK, Gateway, Request, answer, serving
 from tests.stack import PATIENCE
 
@@ -71,6 +73,28 @@ def test_what_cannot_be_done_is_said(
 )
 def test_durations(text: str, seconds: float) -> None:
     assert duration(text, "--duration") == seconds
+
+
+@pytest.mark.parametrize(
+    ("different", "title"),
+    [
+        ({}, "each by its own clock"),
+        ({"rhythm": Rhythm(speed=10)}, "each by its own clock, 10 times as fast"),
+        ({"boot": True}, "all switched on at once"),
+        ({"boot": True, "ramp": 30.0}, "all switched on within 30 s"),
+        ({"boot": True, "backlog": 3600.0}, "all switched on at once after 3600 s away"),
+        ({"rate": 40.0}, "the fleet's mix, 40 calls/s"),
+        ({"rate": 40.0, "only": "poll"}, "policy polls only, 40 calls/s"),
+        ({"in_flight": 4, "only": "state"}, "state reports only, 4 always in flight"),
+        ({"in_flight": 4, "only": "events"}, "batches of events only, 4 always in flight"),
+    ],
+)
+def test_a_run_has_a_title_in_words(different: dict[str, Any], title: str) -> None:
+    plan = Plan(
+        devices=100, seconds=60, warm_up=0, connections=64, rhythm=Rhythm(), ramp=0, boot=False,
+        backlog=0, rate=None, in_flight=None, only="", events_per_batch=5,
+    )  # fmt: skip
+    assert replace(plan, **different).checked().title() == title
 
 
 def test_too_many_connections_are_explained() -> None:
