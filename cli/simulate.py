@@ -109,7 +109,8 @@ def sim(
     ] = None,
     max_p99: Annotated[
         float | None,
-        _option(_RESULTS, "End with exit code 1 when a kind's p99 is longer (milliseconds).",
+        _option(_RESULTS, "End with exit code 1 when a kind's p99 is longer (milliseconds);"
+                " `queued state` does not count.",
                 "--max-p99", show_default=False),
     ] = None,
     max_failures: Annotated[

@@ -39,7 +39,7 @@ class Thresholds:
         if self.p99_ms is not None:
             worst = stats.worst("p99") * 1000
             if math.isnan(worst):
-                found.append("no call was answered, so there is no p99")
+                found.append("no call that counts for the p99 was answered")
             elif worst > self.p99_ms:
                 found.append(f"p99 is {worst:.1f} ms, and {self.p99_ms:g} ms are allowed")
         if self.failures is not None and stats.failed > self.failures:

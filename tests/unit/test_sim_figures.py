@@ -127,6 +127,19 @@ def test_thresholds(thresholds: Thresholds, broken: int) -> None:
     assert len(thresholds.broken(measured(failing=True))) == broken
 
 
+def test_a_state_of_a_queue_may_take_long_but_not_fail() -> None:
+    stats = Stats()
+    stats.add(QUEUED_STATE, 20.0, "")
+    stats.tick(1.0)
+    assert Thresholds(p99_ms=200).broken(stats), "nothing was measured that is judged"
+    stats.add(STATE, 0.1, "")
+    stats.tick(2.0)
+    assert not Thresholds(p99_ms=200, failures=0).broken(stats)
+    stats.add(QUEUED_STATE, 0.1, "503")
+    stats.tick(3.0)
+    assert Thresholds(failures=0).broken(stats)
+
+
 def test_a_run_without_an_answer_keeps_no_threshold() -> None:
     stats = Stats()
     stats.add(POLL, 0, "connect")
