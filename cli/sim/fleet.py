@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +75,9 @@ async def enroll(
         for place, serial in queue:
             if stop.is_set():
                 return
-            device = await _enroll(client, pre_shared_key, serial, place, check, away)
+            device = await _enroll(client, pre_shared_key, serial, place, check, away, stop)
+            if device is None:
+                return
             found[place] = device
             if done is not None:
                 done(device)
@@ -103,7 +106,9 @@ async def _enroll(
     place: int,
     check: Check | None,
     away: Callable[[Answer], None],
-) -> Device:
+    stop: asyncio.Event,
+) -> Device | None:
+    """Enrolls one; `None` when it was stopped while it waited for another try."""
     body = enroll_body(serial, pre_shared_key)
     loop = asyncio.get_running_loop()
     end = loop.time() + _PATIENCE
@@ -118,7 +123,10 @@ async def _enroll(
         if answer.status != 429:
             away(answer)
         asked = float(answer.retry_after) if answer.retry_after.isdecimal() else 1.0
-        await asyncio.sleep(min(max(asked, 0.1), 30.0) * random.uniform(1.0, 1.3))  # noqa: S311
+        pause = min(max(asked, 0.1), 30.0) * random.uniform(1.0, 1.3)  # noqa: S311
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+            return None
 
 
 def _device(answer: Answer, serial: str, place: int, check: Check | None) -> Device:
