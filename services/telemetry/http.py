@@ -29,7 +29,7 @@ def routes(reports: Reports) -> dict[str, Route]:
 
     async def report_state(call: Call, body: bytes) -> Answer:
         reports.states.require_room(call.caller.tenant_id)
-        reports.require_place(call.caller, _time_of_state(body))
+        reports.require_place(call.caller, partial(_time_of_state, body))
         request = parse_json_object(body)
         check_device(call, request.get("device_id"))
         state = request.get("state")

@@ -114,21 +114,20 @@ class Reports:
             beat=BEAT_SECONDS,
         )
 
-    def require_place(self, caller: Caller, told_at: datetime | None) -> None:
+    def require_place(self, caller: Caller, look: Callable[[], datetime | None]) -> None:
         """Refuses, before anything is done for it, an old state that would find no place.
 
         Args:
             caller: the device.
-            told_at: of when the state is, if that is known yet.
+            look: answers of when the state is, if that is to be seen; asked only when it matters.
 
         Raises:
             DomainError: RESOURCE_EXHAUSTED.
         """
-        if (
-            told_at is not None
-            and told_at < self._clock() - _OF_THE_MOMENT
-            and not self._queues.may_enter(caller.tenant_id, caller.id, time.monotonic())
-        ):
+        if self._queues.may_enter(caller.tenant_id, caller.id, time.monotonic()):
+            return
+        observed_at = look()
+        if observed_at is not None and _is_old(observed_at, self._clock()):
             raise _too_many_queues()
 
     async def report_state(self, caller: Caller, state: State) -> None:
@@ -139,7 +138,7 @@ class Reports:
         """
         now = self._clock()
         report = StateReport(UUID(caller.id), UUID(caller.tenant_id), state, now)
-        if state.observed_at < now - _OF_THE_MOMENT:
+        if _is_old(state.observed_at, now):
             await self._report_of_queue(caller, report)
         else:
             await self.states.submit(report)
@@ -247,6 +246,10 @@ class Reports:
             for device_id, tenant_id in devices
             if (noted := self._contacts.get(device_id)) is None or noted < since
         }
+
+
+def _is_old(observed_at: datetime, now: datetime) -> bool:
+    return observed_at < now - _OF_THE_MOMENT
 
 
 def _too_many_queues() -> DomainError:
