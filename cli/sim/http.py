@@ -11,7 +11,7 @@ import asyncio
 import errno
 import ssl
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Self
 
@@ -77,8 +77,10 @@ class _Pool:
         self.known = known
         """Lanes that have had a connection made for them; `None` when that does not matter."""
         self.opened = 0
-        self.idle: dict[_Connection, None] = {}
-        """In the order in which they became so."""
+        self.idle: OrderedDict[_Connection, None] = OrderedDict()
+        """In the order in which they became so. They take turns: as with devices that have a
+        connection each, none is idle for so long that the gateway closes it, let alone thousands
+        in one moment."""
         self.waiting: deque[_Call] = deque()
 
     def begin(self, call: _Call, lane: int) -> None:
@@ -89,17 +91,15 @@ class _Pool:
                 self._open(call)
                 return
             if self.idle:
-                # The one that has been idle for longest; when it is gone, a new one is opened.
-                oldest = next(iter(self.idle))
-                del self.idle[oldest]
-                oldest.abort()
+                # When it is gone, a new one is opened.
                 self.waiting.append(call)
+                self.idle.popitem(last=False)[0].abort()
                 return
         self.send(call)
 
     def send(self, call: _Call) -> None:
         if self.idle:
-            self.idle.popitem()[0].send(call)
+            self.idle.popitem(last=False)[0].send(call)
         elif self.opened < self.limit:
             self._open(call)
         else:

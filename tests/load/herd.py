@@ -63,6 +63,7 @@ class Plan:
     connections: int | None
     seconds: float
     ramp: float
+    speed: float
     events: int
 
 
@@ -81,12 +82,18 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
             report.say(f"        processors: {spent.since_last()}")
 
     # The agents check the certificate on machines of their own, and wait for no processor of ours.
-    target = target._replace(tls=ssl._create_unverified_context())
+    # They have looked up its name before, too.
+    target = target._replace(host="127.0.0.1", tls=ssl._create_unverified_context())
     with contextlib.suppress(PermissionError):
         os.nice(-5)
     async with Client(target, connections=plan.connections, first_is_new=True) as client:
         traffic = FleetTraffic(
-            client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
+            client,
+            devices,
+            Rhythm(speed=plan.speed),
+            ramp=plan.ramp,
+            steady=False,
+            backlog=OUTAGE_SECONDS,
         )
         # They live to the end: the simulator is not to look through all of them for garbage.
         gc.collect()
@@ -303,6 +310,13 @@ def main() -> None:
         help="seconds over which they return: an agent's longest back-off",
     )
     parser.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        help="of the herd's time: 10,000 devices at speed 10 make the calls of 100,000, with a"
+        " tenth of the queues (give --ramp 30, too)",
+    )
+    parser.add_argument(
         "--events", type=int, default=0, help="the flood is batches of so many events, no fleet mix"
     )
     arguments = parser.parse_args()
@@ -318,6 +332,7 @@ def main() -> None:
         arguments.connections or connections,
         arguments.seconds or seconds,
         arguments.ramp,
+        arguments.speed,
         arguments.events,
     )
     report = Report()

@@ -42,6 +42,8 @@ class Request:
     path: str
     token: str
     body: Any
+    connection: int
+    """Over which it came; they are numbered from 1."""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Gateway:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        connection = self.connections
         self.writers.add(writer)
         try:
             while True:
@@ -76,7 +79,8 @@ class Gateway:
                 body = await reader.readexactly(int(headers["content-length"]))
                 # The token's case matters.
                 token = next((line[22:] for line in lines if line.startswith("Authorization")), "")
-                request = Request(lines[0].split(" ")[1], token, json.loads(body))
+                path = lines[0].split(" ")[1]
+                request = Request(path, token, json.loads(body), connection)
                 self.requests.append(request)
                 said = self.script(request)
                 if said is not None:

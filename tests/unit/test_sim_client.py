@@ -69,6 +69,18 @@ async def test_more_calls_than_connections_wait_for_their_turn(gateway: Gateway)
     assert len(gateway.requests) == 20
 
 
+async def test_idle_connections_take_turns(gateway: Gateway) -> None:
+    """None of them is left idle until the gateway closes it."""
+    async with Client(gateway.target, connections=3) as client:
+        await asyncio.gather(*(client.call(PATH, b"{}") for _ in range(3)))
+        for _ in range(6):
+            await client.call(PATH, b"{}")
+    turns = [r.connection for r in gateway.requests]
+    assert sorted(turns[:3]) == [1, 2, 3]
+    assert turns[3:6] == turns[6:9]
+    assert sorted(turns[3:6]) == [1, 2, 3]
+
+
 async def test_every_device_can_have_a_connection_of_its_own(gateway: Gateway) -> None:
     async with Client(gateway.target, connections=None) as client:
         for _ in range(2):
