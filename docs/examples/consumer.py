@@ -4,45 +4,33 @@ import asyncio
 import json
 import os
 import ssl
+import time
+from contextlib import suppress
 
 import nats
 
-USER, STREAM = os.environ["EVENTS_USER"], os.environ.get("EVENTS_STREAM", "EVERGREEN")
+URL, USER, SECRET = (os.environ[f"EVENTS_{name}"] for name in ("URL", "USER", "SECRET"))
+STREAM = os.environ.get("EVENTS_STREAM", "EVERGREEN")
+TLS = ssl.create_default_context(cafile=os.environ.get("EVENTS_CA_FILE"))
+LOGIN = {"user": USER, "password": SECRET, "inbox_prefix": f"_INBOX_{USER}", "tls": TLS}
 seen: set[str] = set()  # keep this in your database, in one transaction with what you do
 
 
-async def read(client: nats.NATS) -> None:
-    reader = await client.jetstream(domain="evergreen").pull_subscribe_bind(USER, STREAM)
-    while client.is_connected:
-        try:
-            messages = await reader.fetch(100, timeout=5)
-        except TimeoutError:
-            continue  # nothing new
-        for message in messages:
-            event = json.loads(message.data)
-            if event["id"] not in seen:
-                print(json.dumps(event), flush=True)
-                seen.add(event["id"])
-            await message.ack()
+async def read() -> None:
+    client = await nats.connect(URL.split(","), **LOGIN, ping_interval=10, allow_reconnect=False)
+    async with client:
+        reader = await client.jetstream(domain="evergreen").pull_subscribe_bind(USER, STREAM)
+        while client.is_connected:
+            with suppress(TimeoutError):  # nothing new
+                for message in await reader.fetch(100, timeout=5):
+                    event = json.loads(message.data)
+                    if event["id"] not in seen:
+                        print(json.dumps(event), flush=True)
+                        seen.add(event["id"])
+                    await message.ack()
 
 
-async def main() -> None:
-    while True:
-        try:
-            client = await nats.connect(
-                os.environ["EVENTS_URL"].split(","),
-                user=USER,
-                password=os.environ["EVENTS_SECRET"],
-                inbox_prefix=f"_INBOX_{USER}",
-                tls=ssl.create_default_context(cafile=os.environ.get("EVENTS_CA_FILE")),
-                ping_interval=10,
-                allow_reconnect=False,
-            )
-            async with client:
-                await read(client)
-        except (nats.errors.Error, OSError):
-            pass  # NATS is away, or wants you to connect again; nothing is lost meanwhile
-        await asyncio.sleep(1)
-
-
-asyncio.run(main())
+while True:  # NATS is away at times, or wants you to connect again; nothing is lost meanwhile
+    with suppress(nats.errors.Error, OSError):
+        asyncio.run(read())
+    time.sleep(1)

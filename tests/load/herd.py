@@ -50,6 +50,8 @@ OUTAGE_SECONDS: Final = 3600.0
 ENOUGH: Final = 0.2
 """Seconds that a call may take at the 99th percentile when all is well."""
 _SHOWN_EVERY: Final = 10
+_QUIET_SECONDS: Final = 60
+"""So long it goes on when the last queue is empty."""
 _QUIET_DEVICES: Final = 2_000
 _QUIET_SPEED: Final = 2.5
 """Together they make 100 calls a second."""
@@ -74,12 +76,21 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     target = Target.of(stack.url, stack.ca_file)
     seen: list[Point] = []
     spent = _Spent(started)
+    unserved = devices
+    all_served: float | None = None
+    stop = asyncio.Event()
 
     def each_second(point: Point) -> None:
+        nonlocal unserved, all_served
         seen.append(point)
         if len(seen) % _SHOWN_EVERY == 0:
-            report.say(_line(seen[-_SHOWN_EVERY:]))
+            unserved = [device for device in unserved if device.states or device.events]
+            report.say(f"{_line(seen[-_SHOWN_EVERY:])}, not served yet {len(unserved)}")
             report.say(f"        processors: {spent.since_last()}")
+        if not unserved and all_served is None:
+            all_served = point.second
+        if all_served is not None and point.second >= all_served + _QUIET_SECONDS:
+            stop.set()
 
     # The agents check the certificate on machines of their own, and wait for no processor of ours.
     # They have looked up its name before, too.
@@ -99,16 +110,19 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 50, 1000)
-        stats = await run(traffic, client, plan.seconds, each_second=each_second, drain=35)
+        stats = await run(
+            traffic, client, plan.seconds, each_second=each_second, stop=stop, drain=35
+        )
         connects = client.connects
-    unserved = sum(bool(device.states or device.events) for device in devices)
     return {
         "devices": plan.devices,
         "connections": plan.connections or plan.devices,
         "connects": connects,
-        "unserved_devices": unserved,
+        "unserved_devices": len(unserved),
+        "all_served_after_seconds": all_served,
         "states_sent_again": sum(device.repeated for device in devices),
         "well_again_after_seconds": _well_again(seen),
+        "seconds_over_200_ms_by_minute": _ill_by_minute(seen),
         "memory_mib": memory(started),
         **stats.as_json(),
     }
@@ -230,22 +244,35 @@ def memory(started: Product) -> dict[str, float]:
     return dict(sorted(peaks.items()))
 
 
-def _well_again(points: Sequence[Point]) -> float | None:
-    """From when on every second was served in time; `None` when the last was not.
+def _well(point: Point) -> bool:
+    """Whether a second was served in time.
 
     A device may be told to come later with its queue, but with nothing that is of the moment.
     """
+    parts = [part for part in point.parts.values() if part.calls or part.failures]
+    # A few calls in one second are no percentile.
+    slow = any(part.calls >= 20 and part.p99 / 1e6 > ENOUGH for part in parts)
+    refused = any(part.failures for kind, part in point.parts.items() if kind != QUEUED_STATE)
+    return not slow and not refused
+
+
+def _well_again(points: Sequence[Point]) -> float | None:
+    """From when on every second was served in time; `None` when the last was not."""
     since: float | None = None
     for point in points:
-        parts = [part for part in point.parts.values() if part.calls or part.failures]
-        # A few calls in one second are no percentile.
-        slow = any(part.calls >= 20 and part.p99 / 1e6 > ENOUGH for part in parts)
-        refused = any(part.failures for kind, part in point.parts.items() if kind != QUEUED_STATE)
-        if slow or refused:
+        if not _well(point):
             since = None
         elif since is None:
             since = point.second
     return since
+
+
+def _ill_by_minute(points: Sequence[Point]) -> list[int]:
+    """How many seconds of each minute were not served in time."""
+    return [
+        sum(not _well(point) for point in points[first : first + 60])
+        for first in range(0, len(points), 60)
+    ]
 
 
 def _line(points: Sequence[Point]) -> str:
@@ -323,7 +350,7 @@ def main() -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     devices, connections, seconds = {
-        "herd": (100_000, files - 4500, 900.0),
+        "herd": (100_000, files - 4500, 5400.0),
         "connections": (min(20_000, files - 4500), None, 150.0),
         "flood": (20_000, 1000, 30.0),
     }[arguments.experiment]
@@ -345,8 +372,10 @@ def main() -> None:
     found = {"machine": facts(), "took_seconds": round(time.monotonic() - began), **found}
     for name in (
         "unserved_devices",
+        "all_served_after_seconds",
         "states_sent_again",
         "well_again_after_seconds",
+        "seconds_over_200_ms_by_minute",
         "connects",
         "memory_mib",
     ):
