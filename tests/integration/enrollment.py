@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +23,12 @@ from evergreen.v1 import (
 )
 from servicekit.access import Role
 from servicekit.app import Kit
-from servicekit.grpc_server import H_ERROR
 from servicekit.tenants import TenantNode
 from services.enrollment.__main__ import build
 from services.enrollment.settings import EnrollmentSettings
 from tests import callers
 from tests.conftest import MakeKit, ServeService, tenant
+from tests.integration.neighbours import served
 from tests.servers import TestDatabase
 
 ROOT = tenant(1, kind="root", code="root")
@@ -118,17 +118,19 @@ class Neighbours:
 async def neighbours(kit: Kit) -> AsyncIterator[Neighbours]:
     """Serves the fakes where the kit's settings say that their originals are."""
     found = Neighbours(FakeIdentity(), FakePolicy())
-    identity = grpc.aio.server()
-    identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server(found.identity, identity)
-    identity.add_insecure_port(kit.settings.identity_target)
-    policy = grpc.aio.server()
-    policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server(found.policy, policy)
-    policy.add_insecure_port(kit.settings.policy_target)
-    await identity.start()
-    await policy.start()
-    yield found
-    await identity.stop(0)
-    await policy.stop(0)
+    async with (
+        served(
+            kit.settings.identity_target,
+            identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server,
+            found.identity,
+        ),
+        served(
+            kit.settings.policy_target,
+            policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server,
+            found.policy,
+        ),
+    ):
+        yield found
 
 
 def hardware(**more: Any) -> dict[str, Any]:
@@ -266,34 +268,3 @@ def reason(answer: httpx.Response) -> str:
     """The stable reason of a refusal."""
     found: str = answer.json()["details"][0]["reason"]
     return found
-
-
-@dataclass(frozen=True)
-class Refused:
-    """How a gRPC call was refused."""
-
-    code: grpc.StatusCode
-    body: dict[str, Any]
-
-    @property
-    def reason(self) -> str:
-        found: str = self.body["details"][0]["reason"]
-        return found
-
-    @property
-    def fields(self) -> list[str]:
-        return [
-            violation["field"]
-            for detail in self.body["details"]
-            for violation in detail.get("fieldViolations", ())
-        ]
-
-
-async def refusal(call: Awaitable[Any]) -> Refused:
-    """Waits for a call that has to fail."""
-    try:
-        answer = await call
-    except grpc.aio.AioRpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        return Refused(error.code(), json.loads(trailing[H_ERROR]))
-    raise AssertionError(f"the call was answered: {answer}")

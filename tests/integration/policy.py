@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,6 @@ from uuid import UUID
 import grpc
 import httpx
 import pytest_asyncio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evergreen.v1 import (
     device_pb2,
@@ -28,13 +26,13 @@ from evergreen.v1 import (
 )
 from servicekit.app import Kit
 from servicekit.channels import open_channel
-from servicekit.grpc_server import H_ERROR
 from servicekit.values import from_value, to_value
 from services.policy.__main__ import build
 from tests.agent.gojson import unmarshal
 from tests.agent.structs import ENVELOPE
 from tests.agent.verify import check_envelope, load_pinned_key
 from tests.conftest import MakeKit, ServeService, tenant
+from tests.integration.neighbours import served, until_ready
 from tests.servers import TestDatabase
 
 ROOT = tenant(1, kind="root")
@@ -108,43 +106,19 @@ class Neighbours:
 async def neighbours(kit: Kit) -> AsyncIterator[Neighbours]:
     """Serves the fakes where the kit's settings say that their originals are."""
     found = Neighbours(FakeIdentity(), FakeRegistry())
-    identity = grpc.aio.server()
-    identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server(found.identity, identity)
-    identity.add_insecure_port(kit.settings.identity_target)
-    registry = grpc.aio.server()
-    enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server(found.registry, registry)
-    registry.add_insecure_port(kit.settings.enrollment_target)
-    await identity.start()
-    await registry.start()
-    yield found
-    await identity.stop(0)
-    await registry.stop(0)
-
-
-@dataclass(frozen=True)
-class Refused:
-    """How a call was refused."""
-
-    code: grpc.StatusCode
-    body: dict[str, Any]
-
-    @property
-    def fields(self) -> list[str]:
-        return [
-            violation["field"]
-            for detail in self.body["details"]
-            for violation in detail.get("fieldViolations", ())
-        ]
-
-
-async def refusal(call: Callable[[], Awaitable[Any]]) -> Refused:
-    """Makes a call that has to fail."""
-    try:
-        answer = await call()
-    except grpc.aio.AioRpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        return Refused(error.code(), json.loads(trailing[H_ERROR]))
-    raise AssertionError(f"the call was answered: {answer}")
+    async with (
+        served(
+            kit.settings.identity_target,
+            identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server,
+            found.identity,
+        ),
+        served(
+            kit.settings.enrollment_target,
+            enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server,
+            found.registry,
+        ),
+    ):
+        yield found
 
 
 class Admin:
@@ -229,16 +203,6 @@ class Device:
             timeout=60,
         )
         return answer
-
-
-async def until_ready(channel: grpc.aio.Channel) -> None:
-    """Waits until the service has heard of its neighbours."""
-    health = health_pb2_grpc.HealthStub(channel)
-    while True:
-        answer = await health.Check(health_pb2.HealthCheckRequest(service="ready"))
-        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-            return
-        await asyncio.sleep(0.02)
 
 
 def verified(pem: str, answer: httpx.Response) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 import grpc
 import httpx
 import pytest_asyncio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evergreen.v1 import (
     device_pb2_grpc,
@@ -32,6 +31,7 @@ from servicekit.channels import open_channel
 from services.telemetry.__main__ import build
 from services.telemetry.settings import TelemetrySettings
 from tests.conftest import MakeKit, ServeService, tenant
+from tests.integration.neighbours import served, until_ready
 from tests.servers import TestDatabase
 
 ROOT = tenant(1, kind="root")
@@ -105,19 +105,6 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
         return policy_pb2.ListAppliedVersionsResponse(
             versions=self.versions[int(request.cursor or 0) :], next_cursor=str(len(self.versions))
         )
-
-
-@asynccontextmanager
-async def served(target: str, *register: Any) -> AsyncIterator[None]:
-    server = grpc.aio.server()
-    for add in register:
-        add(server)
-    server.add_insecure_port(target)
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(0)
 
 
 def event(number: int | str, **change: Any) -> dict[str, Any]:
@@ -292,19 +279,18 @@ async def running(
     async with (
         served(
             kit.settings.identity_target,
-            lambda s: identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server(
-                FakeIdentity(), s
-            ),
+            identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server,
+            FakeIdentity(),
         ),
         served(
             kit.settings.enrollment_target,
-            lambda s: enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server(
-                registry, s
-            ),
+            enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server,
+            registry,
         ),
         served(
             kit.settings.policy_target,
-            lambda s: policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server(policy, s),
+            policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server,
+            policy,
         ),
     ):
         service = await serve(kit, build)
@@ -313,18 +299,11 @@ async def running(
         async with httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=path), base_url="http://telemetry"
         ) as http:
-            await _until_ready(channel)
+            await until_ready(channel)
             yield World(
                 kit, service, channel, http, registry, policy, Admin(channel, ORG.id), database
             )
         await channel.close()
-
-
-async def _until_ready(channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
-    request = health_pb2.HealthCheckRequest(service="ready")
-    while (await health.Check(request)).status != health_pb2.HealthCheckResponse.SERVING:
-        await asyncio.sleep(0.02)
 
 
 @pytest_asyncio.fixture

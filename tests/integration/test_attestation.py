@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Any
 from uuid import uuid4
 
-import grpc
 import httpx
 
 from evergreen.v1 import attestation_pb2, attestation_pb2_grpc, device_pb2, device_pb2_grpc
 from servicekit.access import Role
 from servicekit.channels import open_channel
-from servicekit.grpc_server import H_ERROR
 from services.attestation.__main__ import build
 from services.attestation.settings import AttestationSettings
 from tests import callers
 from tests.conftest import MakeKit, ServeService, tenant
 from tests.integration.policy import neighbours
+from tests.integration.refusals import refusal
 
 ROOT = tenant(1, kind="root")
 ORG = tenant(2, ROOT)
 EVIDENCE = device_pb2.AttestationEvidence(nonce=b"n")
-
-
-async def refusal(call: Any) -> dict[str, Any]:
-    """The JSON body that the gateway answers for a failed call."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        body: dict[str, Any] = json.loads(dict(error.trailing_metadata() or ())[H_ERROR])
-        assert body["code"] == error.code().value[0]
-        return body
-    raise AssertionError("the call was not refused")
 
 
 async def test_calls_are_unimplemented_for_those_who_may_call(
@@ -55,7 +41,7 @@ async def test_calls_are_unimplemented_for_those_who_may_call(
         own = device_pb2.AttestBootRequest(device_id=str(device_id), evidence=EVIDENCE)
         other = device_pb2.AttestBootRequest(device_id=str(uuid4()), evidence=EVIDENCE)
         # The registry's word about locked-out devices comes a moment after the start.
-        while (await refusal(devices.AttestBoot(own, metadata=device)))["code"] == 14:
+        while (await refusal(devices.AttestBoot(own, metadata=device))).body["code"] == 14:
             await asyncio.sleep(0.05)
         expected = [
             (api.ListAttestations(listing, metadata=callers.anonymous()), "UNAUTHENTICATED"),
@@ -68,7 +54,9 @@ async def test_calls_are_unimplemented_for_those_who_may_call(
             (devices.AttestBoot(own, metadata=device), "UNIMPLEMENTED"),
         ]
         for call, status in expected:
-            assert (await refusal(call))["status"] == status
+            found = await refusal(call)
+            assert found.body["code"] == found.code.value[0]
+            assert found.body["status"] == status
         transport = httpx.AsyncHTTPTransport(uds=kit.settings.http_listen.removeprefix("unix:"))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
             body = {"device_id": str(device_id), "evidence": {"nonce": "AA==", "pcrs": {}}}

@@ -26,9 +26,9 @@ from tests.integration.enrollment import (
     ROOT,
     Enrollment,
     reason,
-    refusal,
     service,
 )
+from tests.integration.refusals import refusal
 
 __all__ = ["service"]
 

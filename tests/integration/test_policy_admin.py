@@ -20,10 +20,10 @@ from tests.integration.policy import (
     Device,
     World,
     bundle_of,
-    refusal,
     verified,
     world,
 )
+from tests.integration.refusals import refusal
 
 __all__ = ["world"]
 
@@ -57,7 +57,7 @@ async def test_a_policy_is_created_read_changed_and_deleted(world: World) -> Non
     assert [policy.name for policy in listed.policies] == ["Second"]
     assert not listed.policies[0].HasField("bundle")
     await world.admin.call("DeletePolicy", id=created.id)
-    gone = await refusal(lambda: world.admin.call("GetPolicy", id=created.id))
+    gone = await refusal(world.admin.call("GetPolicy", id=created.id))
     assert gone.code is grpc.StatusCode.NOT_FOUND
 
 
@@ -79,15 +79,13 @@ async def test_bad_bundles_name_their_fields(world: World) -> None:
         ({"network": {"vpn_dns": ["x" * 8000] * 70}}, ["bundle"]),
     ]
     for bundle, fields in cases:
-        refused = await refusal(lambda bundle=bundle: world.admin.create(ORG.id, bundle))
+        refused = await refusal(world.admin.create(ORG.id, bundle))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
         assert sorted(refused.fields) == sorted(fields), refused.body
     policy = await world.admin.create(ORG.id, DOCUMENT)
-    refused = await refusal(
-        lambda: world.admin.call("UpdatePolicy", id=policy.id, bundle={"apps": 1})
-    )
+    refused = await refusal(world.admin.call("UpdatePolicy", id=policy.id, bundle={"apps": 1}))
     assert refused.fields == ["bundle.apps"]
-    absent = await refusal(lambda: world.admin.call("CreatePolicy", org_id=str(ORG.id), name="a"))
+    absent = await refusal(world.admin.call("CreatePolicy", org_id=str(ORG.id), name="a"))
     assert absent.fields == ["bundle"]
     assert len(await world.events()) == 1
 
@@ -124,7 +122,7 @@ async def test_a_lost_update_is_refused(world: World) -> None:
     policy = await world.admin.create(ORG.id, DOCUMENT)
     await world.admin.call("UpdatePolicy", id=policy.id, name="A", etag=policy.etag)
     refused = await refusal(
-        lambda: world.admin.call("UpdatePolicy", id=policy.id, name="B", etag=policy.etag)
+        world.admin.call("UpdatePolicy", id=policy.id, name="B", etag=policy.etag)
     )
     assert refused.code is grpc.StatusCode.ABORTED
     assert (await world.admin.call("GetPolicy", id=policy.id)).name == "A"
@@ -135,7 +133,7 @@ async def test_a_policy_does_not_move(world: World) -> None:
     admin = Admin(world.channel, RESELLER.id)
     policy = await admin.create(ORG.id, DOCUMENT)
     await admin.call("UpdatePolicy", id=policy.id, org_id=str(ORG.id))
-    refused = await refusal(lambda: admin.call("UpdatePolicy", id=policy.id, org_id=str(SISTER.id)))
+    refused = await refusal(admin.call("UpdatePolicy", id=policy.id, org_id=str(SISTER.id)))
     assert refused.fields == ["orgId"]
 
 
@@ -152,12 +150,10 @@ async def test_a_rollback_is_a_new_higher_version(world: World) -> None:
     assert shown == [("3", "1"), ("2", ""), ("1", "")]
     assert listed.versions[0].document_sha256 == listed.versions[2].document_sha256
     assert listed.versions[0].published_by == "admin@school.example"
-    missing = await refusal(lambda: world.admin.call("RollbackPolicy", id=policy.id, version="9"))
+    missing = await refusal(world.admin.call("RollbackPolicy", id=policy.id, version="9"))
     assert missing.code is grpc.StatusCode.NOT_FOUND
     other = await world.admin.published(ORG.id, DOCUMENT)
-    foreign = await refusal(
-        lambda: world.admin.call("RollbackPolicy", id=policy.id, version=other.version)
-    )
+    foreign = await refusal(world.admin.call("RollbackPolicy", id=policy.id, version=other.version))
     assert foreign.code is grpc.StatusCode.NOT_FOUND
 
 
@@ -174,9 +170,7 @@ async def test_lists_have_pages(world: World) -> None:
             break
     assert seen == made
     for forged in ("x", "WzFd", "WyJhIl0"):
-        refused = await refusal(
-            lambda forged=forged: world.admin.call("ListPolicies", page_token=forged)
-        )
+        refused = await refusal(world.admin.call("ListPolicies", page_token=forged))
         assert refused.fields == ["pageToken"]
     for _ in range(3):
         await world.admin.call("PublishPolicy", id=made[0])
@@ -204,14 +198,12 @@ async def test_tenants_do_not_meet(world: World) -> None:
         ("CreatePolicy", {"org_id": str(ORG.id), "name": "x", "bundle": DOCUMENT}),
     ]
     for method, request in attempts:
-        refused = await refusal(
-            lambda method=method, request=request: stranger.call(method, **request)
-        )
+        refused = await refusal(stranger.call(method, **request))
         assert refused.code is grpc.StatusCode.NOT_FOUND, method
     above = Admin(world.channel, RESELLER.id)
     assert len((await above.call("ListPolicies")).policies) == 1
     assert not (await above.call("ListPolicies", org_id=str(SISTER.id))).policies
-    refused = await refusal(lambda: above.create(RESELLER.id, DOCUMENT))
+    refused = await refusal(above.create(RESELLER.id, DOCUMENT))
     assert refused.fields == ["orgId"]
     assert len(await world.events()) == 2
 
@@ -222,7 +214,7 @@ async def test_auditors_only_read(world: World) -> None:
     auditor = Admin(world.channel, ORG.id, "Auditor")
     assert (await auditor.call("GetPolicy", id=policy.id)).name == policy.name
     for method in ("UpdatePolicy", "DeletePolicy", "PublishPolicy"):
-        refused = await refusal(lambda method=method: auditor.call(method, id=policy.id))
+        refused = await refusal(auditor.call(method, id=policy.id))
         assert refused.code is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -291,11 +283,9 @@ async def test_only_ones_own_live_devices_are_synchronised(world: World) -> None
     world.neighbours.registry.add(foreign, STRANGER.id)
     world.neighbours.registry.add(dead, ORG.id, "decommissioned")
     for device_id in (foreign, uuid4()):
-        refused = await refusal(
-            lambda device_id=device_id: world.admin.call("SyncDevice", id=str(device_id))
-        )
+        refused = await refusal(world.admin.call("SyncDevice", id=str(device_id)))
         assert refused.code is grpc.StatusCode.NOT_FOUND
-    refused = await refusal(lambda: world.admin.call("SyncDevice", id=str(dead)))
+    refused = await refusal(world.admin.call("SyncDevice", id=str(dead)))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -303,7 +293,7 @@ async def test_a_device_is_synchronised_the_moment_it_is_admitted(world: World) 
     """What the service remembers of a device may be a second old; it asks before it refuses."""
     device = uuid4()
     world.neighbours.registry.add(device, ORG.id, "pending")
-    refused = await refusal(lambda: world.admin.call("SyncDevice", id=str(device)))
+    refused = await refusal(world.admin.call("SyncDevice", id=str(device)))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     world.neighbours.registry.add(device, ORG.id)
     assert (await world.admin.call("SyncDevice", id=str(device))).HasField("requested_at")

@@ -27,10 +27,10 @@ from tests.integration.policy import (
     Admin,
     Device,
     World,
-    refusal,
     verified,
     world,
 )
+from tests.integration.refusals import refusal
 
 __all__ = ["world"]
 
@@ -310,7 +310,7 @@ async def test_devices_are_served_without_the_database(world: World) -> None:
     assert verified(await world.pem(), await device.pull())["version"] == "1"
     assert (await device.pull("1")).status_code == 304
     assert (await new_device(world, age=HALF).pull("1")).status_code == 304
-    refused = await refusal(lambda: world.admin.create(ORG.id, DOCUMENT))
+    refused = await refusal(world.admin.create(ORG.id, DOCUMENT))
     assert refused.code is grpc.StatusCode.UNAVAILABLE
     await admin.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
     await admin.close()
