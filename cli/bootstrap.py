@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -29,20 +27,13 @@ class _Api(first_start.Api):
         """As `Api.call`; the certificate has to be the public host's all the same."""
         import httpx  # noqa: PLC0415
 
-        context = ssl.create_default_context(cafile=str(self.ca_file))
-        # With a certificate that was given, the file is that chain and not its CA.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        host = urlsplit(self.url).netloc
-        headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+        from cli.client import connected  # noqa: PLC0415
+
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
-                answer = client.request(
-                    "GET" if body is None else "POST",
-                    f"https://{self.connect or host}{path}",
-                    json=body,
-                    headers=headers,
-                    extensions={"sni_hostname": urlsplit(self.url).hostname},
-                )
+            with connected(self.url, self.ca_file, self.connect) as client:
+                method = "GET" if body is None else "POST"
+                answer = client.request(method, path, json=body, headers=headers)
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise LauncherError(f"{path} through the gateway failed: {error}") from error

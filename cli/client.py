@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ class Access:
     ca_file: Path | None
     email: str
     password: str = field(repr=False)
+    connect: str = ""
+    """HOST:PORT of the gateway, where the public address may lead nowhere from here."""
 
 
 def find_access(
@@ -58,7 +61,9 @@ def find_access(
         raise CliError(f"give the password of {email}: --password-file")
     if ca_file is None and noted.get("ca_file"):
         ca_file = Path(noted["ca_file"])
-    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password)
+    # In containers the public address may be another machine's, or a proxy's with another CA.
+    connect = os.environ.get("EVERGREEN_CONNECT", "") if noted else ""
+    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password, connect)
 
 
 def bootstrap(home: Path, otherwise: str = "name its address with --url") -> dict[str, str]:
@@ -222,7 +227,7 @@ def logged_in(access: Access) -> Iterator[Api]:
     Raises:
         CliError: the installation cannot be reached or refuses the user.
     """
-    with _connected(access) as client:
+    with connected(access.url, access.ca_file, access.connect) as client:
         api = Api(client)
         session = api.post("/auth/login", {"email": access.email, "password": access.password})
         try:
@@ -236,17 +241,51 @@ def logged_in(access: Access) -> Iterator[Api]:
                 api.post("/auth/logout", {})
 
 
-def _connected(access: Access) -> httpx.Client:
+class _Elsewhere(httpx.HTTPTransport):
+    """Connects to another address; the certificate has to be the asked host's all the same."""
+
+    def __init__(self, connect: str, tls: ssl.SSLContext) -> None:
+        super().__init__(verify=tls)
+        host, _, port = connect.rpartition(":")
+        self._there = {"host": host, "port": int(port)}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends a request, whose header `Host` remains."""
+        return super().handle_request(
+            httpx.Request(
+                request.method,
+                request.url.copy_with(**self._there),
+                headers=request.headers,
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": request.url.host},
+            )
+        )
+
+
+def connected(url: str, ca_file: Path | None, connect: str = "") -> httpx.Client:
+    """A client of an installation.
+
+    Args:
+        url: where it says that it is.
+        ca_file: what its certificate is checked with; the system's CAs if none is given.
+        connect: HOST:PORT to connect to instead.
+
+    Raises:
+        CliError: one of these is not what it should be.
+    """
     try:
-        tls = ssl.create_default_context(cafile=access.ca_file)
+        tls = ssl.create_default_context(cafile=ca_file)
+        # With a certificate that was given, the file is that chain and not its CA.
+        tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         return httpx.Client(
-            base_url=access.url,
+            base_url=url,
             verify=tls,
             timeout=_TIMEOUT,
             # A proxy of the shell's environment has no business between here and this machine.
-            trust_env=urlsplit(access.url).hostname not in _LOCAL,
+            trust_env=not connect and urlsplit(url).hostname not in _LOCAL,
+            transport=_Elsewhere(connect, tls) if connect else None,
         )
     except (OSError, ssl.SSLError) as error:
-        raise CliError(f"{access.ca_file} is no file of CA certificates: {error}") from error
+        raise CliError(f"{ca_file} is no file of CA certificates: {error}") from error
     except (ValueError, httpx.InvalidURL) as error:
-        raise CliError(f"{access.url} is not an address: {error}") from error
+        raise CliError(f"{connect or url} is not an address: {error}") from error

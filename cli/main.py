@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from cli import audit, bootstrap, database, events, init, migrate, nats, services, simulate, up
@@ -34,6 +36,8 @@ services.add_to(app)
 @app.callback()
 def _evergreen() -> None:
     """Keeps `up` a command of its own, however few others there are."""
+    # nats-py's streams do not know that they have TLS; asyncio warns of it whenever NATS hangs up.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

