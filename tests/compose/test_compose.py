@@ -129,7 +129,7 @@ def test_the_operator_calls_the_api_though_its_address_leads_elsewhere(project: 
 
 
 def test_the_demo_is_a_fleet(project: Project) -> None:
-    """Its devices enroll by themselves."""
+    """Its devices enroll by themselves, and live on."""
     stack = project.stack()
     project.compose("--profile", "demo", "up", "--wait", "--no-build")
     try:
@@ -137,6 +137,11 @@ def test_the_demo_is_a_fleet(project: Project) -> None:
             until(
                 lambda: len(_devices(root, stack.tenant_id)) == 3, PATIENCE, "no devices", pause=1
             )
+
+        def told() -> str:
+            return project.compose("logs", "--no-log-prefix", "demo").stdout
+
+        until(lambda: "failed so far 0" in told(), PATIENCE, "no fleet", pause=1)
     finally:
         project.compose("--profile", "demo", "rm", "--stop", "--force", "demo", "bootstrap")
 
