@@ -10,6 +10,7 @@ import asyncio
 import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
+from math import inf
 from typing import Final, Generic, TypeVar
 
 Entry = TypeVar("Entry")
@@ -18,6 +19,9 @@ _GENEROSITY: Final = 2.0
 _FORGET_FROM: Final = 64
 _REMEMBERED_SECONDS: Final = 3600.0
 _MOST_REMEMBERED: Final = 100_000
+_QUICKEST_SECONDS: Final = 300.0
+_TIMES_QUICKEST: Final = 3
+"""One that came just after a batch had begun waits for it and then for its own."""
 
 
 class Shares:
@@ -72,7 +76,9 @@ class Queues:
     What waits in queues is old, and can wait for what is of the moment. So there are as many
     places as leave the service quick: one more after every round of quick calls, half a one less
     after every slow call (additive increase as in TCP, but in small steps, for a queue that was
-    let in is not put out again). It sees so how much of the machine others use, too.
+    let in is not put out again). It sees so how much of the machine others use, too. What is slow
+    is measured by the quickest calls, as in LEDBAT (RFC 6817): where even those take long, the
+    disk does, and fewer places would not change that.
 
     For a holder that left a kept place unused none is kept for some time: such as a device whose
     clock is wrong, so that all it tells looks old.
@@ -81,7 +87,8 @@ class Queues:
         least: how many places there are at any time, altogether.
         most: how many there are when all goes quickly.
         kept: seconds for which a place is kept for its holder's next call.
-        quick: seconds within which nearly all calls are to be done.
+        quick: seconds within which nearly all calls are to be done; or within three times as many
+            as the quickest of the latest minutes took, when that is longer.
     """
 
     def __init__(self, least: int, most: int, *, kept: float, quick: float) -> None:
@@ -91,6 +98,9 @@ class Queues:
         self._shares = Shares(self._least)
         self._seconds = kept
         self._quick = quick
+        self._quickest = [inf, inf]
+        """Of this span of time and the one before."""
+        self._span_ends = 0.0
         self._kept: OrderedDict[Hashable, tuple[float, str]] = OrderedDict()
         """Until when, and of whose share; by the holder, in the order of their ends."""
         self._stayed_away: OrderedDict[Hashable, float] = OrderedDict()
@@ -133,7 +143,12 @@ class Queues:
             self._shares.give_back(tenant)
         else:
             self._kept[holder] = (at + self._seconds, tenant)
-        places = self._places + (1 / self._places if took <= self._quick else -0.5)
+        if at >= self._span_ends:
+            self._quickest = [inf, self._quickest[0]]
+            self._span_ends = at + _QUICKEST_SECONDS
+        self._quickest[0] = min(self._quickest[0], took)
+        is_quick = took <= max(self._quick, _TIMES_QUICKEST * min(self._quickest))
+        places = self._places + (1 / self._places if is_quick else -0.5)
         self._places = min(max(places, self._least), self._most)
         self._shares.total = int(self._places)
 

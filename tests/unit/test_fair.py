@@ -136,33 +136,53 @@ def test_two_calls_of_one_holder_keep_one_place() -> None:
     assert [queues.enter("a", n, 2.0) for n in range(3)] == [True, True, False]
 
 
+def places(queues: Queues, at: float = 0.0) -> int:
+    entered = 0
+    while queues.enter("a", ("counted", entered), at):
+        entered += 1
+    for _ in range(entered):
+        queues.leave("a")
+    return entered
+
+
+def calls(queues: Queues, count: int, took: float, at: float = 0.0) -> None:
+    for _ in range(count):
+        assert queues.enter("b", "x", at)
+        queues.pause("b", "x", at, took)
+    queues.end("x")
+
+
 def test_there_are_as_many_places_as_leave_the_service_quick() -> None:
     """Quick calls make room for more of them, slow ones for fewer, within the two bounds."""
     queues = queues_of(30, 90)
+    assert places(queues) == 20
+    calls(queues, 1, QUICK / 10)
+    calls(queues, 30, QUICK)
+    assert places(queues) == 21
+    calls(queues, 10_000, QUICK)
+    assert places(queues) == 60
+    calls(queues, 30, 2 * QUICK)
+    assert places(queues) == 50
+    calls(queues, 1_000, 2 * QUICK)
+    assert places(queues) == 20
 
-    def places() -> int:
-        entered = 0
-        while queues.enter("a", ("counted", entered), 0.0):
-            entered += 1
-        for _ in range(entered):
-            queues.leave("a")
-        return entered
 
-    def calls(count: int, took: float) -> None:
-        for _ in range(count):
-            assert queues.enter("b", "x", 0.0)
-            queues.pause("b", "x", 0.0, took)
-        queues.end("x")
-
-    assert places() == 20
-    calls(31, QUICK)
-    assert places() == 21
-    calls(10_000, QUICK)
-    assert places() == 60
-    calls(30, 2 * QUICK)
-    assert places() == 50
-    calls(1_000, 2 * QUICK)
-    assert places() == 20
+def test_a_disk_that_takes_its_time_is_no_reason_for_fewer_places() -> None:
+    """Slow is what takes much longer than the quickest calls of the latest minutes."""
+    queues = queues_of(30, 90)
+    calls(queues, 10_000, 2 * QUICK)
+    calls(queues, 10_000, 6 * QUICK)
+    assert places(queues) == 60
+    calls(queues, 1_000, 7 * QUICK)
+    assert places(queues) == 20
+    # For ten minutes all take so long; then that is what is usual.
+    calls(queues, 1_000, 7 * QUICK, 310.0)
+    assert places(queues, 310.0) == 20
+    calls(queues, 10_000, 7 * QUICK, 620.0)
+    assert places(queues, 620.0) == 60
+    calls(queues, 1, QUICK / 10, 620.0)
+    calls(queues, 1_000, 2 * QUICK, 620.0)
+    assert places(queues, 620.0) == 20
 
 
 def _order(queue: FairQueue[str]) -> list[str]:

@@ -31,11 +31,11 @@ _BYTES_OF_A_SMALL_BATCH: Final = 8_192
 _BYTES_OF_A_SMALL_STATE: Final = 4_096
 _OF_THE_MOMENT: Final = timedelta(minutes=1)
 """A state that is older was waiting in a queue."""
-_LEAST_QUEUES: Final = 16
+_LEAST_QUEUES: Final = 4
 _KEPT_SECONDS: Final = 5.0
 """A device that empties its queue makes its next call within this time after the one before, also
 over a slow line or through a busy gateway."""
-_QUICK_SECONDS: Final = 0.04
+_QUICK_SECONDS: Final = 0.02
 """Nearly all old states are to be written within this time: the way through a gateway that is as
 busy takes longer than that, and calls are to be answered within 200 ms."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
