@@ -4,7 +4,7 @@
 them where a running Envoy follows them, `arguments` starts one.
 """
 
-from deploy.gateway.limits import Limits, Rate
+from deploy.gateway.limits import Limits, Rate, workers_of
 from deploy.gateway.process import arguments
 from deploy.gateway.render import BOOTSTRAP, render, write
 from deploy.gateway.settings import Endpoints, GatewaySettings
@@ -17,5 +17,6 @@ __all__ = [
     "Rate",
     "arguments",
     "render",
+    "workers_of",
     "write",
 ]

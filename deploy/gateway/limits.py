@@ -15,6 +15,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 SETTING_PREFIX: Final = "EVERGREEN_GATEWAY_"
+WORKERS_SETTING: Final = f"{SETTING_PREFIX}WORKERS"
 MEMORY_SETTING: Final = f"{SETTING_PREFIX}MEMORY"
 """Bytes that the gateway has for itself alone, as a container with a limit of its own."""
 
@@ -173,6 +174,20 @@ class Limits:
             if text:
                 changes[field.name] = _read(name, type(getattr(self, field.name)), text)
         return dataclasses.replace(self, **changes)
+
+
+def workers_of(environment: Mapping[str, str]) -> int:
+    """The gateway's threads: half of the processors, or what `EVERGREEN_GATEWAY_WORKERS` says.
+
+    The other half serves what comes through.
+
+    Raises:
+        ValueError: the setting is no number above 0.
+    """
+    text = environment.get(WORKERS_SETTING, "").strip()
+    if text:
+        return int(_read(WORKERS_SETTING, int, text))
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _read(name: str, kind: type[Any], text: str) -> Any:

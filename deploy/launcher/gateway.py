@@ -46,9 +46,8 @@ def process(
     Raises:
         LauncherError: a limit in the environment is not one.
     """
-    # The other half of the machine serves what comes through.
-    workers = max(1, len(os.sched_getaffinity(0)) // 2)
     try:
+        workers = gateway.workers_of(os.environ)
         limits = gateway.Limits.of_environment(os.environ, workers=workers)
     except ValueError as wrong:
         raise LauncherError(str(wrong), advice="Correct the environment.") from wrong

@@ -50,6 +50,8 @@ OUTAGE_SECONDS: Final = 3600.0
 ENOUGH: Final = 0.2
 """Seconds that a call may take at the 99th percentile when all is well."""
 _SHOWN_EVERY: Final = 10
+_SETTLED_WITHIN: Final = 180.0
+"""Seconds; so many new devices are much to hear of, and to gather statistics of."""
 _QUIET_SECONDS: Final = 60
 """So long it goes on when the last queue is empty."""
 _QUIET_DEVICES: Final = 2_000
@@ -72,6 +74,7 @@ class Plan:
 async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     """Everybody comes back at once."""
     devices = await _fleet(plan.devices, started)
+    await started.settled(_SETTLED_WITHIN)
     stack = started.stack
     target = Target.of(stack.url, stack.ca_file)
     seen: list[Point] = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from deploy.gateway import Limits, Rate
+from deploy.gateway import Limits, Rate, workers_of
 from deploy.gateway.limits import CONNECTION_BYTES, TOKEN_BYTES
 from deploy.machine import machine_memory
 
@@ -76,3 +78,13 @@ def test_limits_are_set_by_the_environment() -> None:
     ):
         with pytest.raises(ValueError, match=f"EVERGREEN_GATEWAY_{name} is"):
             Limits().with_settings({f"EVERGREEN_GATEWAY_{name}": wrong})
+
+
+def test_workers_are_half_of_the_processors_or_what_is_set() -> None:
+    """At least one; what cannot be is named."""
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert workers_of({}) == workers_of({"EVERGREEN_GATEWAY_WORKERS": " "}) == half
+    assert workers_of({"EVERGREEN_GATEWAY_WORKERS": "3"}) == 3
+    for wrong in ("0", "all"):
+        with pytest.raises(ValueError, match="EVERGREEN_GATEWAY_WORKERS is"):
+            workers_of({"EVERGREEN_GATEWAY_WORKERS": wrong})
