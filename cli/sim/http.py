@@ -98,9 +98,11 @@ class _Pool:
         self.send(call)
 
     def send(self, call: _Call) -> None:
-        if self.idle:
-            self.idle.popitem(last=False)[0].send(call)
-        elif self.opened < self.limit:
+        # Thousands may have been closed in the same moment, and their ends not yet been told.
+        while self.idle:
+            if self.idle.popitem(last=False)[0].send(call):
+                return
+        if self.opened < self.limit:
             self._open(call)
         else:
             self.waiting.append(call)
@@ -119,18 +121,18 @@ class _Pool:
         if call.done is None:
             # It was given up meanwhile; another may want the connection.
             self.free(connection)
-        elif connection.transport is None:
+        elif not connection.send(call):
             # Trying again at once would be a loop without a pause.
             call.finish(Answer(0, fault=CLOSED))
-        else:
-            connection.send(call)
 
     def free(self, connection: _Connection) -> None:
         """Takes a connection back that can carry another call."""
         while self.waiting:
             call = self.waiting.popleft()
             if call.done is not None:
-                connection.send(call)
+                if not connection.send(call):
+                    # Its end will be told, and makes room for a new one.
+                    self.waiting.appendleft(call)
                 return
         self.idle[connection] = None
 
@@ -166,16 +168,16 @@ class _Connection(asyncio.Protocol):
         self._retry_after = ""
         self.transport: asyncio.Transport | None = None
 
-    def send(self, call: _Call) -> None:
+    def send(self, call: _Call) -> bool:
+        """Sends a call; `False` when it broke while nobody looked at it: nothing was sent."""
         transport = self.transport
         if transport is None or transport.is_closing():
-            # It broke while nobody looked at it; nothing was sent, so a new one may be tried.
-            self._pool.send(call)
-            return
+            return False
         self._call = call
         call.connection = self
         request, call.request = call.request, b""
         transport.write(request if isinstance(request, bytes) else request())
+        return True
 
     def abort(self) -> None:
         """Breaks the connection off; its call is not told."""

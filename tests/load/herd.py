@@ -322,7 +322,8 @@ def _figures(stats: Stats) -> str:
 
 def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Drops what uvloop tells of connections that were broken off while it wrote to them."""
-    if not isinstance(context.get("exception"), (OSError, RuntimeError)):
+    of_connection = "transport" in context or "protocol" in context
+    if not of_connection or not isinstance(context.get("exception"), (OSError, RuntimeError)):
         loop.default_exception_handler(context)
 
 

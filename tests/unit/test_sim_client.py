@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -79,6 +81,37 @@ async def test_idle_connections_take_turns(gateway: Gateway) -> None:
     assert sorted(turns[:3]) == [1, 2, 3]
     assert turns[3:6] == turns[6:9]
     assert sorted(turns[3:6]) == [1, 2, 3]
+
+
+async def test_thousands_of_connections_may_end_in_one_moment() -> None:
+    """A gateway that restarts ends them all; who calls then opens new ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    many = 1200
+    opened: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n{}"):
+                writer.write(OK)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=2 * many)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Client(Target("127.0.0.1", port, None), connections=many) as client:
+        await asyncio.gather(*(client.call(PATH, b"{}") for _ in range(many)))
+        assert len(opened) == many
+        for writer in opened:
+            writer.close()
+        found: list[Answer] = []
+        for _ in range(20):
+            client.send(client.request(PATH.encode(), b"{}"), found.append)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            while len(found) < 20:
+                await asyncio.sleep(0.01)
+        assert {answer.status or answer.fault for answer in found} <= {200, "closed"}
+        assert (await client.call(PATH, b"{}")).status == 200
 
 
 async def test_every_device_can_have_a_connection_of_its_own(gateway: Gateway) -> None:
