@@ -52,6 +52,7 @@ ENOUGH: Final = 0.2
 _SHOWN_EVERY: Final = 10
 _SETTLED_WITHIN: Final = 180.0
 """Seconds; so many new devices are much to hear of, and to gather statistics of."""
+_LATE_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 60
 """So long it goes on when the last queue is empty."""
 _QUIET_DEVICES: Final = 2_000
@@ -126,6 +127,7 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         "states_sent_again": sum(device.repeated for device in devices),
         "well_again_after_seconds": _well_again(seen),
         "seconds_over_200_ms_by_minute": _ill_by_minute(seen),
+        "simulator_late_seconds": round(max(point.lag for point in seen), 1),
         "memory_mib": memory(started),
         **stats.as_json(),
     }
@@ -381,10 +383,15 @@ def main() -> None:
         "well_again_after_seconds",
         "seconds_over_200_ms_by_minute",
         "connects",
+        "simulator_late_seconds",
         "memory_mib",
     ):
         if name in found:
             report.say(f"{name.replace('_', ' ')}: {found[name]}")
+    if found.get("simulator_late_seconds", 0) > _LATE_SECONDS:
+        report.say(
+            "The simulator itself was late: its devices' latencies say little of the product."
+        )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.experiment}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
