@@ -389,9 +389,7 @@ def main() -> None:
         if name in found:
             report.say(f"{name.replace('_', ' ')}: {found[name]}")
     if found.get("simulator_late_seconds", 0) > _LATE_SECONDS:
-        report.say(
-            "The simulator itself was late: its devices' latencies say little of the product."
-        )
+        report.say("The simulator itself was late: what it saw says little of the product.")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.experiment}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
