@@ -76,9 +76,10 @@ class Limits:
     idle: float = 120.0
     """Seconds that a connection may be idle: longer than the agents' minute between two calls, for
     a new TLS connection is dear. When memory runs short it becomes less by itself."""
-    accepted_at_once: int = 64
+    accepted_at_once: int = 512
     """New connections that are taken before those that are open get their turn again; the others
-    wait in the kernel's queue."""
+    wait in the kernel's queue. With too few a busy gateway, whose rounds are long, takes fewer
+    than come: they wait until their devices give up, and all that was done for them was in vain."""
     connections: int = 20_000
     """Open client connections; further ones are closed at once."""
     heap: int = 1024 * MIB

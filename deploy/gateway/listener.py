@@ -56,7 +56,7 @@ def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: 
         # A port that is taken must fail, not be shared with another copy of the product.
         "enable_reuse_port": False,
         # A herd waits in the kernel, in its order. A handshake costs as much as some calls, so
-        # that whoever is in must get his turn after some of them, not after thousands. With very
+        # that whoever is in must get his turn after some of them, not after thousands. With too
         # few at a time the kernel's queue runs over, and who is dropped there waits for seconds.
         "tcp_backlog_size": 4096,
         "max_connections_to_accept_per_socket_event": settings.limits.accepted_at_once,
