@@ -37,7 +37,8 @@ services.add_to(app)
 def _evergreen() -> None:
     """Keeps `up` a command of its own, however few others there are."""
     # nats-py's streams do not know that they have TLS; asyncio warns of it whenever NATS hangs up.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    asyncio_log = logging.getLogger("asyncio")
+    asyncio_log.addFilter(lambda record: "eof_received" not in record.getMessage())
 
 
 if __name__ == "__main__":
