@@ -96,12 +96,9 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         if all_served is not None and point.second >= all_served + _AFTERWARDS_SECONDS:
             stop.set()
 
-    # The agents check the certificate on machines of their own, and wait for no processor of ours.
-    # They have looked up its name before, too.
+    # The agents check the certificate on machines of their own, and have looked up its name before.
     target = target._replace(host="127.0.0.1", tls=ssl._create_unverified_context())
-    # A nice value would count only among the processes of one session.
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    _wait_for_no_processor()
     async with Client(target, connections=plan.connections, first_is_new=True) as client:
         traffic = FleetTraffic(
             client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
@@ -129,6 +126,13 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     }
 
 
+def _wait_for_no_processor() -> None:
+    """Devices have processors of their own: what is measured is not how long they wait for ours."""
+    # A nice value would count only among the processes of one session.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+
+
 async def flood(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     """One organisation calls as fast as it goes; another one's devices call as they always do."""
     noisy = await _fleet(plan.devices, started)
@@ -148,6 +152,7 @@ async def flood(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         if with_flood:
             other.start()
             await asyncio.sleep(10)
+        _wait_for_no_processor()
         async with Client(target, connections=200) as client:
             stats = await run(
                 FleetTraffic(client, quiet, rhythm), client, plan.seconds, warm_up=3, drain=35
@@ -168,9 +173,6 @@ def _flood_process(
     plan: Plan,
     stop: Any,
 ) -> None:
-    # A flood comes from elsewhere: here it is not to take the processors from the product.
-    os.nice(5)
-
     async def work() -> None:
         asyncio.get_running_loop().set_exception_handler(_quiet)
         target = Target.of(f"https://{where[0]}:{where[1]}", ca_file)
