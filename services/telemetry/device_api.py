@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +21,7 @@ from services.telemetry.domain.events import (
     make_event,
     set_aside,
 )
-from services.telemetry.domain.state import State, apps_text
+from services.telemetry.domain.state import State, make_state, usable_time
 from services.telemetry.http import check_device
 from services.telemetry.service.reports import Reports
 
@@ -33,11 +32,14 @@ class DeviceApi:
     def __init__(self, reports: Reports) -> None:
         self._reports = reports
 
+    @checks_own_rules
     async def report_state(
         self, request: device_pb2.ReportStateRequest, context: Context
     ) -> device_pb2.ReportStateResponse:
-        """Replaces the latest known state."""
+        """Replaces the latest known state; what breaks a rule in it is mended."""
         check_device(context.call, request.device_id)
+        if not request.HasField("state"):
+            raise invalid_field("state", "is required")
         await self._reports.report_state(context.call.caller, _state(request.state))
         return device_pb2.ReportStateResponse()
 
@@ -60,21 +62,23 @@ class DeviceApi:
 
 
 def _state(state: device_pb2.DeviceState) -> State:
-    if not math.isfinite(state.battery_percent):
-        raise invalid_field("state.batteryPercent", "must be a number")
-    return State(
-        observed_at=state.timestamp.ToDatetime(tzinfo=UTC),
-        installed_apps=apps_text(
-            [
+    try:
+        observed_at = usable_time(_time(state))
+    except BrokenRuleError:
+        observed_at = None
+    return make_state(
+        observed_at,
+        {
+            "installed_apps": [
                 {"id": app.id, "version": app.version, "branch": app.branch}
                 for app in state.installed_apps
-            ]
-        ),
-        update_status=state.update_status,
-        disk_total_bytes=state.disk_total_bytes,
-        disk_free_bytes=state.disk_free_bytes,
-        battery_percent=state.battery_percent,
-        last_error=state.last_error,
+            ],
+            "update_status": state.update_status,
+            "disk_total_bytes": state.disk_total_bytes,
+            "disk_free_bytes": state.disk_free_bytes,
+            "battery_percent": state.battery_percent,
+            "last_error": state.last_error,
+        },
     )
 
 
@@ -89,7 +93,7 @@ def _read(event: device_pb2.DeviceEvent) -> ReadEvent:
         return make_event(
             event_id=event.id,
             type_=event.type,
-            occurred_at=_occurred_at(event),
+            occurred_at=_time(event),
             payload=payload,
             value=value,
         )
@@ -113,13 +117,13 @@ def _payload(event: device_pb2.DeviceEvent) -> tuple[str | None, Any]:
     return text, value
 
 
-def _occurred_at(event: device_pb2.DeviceEvent) -> datetime:
-    if not event.HasField("timestamp"):
+def _time(said: device_pb2.DeviceEvent | device_pb2.DeviceState) -> datetime:
+    if not said.HasField("timestamp"):
         raise BrokenRuleError("timestamp: is required")
     try:
-        if not 0 <= event.timestamp.nanos < 1_000_000_000:
-            raise ValueError(event.timestamp.nanos)
-        return event.timestamp.ToDatetime(tzinfo=UTC)
+        if not 0 <= said.timestamp.nanos < 1_000_000_000:
+            raise ValueError(said.timestamp.nanos)
+        return said.timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as broken:
         raise BrokenRuleError("timestamp: must be a time in the years 1 to 9999") from broken
 

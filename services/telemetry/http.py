@@ -13,8 +13,7 @@ from servicekit.errors import invalid_field
 from servicekit.http_server import OK, Answer, Route, parse_json_object
 from servicekit.rules import is_uuid
 from services.telemetry.domain.events import read_batch
-from services.telemetry.domain.state import parse_state
-from services.telemetry.domain.times import parse_time
+from services.telemetry.domain.state import parse_state, parse_state_time
 from services.telemetry.service.reports import Reports
 
 STATE_PATH: Final = "/api/v1/devices/state"
@@ -60,12 +59,7 @@ def routes(reports: Reports) -> dict[str, Route]:
 def _time_of_state(body: bytes) -> datetime | None:
     """Of when a state is, at a glance; `None` when it is not to be seen."""
     found = _TIME(body, 0, _FRONT)
-    if found is None:
-        return None
-    try:
-        return parse_time(found[1].decode())
-    except ValueError:
-        return None
+    return None if found is None else parse_state_time(found[1].decode("latin-1"))
 
 
 def check_device(call: Call, device_id: Any) -> None:

@@ -14,6 +14,11 @@ STATES = Counter(
     "States that devices sent, by what became of them.",
     ["outcome"],
 )
+STATES_MENDED = Counter(
+    "evergreen_device_states_mended_total",
+    "States of which a field could not be stored as it was sent, and was changed, by the field.",
+    ["field"],
+)
 EVENTS_OLDEST = Gauge(
     "evergreen_device_events_oldest_seconds",
     "How long the oldest event of a device has waited to be published; 0 without any.",

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import grpc
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from evergreen.v1 import device_pb2
 from servicekit.grpc_server import H_ERROR
@@ -336,26 +337,63 @@ async def test_many_states_of_many_devices_at_once(world: World) -> None:
     assert [row["update_status"] for row in rows] == ["9"] * 20
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({}, "state"),
-        ({"state": None}, "state"),
-        ({"state": []}, "state"),
-        ({"state": {}}, "state.timestamp"),
-        ({"state": {**state(), "disk_free_bytes": -1}}, "state.disk_free_bytes"),
-        ({"state": {**state(), "installed_apps": [{"id": 1}]}}, "state.installed_apps[0].id"),
-    ],
-)
-async def test_a_bad_state_names_the_field(world: World, body: dict[str, Any], field: str) -> None:
-    """In the agent's snake_case."""
+@pytest.mark.parametrize("body", [{}, {"state": None}, {"state": []}])
+async def test_what_holds_no_state_is_refused(world: World, body: dict[str, Any]) -> None:
+    """There is nothing to store."""
     device = world.device()
     answer = await device.post("state", {"device_id": str(device.id), **body})
-    assert (answer.status_code, fields(answer)) == (400, [field])
+    assert (answer.status_code, fields(answer)) == (400, ["state"])
+
+
+def mended(field: str) -> float:
+    return REGISTRY.get_sample_value("evergreen_device_states_mended_total", {"field": field}) or 0
+
+
+BROKEN = {
+    "timestamp": "soon",
+    "installed_apps": [7, *[{"id": "a\0", "version": "\ud800", "branch": "x" * 300}] * 5001],
+    "update_status": "\0" * 2000,
+    "disk_total_bytes": -1,
+    "disk_free_bytes": 1e30,
+    "battery_percent": "full",
+    "last_error": "\0\ud800\uffff" + "\U0001f600" * 70_000,
+}
+
+
+async def test_a_state_that_breaks_rules_is_mended_and_stored(world: World) -> None:
+    """Refused, it would stay in the agent's queue for ever, in front of all others."""
+    device = world.device()
+    before = {field: mended(field) for field in BROKEN}
+    body = {"device_id": str(device.id), "state": BROKEN}
+    # All of it, and each field alone.
+    assert (await device.post("state", body)).status_code == 200
+    for field, value in BROKEN.items():
+        assert (await device.state(**{field: value})).status_code == 200
+    assert {field: mended(field) - before[field] for field in BROKEN} == dict.fromkeys(BROKEN, 2)
+    assert (await device.post("state", body)).status_code == 200
+    row = await stored(world, device)
+    apps = json.loads(row["apps"])
+    assert len(apps) == 4999
+    assert apps[0] == {"id": "a\ufffd", "version": "\ufffd", "branch": "x" * 256}
+    assert row["update_status"] == "\ufffd" * 1024
+    assert (row["disk_total_bytes"], row["disk_free_bytes"]) == (0, 2**64 - 1)
+    assert row["battery_percent"] == 0
+    assert row["last_error"] == "\ufffd\ufffd\uffff" + "\U0001f600" * 65_533
+
+
+async def test_a_state_without_a_usable_time_counts_as_of_now(world: World) -> None:
+    """And gives way to what follows it in the queue, although that is of before it came."""
+    device = world.device()
+    await device.state(update_status="first")
+    await device.state(update_status="second", timestamp="0001-01-01T00:00:00Z")
+    assert (await stored(world, device))["update_status"] == "second"
+    queued = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    await device.state(update_status="third", timestamp=queued)
+    assert (await stored(world, device))["update_status"] == "third"
 
 
 async def test_state_in_grpc(world: World) -> None:
-    """The same row."""
+    """The same row, and mended in the same way."""
     device = world.device()
     request = device_pb2.ReportStateRequest(device_id=str(device.id))
     request.state.timestamp.GetCurrentTime()
@@ -366,8 +404,17 @@ async def test_state_in_grpc(world: World) -> None:
     row = await stored(world, device)
     assert (row["disk_total_bytes"], row["battery_health"]) == (2**64 - 1, "warning")
     request.state.battery_percent = float("nan")
-    with pytest.raises(grpc.aio.AioRpcError, match=r"state\.batteryPercent"):
+    request.state.update_status = "\0" * 2000
+    request.state.timestamp.seconds = 1 << 60
+    await device.grpc.ReportState(request, metadata=device.metadata)
+    row = await stored(world, device)
+    assert (row["battery_percent"], row["update_status"]) == (0, "\ufffd" * 1024)
+    request.ClearField("state")
+    with pytest.raises(grpc.aio.AioRpcError, match="state: is required"):
         await device.grpc.ReportState(request, metadata=device.metadata)
+    request.state.SetInParent()
+    await device.grpc.ReportState(request, metadata=device.metadata)
+    assert (await stored(world, device))["update_status"] == ""
 
 
 # When something is away, or too much

@@ -33,6 +33,8 @@ GRPC_ONLY: Final = frozenset(
 """Fields that the JSON form of a message never has."""
 SET_ASIDE: Final = frozenset({"evergreen.v1.ReportEventsRequest.events"})
 """Lists of which an item that breaks its rules does not fail the request."""
+MENDED: Final = frozenset({"evergreen.v1.ReportStateRequest.state"})
+"""Messages of which a field that breaks its rules does not fail the request."""
 BUNDLES: Final = frozenset(
     {
         "evergreen.v1.CreatePolicyRequest.bundle",
@@ -169,7 +171,12 @@ class Schemas:
                 return {"type": "object", "additionalProperties": True}
             case "google.protobuf.Value":
                 return {}
-        return self.reference(message, form)
+        schema = self.reference(message, form)
+        if form.direction is Direction.REQUEST and field.full_name in MENDED:
+            return {
+                "anyOf": [schema, {"type": "object", "description": "Any other one is mended."}]
+            }
+        return schema
 
 
 def _always_answered(field: FieldDescriptor, form: Form) -> bool:

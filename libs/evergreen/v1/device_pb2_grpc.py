@@ -91,7 +91,10 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportState(self, request, context):
-        """Replaces the latest known state of the calling device.
+        """Replaces the latest known state of the calling device. A field that breaks
+        a rule fails no call: a text or list that is too long is cut, a number is
+        brought into its range, what is of a wrong type is taken as absent, and a
+        time that cannot be used means the moment of arrival.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,11 @@ class DeviceServiceStub:
     `not_modified`.
     """
     ReportState: _grpc.UnaryUnaryMultiCallable[_device_pb2.ReportStateRequest, _device_pb2.ReportStateResponse]
-    """Replaces the latest known state of the calling device."""
+    """Replaces the latest known state of the calling device. A field that breaks
+    a rule fails no call: a text or list that is too long is cut, a number is
+    brought into its range, what is of a wrong type is taken as absent, and a
+    time that cannot be used means the moment of arrival.
+    """
     ReportEvents: _grpc.UnaryUnaryMultiCallable[_device_pb2.ReportEventsRequest, _device_pb2.ReportEventsResponse]
     """Stores a batch of events, each once per device however often it is sent.
     An event that breaks a rule is set aside with its reason; the batch still
@@ -77,7 +81,11 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     `not_modified`.
     """
     ReportState: _aio.UnaryUnaryMultiCallable[_device_pb2.ReportStateRequest, _device_pb2.ReportStateResponse]  # type: ignore[assignment]
-    """Replaces the latest known state of the calling device."""
+    """Replaces the latest known state of the calling device. A field that breaks
+    a rule fails no call: a text or list that is too long is cut, a number is
+    brought into its range, what is of a wrong type is taken as absent, and a
+    time that cannot be used means the moment of arrival.
+    """
     ReportEvents: _aio.UnaryUnaryMultiCallable[_device_pb2.ReportEventsRequest, _device_pb2.ReportEventsResponse]  # type: ignore[assignment]
     """Stores a batch of events, each once per device however often it is sent.
     An event that breaks a rule is set aside with its reason; the batch still
@@ -121,7 +129,11 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.ReportStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.ReportStateResponse, _abc.Awaitable[_device_pb2.ReportStateResponse]]:
-        """Replaces the latest known state of the calling device."""
+        """Replaces the latest known state of the calling device. A field that breaks
+        a rule fails no call: a text or list that is too long is cut, a number is
+        brought into its range, what is of a wrong type is taken as absent, and a
+        time that cannot be used means the moment of arrival.
+        """
 
     @_abc_1.abstractmethod
     def ReportEvents(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
 
-from servicekit.errors import FieldViolation, invalid
 from services.telemetry.domain.times import parse_time
 
 MAX_APPS: Final = 5_000
@@ -22,6 +22,12 @@ _MAX_LAST_ERROR: Final = 65_536
 
 SETTLED: Final = timedelta(minutes=15)
 """How long a stored state holds out against one that claims to be older (see `is_newer`)."""
+
+NO_TIME: Final = datetime(9999, 12, 31, tzinfo=UTC)
+"""Stands for a time that cannot be used, and is later than all others (see `is_newer`)."""
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""What claims to be older comes from a device that knows no time, as Go's zero time does."""
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 _DISK_CRITICAL: Final = 0.05
 _DISK_WARNING: Final = 0.15
@@ -54,6 +60,8 @@ class State:
     disk_free_bytes: int = 0
     battery_percent: float = 0.0
     last_error: str = ""
+    mended: frozenset[str] = frozenset()
+    """The fields that could not be taken as they were sent, in snake_case."""
 
     @property
     def disk_health(self) -> Health:
@@ -92,7 +100,7 @@ class StateReport:
         return min(self.state.observed_at, self.received_at)
 
 
-def is_newer(report: StateReport, stored_order: datetime, stored_received_at: datetime) -> bool:
+def is_newer(report: StateReport, stored: StateReport) -> bool:
     """Whether a report replaces the stored one of its device.
 
     An agent sends what it queued again, and a request that was given up on may still arrive, so
@@ -100,10 +108,16 @@ def is_newer(report: StateReport, stored_order: datetime, stored_received_at: da
 
     - a time in the future counts as the moment of arrival, so that a clock that jumped ahead and
       was set right again does not leave the device with an old state;
+    - what came from the far future, or with no time at all, gives way to anything: when it was
+      true nobody knows, and what follows it in a queue may well be of before it arrived;
     - what has been stored for a while gives way to anything, so that a clock that fell back (an
       empty battery, say) freezes the state for `SETTLED` at most.
     """
-    return report.order >= stored_order or stored_received_at < report.received_at - SETTLED
+    return (
+        report.order >= stored.order
+        or stored.state.observed_at > stored.received_at + SETTLED
+        or stored.received_at < report.received_at - SETTLED
+    )
 
 
 def newest_per_device(reports: Iterable[StateReport]) -> list[StateReport]:
@@ -111,76 +125,82 @@ def newest_per_device(reports: Iterable[StateReport]) -> list[StateReport]:
     kept: dict[UUID, StateReport] = {}
     for report in reports:
         other = kept.get(report.device_id)
-        if other is None or is_newer(report, other.order, other.received_at):
+        if other is None or is_newer(report, other):
             kept[report.device_id] = report
     return [kept[key] for key in sorted(kept)]
 
 
-def apps_text(apps: list[dict[str, str]]) -> str:
-    """The stored form of a list of applications."""
-    return _encode(apps)
-
-
 def parse_state(value: Mapping[str, Any]) -> State:
-    """Reads a state out of the released agent's JSON.
+    """Reads a state out of the released agent's JSON, whatever it holds.
 
-    A field that is absent or null has its zero value, as in Go, but for the time.
-
-    Raises:
-        DomainError: INVALID_ARGUMENT with every broken field, in snake_case.
+    Nothing is refused: the agent would send the same again for ever, and with it hold up all that
+    waits behind it. A field that is absent or null has its zero value, as in Go, and so has one of
+    a wrong type; texts and lists are cut where they are too long, and numbers brought into their
+    range. What was changed in this way is in the state's `mended`.
     """
+    return make_state(parse_state_time(value.get("timestamp")), value)
+
+
+def parse_state_time(text: object) -> datetime | None:
+    """Of when a state is; `None` when its time cannot be used."""
+    try:
+        return usable_time(parse_time(text))
+    except ValueError:
+        return None
+
+
+def usable_time(time: datetime) -> datetime | None:
+    """The time, if it may be one at which a device was."""
+    return time if time >= _EARLIEST else None
+
+
+def make_state(observed_at: datetime | None, value: Mapping[str, Any]) -> State:
+    """As `parse_state`, with the time already read."""
     reader = _Reader(value)
-    state = State(
-        observed_at=reader.time("timestamp"),
+    if observed_at is None:
+        observed_at = NO_TIME
+        reader.mended.add("timestamp")
+    return State(
+        observed_at=observed_at,
         installed_apps=reader.apps("installed_apps"),
         update_status=reader.text("update_status", _MAX_UPDATE_STATUS),
         disk_total_bytes=reader.uint64("disk_total_bytes"),
         disk_free_bytes=reader.uint64("disk_free_bytes"),
         battery_percent=reader.number("battery_percent"),
         last_error=reader.text("last_error", _MAX_LAST_ERROR),
+        mended=frozenset(reader.mended),
     )
-    if reader.broken:
-        raise invalid(*reader.broken)
-    return state
 
 
 class _Reader:
+    """Reads fields; the names of those that it had to change are in `mended`."""
+
     def __init__(self, value: Mapping[str, Any]) -> None:
         self._value = value
-        self.broken: list[FieldViolation] = []
-
-    def _refuse(self, name: str, rule: str) -> None:
-        self.broken.append(FieldViolation(f"state.{name}", rule))
-
-    def time(self, name: str) -> datetime:
-        value = self._value.get(name)
-        try:
-            if value is None:
-                raise ValueError("is required")
-            return parse_time(value)
-        except ValueError as broken:
-            self._refuse(name, str(broken))
-            return datetime.min
+        self.mended: set[str] = set()
 
     def text(self, name: str, most: int) -> str:
-        value = self._value.get(name)
+        return self._text(name, self._value.get(name), most)
+
+    def _text(self, name: str, value: Any, most: int) -> str:
         if value is None:
             return ""
-        if (rule := text_rule(value, most)) is not None:
-            self._refuse(name, rule)
-            return ""
-        return str(value)
+        if text_rule(value, most) is None:
+            return str(value)
+        self.mended.add(name)
+        return _UNSTORABLE.sub("\ufffd", value[:most]) if isinstance(value, str) else ""
 
     def uint64(self, name: str) -> int:
         value = self._value.get(name)
         if value is None:
             return 0
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_UINT64:
-            self._refuse(name, "must be a whole number from 0 to 18446744073709551615")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 <= value <= MAX_UINT64 and int(value) == value:
+            return int(value)
+        self.mended.add(name)
+        if not is_number or not value > 0:  # NaN too
             return 0
-        return value
+        return MAX_UINT64 if value > MAX_UINT64 else int(value)
 
     def number(self, name: str) -> float:
         value = self._value.get(name)
@@ -193,7 +213,7 @@ class _Reader:
                     return number
         except OverflowError:
             pass
-        self._refuse(name, "must be a number")
+        self.mended.add(name)
         return 0.0
 
     def apps(self, name: str) -> str | None:
@@ -201,29 +221,23 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, list):
-            self._refuse(name, "must be a list")
+            self.mended.add(name)
             return None
         if len(value) > MAX_APPS:
-            self._refuse(name, f"must have at most {MAX_APPS} items")
-            return None
+            self.mended.add(name)
+            value = value[:MAX_APPS]
         apps = _plain_apps(value)
         if apps is None:
-            apps = [self._app(f"{name}[{i}]", item) for i, item in enumerate(value)]
-        return apps_text(apps)
+            apps = [self._app(name, item) for item in value if isinstance(item, dict)]
+            if len(apps) < len(value):
+                self.mended.add(name)
+        return _encode(apps)
 
-    def _app(self, name: str, value: Any) -> dict[str, str]:
-        if not isinstance(value, dict):
-            self._refuse(name, "must be an object")
-            return {}
-        app = {}
-        for key in ("id", "version", "branch"):
-            text = value.get(key)
-            if text is None:
-                text = ""
-            elif (rule := text_rule(text, _MAX_APP_TEXT)) is not None:
-                self._refuse(f"{name}.{key}", rule)
-            app[key] = text
-        return app
+    def _app(self, name: str, value: dict[str, Any]) -> dict[str, str]:
+        return {
+            key: self._text(name, value.get(key), _MAX_APP_TEXT)
+            for key in ("id", "version", "branch")
+        }
 
 
 def _plain_apps(value: list[Any]) -> list[dict[str, str]] | None:

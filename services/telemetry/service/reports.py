@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from servicekit import logs
 from servicekit.batcher import BEAT_SECONDS, Batcher
 from servicekit.call import Caller
 from servicekit.errors import DomainError, exhausted
@@ -18,9 +19,11 @@ from servicekit.ids import Clock
 from servicekit.postgres import Database
 from services.telemetry.domain.events import BadEvent, NewEvent, ReadEvent
 from services.telemetry.domain.state import State, StateReport, newest_per_device
-from services.telemetry.metrics import EVENTS, STATES
+from services.telemetry.metrics import EVENTS, STATES, STATES_MENDED
 from services.telemetry.settings import TelemetrySettings
 from services.telemetry.store import reports as store
+
+log = logs.get(__name__)
 
 _STATES_PER_BATCH: Final = 500
 _EVENTS_PER_BATCH: Final = 1_000
@@ -144,6 +147,11 @@ class Reports:
             await self.states.submit(report)
             # A queue ends with how the device is at the moment.
             self._queues.end(caller.id)
+        if state.mended:
+            # Never what was in them. A fleet may do so with every state, so it is no line of info.
+            log.debug("a state was mended", device_id=caller.id, fields=sorted(state.mended))
+            for name in state.mended:
+                STATES_MENDED.labels(name).inc()
 
     async def _report_of_queue(self, caller: Caller, report: StateReport) -> None:
         begun = time.monotonic()

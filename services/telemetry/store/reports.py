@@ -46,6 +46,7 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE d.observed_at IS NULL
     OR least(excluded.observed_at, excluded.state_received_at)
         >= least(d.observed_at, d.state_received_at)
+    OR d.observed_at > d.state_received_at + $14::interval
     OR d.state_received_at < excluded.state_received_at - $14::interval
 RETURNING d.id
 """
