@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -269,6 +270,64 @@ async def test_a_call_that_was_given_up_may_be_stored_and_is_a_duplicate_then(
         "quarantined": 0,
     }
     assert await count(world) == 200
+
+
+NOISE = [
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\x7f",
+    b"\\u0000",
+    b"\\ud800",
+    b"\\",
+    b'"',
+    b'"\\u0000"',
+    b"[" * 600,
+    b"]" * 600,
+    b"[" * 1200,
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b"1" * 5000,
+    b"1e999",
+    b"-0",
+    b"NaN",
+    b"null",
+    b"\xf4\x90\x80\x80",
+    b"\xef\xbf\xbf",
+    b" ",
+    b"\t",
+    b"id",
+    b'"id":',
+]
+
+
+async def test_whatever_bytes_come_nothing_fails(world: World) -> None:
+    """The database takes every event that was read, and every one that was set aside."""
+    device = world.device()
+    # Outside of any text, in what is too deep for every reader: nobody looks there.
+    abyss = b"[" * 5000 + b"\0" + b"]" * 5000
+    events = [b'{"id":"nul","payload":' + abyss + b"}", json.dumps(event(1)).encode()]
+    head = b'{"device_id":"' + str(device.id).encode() + b'","events":['
+    answer = await device.post("events", head + b",".join(events) + b"]}")
+    assert answer.json() == {"accepted": 1, "duplicates": 0, "quarantined": 1}
+    assert await world.rows("SELECT FROM telemetry.quarantined_event WHERE content LIKE '%\ufffd%'")
+    random = Random(20261128)
+    codes: Counter[int] = Counter()
+    for number in range(300):
+        noise = b"".join(random.choices(NOISE, k=random.randrange(1, 6)))
+        depth = random.choice([0, 3, 499, 1500])
+        values = {"id": f'"{number}"', "type": '"t"', "timestamp": '"2026-11-24T06:00:00Z"'}
+        field = random.choice(["payload", "payload", *values])
+        shape = random.choice([b"%s", b'"%s"', b'{"message":"%s","severity":"%s"}'])
+        value = b"[" * depth + shape.replace(b"%s", noise) + b"]" * depth
+        parts = [f'"{key}":{text}'.encode() for key, text in values.items() if key != field]
+        parts.append(f'"{field}":'.encode() + value)
+        body = head + b"{" + b",".join(parts) + b"}]}"
+        codes[(await device.post("events", body)).status_code] += 1
+    assert codes.keys() == {200, 400}
+    assert min(codes.values()) > 50, codes
 
 
 # State

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from servicekit.errors import DomainError
@@ -240,6 +240,24 @@ def test_broken_utf8_is_an_event_s_own_fault() -> None:
     assert isinstance(found[0], BadEvent)
     assert found[0].reason == "payload: must be in UTF-8"
     assert isinstance(found[1], NewEvent)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=40), st.sampled_from([0, 400, 1100, 3000]))
+@example(b"\0", 3000)
+@example(b"\xed\xa0\x80", 1100)
+@example(b'"\\u0000', 1100)
+def test_what_is_set_aside_can_be_stored(noise: bytes, depth: int) -> None:
+    """Whatever bytes are in an event, also where no reader looks at them."""
+    payload = b"[" * depth + noise + b"]" * depth
+    event = b'{"id":"1","type":"t","timestamp":"' + TIME.encode() + b'","payload":' + payload + b"}"
+    try:
+        found = read_one(event)
+    except DomainError:
+        return
+    for text in (found.content, found.reason) if isinstance(found, BadEvent) else found[1:6]:
+        assert "\0" not in (text or "")
+        assert (text or "").encode() is not None
 
 
 def test_what_is_kept_of_a_bad_event_is_bounded() -> None:

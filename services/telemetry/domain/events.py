@@ -307,8 +307,9 @@ def _set_aside(text: JsonText, start: int, end: int, reason: str) -> BadEvent:
 def set_aside(sent: bytes, reason: str, shown: str | None = None) -> BadEvent:
     """What is kept of an event that breaks a rule; `shown` when `sent` is not what people read."""
     cut = shown.encode() if shown is not None else sent
-    content = cut[:MAX_CONTENT].decode("utf-8", "replace")
-    # What replaces a broken byte is longer than the byte.
+    # Anything may be in there; what PostgreSQL stores is UTF-8 without NUL.
+    content = cut[:MAX_CONTENT].decode("utf-8", "replace").replace("\0", "\ufffd")
+    # What replaces a byte is longer than the byte.
     content = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore")
     return BadEvent(new_id(), hashlib.sha256(sent).digest(), reason, content)
 
