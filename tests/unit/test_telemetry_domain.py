@@ -620,9 +620,12 @@ def test_numbers_that_json_readers_would_change_are_shown_as_text() -> None:
     assert isinstance(shown["e"], str)
 
 
-def test_the_same_events_are_announced_with_the_same_ids() -> None:
-    """A relay that was killed sends what the stream takes for the same messages."""
-    events = [(stored(json.dumps("x" * 60_000)), str(n)) for n in range(40)]
+@pytest.mark.parametrize("text", ["x" * 60_000, "\U0001f600" * 15_000])
+def test_the_same_events_are_announced_with_the_same_ids(text: str) -> None:
+    """A relay that was killed sends what the stream takes for the same messages; NATS counts
+    their bytes."""
+    payload = json.dumps(text, ensure_ascii=False)
+    events = [(stored(payload), str(n)) for n in range(40)]
     first, second = (list(announcements("root", DEVICE, events)) for _ in range(2))
     assert first == second
     assert len({message.id for message in first}) == len(first) > 1

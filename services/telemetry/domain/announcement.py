@@ -34,11 +34,11 @@ def announcements(
 
     `root` is what event types begin with.
     """
-    texts: list[str] = []
+    texts: list[bytes] = []
     first = last = None
     size = 0
     for event, event_id in events:
-        text = _event_text(event, event_id)
+        text = _event_text(event, event_id).encode()
         if texts and size + len(text) > MAX_BYTES:
             assert first is not None
             assert last is not None
@@ -53,7 +53,7 @@ def announcements(
 
 
 def _announcement(
-    root: str, tenant_id: UUID, first: StoredEvent, last: StoredEvent, texts: list[str]
+    root: str, tenant_id: UUID, first: StoredEvent, last: StoredEvent, texts: list[bytes]
 ) -> Announcement:
     message_id = uuid5(_NAMESPACE, f"{first.id}/{last.id}/{len(texts)}")
     head = json.dumps(
@@ -68,8 +68,8 @@ def _announcement(
         },
         separators=(",", ":"),
     )
-    payload = f'{head[:-1]},"data":{{"events":[{",".join(texts)}]}}}}'
-    return Announcement(message_id, tenant_id, payload.encode())
+    payload = b'%s,"data":{"events":[%s]}}' % (head[:-1].encode(), b",".join(texts))
+    return Announcement(message_id, tenant_id, payload)
 
 
 def _event_text(event: StoredEvent, event_id: str) -> str:
