@@ -162,6 +162,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, _Row]]]] = {
             "ListEvents": _USER_READ,
             "ExportEvents": _USER_READ,
             "ListQuarantinedEvents": _USER_READ,
+            "ExportQuarantinedEvent": _USER_READ,
             "GetEventRetention": _USER_READ,
             "UpdateEventRetention": _ADMIN_WRITE,
         },

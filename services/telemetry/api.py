@@ -40,7 +40,7 @@ from services.telemetry.service.events import EventQueries
 from services.telemetry.service.exports import Exports
 from services.telemetry.service.inventory import Inventory
 from services.telemetry.service.retention import EventRetention, Retention
-from services.telemetry.streams import csv_file, json_file, send_file
+from services.telemetry.streams import csv_file, json_file, send_file, text_file
 
 
 class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
@@ -131,6 +131,15 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
         else:
             file = json_file(pages, event_json)
         async with aclosing(send_file(context, "evergreen-events", file)) as parts:
+            async for part in parts:
+                yield part
+
+    async def ExportQuarantinedEvent(
+        self, request: telemetry_pb2.ExportQuarantinedEventRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        """Streams the whole content of an event that was set aside."""
+        file = text_file(self._exports.quarantined(context.call.caller, UUID(request.id)))
+        async with aclosing(send_file(context, f"evergreen-event-{request.id}", file)) as parts:
             async for part in parts:
                 yield part
 
@@ -274,6 +283,7 @@ def _quarantined(event: QuarantinedEvent) -> telemetry_pb2.QuarantinedEvent:
         received_at=timestamp(event.received_at),
         reason=event.reason,
         content=event.content,
+        content_bytes=event.content_bytes,
     )
 
 

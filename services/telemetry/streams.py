@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 _CSV: Final = "text/csv; charset=utf-8"
 _JSON: Final = "application/json"
-_ENDING: Final = {_CSV: "csv", _JSON: "json"}
+_TEXT: Final = "text/plain; charset=utf-8"
+_ENDING: Final = {_CSV: "csv", _JSON: "json", _TEXT: "txt"}
 
 
 async def csv_file(
@@ -46,6 +47,13 @@ async def json_file(
             yield HttpBody(content_type=_JSON, data=text.encode())
             separator = ",\n" if page else separator
     yield HttpBody(content_type=_JSON, data=b"\n]\n")
+
+
+async def text_file(parts: AsyncGenerator[str, None]) -> AsyncGenerator[HttpBody, None]:
+    """A file of plain text."""
+    async with aclosing(parts):
+        async for part in parts:
+            yield HttpBody(content_type=_TEXT, data=part.encode())
 
 
 async def send_file(

@@ -28,6 +28,7 @@ class Victim:
     credential: dict[str, Any]
     user: dict[str, Any]
     entry: dict[str, Any]
+    quarantined: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     agent = org.device()
     agent.report_state()
     agent.record("secret.event", {"message": "nobody else may read this"})
+    agent.record("", {"message": "nobody else may read this, either"})
     agent.send_events()
+    (quarantined,) = ok(org.owner.get("/api/events/quarantine"))["quarantinedEvents"]
     waiting = org.agent(pre_shared_key=org.enrollment_token(requireApproval=True)["preSharedKey"])
     with pytest.raises(Exception, match="4"):
         waiting.enroll()
@@ -54,7 +57,9 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     )
     token = org.enrollment_token()
     credential = ok(root.post("/api/event-credentials", json={"name": "S", "tenantId": org.id}))
-    return Victim(org, agent, pending["id"], policy, token, credential, user, entries[0])
+    return Victim(
+        org, agent, pending["id"], policy, token, credential, user, entries[0], quarantined
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,7 @@ _NAMED: dict[str, Case] = {
     "EventService/ListEvents": _list,
     "EventService/ExportEvents": _list,
     "EventService/ListQuarantinedEvents": _list,
+    "EventService/ExportQuarantinedEvent": _by_id(lambda v: v.quarantined["id"]),
     "EventService/GetEventRetention": _list,
     "EventService/UpdateEventRetention": _in_org(days=30),
     "AuditService/ListAuditEntries": _list,
@@ -202,8 +208,7 @@ def test_lists_hold_the_callers_own(victim: Victim, stranger: Org, path: str, ke
     own = {stranger.id, None}
     for item in ok(stranger.owner.get(path))[key]:
         assert item.get("orgId", item.get("tenantId", item["id"])) in own
-    if key != "quarantinedEvents":
-        assert ok(victim.org.owner.get(path))[key]
+    assert ok(victim.org.owner.get(path))[key]
 
 
 def test_after_all_attempts_the_victim_is_as_it_was(victim: Victim) -> None:

@@ -215,6 +215,14 @@ class Admin:
         )
         return answer
 
+    async def quarantined_content(self, event_id: str) -> str:
+        call = self.event_service.ExportQuarantinedEvent(
+            telemetry_pb2.ExportQuarantinedEventRequest(id=event_id),
+            metadata=self.metadata,
+            timeout=60,
+        )
+        return b"".join([part.data async for part in call]).decode()
+
     async def export(self, **request: Any) -> tuple[dict[str, str], list[Any]]:
         """The response's headers, and the parts of the file."""
         call = self.event_service.ExportEvents(

@@ -19,6 +19,8 @@ from prometheus_client import REGISTRY
 from evergreen.v1 import device_pb2
 from servicekit.grpc_server import H_ERROR
 from servicekit.values import to_value
+from services.telemetry.domain.events import MAX_CONTENT, MAX_EVENTS
+from services.telemetry.store.events import CONTENT_LISTED
 from services.telemetry.store.reports import QUARANTINE_PER_DEVICE
 from tests.conftest import MakeKit, ServeService
 from tests.integration.telemetry import (
@@ -141,19 +143,50 @@ async def test_fifty_thousand_events_in_one_body(world: World) -> None:
     assert again.json() == {"accepted": 0, "duplicates": 50_000, "quarantined": 0}
 
 
-async def test_quarantine_holds_each_bad_event_once_and_a_bounded_number(world: World) -> None:
+async def test_quarantine_holds_each_bad_event_once_and_a_bounded_number(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A device that sends the same nonsense again and again does not fill the disk."""
+    assert QUARANTINE_PER_DEVICE >= MAX_EVENTS
+    bound = 1_000
+    monkeypatch.setattr("services.telemetry.store.reports.QUARANTINE_PER_DEVICE", bound)
     device = world.device()
-    bad = [{"id": str(n)} for n in range(QUARANTINE_PER_DEVICE + 300)]
+    bad = [{"id": str(n)} for n in range(bound + 300)]
     assert (await device.events(bad)).json()["quarantined"] == len(bad)
-    assert await count(world, "quarantined_event") == QUARANTINE_PER_DEVICE
+    assert await count(world, "quarantined_event") == bound
     few = bad[-5:]
     for _ in range(3):
         assert (await device.events(few)).json()["quarantined"] == 5
-    assert await count(world, "quarantined_event") == QUARANTINE_PER_DEVICE
+    assert await count(world, "quarantined_event") == bound
     page = await world.admin.quarantined(page_size=1)
     assert page.quarantined_events[0].reason == "timestamp: is required"
     assert json.loads(page.quarantined_events[0].content) == bad[-1]
+
+
+async def test_what_is_too_large_for_a_list_is_kept_whole(world: World) -> None:
+    """It was acknowledged, so it must be there: in quarantine, and whole in its export."""
+    device = world.device()
+    texts = {"2": "\u00e9\U0001f600" * 20_000, "3": "x" * 3_000_000, "4": "y" * MAX_CONTENT}
+    large = [event(n, payload={"n": [[text]] * 2}) for n, text in texts.items()]
+    answer = await device.events([event(1), *large, event(5)])
+    assert answer.json() == {"accepted": 2, "duplicates": 0, "quarantined": 3}
+    rest = (await device.events(large)).json()
+    assert rest == {"accepted": 0, "duplicates": 0, "quarantined": 3}
+    listed = (await world.admin.quarantined()).quarantined_events
+    assert len(listed) == 3
+    for found, sent in zip(reversed(listed), large, strict=True):
+        text = json.dumps(sent)
+        content = await world.admin.quarantined_content(found.id)
+        assert found.content_bytes == len(content.encode()) == min(len(text), MAX_CONTENT)
+        assert text.startswith(content)
+        assert content.startswith(found.content)
+        assert len(found.content) == CONTENT_LISTED
+        assert found.reason.startswith("payload: must have at most 65536 bytes")
+        cut = f" (of {len(text)} bytes the first {MAX_CONTENT} are kept)"
+        assert found.reason.endswith(cut) is (len(text) > MAX_CONTENT)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.admin.quarantined_content(str(device.id))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize(

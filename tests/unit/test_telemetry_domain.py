@@ -5,24 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from servicekit.errors import DomainError
 from services.telemetry.domain.announcement import MAX_BYTES, announcements
 from services.telemetry.domain.events import (
-    MAX_CONTENT,
     MAX_PAYLOAD,
     BadEvent,
     NewEvent,
     ReadEvent,
     read_batch,
+    set_aside,
 )
 from services.telemetry.domain.files import EVENT_COLUMNS, csv_text, event_json, event_row
 from services.telemetry.domain.presentable import presentable
@@ -260,17 +261,26 @@ def test_what_is_set_aside_can_be_stored(noise: bytes, depth: int) -> None:
         assert (text or "").encode() is not None
 
 
-def test_what_is_kept_of_a_bad_event_is_bounded() -> None:
-    """At most 16 KiB, whatever is in it; the same event has the same digest."""
-    first, second = (read_one({"id": "1", "payload": "\U0001f600" * 50_000}) for _ in range(2))
+def test_a_bad_event_is_kept_whole() -> None:
+    """However large its payload is; the same event has the same digest."""
+    event = {"id": "1", "payload": "\U0001f600" * 50_000}
+    first, second = (read_one(event) for _ in range(2))
     assert isinstance(first, BadEvent)
     assert isinstance(second, BadEvent)
-    assert len(first.content.encode()) <= MAX_CONTENT
+    assert json.loads(first.content) == event
     assert first.digest == second.digest
     assert first.id != second.id
-    garbage = read_one(b'{"id":"' + b"\xff" * 50_000 + b'"}')
-    assert isinstance(garbage, BadEvent)
-    assert len(garbage.content.encode()) <= MAX_CONTENT
+
+
+def test_what_is_kept_of_a_bad_event_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it says so where something is missing."""
+    monkeypatch.setattr("services.telemetry.domain.events.MAX_CONTENT", 1000)
+    for sent in (b"x" * 2000, b"\xff" * 900, "\U0001f600".encode() * 251, b"\0" * 400):
+        kept = set_aside(sent, "odd")
+        assert 997 <= len(kept.content.encode()) <= 1000
+        assert kept.reason == f"odd (of {len(sent)} bytes the first 1000 are kept)"
+    whole = set_aside(b"x" * 1000, "odd")
+    assert (whole.content, whole.reason) == ("x" * 1000, "odd")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +306,71 @@ def test_severity_and_message_come_from_the_payload_or_the_type(
     raw = json.dumps({**GOOD, "type": type_, "payload": payload}, ensure_ascii=False).encode()
     event = good(raw)
     assert (event.severity, event.message) == (severity, message)
+
+
+@pytest.fixture
+def tiny_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies of more than 200 bytes are large ones."""
+    monkeypatch.setattr("services.telemetry.domain.json_text.WINDOW", 200)
+    monkeypatch.setattr("services.telemetry.domain.json_text.LARGEST", 100)
+    monkeypatch.setattr("services.telemetry.domain.json_text._MARKS_AT_A_STRETCH", 7)
+    monkeypatch.setattr("services.telemetry.domain.json_text._CHARACTERS_AT_A_STRETCH", 30)
+
+
+@pytest.mark.usefixtures("tiny_window")
+@pytest.mark.parametrize("indent", [None, 1])
+def test_values_that_a_window_cannot_hold_are_set_aside(indent: int | None) -> None:
+    """Wherever they stand; what is beside them is read as in a small body."""
+    payloads = [
+        "x" * 500,
+        ['["\\]}'] * 100,
+        {"a": [{}] * 90},
+        10**400,
+        [[[7]] * 30] * 9,
+        "\\" * 150,
+    ]
+    events = [{**GOOD, "id": str(n), "payload": p} for n, p in enumerate([1, *payloads, 2])]
+    body = {"more": payloads, "device_id": "d", "events": [*events, *payloads, "x" * 80]}
+    for escaped in (True, False):
+        found = read(json.dumps(body, indent=indent, ensure_ascii=escaped).encode())
+        reasons = [e.reason if isinstance(e, BadEvent) else e.event_id for e in found]
+        large = ["payload: is too large"] * 6
+        no_object = ["event: must be an object"] * 7
+        no_object[2] = "timestamp: is required"
+        assert reasons == ["0", *large, "7", *no_object]
+        for event, sent in zip(found[1:7], events[1:7], strict=True):
+            assert isinstance(event, BadEvent)
+            assert json.loads(event.content) == sent
+
+
+@pytest.mark.usefixtures("tiny_window")
+@pytest.mark.parametrize(
+    "value", [b"{a:1}", b"tru", b"[1,]", b"NaN", b'"\n"', b"[" * 300, b'"' + b"x" * 300]
+)
+def test_what_is_not_json_is_refused_in_a_large_body_too(value: bytes) -> None:
+    """As far as it is looked at."""
+    for before in (0, 50, 150, 190, 300):
+        event = b'{"id":"1","payload":' + value + b"}"
+        body = b'{"device_id":"d","x":"' + b" " * before + b'","events":[' + event
+        with pytest.raises(DomainError, match="body"):
+            read(body + b"," + json.dumps([GOOD] * 3).encode()[1:] + b"}")
+
+
+def test_a_hostile_body_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of lists would take thirty times the room of its text."""
+    monkeypatch.setattr("services.telemetry.domain.json_text.WINDOW", 1 << 16)
+    monkeypatch.setattr("services.telemetry.domain.json_text.LARGEST", 1 << 12)
+    event = b'{"id":"1","type":"t","timestamp":"' + TIME.encode() + b'","payload":['
+    body = b'{"device_id":"d","events":[' + event + b"[]," * 100_000 + b"0]}]}"
+    tracemalloc.start()
+    try:
+        (found,) = read(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, BadEvent)
+    assert found.content.encode() == body[len(b'{"device_id":"d","events":[') : -2]
+    assert peak < 12 * len(body)
 
 
 any_text = st.text(st.characters(codec=None), max_size=20)
@@ -355,6 +430,33 @@ def test_the_form_of_an_event_does_not_matter(values: tuple[Any, ...], escaped: 
     assert agents == outcome(indent=1)
     assert agents == outcome(event=dict(reversed(sent.items())), separators=(",", ":"))
     assert agents == outcome(event={**sent, "more": [None]}, separators=(",", ":"))
+
+
+@pytest.mark.usefixtures("tiny_window")
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(event_like | any_json, max_size=12), st.booleans(), st.sampled_from([None, 1]))
+def test_a_window_changes_nothing_that_it_can_hold(
+    events: list[Any], escaped: bool, indent: int | None
+) -> None:
+    """An event is what it would be in a small body, or one of its fields is too large."""
+    body = {"device_id": "d", "events": [*events, *[GOOD] * 3]}
+    text = json.dumps(body, ensure_ascii=escaped, indent=indent)
+    found = read(text.encode("utf-8", "surrogatepass"))
+    for event, sent in zip(found, body["events"], strict=True):
+        alone = json.dumps(sent, ensure_ascii=escaped, indent=indent)
+        fields = sent.values() if isinstance(sent, dict) else [sent]
+        sizes = [len(json.dumps(f, ensure_ascii=False, indent=9)) * 4 for f in fields]
+        small = read_one(alone.encode("utf-8", "surrogatepass")) if len(alone) < 150 else None
+        if isinstance(event, NewEvent):
+            assert event.event_id == sent["id"]
+            assert json.loads(event.payload or "null") == sent.get("payload")
+        elif small is not None and max(sizes, default=0) < 100:
+            assert isinstance(small, BadEvent)
+            assert small.reason == event.reason
 
 
 @settings(max_examples=150, deadline=None)

@@ -137,6 +137,8 @@ def _file(contract: Contract, schemas: Schemas, operation: Operation) -> tuple[s
             return "The keys in PEM", dict(_PEM)
         case "ExportAuditEntries":
             return "The file, in the format that was asked for", _JSONL | _CSV
+        case "ExportQuarantinedEvent":
+            return "The event as it was sent", {"text/plain": _FILE}
         case "ExportEvents" | "ExportDevices" as export:
             message = contract.message("Event" if export == "ExportEvents" else "DeviceSummary")
             item = schemas.reference(message, Form(Direction.ANSWER, False))

@@ -692,6 +692,28 @@ class ListQuarantinedEventsResponse(_message.Message):
 Global___ListQuarantinedEventsResponse: _TypeAlias = ListQuarantinedEventsResponse  # noqa: Y015
 
 @_typing.final
+class ExportQuarantinedEventRequest(_message.Message):
+    """Which quarantined event to export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id of the record."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportQuarantinedEventRequest: _TypeAlias = ExportQuarantinedEventRequest  # noqa: Y015
+
+@_typing.final
 class QuarantinedEvent(_message.Message):
     """An event that broke a rule."""
 
@@ -703,6 +725,7 @@ class QuarantinedEvent(_message.Message):
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of this record."""
     device_id: _builtins.str
@@ -712,7 +735,9 @@ class QuarantinedEvent(_message.Message):
     reason: _builtins.str
     """The rule that it broke, with the field."""
     content: _builtins.str
-    """The event as it was sent, at most 16 KiB of it."""
+    """The event as it was sent, at most the first 16 KiB of it."""
+    content_bytes: _builtins.int
+    """The bytes of its whole content, which can be exported."""
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
         """When it was set aside."""
@@ -726,10 +751,11 @@ class QuarantinedEvent(_message.Message):
         received_at: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
         content: _builtins.str = ...,
+        content_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "device_id", b"device_id", "id", b"id", "org_id", b"org_id", "reason", b"reason", "received_at", b"received_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "content_bytes", b"content_bytes", "device_id", b"device_id", "id", b"id", "org_id", b"org_id", "reason", b"reason", "received_at", b"received_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

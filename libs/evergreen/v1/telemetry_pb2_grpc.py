@@ -215,6 +215,11 @@ class EventServiceStub:
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.FromString,
                 _registered_method=True)
+        self.ExportQuarantinedEvent = channel.unary_stream(
+                '/evergreen.v1.EventService/ExportQuarantinedEvent',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ExportQuarantinedEventRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GetEventRetention = channel.unary_unary(
                 '/evergreen.v1.EventService/GetEventRetention',
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.GetEventRetentionRequest.SerializeToString,
@@ -252,6 +257,13 @@ class EventServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportQuarantinedEvent(self, request, context):
+        """Streams the whole content of an event that was set aside, as a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEventRetention(self, request, context):
         """Returns how long an organisation keeps its events.
         """
@@ -283,6 +295,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.ListQuarantinedEvents,
                     request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.SerializeToString,
+            ),
+            'ExportQuarantinedEvent': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportQuarantinedEvent,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ExportQuarantinedEventRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GetEventRetention': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEventRetention,
@@ -377,6 +394,33 @@ class EventService:
             '/evergreen.v1.EventService/ListQuarantinedEvents',
             evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsRequest.SerializeToString,
             evergreen_dot_v1_dot_telemetry__pb2.ListQuarantinedEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportQuarantinedEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.EventService/ExportQuarantinedEvent',
+            evergreen_dot_v1_dot_telemetry__pb2.ExportQuarantinedEventRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

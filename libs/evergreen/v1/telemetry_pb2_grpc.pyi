@@ -95,6 +95,8 @@ class EventServiceStub:
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]
     """Lists events that broke a rule and were set aside, newest first."""
+    ExportQuarantinedEvent: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.ExportQuarantinedEventRequest, _httpbody_pb2.HttpBody]
+    """Streams the whole content of an event that was set aside, as a file."""
     GetEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]
     """Returns how long an organisation keeps its events."""
     UpdateEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]
@@ -111,6 +113,8 @@ class EventServiceAsyncStub(EventServiceStub):
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]  # type: ignore[assignment]
     """Lists events that broke a rule and were set aside, newest first."""
+    ExportQuarantinedEvent: _aio.UnaryStreamMultiCallable[_telemetry_pb2.ExportQuarantinedEventRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams the whole content of an event that was set aside, as a file."""
     GetEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
     """Returns how long an organisation keeps its events."""
     UpdateEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
@@ -142,6 +146,14 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ListQuarantinedEventsResponse, _abc.Awaitable[_telemetry_pb2.ListQuarantinedEventsResponse]]:
         """Lists events that broke a rule and were set aside, newest first."""
+
+    @_abc_1.abstractmethod
+    def ExportQuarantinedEvent(
+        self,
+        request: _telemetry_pb2.ExportQuarantinedEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams the whole content of an event that was set aside, as a file."""
 
     @_abc_1.abstractmethod
     def GetEventRetention(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 from servicekit.errors import invalid_field
@@ -18,6 +18,7 @@ from services.telemetry.domain.json_text import (
     Member,
     NotJsonError,
     Unreadable,
+    UnreadableError,
     broken_body,
 )
 from services.telemetry.domain.state import text_rule
@@ -25,10 +26,12 @@ from services.telemetry.domain.times import parse_time
 
 MAX_EVENTS: Final = 100_000
 MAX_PAYLOAD: Final = 64 << 10
-MAX_CONTENT: Final = 16 << 10
+MAX_CONTENT: Final = 16 << 20
+"""Bytes of an event that are kept in quarantine."""
 MAX_DEPTH: Final = 500
 SLICE: Final = 200
 """Events between two pauses: a few milliseconds of reading."""
+_BYTES_OF_A_SLICE: Final = 256 << 10
 _MAX_ID: Final = 128
 _MAX_TYPE: Final = 256
 _MAX_MESSAGE: Final = 1_024
@@ -65,7 +68,7 @@ class NewEvent(NamedTuple):
 
 
 class BadEvent(NamedTuple):
-    """An event that breaks a rule: which one, and (at most 16 KiB of) what was sent."""
+    """An event that breaks a rule: which one, and what was sent."""
 
     id: UUID
     digest: bytes
@@ -75,6 +78,7 @@ class BadEvent(NamedTuple):
 
 
 ReadEvent: TypeAlias = NewEvent | BadEvent
+T = TypeVar("T")
 
 
 class BrokenRuleError(ValueError):
@@ -83,6 +87,8 @@ class BrokenRuleError(ValueError):
 
 def read_batch(body: bytes, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
     """Reads the body of a report of events, a slice at a time, so that the reader can pause.
+
+    A slice may be empty.
 
     Nothing may be stored before the last slice: the body may turn out not to be JSON.
     `check_device` gets the value of `device_id` as soon as it is read, and raises.
@@ -102,7 +108,7 @@ def read_batch(body: bytes, check_device: Callable[[Any], None]) -> Iterator[lis
 def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
     at = text.skip_blank(0)
     if not text.text.startswith("{", at):
-        text.value(at)
+        yield from _pauses(text.any_value(at))
         raise broken_body("must be a JSON object")
     seen: set[str] = set()
     more, at = text.begin(at, "{")
@@ -113,7 +119,7 @@ def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[
                 raise invalid_field("events", "is given twice")
             at = yield from _read_events(text, at)
         else:
-            member = text.value(at)
+            member = yield from _pauses(text.any_value(at))
             at = member.end
             if key == "device_id":
                 check_device(text.exact(member))
@@ -129,35 +135,57 @@ def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[
         raise invalid_field("events", "is required")
 
 
+def _pauses(steps: Generator[None, None, T]) -> Generator[list[ReadEvent], None, T]:
+    """Steps whose pauses are empty slices."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield []
+
+
 def _read_events(text: JsonText, at: int) -> Generator[list[ReadEvent], None, int]:
     total = 0
     events: list[ReadEvent] = []
     more, at = text.begin(at, "[")
+    begun = at
     while more:
-        event, at = _read_event(text, at)
+        if (found := _read_at_once(text, at)) is None:
+            found = yield from _pauses(_read_event(text, at))
+        event, at = found
         events.append(event)
         more, at = text.more(at, "]")
         total += 1
         if total > MAX_EVENTS:
             raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
-        if len(events) == SLICE:
+        if len(events) == SLICE or at - begun > _BYTES_OF_A_SLICE:
             yield events
-            events = []
+            events, begun = [], at
     yield events
     return at
 
 
-def _read_event(text: JsonText, start: int) -> tuple[ReadEvent, int]:
-    if not text.text.startswith("{", start):
-        end = text.value(start).end
-        return _set_aside(text, start, end, "event: must be an object"), end
-    form = _AGENTS_FORM(text.text, start)
-    if form is not None:
+def _read_at_once(text: JsonText, start: int) -> tuple[ReadEvent, int] | None:
+    """Reads an event in the agent's form; `None` when it has another one, or is unreadable."""
+    if (form := _AGENTS_FORM(text.text, start)) is None:
+        return None
+    try:
         payload = text.value(form.end())
-        if text.text.startswith("}", payload.end):
-            end = payload.end + 1
-            return _checked(text, start, end, payload, form.group), end
-    members, end = text.members(start)
+    except UnreadableError:
+        return None
+    if not text.text.startswith("}", payload.end):
+        return None
+    end = payload.end + 1
+    return _checked(text, start, end, payload, form.group), end
+
+
+def _read_event(text: JsonText, start: int) -> Generator[None, None, tuple[ReadEvent, int]]:
+    if not text.text.startswith("{", start):
+        end = (yield from text.any_value(start)).end
+        return _set_aside(text, start, end, "event: must be an object"), end
+    members, end = yield from text.members(start)
 
     def field(name: str) -> Any:
         return _field(text, name, members.get(name))
@@ -301,17 +329,19 @@ def _severity_of(type_: str) -> str:
 
 
 def _set_aside(text: JsonText, start: int, end: int, reason: str) -> BadEvent:
-    return set_aside(text.body[start:end], reason)
+    return set_aside(memoryview(text.body)[start:end], reason)
 
 
-def set_aside(sent: bytes, reason: str, shown: str | None = None) -> BadEvent:
+def set_aside(sent: bytes | memoryview, reason: str, shown: str | None = None) -> BadEvent:
     """What is kept of an event that breaks a rule; `shown` when `sent` is not what people read."""
-    cut = shown.encode() if shown is not None else sent
+    whole = sent if shown is None else shown.encode()
     # Anything may be in there; what PostgreSQL stores is UTF-8 without NUL.
-    content = cut[:MAX_CONTENT].decode("utf-8", "replace").replace("\0", "\ufffd")
+    content = str(whole[:MAX_CONTENT], "utf-8", "replace").replace("\0", "\ufffd")
     # What replaces a byte is longer than the byte.
-    content = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore")
-    return BadEvent(new_id(), hashlib.sha256(sent).digest(), reason, content)
+    kept = content.encode()[:MAX_CONTENT].decode("utf-8", "ignore")
+    if len(whole) > MAX_CONTENT or len(kept) < len(content):
+        reason += f" (of {len(whole)} bytes the first {MAX_CONTENT} are kept)"
+    return BadEvent(new_id(), hashlib.sha256(sent).digest(), reason, kept)
 
 
 def metadata_text(payload: str | None) -> str:

@@ -4,6 +4,10 @@
 numbers of any size), one broken event that does not take its batch with it, and pauses while a
 body with 50,000 events is read. All values go through CPython's own scanner, in C.
 
+Of a large body the scanner sees a window at a time: read values take up to thirty times the room
+of their text, and a value that does not end within the window is too large for everything here.
+It is stepped over by its brackets and quotes, with pauses (`skip`).
+
 The text is the body decoded as Latin-1, so that positions in it are positions in the bytes and
 an astral character somewhere does not make the whole text four times as large. A string with
 other than ASCII characters is therefore read again from its bytes (`exact`).
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Generator
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed does not list it
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +42,14 @@ class NotJsonError(ValueError):
     """The text breaks JSON's grammar."""
 
 
+class UnreadableError(Exception):
+    """What begins here cannot be taken, which rule says why; `skip` tells where it ends."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
 def _refuse_constant(name: str) -> None:
     raise NotJsonError(name)
 
@@ -49,10 +62,14 @@ _plain_key: Final = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*').mat
 _colon: Final = re.compile(r"[ \t\n\r]*:[ \t\n\r]*").match
 _separator: Final = re.compile(r"[ \t\n\r]*([,\]}])[ \t\n\r]*").match
 _CLOSING: Final = {"{": "}", "[": "]"}
-_BRACKET_OR_QUOTE: Final = re.compile(r'["\[\]{}]')
+_MARK: Final = re.compile(r'[\\"\[\]{}]')
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_MAX_SKIPPED: Final = 500_000
-"""Brackets and strings that are stepped over one by one; a body with more is refused."""
+WINDOW: Final = 1 << 20
+LARGEST: Final = 128 << 10
+"""A value of so many characters is always read, if it can be."""
+_MARKS_AT_A_STRETCH: Final = 10_000
+_CHARACTERS_AT_A_STRETCH: Final = 1 << 20
+_TOO_LARGE: Final = "is too large"
 
 
 def broken_body(rule: str = "must be valid JSON") -> DomainError:
@@ -63,12 +80,24 @@ def broken_body(rule: str = "must be valid JSON") -> DomainError:
 class JsonText:
     """The JSON text of a request's body."""
 
-    __slots__ = ("_skipped", "body", "text")
+    __slots__ = ("_begin", "_end", "_seen", "_turn", "body", "text")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.text = body.decode("latin-1")
-        self._skipped = 0
+        self._begin = self._end = self._turn = 0
+        self._seen = ""
+        self._look(0)
+
+    def _look(self, at: int) -> None:
+        """Moves the window."""
+        if len(self.text) <= WINDOW:
+            self._end, self._seen = len(self.text), self.text
+        else:
+            self._begin, self._end = at, min(at + WINDOW, len(self.text))
+            self._seen = self.text[self._begin : self._end]
+        # From where on a value may need the next one.
+        self._turn = self._end - LARGEST if self._end < len(self.text) else self._end
 
     def begin(self, at: int, opening: str) -> tuple[bool, int]:
         """Steps into the list or object at a position; answers whether it has items, and where."""
@@ -86,15 +115,23 @@ class JsonText:
 
         Raises:
             NotJsonError: there is none.
+            UnreadableError: it cannot be read.
         """
+        if not self._begin <= at <= self._turn:
+            self._look(at)
         try:
-            value, end = _scan(self.text, at)
+            value, end = _scan(self._seen, at - self._begin)
         except (StopIteration, json.JSONDecodeError, NotJsonError) as broken:
+            if self._end < len(self.text):
+                raise UnreadableError(_TOO_LARGE) from broken
             raise NotJsonError(at) from broken
-        except RecursionError:
-            return Member(Unreadable("is nested too deeply"), at, self._skip(at))
-        except ValueError:
-            return Member(Unreadable("holds a number with too many digits"), at, self._skip(at))
+        except RecursionError as broken:
+            raise UnreadableError("is nested too deeply") from broken
+        except ValueError as broken:
+            raise UnreadableError("holds a number with too many digits") from broken
+        end += self._begin
+        if end == self._end < len(self.text):
+            raise UnreadableError(_TOO_LARGE)
         return Member(value, at, end)
 
     def key(self, at: int) -> tuple[str, int]:
@@ -123,15 +160,67 @@ class JsonText:
             return False, found.end(1)
         raise NotJsonError(at)
 
-    def members(self, at: int) -> tuple[dict[str, Member], int]:
-        """Reads the object that begins at a position, one level deep; of equal keys the last."""
+    def members(self, at: int) -> Generator[None, None, tuple[dict[str, Member], int]]:
+        """Reads the object that begins at a position, one level deep; of equal keys the last.
+
+        Yields where it pauses.
+        """
         found: dict[str, Member] = {}
         more, at = self.begin(at, "{")
         while more:
             key, at = self.key(at)
-            member = found[key] = self.value(at)
+            member = found[key] = yield from self.any_value(at)
             more, at = self.more(member.end, "}")
         return found, at
+
+    def any_value(self, at: int) -> Generator[None, None, Member]:
+        """As `value`; stands `Unreadable` for what cannot be read."""
+        try:
+            return self.value(at)
+        except UnreadableError as error:
+            end = yield from self.skip(at, error.rule)
+            return Member(Unreadable(error.rule), at, end)
+
+    def skip(self, at: int, rule: str) -> Generator[None, None, int]:
+        """Where a value ends that breaks a rule; yields where it pauses.
+
+        Raises:
+            NotJsonError: it ends nowhere.
+        """
+        begin = at
+        if (number := _NUMBER.match(self.text, at)) is not None:
+            end = number.end()
+        else:
+            end = yield from self._closing(at)
+        if rule is _TOO_LARGE and end < self._end:
+            raise NotJsonError(begin)  # it was seen to its end
+        return end
+
+    def _closing(self, at: int) -> Generator[None, None, int]:
+        """Where the list, object or string ends that begins at a position."""
+        if self.text[at : at + 1] not in ("[", "{", '"'):
+            raise NotJsonError(at)
+        depth = marks = 0
+        quoted = False
+        while at < len(self.text):
+            found = _MARK.search(self.text, at, at + _CHARACTERS_AT_A_STRETCH)
+            marks += 1
+            if found is None or marks == _MARKS_AT_A_STRETCH:
+                marks = 0
+                yield
+            if found is None:
+                at += _CHARACTERS_AT_A_STRETCH
+                continue
+            char, at = found[0], found.end()
+            if char == "\\":
+                at += 1
+            elif char == '"':
+                quoted = not quoted
+            elif not quoted:
+                depth += 1 if char in "[{" else -1
+            if depth == 0 and not quoted:
+                return at
+        raise NotJsonError(at)
 
     def raw(self, start: int, end: int) -> str:
         """The text between two positions.
@@ -156,26 +245,3 @@ class JsonText:
 
     def _is_ascii(self, member: Member) -> bool:
         return self.text[member.start : member.end].isascii()
-
-    def _skip(self, at: int) -> int:
-        """Where a value ends that the scanner gave up on."""
-        if (number := _NUMBER.match(self.text, at)) is not None:
-            return number.end()
-        depth = 0
-        while (found := _BRACKET_OR_QUOTE.search(self.text, at)) is not None:
-            self._skipped += 1
-            if self._skipped > _MAX_SKIPPED:
-                raise broken_body("is nested too deeply")
-            char, at = found[0], found.end()
-            if char == '"':
-                try:
-                    _, at = scanstring(self.text, at, True)
-                except json.JSONDecodeError as broken:
-                    raise NotJsonError(at) from broken
-            elif char in "[{":
-                depth += 1
-            else:
-                depth -= 1
-                if depth == 0:
-                    return at
-        raise NotJsonError(at)

@@ -135,13 +135,14 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedEvent:
-    """An event that was set aside."""
+    """An event that was set aside; of its content the beginning, and how many bytes it has."""
 
     id: UUID
     tenant_id: UUID
     device_id: UUID
     reason: str
     content: str
+    content_bytes: int
     received_at: datetime
 
 

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
+from uuid import UUID
 
 from servicekit.call import Caller
-from servicekit.errors import exhausted
+from servicekit.errors import exhausted, not_found
 from servicekit.fair import Shares
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
@@ -26,6 +27,8 @@ from services.telemetry.store import inventory as device_store
 from services.telemetry.store.query import DeviceQuery
 
 EXPORT_PAGE: Final = 500
+_CONTENT_PAGE: Final = 1 << 20
+"""Characters."""
 _RETRY_AFTER: Final = 30.0
 
 
@@ -86,6 +89,28 @@ class Exports:
                 position = page.after
                 if position is None or (limit and left <= 0):
                     return
+
+    async def quarantined(self, caller: Caller, event_id: UUID) -> AsyncGenerator[str, None]:
+        """The whole content of a quarantined event, in parts.
+
+        Raises:
+            DomainError: NOT_FOUND; RESOURCE_EXHAUSTED.
+        """
+        scope = await self._tenants.query_scope(caller, "")
+        position = 0
+        with self._place(caller):
+            while True:
+                async with self._database.transaction(scope) as connection:
+                    part = await event_store.quarantined_content(
+                        connection, scope, event_id, position, _CONTENT_PAGE
+                    )
+                if part is None and not position:
+                    raise not_found("quarantined event", str(event_id))
+                if part or not position:
+                    yield part or ""
+                if part is None or len(part) < _CONTENT_PAGE:
+                    return
+                position += len(part)
 
     async def devices(
         self, caller: Caller, org_id: str, wanted: DeviceFilter

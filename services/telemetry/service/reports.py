@@ -65,12 +65,12 @@ class _Piece:
     size: int = 0
 
     @property
-    def weight(self) -> int:
+    def count(self) -> int:
         return len(self.good) + len(self.bad)
 
     @property
     def full(self) -> bool:
-        return self.weight >= _EVENTS_PER_PIECE or self.size >= _BYTES_PER_PIECE
+        return self.count >= _EVENTS_PER_PIECE or self.size >= _BYTES_PER_PIECE
 
 
 class Reports:
@@ -112,7 +112,7 @@ class Reports:
             self._write_events,
             max_batch=_EVENTS_PER_BATCH,
             max_waiting=settings.waiting_events,
-            weigh=lambda piece: piece.weight,
+            weigh=_weigh_piece,
             tenant=_tenant,
             beat=BEAT_SECONDS,
         )
@@ -178,11 +178,13 @@ class Reports:
                 RESOURCE_EXHAUSTED.
         """
         found: list[ReadEvent] = []
+        begun = False
         if size > _BYTES_OF_A_SMALL_BATCH:
             await self._turns.wait(caller.tenant_id)
         for events in read:
-            if found:
+            if begun:
                 await self._turns.wait(caller.tenant_id)
+            begun = True
             found.extend(events)
         accepted = good = bad = 0
         for piece in _pieces(UUID(caller.id), UUID(caller.tenant_id), found):
@@ -275,6 +277,11 @@ def _weigh_state(report: StateReport) -> int:
     return 1 + (len(apps) // _BYTES_OF_A_SMALL_STATE if apps else 0)
 
 
+def _weigh_piece(piece: _Piece) -> int:
+    """Its events, or as many of a kibibyte as it is large: a single event may have many."""
+    return max(piece.count, min(piece.size >> 10, _EVENTS_PER_PIECE))
+
+
 def _pieces(device_id: UUID, tenant_id: UUID, events: Iterable[ReadEvent]) -> Iterator[_Piece]:
     piece = _Piece(device_id, tenant_id)
     for event in events:
@@ -287,5 +294,5 @@ def _pieces(device_id: UUID, tenant_id: UUID, events: Iterable[ReadEvent]) -> It
         if piece.full:
             yield piece
             piece = _Piece(device_id, tenant_id)
-    if piece.weight:
+    if piece.count:
         yield piece

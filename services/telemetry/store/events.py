@@ -25,6 +25,8 @@ SCAN: Final = 10_000
 """Events that a page reads at most when it looks for something that no index finds."""
 _FEW: Final = 50
 """Tenants whose events are merged for whoever sees all of them."""
+CONTENT_LISTED: Final = 16 << 10
+"""Bytes of a quarantined event's content that lists show."""
 
 
 async def snapshot(connection: Connection) -> str:
@@ -141,7 +143,8 @@ async def list_quarantined(
     if before is not None:
         where.add("id < ?", before)
     rows = await connection.fetch(
-        "SELECT id, tenant_id, device_id, reason, content, received_at"
+        f"SELECT id, tenant_id, device_id, reason, left(content, {CONTENT_LISTED}) AS content,"
+        " octet_length(content) AS content_bytes, received_at"
         f" FROM telemetry.quarantined_event {where.sql} ORDER BY id DESC"
         f" LIMIT {where.parameter(limit)}",
         *where.parameters,
@@ -152,8 +155,23 @@ async def list_quarantined(
             row["tenant_id"],
             row["device_id"],
             row["reason"],
-            row["content"],
+            row["content"].encode()[:CONTENT_LISTED].decode("utf-8", "ignore"),
+            row["content_bytes"],
             row["received_at"],
         )
         for row in rows
     ]
+
+
+async def quarantined_content(
+    connection: Connection, scope: Scope, event_id: UUID, begin: int, length: int
+) -> str | None:
+    """So many characters of a quarantined event's content; `None` without such an event."""
+    where = Where(scope)
+    where.add("id = ?", event_id)
+    content: str | None = await connection.fetchval(
+        f"SELECT substr(content, {where.parameter(begin + 1)}, {where.parameter(length)})"
+        f" FROM telemetry.quarantined_event {where.sql}",
+        *where.parameters,
+    )
+    return content

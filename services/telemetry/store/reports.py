@@ -11,8 +11,8 @@ from servicekit.postgres import Connection, Runs, columns
 from services.telemetry.domain.events import BadEvent, NewEvent
 from services.telemetry.domain.state import SETTLED, StateReport
 
-QUARANTINE_PER_DEVICE: Final = 1_000
-"""The events of a device that are kept in quarantine: its latest."""
+QUARANTINE_PER_DEVICE: Final = 100_000
+"""The events of a device that are kept in quarantine: its latest; as many as one body may have."""
 
 # The condition is domain.state.is_newer in SQL.
 _STORE_STATES: Final = """
