@@ -4,7 +4,10 @@ Three experiments, each with a product of its own:
 
 - `herd`: virtual devices that were cut off for an hour, with full queues, find the way open again.
   Each calls when its back-off, of up to five minutes, is over (`--ramp 0`: all at the same
-  moment), over a new TLS connection; of those open as many stay as the machine has files for;
+  moment), over a new TLS connection; of those open as many stay as the machine has files for.
+  `--speed 0.5` asks on a slow machine what one of twice its speed would do: the devices' time,
+  and for how long the gateway keeps an idle connection, run half as fast. Answers are to come as
+  quickly as ever;
 - `connections`: the same with a connection for each, so not more devices than files;
 - `flood`: one organisation calls as fast as it goes while another one's devices go on.
 
@@ -39,6 +42,7 @@ from cli.sim.run import run
 from cli.sim.schedule import Rhythm
 from cli.sim.stats import Point, Stats
 from cli.sim.traffic import FLEET_MIX, FleetTraffic, SaturatingTraffic
+from deploy.gateway.limits import Limits
 from tests.load import product
 from tests.load.cpu import Machine, Usage, part_of, usage
 from tests.load.facts import facts
@@ -69,6 +73,7 @@ class Plan:
     connections: int | None
     seconds: float
     ramp: float
+    speed: float
     events: int
 
 
@@ -101,7 +106,12 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
     _wait_for_no_processor()
     async with Client(target, connections=plan.connections, first_is_new=True) as client:
         traffic = FleetTraffic(
-            client, devices, Rhythm(), ramp=plan.ramp, steady=False, backlog=OUTAGE_SECONDS
+            client,
+            devices,
+            Rhythm(speed=plan.speed),
+            ramp=plan.ramp / plan.speed,
+            steady=False,
+            backlog=OUTAGE_SECONDS,
         )
         # They live to the end: the simulator is not to look through all of them for garbage.
         gc.collect()
@@ -113,6 +123,7 @@ async def herd(plan: Plan, started: Product, report: Report) -> dict[str, Any]:
         connects = client.connects
     return {
         "devices": plan.devices,
+        "speed": plan.speed,
         "connections": plan.connections or plan.devices,
         "connects": connects,
         "unserved_devices": len(unserved),
@@ -342,6 +353,9 @@ def main() -> None:
         help="seconds over which they return: an agent's longest back-off",
     )
     parser.add_argument(
+        "--speed", type=float, default=1.0, help="of the time of a herd's devices: at most 1"
+    )
+    parser.add_argument(
         "--events", type=int, default=0, help="the flood is batches of so many events, no fleet mix"
     )
     arguments = parser.parse_args()
@@ -357,8 +371,13 @@ def main() -> None:
         arguments.connections or connections,
         arguments.seconds or seconds,
         arguments.ramp,
+        arguments.speed,
         arguments.events,
     )
+    if not 0 < plan.speed <= 1:
+        parser.error("--speed is more than 0, and at most 1: more would make waves of its own")
+    if plan.speed < 1:
+        os.environ.setdefault("EVERGREEN_GATEWAY_IDLE", f"{Limits().idle / plan.speed:g}")
     report = Report()
     report.stage(f"{arguments.experiment}: {plan}")
     experiment = flood if arguments.experiment == "flood" else herd
