@@ -104,11 +104,15 @@ async def events(make_kit: MakeKit, database: TestDatabase) -> Events:
     return Events(await make_kit("telemetry", tenants=[]), database)
 
 
-async def finish(maintenance: Maintenance) -> None:
+LONG = timedelta(days=1_000)
+"""Who has run for so long may trust the clock."""
+
+
+async def finish(maintenance: Maintenance, ran: timedelta = LONG) -> None:
     """Does all that is to be done; a step that gave way (to autovacuum, say) is done again."""
     while True:
         try:
-            return await maintenance.once()
+            return await maintenance.once(ran)
         except DomainError as gave_way:
             assert gave_way.code is Code.UNAVAILABLE
 
@@ -193,7 +197,7 @@ async def test_weeks_are_made_while_events_arrive(events: Events) -> None:
         maintenance = [events.maintenance(timedelta(days=60), days=730) for _ in range(2)]
         for _ in range(2):
             # A step that finds everything locked is left for the next time.
-            await asyncio.gather(*(m.once() for m in maintenance), return_exceptions=True)
+            await asyncio.gather(*(m.once(LONG) for m in maintenance), return_exceptions=True)
         done.set()
 
     await asyncio.gather(maintain(), *(device(number) for number in range(3)))
@@ -235,7 +239,7 @@ async def test_a_week_that_somebody_reads_is_dropped_later(events: Events) -> No
     async with events.kit.database.transaction() as reader:
         await reader.fetch("SELECT id FROM telemetry.event")
         with pytest.raises(DomainError):
-            await later.once()
+            await later.once(LONG)
         # The rest was done.
         assert await events.ids() == [old]
         assert await events.send(nanoseconds(now() + WEEK)) == 1
@@ -293,6 +297,77 @@ async def test_nothing_is_deleted_before_it_is_published(events: Events) -> None
     await events.publish()
     await finish(later)
     assert await events.ids() == []
+
+
+async def test_a_clock_that_is_far_ahead_deletes_next_to_nothing(events: Events) -> None:
+    """At a start, or however often it starts; once it is right, things are as they were."""
+    ids = sorted([nanoseconds(now()), nanoseconds(now() + WEEK), "undated"])
+    await events.send(*ids)
+    async with events.kit.database.transaction() as connection:
+        await store.set_aside(connection, [(DEVICE, ORG.id, set_aside(b"x", "broken"))], now())
+    await events.publish()
+    ahead = events.maintenance(timedelta(days=20_000))
+    for _ in range(3):
+        await finish(ahead, timedelta(seconds=1))
+    await finish(ahead, timedelta(days=2))
+    assert await events.ids() == ids
+    assert len(await events.rows("SELECT 1 FROM telemetry.quarantined_event")) == 1
+    # Nor are there partitions for all the years to come.
+    _, end = await events.weeks()
+    assert end < (now() + timedelta(days=500)).date()
+    # A clock that was set meanwhile counts at once, one that is not set is no reason to go back.
+    await finish(events.maintenance(timedelta(days=-20_000)), timedelta(0))
+    await finish(events.maintenance(), timedelta(0))
+    (row,) = await events.rows("SELECT reached FROM telemetry.retention_cursor")
+    assert row["reached"] <= now()
+    # Off for a year: it catches up, a week a day.
+    year = events.maintenance(timedelta(days=365))
+    await finish(year, timedelta(days=4))
+    assert await events.ids() == ids
+    await finish(year, timedelta(days=49))
+    assert await events.ids() == []
+
+
+async def test_what_came_late_is_kept_from_when_it_came(events: Events) -> None:
+    """A device was off for months: its events are neither dropped with their week, nor deleted
+    for an organisation that keeps them for a shorter time than others."""
+    await events.rows(
+        "INSERT INTO telemetry.retention (tenant_id, event_days, changed_at)"
+        f" VALUES ('{ORG.id}', 7, now()) RETURNING 1"
+    )
+
+    def sent(number: int) -> str:
+        return nanoseconds(now() + timedelta(milliseconds=number))
+
+    def day(days: int) -> datetime:
+        return now() + timedelta(days=days)
+
+    short, default, too_late = sent(1), sent(2), sent(3)
+    ordinary = [sent(number) for number in range(4, 10)]
+    await events.send(*ordinary[:3], org=ORG.id)
+    await events.send(*ordinary[3:], org=SISTER.id)
+    await events.send(short, at=day(18), org=ORG.id)
+    await events.publish()
+    await finish(events.maintenance(timedelta(days=20)))
+    assert await events.ids() == sorted([short, *ordinary[3:]])
+    await finish(events.maintenance(timedelta(days=26)))
+    assert await events.ids() == sorted(ordinary[3:])
+    # No organisation keeps the week any longer.
+    await events.send(short, at=day(36), org=ORG.id)
+    await events.send(default, at=day(37), org=SISTER.id)
+    await events.publish()
+    await finish(events.maintenance(timedelta(days=38)))
+    assert await events.partitions() == {
+        event_id: f"{week_of(now())}_rest" for event_id in (short, default)
+    }
+    # It is the same event when it is sent again, and others may come for that week.
+    assert await events.send(default, too_late, at=day(39), org=SISTER.id) == 1
+    await events.publish()
+    for later, left in ((44, [default, too_late]), (68, [too_late]), (70, [])):
+        await finish(events.maintenance(timedelta(days=later)))
+        assert await events.ids() == sorted(left)
+    await finish(events.maintenance(timedelta(days=70)))
+    assert not await events.rows("SELECT 1 FROM telemetry.event_week WHERE partition ~ 'rest'")
 
 
 async def test_more_than_one_step_of_rows(events: Events) -> None:

@@ -31,6 +31,11 @@ _ROWS: Final = 2_000
 """Rows that a step looks at: some tens of milliseconds, in a transaction of its own."""
 _PAUSE_SECONDS: Final = 0.05
 """Between two steps, so that what devices send goes before."""
+_RATE: Final = 7
+"""Times as fast as the service runs, at most, does what is kept no longer follow the clock."""
+_SUSPICIOUS: Final = timedelta(days=1)
+_MOST_WEEKS_AHEAD: Final = timedelta(days=400)
+"""How far behind the clock it may be, and weeks are still made for the clock's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,10 @@ class Maintenance:
 
     Everything is done in small steps that give way to devices: a step that does not get a lock at
     once is left for later. Several processes may do it at the same time.
+
+    The clock is not trusted at once: while the service runs for a day, at most a week more is
+    removed. A clock that is years ahead at a start, until somebody sets it, removes next to
+    nothing; an installation that was off for a year has caught up after 52 days.
     """
 
     def __init__(self, database: Database, default_days: int, clock: Clock) -> None:
@@ -114,25 +123,32 @@ class Maintenance:
     async def run(self) -> None:
         """Does it every hour, for as long as the service lives; sooner again when it failed."""
         outage = Repeated(log, "the partitions of events wait to be looked after")
+        loop = asyncio.get_running_loop()
+        seen = loop.time()
         while True:
             try:
-                await self.once()
+                ran, seen = loop.time() - seen, loop.time()
+                await self.once(timedelta(seconds=ran))
                 outage.worked()
                 await asyncio.sleep(_EVERY_SECONDS)
             except Exception as error:
                 outage.failed(error)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def once(self) -> None:
-        """All that there is to do now. What fails does not keep the rest from being done."""
+    async def once(self, ran: timedelta) -> None:
+        """All that there is to do now. What fails does not keep the rest from being done.
+
+        Args:
+            ran: how long the service has run since it was done before.
+        """
+        moment = await self._moment(ran)
         failures: list[Exception] = []
         for work in (
-            self._extend,
-            self._drop,
-            self._expire,
-            lambda: self._sweep(astray=False),
-            lambda: self._sweep(astray=True),
-            self._sweep_quarantine,
+            lambda: self._extend(moment),
+            lambda: self._drop(moment),
+            lambda: self._expire(moment),
+            lambda: self._sweep(moment),
+            lambda: self._sweep_quarantine(moment),
         ):
             try:
                 await work()
@@ -141,8 +157,24 @@ class Maintenance:
         if failures:
             raise failures[0]
 
-    async def _extend(self) -> None:
-        until = (self._clock() + _AHEAD).date()
+    async def _moment(self, ran: timedelta) -> datetime:
+        moment = self._clock()
+
+        async def reach(connection: Connection) -> datetime:
+            return await store.retention_moment(connection, moment, _RATE * ran)
+
+        reached = await self._step(reach)
+        if moment - reached > _SUSPICIOUS:
+            log.warning(
+                "the clock is far ahead of when events were removed last; unless the service was"
+                " off for as long, it is wrong. Removing follows it slowly",
+                clock=moment.isoformat(),
+                removing_as_of=reached.isoformat(),
+            )
+        return reached
+
+    async def _extend(self, moment: datetime) -> None:
+        until = (min(self._clock(), moment + _MOST_WEEKS_AHEAD) + _AHEAD).date()
 
         async def extend(connection: Connection) -> date | None:
             return await store.extend_events(connection, until)
@@ -152,41 +184,43 @@ class Maintenance:
             if end >= until:
                 return
 
-    async def _drop(self) -> None:
+    async def _drop(self, moment: datetime) -> None:
         async def drop(connection: Connection) -> str | None:
-            return await store.drop_events(connection, self._clock(), self._default_days)
+            return await store.drop_events(connection, moment, self._default_days)
 
         while (name := await self._step(drop)) is not None:
             log.info("a week of events was dropped", partition=name)
 
-    async def _expire(self) -> None:
+    async def _expire(self, moment: datetime) -> None:
         async def expire(connection: Connection) -> int:
-            return await store.expire_events(connection, self._clock(), self._default_days, _ROWS)
+            return await store.expire_events(connection, moment, self._default_days, _ROWS)
 
         while deleted := await self._step(expire):
             EVENTS_EXPIRED.inc(deleted)
 
-    async def _sweep(self, *, astray: bool) -> None:
+    async def _sweep(self, moment: datetime) -> None:
+        for partition in await self._step(store.swept_partitions):
+            await self._sweep_partition(partition, moment)
+
+    async def _sweep_partition(self, partition: str, moment: datetime) -> None:
         at: store.Sweep | None = store.Sweep()
 
         async def sweep(connection: Connection) -> tuple[store.Sweep | None, int]:
             assert at is not None
             return await store.sweep_events(
-                connection, astray, at, self._clock(), self._default_days, _ROWS
+                connection, partition, at, moment, self._default_days, _ROWS
             )
 
         while at is not None:
             at, deleted = await self._step(sweep)
             EVENTS_EXPIRED.inc(deleted)
 
-    async def _sweep_quarantine(self) -> None:
+    async def _sweep_quarantine(self, moment: datetime) -> None:
         at: UUID | None = UUID(int=0)
 
         async def sweep(connection: Connection) -> tuple[UUID | None, int]:
             assert at is not None
-            return await store.sweep_quarantine(
-                connection, at, self._clock(), self._default_days, _ROWS
-            )
+            return await store.sweep_quarantine(connection, at, moment, self._default_days, _ROWS)
 
         while at is not None:
             at, _ = await self._step(sweep)

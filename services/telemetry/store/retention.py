@@ -1,19 +1,21 @@
 """Partitions of events, and what is kept no longer: steps that are small enough to be interrupted.
 
-The functions in the database (migrations 0005 and 0006) belong to its owner: the service itself may
-neither delete an event nor change a table.
+The functions in the database (migrations 0005, 0006 and 0014) belong to its owner: the service
+itself may neither delete an event nor change a table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from servicekit.postgres import Connection
 
 _NIL: Final = UUID(int=0)
+EARLIEST: Final = datetime(2026, 11, 1, tzinfo=UTC)
+"""A clock that shows an earlier time is not set yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,10 @@ async def extend_events(connection: Connection, until: date) -> date | None:
 
 
 async def drop_events(connection: Connection, moment: datetime, days: int) -> str | None:
-    """Drops the oldest week, if nobody keeps it and all of it is published; answers its name."""
+    """Drops the oldest week, if nobody keeps it and all of it is published; answers its name.
+
+    What came late of it is kept.
+    """
     name: str | None = await connection.fetchval(
         "SELECT telemetry.drop_events($1, $2)::text", moment, days
     )
@@ -79,17 +84,43 @@ async def expire_events(connection: Connection, moment: datetime, days: int, mos
     return deleted
 
 
+async def retention_moment(connection: Connection, moment: datetime, ahead: timedelta) -> datetime:
+    """The moment that counts for what is kept no longer, which may be an earlier one.
+
+    Args:
+        moment: what the clock says.
+        ahead: by how much it may be later than the one before.
+    """
+    if moment < EARLIEST:
+        return moment
+    reached: datetime = await connection.fetchval(
+        "UPDATE telemetry.retention_cursor SET reached = least($1, reached + $2) RETURNING reached",
+        moment,
+        ahead,
+    )
+    return reached
+
+
+async def swept_partitions(connection: Connection) -> list[str]:
+    """Those whose events go by the time at which they came: without a week, or late for it."""
+    rows = await connection.fetch(
+        "SELECT partition::text FROM telemetry.event_week"
+        r" WHERE partition LIKE '%\_rest' ORDER BY first_day"
+    )
+    return ["event_undated", "event_astray", *(row["partition"] for row in rows)]
+
+
 async def sweep_events(
-    connection: Connection, astray: bool, after: Sweep, moment: datetime, days: int, most: int
+    connection: Connection, partition: str, after: Sweep, moment: datetime, days: int, most: int
 ) -> tuple[Sweep | None, int]:
-    """Looks at the next events that no week holds, and deletes those that are kept no longer.
+    """Looks at the next events of such a partition, and deletes those that are kept no longer.
 
     Answers where to go on (`None` at the end of what is old enough), and how many were deleted.
     """
     row = await connection.fetchrow(
         "SELECT next_xid::text, next_id, deleted"
-        " FROM telemetry.sweep_events($1, $2::text::xid8, $3, $4, $5, $6)",
-        astray,
+        " FROM telemetry.sweep_partition($1, $2::text::xid8, $3, $4, $5, $6)",
+        partition,
         str(after.xid),
         after.id,
         moment,
