@@ -19,6 +19,10 @@ WORKERS_SETTING: Final = f"{SETTING_PREFIX}WORKERS"
 MEMORY_SETTING: Final = f"{SETTING_PREFIX}MEMORY"
 """Bytes that the gateway has for itself alone, as a container with a limit of its own."""
 
+GRPC_EVENTS_BODY: Final = 32 * MIB
+"""Bytes of a batch of events in gRPC at most: it is held as objects, which take many times as much,
+and an agent that speaks gRPC can send several."""
+
 CONNECTION_BYTES: Final = 24 * KIB
 """Memory of an idle TLS connection that has carried a request; measured: 23 kB."""
 TOKEN_BYTES: Final = 6_700
@@ -65,8 +69,9 @@ class Limits:
 
     body: int = MIB
     """Bytes of a request's body, where nothing else is said."""
-    events_body: int = 32 * MIB
-    """Bytes of a batch of events: an agent sends 50,000 queued ones in one body."""
+    events_body: int = 96 * MIB
+    """Bytes of a batch of events: an agent sends 50,000 queued ones in one body, which it cannot
+    split. Telemetry takes up to 128 MiB of all devices together, and no larger body."""
     response: int = 16 * MIB
     """Bytes of an answer that is transcoded as a whole; streamed downloads have no limit."""
     header_kib: int = 16

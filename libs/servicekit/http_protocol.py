@@ -23,7 +23,7 @@ from servicekit import call
 from servicekit.errors import invalid_field
 from servicekit.tls import GATEWAY, Tls, transport_peer
 
-MAX_BODY: Final = 48 << 20
+MAX_BODY: Final = 128 << 20
 """The gateway has the real limits, per route; this one only bounds memory."""
 _MAX_HEAD: Final = 64 << 10
 _STOP_SECONDS: Final = 5.0
@@ -55,7 +55,10 @@ class Request:
     @property
     def body(self) -> bytes:
         """The body, when `complete`."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if len(self._parts) != 1:
+            # A large one is not kept twice.
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
 
     @property
     def size(self) -> int:

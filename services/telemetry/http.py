@@ -12,7 +12,7 @@ from servicekit.chain import require_own_device
 from servicekit.errors import invalid_field
 from servicekit.http_server import OK, Answer, Route, parse_json_object
 from servicekit.rules import is_uuid
-from services.telemetry.domain.events import read_batch
+from services.telemetry.domain.events import Batch
 from services.telemetry.domain.state import parse_state, parse_state_time
 from services.telemetry.service.reports import Reports
 
@@ -40,9 +40,9 @@ def routes(reports: Reports) -> dict[str, Route]:
         return OK
 
     async def report_events(call: Call, body: bytes) -> Answer:
-        outcome = await reports.report_events(
-            call.caller, len(body), read_batch(body, partial(check_device, call))
-        )
+        size = len(body)
+        batch = Batch(body, partial(check_device, call))
+        outcome = await reports.report_events(call.caller, size, batch.read(), batch.check())
         return Answer(
             body=b'{"accepted":%d,"duplicates":%d,"quarantined":%d}'
             % (outcome.accepted, outcome.duplicates, outcome.quarantined)

@@ -163,6 +163,21 @@ async def test_quarantine_holds_each_bad_event_once_and_a_bounded_number(
     assert json.loads(page.quarantined_events[0].content) == bad[-1]
 
 
+async def test_of_a_large_body_that_is_no_json_nothing_is_stored(world: World) -> None:
+    """It is looked through before its events are stored, as they are read."""
+    device = world.device()
+    events = [event(n, payload="x" * 1000) for n in range(2_000)]
+    body = json.dumps({"device_id": str(device.id), "events": events}).encode()
+    answer = await device.post("events", body[:-1] + b"x")
+    assert (answer.status_code, fields(answer)) == (400, ["body"])
+    assert await count(world) == 0
+    other = json.dumps({"events": events, "device_id": str(uuid4())}).encode()
+    assert (await device.post("events", other)).status_code == 403
+    assert await count(world) == 0
+    answer = await device.post("events", body)
+    assert answer.json() == {"accepted": 2000, "duplicates": 0, "quarantined": 0}
+
+
 async def test_what_is_too_large_for_a_list_is_kept_whole(world: World) -> None:
     """It was acknowledged, so it must be there: in quarantine, and whole in its export."""
     device = world.device()

@@ -20,9 +20,9 @@ from services.telemetry.domain.announcement import MAX_BYTES, announcements
 from services.telemetry.domain.events import (
     MAX_PAYLOAD,
     BadEvent,
+    Batch,
     NewEvent,
     ReadEvent,
-    read_batch,
     set_aside,
 )
 from services.telemetry.domain.files import EVENT_COLUMNS, csv_text, event_json, event_row
@@ -47,7 +47,15 @@ GOOD = {"id": "1", "type": "app.installed", "timestamp": TIME, "payload": {"a": 
 
 def read(body: bytes | dict[str, Any]) -> list[ReadEvent]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return [event for part in read_batch(raw, lambda _: None) for event in part]
+    batch = Batch(raw, lambda _: None)
+    try:
+        for _ in batch.check():
+            pass
+    except DomainError:
+        with pytest.raises(DomainError):
+            list(batch.read())
+        raise
+    return [event for part in batch.read() for event in part]
 
 
 def read_one(event: Any) -> ReadEvent:
@@ -132,7 +140,7 @@ def test_the_device_is_checked_before_the_events_are_read() -> None:
         raise PermissionError(device_id)
 
     with pytest.raises(PermissionError, match="other"):
-        next(iter(read_batch(b'{"device_id":"other","events":[{"id":', refuse)))
+        next(Batch(b'{"device_id":"other","events":[{"id":', refuse).read())
 
 
 # Events: one of them

@@ -78,6 +78,8 @@ class BadEvent(NamedTuple):
 
 
 ReadEvent: TypeAlias = NewEvent | BadEvent
+_EventsReader: TypeAlias = Callable[[JsonText, int], Generator[list[ReadEvent], None, int]]
+"""Reads the list at a position and answers where it ends."""
 T = TypeVar("T")
 
 
@@ -85,27 +87,46 @@ class BrokenRuleError(ValueError):
     """An event breaks a rule; the text names the field."""
 
 
-def read_batch(body: bytes, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
-    """Reads the body of a report of events, a slice at a time, so that the reader can pause.
+class Batch:
+    """The body of a report of events.
 
-    A slice may be empty.
-
-    Nothing may be stored before the last slice: the body may turn out not to be JSON.
     `check_device` gets the value of `device_id` as soon as it is read, and raises.
-
-    Raises:
-        DomainError: INVALID_ARGUMENT when the body as a whole cannot be taken.
     """
-    text = JsonText(body)
-    try:
-        yield from _read_body(text, check_device)
-    except NotJsonError as broken:
-        raise broken_body() from broken
-    except UnicodeDecodeError as broken:
-        raise broken_body("must be JSON in UTF-8") from broken
+
+    def __init__(self, body: bytes, check_device: Callable[[Any], None]) -> None:
+        self._text = JsonText(body)
+        self._check_device = check_device
+
+    def check(self) -> Iterator[object]:
+        """Looks whether `read` would come to its end, much quicker than that; stops to pause.
+
+        Raises:
+            DomainError: as `read`.
+        """
+        return self._read(_pass_events)
+
+    def read(self) -> Iterator[list[ReadEvent]]:
+        """Reads the events, a slice at a time, so that the reader can pause; it may be empty.
+
+        The body may turn out not to be JSON at its very end.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the body as a whole cannot be taken.
+        """
+        return self._read(_read_events)
+
+    def _read(self, events: _EventsReader) -> Iterator[list[ReadEvent]]:
+        try:
+            yield from _read_body(self._text, self._check_device, events)
+        except NotJsonError as broken:
+            raise broken_body() from broken
+        except UnicodeDecodeError as broken:
+            raise broken_body("must be JSON in UTF-8") from broken
 
 
-def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[list[ReadEvent]]:
+def _read_body(
+    text: JsonText, check_device: Callable[[Any], None], read_events: _EventsReader
+) -> Iterator[list[ReadEvent]]:
     at = text.skip_blank(0)
     if not text.text.startswith("{", at):
         yield from _pauses(text.any_value(at))
@@ -117,7 +138,7 @@ def _read_body(text: JsonText, check_device: Callable[[Any], None]) -> Iterator[
         if key == "events" and text.text.startswith("[", at):
             if key in seen:
                 raise invalid_field("events", "is given twice")
-            at = yield from _read_events(text, at)
+            at = yield from read_events(text, at)
         else:
             member = yield from _pauses(text.any_value(at))
             at = member.end
@@ -158,13 +179,32 @@ def _read_events(text: JsonText, at: int) -> Generator[list[ReadEvent], None, in
         events.append(event)
         more, at = text.more(at, "]")
         total += 1
-        if total > MAX_EVENTS:
-            raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
+        _check_number(total)
         if len(events) == SLICE or at - begun > _BYTES_OF_A_SLICE:
             yield events
             events, begun = [], at
     yield events
     return at
+
+
+def _pass_events(text: JsonText, at: int) -> Generator[list[ReadEvent], None, int]:
+    total = 0
+    more, at = text.begin(at, "[")
+    begun = at
+    while more:
+        at = (yield from _pauses(text.any_value(at))).end
+        more, at = text.more(at, "]")
+        total += 1
+        _check_number(total)
+        if at - begun > _BYTES_OF_A_SLICE:
+            yield []
+            begun = at
+    return at
+
+
+def _check_number(total: int) -> None:
+    if total > MAX_EVENTS:
+        raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
 
 
 def _read_at_once(text: JsonText, start: int) -> tuple[ReadEvent, int] | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from servicekit import logs
@@ -24,6 +24,7 @@ from services.telemetry.settings import TelemetrySettings
 from services.telemetry.store import reports as store
 
 log = logs.get(__name__)
+Step = TypeVar("Step")
 
 _STATES_PER_BATCH: Final = 500
 _EVENTS_PER_BATCH: Final = 1_000
@@ -31,6 +32,7 @@ _EVENTS_PER_BATCH: Final = 1_000
 _EVENTS_PER_PIECE: Final = 1_000
 _BYTES_PER_PIECE: Final = 1 << 20
 _BYTES_OF_A_SMALL_BATCH: Final = 8_192
+_BYTES_READ_AT_ONCE: Final = 1 << 20
 _BYTES_OF_A_SMALL_STATE: Final = 4_096
 _OF_THE_MOMENT: Final = timedelta(minutes=1)
 """A state that is older was waiting in a queue."""
@@ -63,6 +65,14 @@ class _Piece:
     good: list[NewEvent] = field(default_factory=list)
     bad: list[BadEvent] = field(default_factory=list)
     size: int = 0
+
+    def add(self, event: ReadEvent) -> None:
+        if isinstance(event, NewEvent):
+            self.good.append(event)
+            self.size += len(event.payload or "")
+        else:
+            self.bad.append(event)
+            self.size += len(event.content)
 
     @property
     def count(self) -> int:
@@ -166,28 +176,46 @@ class Reports:
         self._queues.pause(caller.tenant_id, caller.id, ended, ended - begun)
 
     async def report_events(
-        self, caller: Caller, size: int, read: Iterator[list[ReadEvent]]
+        self,
+        caller: Caller,
+        size: int,
+        read: Iterable[list[ReadEvent]],
+        check: Iterable[object] = (),
     ) -> Outcome:
-        """Stores a batch of the calling device, of `size` bytes, which `read` gives by slices.
+        """Stores a batch of the calling device, of `size` bytes.
 
         A large batch is stored in several transactions, so that it does not hold up other
         devices. What is stored of it when one of them fails is a duplicate in its next attempt.
 
+        Args:
+            caller: the device.
+            size: bytes of the batch.
+            read: gives the batch by slices. All of a small one are read before any is stored; of
+                a large one, of which the events take more room than its text, as they are stored.
+            check: comes to its end, in steps, if `read` will.
+
         Raises:
-            DomainError: what `read` raises, before anything is stored; UNAVAILABLE or
+            DomainError: what `read` and `check` raise, before anything is stored; UNAVAILABLE or
                 RESOURCE_EXHAUSTED.
         """
-        found: list[ReadEvent] = []
-        begun = False
         if size > _BYTES_OF_A_SMALL_BATCH:
             await self._turns.wait(caller.tenant_id)
-        for events in read:
-            if begun:
-                await self._turns.wait(caller.tenant_id)
-            begun = True
-            found.extend(events)
+        if size > _BYTES_READ_AT_ONCE:
+            async for _ in self._slowly(caller, check):
+                pass
+        else:
+            read = [[event async for events in self._slowly(caller, read) for event in events]]
+        piece = _Piece(UUID(caller.id), UUID(caller.tenant_id))
         accepted = good = bad = 0
-        for piece in _pieces(UUID(caller.id), UUID(caller.tenant_id), found):
+        async for events in self._slowly(caller, read):
+            for event in events:
+                piece.add(event)
+                if piece.full:
+                    accepted += await self.events.submit(piece, goes_on=good + bad > 0)
+                    good += len(piece.good)
+                    bad += len(piece.bad)
+                    piece = _Piece(piece.device_id, piece.tenant_id)
+        if piece.count:
             accepted += await self.events.submit(piece, goes_on=good + bad > 0)
             good += len(piece.good)
             bad += len(piece.bad)
@@ -196,6 +224,15 @@ class Reports:
         EVENTS.labels("duplicate").inc(outcome.duplicates)
         EVENTS.labels("quarantined").inc(outcome.quarantined)
         return outcome
+
+    async def _slowly(self, caller: Caller, steps: Iterable[Step]) -> AsyncIterator[Step]:
+        """The steps, with a wait for the caller's turn between two of them."""
+        begun = False
+        for step in steps:
+            if begun:
+                await self._turns.wait(caller.tenant_id)
+            begun = True
+            yield step
 
     @contextmanager
     def room_for(self, caller: Caller, size: int) -> Iterator[None]:
@@ -280,19 +317,3 @@ def _weigh_state(report: StateReport) -> int:
 def _weigh_piece(piece: _Piece) -> int:
     """Its events, or as many of a kibibyte as it is large: a single event may have many."""
     return max(piece.count, min(piece.size >> 10, _EVENTS_PER_PIECE))
-
-
-def _pieces(device_id: UUID, tenant_id: UUID, events: Iterable[ReadEvent]) -> Iterator[_Piece]:
-    piece = _Piece(device_id, tenant_id)
-    for event in events:
-        if isinstance(event, NewEvent):
-            piece.good.append(event)
-            piece.size += len(event.payload or "")
-        else:
-            piece.bad.append(event)
-            piece.size += len(event.content)
-        if piece.full:
-            yield piece
-            piece = _Piece(device_id, tenant_id)
-    if piece.count:
-        yield piece
