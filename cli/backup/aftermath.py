@@ -6,6 +6,7 @@
   lower version than it has, and no version ever stands for two policies.
 - Devices that were retired since stay retired, as far as a source still knows (`facts`); further
   devices that enrolled since are registered again when they call (services/enrollment).
+- Users are what they were last known to be, and what was revoked stays revoked, likewise.
 - Every chain of the audit log says that it was restored, up to which entry, and from what.
 """
 
@@ -41,6 +42,8 @@ class Outcome:
     """Devices that were retired after the backup, and are again."""
     default_tenant: str
     """The organisation that the first start made, if it is still there."""
+    has_owner: bool
+    """Whether an Owner of the root tenant can log in."""
 
 
 async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome:
@@ -58,6 +61,7 @@ async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome
         retired += changed and device.status in {"decommissioned", "rejected"}
     for device_id in facts.retired:
         retired += await _retire(connection, device_id)
+    await _bring_users(connection, facts)
     await _revoke(connection, facts)
     await _tell(connection, header)
     default = await connection.fetchval("SELECT id FROM identity.tenant WHERE code = 'default'")
@@ -67,15 +71,61 @@ async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome
         carried,
         retired,
         str(default or ""),
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM identity.account a JOIN identity.tenant t"
+            " ON t.id = a.tenant_id WHERE t.kind = 'root' AND a.role = 'Owner'"
+            " AND a.status = 'active' AND a.password_hash IS NOT NULL)"
+        ),
+    )
+
+
+async def _bring_users(connection: Connection, facts: Facts) -> None:
+    """Brings users to what they were last known to be.
+
+    Where only the log of it is known, not the login itself, a password that was ended stays so:
+    the user has to be invited again. Nobody is added: that would give, not take away.
+    """
+    await connection.executemany(
+        "UPDATE identity.account SET role = $2, status = $3, password_hash = $4,"
+        " invitation_hash = $5, invitation_expires_at = $6, updated_at = now() WHERE id = $1"
+        " AND (role, status, password_hash, invitation_hash) IS DISTINCT FROM ($2, $3, $4, $5)",
+        [
+            (
+                user_id,
+                known.role,
+                known.status,
+                known.login.password_hash,
+                known.login.invitation_hash,
+                known.login.invitation_expires_at,
+            )
+            for user_id, known in facts.users.items()
+            if known.login
+        ],
+    )
+    await connection.executemany(
+        "UPDATE identity.account SET role = coalesce(nullif($2, ''), role),"
+        " status = CASE WHEN $3 = 'disabled' THEN 'disabled' WHEN $4 THEN 'invited'"
+        " ELSE status END,"
+        " password_hash = CASE WHEN $4 THEN NULL ELSE password_hash END,"
+        " invitation_hash = CASE WHEN $4 THEN NULL ELSE invitation_hash END,"
+        " invitation_expires_at = CASE WHEN $4 THEN NULL ELSE invitation_expires_at END,"
+        " updated_at = now() WHERE id = $1",
+        [
+            (user_id, known.role, known.status, known.voided)
+            for user_id, known in facts.users.items()
+            if not known.login
+        ],
     )
 
 
 async def _revoke(connection: Connection, facts: Facts) -> None:
-    """Takes away again what was taken away from people and programs."""
+    """Takes away again what was taken away from programs and devices to come."""
     await connection.execute(
-        "UPDATE identity.account SET status = 'disabled', updated_at = now()"
-        " WHERE id = ANY ($1) AND status <> 'disabled'",
-        [user for user, status in facts.users.items() if status == "disabled"],
+        "UPDATE enrollment.token t SET uses = k.uses"
+        " FROM unnest($1::uuid[], $2::integer[]) AS k (id, uses)"
+        " WHERE t.id = k.id AND t.uses < k.uses",
+        list(facts.token_uses),
+        list(facts.token_uses.values()),
     )
     await connection.execute(
         "UPDATE enrollment.token SET revoked_at = now() WHERE id = ANY ($1) AND revoked_at IS NULL",
@@ -92,6 +142,11 @@ async def _revoke(connection: Connection, facts: Facts) -> None:
 
 async def _raise_versions(connection: Connection, facts: Facts) -> None:
     known = list(facts.versions.items())
+    # One without a counter had published nothing then, and may have published since.
+    await connection.execute(
+        "INSERT INTO policy.version_counters (tenant_id, last_version)"
+        " SELECT id, 0 FROM identity.tenant WHERE kind = 'org' ON CONFLICT DO NOTHING"
+    )
     await connection.execute(
         "UPDATE policy.version_counters c SET last_version = $1 + greatest(c.last_version,"
         " (SELECT max(k.version) FROM unnest($2::uuid[], $3::bigint[]) AS k (tenant_id, version)"
@@ -132,6 +187,9 @@ async def _carry(connection: Connection, device: KnownDevice) -> bool:
         decommissioned_at,
         enrolled_at,
     )
+    if done == "INSERT 0 0" and device.status == "decommissioned":
+        # Its organisation or its serial number is another's now; it is locked out all the same.
+        return await _retire(connection, device.id)
     return done == "INSERT 0 1"
 
 

@@ -139,7 +139,7 @@ def restore(
         list[Path] | None,
         typer.Option(
             "--audit-export",
-            help="A newer export of the audit log: who was retired since stays so. May repeat.",
+            help="A newer export of the audit log: what was taken away since stays so. May repeat.",
         ),
     ] = None,
     retired_file: Annotated[
@@ -194,6 +194,12 @@ def _say(outcome: Outcome, then: str) -> None:
         f"Sessions ended: {outcome.sessions}; everybody logs in again. Devices brought to a newer"
         f" state: {outcome.carried}; retired again: {outcome.retired}."
     )
+    if not outcome.has_owner:
+        typer.echo(
+            "No Owner of the root tenant can log in: what was known since took the role, the"
+            " password or the account of each. To have them as of that point, restore again"
+            " with --replace --forget-replaced and without --audit-export."
+        )
     typer.echo(
         "Devices go on with what they have. One that has a newer policy than the restored one keeps"
         f" it until you publish again. {then}"

@@ -1,14 +1,15 @@
 """What was decided after the moment to which a restore goes back, as far as something still knows.
 
-A device that was retired yesterday must stay retired when last week's backup is restored. Sources
-are the database that is replaced, exports of the audit log, and a plain list of devices.
+A device that was retired yesterday must stay retired when last week's backup is restored, and an
+Owner who became an Auditor must not be an Owner again. Sources are the database that is replaced,
+exports of the audit log, and a plain list of devices.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from uuid import UUID
 from cli.backup import catalog
 from cli.backup.catalog import Connection
 from cli.errors import CliError
+from servicekit.access import Role
 from servicekit.auditexport import EXPORT_FORMAT
 
 
@@ -33,6 +35,27 @@ class KnownDevice:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What opens an account: the hashes of its password and of its open invitation."""
+
+    password_hash: str | None
+    invitation_hash: bytes | None
+    invitation_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """A user as last known; what is empty is not known."""
+
+    at: datetime
+    role: str = ""
+    status: str = ""
+    voided: bool = False
+    """Whether an invitation has ended the password of the backup, or was itself used."""
+    login: Login | None = None
+
+
 @dataclass(slots=True)
 class Facts:
     """What is carried over into the restored database."""
@@ -42,10 +65,11 @@ class Facts:
     """Devices of which only this is known."""
     versions: dict[UUID, int] = field(default_factory=dict)
     """Organisation → the highest policy version that was published."""
-    users: dict[UUID, str] = field(default_factory=dict)
-    """Account → its last status."""
+    users: dict[UUID, KnownUser] = field(default_factory=dict)
+    token_uses: dict[UUID, int] = field(default_factory=dict)
+    """Enrollment token → how often it was used,"""
     revoked_tokens: set[UUID] = field(default_factory=set)
-    """Enrollment tokens,"""
+    """those that are revoked,"""
     revoked_credentials: set[UUID] = field(default_factory=set)
     """and integrators' credentials."""
 
@@ -54,6 +78,24 @@ class Facts:
         known = self.devices.get(device.id)
         if known is None or known.at <= device.at:
             self.devices[device.id] = device
+
+    def user(self, user_id: UUID, user: KnownUser) -> None:
+        """Takes what is known of a user; the newest counts, and what it does not say stays."""
+        known = self.users.get(user_id)
+        if known is None:
+            self.users[user_id] = user
+            return
+        older, newer = (known, user) if known.at <= user.at else (user, known)
+        self.users[user_id] = (
+            newer
+            if newer.login
+            else replace(
+                newer,
+                role=newer.role or older.role,
+                status=newer.status or older.status,
+                voided=newer.voided or older.voided,
+            )
+        )
 
     def version(self, tenant_id: UUID, version: int) -> None:
         """Takes a published version."""
@@ -72,10 +114,16 @@ async def read_database(connection: Connection, facts: Facts) -> None:
         "SELECT tenant_id, last_version FROM policy.version_counters"
     ):
         facts.version(row["tenant_id"], row["last_version"])
-    for row in await connection.fetch("SELECT id, status FROM identity.account"):
-        facts.users[row["id"]] = row["status"]
-    tokens = await connection.fetch("SELECT id FROM enrollment.token WHERE revoked_at IS NOT NULL")
-    facts.revoked_tokens.update(row["id"] for row in tokens)
+    for row in await connection.fetch(
+        "SELECT id, role, status, password_hash, invitation_hash, invitation_expires_at"
+        " FROM identity.account"
+    ):
+        login = Login(row["password_hash"], row["invitation_hash"], row["invitation_expires_at"])
+        facts.user(row["id"], KnownUser(now, row["role"], row["status"], login=login))
+    for row in await connection.fetch("SELECT id, uses, revoked_at FROM enrollment.token"):
+        facts.token_uses[row["id"]] = row["uses"]
+        if row["revoked_at"] is not None:
+            facts.revoked_tokens.add(row["id"])
     if await connection.fetchval("SELECT to_regclass('identity.event_credential')") is not None:
         credentials = await connection.fetch(
             "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
@@ -140,7 +188,10 @@ def _learn(data: dict[str, Any], tenant_id: UUID, at: datetime, facts: Facts) ->
     elif data["action"] in {"policy.published", "policy.rolled_back"} and "version" in after:
         facts.version(tenant_id, int(after["version"]))
     elif kind == "users" and "status" in after:
-        facts.users[UUID(name)] = str(after["status"])
+        role, status = Role(after["role"]).value, str(after["status"])
+        facts.user(UUID(name), KnownUser(at, role, status, voided=status == "invited"))
+    elif data["action"] == "identity.invitation_accepted":
+        facts.user(UUID(name), KnownUser(at, voided=True))
     elif data["action"] == "enrollment.token_revoked":
         facts.revoked_tokens.add(UUID(name))
     elif data["action"] == "identity.event_credential_revoked":

@@ -72,6 +72,37 @@ def _read(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """Files that lie beside those that they will replace."""
+
+    files: dict[Path, Path]
+    """Where each lies → where it belongs, in the order in which they are put there."""
+    left: list[str]
+    """The names of what has no place here."""
+
+    def put(self) -> None:
+        """Puts each into its place."""
+        for staged, path in self.files.items():
+            staged.replace(path)
+        for directory in {path.parent for path in self.files.values()}:
+            _sync(directory)
+
+    def discard(self) -> None:
+        """Removes them; what was there stays."""
+        for staged in self.files:
+            staged.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    """Lets renames in a directory outlast a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
 class Directories:
     """The files of an installation that is not a home."""
 
@@ -100,18 +131,26 @@ class Directories:
                 " installation needs it any more, say --replace"
             )
 
-    def write(self, files: Mapping[str, bytes]) -> list[str]:
-        """Writes keys and certificates; answers the names of what has no place here."""
-        left = []
-        for name, content in files.items():
-            kind, _, bare = name.partition("/")
-            if kind == "secrets" and bare in SECRETS:
-                write_private(self.secrets / bare, content)
-            elif kind == "tls" and bare in TLS and self.tls is not None:
-                write_private(self.tls / bare, content)
-            else:
-                left.append(name)
-        return left
+    def stage(self, files: Mapping[str, bytes]) -> Staged:
+        """Writes keys and certificates beside those that are there."""
+        staged = Staged({}, [])
+        try:
+            for name, content in files.items():
+                kind, _, bare = name.partition("/")
+                if kind == "secrets" and bare in SECRETS:
+                    path = self.secrets / bare
+                elif kind == "tls" and bare in TLS and self.tls is not None:
+                    path = self.tls / bare
+                else:
+                    staged.left.append(name)
+                    continue
+                beside = path.with_name(f".{bare}.restoring")
+                staged.files[beside] = path
+                write_private(beside, content)
+        except BaseException:
+            staged.discard()
+            raise
+        return staged
 
 
 class LocalHome:
@@ -223,29 +262,72 @@ class LocalHome:
             await supervisor.stop((("postgres",),))
             console.close()
 
-    def put_aside(self) -> Path:
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether a restore ended in the middle, and left the home as it was then."""
+        return self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return self.home.root / "restore-under-way.json"
+
+    def _note(self, aside: Path | None, *, moved: bool) -> None:
+        """Notes where what was here is, and whether all of it is there by now."""
+        from deploy.launcher.home import write_private  # noqa: PLC0415
+
+        noted = {"aside": aside.name if aside else "", "moved": moved}
+        write_private(self._mark, json.dumps(noted) + "\n")
+        _sync(self.home.root)
+
+    def put_aside(self) -> Path | None:
         """Moves what is here aside, so that nothing is lost by a restore; answers where to.
 
         The stream's store stays: events that are newer than the backup come back from it.
         """
         home = self.home
-        aside = home.root / time.strftime("replaced-%Y%m%d-%H%M%S", time.gmtime())
-        aside.mkdir(mode=0o700)
-        for path in (home.secrets, home.tls, home.postgres, home.bootstrap_file):
-            if path.exists():
-                path.rename(aside / path.name)
+        aside = None
+        if not self.is_empty:
+            aside = home.root / time.strftime("replaced-%Y%m%d-%H%M%S", time.gmtime())
+            self._note(aside, moved=False)
+            aside.mkdir(mode=0o700)
+            for path in (home.secrets, home.tls, home.postgres, home.bootstrap_file):
+                if path.exists():
+                    path.rename(aside / path.name)
+        self._note(aside, moved=True)
         return aside
 
-    def put_back(self, aside: Path | None) -> None:
-        """Removes what a failed restore made, and puts back what was there."""
+    def put_back(self) -> None:
+        """Removes what a restore made that did not end, and puts back what was there.
+
+        Raises:
+            CliError: it cannot be told what was there.
+        """
+        from deploy.launcher.supervisor import clear_leftovers  # noqa: PLC0415
+
         home = self.home
-        for path in (home.secrets, home.tls, home.postgres):
-            shutil.rmtree(path, ignore_errors=True)
-        home.bootstrap_file.unlink(missing_ok=True)
-        if aside is not None:
+        try:
+            noted = json.loads(self._mark.read_text(encoding="utf-8"))
+            aside = home.root / noted["aside"] if noted["aside"] else None
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise CliError(f"{self._mark} cannot be read; see what lies beside it") from error
+        clear_leftovers(home.run_directory())
+        if noted["moved"]:
+            for path in (home.secrets, home.tls, home.postgres):
+                shutil.rmtree(path, ignore_errors=True)
+            home.bootstrap_file.unlink(missing_ok=True)
+            # From here on, what is in the home is what was there.
+            self._note(aside, moved=False)
+        if aside is not None and aside.exists():
             for path in aside.iterdir():
                 path.rename(home.root / path.name)
             aside.rmdir()
+        self._mark.unlink()
+
+    def keep(self) -> None:
+        """What the restore made stays."""
+        self._mark.unlink()
 
 
 def _bootstrap(files: Mapping[str, bytes], tenant_id: str) -> bytes:

@@ -1,4 +1,9 @@
-"""Restoring step by step: check everything, then write, and undo what fails."""
+"""Restoring step by step: check everything, then write, and undo what fails.
+
+Whatever cuts it short, at whatever moment: running it again repairs it. A home notes what it had,
+and gets that back first. A database notes that it was filled, in the transaction that fills it, and
+the old keys are replaced only after that transaction.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from cli.backup.aftermath import Outcome
 from cli.backup.crypt import Key
 from cli.backup.facts import Facts, read_audit_export, read_database
 from cli.backup.places import Directories, LocalHome, connected
-from cli.backup.restore import NotEmptyError, require_empty, restore
+from cli.backup.restore import NotEmptyError, finish, is_unfinished, require_empty, restore
 from cli.backup.verify import Verified, verify
 from cli.errors import CliError
 from cli.migrate import Target
@@ -47,31 +52,38 @@ async def into_home(wanted: Wanted, place: LocalHome) -> tuple[Outcome, Path | N
     Raises:
         CliError: and the home is as it was.
     """
-    if not place.is_empty and not wanted.replace:
-        raise NotEmptyError(
-            f"{place.home.root} holds an installation; restore into another directory, or say"
-            " --replace"
-        )
+    if not place.was_cut_short:
+        _refuse_used(place, wanted)
     files = wanted.check().files
     with place.held():
-        aside = None
-        if not place.is_empty:
-            if wanted.carry and place.home.postgres.exists():
-                async with place.started() as target:
-                    await _learn(target, wanted.facts)
-            aside = place.put_aside()
+        place.put_back()
+        _refuse_used(place, wanted)
+        if wanted.carry and place.home.postgres.exists():
+            async with place.started() as target:
+                await _learn(target, wanted.facts)
         try:
+            aside = place.put_aside()
             place.home.prepare()
             async with place.started() as target, connected(target) as connection:
                 outcome = await restore(
                     connection, wanted.archive, wanted.key, wanted.facts, replace=False
                 )
-                await _finish(connection, target)
+                await _upgrade(connection, target)
+                await finish(connection)
             place.write(files, outcome.default_tenant)
         except BaseException:
-            place.put_back(aside)
+            place.put_back()
             raise
+        place.keep()
     return outcome, aside
+
+
+def _refuse_used(place: LocalHome, wanted: Wanted) -> None:
+    if not place.is_empty and not wanted.replace:
+        raise NotEmptyError(
+            f"{place.home.root} holds an installation; restore into another directory, or say"
+            " --replace"
+        )
 
 
 async def into_database(
@@ -80,26 +92,33 @@ async def into_database(
     """Restores into a database and directories; answers which files have no place there.
 
     Raises:
-        CliError: and nothing was changed, but for keys that were written where there were none.
+        CliError: and nothing was changed, or the restore has to be run again.
     """
-    files = wanted.check().files
+    verified = wanted.check()
     if not wanted.replace:
-        place.refuse_others(files)
+        place.refuse_others(verified.files)
     async with connected(target) as connection:
-        if not wanted.replace:
+        replace = wanted.replace or await is_unfinished(connection, verified.header.id)
+        if not replace:
             await require_empty(connection)
         await _require_unused(connection)
-        if wanted.replace and wanted.carry:
+        if replace and wanted.carry:
             await _learn(target, wanted.facts)
-        outcome = await restore(
-            connection, wanted.archive, wanted.key, wanted.facts, replace=wanted.replace
-        )
-        left = place.write(files)
-        await _finish(connection, target)
-    return outcome, left
+        staged = place.stage(verified.files)
+        try:
+            outcome = await restore(
+                connection, wanted.archive, wanted.key, wanted.facts, replace=replace
+            )
+        except BaseException:
+            staged.discard()
+            raise
+        await _upgrade(connection, target)
+        staged.put()
+        await finish(connection)
+    return outcome, staged.left
 
 
-async def _finish(connection: catalog.Connection, target: Target) -> None:
+async def _upgrade(connection: catalog.Connection, target: Target) -> None:
     """Brings the schema to this release, for which its services wait, and counts the rows."""
     await migrate.up(target.dsn, target.password)
     await connection.execute("ANALYZE")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 from cli.backup import aftermath, catalog
 from cli.backup.aftermath import Outcome
@@ -18,6 +19,8 @@ from cli.backup.crypt import Key
 from cli.backup.facts import Facts
 from cli.errors import CliError
 from servicekit import migrate
+
+_UNFINISHED: Final = "being restored from backup {}"
 
 
 class NotEmptyError(CliError):
@@ -37,10 +40,45 @@ async def require_empty(connection: Connection) -> None:
             )
 
 
+async def is_unfinished(connection: Connection, archive_id: str) -> bool:
+    """Whether a restore of this archive filled the database and was then cut short.
+
+    Not any more when services have started on it: identity has made its users' key then, and what
+    happened since must not be lost.
+    """
+    async with connection.transaction(readonly=True):
+        await catalog.see_everything(connection)
+        noted = await connection.fetchval(
+            "SELECT obj_description(to_regnamespace($1), 'pg_namespace')", migrate.SHARED
+        )
+        if noted != _UNFINISHED.format(archive_id):
+            return False
+        started: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM identity.signing_key WHERE purpose = 'users')"
+        )
+        return not started
+
+
+async def finish(connection: Connection) -> None:
+    """Notes that nothing is left to do: schema, keys and rows belong together."""
+    await _note(connection, None)
+
+
+async def _note(connection: Connection, text: str | None) -> None:
+    """Notes it in the database itself, so that it holds exactly as long as the rows do."""
+    await connection.execute(
+        await connection.fetchval(
+            "SELECT format('COMMENT ON SCHEMA %I IS %L', $1::text, $2::text)", migrate.SHARED, text
+        )
+    )
+
+
 async def restore(
     connection: Connection, path: Path, key: Key, facts: Facts, *, replace: bool
 ) -> Outcome:
     """Fills the database from an archive that was verified; its schema is the archive's then.
+
+    It counts as unfinished until `finish`.
 
     Args:
         connection: of the role that owns the schemas.
@@ -68,7 +106,9 @@ async def restore(
                 await connection.execute(
                     "SELECT setval($1::text::regclass, $2)", quoted(sequence.name), sequence.value
                 )
-        return await aftermath.apply(connection, header, facts)
+        outcome = await aftermath.apply(connection, header, facts)
+        await _note(connection, _UNFINISHED.format(header.id))
+        return outcome
 
 
 def _made_by(header: Header) -> list[migrate.Migration]:

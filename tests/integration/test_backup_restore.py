@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from signal import SIGKILL
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -20,7 +25,7 @@ from cli.backup.create import create
 from cli.backup.crypt import Key, Lock
 from cli.backup.facts import Facts
 from cli.backup.keys import MASTER_KEY, PURPOSES, MissingKeyError
-from cli.backup.places import Directories
+from cli.backup.places import Directories, LocalHome, connected
 from cli.backup.procedure import Wanted, into_database
 from cli.backup.restore import NotEmptyError
 from cli.backup.verify import verify
@@ -31,6 +36,7 @@ from deploy.launcher.postgres import MIGRATOR_SECRET
 from deploy.postgres import roles
 from servicekit import migrate
 from servicekit.access import CONTEXTS
+from servicekit.auditexport import EXPORT_FORMAT
 from servicekit.keys import Signer
 from servicekit.sealing import Sealer
 from services.audit import store as audit_store
@@ -356,6 +362,223 @@ async def test_what_was_decided_since_holds(world: World) -> None:
         world.wanted(replace=True, carry=False), Directories(world.directory), target(world.first)
     )
     assert outcome.carried == 0
+
+
+@pytest.mark.parametrize("carry", [True, False])
+async def test_an_organisation_that_had_published_nothing(world: World, carry: bool) -> None:
+    """What it published since the backup has versions too, which must not come again."""
+    await seed(world.first)
+    async with superuser(world.first) as connection:
+        await connection.execute("DELETE FROM policy.version_counters")
+    await world.back_up()
+    async with superuser(world.first) as connection:
+        await connection.execute(f"INSERT INTO policy.version_counters VALUES ('{ORG}', 3)")
+    await into_database(
+        world.wanted(replace=True, carry=carry), Directories(world.directory), target(world.first)
+    )
+    async with superuser(world.first) as connection:
+        rows = await connection.fetch("SELECT tenant_id, last_version FROM policy.version_counters")
+    assert [tuple(row) for row in rows] == [(ORG, 1003 if carry else 1000)]
+
+
+ACCOUNT = "SELECT role, status, password_hash, invitation_hash FROM identity.account WHERE id = $1"
+
+
+async def test_users_are_what_they_were_last(world: World) -> None:
+    """Who is an Auditor now is no Owner again; old passwords and used tokens open nothing."""
+    await seed(world.first)
+    async with superuser(world.first) as connection:
+        await connection.execute(
+            "UPDATE identity.account SET role = 'Owner', password_hash = 'old';"
+            "UPDATE enrollment.token SET max_uses = 1"
+        )
+    await world.back_up()
+    async with superuser(world.first) as connection:
+        await connection.execute(
+            "UPDATE identity.account SET role = 'Auditor', password_hash = 'new';"
+            "UPDATE enrollment.token SET uses = 1"
+        )
+    outcome, _ = await into_database(
+        world.wanted(replace=True), Directories(world.directory), target(world.first)
+    )
+    assert not outcome.has_owner
+    async with superuser(world.first) as connection:
+        assert tuple(await connection.fetchrow(ACCOUNT, STAYS) or ()) == (
+            "Auditor",
+            "active",
+            "new",
+            None,
+        )
+        assert await connection.fetchval("SELECT uses FROM enrollment.token") == 1
+
+
+@pytest.mark.parametrize(
+    ("later", "account"),
+    [
+        ({"user_updated": ("Auditor", "active")}, ("Auditor", "active", "old", None)),
+        ({"user_deactivated": ("Owner", "disabled")}, ("Owner", "disabled", "old", None)),
+        ({"user_invited": ("Owner", "invited")}, ("Owner", "invited", None, None)),
+        (
+            {
+                "user_invited": ("Owner", "invited"),
+                "invitation_accepted": None,
+                "user_updated": ("Admin", "active"),
+            },
+            ("Admin", "invited", None, None),
+        ),
+    ],
+)
+async def test_an_export_tells_what_users_lost(
+    world: World,
+    later: dict[str, tuple[str, str] | None],
+    account: tuple[str | None, ...],
+) -> None:
+    """It knows no password: where one was ended since, the user has to be invited again."""
+    await seed(world.first)
+    async with superuser(world.first) as connection:
+        await connection.execute(
+            "UPDATE identity.account SET role = 'Owner', password_hash = 'old'"
+        )
+    await world.back_up()
+    export = world.directory / "audit.jsonl"
+    lines: list[dict[str, object]] = [{"format": EXPORT_FORMAT}]
+    for number, (name, state) in enumerate(later.items(), start=100):
+        record = json.loads(event(number)[1])
+        record["data"] |= {
+            "action": f"identity.{name}",
+            "resource": f"users/{STAYS}",
+            "after": {"role": state[0], "status": state[1]} if state else {"email": "a"},
+        }
+        entry = {"tenantId": str(ORG), "sequence": number, "record": json.dumps(record)}
+        lines.append({"entry": entry})
+    export.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = Wanted(world.archive, KEY, Facts(), (export,))
+    await into_database(wanted, world.place, target(world.second))
+    async with superuser(world.second) as connection:
+        assert tuple(await connection.fetchrow(ACCOUNT, STAYS) or ()) == account
+
+
+CUTS = {
+    "before the commit": "from cli.backup import restore as m; m._note = die",
+    "before the schema is upgraded": "from servicekit import migrate as m; m.up = die",
+    "before the keys are there": "from cli.backup.places import Staged as m; m.put = die",
+    "before it is noted as finished": "from cli.backup import procedure as m; m.finish = die",
+}
+DIES = """
+import os, signal, sys
+def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+{cut}
+from cli.entry import main
+main()
+"""
+
+
+def command(arguments: list[str | Path], cut: str, **environment: str) -> int:
+    """The exit code of `evergreen`, which dies where a cut says."""
+    done = subprocess.run(
+        [sys.executable, "-c", DIES.format(cut=cut), *map(str, arguments)],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    return done.returncode
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("replace", [False, True])
+async def test_a_restore_that_was_killed_is_run_again(
+    world: World, cut: str, replace: bool
+) -> None:
+    """With the same words, at whatever moment; then the keys open what is in the database."""
+    await seed(world.first)
+    await world.back_up()
+    key = world.directory / "identity"
+    key.write_text(str(IDENTITY))
+    arguments: list[str | Path] = ["backup", "restore", world.archive, "--identity", key]
+    arguments += ["--secrets", world.place.secrets, "--tls", world.directory / "tls"]
+    if replace:
+        await seed(world.second)
+        world.place.secrets.mkdir()
+        (world.place.secrets / "master_key").write_text(master_key())
+        arguments.append("--replace")
+    to = target(world.second)
+    password_file = world.directory / "password"
+    password_file.write_text(to.password or "")
+    environment = {
+        "EVERGREEN_MIGRATE_DATABASE_URL": to.dsn,
+        "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(password_file),
+    }
+    before = world.place.read()
+    assert await asyncio.to_thread(command, arguments, CUTS[cut], **environment) == -SIGKILL
+    if cut != "before it is noted as finished":
+        assert world.place.read() == before
+    assert await asyncio.to_thread(command, arguments, "", **environment) == 0
+    connection = await owner(world.second)
+    try:
+        # Which it refuses when the keys do not open.
+        await create(connection, world.place.read(), world.directory / "again", LOCK, "0.1.0")
+    finally:
+        await connection.close()
+    left = [path for path in world.place.secrets.iterdir() if path.name.startswith(".")]
+    assert left == []
+    # What is whole is an installation, which is not replaced without a word.
+    if not replace:
+        assert await asyncio.to_thread(command, arguments, "", **environment) == 1
+
+
+async def test_what_began_after_a_killed_restore_is_not_replaced(world: World) -> None:
+    """Services that have started since make it an installation, finished or not."""
+    await seed(world.first)
+    await world.back_up()
+    await world.restore()
+    async with superuser(world.second) as connection:
+        id_ = verify(world.archive, KEY).header.id
+        await connection.execute(
+            f"COMMENT ON SCHEMA evergreen IS 'being restored from backup {id_}'"
+        )
+    await world.restore()
+    async with superuser(world.second) as connection:
+        await connection.execute(
+            f"COMMENT ON SCHEMA evergreen IS 'being restored from backup {id_}';"
+            "INSERT INTO identity.signing_key VALUES ('new', 'users', '', '', now())"
+        )
+    with pytest.raises(NotEmptyError):
+        await world.restore()
+
+
+@pytest.mark.timeout(300)
+async def test_a_home_that_a_killed_restore_left_gets_back_what_it_had(
+    world: World, tmp_path: Path
+) -> None:
+    """And what it knows is carried over by the restore that follows."""
+    await seed(world.first)
+    await world.back_up()
+    key = world.directory / "identity"
+    key.write_text(str(IDENTITY))
+    home = LocalHome(tmp_path / "home")
+    arguments: list[str | Path] = ["backup", "restore", world.archive, "--identity", key]
+    arguments += ["--home", home.home.root]
+    cut = "from cli.backup import procedure as m; m.restore = die"
+    assert await asyncio.to_thread(command, arguments, cut) == -SIGKILL
+    assert await asyncio.to_thread(command, arguments, "") == 0
+    with home.held():
+        async with home.started() as to, connected(to) as connection:
+            await connection.execute("SET evergreen.scope = '*'")
+            await connection.execute(
+                f"UPDATE enrollment.device SET status = 'decommissioned' WHERE id = '{LEAVES}'"
+            )
+    arguments.append("--replace")
+    assert await asyncio.to_thread(command, arguments, cut) == -SIGKILL
+    assert await asyncio.to_thread(command, arguments, "") == 0
+    with home.held():
+        async with home.started() as to, connected(to) as connection:
+            await connection.execute("SET evergreen.scope = '*'")
+            rows = await connection.fetch(
+                "SELECT id FROM enrollment.device WHERE status = $1", "decommissioned"
+            )
+    assert [row["id"] for row in rows] == [LEAVES]
+    assert len(list(home.home.root.glob("replaced-*"))) == 1
+    assert not home.was_cut_short
 
 
 async def test_a_list_retires_devices_that_nothing_is_known_of(world: World) -> None:
