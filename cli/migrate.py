@@ -105,7 +105,9 @@ def up(
 
         target = find_target(home)
         work = migrate.rehearse if dry_run else migrate.up
-        found = _run(work(target.dsn, target.password))
+        found = _run(
+            work(target.dsn, target.password, tell=lambda line: typer.echo(line, err=True))
+        )
         if as_json:
             key = "wouldApply" if dry_run else "applied"
             typer.echo(json.dumps({key: [_named(m) for m in found]}))

@@ -16,7 +16,8 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,8 +35,14 @@ _LOCK: Final = 0x45564752
 _OUTSIDE: Final = "-- outside a transaction\n"
 _EACH: Final = "-- run each answer\n"
 _LOCK_SECONDS: Final = 5
+_POLL_SECONDS: Final = 0.25
+_TELL_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 6
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+
+
+Tell = Callable[[str], None]
+"""Takes a line for a person."""
 
 
 class MigrationError(Exception):
@@ -139,8 +146,8 @@ async def status(dsn: str, password: str | None = None) -> list[Status]:
     ]
 
 
-async def up(dsn: str, password: str | None = None) -> list[Migration]:
-    """Applies what is missing. Safe to run twice, also at the same time.
+async def up(dsn: str, password: str | None = None, *, tell: Tell | None = None) -> list[Migration]:
+    """Applies what is missing. Safe to run twice, also at the same time: the second one waits.
 
     A migration that does not get its locks within some seconds gives way to the traffic, and is
     tried again a few times. Answers what was applied now.
@@ -148,7 +155,7 @@ async def up(dsn: str, password: str | None = None) -> list[Migration]:
     Raises:
         MigrationError: when an applied migration is not what the file says now.
     """
-    async with _pending(dsn, password) as (connection, pending):
+    async with _pending(dsn, password, tell) as (connection, pending):
         for migration in pending:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
@@ -161,7 +168,9 @@ async def up(dsn: str, password: str | None = None) -> list[Migration]:
         return pending
 
 
-async def rehearse(dsn: str, password: str | None = None) -> list[Migration]:
+async def rehearse(
+    dsn: str, password: str | None = None, *, tell: Tell | None = None
+) -> list[Migration]:
     """Applies what is missing, and takes it all back; answers what would be applied.
 
     The tables are locked as they will be, for as long. What runs outside a transaction cannot be
@@ -170,7 +179,7 @@ async def rehearse(dsn: str, password: str | None = None) -> list[Migration]:
     Raises:
         MigrationError: when an applied migration is not what the file says now.
     """
-    async with _pending(dsn, password) as (connection, pending):
+    async with _pending(dsn, password, tell) as (connection, pending):
         transaction = connection.transaction()
         await transaction.start()
         try:
@@ -187,8 +196,15 @@ async def make(connection: asyncpg.Connection[asyncpg.Record], wanted: Sequence[
 
     For a database without any rows: an index takes no time there, so that it need not be built
     outside a transaction. Nobody else migrates until the transaction ends.
+
+    Raises:
+        MigrationError: somebody else migrates the database just now.
     """
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    # Not waited for: the transaction, which holds locks already, would be waited for in turn.
+    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+        raise MigrationError(
+            "something else migrates the database just now; try again when it is done"
+        )
     await _prepare(connection)
     for migration in wanted:
         await connection.execute(f"SET LOCAL search_path = {migration.schema}, pg_temp")
@@ -203,13 +219,28 @@ async def make(connection: asyncpg.Connection[asyncpg.Record], wanted: Sequence[
 
 @asynccontextmanager
 async def _pending(
-    dsn: str, password: str | None
+    dsn: str, password: str | None, tell: Tell | None
 ) -> AsyncIterator[tuple[asyncpg.Connection[asyncpg.Record], list[Migration]]]:
     """The only connection that migrates at the moment, and what is missing."""
     async with _connected(dsn, password) as connection:
-        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await _take_turn(connection, tell)
         await _prepare(connection)
         yield connection, _missing(all_migrations(), await _applied(connection))
+
+
+async def _take_turn(connection: asyncpg.Connection[asyncpg.Record], tell: Tell | None) -> None:
+    """Waits until nobody else migrates.
+
+    By asking again and again: a statement that waits in the server is a transaction, and an index
+    that the other one builds CONCURRENTLY waits for the end of every transaction.
+    """
+    began = told = time.monotonic()
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+        await asyncio.sleep(_POLL_SECONDS)
+        now = time.monotonic()
+        if tell is not None and now - told >= _TELL_SECONDS:
+            told = now
+            tell(f"Waiting for other migrations of this database to end: {now - began:.0f} s")
 
 
 def _missing(

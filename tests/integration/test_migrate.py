@@ -44,8 +44,8 @@ class Migrator:
         self.secret = servers.home.secret(MIGRATOR_SECRET, password)
         self._database = database
 
-    async def up(self) -> list[Migration]:
-        return await migrate.up(self.dsn, self.secret)
+    async def up(self, tell: migrate.Tell | None = None) -> list[Migration]:
+        return await migrate.up(self.dsn, self.secret, tell=tell)
 
     async def rehearse(self) -> list[Migration]:
         return await migrate.rehearse(self.dsn, self.secret)
@@ -74,6 +74,44 @@ async def test_a_rehearsal_changes_nothing(migrator: Migrator, pending: list[Mig
     assert await migrator.up() == [ADD, INDEX]
     assert await migrator.has("later_by_a")
     assert await migrator.rehearse() == []
+
+
+async def test_two_at_once_take_turns(
+    migrator: Migrator, pending: list[Migration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when one builds an index CONCURRENTLY, which no transaction may hold up meanwhile."""
+    monkeypatch.setattr(migrate, "_TELL_SECONDS", 0.0)
+    pending += [ADD, INDEX]
+    busy = await migrator._database.superuser()
+    apply = migrate._apply
+
+    async def apply_when_another_waits(
+        connection: asyncpg.Connection[asyncpg.Record], migration: Migration
+    ) -> None:
+        while not await busy.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query ~ 'SELECT pg_(try_)?advisory_lock' AND pid <> pg_backend_pid())"
+        ):
+            await asyncio.sleep(0.01)
+        await apply(connection, migration)
+
+    monkeypatch.setattr(migrate, "_apply", apply_when_another_waits)
+    told: list[str] = []
+    found = await asyncio.wait_for(
+        asyncio.gather(migrator.up(told.append), migrator.up(told.append)), 60
+    )
+    assert sorted(found, key=len) == [[], [ADD, INDEX]]
+    assert await migrator.has("later_by_a")
+    assert told
+    assert "Waiting for other migrations" in told[0]
+    # A restore does not wait in the transaction that it has open by then; it says so.
+    await busy.execute("SELECT pg_advisory_lock($1)", migrate._LOCK)
+    owner = await asyncpg.connect(migrator.dsn, password=migrator.secret)
+    async with owner.transaction():
+        with pytest.raises(MigrationError, match="just now"):
+            await migrate.make(owner, [])
+    await owner.close()
+    await busy.close()
 
 
 async def test_a_rehearsal_finds_what_does_not_work(
