@@ -12,6 +12,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import Home, home_of
+from deploy.containers.settings import only_here
 from deploy.launcher import bootstrap as first_start
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.home import Home as Installation
@@ -79,3 +80,5 @@ def bootstrap(
             typer.echo(there.policy_public_key_file.read_text(encoding="ascii"), nl=False)
         else:
             typer.echo(json.dumps(facts, indent=2))
+            if warning := only_here(public_url):
+                typer.echo(warning, err=True)

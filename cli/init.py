@@ -88,7 +88,7 @@ def init(
     """Make the secrets, certificates and configurations of an installation in containers."""
     with _plainly():
         from deploy.containers.files import MADE, make  # noqa: PLC0415
-        from deploy.containers.settings import Installation  # noqa: PLC0415
+        from deploy.containers.settings import Installation, only_here  # noqa: PLC0415
 
         given = certificate if certificate and any(certificate.iterdir()) else None
         installation = Installation(
@@ -103,6 +103,8 @@ def init(
         typer.echo(f"In {directory} (every file with mode 0600):")
         for name, meaning in MADE.items():
             typer.echo(f"  {name}\n      {meaning}")
+        if warning := only_here(public_url):
+            typer.echo(warning, err=True)
 
 
 @gateway_app.command()

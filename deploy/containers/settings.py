@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,6 +10,23 @@ from urllib.parse import urlsplit
 
 class InstallationError(Exception):
     """An installation cannot be made so; the message is for a person and says what to do."""
+
+
+def only_here(public_url: str) -> str:
+    """What an administrator must know of an address that leads nowhere from elsewhere, if it is."""
+    host = urlsplit(public_url).hostname or ""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost" or host.endswith(".localhost")
+    if not local:
+        return ""
+    return (
+        f"The public address is {public_url}: devices elsewhere cannot reach it. Before you enroll"
+        " any, set PUBLIC_URL to the name that they find this machine by, as"
+        " https://evergreen.school.example (with Compose: in the file .env, then `docker compose"
+        " up` again)."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,10 @@ from typing import Any
 import envoy
 import pytest
 import yaml
+from cryptography import x509
+from typer.testing import CliRunner
 
+from cli.main import app
 from deploy.containers.files import make
 from deploy.containers.settings import Installation, InstallationError
 from servicekit.access import CONTEXTS
@@ -56,13 +59,72 @@ def test_every_container_is_confined(compose: Any) -> None:
 
 
 def test_the_gateway_alone_is_published(compose: Any) -> None:
-    """All else, as NATS for integrators, on loopback only; and one setting must be given."""
+    """All else, as NATS for integrators, on loopback only."""
     for name, service in compose["services"].items():
         ports = service.get("ports", [])
         assert bool(ports) is (name in {"gateway", "nats", "prometheus", "grafana"}), name
         assert all("127.0.0.1" in port for port in ports) or name == "gateway"
+
+
+def test_no_setting_must_be_given(tmp_path: Path) -> None:
+    """Whoever tries it has `https://localhost`, with a certificate for it."""
     text = (_ROOT / "docker-compose.yaml").read_text()
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"PUBLIC_URL"}
+    assert re.findall(r"\$\{(\w+)(?::?\?|\})", text) == []
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    assert set(re.findall(r"\$\{PUBLIC_URL[^}]*\}", text)) == {"${PUBLIC_URL:-https://localhost}"}
+    environment = {
+        "PUBLIC_URL": defaults["PUBLIC_URL"],
+        "HTTPS_PORT": defaults["HTTPS_PORT"],
+        "EVERGREEN_CERTIFICATE": "",
+    }
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "made")], env=environment)
+    assert done.exit_code == 0, done.output
+    assert "devices elsewhere cannot reach" in done.output
+    certificate = x509.load_pem_x509_certificate(
+        (tmp_path / "made" / "gateway" / "server.crt").read_bytes()
+    )
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "localhost" in names.get_values_for_type(x509.DNSName)
+    # What is said later takes its place, under the same CA.
+    ca = (tmp_path / "made" / "operator" / "tls" / "ca.crt").read_bytes()
+    done = CliRunner().invoke(
+        app,
+        ["init", str(tmp_path / "made"), "--keep"],
+        env=environment | {"PUBLIC_URL": "https://evergreen.example"},
+    )
+    assert done.exit_code == 0, done.output
+    assert "cannot reach" not in done.output
+    assert (tmp_path / "made" / "operator" / "tls" / "ca.crt").read_bytes() == ca
+    certificate = x509.load_pem_x509_certificate(
+        (tmp_path / "made" / "gateway" / "server.crt").read_bytes()
+    )
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "evergreen.example" in names.get_values_for_type(x509.DNSName)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_local"),
+    [
+        ("https://localhost", True),
+        ("https://127.0.0.1:8443", True),
+        ("https://[::1]", True),
+        ("https://evergreen.example", False),
+        ("https://10.0.0.1", False),
+    ],
+)
+def test_who_gets_the_pre_shared_key_is_told_that_it_does_not_work_elsewhere(
+    url: str, is_local: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside the JSON, which stays what programs read."""
+
+    async def write(home: object, api: object, email: str) -> dict[str, str]:
+        return {"url": url}
+
+    monkeypatch.setattr("deploy.launcher.bootstrap.write", write)
+    done = CliRunner().invoke(app, ["bootstrap", "--home", str(tmp_path)], env={"PUBLIC_URL": url})
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"url": url}
+    assert ("devices elsewhere cannot reach" in done.stderr) is is_local
 
 
 def test_a_service_mounts_its_own_files_alone(compose: Any) -> None:
