@@ -243,7 +243,10 @@ class Delivery:
         return issued.device_token
 
     def _serve_sync(self, device_id: str, now: datetime) -> None:
-        requested_at = self._syncs.pop(device_id)
+        requested_at = self._syncs.pop(device_id, None)
+        if requested_at is None:
+            # Another poll of the device was served meanwhile.
+            return
         self._served[device_id] = Sync(UUID(device_id), requested_at, now)
 
     def _note_applied(self, device: Caller, version: int, now: datetime) -> None:

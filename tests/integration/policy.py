@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,6 +54,8 @@ class FakeIdentity(identity_pb2_grpc.IdentityInternalServiceServicer):
 
     issued: list[identity_pb2.IssueDeviceTokenRequest] = field(default_factory=list)
     down: bool = False
+    at_once: asyncio.Barrier | None = None
+    """So many calls are answered together."""
 
     async def IssueDeviceToken(  # noqa: N802
         self, request: identity_pb2.IssueDeviceTokenRequest, context: Any
@@ -60,6 +63,8 @@ class FakeIdentity(identity_pb2_grpc.IdentityInternalServiceServicer):
         if self.down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         self.issued.append(request)
+        if self.at_once is not None:
+            await self.at_once.wait()
         answer = identity_pb2.IssueDeviceTokenResponse(
             device_token=f"token-{request.device_id}-{request.token_version}"
         )

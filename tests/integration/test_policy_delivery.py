@@ -178,6 +178,8 @@ async def test_grpc_agents_also_get_a_statement(world: World) -> None:
     assert payload["previous"] == hashlib.sha256(first.statement.payload).hexdigest()
     document = statement.payload.partition(b'"document":')[2][:-1]
     assert key.verifies(document, second.signature)
+    # A device that enrolls gets the same.
+    assert (await device_policy(world, device)).statement == statement
     same = await device.pull_grpc("2")
     assert (same.not_modified, same.version) == (True, "")
 
@@ -195,6 +197,20 @@ async def test_a_token_past_half_of_its_life_is_replaced(world: World) -> None:
     assert rotated["action"] == "policy.device_token_rotated"
     assert rotated["resource"] == f"devices/{device.id}"
     assert (await device.pull_grpc("1")).device_token == f"token-{device.id}-3"
+
+
+async def test_two_polls_at_once_with_a_wished_sync_are_both_answered(world: World) -> None:
+    """The second one finds the wish fulfilled when it has its token."""
+    await world.admin.published(ORG.id, DOCUMENT)
+    device = new_device(world, age=HALF)
+    world.neighbours.registry.add(device.id, ORG.id)
+    await world.admin.call("SyncDevice", id=str(device.id))
+    world.neighbours.identity.at_once = asyncio.Barrier(2)
+    answers = await asyncio.gather(device.pull("1"), device.pull("1"))
+    for answer in answers:
+        assert verified(await world.pem(), answer)["device_token"]
+    served = Device(world.kit, world.channel, device.id, ORG.id)
+    assert (await served.pull("1")).status_code == 304
 
 
 async def test_an_expired_token_is_replaced_for_ninety_days(world: World) -> None:
