@@ -5,14 +5,26 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from servicekit.errors import invalid_field
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from servicekit.postgres import Connection
 
 T = TypeVar("T")
 
 DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 500
+PAGE_BYTES: Final = 2 << 20
+"""Bytes of long texts that a page holds; a text that is longer has a page of its own.
+
+As protobuf they are six times as many at most, which the gateway holds in memory.
+"""
+_AT_ONCE: Final = 16
+"""Rows that are read before it is known how large they are."""
 
 
 def page_size(asked: int) -> int:
@@ -20,9 +32,40 @@ def page_size(asked: int) -> int:
     return min(asked, MAX_SIZE) if asked > 0 else DEFAULT_SIZE
 
 
+async def rows_within(
+    connection: Connection,
+    sql: str,
+    parameters: list[Any],
+    size_of: Callable[[asyncpg.Record], int],
+    room: int = PAGE_BYTES,
+) -> tuple[list[asyncpg.Record], int]:
+    """The first rows of a query, as many as there is room for, and at least one.
+
+    Answers with them how much room they left, which is less than 0 when there are more rows. They
+    are read a few at a time, so that not much more is read than is answered.
+    """
+    cursor = await connection.cursor(sql, *parameters)
+    found: list[asyncpg.Record] = []
+    left, count = room, _AT_ONCE
+    while rows := await cursor.fetch(count):
+        for row in rows:
+            left -= size_of(row)
+            if left < 0 and found:
+                return found, left
+            found.append(row)
+        if len(rows) < count:
+            break
+        # As many as fit if they are like those before.
+        fit = len(found) * left // max(room - left, 1)
+        count = min(max(fit, _AT_ONCE), MAX_SIZE) if left > 0 else 1
+    return found, max(left, 0)
+
+
 def encode_token(*position: str) -> str:
     """Makes the token that continues behind a position."""
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+    text = json.dumps(position, separators=(",", ":"), ensure_ascii=False)
+    # A lone surrogate is refused when the token comes back.
+    return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode().rstrip("=")
 
 
 def decode_token(token: str, parse: Callable[..., T]) -> T | None:

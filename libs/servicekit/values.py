@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from google.protobuf.struct_pb2 import Value
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
+
+_SLICE: Final = 1_000
+"""Values between two pauses: a few milliseconds of work."""
 
 
 def from_value(value: Value) -> Any:
@@ -46,6 +50,40 @@ def to_value(json: Any, value: Value) -> None:
             value.list_value.SetInParent()
             for item in json:
                 to_value(item, value.list_value.values.add())
+
+
+def filling(
+    json: dict[str, Any], struct: Struct, shown: Callable[[Any, int], Any] = lambda item, _: item
+) -> Iterator[None]:
+    """Fills a struct with JSON of any size; pauses now and then, so that others can go on.
+
+    Args:
+        shown: what stands for an item that is so many levels deep.
+    """
+    done = 0
+    left: list[tuple[Any, Struct | Value, int]] = [(json, struct, 0)]
+    while left:
+        found, target, depth = left.pop()
+        items: Iterator[tuple[Value, Any]]
+        if isinstance(found, dict):
+            fields = (target if isinstance(target, Struct) else target.struct_value).fields
+            if isinstance(target, Value):
+                target.struct_value.SetInParent()
+            items = ((fields[key], item) for key, item in found.items())
+        else:
+            assert isinstance(target, Value)
+            target.list_value.SetInParent()
+            values = target.list_value.values
+            items = ((values.add(), item) for item in found)
+        for value, item in items:
+            to_show = shown(item, depth + 1)
+            if isinstance(to_show, dict | list):
+                left.append((to_show, value, depth + 1))
+            else:
+                to_value(to_show, value)
+            done += 1
+            if done % _SLICE == 0:
+                yield
 
 
 def timestamp(at: datetime) -> Timestamp:

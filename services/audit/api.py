@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,7 @@ from servicekit.auditverify import Entry
 from servicekit.grpc_server import Context
 from servicekit.keys import pem_bundle
 from servicekit.pagination import decode_token, encode_token, page_size
-from servicekit.values import timestamp
+from servicekit.values import filling, timestamp
 from services.audit.domain import Filters, Position, data_of
 from services.audit.keys import Keys
 from services.audit.service import AuditLog
@@ -35,15 +36,17 @@ def _time(message: Message, name: str) -> datetime | None:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
-def _struct(value: Any) -> Struct | None:
-    if not isinstance(value, Mapping):
+async def _struct(value: Any) -> Struct | None:
+    if not isinstance(value, dict):
         return None
     struct = Struct()
-    struct.update(value)
+    for _ in filling(value, struct):
+        # Policies can be large; meanwhile others are served.
+        await asyncio.sleep(0)
     return struct
 
 
-def _entry(entry: Entry) -> pb.AuditEntry:
+async def _entry(entry: Entry) -> pb.AuditEntry:
     data = data_of(entry.record)
 
     def text(name: str) -> str:
@@ -61,8 +64,8 @@ def _entry(entry: Entry) -> pb.AuditEntry:
         actor_role=text("actorRole"),
         source_ip=text("sourceIp"),
         request_id=text("requestId"),
-        before=_struct(data.get("before")),
-        after=_struct(data.get("after")),
+        before=await _struct(data.get("before")),
+        after=await _struct(data.get("after")),
         sequence=entry.sequence,
         previous_hash=entry.previous_hash,
         hash=entry.hash,
@@ -73,7 +76,7 @@ def _position(occurred_at: str, entry_id: str) -> Position:
     at = datetime.fromisoformat(occurred_at)
     if at.tzinfo is None:
         raise ValueError("a time without an offset")
-    return Position(at, UUID(entry_id))
+    return Position(at.astimezone(UTC), UUID(entry_id))
 
 
 class AuditApi(audit_pb2_grpc.AuditServiceServicer):
@@ -96,20 +99,20 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
             occurred_before=_time(request, "occurred_before"),
         )
         after = decode_token(request.page_token, _position)
-        found = await self._log.find(context.call, request.org_id, filters, after, limit + 1)
+        found, more = await self._log.find(context.call, request.org_id, filters, after, limit)
         token = ""
-        if len(found) > limit:
-            last = found[limit - 1].columns
+        if more:
+            last = found[-1].columns
             token = encode_token(last.occurred_at.isoformat(), last.id)
         return pb.ListAuditEntriesResponse(
-            entries=[_entry(entry) for entry in found[:limit]], next_page_token=token
+            entries=[await _entry(entry) for entry in found], next_page_token=token
         )
 
     async def GetAuditEntry(
         self, request: pb.GetAuditEntryRequest, context: Context
     ) -> pb.AuditEntry:
         """Answers one entry."""
-        return _entry(await self._log.get(context.call, request.id))
+        return await _entry(await self._log.get(context.call, request.id))
 
     async def GetAuditCheckpoint(
         self, request: pb.GetAuditCheckpointRequest, context: Context

@@ -67,8 +67,8 @@ class AuditLog:
 
     async def find(
         self, call: Call, org_id: str, filters: Filters, after: Position | None, limit: int
-    ) -> list[Entry]:
-        """Entries, newest first, behind a position."""
+    ) -> tuple[list[Entry], bool]:
+        """Entries, newest first, behind a position, and whether there are more."""
         scope = await self._scope(call, org_id)
         async with self._database.transaction(scope) as connection:
             return await store.list_entries(connection, scope, filters, after, limit)

@@ -13,6 +13,7 @@ import asyncpg
 
 from servicekit.auditchain import NO_HASH, Columns, Head, entry_hash
 from servicekit.auditverify import Entry
+from servicekit.pagination import rows_within
 from servicekit.postgres import Connection, Scope, columns
 from services.audit.domain import Arrival, Filters, Position
 
@@ -76,6 +77,10 @@ def _entry(row: asyncpg.Record) -> Entry:
             resource=row["resource"],
         ),
     )
+
+
+def _size(row: asyncpg.Record) -> int:
+    return len(row["record"]) + len(row["resource"])
 
 
 async def append(connection: Connection, arrivals: Sequence[Arrival]) -> Appended:
@@ -224,8 +229,8 @@ async def start_position(connection: Connection, position: StreamPosition) -> No
 
 async def list_entries(
     connection: Connection, scope: Scope, filters: Filters, after: Position | None, limit: int
-) -> list[Entry]:
-    """Entries of a scope, newest first."""
+) -> tuple[list[Entry], bool]:
+    """Entries of a scope, newest first, and whether there are more."""
     arguments: list[Any] = [scope.tenant_ids]
     where = [_IN_SCOPE]
 
@@ -247,12 +252,14 @@ async def list_entries(
         add("occurred_at < {0}", filters.occurred_before)
     if after:
         add("(occurred_at, id) < ({0}, {1})", after.occurred_at, after.id)
-    rows = await connection.fetch(
+    rows, left = await rows_within(
+        connection,
         f"SELECT {_ENTRY} FROM audit.entry WHERE {' AND '.join(where)}"
-        f" ORDER BY occurred_at DESC, id DESC LIMIT {int(limit)}",
-        *arguments,
+        f" ORDER BY occurred_at DESC, id DESC LIMIT {int(limit) + 1}",
+        arguments,
+        _size,
     )
-    return [_entry(row) for row in rows]
+    return [_entry(row) for row in rows[:limit]], left < 0 or len(rows) > limit
 
 
 async def entry(connection: Connection, scope: Scope, entry_id: UUID) -> Entry | None:
@@ -292,22 +299,29 @@ async def chain_page(
     after: tuple[int, UUID],
     limit: int,
 ) -> tuple[Head | None, list[Entry]]:
-    """The next entries of a chain, oldest first, and its head as it was before they were read."""
+    """The next entries of a chain, oldest first, and its head as it was before they were read.
+
+    There are none only at its end.
+    """
     head = await connection.fetchrow(
         "SELECT tenant_id, sequence, hash FROM audit.chain_head WHERE tenant_id = $1", tenant_id
     )
-    rows = await connection.fetch(
+    rows, _ = await rows_within(
+        connection,
         f"SELECT {_ENTRY} FROM audit.entry WHERE tenant_id = $1"
         " AND (sequence, id) > ($2, $6)"
         " AND ($3::timestamptz IS NULL OR occurred_at >= $3)"
         " AND ($4::timestamptz IS NULL OR occurred_at < $4)"
         " ORDER BY sequence, id LIMIT $5",
-        tenant_id,
-        after[0],
-        filters.occurred_after,
-        filters.occurred_before,
-        limit,
-        after[1],
+        [
+            tenant_id,
+            after[0],
+            filters.occurred_after,
+            filters.occurred_before,
+            limit,
+            after[1],
+        ],
+        _size,
     )
     found = Head(str(tenant_id), head["sequence"], head["hash"].hex()) if head else None
     return found, [_entry(row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -15,7 +16,7 @@ from google.protobuf.struct_pb2 import Struct
 from evergreen.v1 import telemetry_pb2, telemetry_pb2_grpc
 from servicekit.grpc_server import Context
 from servicekit.pagination import decode_token, encode_token, page_size
-from servicekit.values import timestamp, to_value
+from servicekit.values import filling, timestamp
 from services.telemetry.domain.events import metadata
 from services.telemetry.domain.files import (
     DEVICE_COLUMNS,
@@ -25,7 +26,7 @@ from services.telemetry.domain.files import (
     event_json,
     event_row,
 )
-from services.telemetry.domain.presentable import presentable
+from services.telemetry.domain.presentable import MAX_DEPTH, presentable
 from services.telemetry.domain.views import (
     DeviceDetail,
     DeviceFilter,
@@ -89,8 +90,11 @@ class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
         self, request: telemetry_pb2.GetDeviceRequest, context: Context
     ) -> telemetry_pb2.Device:
         """Answers one device."""
-        device, events = await self._inventory.get_device(context.call.caller, UUID(request.id))
-        return _device(device, events, self._inventory.online_since())
+        device, events, channel = await self._inventory.get_device(
+            context.call.caller, UUID(request.id)
+        )
+        shown = [await _event(event) for event in events]
+        return _device(device, shown, channel, self._inventory.online_since())
 
 
 class EventApi(telemetry_pb2_grpc.EventServiceServicer):
@@ -112,11 +116,13 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
             _event_filter(request),
             decode_token(request.page_token, _event_position),
             size,
+            # The console, which gives a limit, knows no page tokens.
+            only_page=not request.page_token and not request.page_size,
         )
         after = found.after
         token = encode_token(after.occurred_at.isoformat(), str(after.id)) if after else ""
         return telemetry_pb2.ListEventsResponse(
-            events=[_event(event) for event in found.events], next_page_token=token
+            events=[await _event(event) for event in found.events], next_page_token=token
         )
 
     async def ExportEvents(
@@ -161,16 +167,16 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
     ) -> telemetry_pb2.ListQuarantinedEventsResponse:
         """Lists events that were set aside."""
         size = page_size(request.page_size)
-        found = await self._events.list_quarantined(
+        found, more = await self._events.list_quarantined(
             context.call.caller,
             request.org_id,
             UUID(request.device_id) if request.device_id else None,
             decode_token(request.page_token, lambda text: UUID(str(text))),
-            size + 1,
+            size,
         )
         return telemetry_pb2.ListQuarantinedEventsResponse(
-            quarantined_events=[_quarantined(event) for event in found[:size]],
-            next_page_token=encode_token(str(found[size - 1].id)) if len(found) > size else "",
+            quarantined_events=[_quarantined(event) for event in found],
+            next_page_token=encode_token(str(found[-1].id)) if more else "",
         )
 
 
@@ -235,10 +241,10 @@ def _summary(device: DeviceSummary, online_since: datetime) -> dict[str, Any]:
 
 
 def _device(
-    device: DeviceDetail, events: list[StoredEvent], online_since: datetime
+    device: DeviceDetail, events: list[telemetry_pb2.Event], channel: str, online_since: datetime
 ) -> telemetry_pb2.Device:
     apps = json.loads(device.installed_apps) if device.installed_apps else []
-    updates = telemetry_pb2.DeviceUpdates(channel=device.update_status)
+    updates = telemetry_pb2.DeviceUpdates(channel=channel, status=device.update_status)
     if device.state_received_at is not None:
         updates.last_sync.FromDatetime(device.state_received_at)
     return telemetry_pb2.Device(
@@ -252,15 +258,22 @@ def _device(
             disk=device.disk_health, battery=device.battery_health
         ),
         updates=updates,
-        events=[_event(event) for event in events],
+        events=events,
         last_error=device.last_error,
     )
 
 
-def _event(event: StoredEvent) -> telemetry_pb2.Event:
+def _shown(item: Any, depth: int) -> Any:
+    if isinstance(item, dict | list) and depth < MAX_DEPTH:
+        return item
+    return presentable(item, depth)
+
+
+async def _event(event: StoredEvent) -> telemetry_pb2.Event:
+    """A payload can be a list of half a million numbers; meanwhile others are served."""
     shown = Struct()
-    for key, value in metadata(event.payload).items():
-        to_value(presentable(value, 1), shown.fields[key])
+    for _ in filling(metadata(event.payload), shown, _shown):
+        await asyncio.sleep(0)
     return telemetry_pb2.Event(
         id=str(event.id),
         occurred_at=timestamp(event.occurred_at),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,28 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
     }
     assert writes == set(names) | elsewhere
     assert all(action in text for action in names.values())
+
+
+def test_a_list_of_large_events_is_answered(org: Org) -> None:
+    """A page is as large as the gateway passes on, whatever limit the console gives."""
+    agent = org.device()
+    for _ in range(100):
+        agent.record("large", [1] * 32_000)
+    agent.send_events()
+    with ThreadPoolExecutor() as pool:
+        large = pool.submit(org.owner.get, "/api/events", params={"limit": 100})
+        ok(org.owner.get("/api/events/retention"))
+        first = ok(large.result())
+    assert 20 < len(first["events"]) < 40
+    assert first["events"][0]["metadata"]["value"] == [1] * 32_000
+    found, token = 0, ""
+    while True:
+        page = ok(org.owner.get("/api/events", params={"pageSize": 500, "pageToken": token}))
+        found += len(page["events"])
+        token = page["nextPageToken"]
+        if not token:
+            break
+    assert found == 100
 
 
 def test_a_console_session_has_all_that_the_console_reads(stack: Stack) -> None:

@@ -91,6 +91,8 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     """Tells of the versions that a test puts into it."""
 
     versions: list[policy_pb2.AppliedVersion] = field(default_factory=list)
+    in_force: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The documents in force, by organisation."""
 
     def tell(self, device_id: UUID, version: str, org: UUID = ORG.id) -> None:
         applied = policy_pb2.AppliedVersion(
@@ -98,6 +100,15 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
         )
         applied.reported_at.FromDatetime(datetime.now(UTC))
         self.versions.append(applied)
+
+    async def GetDevicePolicy(  # noqa: N802
+        self, request: policy_pb2.GetDevicePolicyRequest, context: Any
+    ) -> policy_pb2.GetDevicePolicyResponse:
+        document = self.in_force.get(request.tenant_id)
+        envelope = {"version": "1", "signature": "c2ln", "policy": document}
+        return policy_pb2.GetDevicePolicyResponse(
+            envelope=json.dumps(envelope).encode() if document is not None else b""
+        )
 
     async def ListAppliedVersions(  # noqa: N802
         self, request: policy_pb2.ListAppliedVersionsRequest, context: Any

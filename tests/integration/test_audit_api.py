@@ -16,6 +16,7 @@ from evergreen.v1 import audit_pb2 as pb
 from servicekit.access import Role
 from servicekit.auditchain import Checkpoint
 from servicekit.keys import read_pem_bundle
+from servicekit.pagination import encode_token
 from tests import callers
 from tests.integration.audit import (
     ORG,
@@ -76,6 +77,26 @@ async def test_lists_filter(audit: Audit) -> None:
     await fill(audit)
     for filters, expected in FILTERS:
         assert numbers(await audit.entries(**filters)) == expected, filters
+
+
+async def test_a_page_of_large_entries_ends_early(audit: Audit) -> None:
+    """What the gateway passes on; all pages, and an export, have all entries."""
+    large = {"bundle": {"texts": ["<" * 1_000] * 300}}
+    await audit.record(*(event(n, after={"n": n, **large}) for n in range(20)))
+    found: list[Any] = []
+    token = ""
+    while True:
+        answer = await audit.api.ListAuditEntries(
+            pb.ListAuditEntriesRequest(page_size=500, page_token=token), metadata=audit.owner
+        )
+        assert 0 < len(answer.entries) < 8
+        found += answer.entries
+        token = answer.next_page_token
+        if not token:
+            break
+    assert [e.after["n"] for e in found] == [*range(19, -1, -1)]
+    assert len(found[0].after["bundle"]["texts"]) == 300
+    assert (await audit.export()).endswith('{"end":{"entries":20}}\n')
 
 
 async def test_lists_have_pages(audit: Audit) -> None:
@@ -143,6 +164,8 @@ BAD: list[dict[str, Any]] = [
     {"page_token": "x"},
     {"page_token": base64.urlsafe_b64encode(b'["2026","x"]').decode()},
     {"page_token": base64.urlsafe_b64encode(b'["2026-01-01","00"]').decode()},
+    {"page_token": encode_token("0001-01-01T00:00:00+14:00", str(ORG.id))},
+    {"page_token": encode_token("9999-12-31T23:00:00-14:00", str(ORG.id))},
     {"page_size": -1},
     {"page_size": 501},
     {"org_id": "x"},

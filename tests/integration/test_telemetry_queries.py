@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from tests.integration.telemetry import (
     SISTER,
     STRANGER,
     Admin,
+    Device,
     World,
     event,
     eventually,
@@ -103,7 +105,10 @@ async def test_the_detail_of_a_device(world: World) -> None:
     found = MessageToDict(await world.admin.device(device.id))
     events = found.pop("events")
     assert found.pop("lastSeen")
-    assert found.pop("updates").pop("lastSync")
+    updates = found.pop("updates")
+    assert updates.pop("lastSync")
+    # Without a policy there is no channel; what the device says is something else.
+    assert updates == {"status": "stable"}
     assert found == {
         "id": str(device.id),
         "hostname": "SN-1",
@@ -120,6 +125,26 @@ async def test_the_detail_of_a_device(world: World) -> None:
     assert len(events) == 20
     (listed,) = (await world.admin.devices()).devices
     assert (listed.health, listed.policy_version) == ("warning", "42")
+
+
+@pytest.mark.parametrize(
+    ("document", "channel"),
+    [
+        ({"updates": {"channel": "beta"}}, "beta"),
+        ({"updates": {"channel": ""}}, ""),
+        ({"updates": None}, ""),
+        ({}, ""),
+    ],
+)
+async def test_a_devices_channel_is_its_policys(
+    world: World, document: dict[str, Any], channel: str
+) -> None:
+    """Not what the device says of its updates."""
+    device = world.device()
+    await device.state(update_status="idle")
+    world.policy.in_force[str(ORG.id)] = document
+    updates = (await world.admin.device(device.id)).updates
+    assert (updates.channel, updates.status) == (channel, "idle")
 
 
 async def test_a_device_that_falls_silent_is_offline(world: World) -> None:
@@ -324,6 +349,94 @@ async def test_pages_of_events_have_each_event_once(world: World) -> None:
         if not token:
             break
     assert len(found) == len(set(found)) == 23
+
+
+async def large_events(device: Device, count: int) -> None:
+    """Such as take the most room as protobuf: a list of numbers as large as a payload may be."""
+    events = [event(n, payload=[1] * 32_000) for n in range(count)]
+    body = json.dumps({"device_id": str(device.id), "events": events}, separators=(",", ":"))
+    answer = await device.post("events", body.encode())
+    assert answer.json()["accepted"] == count
+
+
+async def test_a_page_of_large_events_ends_early(world: World) -> None:
+    """So that the gateway passes it on; all pages have all events, also for who reads no other."""
+    device = world.device()
+    await large_events(device, 70)
+    found: list[Any] = []
+    token = ""
+    while True:
+        page = await world.admin.events(page_size=500, page_token=token)
+        assert page.ByteSize() < 16 << 20
+        assert len(page.events) < 40
+        found += page.events
+        token = page.next_page_token
+        if not token:
+            break
+    assert len(found) == len({e.id for e in found}) == 70
+    assert len(found[0].metadata["value"]) == 32_000
+    # The console gives a limit, and shows the first page.
+    assert 20 < len((await world.admin.events(limit=100)).events) < 40
+    assert len((await world.admin.device(device.id)).events) == 20
+    _, parts = await world.admin.export()
+    assert len(json.loads(b"".join(part.data for part in parts))) == 70
+
+
+async def test_others_are_answered_while_a_large_page_is_made(world: World) -> None:
+    """Not only when it is there."""
+    device = world.device()
+    await large_events(device, 30)
+    order: list[str] = []
+
+    async def note(name: str, call: Any) -> None:
+        await call
+        order.append(name)
+
+    async def calls() -> None:
+        for _ in range(5):
+            await note("small", world.admin.retention())
+
+    await asyncio.gather(note("large", world.admin.events(limit=100)), calls())
+    assert order == ["small"] * 5 + ["large"]
+
+
+async def test_a_page_of_large_events_that_were_set_aside_ends_early(world: World) -> None:
+    """As with others."""
+    device = world.device()
+    await device.events([{"id": str(n), "payload": "x" * 20_000} for n in range(150)])
+    page = await world.admin.quarantined(page_size=500)
+    assert 120 < len(page.quarantined_events) < 130
+    rest = await world.admin.quarantined(page_size=500, page_token=page.next_page_token)
+    assert len(page.quarantined_events) + len(rest.quarantined_events) == 150
+    assert not rest.next_page_token
+
+
+async def test_the_console_finds_what_lies_far_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows no page tokens: its only page reads on for a while before it stays short."""
+    monkeypatch.setattr("services.telemetry.store.events.SCAN", 5)
+    monkeypatch.setattr("services.telemetry.service.events._PATIENCE_SECONDS", 600)
+    device = world.device()
+    await device.events(
+        [event(n, payload={"message": "wanted" if n < 2 else "no"}) for n in range(60)]
+    )
+    for request in ({"limit": 10}, {}):
+        page = await world.admin.events(search="WANTED", **request)
+        assert [e.message for e in page.events] == ["wanted"] * 2
+    assert len((await world.admin.events(limit=1, search="wanted")).events) == 1
+    # Whoever knows page tokens goes on at once.
+    page = await world.admin.events(page_size=10, search="wanted")
+    assert not page.events
+    assert page.next_page_token
+    page = await world.admin.events(limit=10, search="wanted", page_token=page.next_page_token)
+    assert not page.events
+    assert page.next_page_token
+    # It does not read for ever.
+    monkeypatch.setattr("services.telemetry.service.events._MOST_SCANS", 3)
+    page = await world.admin.events(limit=10, search="wanted")
+    assert not page.events
+    assert page.next_page_token
 
 
 async def test_what_was_set_aside_is_listed(world: World) -> None:

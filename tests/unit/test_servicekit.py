@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from google.protobuf.struct_pb2 import Struct, Value
 
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.channels import open_channel
@@ -19,7 +20,9 @@ from servicekit.ids import now
 from servicekit.logs import Repeated
 from servicekit.pagination import decode_token, encode_token
 from servicekit.postgres import as_domain_error
+from servicekit.rules import DEFAULT_MAX_STRING
 from servicekit.tenants import TenantDirectory, TenantNode
+from servicekit.values import filling, to_value
 
 
 def _token(value: Any) -> str:
@@ -56,6 +59,28 @@ def test_a_made_up_token_is_the_callers_mistake(token: str) -> None:
         decode_token(token, UUID)
     assert refused.value.code is Code.INVALID_ARGUMENT
     assert refused.value.violations[0].field == "pageToken"
+
+
+@pytest.mark.parametrize("letter", ["é", "\U0001f4bb", '"', "\\"])
+def test_a_token_of_any_name_is_taken_again(letter: str) -> None:
+    """The longest serial number of any script makes a token that a request may hold."""
+    name = letter * 128
+    token = encode_token(name, str(UUID(int=5)))
+    assert len(token) <= DEFAULT_MAX_STRING
+    assert decode_token(token, lambda *parts: parts) == (name, str(UUID(int=5)))
+
+
+def test_large_json_is_filled_in_with_pauses() -> None:
+    """And is what it would be at once."""
+    json = {"a": [1, 2.5, "x", None, True, {"b": []}], "n": [[n] for n in range(3_000)], "e": {}}
+    struct, at_once = Struct(), Value()
+    pauses = sum(1 for _ in filling(json, struct))
+    to_value(json, at_once)
+    assert struct == at_once.struct_value
+    assert pauses >= 5
+    shown = Struct()
+    list(filling(json, shown, lambda item, depth: f"{depth}" if isinstance(item, list) else item))
+    assert shown == {"a": "1", "n": "1", "e": {}}
 
 
 def test_what_passes_by_itself_is_tried_again_and_a_defect_is_not() -> None:

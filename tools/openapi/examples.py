@@ -180,7 +180,11 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 }
             ],
             "healthSnapshot": {"disk": "healthy", "battery": "healthy"},
-            "updates": {"channel": "idle", "lastSync": "2026-09-01T07:58:03.221Z"},
+            "updates": {
+                "channel": "stable",
+                "lastSync": "2026-09-01T07:58:03.221Z",
+                "status": "idle",
+            },
             "events": [_EVENT],
             "lastError": "",
         }

@@ -268,7 +268,10 @@ class ExportAuditEntriesRequest(_message.Message):
     org_id: _builtins.str
     """Only entries of this tenant; of the caller's whole subtree when not given."""
     format: _builtins.str
-    """The file's format: `jsonl` (the default; it can be verified) or `csv`."""
+    """The file's format: `jsonl` (the default; it can be verified) or `csv`. A file
+    is whole when its last line says so: `{"end": …}`, or `end` and the number
+    of rows.
+    """
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
         """Only entries at or after this."""

@@ -383,13 +383,18 @@ class DeviceUpdates(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     LAST_SYNC_FIELD_NUMBER: _builtins.int
     PENDING_VERSION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
-    """The update channel or status that the device reports."""
+    """The update channel that the device's policy says, such as `stable`; empty
+    without a policy.
+    """
     pending_version: _builtins.str
-    """A version that waits to be installed."""
+    """A version that waits to be installed; released agents report none."""
+    status: _builtins.str
+    """What the device says of its updates, in its own words."""
     @_builtins.property
     def last_sync(self) -> _timestamp_pb2.Timestamp:
-        """When the device last reported it."""
+        """When the device last reported its state."""
 
     def __init__(
         self,
@@ -397,10 +402,11 @@ class DeviceUpdates(_message.Message):
         channel: _builtins.str = ...,
         last_sync: _timestamp_pb2.Timestamp | None = ...,
         pending_version: _builtins.str | None = ...,
+        status: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pending_version", b"_pending_version", "last_sync", b"last_sync", "pending_version", b"pending_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_version", b"_pending_version", "channel", b"channel", "last_sync", b"last_sync", "pending_version", b"pending_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_version", b"_pending_version", "channel", b"channel", "last_sync", b"last_sync", "pending_version", b"pending_version", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pending_version: _TypeAlias = _typing.Literal["pending_version"]  # noqa: Y015
     _WhichOneofArgType__pending_version: _TypeAlias = _typing.Literal["_pending_version", b"_pending_version"]  # noqa: Y015

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Final
 from uuid import UUID
 
 from servicekit.call import Caller
@@ -14,6 +17,9 @@ from services.telemetry.domain.views import (
     QuarantinedEvent,
 )
 from services.telemetry.store import events as store
+
+_PATIENCE_SECONDS: Final = 0.15
+_MOST_SCANS: Final = 20
 
 
 class EventQueries:
@@ -30,15 +36,23 @@ class EventQueries:
         wanted: EventFilter,
         before: EventPosition | None,
         limit: int,
+        *,
+        only_page: bool = False,
     ) -> EventPage:
         """The next events of the caller's subtree, or of one org in it, newest first.
+
+        Args:
+            only_page: the caller will ask for no other page: a short one is filled for a moment.
 
         Raises:
             DomainError: NOT_FOUND for an org that is not in the subtree.
         """
         scope = await self._tenants.query_scope(caller, org_id)
         async with self._database.transaction(scope) as connection:
-            return await store.list_events(connection, scope, wanted, before, limit)
+            go_on = _patience() if only_page else _never
+            return await store.list_events(
+                connection, scope, wanted, before, limit, store.SCAN, go_on
+            )
 
     async def list_quarantined(
         self,
@@ -47,8 +61,26 @@ class EventQueries:
         device_id: UUID | None,
         before: UUID | None,
         limit: int,
-    ) -> list[QuarantinedEvent]:
-        """The next quarantined events, newest first; as `list_events`."""
+    ) -> tuple[list[QuarantinedEvent], bool]:
+        """The next quarantined events, newest first, and whether there are more."""
         scope = await self._tenants.query_scope(caller, org_id)
         async with self._database.transaction(scope) as connection:
             return await store.list_quarantined(connection, scope, device_id, before, limit)
+
+
+def _never() -> bool:
+    return False
+
+
+def _patience() -> Callable[[], bool]:
+    """Whether there is time to read more."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _PATIENCE_SECONDS
+    scans = 1
+
+    def left() -> bool:
+        nonlocal scans
+        scans += 1
+        return scans <= _MOST_SCANS and loop.time() < end
+
+    return left

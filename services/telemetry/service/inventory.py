@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 from uuid import UUID
+
+import grpc
 
 from evergreen.v1 import (
     enrollment_pb2,
@@ -16,7 +19,7 @@ from evergreen.v1 import (
 )
 from servicekit import logs
 from servicekit.call import Caller
-from servicekit.errors import not_found
+from servicekit.errors import DomainError, not_found
 from servicekit.feed import ANSWER_SECONDS, Follower, asking
 from servicekit.ids import Clock
 from servicekit.logs import brief
@@ -110,8 +113,8 @@ class Inventory:
 
     async def get_device(
         self, caller: Caller, device_id: UUID
-    ) -> tuple[DeviceDetail, list[StoredEvent]]:
-        """A device of the caller's subtree with its latest events.
+    ) -> tuple[DeviceDetail, list[StoredEvent], str]:
+        """A device of the caller's subtree with its latest events and its update channel.
 
         Raises:
             DomainError: NOT_FOUND.
@@ -125,7 +128,21 @@ class Inventory:
             latest = await event_store.list_events(
                 connection, scope, EventFilter(device_id=device_id), None, LATEST_EVENTS
             )
-        return device, latest.events
+        return device, latest.events, await self._channel(device)
+
+    async def _channel(self, device: DeviceDetail) -> str:
+        """The update channel that the device's policy says; empty when policy cannot be asked."""
+        if asyncio.get_running_loop().time() < self._ask_from.get(self.applied, 0):
+            return ""
+        request = policy_pb2.GetDevicePolicyRequest(
+            tenant_id=str(device.summary.tenant_id), device_id=str(device.summary.id)
+        )
+        try:
+            found = await self._policy.GetDevicePolicy(request, timeout=_REFRESH_SECONDS)
+            return update_channel(found.envelope)
+        except (grpc.aio.AioRpcError, DomainError) as away:
+            log.debug("a device is shown without its channel", error=brief(away))
+            return ""
 
     async def refresh(self) -> None:
         """Asks the feeds once more: who has just admitted a device looks for it in the list.
@@ -176,6 +193,14 @@ class Inventory:
         async with self._database.transaction() as connection:
             await write(connection, changes)
             await store.store_cursor(connection, feed, cursor)
+
+
+def update_channel(envelope: bytes) -> str:
+    """The update channel of a policy in its envelope; empty when that is."""
+    if not envelope:
+        return ""
+    channel = ((json.loads(envelope).get("policy") or {}).get("updates") or {}).get("channel")
+    return channel if isinstance(channel, str) else ""
 
 
 def _registered(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:

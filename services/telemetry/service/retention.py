@@ -144,14 +144,14 @@ class Maintenance:
         moment = await self._moment(ran)
         failures: list[Exception] = []
         for work in (
-            lambda: self._extend(moment),
-            lambda: self._drop(moment),
-            lambda: self._expire(moment),
-            lambda: self._sweep(moment),
-            lambda: self._sweep_quarantine(moment),
+            self._extend,
+            self._drop,
+            self._expire,
+            self._sweep,
+            self._sweep_quarantine,
         ):
             try:
-                await work()
+                await work(moment)
             except Exception as error:
                 failures.append(error)
         if failures:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
+from servicekit.pagination import PAGE_BYTES, rows_within
 from servicekit.postgres import SYSTEM, Connection, Scope
 from services.telemetry.domain.views import (
     EventFilter,
@@ -50,6 +53,19 @@ def stored_event(row: asyncpg.Record) -> StoredEvent:
     )
 
 
+def _size(row: asyncpg.Record) -> int:
+    return sum(len(row[name] or "") for name in ("type", "message", "payload"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a page; how many bytes may follow, and how many rows are worth to be read then."""
+
+    page: EventPage
+    room: int = 0
+    worth: int = 0
+
+
 async def list_events(
     connection: Connection,
     scope: Scope,
@@ -57,31 +73,38 @@ async def list_events(
     before: EventPosition | None,
     limit: int,
     scan: int = SCAN,
+    go_on: Callable[[], bool] = lambda: False,
 ) -> EventPage:
-    """The next events of a scope, newest first."""
+    """The next events of a scope, newest first; no more than a page has room for.
+
+    Args:
+        scan: events to read at most, when it looks for something that no index finds.
+        go_on: whether to read as many again for a page that is short.
+    """
     if _is_by_type(wanted) and scope.tenant_ids is None:
         scope = await _spelled_out(connection)
-    page, worth = await _walk(connection, scope, wanted, before, limit, scan)
-    left = limit - len(page.events)
-    if page.after is None or left == 0 or worth < 2 * scan:
-        return page
-    more, _ = await _walk(connection, scope, wanted, page.after, left, worth)
-    return EventPage(page.events + more.events, more.after)
+    part = await _walk(connection, scope, wanted, before, limit, PAGE_BYTES, scan)
+    found = part.page.events
+    rows = part.worth if part.worth >= 2 * scan else 0
+    while (
+        (after := part.page.after) is not None
+        and len(found) < limit
+        and part.room > 0
+        and (rows or go_on())
+    ):
+        part = await _walk(
+            connection, scope, wanted, after, limit - len(found), part.room, rows or scan
+        )
+        found += part.page.events
+        rows = 0
+    return EventPage(found, part.page.after)
 
 
 def _is_by_type(wanted: EventFilter) -> bool:
     return bool(wanted.type) and wanted.device_id is None
 
 
-async def _walk(
-    connection: Connection,
-    scope: Scope,
-    wanted: EventFilter,
-    before: EventPosition | None,
-    limit: int,
-    scan: int,
-) -> tuple[EventPage, int]:
-    """The events that are wanted among the next ones; and what more reading is worth."""
+def _where(scope: Scope, wanted: EventFilter, before: EventPosition | None) -> Where:
     where = Where(scope)
     if wanted.device_id is not None:
         where.add("device_id = ?", wanted.device_id)
@@ -105,15 +128,32 @@ async def _walk(
         where.filter("type = ?", wanted.type)
     if wanted.search:
         where.contains(("type", "message"), wanted.search)
+    return where
+
+
+async def _walk(
+    connection: Connection,
+    scope: Scope,
+    wanted: EventFilter,
+    before: EventPosition | None,
+    limit: int,
+    room: int,
+    scan: int,
+) -> _Part:
+    """The events that are wanted among the next ones; and what more reading is worth."""
+    where = _where(scope, wanted, before)
     sql = where.page(EVENT, "telemetry.event", "occurred_at", limit + 1, scan, down=True)
-    rows = await connection.fetch(sql, *where.parameters)
+    rows, left = await rows_within(connection, sql, where.parameters, _size, room)
     found = [stored_event(row) for row in rows if row["wanted"]]
     if len(found) > limit:
-        return EventPage(found[:limit], found[limit - 1].position), 0
+        return _Part(EventPage(found[:limit], found[limit - 1].position))
+    if left < 0:
+        return _Part(EventPage(found, found[-1].position))
     if not rows or not rows[-1]["last"]:
-        return EventPage(found, None), 0
+        return _Part(EventPage(found, None))
     last = rows[-1]
-    return EventPage(found, EventPosition(last["occurred_at"], last["id"])), last["worth"]
+    position = EventPosition(last["occurred_at"], last["id"])
+    return _Part(EventPage(found, position), left, last["worth"])
 
 
 async def _spelled_out(connection: Connection) -> Scope:
@@ -135,21 +175,23 @@ async def list_quarantined(
     device_id: UUID | None,
     before: UUID | None,
     limit: int,
-) -> list[QuarantinedEvent]:
-    """The next quarantined events of a scope, newest first."""
+) -> tuple[list[QuarantinedEvent], bool]:
+    """The next quarantined events of a scope, newest first, and whether there are more."""
     where = Where(scope)
     if device_id is not None:
         where.add("device_id = ?", device_id)
     if before is not None:
         where.add("id < ?", before)
-    rows = await connection.fetch(
+    sql = (
         f"SELECT id, tenant_id, device_id, reason, left(content, {CONTENT_LISTED}) AS content,"
         " octet_length(content) AS content_bytes, received_at"
         f" FROM telemetry.quarantined_event {where.sql} ORDER BY id DESC"
-        f" LIMIT {where.parameter(limit)}",
-        *where.parameters,
+        f" LIMIT {where.parameter(limit + 1)}"
     )
-    return [
+    rows, left = await rows_within(
+        connection, sql, where.parameters, lambda row: len(row["content"])
+    )
+    found = [
         QuarantinedEvent(
             row["id"],
             row["tenant_id"],
@@ -159,8 +201,9 @@ async def list_quarantined(
             row["content_bytes"],
             row["received_at"],
         )
-        for row in rows
+        for row in rows[:limit]
     ]
+    return found, left < 0 or len(rows) > limit
 
 
 async def quarantined_content(
