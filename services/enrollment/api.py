@@ -84,12 +84,15 @@ class DeviceApi:
     ) -> device_pb2.EnrollDeviceResponse:
         """Lets a device in."""
         admitted = await self._admission.enroll(context.call, application(request))
+        policy = json_format.Parse(
+            admitted.issued.envelope,
+            device_pb2.PolicyEnvelope(statement=admitted.issued.statement),
+            ignore_unknown_fields=True,
+        )
         return device_pb2.EnrollDeviceResponse(
             device_id=str(admitted.device.id),
             device_token=admitted.issued.token,
-            policy=json_format.Parse(
-                admitted.issued.envelope, device_pb2.PolicyEnvelope(), ignore_unknown_fields=True
-            ),
+            policy=policy,
         )
 
 

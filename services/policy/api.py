@@ -182,6 +182,7 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         bundle = self._delivery.in_force(request.tenant_id)
         return policy_pb2.GetDevicePolicyResponse(
             envelope=bundle.envelope if bundle else b"",
+            statement=_to_envelope(bundle).statement if bundle else None,
             has_called=bool(request.device_id and request.token_version)
             and await self._delivery.has_called(request.device_id, request.token_version),
         )

@@ -133,6 +133,7 @@ def test_grpc_and_json_give_the_same_device(stack: Stack, org: Org) -> None:
     assert answer.device_id == found["device_id"]
     assert answer.policy.version == found["policy"]["version"] == "1"
     assert len(answer.policy.signature) == 64
+    assert len(answer.policy.statement.signature) == 64
 
 
 def test_a_replaced_token_is_refused_on_every_route(stack: Stack, org: Org) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest_asyncio
 
 from evergreen.v1 import (
+    device_pb2,
     device_pb2_grpc,
     enrollment_pb2,
     enrollment_pb2_grpc,
@@ -95,6 +96,7 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         return policy_pb2.GetDevicePolicyResponse(
             envelope=self.envelope,
+            statement=device_pb2.PolicyStatement(payload=b"exact") if self.envelope else None,
             has_called=(request.device_id, request.token_version) in self.called,
         )
 

@@ -94,6 +94,13 @@ async def test_grpc_answers_the_same(service: Enrollment) -> None:
     assert answer.policy.version == "7"
     assert answer.policy.signature == b"sig"
     assert answer.policy.policy.updates.channel == "a<b"
+    # The second signature is gRPC's alone.
+    assert answer.policy.statement.payload == b"exact"
+    assert "statement" not in found["policy"]
+    service.neighbours.policy.envelope = b""
+    request = device_pb2.EnrollDeviceRequest(serial="SN-2", pre_shared_key=token.pre_shared_key)
+    answer = await service.devices.EnrollDevice(request, metadata=callers.anonymous())
+    assert (answer.policy.version, answer.policy.HasField("statement")) == ("", False)
 
 
 async def test_a_retry_gives_the_same_device_and_spends_nothing(service: Enrollment) -> None:
@@ -451,6 +458,7 @@ BAD_BODIES: list[tuple[str, dict[str, Any]]] = [
     ("serial", {"serial": ["SN-1"]}),
     ("serial", {"serial": "To be filled by O.E.M."}),
     ("serial", {"serial": "00000000"}),
+    ("serial", {"serial": "recovered:01936d2e-5a70-7c31-9d0e-3f6f1a8b2c01"}),
     ("serial", {"serial": "\ud800"}),
     ("model", {"model": "x" * 257}),
     ("model", {"model": "a\x00b"}),

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from evergreen.v1 import device_pb2 as _device_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -593,6 +594,7 @@ class GetDevicePolicyResponse(_message.Message):
 
     ENVELOPE_FIELD_NUMBER: _builtins.int
     HAS_CALLED_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
     """The envelope in force as JSON, exactly as devices get it; empty when no
     policy is in force.
@@ -601,15 +603,22 @@ class GetDevicePolicyResponse(_message.Message):
     """Whether the device has asked for its policy with a token of the request's
     `token_version`; false when that was not asked.
     """
+    @_builtins.property
+    def statement(self) -> _device_pb2.PolicyStatement:
+        """The second signature over the policy in force, for gRPC alone; absent when
+        no policy is in force.
+        """
+
     def __init__(
         self,
         *,
         envelope: _builtins.bytes = ...,
         has_called: _builtins.bool = ...,
+        statement: _device_pb2.PolicyStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "has_called", b"has_called"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "has_called", b"has_called", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

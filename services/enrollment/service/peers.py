@@ -8,7 +8,7 @@ from typing import Final
 
 import grpc
 
-from evergreen.v1 import identity_pb2, identity_pb2_grpc, policy_pb2, policy_pb2_grpc
+from evergreen.v1 import device_pb2, identity_pb2, identity_pb2_grpc, policy_pb2, policy_pb2_grpc
 from servicekit import logs
 from servicekit.errors import unavailable
 from services.enrollment.domain.types import Device
@@ -31,11 +31,15 @@ The document has all that a decoder may look for."""
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A token for a device, the policy in force as exact JSON bytes, and whether it has called."""
+    """A token for a device, the policy in force as exact JSON bytes, and whether it has called.
+
+    The statement is the policy's second signature, which gRPC alone carries.
+    """
 
     token: str
     envelope: bytes
     has_called: bool
+    statement: device_pb2.PolicyStatement | None = None
 
 
 class Peers:
@@ -77,4 +81,9 @@ class Peers:
                 error=f"{error.code().name}: {error.details()}",
             )
             raise unavailable("the device is registered, but not all services answer") from error
-        return Issued(token.device_token, policy.envelope or NO_POLICY, policy.has_called)
+        return Issued(
+            token.device_token,
+            policy.envelope or NO_POLICY,
+            policy.has_called,
+            policy.statement if policy.HasField("statement") else None,
+        )
