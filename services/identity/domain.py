@@ -15,6 +15,9 @@ from servicekit.access import Role
 from servicekit.errors import failed_precondition, permission_denied
 
 SESSION_TOKEN_LIFE: Final = timedelta(hours=1)
+REFRESH_GRACE: Final = timedelta(seconds=30)
+"""How long a refresh token still works after its first use: two tabs of a browser refresh at the
+same moment, and an answer may be lost."""
 INVITATION_LIFE: Final = timedelta(days=7)
 _CODE_MAX: Final = 40
 

@@ -33,7 +33,7 @@ class RefreshToken:
 
     session_id: UUID
     account_id: UUID
-    used: bool
+    used_at: datetime | None
     expires_at: datetime
     ended: bool
 
@@ -318,7 +318,7 @@ async def insert_refresh_token(
 async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshToken | None:
     """A refresh token with its session, locked."""
     row = await connection.fetchrow(
-        "SELECT s.id, s.account_id, t.used_at IS NOT NULL AS used, s.expires_at,"
+        "SELECT s.id, s.account_id, t.used_at, s.expires_at,"
         " s.ended_at IS NOT NULL AS ended"
         " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
         " WHERE t.hash = $1 FOR UPDATE",
@@ -326,7 +326,9 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
     )
     if row is None:
         return None
-    return RefreshToken(row["id"], row["account_id"], row["used"], row["expires_at"], row["ended"])
+    return RefreshToken(
+        row["id"], row["account_id"], row["used_at"], row["expires_at"], row["ended"]
+    )
 
 
 async def use_refresh_token(connection: Connection, token_hash: bytes, at: datetime) -> None:

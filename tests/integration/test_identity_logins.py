@@ -73,6 +73,11 @@ async def test_a_refresh_token_works_once_and_its_reuse_ends_the_session(
     )
     assert second.refresh_token != first.refresh_token
     assert claims(second.token)["sid"] == claims(first.token)["sid"]
+    connection = await identity.database.superuser()
+    await connection.execute(
+        "UPDATE identity.refresh_token SET used_at = used_at - interval '31 seconds'"
+    )
+    await connection.close()
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await identity.auth.RefreshSession(
             pb.RefreshSessionRequest(refresh_token=first.refresh_token)

@@ -62,21 +62,49 @@ async def test_a_guess_counts_although_its_answer_is_not_awaited(identity: Ident
     assert await _wrong(identity) > 0.5 + 0.25
 
 
-async def test_of_two_refreshes_with_one_token_one_wins_and_the_session_ends(
-    identity: Identity,
-) -> None:
-    """At the same moment or not: a token that two parties have is a token that was stolen."""
+async def test_two_tabs_that_refresh_at_once_both_stay_logged_in(identity: Identity) -> None:
+    """Each gets a token of its own, in the same session; both go on."""
     session = await identity.login()
     request = pb.RefreshSessionRequest(refresh_token=session.refresh_token)
-    results = await asyncio.gather(
-        *(identity.auth.RefreshSession(request) for _ in range(2)), return_exceptions=True
-    )
-    (won,) = [r for r in results if isinstance(r, pb.Session)]
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await identity.auth.RefreshSession(
-            pb.RefreshSessionRequest(refresh_token=won.refresh_token)
+    tabs = await asyncio.gather(*(identity.auth.RefreshSession(request) for _ in range(2)))
+    assert len({session.refresh_token, *(tab.refresh_token for tab in tabs)}) == 3
+    for tab in tabs:
+        found = await identity.auth.RefreshSession(
+            pb.RefreshSessionRequest(refresh_token=tab.refresh_token)
         )
-    assert refused(error)["details"][0]["reason"] == "WRONG_REFRESH_TOKEN"
+        assert claims(found.token)["sid"] == claims(session.token)["sid"]
+
+
+async def test_a_refresh_token_that_comes_again_later_ends_the_session(
+    identity: Identity,
+) -> None:
+    """A token that two parties have was stolen; no use within the grace lengthens it."""
+    session = await identity.login()
+    request = pb.RefreshSessionRequest(refresh_token=session.refresh_token)
+    tabs = [await identity.auth.RefreshSession(request)]
+    await age_tokens(identity, 29)
+    tabs.append(await identity.auth.RefreshSession(request))
+    await age_tokens(identity, 2)
+    for token in (session, *tabs):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await identity.auth.RefreshSession(
+                pb.RefreshSessionRequest(refresh_token=token.refresh_token)
+            )
+        assert refused(error)["details"][0]["reason"] == "WRONG_REFRESH_TOKEN"
+    names = [event["data"]["action"] for event in await identity.events()]
+    assert names.count("identity.refresh_token_reused") == 1
+
+
+async def age_tokens(identity: Identity, seconds: int) -> None:
+    """As if refresh tokens had been used so much earlier."""
+    connection = await identity.database.superuser()
+    try:
+        await connection.execute(
+            "UPDATE identity.refresh_token SET used_at = used_at - make_interval(secs => $1)",
+            seconds,
+        )
+    finally:
+        await connection.close()
 
 
 async def test_ended_sessions_are_forgotten(identity: Identity) -> None:

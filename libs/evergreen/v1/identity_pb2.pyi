@@ -462,7 +462,9 @@ class ListUsersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
-    """Only users of this tenant; of the caller's whole subtree when not given."""
+    """Only users of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
     page_size: _builtins.int
     """The most users to return, at most 500; 100 when not given."""
     page_token: _builtins.str
@@ -698,7 +700,9 @@ class ListEventCredentialsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
-    """Only credentials of this tenant; of the caller's whole subtree when not given."""
+    """Only credentials of this tenant and of those below it; of the caller's
+    whole subtree when not given.
+    """
     page_size: _builtins.int
     """The most credentials to return, at most 500; 100 when not given."""
     page_token: _builtins.str

@@ -80,7 +80,8 @@ class AuthServiceServicer:
 
     def RefreshSession(self, request, context):
         """Exchanges a refresh token for a new session token and a new refresh token.
-        A refresh token works once; using it again ends the session everywhere.
+        A refresh token works once, and for 30 seconds more, for those who refresh
+        at the same moment; using it again later ends the session everywhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

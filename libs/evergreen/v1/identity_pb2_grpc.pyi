@@ -37,7 +37,8 @@ class AuthServiceStub:
     """Opens a session with e-mail address and password."""
     RefreshSession: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RefreshSessionRequest, _identity_pb2.Session]
     """Exchanges a refresh token for a new session token and a new refresh token.
-    A refresh token works once; using it again ends the session everywhere.
+    A refresh token works once, and for 30 seconds more, for those who refresh
+    at the same moment; using it again later ends the session everywhere.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]
     """Returns the session that the caller's token belongs to."""
@@ -57,7 +58,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Opens a session with e-mail address and password."""
     RefreshSession: _aio.UnaryUnaryMultiCallable[_identity_pb2.RefreshSessionRequest, _identity_pb2.Session]  # type: ignore[assignment]
     """Exchanges a refresh token for a new session token and a new refresh token.
-    A refresh token works once; using it again ends the session everywhere.
+    A refresh token works once, and for 30 seconds more, for those who refresh
+    at the same moment; using it again later ends the session everywhere.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]  # type: ignore[assignment]
     """Returns the session that the caller's token belongs to."""
@@ -86,7 +88,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Session, _abc.Awaitable[_identity_pb2.Session]]:
         """Exchanges a refresh token for a new session token and a new refresh token.
-        A refresh token works once; using it again ends the session everywhere.
+        A refresh token works once, and for 30 seconds more, for those who refresh
+        at the same moment; using it again later ends the session everywhere.
         """
 
     @_abc_1.abstractmethod

@@ -16,6 +16,7 @@ from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
 from services.identity import store
 from services.identity.domain import (
+    REFRESH_GRACE,
     OpenSession,
     User,
     new_secret,
@@ -138,10 +139,11 @@ class Sessions:
         return OpenSession(user, token, refresh, expires_at)
 
     async def refresh(self, refresh_token: str) -> OpenSession:
-        """Exchanges a refresh token; one that was used before ends its session.
+        """Exchanges a refresh token; one that was used a while ago ends its session.
 
         Raises:
-            DomainError: UNAUTHENTICATED when the token is unknown, used, or its session over.
+            DomainError: UNAUTHENTICATED when the token is unknown, was used more than
+                `REFRESH_GRACE` ago, or its session is over.
         """
         at = self._clock()
         token_hash = secret_hash(refresh_token)
@@ -152,8 +154,9 @@ class Sessions:
             user = await store.user(connection, token.account_id)
             if user is None or user.status != "active":
                 raise _wrong_refresh_token()
-            if not token.used:
+            if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
+            if token.used_at is None or at <= token.used_at + REFRESH_GRACE:
                 return await self._issue(connection, user, token.session_id, at)
             # Somebody else has it too. Which of the two is the thief cannot be told: both go.
             await store.end_session(connection, token.session_id, at)
