@@ -49,6 +49,7 @@ _ABOUT_CONTENT = re.compile(
             "expiresAt: must be .*",
             # After spaces are taken away, a serial number has to be one.
             r"serials?(\[\d+\])?: (is required|is a placeholder .*|must not contain control .*)",
+            r"serials?(\[\d+\])?: begins with .*",
             # The transcoder, about what is below a field that it does not know.
             ": Proto fields must have a name.",
             # A schema can say how long base64 is, not exactly how many bytes it holds.

@@ -136,7 +136,15 @@ def test_a_placeholder_is_no_serial(serial: str) -> None:
     assert error.value.violations[0].field == "serial"
 
 
-@pytest.mark.parametrize("serial", ["1", "00010", "None-1", "5CD1234XYZ", "é"])
+@pytest.mark.parametrize("serial", ["recovered:1", " Recovered:x", "retired:1"])
+def test_a_name_of_the_registry_is_no_serial(serial: str) -> None:
+    """It calls devices so whose serial number it does not know."""
+    with pytest.raises(DomainError) as error:
+        clean_serial(serial)
+    assert error.value.violations[0].field == "serial"
+
+
+@pytest.mark.parametrize("serial", ["1", "00010", "None-1", "5CD1234XYZ", "é", "recovered-1"])
 def test_what_looks_alike_is_one(serial: str) -> None:
     """Only what firmware is known to report is refused."""
     assert clean_serial(serial) == serial

@@ -32,6 +32,10 @@ _PLACEHOLDERS: Final = frozenset(
     }
 )
 
+# What the registry calls devices whose own serial number it does not know: after a restore, those
+# that have enrolled since (`recovered:`), and those that a list says are retired (`retired:`).
+_RESERVED: Final = ("recovered:", "retired:")
+
 
 def new_secret() -> str:
     """The secret of an enrollment token: 256 random bits, safe in a URL."""
@@ -88,6 +92,12 @@ def clean_serial(serial: str, field: str = "serial") -> str:
         raise invalid_field(
             field, "is a placeholder that many devices share, not a serial number of this device"
         )
+    for prefix in _RESERVED:
+        if cleaned.casefold().startswith(prefix):
+            raise invalid_field(
+                field,
+                f"begins with {prefix}, which is kept for devices whose serial number is unknown",
+            )
     return cleaned
 
 
