@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ Output = Annotated[
 ]
 
 _FAILED = 2
+_END_BYTES = 100
+_END = {
+    "jsonl": re.compile(rb'(?:^|\n)\{"end":\{"entries":\d+\}\}\n$'),
+    "csv": re.compile(rb"\nend,\d+\r\n$"),
+}
+"""How an export ends, by its format."""
 
 
 @contextmanager
@@ -145,6 +152,7 @@ def export(
         _api(home, url, ca_file, email, password_file) as api,
         _written(output) as file,
     ):
+        end = b""
         for part in api.stream(
             "/api/audit/export",
             format=kind,
@@ -153,6 +161,10 @@ def export(
             occurredBefore=before,
         ):
             file.write(part)
+            end = (end + part)[-_END_BYTES:]
+        # It looks whole over HTTP when the service was stopped in the middle, too.
+        if not _END.get(kind, _END["jsonl"]).search(end):
+            raise CliError("the export ended early and is not whole; try again")
 
 
 @app.command()

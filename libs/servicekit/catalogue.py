@@ -99,6 +99,11 @@ _POLICY: Final = _object(
 _SYNC: Final = _object("The wish.", requestedAt=_TIME)
 _EXPIRY: Final = _object("When the token expires.", expiresAt=_or_null(_TIME))
 _DAYS: Final = _object("Days; null for the default.", days=_or_null(_NUMBER))
+_EXPORT: Final = _object(
+    "What was asked for.",
+    format=_TEXT,
+    filter={"type": "object", "description": "The filters that were given."},
+)
 _RESTORED: Final = _object(
     "Up to when, and up to which entry of the chain, the backup goes.",
     point=_TIME,
@@ -272,6 +277,10 @@ def _policy(name: str, summary: str, before: bool = True, after: bool = True) ->
     )
 
 
+def _export(name: str, summary: str, resource: str, **filters: Any) -> Kind:
+    return Kind(name, summary, resource, None, Side(_EXPORT, {"format": "csv", "filter": filters}))
+
+
 _A_USER_BEFORE: Final = Side(_USER, _A_USER)
 _CREDENTIALS: Final = "event-credentials/{id}"
 
@@ -371,6 +380,29 @@ _KINDS: Final = (
         "tenants/{id}/event-retention",
         Side(_DAYS, {"days": None}),
         Side(_DAYS, {"days": 90}),
+    ),
+    _export(
+        "telemetry.devices_exported",
+        "A user began to export devices.",
+        "tenants/{id}/devices",
+        status="online",
+    ),
+    _export(
+        "telemetry.events_exported",
+        "A user began to export devices' events.",
+        "tenants/{id}/events",
+        action="app.install_failed",
+    ),
+    _export(
+        "telemetry.quarantined_event_exported",
+        "A user began to export an event that was set aside.",
+        "quarantined-events/{id}",
+    ),
+    _export(
+        "audit.exported",
+        "A user began to export the audit log, or to verify it.",
+        "tenants/{id}/audit",
+        occurredAfter=_AT,
     ),
     Kind(
         "audit.restored",

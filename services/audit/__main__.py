@@ -21,7 +21,7 @@ async def build(kit: Kit) -> Parts:
     """Wires the service."""
     sealer = Sealer.from_file(kit.settings.master_key_file, PURPOSE)
     keys = Keys(kit.database, sealer, kit.clock)
-    audit_log = AuditLog(kit.database, kit.tenants, keys, kit.clock)
+    audit_log = AuditLog(kit.database, kit.outbox, kit.tenants, keys, kit.clock)
     recorder = Recorder(kit.database, kit.clock)
     gaps = GapWatch(kit.database, kit.messaging)
 

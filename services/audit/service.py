@@ -14,7 +14,9 @@ from servicekit.auditexport import closing_line, entry_line, head_line, opening_
 from servicekit.auditverify import Entry
 from servicekit.call import Call
 from servicekit.errors import not_found
+from servicekit.events import Event
 from servicekit.ids import Clock
+from servicekit.outbox import Outbox
 from servicekit.postgres import Database, Scope
 from servicekit.tenants import TenantDirectory
 from services.audit import store
@@ -47,9 +49,15 @@ class AuditLog:
     """Reading the log, and proving it."""
 
     def __init__(
-        self, database: Database, tenants: TenantDirectory, keys: Keys, clock: Clock
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        keys: Keys,
+        clock: Clock,
     ) -> None:
         self._database = database
+        self._outbox = outbox
         self._tenants = tenants
         self._keys = keys
         self._clock = clock
@@ -103,8 +111,9 @@ class AuditLog:
         )
 
     async def export_lines(self, call: Call, org_id: str, filters: Filters) -> AsyncIterator[str]:
-        """An export that can be verified, in pieces."""
+        """An export that can be verified, in pieces; its end says that it is whole."""
         scope = await self._scope(call, org_id)
+        await self._tell(call, org_id, filters, "jsonl")
         yield opening_line(self._clock(), complete=filters == Filters())
         count = 0
         for tenant_id in await self._chains(scope):
@@ -126,9 +135,14 @@ class AuditLog:
         yield closing_line(count)
 
     async def export_csv(self, call: Call, org_id: str, filters: Filters) -> AsyncIterator[str]:
-        """An export for people and spreadsheets, in pieces."""
+        """An export for people and spreadsheets, in pieces.
+
+        Its last line is `end` and the number of rows: a file that broke off ends like a whole one.
+        """
         scope = await self._scope(call, org_id)
+        await self._tell(call, org_id, filters, "csv")
         yield _csv([CSV_COLUMNS])
+        count = 0
         for tenant_id in await self._chains(scope):
             after = _FIRST
             while True:
@@ -136,9 +150,32 @@ class AuditLog:
                     _, page = await store.chain_page(connection, tenant_id, filters, after, _PAGE)
                 if not page:
                     break
+                count += len(page)
                 after = (page[-1].sequence, UUID(page[-1].columns.id))
                 for piece in _pieces(_csv([_csv_row(entry)]) for entry in page):
                     yield piece
+        yield _csv([("end", str(count))])
+
+    async def _tell(self, call: Call, org_id: str, filters: Filters, file_format: str) -> None:
+        tenant_id = UUID(org_id or call.caller.tenant_id)
+        times = {
+            "occurredAfter": filters.occurred_after,
+            "occurredBefore": filters.occurred_before,
+        }
+        given = {
+            name: time.isoformat().replace("+00:00", "Z") for name, time in times.items() if time
+        }
+        async with self._database.transaction() as connection:
+            await self._outbox.append(
+                connection,
+                Event(
+                    "audit.exported",
+                    tenant_id,
+                    f"tenants/{tenant_id}/audit",
+                    after={"format": file_format, "filter": given},
+                    call=call,
+                ),
+            )
 
     async def _chains(self, scope: Scope) -> list[UUID]:
         async with self._database.transaction(scope) as connection:

@@ -36,7 +36,7 @@ async def build(kit: Kit) -> Parts:
         kit.clock,
     )
     events = EventQueries(kit.database, kit.tenants)
-    exports = Exports(kit.database, kit.tenants, inventory, settings.exports)
+    exports = Exports(kit.database, kit.outbox, kit.tenants, inventory, settings.exports)
     days = settings.event_retention_days
     retention = Retention(kit.database, kit.outbox, kit.tenants, days, kit.clock)
     maintenance = Maintenance(kit.database, days, kit.clock)

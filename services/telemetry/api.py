@@ -77,7 +77,9 @@ class InventoryApi(telemetry_pb2_grpc.InventoryServiceServicer):
     ) -> AsyncIterator[HttpBody]:
         """Streams devices as a file."""
         since = self._inventory.online_since()
-        pages = self._exports.devices(context.call.caller, request.org_id, _device_filter(request))
+        pages = self._exports.devices(
+            context.call.caller, request.org_id, _device_filter(request), _format(request)
+        )
         if request.format == "csv":
             file = csv_file(pages, DEVICE_COLUMNS, lambda device: device_row(device, since))
         else:
@@ -130,7 +132,11 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
     ) -> AsyncIterator[HttpBody]:
         """Streams events as a file."""
         pages = self._exports.events(
-            context.call.caller, request.org_id, _event_filter(request), request.limit
+            context.call.caller,
+            request.org_id,
+            _event_filter(request),
+            request.limit,
+            _format(request),
         )
         if request.format == "csv":
             file = csv_file(pages, EVENT_COLUMNS, event_row)
@@ -178,6 +184,12 @@ class EventApi(telemetry_pb2_grpc.EventServiceServicer):
             quarantined_events=[_quarantined(event) for event in found],
             next_page_token=encode_token(str(found[-1].id)) if more else "",
         )
+
+
+def _format(
+    request: telemetry_pb2.ExportDevicesRequest | telemetry_pb2.ExportEventsRequest,
+) -> str:
+    return request.format or "json"
 
 
 def _time(request: Any, field: str) -> datetime | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from servicekit.auditchain import Checkpoint
 from servicekit.keys import read_pem_bundle
 from servicekit.pagination import encode_token
 from tests import callers
+from tests.events import check_event
 from tests.integration.audit import (
     ORG,
     RESELLER,
@@ -204,7 +206,9 @@ async def test_a_csv_export_is_for_people(audit: Audit) -> None:
         event(1, actor='=HYPERLINK("http://x")', before=None, after={"name": 'a,"b"\nc'}),
         event(2, actor="+1", resource="@x"),
     )
-    rows = list(csv.DictReader(io.StringIO(await audit.export(format="csv"))))
+    *rows, end = csv.DictReader(io.StringIO(await audit.export(format="csv")))
+    # So that a file that broke off does not look whole.
+    assert [*end.values()][:3] == ["end", "2", None]
     assert [row["actor"] for row in rows] == ['\'=HYPERLINK("http://x")', "'+1"]
     assert rows[1]["resource"] == "'@x"
     assert rows[0]["before"] == ""
@@ -232,4 +236,29 @@ async def test_a_damaged_record_does_not_hide_the_others(audit: Audit) -> None:
     assert newest.action == "policy.updated"
     assert (damaged.action, damaged.sequence) == ("", 1)
     assert "garbage" in await audit.export()
-    assert len((await audit.export(format="csv")).splitlines()) == 3
+    assert len((await audit.export(format="csv")).splitlines()) == 4
+    assert (await audit.export(format="csv")).endswith("\r\nend,2\r\n")
+
+
+async def test_an_export_is_in_the_log(audit: Audit) -> None:
+    """Who took what out, from when it began; what was refused is not."""
+    await audit.record(event(1))
+    await audit.export(format="csv", org_id=str(ORG.id), occurred_after=at(10))
+    parts = audit.api.ExportAuditEntries(pb.ExportAuditEntriesRequest(), metadata=audit.owner)
+    await anext(aiter(parts))
+    parts.cancel()
+    foreign = audit.export(callers.user(ORG.id), org_id=str(STRANGER.id))
+    assert (await refused(foreign)) is grpc.StatusCode.NOT_FOUND
+    rows = await audit.sql("SELECT payload FROM audit.outbox ORDER BY id")
+    told = [json.loads(row["payload"]) for row in rows]
+    for entry in told:
+        check_event(entry)
+    assert [(e["data"]["resource"], e["data"]["after"]) for e in told] == [
+        (
+            f"tenants/{ORG.id}/audit",
+            {"format": "csv", "filter": {"occurredAfter": "2026-11-24T08:00:10Z"}},
+        ),
+        (f"tenants/{ROOT.id}/audit", {"format": "jsonl", "filter": {}}),
+    ]
+    assert {e["data"]["action"] for e in told} == {"audit.exported"}
+    assert all(e["data"]["actorRole"] for e in told)

@@ -14,6 +14,7 @@ import pytest
 
 from evergreen.v1 import telemetry_pb2
 from services.telemetry.service.exports import EXPORT_PAGE
+from tests.events import check_event
 from tests.integration.telemetry import (
     ORG,
     SISTER,
@@ -114,6 +115,41 @@ async def test_devices_as_files(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await world.admin.export_devices(org_id=str(STRANGER.id))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_export_is_in_the_audit_log(world: World) -> None:
+    """Who took what out, from when it began; what was refused is not."""
+    device = world.device()
+    await device.events([event(1), {"id": "2"}])
+    (aside,) = (await world.admin.quarantined()).quarantined_events
+    await world.admin.export(format="csv", severity="info", device_id=str(device.id), limit=5)
+    await world.admin.export_devices(org_id=str(ORG.id), search="x")
+    await world.admin.quarantined_content(aside.id)
+    for refused in (
+        world.admin.export_devices(org_id=str(STRANGER.id)),
+        world.admin.export(org_id=str(STRANGER.id)),
+        world.admin.quarantined_content(str(device.id)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await refused
+    rows = await world.rows("SELECT payload FROM telemetry.outbox ORDER BY id")
+    told = [json.loads(row["payload"]) for row in rows]
+    for entry in told:
+        check_event(entry)
+    assert [(e["data"]["resource"], e["data"]["after"]) for e in told] == [
+        (
+            f"tenants/{ORG.id}/events",
+            {
+                "format": "csv",
+                "filter": {"deviceId": str(device.id), "severity": "info", "limit": 5},
+            },
+        ),
+        (f"tenants/{ORG.id}/devices", {"format": "json", "filter": {"search": "x"}}),
+        (f"quarantined-events/{aside.id}", {"format": "txt", "filter": {}}),
+    ]
+    assert {(e["tenantid"], e["data"]["actor"]) for e in told} == {
+        (str(ORG.id), "admin@school.example")
+    }
 
 
 async def test_exports_at_once_are_bounded_and_leave_when_their_readers_leave(

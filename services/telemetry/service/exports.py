@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from servicekit.call import Caller
 from servicekit.errors import exhausted, not_found
+from servicekit.events import Event
 from servicekit.fair import Shares
+from servicekit.outbox import Outbox
 from servicekit.postgres import Database
 from servicekit.tenants import TenantDirectory
+from services.telemetry.domain.times import format_time
 from services.telemetry.domain.views import (
     DeviceFilter,
     DeviceSummary,
@@ -37,13 +41,20 @@ class Exports:
 
     Each page is a transaction of its own, and the next one is read when the one before was sent:
     a slow reader holds neither a connection nor old rows, and an export holds one page in memory.
-    An export that its reader gives up ends at the next page.
+    An export that its reader gives up ends at the next page. The audit log hears of each when it
+    begins.
     """
 
     def __init__(
-        self, database: Database, tenants: TenantDirectory, inventory: Inventory, most: int
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        inventory: Inventory,
+        most: int,
     ) -> None:
         self._database = database
+        self._outbox = outbox
         self._tenants = tenants
         self._inventory = inventory
         self._places = Shares(most)
@@ -62,7 +73,7 @@ class Exports:
             self._places.give_back(caller.tenant_id)
 
     async def events(
-        self, caller: Caller, org_id: str, wanted: EventFilter, limit: int
+        self, caller: Caller, org_id: str, wanted: EventFilter, limit: int, file_format: str
     ) -> AsyncGenerator[list[StoredEvent], None]:
         """The events that are stored when it begins, newest first.
 
@@ -74,6 +85,26 @@ class Exports:
         scope = await self._tenants.query_scope(caller, org_id)
         with self._place(caller):
             async with self._database.transaction() as connection:
+                await self._outbox.append(
+                    connection,
+                    Event(
+                        "telemetry.events_exported",
+                        tenant_id := UUID(org_id or caller.tenant_id),
+                        f"tenants/{tenant_id}/events",
+                        after={
+                            "format": file_format,
+                            "filter": _given(
+                                deviceId=wanted.device_id,
+                                action=wanted.type,
+                                severity=wanted.severity,
+                                search=wanted.search,
+                                occurredAfter=wanted.occurred_from,
+                                occurredBefore=wanted.occurred_before,
+                                limit=limit,
+                            ),
+                        },
+                    ),
+                )
                 wanted = replace(wanted, as_of=await event_store.snapshot(connection))
             position: EventPosition | None = None
             left = limit
@@ -104,8 +135,18 @@ class Exports:
                     part = await event_store.quarantined_content(
                         connection, scope, event_id, position, _CONTENT_PAGE
                     )
-                if part is None and not position:
-                    raise not_found("quarantined event", str(event_id))
+                    if part is None and not position:
+                        raise not_found("quarantined event", str(event_id))
+                    if not position:
+                        await self._outbox.append(
+                            connection,
+                            Event(
+                                "telemetry.quarantined_event_exported",
+                                UUID(caller.tenant_id),
+                                f"quarantined-events/{event_id}",
+                                after={"format": "txt", "filter": {}},
+                            ),
+                        )
                 if part or not position:
                     yield part or ""
                 if part is None or len(part) < _CONTENT_PAGE:
@@ -113,7 +154,7 @@ class Exports:
                 position += len(part)
 
     async def devices(
-        self, caller: Caller, org_id: str, wanted: DeviceFilter
+        self, caller: Caller, org_id: str, wanted: DeviceFilter, file_format: str
     ) -> AsyncGenerator[list[DeviceSummary], None]:
         """The devices, by name. Each is as it was when its page was read.
 
@@ -125,6 +166,25 @@ class Exports:
         scope = await self._tenants.query_scope(caller, org_id)
         with self._place(caller):
             await self._inventory.refresh()
+            async with self._database.transaction() as connection:
+                await self._outbox.append(
+                    connection,
+                    Event(
+                        "telemetry.devices_exported",
+                        tenant_id := UUID(org_id or caller.tenant_id),
+                        f"tenants/{tenant_id}/devices",
+                        after={
+                            "format": file_format,
+                            "filter": _given(
+                                status=wanted.status,
+                                health=wanted.health,
+                                search=wanted.search,
+                                lastSeenAfter=wanted.seen_after,
+                                lastSeenBefore=wanted.seen_before,
+                            ),
+                        },
+                    ),
+                )
             since = self._inventory.online_since()
             position: NamePosition | None = None
             begun = False
@@ -139,3 +199,16 @@ class Exports:
                 position = page.after
                 if position is None:
                     return
+
+
+def _given(**filters: object) -> dict[str, object]:
+    """The filters that say something, as JSON has them."""
+    return {
+        name: value if isinstance(value, int) else _text(value)
+        for name, value in filters.items()
+        if value
+    }
+
+
+def _text(value: object) -> str:
+    return format_time(value) if isinstance(value, datetime) else str(value)
