@@ -265,18 +265,14 @@ class LocalHome:
     @property
     def was_cut_short(self) -> bool:
         """Whether a restore ended in the middle, and left the home as it was then."""
-        return self._mark.exists()
-
-    @property
-    def _mark(self) -> Path:
-        return self.home.root / "restore-under-way.json"
+        return self.home.restore_mark.exists()
 
     def _note(self, aside: Path | None, *, moved: bool) -> None:
         """Notes where what was here is, and whether all of it is there by now."""
         from deploy.launcher.home import write_private  # noqa: PLC0415
 
         noted = {"aside": aside.name if aside else "", "moved": moved}
-        write_private(self._mark, json.dumps(noted) + "\n")
+        write_private(self.home.restore_mark, json.dumps(noted) + "\n")
         _sync(self.home.root)
 
     def put_aside(self) -> Path | None:
@@ -306,12 +302,14 @@ class LocalHome:
 
         home = self.home
         try:
-            noted = json.loads(self._mark.read_text(encoding="utf-8"))
+            noted = json.loads(self.home.restore_mark.read_text(encoding="utf-8"))
             aside = home.root / noted["aside"] if noted["aside"] else None
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
-            raise CliError(f"{self._mark} cannot be read; see what lies beside it") from error
+            raise CliError(
+                f"{self.home.restore_mark} cannot be read; see what lies beside it"
+            ) from error
         clear_leftovers(home.run_directory())
         if noted["moved"]:
             for path in (home.secrets, home.tls, home.postgres):
@@ -323,11 +321,11 @@ class LocalHome:
             for path in aside.iterdir():
                 path.rename(home.root / path.name)
             aside.rmdir()
-        self._mark.unlink()
+        self.home.restore_mark.unlink()
 
     def keep(self) -> None:
         """What the restore made stays."""
-        self._mark.unlink()
+        self.home.restore_mark.unlink()
 
 
 def _bootstrap(files: Mapping[str, bytes], tenant_id: str) -> bytes:

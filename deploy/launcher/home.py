@@ -90,6 +90,24 @@ class Home:
         """The public key that devices check policies with."""
         return self.root / "policy_public_key.pem"
 
+    @property
+    def restore_mark(self) -> Path:
+        """What `evergreen backup restore` leaves here until it has ended."""
+        return self.root / "restore-under-way.json"
+
+    def require_whole(self) -> None:
+        """Refuses what a restore left that was cut short: it would become an installation.
+
+        Raises:
+            LauncherError: there is such a one.
+        """
+        if self.restore_mark.exists():
+            raise LauncherError(
+                f"A restore into {self.root} was cut short.",
+                advice="Run `evergreen backup restore` again with the same words. It puts back what"
+                " was here, and restores anew.",
+            )
+
     def prepare(self) -> None:
         """Makes the directories.
 

@@ -34,6 +34,7 @@ def run() -> int:
         chosen = options.read()
         console = Console(fmt=chosen.log_format)
         home = Home(chosen.home)
+        home.require_whole()
         home.prepare()
         with home.locked():
             asyncio.run(Launcher(chosen, home, console).run())

@@ -42,6 +42,7 @@ from servicekit.sealing import Sealer
 from services.audit import store as audit_store
 from services.audit.domain import read_event
 from tests.servers import Servers, TestDatabase
+from tests.stack import free_port
 
 IDENTITY = pyrage.x25519.Identity.generate()
 LOCK, KEY = Lock(recipients=(str(IDENTITY.to_public()),)), Key(identity=str(IDENTITY))
@@ -569,6 +570,9 @@ async def test_a_home_that_a_killed_restore_left_gets_back_what_it_had(
             )
     arguments.append("--replace")
     assert await asyncio.to_thread(command, arguments, cut) == -SIGKILL
+    # What is half done does not become an installation.
+    up = {"EVERGREEN_HOME": str(home.home.root), "EVERGREEN_PORT": str(free_port())}
+    assert await asyncio.to_thread(command, ["up"], "", **up) == 1
     assert await asyncio.to_thread(command, arguments, "") == 0
     with home.held():
         async with home.started() as to, connected(to) as connection:
