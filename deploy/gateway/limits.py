@@ -69,6 +69,8 @@ class Limits:
 
     body: int = MIB
     """Bytes of a request's body, where nothing else is said."""
+    state_body: int = 4 * MIB
+    """Bytes of a state: telemetry cuts what is too long in it, and has to see it for that."""
     events_body: int = 96 * MIB
     """Bytes of a batch of events: an agent sends 50,000 queued ones in one body, which it cannot
     split. Telemetry takes up to 128 MiB of all devices together, and no larger body."""

@@ -13,7 +13,7 @@ from typing import Final
 from deploy.gateway import auth, rates
 from deploy.gateway.api import JsonPath, Method, json_paths
 from deploy.gateway.envoy import Config, header, header_is, seconds, typed
-from deploy.gateway.limits import GRPC_EVENTS_BODY
+from deploy.gateway.limits import GRPC_EVENTS_BODY, Limits
 from deploy.gateway.settings import GatewaySettings
 
 # The filters that routes adjust, by their names in the filter chain.
@@ -99,7 +99,7 @@ def _device_json(settings: GatewaySettings, method: Method) -> Config:
             GRPC_WEB: _OFF,
             TRANSCODER: _OFF,
             ERRORS: _OFF,
-            **_device_body(method, settings.limits.body, settings.limits.events_body),
+            **_device_body(method, settings.limits, settings.limits.events_body),
             **auth.required(method.rule.audience),
         },
     }
@@ -110,7 +110,7 @@ def _grpc(settings: GatewaySettings, method: Method) -> Config:
     filters = auth.required(method.rule.audience)
     if method.is_device_call:
         events = min(settings.limits.events_body, GRPC_EVENTS_BODY)
-        filters |= {ERRORS: _OFF, **_device_body(method, settings.limits.body, events)}
+        filters |= {ERRORS: _OFF, **_device_body(method, settings.limits, events)}
     return {
         "name": _name(method),
         "match": {
@@ -128,9 +128,10 @@ def _name(method: Method) -> str:
     return method.path.removeprefix("/")
 
 
-def _device_body(method: Method, body: int, events_body: int) -> Config:
+def _device_body(method: Method, limits: Limits, events: int) -> Config:
     """Takes a device's body only after its token: batches of events are large."""
-    size = events_body if method.path.endswith("/ReportEvents") else body
+    sizes = {"ReportEvents": events, "ReportState": limits.state_body}
+    size = sizes.get(method.path.rpartition("/")[2], limits.body)
     return {
         BODY_LIMIT: _OFF,
         DEVICE_BODY_LIMIT: typed(

@@ -93,6 +93,8 @@ class Route:
     room: Callable[[Caller, int], AbstractContextManager[None]] | None = None
     """Holds the memory for a body of so many bytes, or refuses it before it is read; for calls
     with large ones."""
+    room_from: int = 0
+    """A body of fewer bytes needs no room."""
 
 
 class DeviceApp:
@@ -128,7 +130,7 @@ class DeviceApp:
             route.rpc,
             request.headers,
             (lambda call: handler(call, request.body))
-            if request.complete and route.room is None
+            if request.complete and (route.room is None or request.size < route.room_from)
             else (lambda call: _when_complete(call, request, route)),
         )
         if isinstance(answer, Answer):
@@ -146,7 +148,9 @@ class DeviceApp:
 
 
 async def _when_complete(call: Call, request: Request, route: Route) -> Answer:
-    with route.room(call.caller, request.size) if route.room else nullcontext():
+    size = request.size
+    is_large = route.room is not None and size >= route.room_from
+    with route.room(call.caller, size) if route.room and is_large else nullcontext():
         answer = route.handler(call, await request.read())
         return answer if isinstance(answer, Answer) else await answer
 

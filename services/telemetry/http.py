@@ -19,6 +19,8 @@ from services.telemetry.service.reports import Reports
 STATE_PATH: Final = "/api/v1/devices/state"
 EVENTS_PATH: Final = "/api/v1/devices/events"
 _TIME: Final = re.compile(rb'"timestamp":"([^"\\]{20,40})"').search
+_LARGE_STATE: Final = 256 << 10
+"""Bytes of a body for which there may be no room."""
 _FRONT: Final = 128
 """The agent writes the time within so many bytes."""
 
@@ -49,7 +51,12 @@ def routes(reports: Reports) -> dict[str, Route]:
         )
 
     return {
-        STATE_PATH: Route("/evergreen.v1.DeviceService/ReportState", report_state),
+        STATE_PATH: Route(
+            "/evergreen.v1.DeviceService/ReportState",
+            report_state,
+            room=reports.room_for_state,
+            room_from=_LARGE_STATE,
+        ),
         EVENTS_PATH: Route(
             "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for
         ),

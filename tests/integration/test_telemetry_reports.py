@@ -488,6 +488,36 @@ async def test_a_state_that_breaks_rules_is_mended_and_stored(world: World) -> N
     assert row["last_error"] == "\ufffd\ufffd\uffff" + "\U0001f600" * 65_533
 
 
+async def test_large_states_share_the_memory_of_events(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> None:
+    """They are cut and stored, as many at once as find room; small ones need none."""
+    async with running(make_kit, serve, database, body_budget_bytes=5 << 20) as world:
+        alone = world.device()
+        assert (await alone.state(last_error="x" * 3_000_000)).status_code == 200
+        assert (await stored(world, alone))["last_error"] == "x" * 65_536
+        large = []
+        for device in [world.device() for _ in range(6)]:
+            told = {"device_id": str(device.id), "state": state(last_error="x" * 3_000_000)}
+            body = json.dumps(told).encode()
+            # As the gateway writes it: in lower case.
+            device.headers["content-length"] = str(len(body))
+            large.append(device.post("state", body))
+        held = await database.superuser()
+        try:
+            async with held.transaction():
+                await held.execute("LOCK TABLE telemetry.device IN EXCLUSIVE MODE")
+                tasks = [asyncio.create_task(call) for call in large]
+                small = asyncio.create_task(alone.state())
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                assert {task.result().status_code for task in done} == {429}
+        finally:
+            await held.close()
+        codes = Counter(answer.status_code for answer in await asyncio.gather(*tasks))
+        assert codes.keys() == {200, 429}
+        assert (await small).status_code == 200
+
+
 async def test_a_state_without_a_usable_time_counts_as_of_now(world: World) -> None:
     """And gives way to what follows it in the queue, although that is of before it came."""
     device = world.device()

@@ -241,8 +241,14 @@ class Reports:
         Raises:
             DomainError: RESOURCE_EXHAUSTED when too much is being worked on, or waits.
         """
+        self.events.require_room(caller.tenant_id)
+        with self.room_for_state(caller, size):
+            yield
+
+    @contextmanager
+    def room_for_state(self, caller: Caller, size: int) -> Iterator[None]:
+        """Holds the memory that a large state needs while it is worked on; as `room_for`."""
         tenant = caller.tenant_id
-        self.events.require_room(tenant)
         if not self._bytes.take(tenant, size):
             raise exhausted("TOO_MUCH_AT_ONCE", "too many large batches at once; send it later")
         try:

@@ -26,6 +26,7 @@ from tests.integration.gateway.upload import upload
 MIB = 1024 * 1024
 EVENTS = "/api/v1/devices/events"
 STATE = "/api/v1/devices/state"
+POLICY = "/api/v1/devices/policy"
 _BURST = 3
 _MANY = 60
 """Calls of which one is refused, however slowly they are made."""
@@ -46,7 +47,7 @@ async def _chunks(size: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-@pytest.mark.parametrize("path", ["/auth/login", STATE, "/api/v1/devices/enroll"])
+@pytest.mark.parametrize("path", ["/auth/login", POLICY, "/api/v1/devices/enroll"])
 async def test_a_body_over_a_mebibyte_is_too_large(
     gateway: Gateway, path: str, chunked: bool
 ) -> None:
@@ -66,6 +67,15 @@ async def test_a_body_over_a_mebibyte_is_too_large(
     status, body = await upload(gateway, path, size, token=token, announced=not chunked)
     assert (status, body["status"]) == (413, "INVALID_ARGUMENT")
     assert len(gateway.backends.seen) == 2
+
+
+async def test_a_state_that_is_too_long_comes_through(gateway: Gateway) -> None:
+    """Telemetry cuts it, which an agent that is refused could not."""
+    token = gateway.signer.device()
+    answer = await gateway.http1.post(STATE, headers=bearer(token), content=b" " * (4 * MIB))
+    assert answer.status_code == 200
+    status, body = await upload(gateway, STATE, 5 * MIB, token=token)
+    assert (status, body["status"]) == (413, "INVALID_ARGUMENT")
 
 
 async def test_a_batch_of_fifty_thousand_events_is_taken(gateway: Gateway) -> None:
