@@ -370,6 +370,30 @@ async def test_what_came_late_is_kept_from_when_it_came(events: Events) -> None:
     assert not await events.rows("SELECT 1 FROM telemetry.event_week WHERE partition ~ 'rest'")
 
 
+async def test_a_week_of_which_many_events_came_late_is_emptied_in_steps(events: Events) -> None:
+    """Instead of a copy of them all; the weeks behind it are dropped meanwhile."""
+    ids = [nanoseconds(now() + timedelta(milliseconds=number)) for number in range(6)]
+    following = nanoseconds(now() + WEEK)
+    await events.send(*ids[:3], following)
+    await events.send(*ids[3:], at=now() + timedelta(days=37))
+    await events.publish()
+    for most in (2, 2, 3):
+        await events.rows(
+            f"SELECT telemetry.drop_events(now() + interval '37 days', 30, {most}) IS NULL"
+        )
+    place = f"{week_of(now())}_rest"
+    assert await events.partitions() == {
+        **dict.fromkeys(ids, place),
+        following: week_of(now() + WEEK),
+    }
+    await finish(events.maintenance(timedelta(days=45)))
+    assert await events.partitions() == dict.fromkeys(ids[3:], place)
+    for _ in range(2):
+        await finish(events.maintenance(timedelta(days=69)))
+    assert await events.ids() == []
+    assert not await events.rows("SELECT 1 FROM telemetry.event_week WHERE partition ~ 'rest'")
+
+
 async def test_more_than_one_step_of_rows(events: Events) -> None:
     """Steps go on where the one before ended, and stop at what is too young."""
     old = [f"old {n}" for n in range(4_500)]
