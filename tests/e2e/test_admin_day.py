@@ -163,6 +163,10 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         orgId=org.id,
         days=30,
     )
+    for what in ("devices", "events", "audit"):
+        assert root.get(f"/api/{what}/export", params={"orgId": org.id}).is_success
+        context = "audit." if what == "audit" else f"telemetry.{what}_"
+        me.wanted[email, f"{context}exported", f"tenants/{org.id}/{what}"] += 1
     me.do(
         "enrollment.reenrollment_allowed",
         f"devices/{first}",
