@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 from servicekit.call import Call
 from servicekit.chain import require_own_device
-from servicekit.errors import invalid_field
+from servicekit.errors import DomainError, invalid_field
 from servicekit.http_server import OK, Answer, Route, parse_json_object
 from servicekit.rules import is_uuid
 from services.telemetry.domain.events import Batch
+from services.telemetry.domain.json_text import NotJsonError, members_of
 from services.telemetry.domain.state import parse_state, parse_state_time
 from services.telemetry.service.reports import Reports
 
@@ -21,6 +23,8 @@ EVENTS_PATH: Final = "/api/v1/devices/events"
 _TIME: Final = re.compile(rb'"timestamp":"([^"\\]{20,40})"').search
 _LARGE_STATE: Final = 256 << 10
 """Bytes of a body for which there may be no room."""
+_READ_TWICE: Final = 128 << 10
+"""Bytes of a body up to which it is read once more, value by value."""
 _FRONT: Final = 128
 """The agent writes the time within so many bytes."""
 
@@ -31,7 +35,7 @@ def routes(reports: Reports) -> dict[str, Route]:
     async def report_state(call: Call, body: bytes) -> Answer:
         reports.states.require_room(call.caller.tenant_id)
         reports.require_place(call.caller, partial(_time_of_state, body))
-        request = parse_json_object(body)
+        request = _parse_state(body)
         check_device(call, request.get("device_id"))
         state = request.get("state")
         if state is None:
@@ -61,6 +65,21 @@ def routes(reports: Reports) -> dict[str, Route]:
             "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for
         ),
     }
+
+
+def _parse_state(body: bytes) -> dict[str, Any]:
+    """The body as an object, also where a value in it is beyond what Python reads.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT when it is not one.
+    """
+    try:
+        return parse_json_object(body)
+    except DomainError:
+        if len(body) <= _READ_TWICE:
+            with suppress(NotJsonError):
+                return members_of(body, "state")
+        raise
 
 
 def _time_of_state(body: bytes) -> datetime | None:

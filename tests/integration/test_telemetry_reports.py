@@ -488,6 +488,34 @@ async def test_a_state_that_breaks_rules_is_mended_and_stored(world: World) -> N
     assert row["last_error"] == "\ufffd\ufffd\uffff" + "\U0001f600" * 65_533
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("disk_total_bytes", b"1" * 5000),
+        ("installed_apps", b"[" * 5000 + b"]" * 5000),
+        ("more", b"[" * 5000 + b"]" * 5000),
+        ("last_error", b'"\xff\xed\xa0\x80"'),
+    ],
+)
+async def test_a_state_that_python_cannot_read_is_mended(
+    world: World, field: str, value: bytes
+) -> None:
+    """Its other fields are taken as they are."""
+    device = world.device()
+    told = {k: v for k, v in state(update_status="told").items() if k != field}
+    text = json.dumps({**told, field: "VALUE"}).encode().replace(b'"VALUE"', value)
+    head = b'{"device_id":"' + str(device.id).encode() + b'","state":'
+    assert (await device.post("state", head + text + b"}")).status_code == 200
+    row = await stored(world, device)
+    assert (row["update_status"], row["disk_free_bytes"]) == ("told", 500)
+    assert (row["disk_total_bytes"] == 0) is (field == "disk_total_bytes")
+    assert (row["apps"] is None) is (field == "installed_apps")
+    assert row["last_error"].strip("\ufffd") == ""
+    for broken in (text, text + b"}x", b"x" + text + b"}", text[:-1] + b',"a"}}'):
+        answer = await device.post("state", head + broken)
+        assert (answer.status_code, fields(answer)) == (400, ["body"])
+
+
 async def test_large_states_share_the_memory_of_events(
     make_kit: MakeKit, serve: ServeService, database: TestDatabase
 ) -> None:

@@ -245,3 +245,35 @@ class JsonText:
 
     def _is_ascii(self, member: Member) -> bool:
         return self.text[member.start : member.end].isascii()
+
+
+def members_of(body: bytes, inner: str) -> dict[str, Any]:
+    """An object's members, where `json.loads` gives up on a value deep in it.
+
+    `Unreadable` stands for what cannot be read, but of the object `inner` each member is read
+    alone. What is no UTF-8 is replaced. It does not pause: a body must not be large.
+
+    Raises:
+        NotJsonError: the body is no JSON object.
+    """
+    text = JsonText(body.decode("utf-8", "replace").encode())
+    found, end = _object(text, text.skip_blank(0))
+    if text.skip_blank(end) != len(text.text):
+        raise NotJsonError(end)
+    values = {key: text.exact(member) for key, member in found.items()}
+    if isinstance(values.get(inner), Unreadable) and text.text[found[inner].start] == "{":
+        members, _ = _object(text, found[inner].start)
+        values[inner] = {key: text.exact(member) for key, member in members.items()}
+    return values
+
+
+def _object(text: JsonText, at: int) -> tuple[dict[str, Member], int]:
+    if not text.text.startswith("{", at):
+        raise NotJsonError(at)
+    steps = text.members(at)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: tuple[dict[str, Member], int] = end.value
+            return result
