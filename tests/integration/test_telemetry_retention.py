@@ -379,7 +379,7 @@ async def test_a_week_of_which_many_events_came_late_is_emptied_in_steps(events:
     await events.publish()
     for most in (2, 2, 3):
         await events.rows(
-            f"SELECT telemetry.drop_events(now() + interval '37 days', 30, {most}) IS NULL"
+            f"SELECT telemetry.drop_oldest_week(now() + interval '37 days', 30, {most}) IS NULL"
         )
     place = f"{week_of(now())}_rest"
     assert await events.partitions() == {

@@ -16,8 +16,10 @@ GRANT SELECT, UPDATE ON telemetry.retention_cursor TO evergreen_telemetry;
 
 -- Drops the oldest week, if no tenant keeps it and all of it is published; answers its partition.
 -- Events of it that came so late that they are kept stay, in a new partition in its place (`…_rest`).
--- That one is dropped when `sweep_partition` has emptied it.
-CREATE OR REPLACE FUNCTION telemetry.drop_events(moment timestamptz, default_days integer) RETURNS name
+-- That one is dropped when `sweep_partition` has emptied it. A week of which more than `most` events
+-- came late becomes such a partition itself: to copy them would take too long.
+CREATE FUNCTION telemetry.drop_oldest_week(
+    moment timestamptz, default_days integer, most integer) RETURNS name
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
 DECLARE
@@ -33,6 +35,7 @@ DECLARE
     unpublished text;
     late text;
     holds boolean;
+    found bigint;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('telemetry.event partitions')) THEN
         RETURN NULL;
@@ -67,9 +70,16 @@ BEGIN
         ' AND received_at >= $4 - make_interval(days => telemetry.days_kept(tenant_id, $5))',
         week.partition);
     begun := pg_current_snapshot();
-    EXECUTE 'SELECT EXISTS (SELECT' || late || ')' INTO holds
-        USING coalesce(old.xid, '0'), coalesce(old.id, nobody), '0'::xid8, moment, default_days;
-    IF holds THEN
+    EXECUTE 'SELECT count(*) FROM (SELECT 1' || late || ' LIMIT $6 + 1) AS few' INTO found
+        USING coalesce(old.xid, '0'), coalesce(old.id, nobody), '0'::xid8, moment, default_days, most;
+    IF found > most THEN
+        EXECUTE format(
+            'ALTER TABLE telemetry.%I RENAME TO %I', week.partition, week.partition || '_rest');
+        UPDATE telemetry.event_week SET partition = week.partition || '_rest'
+            WHERE first_day = week.first_day;
+        RETURN NULL;
+    END IF;
+    IF found > 0 THEN
         rest := week.partition || '_rest';
         CALL telemetry.make_event_partition(rest);
         -- So that attaching it does not read it.
@@ -108,6 +118,15 @@ BEGIN
     END IF;
     EXECUTE format('DROP TABLE telemetry.%I', week.partition);
     RETURN week.partition;
+END $$;
+
+REVOKE ALL ON FUNCTION telemetry.drop_oldest_week FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION telemetry.drop_events(moment timestamptz, default_days integer) RETURNS name
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+BEGIN
+    RETURN telemetry.drop_oldest_week(moment, default_days, 100000);
 END $$;
 
 -- As before, but events that came late are kept.
