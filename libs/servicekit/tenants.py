@@ -170,7 +170,7 @@ class TenantDirectory:
         return node
 
     async def query_scope(self, caller: Caller, org_id: str) -> Scope:
-        """The tenants that a list shows: one, when `org_id` names it, else the caller's subtree."""
+        """The tenants that a list shows: the subtree that `org_id` names, or else the caller's."""
         if caller.kind is not CallerKind.USER:
             raise unauthenticated("NO_USER", "only users list")
         tenant_id = UUID(caller.tenant_id)
