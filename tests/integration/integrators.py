@@ -71,7 +71,7 @@ async def create(
 
 async def read(client: Client, user: str, count: int, stream: str = EVENTS.name) -> list[Any]:
     """The next messages of the credential's consumer, in order, acknowledged."""
-    found: list[Any] = []
+    found: dict[int, Any] = {}
     async with asyncio.timeout(PATIENCE):
         while len(found) < count:
             # The consumer is there a moment after the credential.
@@ -82,9 +82,10 @@ async def read(client: Client, user: str, count: int, stream: str = EVENTS.name)
                 finally:
                     await reader.unsubscribe()
                 for message in messages:
+                    # One whose acknowledgement is not confirmed comes again, behind others.
+                    found[message.metadata.sequence.stream] = message
                     await message.ack_sync()
-                found += messages
-    return found
+    return [found[sequence] for sequence in sorted(found)]
 
 
 async def nothing_more(client: Client, user: str) -> bool:
