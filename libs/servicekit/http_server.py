@@ -96,6 +96,10 @@ class Route:
     room_from: int = 0
     """A body of fewer bytes needs no room."""
 
+    def room_of(self, size: int) -> Callable[[Caller, int], AbstractContextManager[None]] | None:
+        """What holds the memory for a body of that size; `None` when it needs no room."""
+        return self.room if size >= self.room_from else None
+
 
 class DeviceApp:
     """A service's device routes (all of them POST), and its health."""
@@ -130,7 +134,7 @@ class DeviceApp:
             route.rpc,
             request.headers,
             (lambda call: handler(call, request.body))
-            if request.complete and (route.room is None or request.size < route.room_from)
+            if request.complete and route.room_of(request.size) is None
             else (lambda call: _when_complete(call, request, route)),
         )
         if isinstance(answer, Answer):
@@ -148,9 +152,8 @@ class DeviceApp:
 
 
 async def _when_complete(call: Call, request: Request, route: Route) -> Answer:
-    size = request.size
-    is_large = route.room is not None and size >= route.room_from
-    with route.room(call.caller, size) if route.room and is_large else nullcontext():
+    room = route.room_of(request.size)
+    with room(call.caller, request.size) if room else nullcontext():
         answer = route.handler(call, await request.read())
         return answer if isinstance(answer, Answer) else await answer
 

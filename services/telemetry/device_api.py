@@ -52,7 +52,7 @@ class DeviceApi:
         if len(request.events) > MAX_EVENTS:
             raise invalid_field("events", f"must have at most {MAX_EVENTS} items")
         caller, size = context.call.caller, request.ByteSize()
-        with self._reports.room_for(caller, size):
+        with self._reports.room_for_events(caller, size):
             outcome = await self._reports.report_events(caller, size, _read_batch(request.events))
         return device_pb2.ReportEventsResponse(
             accepted=outcome.accepted,

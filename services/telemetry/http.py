@@ -58,11 +58,11 @@ def routes(reports: Reports) -> dict[str, Route]:
         STATE_PATH: Route(
             "/evergreen.v1.DeviceService/ReportState",
             report_state,
-            room=reports.room_for_state,
+            room=reports.room_for_body,
             room_from=_LARGE_STATE,
         ),
         EVENTS_PATH: Route(
-            "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for
+            "/evergreen.v1.DeviceService/ReportEvents", report_events, room=reports.room_for_events
         ),
     }
 

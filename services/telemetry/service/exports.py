@@ -14,7 +14,7 @@ from servicekit.errors import exhausted, not_found
 from servicekit.events import Event
 from servicekit.fair import Shares
 from servicekit.outbox import Outbox
-from servicekit.postgres import Database
+from servicekit.postgres import Connection, Database
 from servicekit.tenants import TenantDirectory
 from services.telemetry.domain.times import format_time
 from services.telemetry.domain.views import (
@@ -85,25 +85,19 @@ class Exports:
         scope = await self._tenants.query_scope(caller, org_id)
         with self._place(caller):
             async with self._database.transaction() as connection:
-                await self._outbox.append(
+                await self._tell(
                     connection,
-                    Event(
-                        "telemetry.events_exported",
-                        tenant_id := UUID(org_id or caller.tenant_id),
-                        f"tenants/{tenant_id}/events",
-                        after={
-                            "format": file_format,
-                            "filter": _given(
-                                deviceId=wanted.device_id,
-                                action=wanted.type,
-                                severity=wanted.severity,
-                                search=wanted.search,
-                                occurredAfter=wanted.occurred_from,
-                                occurredBefore=wanted.occurred_before,
-                                limit=limit,
-                            ),
-                        },
-                    ),
+                    "telemetry.events_exported",
+                    f"tenants/{org_id or caller.tenant_id}/events",
+                    UUID(org_id or caller.tenant_id),
+                    file_format,
+                    deviceId=wanted.device_id,
+                    action=wanted.type,
+                    severity=wanted.severity,
+                    search=wanted.search,
+                    occurredAfter=wanted.occurred_from,
+                    occurredBefore=wanted.occurred_before,
+                    limit=limit,
                 )
                 wanted = replace(wanted, as_of=await event_store.snapshot(connection))
             position: EventPosition | None = None
@@ -138,14 +132,12 @@ class Exports:
                     if part is None and not position:
                         raise not_found("quarantined event", str(event_id))
                     if not position:
-                        await self._outbox.append(
+                        await self._tell(
                             connection,
-                            Event(
-                                "telemetry.quarantined_event_exported",
-                                UUID(caller.tenant_id),
-                                f"quarantined-events/{event_id}",
-                                after={"format": "txt", "filter": {}},
-                            ),
+                            "telemetry.quarantined_event_exported",
+                            f"quarantined-events/{event_id}",
+                            UUID(caller.tenant_id),
+                            "txt",
                         )
                 if part or not position:
                     yield part or ""
@@ -167,23 +159,17 @@ class Exports:
         with self._place(caller):
             await self._inventory.refresh()
             async with self._database.transaction() as connection:
-                await self._outbox.append(
+                await self._tell(
                     connection,
-                    Event(
-                        "telemetry.devices_exported",
-                        tenant_id := UUID(org_id or caller.tenant_id),
-                        f"tenants/{tenant_id}/devices",
-                        after={
-                            "format": file_format,
-                            "filter": _given(
-                                status=wanted.status,
-                                health=wanted.health,
-                                search=wanted.search,
-                                lastSeenAfter=wanted.seen_after,
-                                lastSeenBefore=wanted.seen_before,
-                            ),
-                        },
-                    ),
+                    "telemetry.devices_exported",
+                    f"tenants/{org_id or caller.tenant_id}/devices",
+                    UUID(org_id or caller.tenant_id),
+                    file_format,
+                    status=wanted.status,
+                    health=wanted.health,
+                    search=wanted.search,
+                    lastSeenAfter=wanted.seen_after,
+                    lastSeenBefore=wanted.seen_before,
                 )
             since = self._inventory.online_since()
             position: NamePosition | None = None
@@ -199,6 +185,20 @@ class Exports:
                 position = page.after
                 if position is None:
                     return
+
+    async def _tell(
+        self,
+        connection: Connection,
+        action: str,
+        resource: str,
+        tenant_id: UUID,
+        file_format: str,
+        /,
+        **filters: object,
+    ) -> None:
+        """Has the audit log say that an export began; of its filters those that say something."""
+        after = {"format": file_format, "filter": _given(**filters)}
+        await self._outbox.append(connection, Event(action, tenant_id, resource, after=after))
 
 
 def _given(**filters: object) -> dict[str, object]:

@@ -235,19 +235,19 @@ class Reports:
             yield step
 
     @contextmanager
-    def room_for(self, caller: Caller, size: int) -> Iterator[None]:
-        """Holds the memory that a body of events needs while it is worked on.
-
-        Raises:
-            DomainError: RESOURCE_EXHAUSTED when too much is being worked on, or waits.
-        """
+    def room_for_events(self, caller: Caller, size: int) -> Iterator[None]:
+        """As `room_for_body`, for events: refused also when too many of them wait."""
         self.events.require_room(caller.tenant_id)
-        with self.room_for_state(caller, size):
+        with self.room_for_body(caller, size):
             yield
 
     @contextmanager
-    def room_for_state(self, caller: Caller, size: int) -> Iterator[None]:
-        """Holds the memory that a large state needs while it is worked on; as `room_for`."""
+    def room_for_body(self, caller: Caller, size: int) -> Iterator[None]:
+        """Holds the memory that a large body needs while it is worked on.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED when too much is being worked on.
+        """
         tenant = caller.tenant_id
         if not self._bytes.take(tenant, size):
             raise exhausted("TOO_MUCH_AT_ONCE", "too many large batches at once; send it later")
