@@ -18,8 +18,8 @@ node_modules/.installed: package-lock.json
 run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
 	@exec $(BIN)/evergreen up
 
-test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy
-	@exec $(BIN)/python -m pytest
+test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy, two files at a time
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
 	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/integration/test_integrators_cluster.py

@@ -287,6 +287,19 @@ class World:
         finally:
             await connection.close()
 
+    async def count(self, table: str = "event") -> int:
+        """How many rows a table has."""
+        (row,) = await self.rows(f"SELECT count(*) AS n FROM telemetry.{table}")
+        return int(row["n"])
+
+    async def stored(self, device: Device) -> dict[str, Any]:
+        """What is known of a device's state."""
+        (row,) = await self.rows(
+            "SELECT *, installed_apps::text AS apps FROM telemetry.device WHERE id = $1",
+            device.id,
+        )
+        return dict(row)
+
 
 @asynccontextmanager
 async def running(
@@ -338,3 +351,12 @@ async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = 10) 
     async with asyncio.timeout(seconds):
         while not await check():
             await asyncio.sleep(0.05)
+
+
+def fields(answer: httpx.Response) -> list[str]:
+    """Which fields an answer says are wrong."""
+    return [
+        violation["field"]
+        for detail in answer.json()["details"]
+        for violation in detail.get("fieldViolations", ())
+    ]
