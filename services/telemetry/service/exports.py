@@ -83,13 +83,14 @@ class Exports:
             DomainError: NOT_FOUND for an org that is not in the subtree; RESOURCE_EXHAUSTED.
         """
         scope = await self._tenants.query_scope(caller, org_id)
+        tenant_id = UUID(org_id or caller.tenant_id)
         with self._place(caller):
             async with self._database.transaction() as connection:
                 await self._tell(
                     connection,
                     "telemetry.events_exported",
-                    f"tenants/{org_id or caller.tenant_id}/events",
-                    UUID(org_id or caller.tenant_id),
+                    f"tenants/{tenant_id}/events",
+                    tenant_id,
                     file_format,
                     deviceId=wanted.device_id,
                     action=wanted.type,
@@ -156,14 +157,15 @@ class Exports:
             DomainError: as `events`.
         """
         scope = await self._tenants.query_scope(caller, org_id)
+        tenant_id = UUID(org_id or caller.tenant_id)
         with self._place(caller):
             await self._inventory.refresh()
             async with self._database.transaction() as connection:
                 await self._tell(
                     connection,
                     "telemetry.devices_exported",
-                    f"tenants/{org_id or caller.tenant_id}/devices",
-                    UUID(org_id or caller.tenant_id),
+                    f"tenants/{tenant_id}/devices",
+                    tenant_id,
                     file_format,
                     status=wanted.status,
                     health=wanted.health,
