@@ -26,11 +26,16 @@ class Refused:
 
     @property
     def fields(self) -> list[str]:
-        return [
-            violation["field"]
-            for detail in self.body["details"]
-            for violation in detail.get("fieldViolations", ())
-        ]
+        return fields_of(self.body)
+
+
+def fields_of(body: dict[str, Any]) -> list[str]:
+    """Which fields the body of an error says are wrong."""
+    return [
+        violation["field"]
+        for detail in body["details"]
+        for violation in detail.get("fieldViolations", ())
+    ]
 
 
 async def refusal(call: Awaitable[Any]) -> Refused:

@@ -351,12 +351,3 @@ async def eventually(check: Callable[[], Awaitable[bool]], seconds: float = 10) 
     async with asyncio.timeout(seconds):
         while not await check():
             await asyncio.sleep(0.05)
-
-
-def fields(answer: httpx.Response) -> list[str]:
-    """Which fields an answer says are wrong."""
-    return [
-        violation["field"]
-        for detail in answer.json()["details"]
-        for violation in detail.get("fieldViolations", ())
-    ]

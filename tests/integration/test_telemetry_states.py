@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY
 
 from evergreen.v1 import device_pb2
 from tests.conftest import MakeKit, ServeService
-from tests.integration.telemetry import ORG, World, fields, running, state, world
+from tests.integration.refusals import fields_of
+from tests.integration.telemetry import ORG, World, running, state, world
 from tests.servers import TestDatabase
 
 __all__ = ["world"]
@@ -88,7 +89,7 @@ async def test_what_holds_no_state_is_refused(world: World, body: dict[str, Any]
     """There is nothing to store."""
     device = world.device()
     answer = await device.post("state", {"device_id": str(device.id), **body})
-    assert (answer.status_code, fields(answer)) == (400, ["state"])
+    assert (answer.status_code, fields_of(answer.json())) == (400, ["state"])
 
 
 def mended(field: str) -> float:
@@ -152,7 +153,7 @@ async def test_a_state_that_python_cannot_read_is_mended(
     assert row["last_error"].strip("\ufffd") == ""
     for broken in (text, text + b"}x", b"x" + text + b"}", text[:-1] + b',"a"}}'):
         answer = await device.post("state", head + broken)
-        assert (answer.status_code, fields(answer)) == (400, ["body"])
+        assert (answer.status_code, fields_of(answer.json())) == (400, ["body"])
 
 
 async def test_large_states_share_the_memory_of_events(
