@@ -36,7 +36,8 @@ from tests.servers import TestDatabase
 
 ROOT = tenant(1, kind="root")
 RESELLER = tenant(2, ROOT, "reseller")
-ORG = tenant(3, RESELLER)
+ORG = tenant(0xABC, RESELLER)
+"""With letters in its id, which a caller may write in capitals."""
 SISTER = tenant(4, RESELLER)
 STRANGER = tenant(5, ROOT)
 TREE = [ROOT, RESELLER, ORG, SISTER, STRANGER]

@@ -40,7 +40,7 @@ _LEAST_QUEUES: Final = 4
 _KEPT_SECONDS: Final = 5.0
 """A device that empties its queue makes its next call within this time after the one before, also
 over a slow line or through a busy gateway."""
-_QUICK_SECONDS: Final = 0.02
+_QUICK_SECONDS: Final = 0.03
 """Nearly all old states are to be written within this time: the way through a gateway that is as
 busy takes longer than that, and calls are to be answered within 200 ms."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
