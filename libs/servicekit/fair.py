@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 from collections import OrderedDict
 from collections.abc import Hashable
 from math import inf
@@ -83,15 +84,30 @@ class Queues:
     For a holder that left a kept place unused none is kept for some time: such as a device whose
     clock is wrong, so that all it tells looks old.
 
+    Callers that were refused in the same moment come back in the same moment, as their back-off
+    has no chance in it: some would be let in each time, and nobody in between. So a bounded number
+    `wait` for a place that becomes free, and give up after times that differ.
+
     Args:
         least: how many places there are at any time, altogether.
         most: how many there are when all goes quickly.
         kept: seconds for which a place is kept for its holder's next call.
         quick: seconds within which nearly all calls are to be done; or within three times as many
             as the quickest of the latest minutes took, when that is longer.
+        waiting: how many may wait for a place; tenants share this, too.
+        patience: seconds for which they do at most, and half of which they do at least.
     """
 
-    def __init__(self, least: int, most: int, *, kept: float, quick: float) -> None:
+    def __init__(
+        self,
+        least: int,
+        most: int,
+        *,
+        kept: float,
+        quick: float,
+        waiting: int = 0,
+        patience: float = 0.0,
+    ) -> None:
         self._least = min(least, most)
         self._most = most
         self._places = float(self._least)
@@ -105,11 +121,40 @@ class Queues:
         """Until when, and of whose share; by the holder, in the order of their ends."""
         self._stayed_away: OrderedDict[Hashable, float] = OrderedDict()
         """Since when; in that order."""
+        self._waiting = Shares(waiting)
+        self._patience = patience
+        self._lines: dict[str, dict[asyncio.Future[bool], None]] = {}
+        """Who waits, each tenant's in their order; the tenants in the order of their turns."""
 
     def may_enter(self, tenant: str, holder: Hashable, at: float) -> bool:
         """Whether `enter` would succeed."""
         self._forget(at)
         return holder in self._kept or self._shares.has_room(tenant)
+
+    def may_wait(self, tenant: str) -> bool:
+        """Whether there is room to `wait`."""
+        return self._waiting.total > 0 and self._waiting.has_room(tenant)
+
+    async def wait(self, tenant: str, at: float) -> bool:
+        """Waits, when `enter` has found no place, for one; answers whether there is one now."""
+        if not self.may_wait(tenant):
+            return False
+        self._waiting.take_anyway(tenant)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        self._lines.setdefault(tenant, {})[turn] = None
+        seconds = self._patience * (0.5 + random.random() / 2)  # noqa: S311
+        timer = loop.call_later(seconds, self._end_wait, turn, at + seconds)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.result():
+                self.leave(tenant)
+            raise
+        finally:
+            timer.cancel()
+            self._waiting.give_back(tenant)
+            self._leave_line(tenant, turn)
 
     def enter(self, tenant: str, holder: Hashable, at: float) -> bool:
         """Gives a call a place, which it must `pause` or `leave`; or answers that there is none.
@@ -127,11 +172,13 @@ class Queues:
     def leave(self, tenant: str) -> None:
         """Ends a call after which nothing is kept."""
         self._shares.give_back(tenant)
+        self._call_up()
 
     def end(self, holder: Hashable) -> None:
         """Ends a queue: what is kept for its holder, if anything is, becomes free."""
         if (kept := self._kept.pop(holder, None)) is not None:
             self._shares.give_back(kept[1])
+            self._call_up()
 
     def pause(self, tenant: str, holder: Hashable, at: float, took: float) -> None:
         """Ends a call whose caller goes on at once: the place is kept for it for a while.
@@ -151,9 +198,41 @@ class Queues:
         places = self._places + (1 / self._places if is_quick else -0.5)
         self._places = min(max(places, self._least), self._most)
         self._shares.total = int(self._places)
+        self._call_up()
+
+    def _call_up(self) -> None:
+        """Gives free places to those who wait, tenant by tenant."""
+        tenants = list(self._lines)
+        while tenants and self._shares.taken < self._shares.total:
+            tenants = [tenant for tenant in tenants if self._call_up_one(tenant)]
+
+    def _call_up_one(self, tenant: str) -> bool:
+        turn = next((turn for turn in self._lines.get(tenant, ()) if not turn.done()), None)
+        if turn is None or not self._shares.take(tenant):
+            return False
+        turn.set_result(True)
+        line = self._leave_line(tenant, turn)
+        if line:
+            # Whoever had a turn is the last to have the next one.
+            self._lines[tenant] = self._lines.pop(tenant)
+        return True
+
+    def _leave_line(self, tenant: str, turn: asyncio.Future[bool]) -> bool:
+        """Whether any are left in it."""
+        line = self._lines.get(tenant, {})
+        line.pop(turn, None)
+        if not line:
+            self._lines.pop(tenant, None)
+        return bool(line)
+
+    def _end_wait(self, turn: asyncio.Future[bool], at: float) -> None:
+        self._forget(at)
+        if not turn.done():
+            turn.set_result(False)
 
     def _forget(self, at: float) -> None:
         """Ends what was kept for too long."""
+        gone = False
         while self._kept:
             holder, (end, tenant) = next(iter(self._kept.items()))
             if end > at:
@@ -161,6 +240,9 @@ class Queues:
             del self._kept[holder]
             self._shares.give_back(tenant)
             self._stayed_away[holder] = at
+            gone = True
+        if gone:
+            self._call_up()
         while self._stayed_away:
             since = next(iter(self._stayed_away.values()))
             if len(self._stayed_away) <= _MOST_REMEMBERED and since > at - _REMEMBERED_SECONDS:

@@ -25,7 +25,13 @@ class TelemetrySettings(ServiceSettings):
         default=480,
         ge=1,
         description="Devices that empty their queues of states at the same time, when all goes"
-        " quickly; further ones are refused with a delay.",
+        " quickly; further ones wait for some seconds.",
+    )
+    waiting_queues: int = Field(
+        default=384,
+        ge=0,
+        description="Devices that wait to empty their queues of states; further ones are refused"
+        " with a delay.",
     )
     waiting_events: int = Field(
         default=20_000,

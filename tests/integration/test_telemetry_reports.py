@@ -228,7 +228,7 @@ async def test_a_device_that_tells_its_queue_is_let_finish(
     """Between its old states its place is kept: a refusal would make it tell all of them again."""
     monkeypatch.setattr("services.telemetry.service.reports._KEPT_SECONDS", 600.0)
     old = [f"2026-11-23T0{hour}:00:00Z" for hour in range(3)]
-    async with running(make_kit, serve, database, emptied_queues=1) as world:
+    async with running(make_kit, serve, database, emptied_queues=1, waiting_queues=0) as world:
         returning, other = world.device(), world.device()
         for time in old:
             assert (await returning.state(timestamp=time)).status_code == 200
@@ -242,3 +242,27 @@ async def test_a_device_that_tells_its_queue_is_let_finish(
         assert (await returning.state()).status_code == 200
         for time in old:
             assert (await other.state(timestamp=time)).status_code == 200
+
+
+async def test_some_devices_wait_until_others_have_told_their_queues(
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are many that come in one moment, and would all come back in one again."""
+    for name in ("_KEPT_SECONDS", "_PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"services.telemetry.service.reports.{name}", 600.0)
+    old = "2026-11-23T00:00:00Z"
+    async with running(make_kit, serve, database, emptied_queues=1, waiting_queues=1) as world:
+        returning = world.device()
+        assert (await returning.state(timestamp=old)).status_code == 200
+        calls = {asyncio.create_task(world.device().state(timestamp=old)) for _ in range(2)}
+        # There is room for one to wait; and once the other one is refused, it does.
+        refused, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        (answer,) = (call.result() for call in refused)
+        assert answer.status_code == 429
+        assert answer.json()["details"][0]["reason"] == "TOO_MANY_QUEUES"
+        assert (await returning.state()).status_code == 200
+        (answer,) = await asyncio.gather(*waiting)
+        assert answer.status_code == 200

@@ -185,6 +185,88 @@ def test_a_disk_that_takes_its_time_is_no_reason_for_fewer_places() -> None:
     assert places(queues, 620.0) == 20
 
 
+def full(*, waiting: int, patience: float = 600.0) -> Queues:
+    """Of one place, which is kept for x until 5."""
+    queues = Queues(1, 1, kept=5.0, quick=QUICK, waiting=waiting, patience=patience)
+    assert queues.enter("a", "x", 0.0)
+    queues.pause("a", "x", 0.0, QUICK)
+    assert not queues.enter("a", "y", 1.0)
+    return queues
+
+
+def _wait(queues: Queues, tenant: str, at: float = 1.0) -> asyncio.Task[bool]:
+    return asyncio.create_task(queues.wait(tenant, at))
+
+
+async def test_who_waits_gets_the_place_that_becomes_free() -> None:
+    """In the order in which they came, before anybody who comes later."""
+    queues = full(waiting=30)
+    first, second = _wait(queues, "a"), _wait(queues, "a")
+    await asyncio.sleep(0)
+    assert not first.done()
+    queues.end("x")
+    assert not queues.enter("a", "newcomer", 2.0)
+    assert await first
+    assert not second.done()
+    queues.pause("a", "y", 2.0, QUICK)
+    queues.end("y")
+    assert await second
+    queues.leave("a")
+    assert queues.enter("a", "newcomer", 2.0)
+
+
+async def test_so_many_wait_and_no_more() -> None:
+    """Whoever finds no room is told so at once; room is free again when one has given up."""
+    queues = full(waiting=1)
+    waiting = _wait(queues, "a")
+    await asyncio.sleep(0)
+    assert not queues.may_wait("a")
+    assert not await queues.wait("a", 1.0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert queues.may_wait("a")
+    assert not full(waiting=0).may_wait("a")
+    assert not await full(waiting=0).wait("a", 1.0)
+
+
+async def test_patience_ends() -> None:
+    """Then there is no place; but one that was kept for too long meanwhile is."""
+    assert not await full(waiting=9, patience=0.0).wait("a", 4.0)
+    assert await full(waiting=9, patience=0.0).wait("a", 5.0)
+
+
+async def test_a_place_for_one_who_has_gone_is_the_next_ones() -> None:
+    """Gone while it waited, or in the very moment in which it was given the place."""
+    queues = full(waiting=30)
+    gone, given, last = [_wait(queues, "a") for _ in range(3)]
+    await asyncio.sleep(0)
+    gone.cancel()
+    queues.end("x")
+    given.cancel()
+    assert await last
+    assert gone.cancelled()
+    assert given.cancelled()
+    queues.leave("a")
+    assert queues.enter("a", "newcomer", 2.0)
+
+
+async def test_tenants_that_wait_take_turns() -> None:
+    """However many of one tenant's wait, and however long they do."""
+    queues = full(waiting=30)
+    order: list[str] = []
+
+    async def use(tenant: str) -> None:
+        assert await queues.wait(tenant, 1.0)
+        order.append(tenant)
+        queues.leave(tenant)
+
+    tasks = [asyncio.create_task(use(tenant)) for tenant in ("a", "a", "a", "b", "c")]
+    await asyncio.sleep(0)
+    queues.end("x")
+    await asyncio.gather(*tasks)
+    assert order == ["a", "b", "c", "a", "a"]
+
+
 def _order(queue: FairQueue[str]) -> list[str]:
     return [queue.pop()[1] for _ in range(len(queue))]
 

@@ -43,6 +43,8 @@ over a slow line or through a busy gateway."""
 _QUICK_SECONDS: Final = 0.03
 """Nearly all old states are to be written within this time: the way through a gateway that is as
 busy takes longer than that, and calls are to be answered within 200 ms."""
+_PATIENCE_SECONDS: Final = 8.0
+"""Agents give a call up after 30 s, most of which they may have waited for the gateway."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
 _MOST_CONTACTS: Final = 1_000_000
 
@@ -105,7 +107,12 @@ class Reports:
         self._bytes = Shares(settings.body_budget_bytes)
         self._turns = Turns()
         self._queues = Queues(
-            _LEAST_QUEUES, settings.emptied_queues, kept=_KEPT_SECONDS, quick=_QUICK_SECONDS
+            _LEAST_QUEUES,
+            settings.emptied_queues,
+            kept=_KEPT_SECONDS,
+            quick=_QUICK_SECONDS,
+            waiting=settings.waiting_queues,
+            patience=_PATIENCE_SECONDS,
         )
         self._contacts: dict[UUID, datetime] = {}
         self.states: Batcher[StateReport, None] = Batcher(
@@ -128,7 +135,7 @@ class Reports:
         )
 
     def require_place(self, caller: Caller, look: Callable[[], datetime | None]) -> None:
-        """Refuses, before anything is done for it, an old state that would find no place.
+        """Refuses, before anything is done for it, an old state that could not even wait.
 
         Args:
             caller: the device.
@@ -137,7 +144,10 @@ class Reports:
         Raises:
             DomainError: RESOURCE_EXHAUSTED.
         """
-        if self._queues.may_enter(caller.tenant_id, caller.id, time.monotonic()):
+        tenant = caller.tenant_id
+        if self._queues.may_enter(tenant, caller.id, time.monotonic()):
+            return
+        if self._queues.may_wait(tenant):
             return
         observed_at = look()
         if observed_at is not None and _is_old(observed_at, self._clock()):
@@ -164,16 +174,18 @@ class Reports:
                 STATES_MENDED.labels(name).inc()
 
     async def _report_of_queue(self, caller: Caller, report: StateReport) -> None:
-        begun = time.monotonic()
-        if not self._queues.enter(caller.tenant_id, caller.id, begun):
-            raise _too_many_queues()
+        tenant, begun = caller.tenant_id, time.monotonic()
+        if not self._queues.enter(tenant, caller.id, begun):
+            if not await self._queues.wait(tenant, begun):
+                raise _too_many_queues()
+            begun = time.monotonic()
         try:
             await self.states.submit(report)
         except BaseException:
-            self._queues.leave(caller.tenant_id)
+            self._queues.leave(tenant)
             raise
         ended = time.monotonic()
-        self._queues.pause(caller.tenant_id, caller.id, ended, ended - begun)
+        self._queues.pause(tenant, caller.id, ended, ended - begun)
 
     async def report_events(
         self,
