@@ -143,7 +143,7 @@ class Queues:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         self._lines.setdefault(tenant, {})[turn] = None
-        seconds = self._patience * (0.5 + random.random() / 2)  # noqa: S311
+        seconds = self._patience * (0.5 + random.random() / 2)  # noqa: S311 - no secret
         timer = loop.call_later(seconds, self._end_wait, turn, at + seconds)
         try:
             return await turn

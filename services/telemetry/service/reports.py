@@ -144,10 +144,8 @@ class Reports:
         Raises:
             DomainError: RESOURCE_EXHAUSTED.
         """
-        tenant = caller.tenant_id
-        if self._queues.may_enter(tenant, caller.id, time.monotonic()):
-            return
-        if self._queues.may_wait(tenant):
+        tenant, queues = caller.tenant_id, self._queues
+        if queues.may_enter(tenant, caller.id, time.monotonic()) or queues.may_wait(tenant):
             return
         observed_at = look()
         if observed_at is not None and _is_old(observed_at, self._clock()):
