@@ -90,6 +90,9 @@ SYSTEM_CALL: Final = Call("", SYSTEM, "")
 
 current_call: ContextVar[Call] = ContextVar("current_call", default=SYSTEM_CALL)
 """The call that the running task serves."""
+waited_seconds: ContextVar[float] = ContextVar("waited_seconds", default=0.0)
+"""For how long that call was kept waiting for its turn. It is no part of the time it took, for it
+tells nothing of how quickly calls are answered."""
 
 
 def _time(text: str | None) -> datetime | None:

@@ -32,6 +32,7 @@ from servicekit.call import (
     call_from_headers,
     caller_from_headers,
     current_call,
+    waited_seconds,
 )
 from servicekit.devices import DeviceAccess
 from servicekit.errors import (
@@ -168,15 +169,16 @@ class CallChain:
 
     async def _finish(self, call: Call, started: float, answer: Coroutine[Any, Any, T]) -> T:
         token = current_call.set(call)
+        waited_seconds.set(0.0)
         try:
             result = await answer
         except asyncio.CancelledError:
-            _note(call.rpc, "CANCELLED", started)
+            _note(call.rpc, "CANCELLED", started + waited_seconds.get())
             raise
         except Exception as error:
-            _fail(call.rpc, started, error)
+            _fail(call.rpc, started + waited_seconds.get(), error)
         else:
-            _note(call.rpc, "OK", started)
+            _note(call.rpc, "OK", started + waited_seconds.get())
             return result
         finally:
             self._end(call)

@@ -12,7 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Hashable
 from math import inf
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 Entry = TypeVar("Entry")
 
@@ -67,6 +67,10 @@ class Shares:
             self._held[tenant] = left
 
 
+_Waiter: TypeAlias = asyncio.Future[bool]
+"""A call in the line; its result is whether it has got a place."""
+
+
 class Queues:
     """Who may empty a queue at the moment: each call by call, in places that tenants share.
 
@@ -85,7 +89,7 @@ class Queues:
     clock is wrong, so that all it tells looks old.
 
     Callers that were refused in the same moment come back in the same moment, as their back-off
-    has no chance in it: some would be let in each time, and nobody in between. So a bounded number
+    has no jitter: some would be let in each time, and nobody in between. So a bounded number
     `wait` for a place that becomes free, and give up after times that differ.
 
     Args:
@@ -123,7 +127,7 @@ class Queues:
         """Since when; in that order."""
         self._waiting = Shares(waiting)
         self._patience = patience
-        self._lines: dict[str, dict[asyncio.Future[bool], None]] = {}
+        self._lines: dict[str, dict[_Waiter, None]] = {}
         """Who waits, each tenant's in their order; the tenants in the order of their turns."""
 
     def may_enter(self, tenant: str, holder: Hashable, at: float) -> bool:
@@ -136,25 +140,33 @@ class Queues:
         return self._waiting.total > 0 and self._waiting.has_room(tenant)
 
     async def wait(self, tenant: str, at: float) -> bool:
-        """Waits, when `enter` has found no place, for one; answers whether there is one now."""
+        """Waits for a place when `enter` has found none.
+
+        Args:
+            tenant: of whose share, of the places and of the room to wait.
+            at: now, as in `enter`.
+
+        Returns:
+            whether the call has a place now, which it must `pause` or `leave`.
+        """
         if not self.may_wait(tenant):
             return False
         self._waiting.take_anyway(tenant)
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[bool] = loop.create_future()
-        self._lines.setdefault(tenant, {})[turn] = None
+        waiter: _Waiter = loop.create_future()
+        self._lines.setdefault(tenant, {})[waiter] = None
         seconds = self._patience * (0.5 + random.random() / 2)  # noqa: S311 - no secret
-        timer = loop.call_later(seconds, self._end_wait, turn, at + seconds)
+        timer = loop.call_later(seconds, self._end_wait, waiter, at + seconds)
         try:
-            return await turn
+            return await waiter
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.result():
+            if not waiter.cancelled() and waiter.result():
                 self.leave(tenant)
             raise
         finally:
             timer.cancel()
             self._waiting.give_back(tenant)
-            self._leave_line(tenant, turn)
+            self._leave_line(tenant, waiter)
 
     def enter(self, tenant: str, holder: Hashable, at: float) -> bool:
         """Gives a call a place, which it must `pause` or `leave`; or answers that there is none.
@@ -202,33 +214,35 @@ class Queues:
 
     def _call_up(self) -> None:
         """Gives free places to those who wait, tenant by tenant."""
+        if not self._lines:
+            return
         tenants = list(self._lines)
         while tenants and self._shares.taken < self._shares.total:
             tenants = [tenant for tenant in tenants if self._call_up_one(tenant)]
 
     def _call_up_one(self, tenant: str) -> bool:
-        turn = next((turn for turn in self._lines.get(tenant, ()) if not turn.done()), None)
-        if turn is None or not self._shares.take(tenant):
+        line = self._lines.get(tenant, {})
+        waiter = next((waiter for waiter in line if not waiter.done()), None)
+        if waiter is None or not self._shares.take(tenant):
             return False
-        turn.set_result(True)
-        line = self._leave_line(tenant, turn)
-        if line:
-            # Whoever had a turn is the last to have the next one.
-            self._lines[tenant] = self._lines.pop(tenant)
+        waiter.set_result(True)
+        # Whoever had a turn is the last to have the next one.
+        self._lines[tenant] = self._lines.pop(tenant)
+        self._leave_line(tenant, waiter)
         return True
 
-    def _leave_line(self, tenant: str, turn: asyncio.Future[bool]) -> bool:
-        """Whether any are left in it."""
-        line = self._lines.get(tenant, {})
-        line.pop(turn, None)
+    def _leave_line(self, tenant: str, waiter: _Waiter) -> None:
+        line = self._lines.get(tenant)
+        if line is None:
+            return
+        line.pop(waiter, None)
         if not line:
-            self._lines.pop(tenant, None)
-        return bool(line)
+            del self._lines[tenant]
 
-    def _end_wait(self, turn: asyncio.Future[bool], at: float) -> None:
+    def _end_wait(self, waiter: _Waiter, at: float) -> None:
         self._forget(at)
-        if not turn.done():
-            turn.set_result(False)
+        if not waiter.done():
+            waiter.set_result(False)
 
     def _forget(self, at: float) -> None:
         """Ends what was kept for too long."""

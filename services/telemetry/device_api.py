@@ -40,7 +40,8 @@ class DeviceApi:
         check_device(context.call, request.device_id)
         if not request.HasField("state"):
             raise invalid_field("state", "is required")
-        await self._reports.report_state(context.call.caller, _state(request.state))
+        size, state = request.ByteSize(), _state(request.state)
+        await self._reports.report_state(context.call.caller, size, state)
         return device_pb2.ReportStateResponse()
 
     @checks_own_rules

@@ -34,7 +34,7 @@ def routes(reports: Reports) -> dict[str, Route]:
 
     async def report_state(call: Call, body: bytes) -> Answer:
         reports.states.require_room(call.caller.tenant_id)
-        reports.require_place(call.caller, partial(_time_of_state, body))
+        reports.require_place(call.caller, len(body), partial(_time_of_state, body))
         request = _parse_state(body)
         check_device(call, request.get("device_id"))
         state = request.get("state")
@@ -42,7 +42,7 @@ def routes(reports: Reports) -> dict[str, Route]:
             raise invalid_field("state", "is required")
         if not isinstance(state, dict):
             raise invalid_field("state", "must be an object")
-        await reports.report_state(call.caller, parse_state(state))
+        await reports.report_state(call.caller, len(body), parse_state(state))
         return OK
 
     async def report_events(call: Call, body: bytes) -> Answer:

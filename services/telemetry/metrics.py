@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 EVENTS = Counter(
     "evergreen_device_events_total",
@@ -18,6 +18,12 @@ STATES_MENDED = Counter(
     "evergreen_device_states_mended_total",
     "States of which a field could not be stored as it was sent, and was changed, by the field.",
     ["field"],
+)
+QUEUE_WAIT = Histogram(
+    "evergreen_queue_wait_seconds",
+    "How long devices waited for a place to tell their queued states, by whether they got one.",
+    ["outcome"],
+    buckets=(0.1, 0.5, 1.0, 2.0, 4.0),
 )
 EVENTS_OLDEST = Gauge(
     "evergreen_device_events_oldest_seconds",

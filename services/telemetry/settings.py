@@ -25,10 +25,10 @@ class TelemetrySettings(ServiceSettings):
         default=480,
         ge=1,
         description="Devices that empty their queues of states at the same time, when all goes"
-        " quickly; further ones wait for some seconds.",
+        " quickly; further ones wait for some seconds, and are refused then.",
     )
     waiting_queues: int = Field(
-        default=384,
+        default=256,
         ge=0,
         description="Devices that wait to empty their queues of states; further ones are refused"
         " with a delay.",

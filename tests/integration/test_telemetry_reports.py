@@ -266,3 +266,24 @@ async def test_some_devices_wait_until_others_have_told_their_queues(
         assert (await returning.state()).status_code == 200
         (answer,) = await asyncio.gather(*waiting)
         assert answer.status_code == 200
+
+
+async def test_a_large_old_state_does_not_wait_in_memory(
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told to come later, as if there were no room to wait."""
+    for name in ("_KEPT_SECONDS", "_PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"services.telemetry.service.reports.{name}", 600.0)
+    old = "2026-11-23T00:00:00Z"
+    apps = [{"id": f"org.example.{n:0>80}", "version": "1", "branch": "stable"} for n in range(600)]
+    async with running(make_kit, serve, database, emptied_queues=1) as world:
+        returning, large = world.device(), world.device()
+        assert (await returning.state(timestamp=old)).status_code == 200
+        refused = await large.state(timestamp=old, installed_apps=apps)
+        assert refused.status_code == 429
+        assert refused.json()["details"][0]["reason"] == "TOO_MANY_QUEUES"
+        assert (await returning.state()).status_code == 200
+        assert (await large.state(timestamp=old, installed_apps=apps)).status_code == 200

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 
 from servicekit import call
 from servicekit.call import Call
@@ -118,3 +119,24 @@ async def test_a_full_service_refuses_everybody() -> None:
     assert refused.value.code is Code.RESOURCE_EXHAUSTED
     release.set()
     await asyncio.gather(*held)
+
+
+async def test_a_wait_for_a_turn_is_no_part_of_a_calls_time() -> None:
+    """Of that call alone: the next one in the same task has not waited."""
+    chain = CallChain(max_calls=30)
+
+    async def handle(served: Call) -> None:
+        call.waited_seconds.set(1000.0)
+
+    async def at_once(served: Call) -> None:
+        pass
+
+    def seconds() -> float:
+        return REGISTRY.get_sample_value("evergreen_call_seconds_sum", {"rpc": RPC}) or 0.0
+
+    before = seconds()
+    await chain.run(RPC, _headers(str(uuid4())), handle)
+    waited = seconds()
+    assert waited - before < -900
+    await chain.run(RPC, _headers(str(uuid4())), at_once)
+    assert seconds() >= waited

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from servicekit.fair import FairQueue, Queues, Shares, Turns
 
 
@@ -227,6 +229,54 @@ async def test_so_many_wait_and_no_more() -> None:
     assert queues.may_wait("a")
     assert not full(waiting=0).may_wait("a")
     assert not await full(waiting=0).wait("a", 1.0)
+
+
+async def test_those_who_wait_give_up_at_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within their patience and not before half of it: or they would all come back at once."""
+    loop = asyncio.get_running_loop()
+    delays: list[float] = []
+
+    def call_later(delay: float, *_: object) -> asyncio.Handle:
+        delays.append(delay)
+        return loop.call_soon(lambda: None)
+
+    queues = full(waiting=300, patience=8.0)
+    monkeypatch.setattr(loop, "call_later", call_later)
+    tasks = [_wait(queues, "a") for _ in range(200)]
+    await asyncio.sleep(0)
+    assert all(4.0 <= delay <= 8.0 for delay in delays)
+    assert len(set(delays)) == 200
+    assert min(delays) < 5.0
+    assert max(delays) > 7.0
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_one_more_place_is_for_who_waits() -> None:
+    """A quick call makes room for another one while its own place is kept."""
+    queues = Queues(1, 2, kept=5.0, quick=QUICK, waiting=9, patience=600.0)
+    assert queues.enter("a", "x", 0.0)
+    waiting = _wait(queues, "a")
+    await asyncio.sleep(0)
+    queues.pause("a", "x", 1.0, QUICK)
+    assert await waiting
+    assert queues.enter("a", "x", 1.0)
+
+
+async def test_who_has_its_share_lets_others_pass() -> None:
+    """A tenant whose turn it is, and who has enough, does not hold up the line."""
+    queues = Queues(3, 3, kept=5.0, quick=QUICK, waiting=30, patience=600.0)
+    assert [queues.enter("a", n, 0.0) for n in range(3)] == [True, True, False]
+    assert queues.enter("b", "x", 0.0)
+    first, second = _wait(queues, "a"), _wait(queues, "b")
+    await asyncio.sleep(0)
+    queues.leave("b")
+    assert await second
+    assert not first.done()
+    queues.leave("b")
+    queues.leave("a")
+    assert await first
 
 
 async def test_patience_ends() -> None:

@@ -12,14 +12,14 @@ from uuid import UUID
 
 from servicekit import logs
 from servicekit.batcher import BEAT_SECONDS, Batcher
-from servicekit.call import Caller
+from servicekit.call import Caller, waited_seconds
 from servicekit.errors import DomainError, exhausted
 from servicekit.fair import Queues, Shares, Turns
 from servicekit.ids import Clock
 from servicekit.postgres import Database
 from services.telemetry.domain.events import BadEvent, NewEvent, ReadEvent
 from services.telemetry.domain.state import State, StateReport, newest_per_device
-from services.telemetry.metrics import EVENTS, STATES, STATES_MENDED
+from services.telemetry.metrics import EVENTS, QUEUE_WAIT, STATES, STATES_MENDED
 from services.telemetry.settings import TelemetrySettings
 from services.telemetry.store import reports as store
 
@@ -43,8 +43,11 @@ over a slow line or through a busy gateway."""
 _QUICK_SECONDS: Final = 0.03
 """Nearly all old states are to be written within this time: the way through a gateway that is as
 busy takes longer than that, and calls are to be answered within 200 ms."""
-_PATIENCE_SECONDS: Final = 8.0
-"""Agents give a call up after 30 s, most of which they may have waited for the gateway."""
+_PATIENCE_SECONDS: Final = 4.0
+"""With the 10 s that a state may then wait to be written it is less than the 15 s after which the
+gateway gives up, and less than the 5 s that a service gives its calls when it stops."""
+_BYTES_THAT_WAIT: Final = 64 << 10
+"""A larger state is not kept in memory until there is a place."""
 _CONTACT_EVERY: Final = timedelta(minutes=1)
 _MOST_CONTACTS: Final = 1_000_000
 
@@ -134,25 +137,33 @@ class Reports:
             beat=BEAT_SECONDS,
         )
 
-    def require_place(self, caller: Caller, look: Callable[[], datetime | None]) -> None:
+    def require_place(self, caller: Caller, size: int, look: Callable[[], datetime | None]) -> None:
         """Refuses, before anything is done for it, an old state that could not even wait.
 
         Args:
             caller: the device.
+            size: bytes of the state's body.
             look: answers of when the state is, if that is to be seen; asked only when it matters.
 
         Raises:
             DomainError: RESOURCE_EXHAUSTED.
         """
-        tenant, queues = caller.tenant_id, self._queues
-        if queues.may_enter(tenant, caller.id, time.monotonic()) or queues.may_wait(tenant):
+        tenant = caller.tenant_id
+        if self._queues.may_enter(tenant, caller.id, time.monotonic()):
+            return
+        if size <= _BYTES_THAT_WAIT and self._queues.may_wait(tenant):
             return
         observed_at = look()
         if observed_at is not None and _is_old(observed_at, self._clock()):
             raise _too_many_queues()
 
-    async def report_state(self, caller: Caller, state: State) -> None:
+    async def report_state(self, caller: Caller, size: int, state: State) -> None:
         """Stores the state of the calling device, unless a newer one is stored.
+
+        Args:
+            caller: the device.
+            size: bytes of the state's body.
+            state: what it says.
 
         Raises:
             DomainError: UNAVAILABLE or RESOURCE_EXHAUSTED; then nothing is stored for sure.
@@ -160,7 +171,7 @@ class Reports:
         now = self._clock()
         report = StateReport(UUID(caller.id), UUID(caller.tenant_id), state, now)
         if _is_old(state.observed_at, now):
-            await self._report_of_queue(caller, report)
+            await self._report_of_queue(caller, size, report)
         else:
             await self.states.submit(report)
             # A queue ends with how the device is at the moment.
@@ -171,12 +182,15 @@ class Reports:
             for name in state.mended:
                 STATES_MENDED.labels(name).inc()
 
-    async def _report_of_queue(self, caller: Caller, report: StateReport) -> None:
+    async def _report_of_queue(self, caller: Caller, size: int, report: StateReport) -> None:
         tenant, begun = caller.tenant_id, time.monotonic()
         if not self._queues.enter(tenant, caller.id, begun):
-            if not await self._queues.wait(tenant, begun):
+            has_place = size <= _BYTES_THAT_WAIT and await self._queues.wait(tenant, begun)
+            came, begun = begun, time.monotonic()
+            waited_seconds.set(begun - came)
+            QUEUE_WAIT.labels("place" if has_place else "none").observe(begun - came)
+            if not has_place:
                 raise _too_many_queues()
-            begun = time.monotonic()
         try:
             await self.states.submit(report)
         except BaseException:
