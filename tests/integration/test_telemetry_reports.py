@@ -219,14 +219,20 @@ async def test_a_forgotten_where_shows_nothing(world: World) -> None:
             assert await c.fetch(sql) != []
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No place that is kept, and no wait for one, ends by itself during a test."""
+    for name in ("_KEPT_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"services.telemetry.service.reports.{name}", 600.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_a_device_that_tells_its_queue_is_let_finish(
     make_kit: MakeKit,
     serve: ServeService,
     database: TestDatabase,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between its old states its place is kept: a refusal would make it tell all of them again."""
-    monkeypatch.setattr("services.telemetry.service.reports._KEPT_SECONDS", 600.0)
     old = [f"2026-11-23T0{hour}:00:00Z" for hour in range(3)]
     async with running(make_kit, serve, database, emptied_queues=1, waiting_queues=0) as world:
         returning, other = world.device(), world.device()
@@ -244,15 +250,13 @@ async def test_a_device_that_tells_its_queue_is_let_finish(
             assert (await other.state(timestamp=time)).status_code == 200
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_some_devices_wait_until_others_have_told_their_queues(
     make_kit: MakeKit,
     serve: ServeService,
     database: TestDatabase,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are many that come in one moment, and would all come back in one again."""
-    for name in ("_KEPT_SECONDS", "_PATIENCE_SECONDS"):
-        monkeypatch.setattr(f"services.telemetry.service.reports.{name}", 600.0)
     old = "2026-11-23T00:00:00Z"
     async with running(make_kit, serve, database, emptied_queues=1, waiting_queues=1) as world:
         returning = world.device()
@@ -268,15 +272,13 @@ async def test_some_devices_wait_until_others_have_told_their_queues(
         assert answer.status_code == 200
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_a_large_old_state_does_not_wait_in_memory(
     make_kit: MakeKit,
     serve: ServeService,
     database: TestDatabase,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is told to come later, as if there were no room to wait."""
-    for name in ("_KEPT_SECONDS", "_PATIENCE_SECONDS"):
-        monkeypatch.setattr(f"services.telemetry.service.reports.{name}", 600.0)
     old = "2026-11-23T00:00:00Z"
     apps = [{"id": f"org.example.{n:0>80}", "version": "1", "branch": "stable"} for n in range(600)]
     async with running(make_kit, serve, database, emptied_queues=1) as world:

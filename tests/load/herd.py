@@ -45,6 +45,7 @@ from cli.sim.schedule import Rhythm
 from cli.sim.stats import Part, Point, Stats
 from cli.sim.traffic import FLEET_MIX, FleetTraffic, SaturatingTraffic
 from deploy.gateway.limits import Limits
+from services.telemetry.service.reports import PATIENCE_SECONDS
 from tests.load import product
 from tests.load.cpu import Machine, Usage, part_of, usage
 from tests.load.facts import facts
@@ -55,7 +56,7 @@ from tests.load.report import RESULTS, Report
 OUTAGE_SECONDS: Final = 3600.0
 ENOUGH: Final = 0.2
 """Seconds that a call may take at the 99th percentile when all is well."""
-ENOUGH_FOR_OLD: Final = 4.0 + ENOUGH
+ENOUGH_FOR_OLD: Final = PATIENCE_SECONDS + ENOUGH
 """And one that tells of the past, which may have waited for its turn."""
 _SHOWN_EVERY: Final = 10
 _SETTLED_WITHIN: Final = 180.0

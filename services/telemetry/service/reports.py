@@ -43,7 +43,7 @@ over a slow line or through a busy gateway."""
 _QUICK_SECONDS: Final = 0.03
 """Nearly all old states are to be written within this time: the way through a gateway that is as
 busy takes longer than that, and calls are to be answered within 200 ms."""
-_PATIENCE_SECONDS: Final = 4.0
+PATIENCE_SECONDS: Final = 4.0
 """With the 10 s that a state may then wait to be written it is less than the 15 s after which the
 gateway gives up, and less than the 5 s that a service gives its calls when it stops."""
 _BYTES_THAT_WAIT: Final = 64 << 10
@@ -115,7 +115,7 @@ class Reports:
             kept=_KEPT_SECONDS,
             quick=_QUICK_SECONDS,
             waiting=settings.waiting_queues,
-            patience=_PATIENCE_SECONDS,
+            patience=PATIENCE_SECONDS,
         )
         self._contacts: dict[UUID, datetime] = {}
         self.states: Batcher[StateReport, None] = Batcher(
@@ -151,7 +151,7 @@ class Reports:
         tenant = caller.tenant_id
         if self._queues.may_enter(tenant, caller.id, time.monotonic()):
             return
-        if size <= _BYTES_THAT_WAIT and self._queues.may_wait(tenant):
+        if self._may_wait(tenant, size):
             return
         observed_at = look()
         if observed_at is not None and _is_old(observed_at, self._clock()):
@@ -183,14 +183,9 @@ class Reports:
                 STATES_MENDED.labels(name).inc()
 
     async def _report_of_queue(self, caller: Caller, size: int, report: StateReport) -> None:
-        tenant, begun = caller.tenant_id, time.monotonic()
-        if not self._queues.enter(tenant, caller.id, begun):
-            has_place = size <= _BYTES_THAT_WAIT and await self._queues.wait(tenant, begun)
-            came, begun = begun, time.monotonic()
-            waited_seconds.set(begun - came)
-            QUEUE_WAIT.labels("place" if has_place else "none").observe(begun - came)
-            if not has_place:
-                raise _too_many_queues()
+        tenant = caller.tenant_id
+        await self._take_place(caller, size)
+        begun = time.monotonic()
         try:
             await self.states.submit(report)
         except BaseException:
@@ -198,6 +193,26 @@ class Reports:
             raise
         ended = time.monotonic()
         self._queues.pause(tenant, caller.id, ended, ended - begun)
+
+    async def _take_place(self, caller: Caller, size: int) -> None:
+        """Takes a place for an old state, at once or when one becomes free."""
+        tenant, came = caller.tenant_id, time.monotonic()
+        if self._queues.enter(tenant, caller.id, came):
+            return
+        if not self._may_wait(tenant, size):
+            raise _too_many_queues()
+        has_place = False
+        try:
+            has_place = await self._queues.wait(tenant, came)
+        finally:
+            waited = time.monotonic() - came
+            waited_seconds.set(waited)
+            QUEUE_WAIT.labels("place" if has_place else "none").observe(waited)
+        if not has_place:
+            raise _too_many_queues()
+
+    def _may_wait(self, tenant: str, size: int) -> bool:
+        return size <= _BYTES_THAT_WAIT and self._queues.may_wait(tenant)
 
     async def report_events(
         self,
