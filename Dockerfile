@@ -1,4 +1,4 @@
-# One image for everything of ours: `evergreen <service>`, `evergreen init`, `evergreen migrate`, …
+# One image for everything of ours: `evergreen serve <service>`, `evergreen init`, `evergreen migrate`, …
 ARG DEBIAN=trixie
 
 FROM debian:${DEBIAN}-slim AS build
@@ -13,9 +13,13 @@ RUN python3 -m venv tools \
 COPY deploy/docker/requirements.txt runtime.txt
 RUN tools/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes \
       --wheel-dir wheels --requirement runtime.txt \
+ && sha256sum wheels/*.whl > wheels.sha256 \
  && python3 -m venv /opt/evergreen \
- && /opt/evergreen/bin/pip install --no-compile --no-deps --no-index wheels/*.whl
-COPY pyproject.toml README.md ./
+ && /opt/evergreen/bin/pip install --no-compile --no-deps --no-index wheels/*.whl \
+ # Of what the library of S3 knows of Amazon's services, only what logs in and stores is needed.
+ && find /opt/evergreen/lib/python3*/site-packages/botocore/data -mindepth 1 -maxdepth 1 -type d \
+      ! -name s3 ! -name sts ! -name sso ! -name sso-oidc -exec rm -r {} +
+COPY pyproject.toml README.md LICENSE ./
 COPY libs libs
 COPY services services
 COPY cli cli
@@ -27,7 +31,7 @@ RUN tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
 
 FROM debian:${DEBIAN}-slim
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 ca-certificates \
+ && apt-get install --yes --no-install-recommends python3 ca-certificates openssh-client \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* \
  && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin evergreen \
  # New volumes get the owner of these.
@@ -38,9 +42,21 @@ RUN apt-get update \
       /var/lib/evergreen/telemetry /var/lib/evergreen/attestation /var/lib/evergreen/audit
 COPY --from=build /opt/evergreen /opt/evergreen
 # What is in the image, for whoever looks for vulnerable parts (CycloneDX).
-COPY deploy/docker/sbom.py /tmp/sbom.py
-RUN /opt/evergreen/bin/python /tmp/sbom.py > /usr/share/evergreen-sbom.cdx.json && rm /tmp/sbom.py
-ENV PATH=/opt/evergreen/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+COPY --from=build /build/wheels.sha256 /usr/share/evergreen-wheels.sha256
+RUN /opt/evergreen/bin/python -m deploy.docker.sbom --wheels /usr/share/evergreen-wheels.sha256 \
+      > /usr/share/evergreen-sbom.cdx.json
+ENV PATH=/opt/evergreen/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TZ=UTC
 USER 10001:10001
 ENTRYPOINT ["evergreen"]
 CMD ["--help"]
+# At the end, for each build may have others: what the image was built of (`evergreen version`).
+ARG VERSION=0.2.0.dev0
+ARG COMMIT=
+ARG CREATED=
+ENV EVERGREEN_BUILD_COMMIT=$COMMIT EVERGREEN_BUILD_TIME=$CREATED
+LABEL org.opencontainers.image.title="Evergreen Selfhost Backend" \
+      org.opencontainers.image.description="Self-hosted device management for EvergreenOS fleets" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$COMMIT \
+      org.opencontainers.image.created=$CREATED

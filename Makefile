@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help run test test-compose bench chaos lint gen lock clean
+.PHONY: help run test test-servers test-long test-compose bench chaos lint gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,16 +19,29 @@ run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops
 	@exec $(BIN)/evergreen up
 
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy, two files at a time
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-servers: .venv/.installed ## Run the tests with programs of others (Chromium, LibreOffice, PgBouncer, swtpm); as root they are installed from Debian
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m pytest -rs tests/external
+
+test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
+	@EVERGREEN_TEST_LONG=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
 
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
-	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/integration/test_integrators_cluster.py
+	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/services/identity/event_access/test_integrators_cluster.py
 
-bench: .venv/.installed ## Measure what calls cost, against a floor; BENCH=quick or BENCH=full
-	@exec $(BIN)/python -m tests.load $(BENCH)
+# BASE=<commit> [SECTIONS=poll,mix@200,rest] [LIMIT=3], or DISTURBANCE=<command>: docs/benchmarks.md.
+bench: .venv/.installed ## Measure what calls cost, over a floor or BASE=<commit>; BENCH=quick or full
+ifneq ($(BASE)$(DISTURBANCE),)
+	@exec $(BIN)/python -m bench.against $(BENCH) $(if $(BASE),--base "$(BASE)") \
+	  $(if $(SECTIONS),--sections "$(SECTIONS)") $(if $(LIMIT),--limit "$(LIMIT)") \
+	  $(if $(DISTURBANCE),--disturbance "$$DISTURBANCE")
+else
+	@exec $(BIN)/python -m bench $(BENCH)
+endif
 
 chaos: .venv/.installed ## Break everything for ten minutes, then count what was promised; CHAOS="--minutes 3"
-	@exec $(BIN)/python -m tests.chaos $(CHAOS)
+	@exec $(BIN)/python -m chaos $(CHAOS)
 
 lint: .venv/.installed node_modules/.installed ## Check style, types and the walls between the contexts
 	@$(BIN)/ruff check .
@@ -36,12 +49,13 @@ lint: .venv/.installed node_modules/.installed ## Check style, types and the wal
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m tools.asyncapi.check
+	@$(BIN)/python -m tools.numbers
 	@npx --no-install buf lint
 	@npx --no-install buf format --diff --exit-code
-	@# At a release: python -m tools.release
+	@# What `python -m tools.release` recorded last.
 	@npx --no-install buf breaking --against protos/released.binpb
 
-gen: .venv/.installed ## Make the code from protos/ again
+gen: .venv/.installed ## Make again what comes from protos/ and libs/contract: code, documents, parts of the chart
 	@exec $(BIN)/python -m tools.gen
 
 lock: ## Pin the newest packages that pyproject.toml allows (needs uv)
@@ -49,5 +63,5 @@ lock: ## Pin the newest packages that pyproject.toml allows (needs uv)
 	  --upgrade --custom-compile-command '`make lock`' -o requirements.txt pyproject.toml
 
 clean: ## Remove the environment and caches; the state in .evergreen stays
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.errors import CliError, told
+from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.session import session
+from cli.tables import table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -42,50 +40,20 @@ _FAILED = 2
 _END_BYTES = 100
 _END = {
     "jsonl": re.compile(rb'(?:^|\n)\{"end":\{"entries":\d+\}\}\n$'),
-    "csv": re.compile(rb"\nend,\d+\r\n$"),
+    "csv": re.compile(rb"\r\n$"),
 }
 """How an export ends, by its format."""
-
-
-@contextmanager
-def _api(
-    home: Path | None, url: str, ca_file: Path | None, email: str, password_file: Path | None
-) -> Iterator[Api]:
-    from cli.client import find_access, logged_in  # noqa: PLC0415
-
-    with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
-        yield api
-
-
-@contextmanager
-def _written(path: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears when it is whole."""
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".evergreen-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CliError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @app.command("list")
 def list_entries(
     org: Org = "",
-    actor: Annotated[str, typer.Option(help="Only of this e-mail address or id.")] = "",
-    action: Annotated[str, typer.Option(help="Only this, such as policy.published.")] = "",
-    resource: Annotated[str, typer.Option(help="Only about this, such as policies/<id>.")] = "",
+    actor: Annotated[str, typer.Option(help="Only by this user: an e-mail address or an id.")] = "",
+    action: Annotated[str, typer.Option(help="Only this action, such as policy.published.")] = "",
+    resource: Annotated[str, typer.Option(help="Only this resource, such as policies/<id>.")] = "",
     after: After = "",
     before: Before = "",
-    limit: Annotated[int, typer.Option(min=1, help="The most entries to show.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of entries.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     home: Home = None,
     url: Url = "",
@@ -95,7 +63,7 @@ def list_entries(
 ) -> None:
     """Show who did what, the newest first."""
     with told(_FAILED):
-        with _api(home, url, ca_file, email, password_file) as api:
+        with session(home, url, ca_file, email, password_file) as api:
             entries = list(
                 api.pages(
                     "/api/audit",
@@ -117,18 +85,19 @@ def list_entries(
 
 
 def _show(entries: list[dict[str, Any]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("TIME (UTC)", "ACTOR", "ACTION", "RESOURCE", "FROM"):
-        table.add_column(name, overflow="fold")
-    for entry in entries:
-        time = str(entry.get("occurredAt", ""))[:19].replace("T", " ")
-        cells = (str(entry.get(k, "")) for k in ("actor", "action", "resource", "sourceIp"))
-        table.add_row(time, *map(escape, cells))
-    Console().print(table if entries else "No entries.")
+    if not entries:
+        typer.echo("No entries.")
+        return
+    members = ("actor", "action", "resource", "sourceIp")
+    rows = [
+        (
+            str(entry.get("occurredAt", ""))[:19].replace("T", " "),
+            *(str(entry.get(member, "")) for member in members),
+        )
+        for entry in entries
+    ]
+    for line in table(("TIME (UTC)", "ACTOR", "ACTION", "RESOURCE", "FROM"), rows):
+        typer.echo(line)
 
 
 @app.command()
@@ -149,8 +118,8 @@ def export(
     """Write the log to a file, with all that is needed to verify it."""
     with (
         told(_FAILED),
-        _api(home, url, ca_file, email, password_file) as api,
-        _written(output) as file,
+        session(home, url, ca_file, email, password_file) as api,
+        written(output) as file,
     ):
         end = b""
         for part in api.stream(
@@ -162,7 +131,7 @@ def export(
         ):
             file.write(part)
             end = (end + part)[-_END_BYTES:]
-        # It looks whole over HTTP when the service was stopped in the middle, too.
+        # A proxy on the way may hide that the connection broke off.
         if not _END.get(kind, _END["jsonl"]).search(end):
             raise CliError("the export ended early and is not whole; try again")
 
@@ -178,14 +147,14 @@ def checkpoint(
 ) -> None:
     """Write the signed ends of all chains: keep this elsewhere, for `verify`."""
     with told(_FAILED):
-        with _api(home, url, ca_file, email, password_file) as api:
+        with session(home, url, ca_file, email, password_file) as api:
             text = _checkpoint(api)
-        with _written(output) as file:
+        with written(output) as file:
             file.write(text.encode())
 
 
 def _checkpoint(api: Api) -> str:
-    from servicekit.auditchain import Checkpoint, CheckpointError  # noqa: PLC0415
+    from auditlog.chain import Checkpoint, CheckpointError  # noqa: PLC0415
 
     try:
         return Checkpoint.read(json.dumps(api.get("/api/audit/checkpoint"))).write()
@@ -204,9 +173,9 @@ def keys(
 ) -> None:
     """Write the public keys that checkpoints are signed with: keep them with the checkpoints."""
     with told(_FAILED):
-        with _api(home, url, ca_file, email, password_file) as api:
+        with session(home, url, ca_file, email, password_file) as api:
             text = api.get_text("/api/v1/audit-keys.pem")
-        with _written(output) as file:
+        with written(output) as file:
             file.write(text.encode())
 
 
@@ -214,7 +183,7 @@ def keys(
 def verify(
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(help="A checkpoint that was kept; may be given several times."),
+        typer.Option(help="A checkpoint kept outside; may be repeated."),
     ] = None,
     public_key: Annotated[
         Path | None,
@@ -239,10 +208,10 @@ def verify(
     with the one that the installation states now. Ends with 0 when everything fits, 1 when the
     log was tampered with, 2 when something could not be checked.
     """
+    from auditlog.chain import Checkpoint  # noqa: PLC0415
+    from auditlog.keys import read_keys  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
     from cli.client import lines  # noqa: PLC0415
-    from servicekit.auditchain import Checkpoint  # noqa: PLC0415
-    from servicekit.keys import read_pem_bundle  # noqa: PLC0415
 
     report = check.Report(typer.echo)
     with told(check.NOT_CHECKED), check.never_mistaken():
@@ -252,9 +221,9 @@ def verify(
             anchors = check.trusted(kept, trusted_keys, report)
             done = check.run(check.read_lines(from_export), anchors, org, report)
         else:
-            with _api(home, url, ca_file, email, password_file) as api:
+            with session(home, url, ca_file, email, password_file) as api:
                 if not trusted_keys:
-                    trusted_keys = read_pem_bundle(api.get_text("/api/v1/audit-keys.pem"))
+                    trusted_keys = read_keys(api.get_text("/api/v1/audit-keys.pem"))
                 # Before the export, which must then go at least as far.
                 now = Checkpoint.read(_checkpoint(api))
                 anchors = check.trusted([*kept, ("of now", now)], trusted_keys, report)

@@ -1,4 +1,4 @@
-"""`evergreen audit verify`: the check itself is `servicekit.auditverify`, this finds its inputs."""
+"""`evergreen audit verify`: the check itself is `auditlog.verify`, this finds its inputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from auditlog.chain import Checkpoint, CheckpointError
+from auditlog.export import ExportError, verify
+from auditlog.keys import CheckpointKey
+from auditlog.keys import read_keys as read_pem
+from auditlog.verify import Kind, Verifier
 from cli.client import read_text
 from cli.errors import CliError
-from servicekit.auditchain import Checkpoint, CheckpointError
-from servicekit.auditexport import ExportError, verify
-from servicekit.auditverify import Kind, Verifier
-from servicekit.keys import PublicKey, read_pem_bundle
 
 _MOST_SHOWN: Final = 100
 VERIFIED: Final = 0
@@ -68,14 +69,14 @@ def never_mistaken() -> Iterator[None]:
         raise CliError(f"the check failed: {type(error).__name__}: {error}") from error
 
 
-def read_keys(path: Path) -> list[PublicKey]:
+def read_keys(path: Path) -> list[CheckpointKey]:
     """The public keys in a PEM file.
 
     Raises:
         CliError: there are none.
     """
     try:
-        return read_pem_bundle(read_text(path))
+        return read_pem(read_text(path))
     except ValueError as broken:
         raise CliError(f"{path} is no file of public keys: {broken}") from broken
 
@@ -93,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def trusted(
-    checkpoints: Iterable[tuple[str, Checkpoint]], keys: Sequence[PublicKey], report: Report
+    checkpoints: Iterable[tuple[str, Checkpoint]], keys: Sequence[CheckpointKey], report: Report
 ) -> list[Checkpoint]:
     """The checkpoints whose signature is good, or cannot be judged; forged ones are reported."""
     result = []

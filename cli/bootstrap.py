@@ -47,7 +47,8 @@ def bootstrap(
     connect: Annotated[
         str,
         typer.Option(
-            envvar="EVERGREEN_CONNECT", help="HOST:PORT of the gateway, when PUBLIC_URL leads away."
+            envvar="EVERGREEN_CONNECT",
+            help="HOST:PORT of the gateway, when PUBLIC_URL leads elsewhere.",
         ),
     ] = "",
     certificate: Annotated[

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,6 +21,10 @@ from cli.errors import CliError
 from cli.options import home_of
 
 _TIMEOUT: Final = httpx.Timeout(60, connect=10)
+_FIRST_PASSWORD: Final = (
+    ". That was the password of the first start, in bootstrap.json; if it was changed, give the new"
+    " one with --password-file"
+)
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -33,6 +38,8 @@ class Access:
     password: str = field(repr=False)
     connect: str = ""
     """HOST:PORT of the gateway, where the public address may lead nowhere from here."""
+    advice: str = ""
+    """What to do when the login is refused."""
 
 
 def find_access(
@@ -51,10 +58,12 @@ def find_access(
     email = email or noted.get("email", "")
     if not email:
         raise CliError("say who logs in: --email")
+    advice = ""
     if password_file is not None:
         password = read_text(password_file).rstrip("\r\n")
     elif email == noted.get("email"):
         password = noted.get("password", "")
+        advice = _FIRST_PASSWORD
     elif sys.stdin.isatty():
         password = typer.prompt(f"Password of {email}", hide_input=True, err=True)
     else:
@@ -63,7 +72,7 @@ def find_access(
         ca_file = Path(noted["ca_file"])
     # In containers the public address may be another machine's, or a proxy's with another CA.
     connect = os.environ.get("EVERGREEN_CONNECT", "") if noted else ""
-    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password, connect)
+    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password, connect, advice)
 
 
 def bootstrap(home: Path, otherwise: str = "name its address with --url") -> dict[str, str]:
@@ -127,6 +136,14 @@ class Api:
         """Posts JSON; answers the JSON of the answer."""
         return _json(self._send("POST", path, body=body))
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Changes by JSON; answers the JSON of the answer."""
+        return _json(self._send("PATCH", path, body=body))
+
+    def delete(self, path: str, **parameters: str) -> Any:
+        """Deletes; answers the JSON of the answer."""
+        return _json(self._send("DELETE", path, parameters=parameters))
+
     def pages(self, path: str, items: str, limit: int, **parameters: str) -> Iterator[Any]:
         """The items of a list, page by page, at most `limit` of them."""
         token = ""
@@ -186,9 +203,22 @@ def _json(answer: httpx.Response) -> Any:
 def _refusal(answer: httpx.Response) -> CliError:
     try:
         body = answer.json()
-        return CliError(f"{body['message']} (request {body['requestId']})")
+        text = f"{body['message']} (request {body['requestId']})"
     except (ValueError, KeyError, TypeError):
-        return CliError(f"{answer.url} answered {answer.status_code} {answer.reason_phrase}")
+        text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
+    return RefusedError(text, answer.status_code)
+
+
+class RefusedError(CliError):
+    """The API refused a call; `status` is the HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AwayError(CliError):
+    """The installation did not answer; what was asked may have been done."""
 
 
 def _away(client: httpx.Client, error: httpx.HTTPError) -> CliError:
@@ -196,7 +226,7 @@ def _away(client: httpx.Client, error: httpx.HTTPError) -> CliError:
     text = str(error) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return CliError(f"the certificate of {where} is not trusted; name its CA with --ca-file")
-    return CliError(f"{where} cannot be reached, or broke off: {text}")
+    return AwayError(f"{where} cannot be reached, or broke off: {text}")
 
 
 def lines(parts: Iterator[bytes]) -> Iterator[str]:
@@ -229,7 +259,12 @@ def logged_in(access: Access) -> Iterator[Api]:
     """
     with connected(access.url, access.ca_file, access.connect) as client:
         api = Api(client)
-        session = api.post("/auth/login", {"email": access.email, "password": access.password})
+        try:
+            session = api.post("/auth/login", {"email": access.email, "password": access.password})
+        except RefusedError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                raise
+            raise CliError(f"{error}{access.advice}") from error
         try:
             client.headers["authorization"] = f"Bearer {session['token']}"
         except (KeyError, TypeError) as broken:

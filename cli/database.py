@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CliError, told
+from cli.migrate import MasterKeyFile, find_master_key
 from cli.secrets import read_secret
-from servicekit.access import CONTEXTS
+from contract.contexts import CONTEXTS
 
 if TYPE_CHECKING:
     import asyncpg
@@ -51,6 +52,7 @@ def init(
             envvar="EVERGREEN_ADMIN_DATABASE_PASSWORD_FILE", help="File with that role's password."
         ),
     ] = None,
+    master_key_file: MasterKeyFile = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 60,
 ) -> None:
     """Make what is missing, and set the roles' passwords. Safe to run again."""
@@ -61,20 +63,54 @@ def init(
         for context in CONTEXTS:
             passwords[roles.service_role(context)] = read_secret(secrets / f"postgres_{context}")
         password = read_secret(password_file) if password_file else None
-        made = asyncio.run(_ensure(url, password, passwords, wait))
+        key = find_master_key(master_key_file, None) if master_key_file else None
+        made = asyncio.run(_ensure(url, password, passwords, key, wait))
         typer.echo("The database was made." if made else "The database is there; roles are set.")
 
 
-async def _ensure(url: str, password: str | None, passwords: dict[str, str], wait: float) -> bool:
+async def _ensure(
+    url: str, password: str | None, passwords: dict[str, str], key: bytes | None, wait: float
+) -> bool:
     import asyncpg  # noqa: PLC0415
 
     from deploy.postgres import roles  # noqa: PLC0415
 
     connection = await _connected(url, password, wait)
     try:
+        if key is not None:
+            await _require_own(connection, url, password, key)
         return await roles.ensure(connection, passwords)
     except asyncpg.PostgresError as error:
         raise CliError(f"the database says: {error}") from error
+    finally:
+        await connection.close()
+
+
+async def _require_own(
+    server: asyncpg.Connection[asyncpg.Record], url: str, password: str | None, key: bytes
+) -> None:
+    """Refuses a database with another master key: new passwords would shut its services out.
+
+    Raises:
+        CliError: it has one.
+    """
+    import asyncpg  # noqa: PLC0415
+
+    from deploy.postgres import roles  # noqa: PLC0415
+    from servicekit.data import key_check  # noqa: PLC0415
+
+    there = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
+    if not await server.fetchval(there, roles.DATABASE):
+        return
+    connection = await asyncpg.connect(url, password=password, database=roles.DATABASE, timeout=10)
+    try:
+        await connection.execute(f"SET ROLE {roles.MIGRATOR}")
+        await key_check.is_noted(connection, key)
+    except key_check.OtherKeyError as error:
+        raise CliError(str(error)) from error
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedObjectError):
+        # Another administrator made it. The migrations compare too.
+        return
     finally:
         await connection.close()
 

@@ -1,33 +1,44 @@
-"""Where `evergreen` begins: a service, or a probe, starts without the rest of the commands."""
+"""Where `evergreen` begins: what runs for long, or often, starts without the other commands."""
 
 from __future__ import annotations
 
 import os
-import runpy
 import sys
+from typing import TYPE_CHECKING
 
-from servicekit.access import CONTEXTS
+from cli.process import run_service
+from contract.contexts import CONTEXTS
+
+if TYPE_CHECKING:
+    pass
 
 
 def main() -> None:
     """Runs the command of `sys.argv`."""
-    word = sys.argv[1] if len(sys.argv) == 2 else ""
-    # `evergreen audit` is both a service and the commands about the audit log.
-    if word in CONTEXTS and "EVERGREEN_GRPC_LISTEN" in os.environ:
-        run_service(word)
-    elif word == "health":
-        from cli.health import probe  # noqa: PLC0415
+    match sys.argv[1:]:
+        case ["serve", context] if context in CONTEXTS:
+            run_service(context)
+        # The words of 0.1.0 (see `cli.services`); `audit` is also a group of commands.
+        case [context] if context in CONTEXTS and "EVERGREEN_GRPC_LISTEN" in os.environ:
+            run_service(context)
+        # It stays as long as the product runs, with all that it has loaded.
+        case ["up"]:
+            from deploy.launcher.main import run  # noqa: PLC0415
 
-        sys.exit(probe())
-    else:
-        from cli.main import app  # noqa: PLC0415
+            sys.exit(run())
+        case ["health"]:
+            from cli.health import probe  # noqa: PLC0415
 
-        app()
+            sys.exit(probe())
+        # Lives as long as a service, and waits for nearly all of it.
+        case ["backup", "schedule"]:
+            from cli.backup.scheduler import main as schedule  # noqa: PLC0415
 
+            sys.exit(schedule())
+        case _:
+            from cli.main import app  # noqa: PLC0415
 
-def run_service(context: str) -> None:
-    """Runs a service until it is told to stop."""
-    runpy.run_module(f"services.{context}", run_name="__main__", alter_sys=True)
+            app()
 
 
 if __name__ == "__main__":

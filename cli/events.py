@@ -13,7 +13,9 @@ from cli.errors import CliError, told
 from cli.options import Home, home_of
 from cli.secrets import read_secret
 
-app = typer.Typer(name="events", help="Look after the streams of events.", no_args_is_help=True)
+app = typer.Typer(
+    name="events", help="Inspect and repair the streams of events.", no_args_is_help=True
+)
 
 _FAILED = 2
 
@@ -28,7 +30,7 @@ def rebuild(
     stream: Annotated[
         str, typer.Argument(help="EVERGREEN, or EVERGREEN_TELEMETRY for what devices reported.")
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     home: Home = None,
     nats_url: Annotated[
         str, typer.Option(envvar="EVERGREEN_NATS_URL", help="NATS, if not that of a home.")
@@ -47,7 +49,7 @@ def rebuild(
     Readers get all events of the last 30 days once more, with the ids that they had.
     """
     with told(_FAILED):
-        from servicekit.streams import STREAMS  # noqa: PLC0415
+        from contract.subjects import STREAMS  # noqa: PLC0415
 
         if stream not in {known.name for known in STREAMS}:
             raise CliError(f"there is no stream {stream}")
@@ -80,7 +82,7 @@ async def _delete(stream: str, url: str, password: str, ca_file: Path | None) ->
     import nats.errors  # noqa: PLC0415
     import nats.js.errors  # noqa: PLC0415
 
-    from servicekit.messaging import servers_of  # noqa: PLC0415
+    from servicekit.messaging.jetstream import servers_of  # noqa: PLC0415
 
     async def quiet(_: Exception) -> None:
         """What failed is raised, too."""

@@ -23,6 +23,15 @@ PublicUrl = Annotated[
         "--public-url", envvar="PUBLIC_URL", help="Where devices and browsers reach the gateway."
     ),
 ]
+FormerPublicUrls = Annotated[
+    str,
+    typer.Option(
+        "--former-public-urls",
+        envvar="FORMER_PUBLIC_URLS",
+        help="Its addresses of before, with commas between them, which go on working.",
+        show_default=False,
+    ),
+]
 TrustedProxies = Annotated[
     int,
     typer.Option(
@@ -47,6 +56,15 @@ Workers = Annotated[
 ]
 
 
+def _former(urls: str) -> tuple[str, ...]:
+    from servicekit.http.origins import origins_of  # noqa: PLC0415
+
+    try:
+        return origins_of(urls)
+    except ValueError as error:
+        raise CliError(f"FORMER_PUBLIC_URLS: {error}") from error
+
+
 @contextmanager
 def _plainly() -> Iterator[None]:
     from deploy.containers.settings import InstallationError  # noqa: PLC0415
@@ -61,7 +79,9 @@ def _plainly() -> Iterator[None]:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(help="Where the files go: one directory for each.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Directory for the output, with one directory for each program.")
+    ],
     public_url: PublicUrl,
     keep: Annotated[
         bool,
@@ -81,9 +101,26 @@ def init(
             show_default=False,
         ),
     ] = None,
+    former_public_urls: FormerPublicUrls = "",
     trusted_proxies: TrustedProxies = 0,
     console_url: ConsoleUrl = "",
     gateway_workers: Workers = 1,
+    postgres_major: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EVERGREEN_POSTGRES_MAJOR",
+            help="The major version of PostgreSQL that is started on DIRECTORY/postgres-data.",
+            show_default=False,
+        ),
+    ] = None,
+    empty_database: Annotated[
+        bool,
+        typer.Option(
+            "--empty-database",
+            envvar="EVERGREEN_EMPTY_DATABASE",
+            help="Let it begin empty beside an older one's data: a backup is restored next.",
+        ),
+    ] = False,
 ) -> None:
     """Make the secrets, certificates and configurations of an installation in containers."""
     with _plainly():
@@ -93,11 +130,14 @@ def init(
         given = certificate if certificate and any(certificate.iterdir()) else None
         installation = Installation(
             public_url=public_url,
+            former_public_urls=_former(former_public_urls),
             published_port=published_port or None,
             certificate=given,
             trusted_proxies=trusted_proxies,
             console_url=console_url,
             gateway_workers=gateway_workers,
+            postgres_major=postgres_major,
+            empty_database=empty_database,
         )
         make(directory.absolute(), installation, keep=keep)
         typer.echo(f"In {directory} (every file with mode 0600):")
@@ -109,7 +149,7 @@ def init(
 
 @gateway_app.command()
 def render(
-    directory: Annotated[Path, typer.Argument(help="Where the files go.")],
+    directory: Annotated[Path, typer.Argument(help="Directory for the output.")],
     mounted: Annotated[
         Path, typer.Option(help="Where Envoy finds that directory, and its certificates in it.")
     ] = Path("/run/evergreen"),
@@ -135,6 +175,8 @@ def render(
             show_default=False,
         ),
     ] = None,
+    public_url: PublicUrl = "",
+    former_public_urls: FormerPublicUrls = "",
     trusted_proxies: TrustedProxies = 0,
     console_url: ConsoleUrl = "",
     gateway_workers: Workers = 1,
@@ -150,7 +192,8 @@ def render(
         from deploy.containers.settings import Installation  # noqa: PLC0415
 
         installation = Installation(
-            public_url="",
+            public_url=public_url,
+            former_public_urls=_former(former_public_urls),
             trusted_proxies=trusted_proxies,
             console_url=console_url,
             gateway_workers=gateway_workers,

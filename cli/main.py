@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import typer
 
-from cli import audit, bootstrap, database, events, init, migrate, nats, services, simulate, up
-from cli.backup import commands as backup
+from cli import (
+    audit,
+    bootstrap,
+    certificates,
+    database,
+    devices,
+    events,
+    former_names,
+    init,
+    keys,
+    migrate,
+    nats,
+    orgs,
+    postgres,
+    service,
+    services,
+    simulate,
+    tpm_roots,
+    up,
+    users,
+    version,
+)
+from cli.backup import scheduled as backup
+from cli.cluster import commands as cluster
 from cli.doctor import commands as doctor
 
 app = typer.Typer(
@@ -19,22 +42,40 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("up")(up.up)
+app.add_typer(service.app)
+app.add_typer(postgres.app)
 app.add_typer(migrate.app)
 app.add_typer(database.app)
+backup.app.command("restore-release")(cluster.restore_release)
 app.add_typer(backup.app)
 app.command("doctor")(doctor.doctor)
+app.command("former-names")(former_names.former_names)
 app.add_typer(audit.app)
+app.add_typer(keys.app)
 app.command("sim")(simulate.sim)
 app.command("init")(init.init)
+app.command("version")(version.version)
 app.command("bootstrap")(bootstrap.bootstrap)
 app.add_typer(init.gateway_app)
 app.add_typer(nats.app)
+app.add_typer(certificates.app)
 app.add_typer(events.app)
+app.add_typer(orgs.app)
+app.add_typer(users.app)
+app.add_typer(devices.app)
+app.add_typer(tpm_roots.app)
 services.add_to(app)
 
 
 @app.callback()
-def _evergreen() -> None:
+def _evergreen(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=version.show, is_eager=True, help="Show the release and end."
+        ),
+    ] = False,
+) -> None:
     """Keeps `up` a command of its own, however few others there are."""
     # nats-py's streams do not know that they have TLS; asyncio warns of it whenever NATS hangs up.
     asyncio_log = logging.getLogger("asyncio")

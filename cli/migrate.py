@@ -17,7 +17,7 @@ from cli.options import MIGRATE_URL, DatabaseHome, home_of
 from cli.secrets import read_secret
 
 if TYPE_CHECKING:
-    from servicekit.migrate import Migration, Status
+    from servicekit.data.migrate import Migration, Status
 
 T = TypeVar("T")
 
@@ -30,6 +30,16 @@ app = typer.Typer(
 _PASSWORD_FILE: Final = "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE"
 _FAILED: Final = 1
 
+MasterKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--master-key-file",
+        envvar="EVERGREEN_MASTER_KEY_FILE",
+        help=f"With {MIGRATE_URL}: file with the master key. A database with another one is left"
+        " as it is.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 
 
@@ -37,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs."
 class Target:
     """The database, as the role that owns the schemas."""
 
-    dsn: str
+    dsn: str = field(repr=False)
     password: str | None = field(repr=False)
 
 
@@ -66,15 +76,40 @@ def find_target(home: Path | None) -> Target:
     )
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs work on the database; what goes wrong becomes a sentence."""
+def find_master_key(given: Path | None, home: Path | None) -> bytes | None:
+    """The master key in a file, else the one of the installation on this machine; `None` without.
+
+    Raises:
+        CliError: the file does not hold one.
+    """
+    from servicekit.security.sealing import SealingError, read_master_key  # noqa: PLC0415
+
+    if given is None:
+        if os.environ.get(MIGRATE_URL):
+            return None
+        given = home_of(home) / "secrets" / "master_key"
+        if not given.exists():
+            return None
+    try:
+        return read_master_key(given)
+    except SealingError as error:
+        raise CliError(str(error)) from error
+
+
+def run_on_database(work: Coroutine[Any, Any, T]) -> T:
+    """Runs work on the database.
+
+    Raises:
+        CliError: it went wrong.
+    """
     import asyncpg  # noqa: PLC0415
 
-    from servicekit.migrate import MigrationError  # noqa: PLC0415
+    from servicekit.data.key_check import OtherKeyError  # noqa: PLC0415
+    from servicekit.data.migrate import MigrationError  # noqa: PLC0415
 
     try:
         return asyncio.run(work)
-    except MigrationError as error:
+    except (MigrationError, OtherKeyError) as error:
         raise CliError(str(error)) from error
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
         raise CliError(f"the database refuses the role or its password: {error}") from error
@@ -96,17 +131,25 @@ def up(
     as_json: AsJson = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Apply them and take it all back, to see that they work."),
+        typer.Option(
+            "--dry-run", help="Apply the migrations and roll back, to see that they work."
+        ),
     ] = False,
+    master_key_file: MasterKeyFile = None,
 ) -> None:
     """Apply the migrations that are missing. Safe to run twice, also at the same time."""
     with told(_FAILED):
-        from servicekit import migrate  # noqa: PLC0415
+        from servicekit.data import migrate  # noqa: PLC0415
 
         target = find_target(home)
         work = migrate.rehearse if dry_run else migrate.up
-        found = _run(
-            work(target.dsn, target.password, tell=lambda line: typer.echo(line, err=True))
+        found = run_on_database(
+            work(
+                target.dsn,
+                target.password,
+                tell=lambda line: typer.echo(line, err=True),
+                master_key=find_master_key(master_key_file, home),
+            )
         )
         if as_json:
             key = "wouldApply" if dry_run else "applied"
@@ -133,10 +176,10 @@ def status(
 ) -> None:
     """Show which migrations are applied."""
     with told(_FAILED):
-        from servicekit import migrate  # noqa: PLC0415
+        from servicekit.data import migrate  # noqa: PLC0415
 
         target = find_target(home)
-        found = _run(migrate.status(target.dsn, target.password))
+        found = run_on_database(migrate.status(target.dsn, target.password))
         missing = sum(1 for item in found if item.applied_at is None)
         if as_json:
             typer.echo(json.dumps({"migrations": [_state(item) for item in found]}))

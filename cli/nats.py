@@ -9,8 +9,8 @@ import typer
 
 from cli.errors import CliError, told
 from cli.secrets import read_secret
-from servicekit.access import CONTEXTS
-from servicekit.tls import Tls
+from contract.contexts import CONTEXTS
+from servicekit.security.tls import Tls
 
 _ISSUER: Final = "issuer"
 
@@ -28,7 +28,7 @@ def _nats() -> None:
 
 @app.command()
 def render(
-    file: Annotated[Path, typer.Argument(help="Where it goes.")],
+    file: Annotated[Path, typer.Argument(help="Directory for the output.")],
     passwords: Annotated[
         Path,
         typer.Option(
@@ -52,13 +52,13 @@ def render(
     with told(1):
         from deploy import nats  # noqa: PLC0415
         from deploy.containers import layout  # noqa: PLC0415
-        from deploy.launcher.home import write_private  # noqa: PLC0415
-        from deploy.nats import issuer  # noqa: PLC0415
+        from deploy.private_files import write_private  # noqa: PLC0415
+        from servicekit.security import nkey  # noqa: PLC0415
 
         users = (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR)
         found = {user: read_secret(passwords / user) for user in users}
         try:
-            key = issuer.public_key(read_secret(passwords / _ISSUER))
+            key = nkey.public_key(read_secret(passwords / _ISSUER))
         except ValueError as error:
             raise CliError(f"{passwords / _ISSUER}: {error}") from error
         text = nats.render(

@@ -1,28 +1,44 @@
-"""`evergreen identity`, `evergreen policy`, …: one service as this process; and its probe."""
+"""`evergreen serve <context>`: one service as this process; and its probe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated, Final
 
 import typer
 
-from cli.entry import run_service
-from servicekit.access import CONTEXTS
+from cli.process import run_service
+from contract.contexts import CONTEXTS
 
-_PANEL = "In containers"
+_PANEL: Final = "In containers"
+_NAMES: Final = f"{', '.join(CONTEXTS[:-1])} or {CONTEXTS[-1]}"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Registers a command for each service; `audit` is there (see `cli.entry`)."""
+    """Registers `serve` and `health`, and the words that 0.1.0 had in place of `serve`.
+
+    The old words may go after 0.3.0. `audit` is one more of them (see `cli.entry`).
+    """
+    app.command("serve", rich_help_panel=_PANEL)(serve)
     for context in CONTEXTS:
-        if context == "audit":
-            continue
-        app.command(
-            context,
-            help=f"Run the {context} service. Its settings are in the environment (EVERGREEN_…).",
-            rich_help_panel=_PANEL,
-        )(_run(context))
+        if context != "audit":
+            app.command(context, help=f"The same as serve {context}.", hidden=True)(_run(context))
     app.command("health", rich_help_panel=_PANEL)(health)
+
+
+def _known(context: str) -> str:
+    if context not in CONTEXTS:
+        raise typer.BadParameter(f"unknown service {context!r}; give {_NAMES}")
+    return context
+
+
+def serve(
+    context: Annotated[
+        str, typer.Argument(callback=_known, metavar="SERVICE", help=f"{_NAMES.capitalize()}.")
+    ],
+) -> None:
+    """Run one of the six services; its settings are in the environment (EVERGREEN_…)."""
+    run_service(context)
 
 
 def _run(context: str) -> Callable[[], None]:

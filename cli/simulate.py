@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,11 @@ def sim(
                 "--fleet", show_default=False),
     ] = None,
     devices: Annotated[int, _option(_FLEET, "How many devices.", "--devices", "-n")] = 100,
+    serial_prefix: Annotated[
+        str,
+        _option(_FLEET, "What the serial numbers of new devices begin with: SIM-….",
+                "--serial-prefix"),
+    ] = "SIM-",
     connections: Annotated[
         str,
         _option(_FLEET, "How many connections the devices share, or `each` for one for each.",
@@ -126,12 +132,15 @@ def sim(
     and repeats what failed. Ctrl-C ends it with the report.
     """
     # `evergreen up`, which is in a hurry, loads this file.
+    from cli.durations import duration  # noqa: PLC0415
     from cli.sim.conduct import Wanted, conduct  # noqa: PLC0415
-    from cli.sim.plan import Place, Plan, duration  # noqa: PLC0415
+    from cli.sim.plan import Place, Plan  # noqa: PLC0415
     from cli.sim.report import Thresholds  # noqa: PLC0415
     from cli.sim.schedule import Rhythm  # noqa: PLC0415
 
     with told(_CANNOT):
+        if not serial_prefix.startswith("SIM-"):
+            raise CliError("--serial-prefix begins with SIM-, so that real devices are not taken")
         if not (connections == "each" or connections.isdecimal()):
             raise CliError("--connections is a number, or `each`")
         plan = Plan(
@@ -148,7 +157,10 @@ def sim(
             only=only,
             events_per_batch=events_per_batch,
         ).checked()
-        place = Place.find(home, url, ca_file, pre_shared_key, policy_keys, fleet)
+        place = replace(
+            Place.find(home, url, ca_file, pre_shared_key, policy_keys, fleet),
+            serial_prefix=serial_prefix,
+        )
         wanted = Wanted(report, picture, Thresholds(max_p99, max_failures))
         kept = conduct(place, plan, wanted)
     if not kept:

@@ -11,20 +11,76 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.app import Kit, Parts, Running, start
-from servicekit.channels import open_channel
+from servicekit.data.postgres import Database
 from servicekit.ids import now
-from servicekit.messaging import Messaging
-from servicekit.outbox import Outbox
-from servicekit.postgres import Database
+from servicekit.messaging.jetstream import Messaging
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory, TenantNode
+from servicekit.rpc.channels import open_channel
 from servicekit.settings import ServiceSettings
-from servicekit.tenants import TenantDirectory, TenantNode
-from tests import servers as test_servers
-from tests import stack as test_stack
-from tests.servers import Servers, TestDatabase
-from tests.stack import Stack
+from tests.support import servers as test_servers
+from tests.support import stack as test_stack
+from tests.support.paths import LONG, in_memory
+from tests.support.servers import Servers, TestDatabase
+from tests.support.stack import Stack
+
+collect_ignore = [
+    *([] if os.environ.get("EVERGREEN_TEST_SERVERS") else ["external"]),
+    *([] if LONG else ["bench/test_base.py"]),
+]
+"""`make test-servers` has what needs programs of others, `make test-long` what takes minutes."""
+
+# How fast a machine is says nothing about what is tested.
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+settings.register_profile(
+    "short", max_examples=60, derandomize=True, deadline=None, suppress_health_check=SLOW
+)
+settings.register_profile("long", max_examples=1_000, deadline=None, suppress_health_check=SLOW)
+settings.load_profile("long" if LONG else "short")
+
+
+def pytest_configure() -> None:
+    """Puts the tests' files into memory, where a machine has room for them.
+
+    PostgreSQL makes a thousand files for each database: on a disk they cost more than most tests.
+    """
+    if memory := in_memory():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+LONGEST = (
+    "e2e/test_schemathesis.py",
+    "upgrade/test_homes.py",
+    "upgrade/test_rolling.py",
+    "release/test_release.py",
+    "e2e/test_lifecycle.py",
+    "services/identity/tenants/test_tenancy.py",
+    "e2e/test_backup.py",
+    "e2e/test_faults.py",
+    "upgrade/test_previous_release.py",
+    "e2e/test_enrollment_faults.py",
+    "cli/backup/test_killed.py",
+    "services/policy/delivery/test_delivery.py",
+    "services/telemetry/inventory/test_queries.py",
+    "helm/test_chart.py",
+    "services/identity/authenticators/test_guesses.py",
+    "e2e/test_traces.py",
+    "e2e/test_fuzz.py",
+)
+"""The files that take longest, the longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files: one that begins last leaves the other processors idle."""
+    tests = Path(__file__).parent
+    turn = {tests / name: number for number, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in turn), "a name in LONGEST is out of date"
+    items.sort(key=lambda item: turn.get(item.path, len(turn)))
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -101,7 +157,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if running := os.environ.get("EVERGREEN_TEST_BOOTSTRAP"):
         yield test_stack.attached(Path(running))
         return
-    with test_stack.running(tmp_path_factory.mktemp("stack") / "home") as found:
+    home = tmp_path_factory.mktemp("stack") / "home"
+    # A test waits for a new key to sign.
+    with test_stack.running(home, EVERGREEN_KEY_LEAD_SECONDS="10") as found:
         yield found
 
 

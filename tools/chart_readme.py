@@ -16,11 +16,9 @@ _HEAD: Final = """\
 
 <!-- Made by `make gen` from values.schema.json and values.yaml. -->
 
-Runs the backend on Kubernetes {kube}. `docs/deployment.md` tells how to begin, what an external
-PostgreSQL and NATS need, and how large things should be.
-
-    helm install evergreen helm/evergreen --set publicUrl=https://evergreen.example.org
-    helm test evergreen
+Runs the backend on Kubernetes {kube}. `docs/install.md` tells how to begin, and what an external
+PostgreSQL and NATS need. `docs/upgrade.md`, `docs/backup.md` and `docs/certificates.md` go on
+from there.
 
 Every secret can be given (`existingSecret`); then the chart makes none. `profile: production` asks
 for an external PostgreSQL and two pods or more of everything.

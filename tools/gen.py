@@ -1,21 +1,23 @@
-"""Generates everything that is derived from `protos/` (`make gen`); byte-stable.
+"""Generates all that is derived from `protos/` and `libs/contract` (`make gen`); byte-stable.
 
 Writes the Python modules and stubs under `libs/evergreen/v1/`, the descriptor set that the
-gateway's transcoder and the gRPC reflection use, the OpenAPI document, and the AsyncAPI document
-of the events.
+gateway's transcoder and the gRPC reflection use, the OpenAPI document, the AsyncAPI document of
+the events, and of the chart its README, its lists of contexts and its alerts.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import google.rpc
 from grpc_tools import protoc
 
-from tools import chart_readme
+from tools import chart_contexts, chart_readme
+from tools.chart_readme import CHART
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
@@ -59,6 +61,9 @@ def main() -> None:
     openapi.write()
     asyncapi.write()
     chart_readme.write()
+    chart_contexts.write()
+    # A chart cannot reach out of its directory.
+    shutil.copyfile(ROOT / "deploy/prometheus/rules/evergreen.yaml", CHART / "files/alerts.yaml")
 
 
 if __name__ == "__main__":

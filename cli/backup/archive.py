@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, cast
 
 from cli.backup.crypt import ArchiveError, Key, Lock, opened, sealed
+from servicekit.security.digests import Sha256
 
 FORMAT: Final = "evergreen backup v1"
 _HEADER: Final = "backup.json"
@@ -110,7 +110,7 @@ class Header:
 class _Sum:
     """What is kept of a file or of a table's rows, to compare it later."""
 
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: Sha256 = field(default_factory=Sha256)
     size: int = 0
     rows: int = 0
 

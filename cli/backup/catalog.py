@@ -2,39 +2,66 @@
 
 Some things are not. Columns of type `xid8` hold transaction numbers of one server, which mean
 nothing on another; their defaults make new ones. Tables that only say how far something was read
-(`POSITIONS`) would make readers skip what the restored server changes. Partitions are made anew by
-the migrations, and rows are sorted into them (`DERIVED`).
+(`POSITIONS`), or what was left out then, would make readers skip what the restored server changes.
+What else a context makes anew or derives, `services/<context>/restore.py` says.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeVar
 
 from cli.backup.archive import Sequence, Table
-from servicekit.access import CONTEXTS
-from servicekit.migrate import SHARED
+from contract.contexts import CONTEXTS
+from servicekit.data import key_check
+from servicekit.data.backup import Connection, Tables
+from servicekit.data.migrate import SHARED
+from services.attestation import restore as attestation
+from services.audit import restore as audit
+from services.enrollment import restore as enrollment
+from services.identity import restore as identity
+from services.policy import restore as policy
+from services.telemetry import restore as telemetry
 
-if TYPE_CHECKING:
-    import asyncpg
+T = TypeVar("T")
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+TABLES: Final[Mapping[str, Tables]] = {
+    "attestation": attestation.TABLES,
+    "audit": audit.TABLES,
+    "enrollment": enrollment.TABLES,
+    "identity": identity.TABLES,
+    "policy": policy.TABLES,
+    "telemetry": telemetry.TABLES,
+}
+"""What each context says of its schema."""
+
+
+def _named(kind: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """Context → table → T becomes `context.table` → T."""
+    return {
+        f"{context}.{table}": value
+        for context, tables in kind.items()
+        for table, value in tables.items()
+    }
+
 
 SCHEMAS: Final = (SHARED, *CONTEXTS)
 MIGRATIONS: Final = f"{SHARED}.schema_migrations"
 """Kept as versions in the header: a restore applies them."""
-POSITIONS: Final = re.compile(
-    r".+\.(outbox_stream|\w+_cursor|\w+_relay|stream_position)"  # `feed_cursor`, `event_relay`, …
-)
-DERIVED: Final[Mapping[str, Mapping[str, str]]] = {
-    "telemetry.event": {"id_day": "telemetry.event_day(event_id)"}
-}
+POSITIONS: Final = re.compile(r".+\.(outbox_stream|\w+_cursor|quarantined_row)")
+"""The names are the same in every schema (`servicekit`)."""
+DERIVED: Final = _named({context: said.derived for context, said in TABLES.items()})
 """Columns whose values an installation derives from others, in a way of its own."""
-_MADE_ANEW: Final = frozenset({MIGRATIONS, "telemetry.event_week", "telemetry.device_text"})
-"""Besides the migrations: the weeks that have partitions, and what triggers fill."""
-_SORTED: Final[Mapping[str, tuple[str, ...]]] = {"audit.entry": ("tenant_id", "sequence")}
-"""So that the chains can be verified while they are read."""
+SEALED: Final = _named({context: said.sealed for context, said in TABLES.items()})
+"""The tables with sealed keys, and the purpose that each is sealed for."""
+_ORDERED: Final = _named({context: said.ordered for context, said in TABLES.items()})
+_MADE_ANEW: Final = {MIGRATIONS, key_check.TABLE}.union(
+    *({f"{context}.{table}" for table in said.made_anew} for context, said in TABLES.items())
+)
+_SIGNS_OF_USE: Final = sorted(
+    f"{context}.{table}" for context, said in TABLES.items() for table in said.signs_of_use
+)
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}(\.[a-z_][a-z0-9_]{0,62})?")
 
 
@@ -74,7 +101,7 @@ async def tables(connection: Connection) -> tuple[Table, ...]:
         row["name"]: Table(
             row["name"],
             tuple(c for c in row["columns"] if c not in DERIVED.get(row["name"], {})),
-            _SORTED.get(row["name"], ()),
+            _ORDERED.get(row["name"], ()),
         )
         for row in rows
         if is_kept(row["name"])
@@ -121,7 +148,7 @@ async def is_used(connection: Connection) -> bool:
     if not await migrations(connection):
         return False
     await see_everything(connection)
-    for table in ("identity.tenant", "audit.entry", "enrollment.device", "policy.policies"):
+    for table in _SIGNS_OF_USE:
         exists = await connection.fetchval("SELECT to_regclass($1)", table)
         if exists and await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):
             return True

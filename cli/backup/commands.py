@@ -1,9 +1,8 @@
-"""The commands `evergreen backup create`, `verify` and `restore`."""
+"""The commands `evergreen backup create`, `verify` and `restore`; `scheduled` has the others."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import time
 from collections.abc import Coroutine
@@ -14,13 +13,16 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import MIGRATE_URL, DatabaseHome, home_of
+from servicekit.build import VERSION
 
 if TYPE_CHECKING:
     from cli.backup.aftermath import Outcome
+    from cli.backup.create import Created
     from cli.backup.crypt import Key, Lock
     from cli.backup.facts import Facts
     from cli.backup.places import Directories, LocalHome
     from cli.backup.verify import Verified
+    from servicekit.data.backup import Connection
 
 T = TypeVar("T")
 
@@ -50,7 +52,14 @@ Identity = Annotated[
     Path | None,
     typer.Option("--identity", help="File with the private key (age or SSH) for the archive."),
 ]
-Archive = Annotated[Path, typer.Argument(help="The archive.", show_default=False)]
+Archive = Annotated[
+    str,
+    typer.Argument(
+        help="The archive: a file, s3://bucket/prefix/name or sftp://user@host/path/name; without"
+        " a name, or as a directory, the newest one there.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -77,9 +86,9 @@ def create(
 ) -> None:
     """Write everything of an installation into one encrypted file, while it runs or not."""
     with told(_FAILED):
-        lock = _lock(passphrase_file, recipient_file)
+        lock = lock_of(passphrase_file, recipient_file)
         path = output or Path(time.strftime("evergreen-%Y%m%d-%H%M%S.backup", time.gmtime()))
-        _run(_create(_place(home, secrets, tls, configuration), path, lock))
+        run_on_database(_create(place_of(home, secrets, tls, configuration), path, lock))
 
 
 async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> None:
@@ -90,10 +99,12 @@ async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> Non
     files = place.read()
     if isinstance(place, LocalHome):
         async with place.database() as target, connected(target) as connection:
-            made = await create(connection, files, path, lock, _release())
+            made = await create(connection, files, path, lock, VERSION)
+            await _note(connection, made)
     else:
-        async with connected(_given_target()) as connection:
-            made = await create(connection, files, path, lock, _release())
+        async with connected(given_target()) as connection:
+            made = await create(connection, files, path, lock, VERSION)
+            await _note(connection, made)
     for line in (
         f"{made.path}: {made.rows:,} rows and {len(files)} files.",
         f"Everything that was acknowledged by {made.point:%Y-%m-%d %H:%M:%S.%f} UTC is in.",
@@ -102,15 +113,38 @@ async def _create(place: LocalHome | Directories, path: Path, lock: Lock) -> Non
         typer.echo(line, err=path == STANDARD_OUTPUT)
 
 
+async def _note(connection: Connection, made: Created) -> None:
+    """Notes the backup, whose age counts as that of a scheduled one does."""
+    from cli.backup import runs  # noqa: PLC0415
+
+    size = made.path.stat().st_size if made.path.exists() else 0
+    await runs.note(
+        connection,
+        "backup",
+        made.point,
+        succeeded=True,
+        target="evergreen backup create",
+        name=made.path.name,
+        size=size,
+    )
+
+
 @app.command()
 def verify(
     archive: Archive, passphrase_file: PassphraseFile = None, identity: Identity = None
 ) -> None:
     """Check that an archive is whole and can be restored by this release. Needs no server."""
     with told(_FAILED):
+        from cli.backup.fetch import fetched  # noqa: PLC0415
         from cli.backup.verify import verify  # noqa: PLC0415
 
-        _tell(verify(archive, _key(passphrase_file, identity)))
+        key = key_of(passphrase_file, identity)
+        with fetched(archive, None, _say_fetched) as path:
+            _tell(verify(path, key))
+
+
+def _say_fetched(name: str) -> None:
+    typer.echo(f"Fetched {name}.")
 
 
 def _tell(found: Verified) -> None:
@@ -133,13 +167,13 @@ def restore(
     secrets: Secrets = None,
     tls: Tls = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Restore although an installation is there.")
+        bool, typer.Option("--replace", help="Replace an existing installation.")
     ] = False,
     audit_export: Annotated[
         list[Path] | None,
         typer.Option(
             "--audit-export",
-            help="A newer export of the audit log: what was taken away since stays so. May repeat.",
+            help="A newer export of the audit log: what was revoked stays so. May be repeated.",
         ),
     ] = None,
     retired_file: Annotated[
@@ -150,7 +184,7 @@ def restore(
         bool,
         typer.Option(
             "--forget-replaced",
-            help="Carry nothing over from the installation that is replaced.",
+            help="Keep nothing of the replaced installation.",
         ),
     ] = False,
 ) -> None:
@@ -160,41 +194,43 @@ def restore(
     """
     with told(_FAILED):
         from cli.backup.facts import read_retired  # noqa: PLC0415
+        from cli.backup.fetch import fetched  # noqa: PLC0415
         from cli.backup.places import LocalHome  # noqa: PLC0415
         from cli.backup.procedure import Wanted, into_database, into_home  # noqa: PLC0415
 
-        place = _place(home, secrets, tls, None)
+        place = place_of(home, secrets, tls, None)
         facts = _no_facts()
         if retired_file is not None:
             read_retired(retired_file, facts)
-        wanted = Wanted(
-            archive,
-            _key(passphrase_file, identity),
-            facts,
-            tuple(audit_export or ()),
-            replace=replace,
-            carry=not forget,
-        )
-        if isinstance(place, LocalHome):
-            outcome, aside = _run(into_home(wanted, place))
-            if aside is not None:
-                typer.echo(f"What was there is now in {aside}.")
-            then = "Start it: make run"
-        else:
-            outcome, left = _run(into_database(wanted, place, _given_target()))
-            if left:
-                typer.echo(f"Not written, as there is no place given for them: {', '.join(left)}.")
-            then = "Start the services."
-        _say(outcome, then)
+        key = key_of(passphrase_file, identity)
+        beside = place.home.root if isinstance(place, LocalHome) else None
+        with fetched(archive, beside, _say_fetched) as path:
+            wanted = Wanted(
+                path, key, facts, tuple(audit_export or ()), replace=replace, carry=not forget
+            )
+            if isinstance(place, LocalHome):
+                outcome, aside = run_on_database(into_home(wanted, place))
+                if aside is not None:
+                    typer.echo(f"What was there is now in {aside}.")
+                then = "Start it: make run"
+            else:
+                outcome, left = run_on_database(into_database(wanted, place, given_target()))
+                if left:
+                    typer.echo(
+                        f"Not written, as there is no place given for them: {', '.join(left)}."
+                    )
+                then = "Start the services."
+        say(outcome, then)
 
 
-def _say(outcome: Outcome, then: str) -> None:
+def say(outcome: Outcome, then: str) -> None:
+    """Prints the outcome of a restore, and the next step."""
     typer.echo(f"Restored as of {outcome.header.point:%Y-%m-%d %H:%M:%S.%f} UTC.")
     typer.echo(
-        f"Sessions ended: {outcome.sessions}; everybody logs in again. Devices brought to a newer"
-        f" state: {outcome.carried}; retired again: {outcome.retired}."
+        f"Sessions ended: {outcome.logins.sessions}; everybody logs in again. Devices brought to a"
+        f" newer state: {outcome.devices.carried}; retired again: {outcome.devices.retired}."
     )
-    if not outcome.has_owner:
+    if not outcome.logins.has_owner:
         typer.echo(
             "No Owner of the root tenant can log in: what was known since took the role, the"
             " password or the account of each. To have them as of that point, restore again"
@@ -206,19 +242,20 @@ def _say(outcome: Outcome, then: str) -> None:
     )
 
 
-def _release() -> str:
-    return importlib.metadata.version("evergreen-backend")
-
-
 def _no_facts() -> Facts:
     from cli.backup.facts import Facts  # noqa: PLC0415
 
     return Facts()
 
 
-def _place(
+def place_of(
     home: Path | None, secrets: Path | None, tls: Path | None, configuration: list[Path] | None
 ) -> LocalHome | Directories:
+    """Where the installation is.
+
+    Raises:
+        CliError: the options contradict each other, or say too little.
+    """
     from cli.backup.places import Directories, LocalHome  # noqa: PLC0415
 
     if os.environ.get(MIGRATE_URL):
@@ -233,7 +270,8 @@ def _place(
     return LocalHome(home_of(home))
 
 
-def _given_target() -> Any:
+def given_target() -> Any:
+    """The database that the environment names."""
     from cli.migrate import find_target  # noqa: PLC0415
 
     return find_target(None)
@@ -254,7 +292,12 @@ def _text(path: Path) -> str:
         raise CliError(f"{path} is no text") from error
 
 
-def _lock(passphrase_file: Path | None, recipient_file: Path | None) -> Lock:
+def lock_of(passphrase_file: Path | None, recipient_file: Path | None) -> Lock:
+    """What closes an archive.
+
+    Raises:
+        CliError: nothing does, or not well enough.
+    """
     from cli.backup.crypt import MIN_PASSPHRASE, Lock  # noqa: PLC0415
 
     if recipient_file is not None:
@@ -272,17 +315,22 @@ def _lock(passphrase_file: Path | None, recipient_file: Path | None) -> Lock:
     return Lock(passphrase=passphrase)
 
 
-def _key(passphrase_file: Path | None, identity: Path | None) -> Key:
+def key_of(passphrase_file: Path | None, identity: Path | None) -> Key:
+    """What opens an archive.
+
+    Raises:
+        CliError: a file cannot be read.
+    """
     from cli.backup.crypt import Key  # noqa: PLC0415
 
     return Key(_passphrase(passphrase_file), _text(identity) if identity is not None else "")
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run_on_database(work: Coroutine[Any, Any, T]) -> T:
     """Runs work on the database; what goes wrong becomes a sentence."""
     import asyncpg  # noqa: PLC0415
 
-    from servicekit.migrate import MigrationError  # noqa: PLC0415
+    from servicekit.data.migrate import MigrationError  # noqa: PLC0415
 
     try:
         return asyncio.run(work)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cli.backup import catalog
 from cli.backup.archive import Header, Table, Writer, writing
-from cli.backup.catalog import Connection
 from cli.backup.crypt import Lock
-from cli.backup.keys import MASTER_KEY, PURPOSES, SealedKeys
+from cli.backup.keys import MASTER_KEY, SealedKeys
 from cli.errors import CliError
+from servicekit.data.backup import Connection
 from servicekit.ids import new_id, now
 
 
@@ -86,6 +86,6 @@ async def _copy(connection: Connection, archive: Writer, table: Table) -> int:
 async def _check_keys(connection: Connection, files: Mapping[str, bytes]) -> None:
     """A backup whose keys do not open is none; better to hear of it now."""
     sealed = SealedKeys(files.get(MASTER_KEY))
-    for table in PURPOSES:
+    for table in catalog.SEALED:
         for row in await connection.fetch(f"SELECT public_key, sealed_seed FROM {table}"):
             sealed.check(table, row["public_key"], row["sealed_seed"])

@@ -1,6 +1,6 @@
 """Encrypting and decrypting a stream of any size with age, at constant memory.
 
-Keys are the library's work, passphrases are `passphrase`'s.
+Keys are the library's work, passphrases are `age_passphrase`'s.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import pyrage
 
-from cli.backup import passphrase
 from cli.errors import CliError
+from deploy.private_files import sync_directory
+from servicekit.security import age_passphrase
+from servicekit.security.digests import Sha256
 
 _MAGIC: Final = b"age-encryption.org/"
 _BUFFER: Final = 1 << 16
@@ -46,6 +48,21 @@ class Key:
     identity: str = field(default="", repr=False)
 
 
+def verifiable(lock: Lock) -> tuple[Lock, Key]:
+    """A lock that this program can open again, as its own, and what opens it.
+
+    Who only has public keys cannot read what is closed with them, so another key is added that
+    nobody keeps.
+    """
+    if not lock.recipients:
+        return lock, Key(passphrase=lock.passphrase)
+    own = pyrage.x25519.Identity.generate()
+    return (
+        Lock(recipients=(*lock.recipients, str(own.to_public()))),
+        Key(identity=str(own)),
+    )
+
+
 @contextlib.contextmanager
 def sealed(path: Path, lock: Lock) -> Iterator[BinaryIO]:
     """Encrypts what is written into a new file, which appears under its name when it is whole.
@@ -56,29 +73,97 @@ def sealed(path: Path, lock: Lock) -> Iterator[BinaryIO]:
         CliError: the file is there, or cannot be written.
     """
     if path == STANDARD_OUTPUT:
-        with _encrypted(sys.stdout.buffer, lock) as writer:
+        with _to_standard_output(lock) as writer:
             yield writer
-        sys.stdout.buffer.flush()
         return
     if path.exists():
         raise CliError(f"{path} is there already; choose another name")
     part = path.with_name(path.name + ".part")
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        # A new file always: what somebody laid there may be a link, or be open to others.
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise CliError(f"{part} cannot be written: {error.strerror}") from error
+    is_whole = False
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            with _encrypted(file, lock) as writer:
+            counted = _Counted(file)
+            with _encrypted(cast("BinaryIO", counted), lock) as writer:
                 yield writer
+            is_whole = True
             file.flush()
             os.fsync(file.fileno())
+            counted.compare()
         part.rename(path)
+        sync_directory(path.parent)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, _WriteError) or (is_whole and isinstance(error, OSError)):
             raise CliError(f"{path} cannot be written: {error}") from error
         raise
+
+
+@contextlib.contextmanager
+def _to_standard_output(lock: Lock) -> Iterator[BinaryIO]:
+    # Python has none where its parent closed it.
+    if sys.stdout is None:
+        raise CliError("the standard output is closed; name a file with -o")
+    if sys.stdout.isatty():
+        raise CliError("a backup is no text for a terminal; redirect the output, or use -o FILE")
+    counted = _Counted(sys.stdout.buffer)
+    try:
+        with _encrypted(cast("BinaryIO", counted), lock) as writer:
+            yield writer
+        counted.flush()
+    except _WriteError as error:
+        raise CliError(
+            f"the output cannot be written, what it has is no backup: {error}"
+        ) from error
+    except OSError as error:
+        raise CliError(f"the backup was cut off: {error}") from error
+    if not counted.size:
+        raise CliError("nothing was written to the output")
+
+
+class _WriteError(OSError):
+    """What encrypts cannot write."""
+
+
+class _Counted(io.RawIOBase):
+    """What is written to a file, counted and digested on its way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = Sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self._file.write(part)
+        self._digest.update(part)
+        self.size += len(part)
+        return len(part)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def compare(self) -> None:
+        """Reads the file from the disk again.
+
+        Raises:
+            OSError: it does not hold what was written.
+        """
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._file.seek(0)
+        found, size = Sha256(), 0
+        while part := self._file.read(1 << 20):
+            found.update(part)
+            size += len(part)
+        if not size or found.hexdigest() != self._digest.hexdigest():
+            raise OSError(f"it does not hold what was written ({self.size:,} bytes)")
 
 
 def _recipient(text: str) -> Any:
@@ -120,7 +205,7 @@ def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
         if recipients:
             pyrage.encrypt_io(reader, file, recipients)
         else:
-            passphrase.encrypt_io(reader, file, lock.passphrase)
+            age_passphrase.encrypt_io(reader, file, lock.passphrase)
 
     work = _Work(encrypt, reader)
     work.start()
@@ -132,7 +217,7 @@ def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
             writer.close()
         work.join()
         if work.error is not None:
-            raise OSError(str(work.error)) from work.error
+            raise _WriteError(str(work.error)) from work.error
 
 
 @contextlib.contextmanager
@@ -191,10 +276,10 @@ def _opener(file: BinaryIO, path: Path, key: Key) -> Callable[[BinaryIO], None]:
     file.seek(0)
     if not start.startswith(_MAGIC):
         raise ArchiveError(f"{path} is no backup, or its beginning is damaged")
-    if passphrase.is_passphrased(start):
+    if age_passphrase.is_passphrased(start):
         if not key.passphrase:
             raise CliError(f"{path} was made with a passphrase; give --passphrase-file")
-        return lambda writer: passphrase.decrypt_io(file, writer, key.passphrase)
+        return lambda writer: age_passphrase.decrypt_io(file, writer, key.passphrase)
     if not key.identity:
         raise CliError(f"{path} was made for a key, not with a passphrase; give --identity")
     identities = _identities(key)
@@ -208,8 +293,8 @@ def _identities(key: Key) -> list[Any]:
             raise CliError("the private key has a passphrase; give --passphrase-file too")
         plain = io.BytesIO()
         try:
-            passphrase.decrypt_io(io.BytesIO(text.encode("latin-1")), plain, key.passphrase)
-        except passphrase.PassphraseError as error:
+            age_passphrase.decrypt_io(io.BytesIO(text.encode("latin-1")), plain, key.passphrase)
+        except age_passphrase.PassphraseError as error:
             raise ArchiveError(f"the private key does not open: {error}") from error
         text = plain.getvalue().decode("ascii", "replace")
     try:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Final
 
+from cli.backup.catalog import SEALED
 from cli.errors import CliError
-from servicekit.keys import Signer
-from servicekit.sealing import Sealer, SealingError
+from servicekit.security.sealing import Sealer, SealingError, parse_master_key
+from servicekit.security.signing import Signer
 
 MASTER_KEY: Final = "secrets/master_key"
-PURPOSES: Final = {
-    "identity.signing_key": "identity-keys",
-    "policy.signing_keys": "policy-signing",
-    "audit.signing_key": "audit-signing",
-}
-"""The tables with sealed keys, and the purpose that each is sealed for."""
 
 
 class MissingKeyError(CliError):
@@ -37,11 +30,19 @@ class SealedKeys:
                 " the audit log cannot be opened"
             )
         try:
-            self._key = base64.b64decode(master_key.strip(), validate=True)
-            self._sealers = {table: Sealer(self._key, use) for table, use in PURPOSES.items()}
-        except (binascii.Error, SealingError) as broken:
+            self.master_key = parse_master_key(master_key)
+        except SealingError as broken:
             raise MissingKeyError(f"the master key is not one: {broken}") from broken
+        self._sealers = {table: Sealer(self.master_key, use) for table, use in SEALED.items()}
         self.opened = 0
+
+    def seal_anew(self, table: str, sealed_seed: bytes, own: SealedKeys) -> bytes:
+        """The same private key, sealed with another master key.
+
+        Raises:
+            MissingKeyError: this master key is not the one that sealed it.
+        """
+        return own._sealers[table].seal(self._open(table, sealed_seed))
 
     def check(self, table: str, public_key: bytes, sealed_seed: bytes) -> None:
         """Opens one key.
@@ -49,12 +50,15 @@ class SealedKeys:
         Raises:
             MissingKeyError: the master key is another one.
         """
+        seed = self._open(table, sealed_seed)
+        if Signer(seed).public.raw != public_key:
+            raise MissingKeyError(f"a private key in {table} does not belong to its public key")
+        self.opened += 1
+
+    def _open(self, table: str, sealed_seed: bytes) -> bytes:
         try:
-            seed = self._sealers[table].open(sealed_seed)
+            return self._sealers[table].open(sealed_seed)
         except SealingError as wrong:
             raise MissingKeyError(
                 f"the master key is not the one that sealed the keys in {table}"
             ) from wrong
-        if Signer(seed).public.raw != public_key:
-            raise MissingKeyError(f"a private key in {table} does not belong to its public key")
-        self.opened += 1

@@ -14,20 +14,23 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 
 from cli.backup.keys import MASTER_KEY
 from cli.errors import CliError
 from cli.migrate import Target
+from deploy.private_files import sync_directory
 
 if TYPE_CHECKING:
     from deploy.launcher.home import Home
 
-SECRETS: Final = ("master_key", "admin_password", "enrollment_secret")
+MASTER_KEY_FILE: Final = "master_key"
+SECRETS: Final = (MASTER_KEY_FILE, "admin_password", "enrollment_secret")
 """Passwords of the database and of NATS are not kept: every installation makes its own."""
 TLS: Final = ("ca.crt", "ca.key", "server.crt", "server.key")
 """What devices trust, and what the gateway shows them."""
@@ -79,13 +82,17 @@ class Staged:
     """Where each lies → where it belongs, in the order in which they are put there."""
     left: list[str]
     """The names of what has no place here."""
+    superseded: list[Path]
+    """What does not belong to the new files."""
 
     def put(self) -> None:
         """Puts each into its place."""
+        for path in self.superseded:
+            path.unlink(missing_ok=True)
         for staged, path in self.files.items():
             staged.replace(path)
         for directory in {path.parent for path in self.files.values()}:
-            _sync(directory)
+            sync_directory(directory)
 
     def discard(self) -> None:
         """Removes them; what was there stays."""
@@ -93,13 +100,28 @@ class Staged:
             staged.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
-    """Lets renames in a directory outlast a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class Stage(Protocol):
+    """Files of an archive that wait for the rows that they belong to."""
+
+    @property
+    def left(self) -> list[str]:
+        """The names of what has no place here."""
+
+    def put(self) -> None:
+        """Puts each into its place."""
+
+    def discard(self) -> None:
+        """Removes them; what was there stays."""
+
+
+class Place(Protocol):
+    """Where the keys and certificates of an installation are that is not a home."""
+
+    def master_key(self, archived: bytes) -> AbstractContextManager[bytes]:
+        """The installation's master key, which seals the private keys that are restored."""
+
+    def stage(self, files: Mapping[str, bytes]) -> Stage:
+        """Prepares what else an archive has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,25 +140,44 @@ class Directories:
         files |= {f"config/{path.name}": path for path in self.configuration}
         return _read(files)
 
-    def refuse_others(self, files: Mapping[str, bytes]) -> None:
-        """Refuses a directory with another master key than the archive's.
+    @contextlib.contextmanager
+    def master_key(self, archived: bytes) -> Iterator[bytes]:
+        """The installation's master key. The archive's becomes it where there is none.
+
+        It is there before the rows that need it, and gone again when the block fails.
 
         Raises:
-            CliError: writing would overwrite it.
+            CliError: it cannot be read or written.
         """
-        path = self.secrets / "master_key"
-        if path.exists() and path.read_bytes().strip() != files[MASTER_KEY].strip():
-            raise CliError(
-                f"{path} holds another key than the archive; nothing was changed. If no"
-                " installation needs it any more, say --replace"
-            )
+        path = self.secrets / MASTER_KEY_FILE
+        try:
+            if path.exists():
+                yield path.read_bytes()
+                return
+            beside = path.with_name(f".{path.name}.restoring")
+            write_private(beside, archived)
+            beside.replace(path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise CliError(f"{path}: {error.strerror}") from error
+        try:
+            yield archived
+        except BaseException:
+            path.unlink()
+            raise
 
     def stage(self, files: Mapping[str, bytes]) -> Staged:
-        """Writes keys and certificates beside those that are there."""
-        staged = Staged({}, [])
+        """Writes secrets and certificates beside those that are there; not the master key."""
+        staged = Staged({}, [], [])
+        ca_key = self.tls / "ca.key" if self.tls is not None else None
+        if ca_key is not None and "tls/ca.crt" in files and "tls/ca.key" not in files:
+            # It is another CA's.
+            staged.superseded.append(ca_key)
         try:
             for name, content in files.items():
                 kind, _, bare = name.partition("/")
+                if name == MASTER_KEY:
+                    continue
                 if kind == "secrets" and bare in SECRETS:
                     path = self.secrets / bare
                 elif kind == "tls" and bare in TLS and self.tls is not None:
@@ -228,6 +269,7 @@ class LocalHome:
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[Target]:
         """PostgreSQL alone, as the launcher would start it; the home must be held."""
+        from contract.contexts import CONTEXTS  # noqa: PLC0415
         from deploy.launcher.console import Console  # noqa: PLC0415
         from deploy.launcher.errors import LauncherError  # noqa: PLC0415
         from deploy.launcher.home import password  # noqa: PLC0415
@@ -236,7 +278,6 @@ class LocalHome:
         from deploy.launcher.probe import wait_until  # noqa: PLC0415
         from deploy.launcher.supervisor import Supervisor, clear_leftovers  # noqa: PLC0415
         from deploy.postgres import roles  # noqa: PLC0415
-        from servicekit.access import CONTEXTS  # noqa: PLC0415
 
         home, run = self.home, self.home.run_directory()
         console = Console(io.StringIO())
@@ -269,11 +310,11 @@ class LocalHome:
 
     def _note(self, aside: Path | None, *, moved: bool) -> None:
         """Notes where what was here is, and whether all of it is there by now."""
-        from deploy.launcher.home import write_private  # noqa: PLC0415
+        from deploy.private_files import write_private  # noqa: PLC0415
 
         noted = {"aside": aside.name if aside else "", "moved": moved}
         write_private(self.home.restore_mark, json.dumps(noted) + "\n")
-        _sync(self.home.root)
+        sync_directory(self.home.root)
 
     def put_aside(self) -> Path | None:
         """Moves what is here aside, so that nothing is lost by a restore; answers where to.

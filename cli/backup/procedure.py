@@ -1,8 +1,9 @@
 """Restoring step by step: check everything, then write, and undo what fails.
 
 Whatever cuts it short, at whatever moment: running it again repairs it. A home notes what it had,
-and gets that back first. A database notes that it was filled, in the transaction that fills it, and
-the old keys are replaced only after that transaction.
+and gets that back first. A database is filled in one transaction, with private keys that open with
+the master key that the installation has, and notes that it was; what else there is to do comes
+after that transaction.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from cli.backup import catalog
 from cli.backup.aftermath import Outcome
 from cli.backup.crypt import Key
 from cli.backup.facts import Facts, read_audit_export, read_database
-from cli.backup.places import Directories, LocalHome, connected
+from cli.backup.keys import MASTER_KEY, SealedKeys
+from cli.backup.places import LocalHome, Place, connected
 from cli.backup.restore import NotEmptyError, finish, is_unfinished, require_empty, restore
 from cli.backup.verify import Verified, verify
 from cli.errors import CliError
 from cli.migrate import Target
-from servicekit import migrate
+from servicekit.data import key_check, migrate
+from servicekit.data.backup import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Wanted:
     replace: bool = False
     carry: bool = True
     """Whether what a replaced database knows is carried over."""
+    run: str = ""
+    """What names the run of a program that goes on when it is started again."""
 
     def check(self) -> Verified:
         """Verifies the archive and reads the exports.
@@ -65,12 +70,13 @@ async def into_home(wanted: Wanted, place: LocalHome) -> tuple[Outcome, Path | N
             aside = place.put_aside()
             place.home.prepare()
             async with place.started() as target, connected(target) as connection:
+                own = SealedKeys(files[MASTER_KEY])
                 outcome = await restore(
-                    connection, wanted.archive, wanted.key, wanted.facts, replace=False
+                    connection, wanted.archive, wanted.key, wanted.facts, own, replace=False
                 )
-                await _upgrade(connection, target)
+                await _upgrade(connection, target, own)
                 await finish(connection)
-            place.write(files, outcome.default_tenant)
+            place.write(files, outcome.logins.default_tenant)
         except BaseException:
             place.put_back()
             raise
@@ -87,40 +93,47 @@ def _refuse_used(place: LocalHome, wanted: Wanted) -> None:
 
 
 async def into_database(
-    wanted: Wanted, place: Directories, target: Target
+    wanted: Wanted, place: Place, target: Target, verified: Verified | None = None
 ) -> tuple[Outcome, list[str]]:
-    """Restores into a database and directories; answers which files have no place there.
+    """Restores into a database; answers which files of the archive have no place there.
+
+    Args:
+        wanted: what is restored.
+        place: where the keys are.
+        target: the database.
+        verified: what was found in the archive, if it was checked already.
 
     Raises:
         CliError: and nothing was changed, or the restore has to be run again.
     """
-    verified = wanted.check()
-    if not wanted.replace:
-        place.refuse_others(verified.files)
+    verified = verified or wanted.check()
     async with connected(target) as connection:
         replace = wanted.replace or await is_unfinished(connection, verified.header.id)
         if not replace:
             await require_empty(connection)
-        await _require_unused(connection)
+        await require_unused(connection)
         if replace and wanted.carry:
             await _learn(target, wanted.facts)
         staged = place.stage(verified.files)
         try:
-            outcome = await restore(
-                connection, wanted.archive, wanted.key, wanted.facts, replace=replace
-            )
+            with place.master_key(verified.files[MASTER_KEY]) as key:
+                own = SealedKeys(key)
+                outcome = await restore(
+                    connection, wanted.archive, wanted.key, wanted.facts, own, replace=replace
+                )
         except BaseException:
             staged.discard()
             raise
-        await _upgrade(connection, target)
+        await _upgrade(connection, target, own)
         staged.put()
-        await finish(connection)
+        await finish(connection, wanted.run)
     return outcome, staged.left
 
 
-async def _upgrade(connection: catalog.Connection, target: Target) -> None:
+async def _upgrade(connection: Connection, target: Target, own: SealedKeys) -> None:
     """Brings the schema to this release, for which its services wait, and counts the rows."""
     await migrate.up(target.dsn, target.password)
+    await key_check.note(connection, own.master_key)
     await connection.execute("ANALYZE")
 
 
@@ -130,8 +143,12 @@ async def _learn(target: Target, facts: Facts) -> None:
             await read_database(connection, facts)
 
 
-async def _require_unused(connection: catalog.Connection) -> None:
-    """Services that run would go on with what they know of the old database."""
+async def require_unused(connection: Connection) -> None:
+    """Refuses a database that services use: they would go on with what they know of the old one.
+
+    Raises:
+        CliError: some are connected.
+    """
     busy = await connection.fetch(
         "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name = 'evergreen' AND pid <> pg_backend_pid()"

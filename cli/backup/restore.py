@@ -14,13 +14,17 @@ from typing import Final
 from cli.backup import aftermath, catalog
 from cli.backup.aftermath import Outcome
 from cli.backup.archive import Header, Table, reading
-from cli.backup.catalog import Connection, quoted
+from cli.backup.catalog import quoted
 from cli.backup.crypt import Key
 from cli.backup.facts import Facts
+from cli.backup.keys import MASTER_KEY, SealedKeys
 from cli.errors import CliError
-from servicekit import migrate
+from servicekit.data import migrate
+from servicekit.data.backup import Connection
+from services.identity import restore as identity
 
 _UNFINISHED: Final = "being restored from backup {}"
+_FINISHED: Final = "restored by {}"
 
 
 class NotEmptyError(CliError):
@@ -43,25 +47,46 @@ async def require_empty(connection: Connection) -> None:
 async def is_unfinished(connection: Connection, archive_id: str) -> bool:
     """Whether a restore of this archive filled the database and was then cut short.
 
-    Not any more when services have started on it: identity has made its users' key then, and what
-    happened since must not be lost.
+    Not any more when services have started on it: what happened since must not be lost.
     """
     async with connection.transaction(readonly=True):
         await catalog.see_everything(connection)
-        noted = await connection.fetchval(
-            "SELECT obj_description(to_regnamespace($1), 'pg_namespace')", migrate.SHARED
-        )
-        if noted != _UNFINISHED.format(archive_id):
+        if await _noted(connection) != _UNFINISHED.format(archive_id):
             return False
-        started: bool = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM identity.signing_key WHERE purpose = 'users')"
+        return not await identity.has_started(connection)
+
+
+async def finish(connection: Connection, run: str = "") -> None:
+    """Notes that nothing is left to do: schema, keys and rows belong together.
+
+    Args:
+        connection: of the role that owns the schemas.
+        run: what names the run of a program that goes on when it is started again.
+    """
+    await _note(connection, _FINISHED.format(run) if run else None)
+
+
+async def is_finished(connection: Connection, run: str) -> bool:
+    """Whether this run has restored the database."""
+    async with connection.transaction(readonly=True):
+        return await _noted(connection) == _FINISHED.format(run)
+
+
+async def is_under_way(connection: Connection) -> bool:
+    """Whether a restore has filled the database and is not finished, whichever archive's it is."""
+    async with connection.transaction(readonly=True):
+        await catalog.see_everything(connection)
+        noted = await _noted(connection) or ""
+        return noted.startswith(_UNFINISHED.format("")) and not await identity.has_started(
+            connection
         )
-        return not started
 
 
-async def finish(connection: Connection) -> None:
-    """Notes that nothing is left to do: schema, keys and rows belong together."""
-    await _note(connection, None)
+async def _noted(connection: Connection) -> str | None:
+    noted: str | None = await connection.fetchval(
+        "SELECT obj_description(to_regnamespace($1), 'pg_namespace')", migrate.SHARED
+    )
+    return noted
 
 
 async def _note(connection: Connection, text: str | None) -> None:
@@ -74,17 +99,20 @@ async def _note(connection: Connection, text: str | None) -> None:
 
 
 async def restore(
-    connection: Connection, path: Path, key: Key, facts: Facts, *, replace: bool
+    connection: Connection, path: Path, key: Key, facts: Facts, own: SealedKeys, *, replace: bool
 ) -> Outcome:
     """Fills the database from an archive that was verified; its schema is the archive's then.
 
-    It counts as unfinished until `finish`.
+    It counts as unfinished until `finish`. Private keys are sealed anew where the installation has
+    another master key than the archive: then the one transaction is all that changes, and no moment
+    has rows and a master key that do not belong together.
 
     Args:
         connection: of the role that owns the schemas.
         path: the archive.
         key: what opens it.
         facts: what was decided since.
+        own: the installation's master key.
         replace: whether what is in the database may go.
 
     Raises:
@@ -97,10 +125,12 @@ async def restore(
         for schema in catalog.SCHEMAS:
             await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(schema)} CASCADE")
         with reading(path, key) as archive:
-            header = archive.header
+            header, sealed = archive.header, SealedKeys(archive.files.get(MASTER_KEY))
             await migrate.make(connection, _made_by(header))
             for table, pieces in archive.tables():
                 await _fill(connection, table, pieces)
+        if sealed.master_key != own.master_key:
+            await _seal_anew(connection, sealed, own)
         for sequence in header.sequences:
             if sequence.value is not None:
                 await connection.execute(
@@ -138,6 +168,16 @@ async def _fill(connection: Connection, table: Table, pieces: Iterator[bytes]) -
     await _copy(connection, schema, bare, table, pieces)
     if forced:
         await connection.execute(f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY")
+
+
+async def _seal_anew(connection: Connection, sealed: SealedKeys, own: SealedKeys) -> None:
+    for table in catalog.SEALED:
+        for row in await connection.fetch(f"SELECT sealed_seed FROM {table}"):
+            await connection.execute(
+                f"UPDATE {table} SET sealed_seed = $2 WHERE sealed_seed = $1",
+                row["sealed_seed"],
+                sealed.seal_anew(table, row["sealed_seed"], own),
+            )
 
 
 async def _derived(connection: Connection, table: Table) -> dict[str, str]:

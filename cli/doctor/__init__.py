@@ -1,4 +1,5 @@
 """`evergreen doctor`: looks for what commonly goes wrong, and says how to mend it.
 
-One module for each subject; each check answers findings, and none for what is well.
+One module for each subject. Its checks (`finding.Check`) are listed whatever they come to: ok,
+skipped with the reason, or with findings.
 """

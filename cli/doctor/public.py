@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -14,12 +14,18 @@ from urllib.parse import urlsplit
 
 import grpc
 import httpx
-from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.doctor.finding import Finding, warning
+from cli.doctor.finding import Check, Finding, Severity, completed, judged, skipped, warning
+from cli.doctor.machine import is_loopback
+from servicekit.call import H_HOPS
 from servicekit.ids import now
-from servicekit.portal import H_HOPS
+from servicekit.security.certificates import valid_until
+
+NAMES: Final = (
+    "address", "name", "port", "certificate", "server", "ready", "clock", "proxies", "http2"
+)  # fmt: skip
+"""The checks of an address; before each stands which address it is."""
 
 _TIMEOUT: Final = 10.0
 _MAX_SKEW: Final = timedelta(seconds=30)
@@ -39,6 +45,8 @@ class Public:
     trusted_proxies: int = 0
     connect: str = ""
     """HOST:PORT of the gateway, where the public address leads nowhere from here."""
+    what: str = "public"
+    """What the names of the checks begin with."""
 
     @property
     def host(self) -> str:
@@ -51,25 +59,41 @@ class Public:
         return urlsplit(self.url).port or 443
 
     @property
+    def is_local(self) -> bool:
+        """Whether the address is for this machine alone."""
+        return bool(self.connect) or is_loopback(self.host)
+
+    @property
     def there(self) -> tuple[str, int]:
         """Where to connect to."""
         host, _, port = self.connect.rpartition(":")
         return (host, int(port)) if host else (self.host, self.port)
 
 
-def check(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Finding]:
+def checks(public: Public, clock: Callable[[], datetime] = now) -> list[Check]:
     """All checks, each only when those before it make sense of it."""
-    broken = list(form(public))
-    yield from broken
-    if broken:
+    return completed([f"{public.what}.{name}" for name in NAMES], list(_checks(public, clock)))
+
+
+def _checks(public: Public, clock: Callable[[], datetime]) -> Iterator[Check]:
+    def check(name: str, found: Iterable[Finding], seen: str = "") -> Check:
+        return judged(f"{public.what}.{name}", found, seen)
+
+    yield (made := check("address", form(public), public.url))
+    if made.findings:
         return
-    unreachable = list(reachable(public))
-    yield from unreachable
-    if unreachable:
+    addresses: list[str] = []
+    unknown = list(known(public, addresses))
+    yield (made := check("name", unknown, ", ".join(addresses)))
+    if made.status == "error":
         return
-    bad = list(certificate(public, clock))
-    yield from bad
-    if any(finding.code != "CERTIFICATE_EXPIRES_SOON" for finding in bad):
+    yield (made := check("port", reachable(public, addresses), str(public.there[1])))
+    if made.findings:
+        return
+    ends: list[datetime] = []
+    found = list(certificate(public, clock, ends))
+    yield check("certificate", found, f"good until {ends[0]:%Y-%m-%d}" if ends else "")
+    if any(finding.severity is Severity.ERROR for finding in found):
         return
     yield from answers(public, clock)
 
@@ -87,10 +111,10 @@ def form(public: Public) -> Iterator[Finding]:
         yield Finding("PUBLIC_URL_MALFORMED", f"the public address is {public.url!r}", fix)
 
 
-def reachable(public: Public) -> Iterator[Finding]:
-    """Whether the name is known and something listens."""
+def known(public: Public, addresses: list[str]) -> Iterator[Finding]:
+    """Whether the name is known; notes its addresses."""
     try:
-        addresses = socket.getaddrinfo(*public.there, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(*public.there, type=socket.SOCK_STREAM)
     except OSError as error:
         yield Finding(
             "PUBLIC_URL_UNKNOWN_HOST",
@@ -98,24 +122,39 @@ def reachable(public: Public) -> Iterator[Finding]:
             "Add the name to your DNS, or correct PUBLIC_URL.",
         )
         return
+    addresses += dict.fromkeys(str(address[0]) for *_, address in found)
+    if not public.is_local and all(is_loopback(address) for address in addresses):
+        yield warning(
+            "PUBLIC_URL_LOOPBACK",
+            f"{public.host} is {' and '.join(addresses)} here, this machine itself: whether devices"
+            " elsewhere find it cannot be told",
+            "Ask from another machine: PUBLIC_URL=… evergreen doctor. If /etc/hosts says so, the"
+            " name's server has to say the machine's own address.",
+        )
+
+
+def reachable(public: Public, addresses: Iterable[str]) -> Iterator[Finding]:
+    """Whether something listens at the addresses."""
     errors = []
-    for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.settimeout(_TIMEOUT)
-            try:
-                probe.connect(address)
-                return
-            except OSError as error:
-                errors.append(f"{address[0]}: {error.strerror or error}")
+    port = public.there[1]
+    for address in addresses:
+        try:
+            socket.create_connection((address, port), _TIMEOUT).close()
+            return
+        except OSError as error:
+            errors.append(f"{address}: {error.strerror or error}")
     yield Finding(
         "PUBLIC_URL_UNREACHABLE",
         f"nothing listens at {public.url} ({'; '.join(errors)})",
-        "Start Evergreen; else the port in PUBLIC_URL is wrong, or a firewall closes it.",
+        "Start Evergreen; if it runs, the port in PUBLIC_URL is wrong, the name leads to another"
+        " machine, or a firewall or a router does not let calls in.",
     )
 
 
-def certificate(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Finding]:
-    """Whether devices accept the certificate, and for how long they will."""
+def certificate(
+    public: Public, clock: Callable[[], datetime] = now, ends: list[datetime] | None = None
+) -> Iterator[Finding]:
+    """Whether devices accept the certificate, and for how long they will; notes its end."""
     try:
         context = _context(public)
     except (OSError, ssl.SSLError) as error:
@@ -137,7 +176,9 @@ def certificate(public: Public, clock: Callable[[], datetime] = now) -> Iterator
             "PUBLIC_URL must lead to the gateway, or to a proxy that terminates TLS for it.",
         )
         return
-    left = found.not_valid_after_utc - clock()
+    if ends is not None:
+        ends.append(found)
+    left = found - clock()
     if left < _SOON:
         yield warning(
             "CERTIFICATE_EXPIRES_SOON",
@@ -150,12 +191,13 @@ def _context(public: Public) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(public.ca_file) if public.ca_file else None)
 
 
-def _handshake(public: Public, context: ssl.SSLContext) -> x509.Certificate:
+def _handshake(public: Public, context: ssl.SSLContext) -> datetime:
+    """Connects; answers until when the certificate is valid."""
     with (
         socket.create_connection(public.there, _TIMEOUT) as plain,
         context.wrap_socket(plain, server_hostname=public.host) as connection,
     ):
-        return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+        return valid_until(connection.getpeercert(binary_form=True) or b"")
 
 
 def _rejected(public: Public, error: ssl.SSLCertVerificationError) -> Finding:
@@ -188,8 +230,12 @@ def _rejected(public: Public, error: ssl.SSLCertVerificationError) -> Finding:
     )
 
 
-def answers(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Finding]:
+def answers(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Check]:
     """Whether it is Evergreen that answers, and what its answers tell."""
+
+    def check(name: str, found: Iterable[Finding], seen: str) -> Check:
+        return judged(f"{public.what}.{name}", found, seen)
+
     host, port = public.there
     try:
         with httpx.Client(
@@ -204,28 +250,39 @@ def answers(public: Public, clock: Callable[[], datetime] = now) -> Iterator[Fin
             ready = client.get("/readyz", extensions=name)
             at = clock()
     except httpx.HTTPError as error:
-        yield Finding(
+        finding = Finding(
             "PUBLIC_URL_NO_ANSWER",
             f"{public.url} does not answer HTTP: {error}",
             "See the log of the gateway, or of the proxy before it.",
         )
+        yield check("server", [finding], "")
         return
     if not _is_evergreen(keys):
-        yield Finding(
+        finding = Finding(
             "PUBLIC_URL_WRONG_SERVER",
             f"what answers at {public.url} is not Evergreen (status {keys.status_code})",
             "PUBLIC_URL leads to another server, or a proxy does not pass all paths on.",
         )
+        yield check("server", [finding], "")
         return
+    yield check("server", [], "it is Evergreen")
+    yield check("ready", _not_ready(ready), "every service is")
+    yield check("clock", clock_skew(ready.headers.get("date", ""), at), "agrees with this one")
+    hops = ready.headers.get(H_HOPS, "")
+    if public.connect or not hops.isdigit():
+        yield skipped(f"{public.what}.proxies", "asked past the proxies, nobody can tell")
+    else:
+        yield check("proxies", _proxies(public, hops), f"{public.trusted_proxies} in front")
+    yield check("http2", _http2(public), "gRPC gets through")
+
+
+def _not_ready(ready: httpx.Response) -> Iterator[Finding]:
     if ready.status_code != 200:
         yield Finding(
             "NOT_READY",
             f"Evergreen is not ready: {_message(ready)}",
             "See the logs of the services named; the other findings here may say why.",
         )
-    yield from clock_skew(ready.headers.get("date", ""), at)
-    yield from _proxies(public, ready.headers.get(H_HOPS, ""))
-    yield from _http2(public)
 
 
 def _is_evergreen(answer: httpx.Response) -> bool:
@@ -259,16 +316,13 @@ def clock_skew(date: str, at: datetime) -> Iterator[Finding]:
 
 
 def _proxies(public: Public, hops: str) -> Iterator[Finding]:
-    if public.connect or not hops.isdigit():
-        # Past the proxies nobody can tell.
-        return
     expected = public.trusted_proxies + 1
     if int(hops) < expected:
         yield Finding(
             "PROXY_HEADERS_MISSING",
             f"TRUSTED_PROXIES is {public.trusted_proxies}, but a call arrives with {hops} address"
             f"{'' if hops == '1' else 'es'} instead of {expected}",
-            "Let the proxy append the caller's address to X-Forwarded-For (docs/deployment.md);"
+            "Let the proxy append the caller's address to X-Forwarded-For (docs/install.md);"
             " without it all devices look like one, and are limited like one.",
         )
 
@@ -294,6 +348,6 @@ def _http2(public: Public) -> Iterator[Finding]:
             yield Finding(
                 "HTTP2_NOT_PASSED",
                 f"gRPC does not get through to the gateway: {details[0][:200] if details else ''}",
-                "Let the proxy speak HTTP/2 to clients and to the gateway (docs/deployment.md has"
+                "Let the proxy speak HTTP/2 to clients and to the gateway (docs/install.md has"
                 " snippets). JSON over HTTP/1.1 works without.",
             )

@@ -140,7 +140,7 @@ async def _fleet(
     # Another fleet may have enrolled there already, and serial numbers belong to one device each.
     prefix, _, last = known[-1].serial.rpartition("-") if known else ("", "", "")
     first = int(last) + 1 if last.isdecimal() else 0
-    prefix = prefix or f"SIM-{secrets.token_hex(3)}"
+    prefix = prefix or f"{place.serial_prefix}{secrets.token_hex(3)}"
     new: list[Device] = []
     async with Client(place.target, connections=_ENROLLING_CONNECTIONS) as client:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,20 +24,6 @@ _ONLY: Final = {
     "state": "state reports only",
     "events": "batches of events only",
 }
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def duration(text: str, option: str) -> float:
-    """Seconds of `90`, `90s`, `5m`, `2h` or `250ms`.
-
-    Raises:
-        CliError: it is none of these.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise CliError(f"{option} is a time like 90, 90s, 5m or 2h, not {text!r}")
-    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +35,7 @@ class Place:
     fleet: Path
     pre_shared_key: str = field(repr=False)
     policy_keys: Path | None
+    serial_prefix: str = "SIM-"
 
     @classmethod
     def find(

@@ -13,9 +13,9 @@ from typing import Any, Final
 from cli.client import read_text
 from cli.errors import CliError
 from servicekit.errors import DomainError
-from servicekit.keys import PublicKey, read_pem_bundle
-from services.policy.document import parse_document
-from services.policy.goencoding import encode_document
+from servicekit.security.signing import PublicKey, read_pem_bundle
+from services.policy.authoring.document import parse_document
+from services.policy.authoring.goencoding import encode_document
 
 _REMEMBERED: Final = 64
 

@@ -11,37 +11,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from contract.contexts import BY_NAME, CONTEXTS
 from deploy import gateway, nats
-from deploy.certificates import SERVER, Authority, now
+from deploy.certificates import SERVER, Authority, AuthorityError, now
 from deploy.containers import layout
 from deploy.containers.layout import MOUNTED, Layout
 from deploy.containers.settings import Installation, InstallationError
 from deploy.gateway.settings import DESCRIPTORS
-from deploy.launcher.home import master_key, password, private_directory, write_private
+from deploy.launcher.errors import LauncherError
+from deploy.launcher.home import MASTER_KEY, Home, master_key, password
 from deploy.launcher.nats import ISSUER
-from deploy.nats import issuer
 from deploy.postgres.settings import NETWORK_HBA, configuration
-from servicekit.access import CONTEXTS
-from servicekit.tls import Tls
-from servicekit.tracing import Traces
+from deploy.private_files import private_directory, write_private
+from servicekit.observability.tracing import Traces
+from servicekit.security import nkey
+from servicekit.security.tls import Tls
 
+RELOADED: Final = Path(__file__).with_name("reloaded.sh")
+"""Starts a server that is to take over renewed certificates."""
 CHAIN: Final = "server.crt"
 KEY: Final = "server.key"
 """The certificate that the gateway shows to devices and browsers."""
 
 _NATS_USERS: Final = (*CONTEXTS, nats.GATEKEEPER, nats.OPERATOR)
 _ONCE: Final[dict[str, Callable[[], str]]] = {
-    "master_key": master_key,
+    # The first one: what lacks it alone had it.
+    MASTER_KEY: master_key,
     "admin_password": password,
     "enrollment_secret": password,
     "postgres_superuser": password,
     "postgres_migrator": password,
     **{f"postgres_{context}": password for context in CONTEXTS},
     **{f"nats_{user}": password for user in _NATS_USERS},
-    ISSUER: issuer.new_seed,
+    ISSUER: nkey.new_seed,
 }
-_SEALERS: Final = ("identity", "policy", "audit")
-"""Who keeps private keys in its schema."""
 
 MADE: Final = {
     "operator/secrets/master_key": "seals the private keys in the database: keep it with backups",
@@ -75,19 +78,66 @@ def make(root: Path, installation: Installation, *, keep: bool) -> None:
             f"{root} holds an installation already, and its secrets are never overwritten; say"
             " --keep to make only what is missing"
         )
+    _require_data(there.of("postgres-data"), installation)
     for path in (operator.root, operator.secrets, operator.tls):
         private_directory(path)
-    secrets = {name: operator.secret(name, made) for name, made in _ONCE.items()}
-    inside = Authority.ensure_in(there.inside_ca)
-    for name in ("postgres", "nats", "gateway", *CONTEXTS):
-        # Integrators reach NATS from outside.
-        others = [installation.host] if name == "nats" else []
-        inside.ensure(_directory(there, name), name, *others)
+    secrets = _secrets(operator)
+    try:
+        _certify(there, installation)
+    except AuthorityError as error:
+        raise InstallationError(str(error)) from error
     for context in CONTEXTS:
         _service(there, context, secrets)
     _postgres(there, secrets)
     _nats(there, secrets)
-    _gateway(there, installation)
+    render_gateway(there.of("gateway"), installation, MOUNTED)
+
+
+def _require_data(data: Path, installation: Installation) -> None:
+    """Refuses to start a PostgreSQL that has no data beside an older one that has: it would begin
+    anew, and the installation with it.
+
+    Raises:
+        InstallationError: that is so.
+    """
+    wanted = installation.postgres_major
+    if wanted is None or installation.empty_database:
+        return
+    # As the official images lay them out from 18 on.
+    found = sorted(int(path.parts[-3]) for path in data.glob("[0-9]*/docker/PG_VERSION"))
+    if found and wanted not in found:
+        raise InstallationError(
+            f"the data are of PostgreSQL {found[-1]}, and this release starts {wanted}, which would"
+            " begin with an empty database. Go back to the release before, make a backup, and"
+            " restore it here with EMPTY_DATABASE=1: docs/upgrade.md#a-newer-postgresql"
+        )
+
+
+def _certify(there: Layout, installation: Installation) -> None:
+    inside = Authority.ensure_in(there.inside_ca)
+    for name in ("postgres", "nats", "gateway", *CONTEXTS):
+        # Integrators reach NATS from outside.
+        others = installation.hosts if name == "nats" else ()
+        inside.ensure(_directory(there, name), name, *others)
+    _public_certificate(there, installation)
+
+
+def _secrets(operator: Home) -> dict[str, str]:
+    """All secrets by name; those that are missing are made.
+
+    Raises:
+        InstallationError: one is empty, or the master key of an installation is gone.
+    """
+    key = operator.secrets / MASTER_KEY
+    if not key.exists() and any((operator.secrets / name).exists() for name in _ONCE):
+        raise InstallationError(
+            f"{key} is gone, and the database's private keys do not open with a new one: put it"
+            " back, from a backup or a copy"
+        )
+    try:
+        return {name: operator.secret(name, made) for name, made in _ONCE.items()}
+    except LauncherError as error:
+        raise InstallationError(f"{error.message} {error.advice}") from error
 
 
 def _directory(there: Layout, name: str) -> Path:
@@ -102,7 +152,7 @@ def _service(there: Layout, context: str, secrets: dict[str, str]) -> None:
         "database_password": secrets[f"postgres_{context}"],
         "nats_password": secrets[f"nats_{context}"],
     }
-    if context in _SEALERS:
+    if BY_NAME[context].seals:
         given["master_key"] = secrets["master_key"]
     if context == "identity":
         given["admin_password"] = secrets["admin_password"]
@@ -118,6 +168,7 @@ def _postgres(there: Layout, secrets: dict[str, str]) -> None:
     directory = there.of("postgres")
     _write(directory / "superuser_password", secrets["postgres_superuser"] + "\n")
     _write(directory / "pg_hba.conf", NETWORK_HBA)
+    _write(directory / RELOADED.name, RELOADED.read_text(encoding="utf-8"))
     text = configuration(
         listen_addresses="*",
         unix_socket_permissions="0777",
@@ -139,12 +190,13 @@ def _nats(there: Layout, secrets: dict[str, str]) -> None:
         host="0.0.0.0",  # noqa: S104 - with TLS, inside the walls
         monitor_host="0.0.0.0",  # noqa: S104 - the operator's container looks at it
         tls=Tls(MOUNTED / "ca.crt", MOUNTED / "tls.crt", MOUNTED / "tls.key"),
-        issuer=issuer.public_key(secrets[ISSUER]),
+        issuer=nkey.public_key(secrets[ISSUER]),
     )
     _write(there.of("nats") / "nats.conf", text)
+    _write(there.of("nats") / RELOADED.name, RELOADED.read_text(encoding="utf-8"))
 
 
-def _gateway(there: Layout, installation: Installation) -> None:
+def _public_certificate(there: Layout, installation: Installation) -> None:
     directory = there.of("gateway")
     chain, key = directory / CHAIN, directory / KEY
     if installation.certificate is not None:
@@ -152,9 +204,8 @@ def _gateway(there: Layout, installation: Installation) -> None:
         _write(chain, (installation.certificate / "fullchain.pem").read_text(encoding="ascii"))
     else:
         local = Authority.ensure_in(there.operator.tls, f"Evergreen CA of {installation.host}")
-        names = list(dict.fromkeys([installation.host, "localhost", "127.0.0.1", "gateway"]))
+        names = list(dict.fromkeys([*installation.hosts, "localhost", "127.0.0.1", "gateway"]))
         local.ensure_files(chain, key, names, SERVER, now())
-    render_gateway(directory, installation, MOUNTED)
 
 
 def render_gateway(directory: Path, installation: Installation, mounted: Path) -> None:
@@ -189,8 +240,11 @@ def _gateway_settings(installation: Installation, mounted: Path) -> gateway.Gate
         admin="127.0.0.1:9901",
         metrics=f"{installation.listen}:{layout.OPS_PORT}",
         console=installation.console_url,
+        public_url=installation.public_url,
+        former_public_urls=installation.former_public_urls,
         trusted_proxies=installation.trusted_proxies,
         descriptors_at=mounted / DESCRIPTORS.name,
+        reflection=gateway.reflection_of(os.environ),
         traces=Traces.of_environment(os.environ),
         limits=limits,
     )
@@ -198,7 +252,7 @@ def _gateway_settings(installation: Installation, mounted: Path) -> gateway.Gate
 
 def _endpoints(installation: Installation, context: str) -> gateway.Endpoints:
     host = installation.service_host.format(context=context)
-    http = f"{host}:{layout.HTTP_PORT}" if context in layout.HTTP_CONTEXTS else ""
+    http = f"{host}:{layout.HTTP_PORT}" if BY_NAME[context].http else ""
     return gateway.Endpoints(f"{host}:{layout.GRPC_PORT}", http)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from deploy.launcher.home import Home
-from servicekit.access import CONTEXTS
 
 GRPC_PORT: Final = 9090
 """Where the gateway reaches a service by gRPC,"""
@@ -18,9 +17,6 @@ OPS_PORT: Final = 9464
 GATEWAY_PORT: Final = 8443
 NATS_PORT: Final = 4222
 NATS_MONITOR_PORT: Final = 8222
-
-HTTP_CONTEXTS: Final = tuple(context for context in CONTEXTS if context != "audit")
-"""Those that the gateway also reaches by plain HTTP."""
 
 MOUNTED: Final = Path("/run/evergreen")
 """Where each container finds its own directory."""

@@ -35,6 +35,8 @@ class Installation:
 
     public_url: str
     """Where devices and browsers reach the gateway: `https://HOST[:PORT]`."""
+    former_public_urls: tuple[str, ...] = ()
+    """Its addresses of before, which go on working."""
     published_port: int | None = None
     """The port of this machine that leads to the gateway, if that is known."""
     certificate: Path | None = None
@@ -53,11 +55,21 @@ class Installation:
     """Where Envoy finds `tls.crt` and `tls.key` for clients, if not beside its configuration."""
     inside_certificate: Path | None = None
     """Where it finds `ca.crt`, `tls.crt` and `tls.key` for the services, likewise."""
+    postgres_major: int | None = None
+    """The major version of the PostgreSQL that will be started, if that is known."""
+    empty_database: bool = False
+    """Whether it may begin without the data that an older one has left."""
 
     @property
     def host(self) -> str:
         """The host of the public address."""
         return urlsplit(self.public_url).hostname or ""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts of the public address, and of those of before."""
+        former = (urlsplit(url).hostname or "" for url in self.former_public_urls)
+        return tuple(dict.fromkeys([self.host, *former]))
 
     def check(self) -> None:
         """Finds what cannot work.
@@ -65,6 +77,12 @@ class Installation:
         Raises:
             InstallationError: what it is.
         """
+        for former in self.former_public_urls:
+            # Its pages may change things, and without TLS anybody on the way could write them.
+            if urlsplit(former).scheme != "https":
+                raise InstallationError(
+                    f"FORMER_PUBLIC_URLS has {former!r}, not https://HOST[:PORT]"
+                )
         url = urlsplit(self.public_url)
         if url.scheme != "https" or not url.hostname or url.path not in {"", "/"}:
             raise InstallationError(

@@ -4,7 +4,7 @@
 them where a running Envoy follows them, `arguments` starts one.
 """
 
-from deploy.gateway.limits import Limits, Rate, workers_of
+from deploy.gateway.limits import Limits, Rate, reflection_of, workers_of
 from deploy.gateway.process import arguments
 from deploy.gateway.render import BOOTSTRAP, render, write
 from deploy.gateway.settings import Endpoints, GatewaySettings
@@ -16,6 +16,7 @@ __all__ = [
     "Limits",
     "Rate",
     "arguments",
+    "reflection_of",
     "render",
     "workers_of",
     "write",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from deploy.gateway.envoy import Config, extension, header_is
 from deploy.gateway.settings import GatewaySettings
@@ -26,22 +29,49 @@ _FIELDS: Final = {
     "subject": f"%REQ({H_SUBJECT.upper()})%",
 }
 
+FORMER_NAME: Final = "former_name"
+"""The member of a line that is there because a call came by an old name."""
+_FORMER_FIELDS: Final = {
+    "time": "%START_TIME%",
+    FORMER_NAME: "%REQ(:AUTHORITY)%",
+    "path": "%PATH(NQ:ORIG_OR_PATH)%",
+    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "agent": "%REQ(USER-AGENT)%",
+    "subject": f"%REQ({H_SUBJECT.upper()})%",
+}
+
 _OUR_FAULT: Final = ["UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"]
 
 
 def access_logs(settings: GatewaySettings) -> list[Config]:
     """Where requests are logged; nowhere, if so set."""
-    if settings.access_log == "off":
-        return []
-    log = extension(
+    logs = []
+    if settings.access_log != "off":
+        logs.append(_log(settings, _FIELDS))
+    if settings.access_log == "errors":
+        logs[0]["filter"] = _failed_here()
+    # Envoy has taken the port away: of an address that differs by it alone nobody can tell.
+    own = urlsplit(settings.public_url).hostname
+    if hosts := {urlsplit(url).hostname or "" for url in settings.former_public_urls} - {own}:
+        # A line of its own for what comes by an old name: who still has to be told of the new one.
+        # Only these calls pay for it.
+        by_old_name = {"header_filter": {"header": _has_host(hosts)}}
+        logs.append({**_log(settings, _FORMER_FIELDS), "filter": by_old_name})
+    return logs
+
+
+def _log(settings: GatewaySettings, fields: Mapping[str, str]) -> Config:
+    return extension(
         "envoy.access_loggers.file",
         "extensions.access_loggers.file.v3.FileAccessLog",
         path=settings.access_log_file,
-        log_format={"json_format": _FIELDS, "omit_empty_values": True},
+        log_format={"json_format": dict(fields), "omit_empty_values": True},
     )
-    if settings.access_log == "errors":
-        log["filter"] = _failed_here()
-    return [log]
+
+
+def _has_host(hosts: Iterable[str]) -> Config:
+    pattern = f"(?i)({'|'.join(sorted(map(re.escape, hosts)))})(:[0-9]+)?"
+    return {"name": ":authority", "string_match": {"safe_regex": {"regex": pattern}}}
 
 
 def _failed_here() -> Config:

@@ -6,15 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2
 
-from servicekit.access import ACCESS, PACKAGE, Audience, Rule
-
-DEVICE_SERVICE: Final = f"{PACKAGE}.DeviceService"
-"""Its JSON form is not transcoded: the owning service speaks it over plain HTTP."""
+from contract.access import ACCESS, PACKAGE, Audience, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +25,19 @@ class Method:
     """The HTTP method of its JSON form."""
     template: str
     """The HTTP path of its JSON form, with `{field}` for variable segments."""
-    streams: bool
-    """Whether the answer is a stream."""
-
-    @property
-    def is_device_call(self) -> bool:
-        """Whether the JSON form is forwarded as it is."""
-        return self.service == DEVICE_SERVICE
 
     @property
     def is_idempotent(self) -> bool:
         """Whether doing it twice is the same as doing it once.
 
-        Reads are, and so are the calls of devices: an agent repeats each of them after any
+        Reads are, and so are the calls of agents: an agent repeats each of them after any
         failure anyway.
         """
-        return self.is_device_call or not self.rule.writes
+        return self.rule.agent_form or not self.rule.writes
 
 
 def public_methods(descriptors: bytes) -> list[Method]:
-    """Every RPC that the gateway serves, those of devices first.
+    """Every RPC that the gateway serves, those of agents first.
 
     Raises:
         ValueError: the access table and the descriptors do not belong together.
@@ -71,7 +60,7 @@ def public_methods(descriptors: bytes) -> list[Method]:
         for path, (service, found_method) in found.items()
         if ACCESS[path].audience is not Audience.INTERNAL
     ]
-    return sorted(methods, key=lambda m: (not m.is_device_call, m.path))
+    return sorted(methods, key=lambda m: (not m.rule.agent_form, m.path))
 
 
 def load(descriptors: Path) -> list[Method]:
@@ -90,7 +79,6 @@ def _method(path: str, service: str, method: descriptor_pb2.MethodDescriptorProt
         rule=ACCESS[path],
         verb=verb.upper(),
         template=str(getattr(rule, verb)),
-        streams=method.server_streaming,
     )
 
 
@@ -113,7 +101,7 @@ def json_paths(methods: Iterable[Method]) -> list[JsonPath]:
 
     A single path takes the methods of the families that it belongs to as well.
     """
-    forms = [(m.template, _regex(m.template), m.verb) for m in methods if not m.is_device_call]
+    forms = [(m.template, _regex(m.template), m.verb) for m in methods if not m.rule.agent_form]
     templates = sorted({template for template, _, _ in forms}, key=lambda t: ("{" in t, t))
     return [
         JsonPath(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from contract.access import Audience
 from deploy.gateway.envoy import Config, extension, seconds, typed
 from deploy.gateway.settings import GatewaySettings
 from servicekit import call
-from servicekit.access import Audience
 
 JWT: Final = "envoy.filters.http.jwt_authn"
 JWKS_PATH: Final = "/.well-known/jwks.json"
@@ -15,51 +15,46 @@ JWKS_PATH: Final = "/.well-known/jwks.json"
 _USERS: Final = "users"
 _DEVICES: Final = "devices"
 _NOBODY: Final = "nobody"
+_GUESTS: Final = "guests"
 
 _LAPSE_SECONDS: Final = 90 * 24 * 3600
 _CLOCK_SKEW_SECONDS: Final = 30
 
-_PROVIDER_OF: Final = {
+_REQUIREMENT_OF: Final = {
     Audience.USER: _USERS,
+    Audience.GUEST_OR_USER: _GUESTS,
     Audience.DEVICE: _DEVICES,
     Audience.DEVICE_LAPSED: _DEVICES,
-}
-
-_CLAIMS: Final = {
-    "knd": call.H_KIND,
-    "sub": call.H_SUBJECT,
-    "tid": call.H_TENANT,
-    "role": call.H_ROLE,
-    "email": call.H_EMAIL,
-    "sid": call.H_SESSION,
-    "ver": call.H_TOKEN_VERSION,
-    "iat": call.H_TOKEN_ISSUED,
-    "exp": call.H_TOKEN_EXPIRES,
 }
 
 
 def jwt_filter(settings: GatewaySettings) -> Config:
     """The filter that checks tokens. A route without a rule of its own lets nobody through."""
-    users = _provider(settings, "evergreen:users", "evergreen:api", from_cookies=["session"])
-    devices = _provider(settings, "evergreen:devices", "evergreen:devices")
+    users = _provider(
+        settings, _USERS, "evergreen:users", "evergreen:api", from_cookies=["session"]
+    )
+    devices = _provider(settings, _DEVICES, "evergreen:devices", "evergreen:devices")
     # One provider is one memory of verified tokens, so a device is in it once. That a token has
-    # lapsed is looked at by the services (servicekit.chain), which take it for the policy alone.
+    # lapsed is for the services to see (servicekit.rpc.chain): they take it for the policy alone.
     # The leeway holds for "not before" too, which does no harm: identity dates no token ahead.
     devices["clock_skew_seconds"] = _LAPSE_SECONDS
     providers = {_USERS: users, _DEVICES: devices}
     one_of = {name: {"provider_name": name} for name in providers}
     # Two kinds of token in one place: no request can have that.
     nobody = {"requires_all": {"requirements": [one_of[_USERS], one_of[_DEVICES]]}}
+    guests = {"requires_any": {"requirements": [one_of[_USERS], {"allow_missing": {}}]}}
     return extension(
         JWT,
         "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         providers=providers,
-        requirement_map={**one_of, _NOBODY: nobody},
+        requirement_map={**one_of, _GUESTS: guests, _NOBODY: nobody},
         rules=[{"match": {"prefix": "/"}, "requirement_name": _NOBODY}],
     )
 
 
-def _provider(settings: GatewaySettings, issuer: str, audience: str, **where: list[str]) -> Config:
+def _provider(
+    settings: GatewaySettings, purpose: str, issuer: str, audience: str, **where: list[str]
+) -> Config:
     return {
         "issuer": issuer,
         "audiences": [audience],
@@ -69,12 +64,14 @@ def _provider(settings: GatewaySettings, issuer: str, audience: str, **where: li
         **where,
         "forward": False,
         "claim_to_headers": [
-            {"claim_name": claim, "header_name": name} for claim, name in _CLAIMS.items()
+            {"claim_name": claim, "header_name": name} for claim, name in call.CLAIMS.items()
         ],
         "jwt_cache_config": {"jwt_cache_size": settings.limits.cached_tokens},
         "remote_jwks": {
             "http_uri": {
-                "uri": f"http://identity{JWKS_PATH}",
+                # Only the keys that sign tokens of this kind. As a query, which an identity of
+                # the last release does not look at: it answers all keys.
+                "uri": f"http://identity{JWKS_PATH}?use={purpose}",
                 "cluster": "identity-http",
                 "timeout": seconds(2),
             },
@@ -95,7 +92,7 @@ def required(audience: Audience) -> Config:
     """
     if audience is Audience.PUBLIC:
         return not_required()
-    return {JWT: _per_route(requirement_name=_PROVIDER_OF[audience])}
+    return {JWT: _per_route(requirement_name=_REQUIREMENT_OF[audience])}
 
 
 def not_required() -> Config:

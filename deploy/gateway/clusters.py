@@ -6,10 +6,12 @@ import ipaddress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from deploy.gateway import routes, tracing
+from contract.rows import CONSOLE
+from deploy.gateway import parts, tracing
 from deploy.gateway.envoy import Config, address, extension, seconds, typed
+from deploy.gateway.limits import Limits
 from deploy.gateway.settings import GatewaySettings
-from servicekit.tracing import Traces
+from servicekit.observability.tracing import Traces
 
 _SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 _PROTOCOL_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -23,11 +25,12 @@ INSIDE_CA: Final = "inside-ca"
 def clusters(settings: GatewaySettings) -> list[Config]:
     """All clusters."""
     found = []
-    for context, endpoints in settings.contexts.items():
+    for name, context in (*((c, c) for c in settings.contexts), (parts.LOGINS, "identity")):
+        endpoints = settings.contexts[context]
         found.append(
             _cluster(
                 settings,
-                context,
+                name,
                 endpoints.grpc,
                 protocol={"http2_protocol_options": {}},
                 more={
@@ -36,6 +39,7 @@ def clusters(settings: GatewaySettings) -> list[Config]:
                 },
             )
         )
+    for context, endpoints in settings.contexts.items():
         if endpoints.http:
             found.append(
                 _cluster(
@@ -64,9 +68,7 @@ def _console(settings: GatewaySettings) -> Config:
     tls: Config = {}
     if url.scheme == "https":
         tls = _public_tls(url.hostname)
-    return _cluster(
-        settings, routes.CONSOLE, where, protocol={"http_protocol_options": {}}, more=tls
-    )
+    return _cluster(settings, CONSOLE, where, protocol={"http_protocol_options": {}}, more=tls)
 
 
 def _collector(settings: GatewaySettings, traces: Traces) -> Config:
@@ -137,7 +139,7 @@ def _upstream_tls(server_name: str, common: Config) -> Config:
 def _cluster(
     settings: GatewaySettings, name: str, where: str, *, protocol: Config, more: Config
 ) -> Config:
-    requests = settings.limits.upstream_requests
+    limits = settings.limits
     return {
         "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
         "name": name,
@@ -158,19 +160,33 @@ def _cluster(
             )
         },
         # Bounded, so that a slow service answers "come back later" and does not fill the memory.
+        # Calls that anybody may make have a budget of their own, and connections too.
         "circuit_breakers": {
             "thresholds": [
-                {
-                    "max_connections": requests,
-                    "max_requests": requests,
-                    "max_pending_requests": settings.limits.upstream_waiting,
-                    "max_retries": 1000,
-                }
+                _budget("DEFAULT", limits.upstream_requests, limits.upstream_waiting),
+                _budget(parts.ANYBODY, *_anybody(limits, name)),
             ]
         },
         "outlier_detection": _outliers(),
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 60}},
         **more,
+    }
+
+
+def _anybody(limits: Limits, cluster: str) -> tuple[int, int]:
+    if cluster in {parts.LOGINS, "enrollment"}:
+        # Refreshes, and enrollments of devices that speak gRPC: they come as herds.
+        return limits.upstream_requests, limits.upstream_waiting
+    return limits.open_requests, limits.open_waiting
+
+
+def _budget(priority: str, requests: int, waiting: int) -> Config:
+    return {
+        "priority": priority,
+        "max_connections": requests,
+        "max_requests": requests,
+        "max_pending_requests": waiting,
+        "max_retries": 1000,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 Config = dict[str, Any]
@@ -50,3 +51,11 @@ def header_is(name: str, **string_match: str) -> Config:
 def percent(numerator: int) -> Config:
     """A fixed share of requests."""
     return {"default_value": {"numerator": numerator, "denominator": "HUNDRED"}}
+
+
+def script(path: Path, **parts: str) -> str:
+    """A script with each `{{name}}` in it filled in."""
+    text = path.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace("{{" + name + "}}", part)
+    return text

@@ -4,7 +4,7 @@ Three parties can refuse a request:
 
 - a service: it sends the whole JSON body beside the gRPC status, in the metadata
   `x-evergreen-error`. The transcoder would make a body of its own from the status; the script
-  below, which sees the answer after the transcoder, puts the service's in its place;
+  in `errors.lua`, which sees the answer after the transcoder, puts the service's in its place;
 - the gRPC library below a service, which knows nothing of that metadata: the script completes
   the transcoder's body;
 - the gateway itself: its own answers get their body from the table below.
@@ -14,12 +14,18 @@ Native gRPC calls keep gRPC's form: status, message and details.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from deploy.gateway.envoy import Config, extension, header, typed
-from servicekit.errors import Code
+from deploy.gateway.envoy import Config, extension, header, script
+from servicekit.errors import ERROR_DOMAIN, Code
 
 H_ERROR: Final = "x-evergreen-error"
+H_STATUS: Final = "x-evergreen-status"
+"""From a service: the HTTP status of an error where it is not that of its code."""
+H_BROKEN: Final = "x-evergreen-broken"
+"""On its way to the script: the transcoder could make nothing of the request."""
 ORIGINAL_PATH: Final = "x-envoy-original-path"
 """The transcoder keeps the JSON call's path here; native gRPC calls have no such header."""
 
@@ -43,10 +49,11 @@ _TABLE: Final[list[tuple[int, Code, str]]] = [
     (431, Code.INVALID_ARGUMENT, "the request's headers are too large"),
     (501, Code.UNIMPLEMENTED, _OWN_TEXT),
     (502, Code.UNAVAILABLE, "the service gave no valid answer; try again"),
-    (503, Code.UNAVAILABLE, "the service is not available now; try again"),
+    (503, Code.UNAVAILABLE, "the service is unavailable; try again"),
     (504, Code.DEADLINE_EXCEEDED, "the service did not answer in time"),
 ]
-_OTHER_SERVER_ERROR: Final = (500, Code.INTERNAL, "something went wrong on our side")
+_UNKNOWN_TO_GRPC: Final = frozenset((413, 431))
+_OTHER_SERVER_ERROR: Final = (500, Code.INTERNAL, "internal error")
 _OTHER_CLIENT_ERROR: Final = (400, Code.INVALID_ARGUMENT, _OWN_TEXT)
 
 # Callers that are told to come back are told different delays: of those that are left by the
@@ -57,50 +64,42 @@ _RETRY_AFTER: Final = {
     429: [(25, 2), (33, 4), (50, 6), (100, 8)],
 }
 
-_SCRIPT: Final = """\
-local NAMES = {%(names)s}
+_INTEGER: Final = "must be a whole number in its range"
+_NUMBER: Final = "must be a number"
+_RULES: Final = {
+    "TYPE_STRING": "must be a string",
+    "TYPE_BYTES": "must be base64",
+    "TYPE_BOOL": "must be true or false",
+    "TYPE_ENUM": "must be one of the allowed values",
+    **{f"TYPE_{kind}": _NUMBER for kind in ("DOUBLE", "FLOAT")},
+    **{
+        f"TYPE_{sign}{size}": _INTEGER
+        for sign in ("INT", "UINT", "SINT", "FIXED", "SFIXED")
+        for size in (32, 64)
+    },
+    "type.googleapis.com/google.protobuf.Timestamp": "must be a time such as 2026-01-31T08:00:00Z",
+    "type.googleapis.com/google.protobuf.Duration": "must be seconds such as 3.5s",
+}
+"""What a field's value has to be, by what the transcoder calls its kind."""
 
-function envoy_on_response(response)
-  local headers = response:headers()
-  local is_json = headers:get("content-type") == "application/json"
-  if not is_json then return end
-  headers:remove("grpc-status")
-  headers:remove("grpc-message")
-  if tonumber(headers:get(":status")) < 400 then return end
-  local body = response:body(true)
-  -- What was read before the body came cannot be used after.
-  headers = response:headers()
-  local trailers = response:trailers()
-  local function sent(name)
-    return headers:get(name) or (trailers and trailers:get(name))
-  end
-  local answer = sent("%(error_header)s")
-  if answer == nil then
-    -- What the transcoder wrote; the gateway's own answers, complete already, look different.
-    local text = body:getBytes(0, body:length())
-    local code, message = text:match('^{"code":(%%d+),"message":(".-"),"details":%%[')
-    if code == nil then return end
-    answer = string.format(
-      '{"code":%%s,"status":"%%s","message":%%s,"error":%%s,"details":[],"requestId":"%%s"}',
-      code, NAMES[tonumber(code)] or "UNKNOWN", message, message, headers:get("x-request-id") or "")
-  end
-  local delay = sent("retry-after")
-  if delay ~= nil then
-    headers:replace("retry-after", delay)
-  end
-  headers:replace("content-length", body:setBytes(answer))
-end
-"""
+_SCRIPT: Final = Path(__file__).with_suffix(".lua")
 
 
 def error_filter(name: str) -> Config:
     """The filter that gives services' errors their JSON body."""
-    names = ", ".join(f'[{number}]="{status}"' for number, status in _NAMES.items())
-    script = _SCRIPT % {"names": names, "error_header": H_ERROR}
+    text = script(
+        _SCRIPT,
+        names="{" + ", ".join(f'[{number}]="{status}"' for number, status in _NAMES.items()) + "}",
+        rules="{" + ", ".join(f'["{kind}"]="{rule}"' for kind, rule in _RULES.items()) + "}",
+        domain=ERROR_DOMAIN,
+        error_header=H_ERROR,
+        status_header=H_STATUS,
+        broken_header=H_BROKEN,
+    )
     return extension(
         name,
         "extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": script},
+        default_source_code={"inline_string": text},
     )
 
 
@@ -114,16 +113,69 @@ _NAMES: Final = {
 }
 
 
+_REFUSED: Final = "refused"
+_METADATA: Final = "evergreen"
+
+
+def refusal(status: int, code: Code, reason: str, text: str) -> Config:
+    """The action of a route that refuses whatever matches it, as a service refuses."""
+    return {
+        "name": _REFUSED,
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+        "metadata": {
+            "filter_metadata": {
+                _METADATA: {"code": int(code), "status": code.name, "reason": reason}
+            }
+        },
+    }
+
+
+def _refused() -> Config:
+    """The body of a `refusal`."""
+    told = {name: f"%METADATA(ROUTE:{_METADATA}:{name})%" for name in ("code", "status", "reason")}
+    when = _cel(f"xds.route_name == '{_REFUSED}'")
+    return _body(when, told["code"], told["status"], _OWN_TEXT, [_error_info(told["reason"])])
+
+
+def _error_info(reason: str) -> Config:
+    return {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": ERROR_DOMAIN,
+        "metadata": {},
+    }
+
+
 def local_replies() -> Config:
     """The bodies of the gateway's own answers."""
+    broken = header(H_BROKEN, "1")
     return {
         "mappers": [
             *_token_trouble(),
+            *_too_slow(),
+            *_told(
+                _details("upgrade_failed"),
+                Code.PERMISSION_DENIED,
+                "no tunnel or WebSocket is offered",
+            ),
             *_come_back_later(native_grpc=True),
+            *(
+                {
+                    "filter": _all(_NATIVE_GRPC, _status("EQ", status)),
+                    **_grpc_text(text),
+                    **_grpc_code(status, code),
+                }
+                for status, code, text in _TABLE
+            ),
             _native_grpc(),
+            _refused(),
             *_come_back_later(native_grpc=False),
-            # The transcoder says what is wrong with the JSON.
-            _mapper(_details("json_transcode_failure{INVALID"), Code.INVALID_ARGUMENT, _OWN_TEXT),
+            {
+                **_mapper(
+                    _details("json_transcode_failure{INVALID"), Code.INVALID_ARGUMENT, _OWN_TEXT
+                ),
+                "headers_to_add": [broken],
+            },
             *(_mapper(_status("EQ", status), code, text) for status, code, text in _TABLE),
             *(
                 _mapper(_status("GE", status), code, text)
@@ -133,21 +185,41 @@ def local_replies() -> Config:
     }
 
 
+def replies_in_the_clear() -> Config:
+    """The body of every answer to a client that speaks no TLS."""
+    text = "this port speaks HTTPS: use https:// in the address"
+    return {"mappers": [_mapper(_status("GE", 400), Code.INVALID_ARGUMENT, text, status_code=400)]}
+
+
+def _told(when: Config, code: Code, text: str, *, reason: str = "", **more: Any) -> list[Config]:
+    """The same words for native gRPC, as its message, and for everybody else."""
+    details = [_error_info(reason)] if reason else []
+    return [
+        {"filter": _all(when, _NATIVE_GRPC), **_grpc_text(text), **more},
+        {**_body(when, int(code), code.name, text, details), **more},
+    ]
+
+
 def _mapper(when: Config, code: Code, text: str, **more: Any) -> Config:
+    return {**_body(when, int(code), code.name, text), **more}
+
+
+def _body(
+    when: Config, code: int | str, status: str, text: str, details: Sequence[Config] = ()
+) -> Config:
     return {
         "filter": when,
         "body_format_override": {
             "json_format": {
-                "code": int(code),
-                "status": code.name,
+                "code": code,
+                "status": status,
                 "message": text,
                 "error": text,
-                "details": [],
+                "details": list(details),
                 "requestId": _REQUEST_ID,
             },
             "content_type": "application/json",
         },
-        **more,
     }
 
 
@@ -158,11 +230,10 @@ def _come_back_later(*, native_grpc: bool) -> list[Config]:
             later = [header("retry-after", str(delay), "ADD_IF_ABSENT")]
             when = [_status("EQ", status), _share(percentage)]
             if native_grpc:
-                form = _text(_OWN_TEXT)
                 mappers.append(
                     {
                         "filter": _all(_NATIVE_GRPC, *when),
-                        "body_format_override": form,
+                        **_grpc_text(text),
                         "headers_to_add": later,
                     }
                 )
@@ -173,45 +244,84 @@ def _come_back_later(*, native_grpc: bool) -> list[Config]:
 
 def _token_trouble() -> list[Config]:
     """A token that cannot be checked is not a wrong token; one for others is."""
-    no_keys = _details("Jwks_remote_fetch_is_failed")
-    text = "tokens cannot be checked now; try again"
-    later: Config = {
-        "status_code": 503,
-        "headers_to_add": [header("retry-after", "2", "ADD_IF_ABSENT")],
-    }
-    not_for_us = _details("Audiences_in_Jwt_are_not_allowed")
-    return [
-        {"filter": _all(no_keys, _NATIVE_GRPC), "body_format_override": _text(text), **later},
-        _mapper(no_keys, Code.UNAVAILABLE, text, **later),
-        {
-            "filter": _all(not_for_us, _NATIVE_GRPC),
-            "body_format_override": _text(_OWN_TEXT),
-            "status_code": 401,
-        },
-        _mapper(not_for_us, Code.UNAUTHENTICATED, _OWN_TEXT, status_code=401),
-    ]
+    later = [header("retry-after", "2", "ADD_IF_ABSENT")]
+    mappers = _told(
+        _details("Jwks_remote_fetch_is_failed"),
+        Code.UNAVAILABLE,
+        "tokens cannot be checked at the moment; try again",
+        status_code=503,
+        headers_to_add=later,
+    )
+    for details, reason, of_users, of_devices in _TOKENS:
+        refused = _details(f"jwt_authn_access_denied{{{details}")
+        for when, text in (
+            (_all(_cel(_ROUTE_OF_DEVICES), refused), of_devices),
+            (refused, of_users),
+        ):
+            mappers += _told(when, Code.UNAUTHENTICATED, text, reason=reason, status_code=401)
+    return mappers
+
+
+# What begins so in the filter's note, the reason, and what users and devices are told.
+_TOKENS: Final = [
+    (
+        "Jwt_is_missing",
+        "TOKEN_MISSING",
+        "log in first: this call needs the token of a user's session",
+        "a device token is needed: the one that enrollment gave the device",
+    ),
+    (
+        "Jwt_is_expired",
+        "TOKEN_EXPIRED",
+        "the session's token has expired: refresh the session, or log in again",
+        "the device token has expired: enroll the device again",
+    ),
+    (
+        "",
+        "TOKEN_INVALID",
+        "this is not a valid token of a user's session: log in again",
+        "this is not a valid device token",
+    ),
+]
+_ROUTE_OF_DEVICES: Final = f"xds.route_metadata.filter_metadata['{_METADATA}']['limit'] == 'device'"
+
+
+def _too_slow() -> list[Config]:
+    """A stream that lasted too long; to gRPC, 408 is an unknown error."""
+    when = _details("max_duration_timeout")
+    grpc, plain = _told(when, Code.DEADLINE_EXCEEDED, "the request took too long", status_code=408)
+    return [{**grpc, "status_code": 504}, plain]
 
 
 def _details(text: str) -> Config:
     """Matches what the filter that refused noted about it."""
+    return _cel(f"response.code_details.contains('{text}')")
+
+
+def _cel(expression: str) -> Config:
     return {
-        "extension_filter": {
-            "name": "cel",
-            "typed_config": typed(
-                "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                expression=f"response.code_details.contains('{text}')",
-            ),
-        }
+        "extension_filter": extension(
+            "cel",
+            "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            expression=expression,
+        )
     }
 
 
 def _native_grpc() -> Config:
     """gRPC's message is the plain text, for its form is not JSON."""
-    return {"filter": _NATIVE_GRPC, "body_format_override": _text(_OWN_TEXT)}
+    return {"filter": _NATIVE_GRPC, **_grpc_text(_OWN_TEXT)}
 
 
-def _text(text: str) -> Config:
-    return {"text_format_source": {"inline_string": text}}
+def _grpc_text(text: str) -> Config:
+    return {"body_format_override": {"text_format_source": {"inline_string": text}}}
+
+
+def _grpc_code(status: int, code: Code) -> Config:
+    """The code for a status that Envoy knows none for, which it would call an unknown error."""
+    if status not in _UNKNOWN_TO_GRPC:
+        return {}
+    return {"headers_to_add": [header("grpc-status", str(int(code)), "ADD_IF_ABSENT")]}
 
 
 def _status(comparison: str, status: int) -> Config:

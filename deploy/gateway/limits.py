@@ -16,12 +16,16 @@ MIB: Final = 1024 * KIB
 
 SETTING_PREFIX: Final = "EVERGREEN_GATEWAY_"
 WORKERS_SETTING: Final = f"{SETTING_PREFIX}WORKERS"
+REFLECTION_SETTING: Final = f"{SETTING_PREFIX}REFLECTION"
 MEMORY_SETTING: Final = f"{SETTING_PREFIX}MEMORY"
 """Bytes that the gateway has for itself alone, as a container with a limit of its own."""
 
 GRPC_EVENTS_BODY: Final = 32 * MIB
 """Bytes of a batch of events in gRPC at most: it is held as objects, which take many times as much,
 and an agent that speaks gRPC can send several."""
+
+FORM_BODY: Final = 64 * KIB
+"""Bytes of a form of a page, or of a browser's login."""
 
 CONNECTION_BYTES: Final = 24 * KIB
 """Memory of an idle TLS connection that has carried a request; measured: 23 kB."""
@@ -96,6 +100,13 @@ class Limits:
     """Requests in flight to one context."""
     upstream_waiting: int = 8192
     """Requests that wait for one of these places; further ones are refused."""
+    open_requests: int = 128
+    """Requests in flight to one context that came without a token and are no logins; they keep
+    nobody else waiting, neither here nor in the service."""
+    open_waiting: int = 512
+    """Requests that wait for one of these places."""
+    unauthenticated: float = 60.0
+    """Seconds that a stream without a token may last, and that a body in JSON may take."""
     cached_tokens: int = 10_000
     """Verified tokens kept per worker and kind (6.7 kB each); less than are active costs time."""
     counted_callers: int = 50_000
@@ -108,12 +119,20 @@ class Limits:
     """Calls of all devices of one organisation."""
     user: Rate = Rate(burst=300, per_second=20)
     """Calls of one user."""
-    login: Rate = Rate(burst=120, per_second=4)
-    """Logins, refreshes and accepted invitations from one address."""
+    login: Rate = Rate(burst=500, per_second=50)
+    """Logins from one address. Identity slows guessing down, by account and by network, and tells a
+    pupil's loop from the staff behind the same address; this bucket cannot."""
+    refresh: Rate = Rate(burst=1000, per_second=100)
+    """Refreshes from one address; a made-up token costs identity one look-up."""
+    invitation: Rate = Rate(burst=500, per_second=50)
+    """Accepted invitations from one address."""
     enroll: Rate = Rate(burst=5000, per_second=100)
     """Enrollments from one address: a whole school is switched on in one morning."""
     open: Rate = Rate(burst=500, per_second=50)
     """Calls from one address to everything else that needs no token."""
+    pages: Rate = Rate(burst=1000, per_second=100)
+    """What browsers at one address read: pages, their files, and whose session it is. Apart from
+    `open`, so that nobody behind a school's address keeps its staff from signing in."""
     other: Rate = Rate(burst=5000, per_second=1000)
     """Requests of everybody together to what is not there."""
 
@@ -196,6 +215,18 @@ def workers_of(environment: Mapping[str, str]) -> int:
     if text:
         return int(_read(WORKERS_SETTING, int, text))
     return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def reflection_of(environment: Mapping[str, str]) -> bool:
+    """Whether users may ask for the API's descriptors by gRPC reflection: not unless it is said.
+
+    Raises:
+        ValueError: the setting is neither `true` nor `false`.
+    """
+    text = environment.get(REFLECTION_SETTING, "").strip().lower() or "false"
+    if text not in {"true", "false"}:
+        raise ValueError(f"{REFLECTION_SETTING} is {text!r}, neither true nor false.")
+    return text == "true"
 
 
 def _read(name: str, kind: type[Any], text: str) -> Any:

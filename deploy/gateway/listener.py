@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from deploy.gateway import access_log, auth, errors, rates, routes, tracing
+from deploy.gateway import (
+    access_log,
+    auth,
+    credentials,
+    errors,
+    members,
+    parts,
+    rates,
+    routes,
+    tracing,
+)
 from deploy.gateway.api import Method
 from deploy.gateway.envoy import Config, extension, header, seconds, socket_address
 from deploy.gateway.limits import KIB, MIB
 from deploy.gateway.settings import GatewaySettings
+from servicekit.security.digests import sha256_hex
 
 CERTIFICATE: Final = "gateway"
 """The secret with the certificate."""
@@ -36,6 +47,11 @@ _RESERVED_PREFIXES: Final = ("x-evergreen-", "x-envoy-")
 _RESERVED: Final = ("x-request-id", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto",
                     "x-real-ip", "forwarded", "traceparent", "tracestate")  # fmt: skip
 
+# gRPC fails a call with such a name, which HTTP allows; no header of anybody has one. A name
+# that ends in -bin has base64 as its value, or the call fails; no service of ours reads one. Names
+# that begin with a colon are Envoy's own.
+_NOT_FOR_GRPC: Final = "[^:]*[^:a-z0-9._-][^:]*|[^:]*-bin"
+
 
 def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes) -> Config:
     """The one listener, for all addresses."""
@@ -44,11 +60,7 @@ def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: 
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": "gateway",
         # Makes an update of the descriptor file an update of the listener.
-        "metadata": {
-            "filter_metadata": {
-                "evergreen": {"descriptors": hashlib.sha256(descriptors).hexdigest()}
-            }
-        },
+        "metadata": {"filter_metadata": {"evergreen": {"descriptors": sha256_hex(descriptors)}}},
         "address": socket_address(first, settings.port),
         "additional_addresses": [
             {"address": socket_address(other, settings.port)} for other in others
@@ -61,14 +73,33 @@ def listener(settings: GatewaySettings, methods: Sequence[Method], descriptors: 
         "tcp_backlog_size": 4096,
         "max_connections_to_accept_per_socket_event": settings.limits.accepted_at_once,
         "per_connection_buffer_limit_bytes": _CONNECTION_BUFFER,
+        "listener_filters": [
+            extension(
+                "envoy.filters.listener.tls_inspector",
+                "extensions.filters.listener.tls_inspector.v3.TlsInspector",
+            )
+        ],
+        "listener_filters_timeout": seconds(10),
         "filter_chains": [
             {
+                "filter_chain_match": {"transport_protocol": "tls"},
                 "transport_socket": _tls(settings),
                 "transport_socket_connect_timeout": seconds(10),
-                "filters": [_http(settings, methods)],
-            }
+                "filters": [_http(settings, methods, descriptors)],
+            },
+            {
+                "filter_chain_match": {"transport_protocol": "raw_buffer"},
+                "filters": [_in_the_clear()],
+            },
         ],
     }
+
+
+def certificates(settings: GatewaySettings) -> dict[str, tuple[Path, Path]]:
+    """The certificates by the name of their secret; the first is for who asks for no known name."""
+    first = (settings.certificate_file, settings.private_key_file)
+    more = {f"{CERTIFICATE}-{n}": pair for n, pair in enumerate(settings.more_certificates, 2)}
+    return {CERTIFICATE: first, **more}
 
 
 def _tls(settings: GatewaySettings) -> Config:
@@ -84,18 +115,19 @@ def _tls(settings: GatewaySettings) -> Config:
             },
             "tls_certificate_sds_secret_configs": [
                 {
-                    "name": CERTIFICATE,
+                    "name": name,
                     "sds_config": {
                         "resource_api_version": "V3",
-                        "path_config_source": {"path": str(settings.secret_file(CERTIFICATE))},
+                        "path_config_source": {"path": str(settings.secret_file(name))},
                     },
                 }
+                for name in certificates(settings)
             ],
         },
     )
 
 
-def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
+def _http(settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes) -> Config:
     limits = settings.limits
     return extension(
         "envoy.filters.network.http_connection_manager",
@@ -108,6 +140,8 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
             # x_evergreen_kind must not be taken for x-evergreen-kind further on.
             "headers_with_underscores_action": "DROP_HEADER",
         },
+        # Files have the number of their rows in a trailer, in both versions of HTTP.
+        http_protocol_options={"enable_trailers": True},
         http2_protocol_options={
             "max_concurrent_streams": 100,
             "initial_stream_window_size": 256 * KIB,
@@ -136,12 +170,52 @@ def _http(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
         access_log=access_log.access_logs(settings),
         local_reply_config=errors.local_replies(),
         **({"tracing": tracing.tracing(settings.traces)} if settings.traces else {}),
-        http_filters=_filters(settings, methods),
+        http_filters=_filters(settings, methods, descriptors),
         route_config={
             "name": "gateway",
             "virtual_hosts": [routes.virtual_host(settings, methods)],
-            # What the script in errors.py knows a service's answer by.
+            # What the script of errors (errors.lua) knows a service's answer by.
             "response_headers_to_add": [header("x-request-id", "%REQ(X-REQUEST-ID)%")],
+        },
+    )
+
+
+def _in_the_clear() -> Config:
+    """Says that this port speaks HTTPS, in little time and room, and closes."""
+    short = seconds(5)
+    everything: list[Config] = [{"connect_matcher": {}}, {"prefix": "/"}]
+    return extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="in_the_clear",
+        codec_type="AUTO",
+        common_http_protocol_options={
+            "idle_timeout": short,
+            "max_connection_duration": short,
+            "max_requests_per_connection": 1,
+        },
+        max_request_headers_kb=8,
+        request_headers_timeout=short,
+        request_timeout=short,
+        stream_idle_timeout=short,
+        drain_timeout=seconds(1),
+        generate_request_id=True,
+        always_set_request_id_in_response=True,
+        server_header_transformation="PASS_THROUGH",
+        local_reply_config=errors.replies_in_the_clear(),
+        http_filters=[
+            extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
+        ],
+        route_config={
+            "virtual_hosts": [
+                {
+                    "name": "in_the_clear",
+                    "domains": ["*"],
+                    "routes": [
+                        {"match": match, "direct_response": {"status": 400}} for match in everything
+                    ],
+                }
+            ]
         },
     )
 
@@ -153,29 +227,34 @@ def _strip(settings: GatewaySettings) -> Config:
         "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
         mutations=[
             *({"remove_on_match": {"key_matcher": {"prefix": p}}} for p in _RESERVED_PREFIXES),
+            {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _NOT_FOR_GRPC}}}},
             *({"remove": name} for name in names),
         ],
     )
 
 
-def _filters(settings: GatewaySettings, methods: Sequence[Method]) -> list[Config]:
+def _filters(
+    settings: GatewaySettings, methods: Sequence[Method], descriptors: bytes
+) -> list[Config]:
     """The chain: requests pass it downwards, answers upwards."""
     return [
         *(
-            [extension(routes.CORS, "extensions.filters.http.cors.v3.Cors")]
+            [extension(parts.CORS, "extensions.filters.http.cors.v3.Cors")]
             if settings.cors_origins
             else []
         ),
         _response_headers(),
-        extension(routes.GRPC_WEB, "extensions.filters.http.grpc_web.v3.GrpcWeb"),
-        errors.error_filter(routes.ERRORS),
+        extension(parts.GRPC_WEB, "extensions.filters.http.grpc_web.v3.GrpcWeb"),
+        errors.error_filter(parts.ERRORS),
         # JSON is limited before the transcoder, which would count differently.
-        _buffer(routes.BODY_LIMIT, settings.limits.body),
+        _buffer(parts.BODY_LIMIT, settings.limits.body),
+        members.members_filter(methods, descriptors),
         _transcoder(settings, methods),
+        credentials.bearer_filter(),
         # After the transcoder: the path is the RPC's now, however it was written before.
         auth.jwt_filter(settings),
         rates.rate_filter(settings),
-        {**_buffer(routes.DEVICE_BODY_LIMIT, settings.limits.body), "disabled": True},
+        {**_buffer(parts.DEVICE_BODY_LIMIT, settings.limits.body), "disabled": True},
         extension(
             "envoy.filters.http.router",
             "extensions.filters.http.router.v3.Router",
@@ -186,7 +265,7 @@ def _filters(settings: GatewaySettings, methods: Sequence[Method]) -> list[Confi
 
 def _response_headers() -> Config:
     """The last hand on every answer, the gateway's own included."""
-    internal = [{"remove": errors.H_ERROR}]
+    internal = [{"remove": name} for name in (errors.H_ERROR, errors.H_STATUS, errors.H_BROKEN)]
     return extension(
         "envoy.filters.http.header_mutation",
         "extensions.filters.http.header_mutation.v3.HeaderMutation",
@@ -196,6 +275,8 @@ def _response_headers() -> Config:
                 *({"remove": name} for name in ("server", "grpc-accept-encoding")),
                 {"append": header("strict-transport-security", "max-age=31536000")},
                 {"append": header("x-content-type-options", "nosniff")},
+                # What says nothing else itself, as the files of the docs do, is for its caller.
+                {"append": header("cache-control", "no-store", "ADD_IF_ABSENT")},
             ],
             "response_trailers_mutations": internal,
         },
@@ -207,16 +288,18 @@ def _buffer(name: str, size: int) -> Config:
 
 
 def _transcoder(settings: GatewaySettings, methods: Sequence[Method]) -> Config:
-    services = {m.service for m in methods if not m.is_device_call}
+    services = {m.service for m in methods if not m.rule.agent_form}
     return extension(
-        routes.TRANSCODER,
+        parts.TRANSCODER,
         "extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         proto_descriptor=str(settings.descriptors_at or settings.descriptors),
         services=sorted(services),
         convert_grpc_status=True,
         print_options={"always_print_primitive_fields": True},
-        # As unknown fields in a body are.
+        # As it ignores unknown fields in a body; see members.py.
         ignore_unknown_query_parameters=True,
+        # Browsers' URLSearchParams write a space as "+", and a plus sign as "%2B".
+        query_param_unescape_plus=True,
         request_validation_options={"reject_unknown_method": True},
         max_request_body_size=2 * settings.limits.body,
         max_response_body_size=settings.limits.response,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.gateway.api import Method
+from contract.rows import RateClass
 from deploy.gateway.envoy import Config, extension, percent
 from deploy.gateway.limits import Rate
 from deploy.gateway.settings import GatewaySettings
-from servicekit.access import Audience
 from servicekit.call import H_SUBJECT, H_TENANT
 
-OPEN: Final = "open"
 _NAMESPACE: Final = "evergreen"
 _LIMIT: Final = "limit"
 _SUBJECT: Final = "subject"
@@ -21,7 +19,6 @@ _SUBJECT_HEADER: Final = {"header_name": H_SUBJECT, "descriptor_key": _SUBJECT}
 _TENANT_HEADER: Final = {"header_name": H_TENANT, "descriptor_key": _TENANT}
 # One client has a whole /64 of IPv6.
 _MASKS: Final = {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}
-_LOGINS: Final = frozenset({"Login", "RefreshSession", "AcceptInvitation"})
 
 
 def rate_filter(settings: GatewaySettings) -> Config:
@@ -32,12 +29,15 @@ def rate_filter(settings: GatewaySettings) -> Config:
     """
     limits = settings.limits
     rates = [
-        ("device", _SUBJECT, limits.device),
-        ("device", _TENANT, limits.tenant),
-        ("user", _SUBJECT, limits.user),
-        ("login", _ADDRESS, limits.login),
-        ("enroll", _ADDRESS, limits.enroll),
-        (OPEN, _ADDRESS, limits.open),
+        (RateClass.DEVICE, _SUBJECT, limits.device),
+        (RateClass.DEVICE, _TENANT, limits.tenant),
+        (RateClass.USER, _SUBJECT, limits.user),
+        (RateClass.LOGIN, _ADDRESS, limits.login),
+        (RateClass.REFRESH, _ADDRESS, limits.refresh),
+        (RateClass.INVITATION, _ADDRESS, limits.invitation),
+        (RateClass.ENROLL, _ADDRESS, limits.enroll),
+        (RateClass.OPEN, _ADDRESS, limits.open),
+        (RateClass.PAGES, _ADDRESS, limits.pages),
     ]
     return extension(
         "envoy.filters.http.local_ratelimit",
@@ -50,10 +50,10 @@ def rate_filter(settings: GatewaySettings) -> Config:
         descriptors=[
             {
                 # An entry without a value stands for one bucket per value that comes.
-                "entries": [{"key": _LIMIT, "value": limit}, {"key": caller}],
+                "entries": [{"key": _LIMIT, "value": counted.value}, {"key": caller}],
                 "token_bucket": _bucket(rate),
             }
-            for limit, caller, rate in rates
+            for counted, caller, rate in rates
         ],
         rate_limits=[
             {"actions": [_limit_of_route(), {"request_headers": _SUBJECT_HEADER}]},
@@ -65,25 +65,11 @@ def rate_filter(settings: GatewaySettings) -> Config:
     )
 
 
-def limit(method: Method) -> Config:
-    """What a call of a method counts against."""
-    name = method.path.rpartition("/")[2]
-    match method.rule.audience:
-        case Audience.PUBLIC if name in _LOGINS:
-            return by_name("login")
-        case Audience.PUBLIC if method.is_device_call:
-            return by_name("enroll")
-        case Audience.PUBLIC:
-            return by_name(OPEN)
-        case Audience.USER:
-            return by_name("user")
-        case _:
-            return by_name("device")
-
-
-def by_name(limit: str) -> Config:
-    """The metadata of a route that counts against a limit."""
-    return {"filter_metadata": {_NAMESPACE: {_LIMIT: limit}}}
+def counted(rate: RateClass | None) -> Config:
+    """The members of a route that counts against a rate, or against the one of all others."""
+    if rate is None:
+        return {}
+    return {"metadata": {"filter_metadata": {_NAMESPACE: {_LIMIT: rate.value}}}}
 
 
 def _limit_of_route() -> Config:

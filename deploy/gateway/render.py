@@ -10,13 +10,13 @@ from typing import Final
 
 import yaml
 
+from contract.contexts import CONTEXTS
 from deploy.gateway import api
 from deploy.gateway.bootstrap import bootstrap
 from deploy.gateway.clusters import INSIDE, INSIDE_CA, clusters
 from deploy.gateway.envoy import Config, typed
-from deploy.gateway.listener import CERTIFICATE, listener
+from deploy.gateway.listener import certificates, listener
 from deploy.gateway.settings import GatewaySettings
-from servicekit.access import CONTEXTS
 
 BOOTSTRAP: Final = "bootstrap.yaml"
 LISTENER: Final = "listener.yaml"
@@ -58,20 +58,32 @@ def write(settings: GatewaySettings) -> Path:
 
 
 def _secrets(settings: GatewaySettings) -> list[Config]:
-    found = [_certificate(CERTIFICATE, settings.certificate_file, settings.private_key_file)]
+    found = [_certificate(name, *pair) for name, pair in certificates(settings).items()]
     if settings.inside is not None:
         own = settings.inside
-        ca = {"trusted_ca": {"filename": str(own.ca_file)}}
+        ca = {
+            "trusted_ca": {"filename": str(own.ca_file)},
+            "watched_directory": _directory_of(own.ca_file),
+        }
         found.append(_certificate(INSIDE, own.certificate_file, own.key_file))
         found.append(_secret(INSIDE_CA, validation_context=ca))
     return found
 
 
 def _certificate(name: str, certificate: Path, key: Path) -> Config:
-    chain = {"filename": str(certificate)}
     return _secret(
-        name, tls_certificate={"certificate_chain": chain, "private_key": {"filename": str(key)}}
+        name,
+        tls_certificate={
+            "certificate_chain": {"filename": str(certificate)},
+            "private_key": {"filename": str(key)},
+            "watched_directory": _directory_of(certificate),
+        },
     )
+
+
+def _directory_of(file: Path) -> Config:
+    """Any file that is renamed there counts: Kubernetes renames a link, not the files."""
+    return {"path": str(file.parent)}
 
 
 def _secret(name: str, **what: Config) -> Config:

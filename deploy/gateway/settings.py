@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 import evergreen.v1
 from deploy.gateway.limits import Limits
-from servicekit.tls import Tls
-from servicekit.tracing import Traces
+from servicekit.observability.tracing import Traces
+from servicekit.security.tls import Tls
 
 DESCRIPTORS: Final = Path(next(iter(evergreen.v1.__path__))) / "descriptors.binpb"
 """The descriptor set that is installed beside the generated code."""
@@ -34,6 +34,8 @@ class GatewaySettings:
     port: int
     certificate_file: Path
     private_key_file: Path
+    more_certificates: tuple[tuple[Path, Path], ...] = ()
+    """Others, each with its key: clients that ask for one of their names see them."""
     contexts: Mapping[str, Endpoints]
     """Every context of the access table."""
     inside: Tls | None = None
@@ -43,14 +45,21 @@ class GatewaySettings:
     metrics: str = ""
     """`HOST:PORT` where Prometheus and probes may look; for the inside only."""
     admin: str
-    """Envoy's own administration: `unix:PATH`, or a loopback `HOST:PORT`. Never public."""
+    """Envoy's own administration: `unix:PATH` where other users have the machine too; a loopback
+    `HOST:PORT` where none but this container does. Never public."""
     addresses: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104 - the product's public port
     """Where to listen; leave out `::` on a machine without IPv6."""
     descriptors: Path = DESCRIPTORS
     descriptors_at: Path | None = None
     """Where Envoy finds a copy of them, when it runs elsewhere."""
+    public_url: str = ""
+    """Where browsers find the gateway, as `https://HOST[:PORT]`: its pages may change things."""
+    former_public_urls: tuple[str, ...] = ()
+    """Its addresses of before: still served as `public_url`, and who uses them is logged."""
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://console.example.org`) of pages that may call with credentials."""
+    reflection: bool = False
+    """Whether users may ask for the API's descriptors by gRPC reflection."""
     trusted_proxies: int = 0
     """How many proxies in front append the client's address to `X-Forwarded-For`."""
     key_refresh: float = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.gateway.envoy import Config, seconds, typed
-from servicekit.tracing import Traces
+from servicekit.observability.tracing import Traces
 
 COLLECTOR: Final = "traces"
 """The cluster of the collector."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy.launcher.errors import LauncherError
-from deploy.launcher.home import Home, password, write_private
+from deploy.launcher.home import Home, password
+from deploy.private_files import write_private
 
 TENANT_CODE: Final = "default"
 ADMIN_PASSWORD: Final = "admin_password"

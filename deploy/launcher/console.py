@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from deploy.launcher.events import LogEvent, now
-from deploy.launcher.render import as_json, as_text
+from deploy.launcher.render import as_journal, as_json, as_text
 
-Format = Literal["console", "json"]
+Format = Literal["console", "json", "journal"]
 _MOST_WAITING: Final = 5000
 
 
@@ -45,14 +45,18 @@ class Console:
 
     def show(self, event: LogEvent) -> None:
         """Shows one event as one line."""
+        self._add(self._as_line(event))
+
+    def _as_line(self, event: LogEvent) -> str:
         if self.format == "json":
-            self._add(as_json(event))
-        else:
-            self._add(as_text(event, colour=self.colour))
+            return as_json(event)
+        if self.format == "journal":
+            return as_journal(event)
+        return as_text(event, colour=self.colour)
 
     def say(self, text: str = "") -> None:
-        """Shows text that the launcher addresses to a person; as events in the JSON format."""
-        if self.format == "json":
+        """Shows text that the launcher addresses to a person; as events where no person reads."""
+        if self.format != "console":
             for line in filter(None, (line.strip() for line in text.splitlines())):
                 self.show(LogEvent(now(), "evergreen", "info", line))
         else:
@@ -122,9 +126,7 @@ class Console:
             if dropped:
                 note = f"{dropped} lines were not shown; the log files have them."
                 event = LogEvent(now(), "evergreen", "warning", note)
-                line = (
-                    as_json(event) if self.format == "json" else as_text(event, colour=self.colour)
-                )
+                line = self._as_line(event)
                 actions.append(lambda line=line: self._line(line))  # type: ignore[misc]
             try:
                 for action in actions if not broken else ():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+FORMER_NAME: Final = "former_name"
+"""As in deploy/gateway/access_log.py: what is noted of calls by an old public name."""
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _LEVEL_NAMES: Final = {
     "trace": "debug",
@@ -92,8 +94,9 @@ _POSTGRES_LEVELS: Final = {
     "PANIC": "critical",
 }
 # Constraint violations and serialization failures are answers to a statement that its service
-# deals with; shutting down and starting up refuse connections by design.
-_POSTGRES_EXPECTED: Final = re.compile(r"23|40|57P0[1-3]")
+# deals with; shutting down and starting up refuse connections by design; a client that has ended
+# says itself why.
+_POSTGRES_EXPECTED: Final = re.compile(r"08|23|40|57P0[1-3]")
 
 
 def parse_postgres(source: str, line: str) -> LogEvent | None:
@@ -142,6 +145,9 @@ def _request(source: str, line: str) -> LogEvent:
     try:
         found = json.loads(line)
         time = _time(found["time"])
+        if FORMER_NAME in found:
+            message = f"{found.get('path')} called by {found[FORMER_NAME]}"
+            return LogEvent(time, source, "debug", message, found)
         message = f"{found.get('method')} {found.get('path')} answered {found.get('status')}"
     except (ValueError, KeyError):
         return LogEvent(now(), source, "warning", line)

@@ -5,43 +5,27 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TextIO
 
 from deploy.launcher.errors import LauncherError
+from deploy.private_files import private_directory, write_private
+from servicekit.security.digests import sha256_hex
 
 # sun_path of a Unix socket holds 108 bytes with the final NUL; this is the longest name below run/.
 _SOCKET_PATH_LIMIT = 107
-_LONGEST_SOCKET = "/attestation.http.sock"
+_LONGEST_SOCKET = "/postgres/.s.PGSQL.5432"
+_LOCK: Final = "launcher.lock"
 
 
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read; a reader sees the old text or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def private_directory(path: Path) -> Path:
-    """Makes a directory that only its owner can enter, and tightens an older one."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
-    return path
+MASTER_KEY: Final = "master_key"
+"""The secret that seals private keys in the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +79,11 @@ class Home:
         """What `evergreen backup restore` leaves here until it has ended."""
         return self.root / "restore-under-way.json"
 
+    @property
+    def postgres_upgrade_mark(self) -> Path:
+        """What `evergreen postgres upgrade` leaves here until it has ended."""
+        return self.root / "postgres-upgrade.json"
+
     def require_whole(self) -> None:
         """Refuses what a restore left that was cut short: it would become an installation.
 
@@ -130,34 +119,74 @@ class Home:
         Raises:
             LauncherError: another launcher runs on the same directory.
         """
-        path = self.root / "launcher.lock"
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip()
-                raise LauncherError(
-                    f"Evergreen already runs on {self.root}"
-                    + (f" (process {holder})." if holder else "."),
-                    advice="Stop it first (Ctrl-C in its terminal"
-                    + (f", or: kill {holder}" if holder else "")
-                    + "), or start a second copy with another EVERGREEN_HOME and EVERGREEN_PORT.",
-                ) from None
-            path.chmod(0o600)
+        # No link: root locks homes that are others', who would choose what it empties.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(self.root / _LOCK, flags, 0o600)
+        with os.fdopen(descriptor, "a+", encoding="utf-8") as file:
+            self._take(file)
+            os.fchmod(descriptor, 0o600)
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
 
+    def require_free(self) -> None:
+        """Refuses a home that a launcher runs on; makes and changes nothing in it.
+
+        Raises:
+            LauncherError: one does.
+        """
+        try:
+            descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            self._take(file)
+
+    def _take(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise LauncherError(
+                f"Evergreen already runs on {self.root}"
+                + (f" (process {holder})." if holder else "."),
+                advice="Stop it first (Ctrl-C in its terminal"
+                + (f", or: kill {holder}" if holder else "")
+                + "), or start a second copy with another EVERGREEN_HOME and EVERGREEN_PORT.",
+            ) from None
+
+    def holder(self) -> int | None:
+        """The process of the launcher that runs on this installation, if one does.
+
+        Asked without taking the lock, so that a start at the same moment is not refused.
+        """
+        lock = self.root / _LOCK
+        try:
+            pid = int(lock.read_text(encoding="utf-8"))
+            held = any(file.readlink() == lock for file in Path(f"/proc/{pid}/fd").iterdir())
+        except (OSError, ValueError):
+            return None
+        return pid if held else None
+
     def secret(self, name: str, make: Callable[[], str]) -> str:
-        """The secret `name`, made on first use."""
+        """The secret `name`, made on first use.
+
+        Raises:
+            LauncherError: its file is empty. A new secret would not be the one that is in use.
+        """
         path = self.secrets / name
         try:
             text = path.read_text(encoding="utf-8").rstrip("\r\n")
         except FileNotFoundError:
             text = make()
             write_private(path, text + "\n")
+        if not text.strip():
+            raise LauncherError(
+                f"{path} is empty.",
+                advice="Put the secret back into it, from a backup; nothing is made in its place.",
+            )
         return text
 
     def secret_file(self, name: str, make: Callable[[], str]) -> Path:
@@ -178,6 +207,12 @@ class Home:
         noted = {**self.remembered(), **facts}
         write_private(self.root / "launcher.json", json.dumps(noted, indent=2) + "\n")
 
+    @property
+    def has_room_for_sockets(self) -> bool:
+        """Whether the path is short enough for sockets below it."""
+        inside = self.root / "run"
+        return len(os.fsencode(inside)) + len(_LONGEST_SOCKET) <= _SOCKET_PATH_LIMIT
+
     def run_directory(self) -> Path:
         """The directory of the sockets: below the home, or a short private one.
 
@@ -187,9 +222,9 @@ class Home:
             LauncherError: somebody else owns the short directory.
         """
         inside = self.root / "run"
-        if len(os.fsencode(inside)) + len(_LONGEST_SOCKET) <= _SOCKET_PATH_LIMIT:
+        if self.has_room_for_sockets:
             return private_directory(inside)
-        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        digest = sha256_hex(os.fsencode(self.root))[:12]
         # Not private_directory(): somebody else may have made it, and the owner is checked.
         short = Path(f"/tmp/evergreen-{os.getuid()}-{digest}")  # noqa: S108
         short.mkdir(mode=0o700, exist_ok=True)

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-_LARGEST: Final = 16 * 1024 * 1024
-_KEPT: Final = 4
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a process's output is kept."""
+
+    largest: int = 16 * 1024 * 1024
+    """Bytes of a file before it is rotated."""
+    kept: int = 4
+    """Rotated files that are kept beside the current one."""
+
+
+DEFAULT: Final = Bounds()
 
 
 class LogFile:
     """The file that a process's output goes to, as it was printed."""
 
-    def __init__(self, path: Path, *, largest: int = _LARGEST, kept: int = _KEPT) -> None:
+    def __init__(
+        self, path: Path, *, largest: int = DEFAULT.largest, kept: int = DEFAULT.kept
+    ) -> None:
         self.path = path
         self._largest = largest
         self._kept = kept

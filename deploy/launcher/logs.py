@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from deploy.launcher.console import Console
 from deploy.launcher.events import LEVELS, LogEvent, Parser, now
-from deploy.launcher.logfile import LogFile
+from deploy.launcher.logfile import DEFAULT, Bounds, LogFile
 from deploy.launcher.render import as_json, printable
 
 OWN_NAME: Final = "evergreen"
@@ -47,11 +47,15 @@ class Flood:
 class Logs:
     """The log of the launcher itself and of all its processes."""
 
-    def __init__(self, directory: Path, console: Console, level: str = "info") -> None:
+    def __init__(
+        self, directory: Path, console: Console, level: str = "info", bounds: Bounds = DEFAULT
+    ) -> None:
         self._directory = directory
+        self._bounds = bounds
         self._console = console
-        self._own = LogFile(directory / f"{OWN_NAME}.log")
+        self._own = self._file(OWN_NAME)
         self._level = level
+        self._told: set[tuple[str, str]] = set()
         self.calm = False
         """Whether the terminal shows only warnings, while the launcher tells what happens."""
 
@@ -60,22 +64,31 @@ class Logs:
         event = LogEvent(now(), OWN_NAME, level, message, context)
         self._own.write(as_json(event).encode() + b"\n")
         if event.severity >= LEVELS[self._level]:
-            self._console.show(event)
+            self.show(event)
 
     def process(self, name: str, parse: Parser, least: str) -> ProcessLog:
         """The log of one process; events from the level `least` on are shown."""
         severity = max(LEVELS[least], LEVELS[self._level])
-        return ProcessLog(self, name, LogFile(self._directory / f"{name}.log"), parse, severity)
+        return ProcessLog(self, name, self._file(name), parse, severity)
+
+    def _file(self, name: str) -> LogFile:
+        bounds = self._bounds
+        return LogFile(self._directory / f"{name}.log", largest=bounds.largest, kept=bounds.kept)
 
     def show(self, event: LogEvent) -> None:
-        """Shows an event of a process at the terminal."""
-        calm = self.calm and self._level != "debug" and self._console.format == "console"
-        if not calm or event.severity >= LEVELS["warning"]:
+        """Shows an event at the terminal."""
+        if not (self.calm and self._level != "debug" and self._console.format == "console"):
             self._console.show(event)
+        elif event.severity >= LEVELS["warning"]:
+            # What a process says at each of its tries is told once.
+            said = (event.source, event.message)
+            if said not in self._told:
+                self._told.add(said)
+                self._console.show(event)
 
     def flood(self) -> Flood | None:
         """What holds a flood of lines back; a program that reads JSON wants everything."""
-        return Flood() if self._console.format == "console" else None
+        return None if self._console.format == "json" else Flood()
 
 
 class ProcessLog:

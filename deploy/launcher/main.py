@@ -9,12 +9,14 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Final
 
 from deploy.launcher import options, summary
 from deploy.launcher.console import Console
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.home import Home
+from deploy.launcher.postgres import require_major
 from deploy.launcher.up import Launcher
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -29,18 +31,20 @@ def run() -> int:
     _stop_with_make()
     _allow_many_connections()
     console: Console | None = None
-    home: Home | None = None
+    chosen: options.Options | None = None
     try:
         chosen = options.read()
         console = Console(fmt=chosen.log_format)
         home = Home(chosen.home)
         home.require_whole()
         home.prepare()
+        _make_logs(chosen.logs)
         with home.locked():
+            require_major(home)
             asyncio.run(Launcher(chosen, home, console).run())
         return 0
     except LauncherError as error:
-        text = summary.failure(error, home.logs if home else None)
+        text = summary.failure(error, chosen.logs if chosen else None)
         if console is None:
             sys.stderr.write(text)
         else:
@@ -51,6 +55,21 @@ def run() -> int:
     finally:
         if console is not None:
             console.close()
+
+
+def _make_logs(directory: Path) -> None:
+    """Makes the directory of the log files; one that is given keeps its mode.
+
+    Raises:
+        LauncherError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LauncherError(
+            f"The directory {directory} for logs cannot be made: {error.strerror}.",
+            advice="Set EVERGREEN_LOG_DIR to a directory that you can write.",
+        ) from error
 
 
 def _stop_with_make() -> None:

@@ -13,10 +13,11 @@ from deploy import nats
 from deploy.launcher import probe
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_nats
-from deploy.launcher.home import Home, password, write_private
+from deploy.launcher.home import Home, password
 from deploy.launcher.process import ProcessSpec
-from deploy.nats import issuer
-from servicekit.tls import Tls
+from deploy.private_files import write_private
+from servicekit.security import nkey
+from servicekit.security.tls import Tls
 
 ISSUER: Final = "nats_issuer"
 """The secret with which identity vouches for integrators."""
@@ -60,7 +61,7 @@ def process(
         {user: home.secret(f"nats_{user}", password) for user in users},
         host=host,
         tls=tls,
-        issuer=issuer.public_key(home.secret(ISSUER, issuer.new_seed)),
+        issuer=nkey.public_key(home.secret(ISSUER, nkey.new_seed)),
     )
     write_private(configuration, text)
     # Streams of homes from before there were accounts: they belong to none now, and the server

@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
+from urllib.parse import urlsplit
 
+from deploy.launcher import backups
 from deploy.launcher.errors import LauncherError
-from servicekit.tracing import Traces
+from deploy.launcher.home import Home
+from deploy.launcher.logfile import DEFAULT, Bounds
+from deploy.launcher.notify import is_journal
+from servicekit.http.origins import origin_of, origins_of
+from servicekit.observability.tracing import Traces
 
 # Plain parsing: the library that services use for this takes half a second to import, and the
 # launcher is in a hurry.
@@ -29,12 +35,25 @@ class Options:
     """The first Owner's password; made when empty."""
     events_listen: tuple[str, int] | None
     """Where integrators reach NATS, host and port; on loopback only, on a free port, if `None`."""
-    log_format: Literal["console", "json"]
-    """How the terminal shows events: for people or as JSON."""
+    log_format: Literal["console", "json", "journal"]
+    """How the terminal shows events: for people, as JSON, or as systemd's journal takes them."""
     log_level: str
-    """The least level that is logged."""
+    """Lowest level that is logged."""
+    public_url: str
+    """Where browsers reach the gateway: `https://HOST[:PORT]`."""
+    former_public_urls: tuple[str, ...]
+    """Its addresses of before, which go on working."""
+    tls_directory: Path | None
+    """Where a certificate of another CA lies: `fullchain.pem` and `privkey.pem`."""
+    console_url: str
+    """Where the web console runs, to be served under the same address; empty without one."""
     traces: Traces | None
     """Where spans go, by the standard's variables (`OTEL_…`)."""
+    logs: Path
+    """Where the log files are; absolute."""
+    log_bounds: Bounds
+    backups: bool = False
+    """Whether backups are made on a schedule (`EVERGREEN_BACKUP_…`)."""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Options:
@@ -54,32 +73,95 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
             problems.append(f"EVERGREEN_{name} is {found!r}, not one of {', '.join(choices)}.")
         return found
 
+    def number(name: str, default: int, most: int) -> int:
+        found = value(name, str(default))
+        if not (found.isascii() and found.isdigit() and 0 < int(found) <= most):
+            problems.append(f"EVERGREEN_{name} is {found!r}, not a number from 1 to {most}.")
+            return default
+        return int(found)
+
     port = value("PORT", "8443")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         problems.append(f"EVERGREEN_PORT is {port!r}, not a port between 1 and 65535.")
     listen: tuple[str, int] | None = None
     if given := value("EVENTS_LISTEN", ""):
-        host, _, number = given.rpartition(":")
-        if host and number.isascii() and number.isdigit() and 0 < int(number) < 65536:
-            listen = host.strip("[]"), int(number)
+        host, _, at = given.rpartition(":")
+        if host and at.isascii() and at.isdigit() and 0 < int(at) < 65536:
+            listen = host.strip("[]"), int(at)
         else:
             problems.append(f"EVERGREEN_EVENTS_LISTEN is {given!r}, not HOST:PORT.")
-    log_format = choice("LOG_FORMAT", "console", ("console", "json"))
+    usual = "journal" if is_journal(1, environment) else "console"
+    log_format = choice("LOG_FORMAT", usual, ("console", "json", "journal"))
     log_level = choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
+    public_url = value("PUBLIC_URL", f"https://localhost:{port}")
+    # Compose and the chart call it so, too.
+    console_url = value("CONSOLE_URL", environment.get("CONSOLE_URL", "").strip())
+    if not _is_address(public_url, "https"):
+        problems.append(f"EVERGREEN_PUBLIC_URL is {public_url!r}, not https://HOST[:PORT].")
+    if console_url and not _is_address(console_url, "http", "https"):
+        problems.append(f"EVERGREEN_CONSOLE_URL is {console_url!r}, not http(s)://HOST[:PORT].")
+    former: tuple[str, ...] = ()
+    try:
+        former = _former(value("FORMER_PUBLIC_URLS", ""))
+    except ValueError as wrong:
+        problems.append(f"EVERGREEN_FORMER_PUBLIC_URLS: {wrong}.")
     traces = None
     try:
         traces = Traces.of_environment(environment)
     except ValueError as wrong:
         problems.append(str(wrong))
+    scheduled = False
+    try:
+        scheduled = backups.are_scheduled(environment)
+    except ValueError as wrong:
+        problems.append(str(wrong))
+    size = number("LOG_FILE_MIB", DEFAULT.largest >> 20, 1 << 20)
+    files = number("LOG_FILES", DEFAULT.kept + 1, 1000)
     if problems:
         raise LauncherError(" ".join(problems), advice="Correct the environment and start again.")
+    home = Path(value("HOME", ".evergreen")).expanduser().absolute()
     return Options(
-        home=Path(value("HOME", ".evergreen")).expanduser().absolute(),
+        home=home,
         port=int(port),
         admin_email=value("ADMIN_EMAIL", "owner@localhost"),
         admin_password=environment.get("EVERGREEN_ADMIN_PASSWORD", ""),
         events_listen=listen,
-        log_format=cast("Literal['console', 'json']", log_format),
+        log_format=cast("Literal['console', 'json', 'journal']", log_format),
         log_level=log_level,
+        public_url=public_url.rstrip("/"),
+        former_public_urls=former,
+        tls_directory=_directory(value("TLS_DIRECTORY", "")),
+        console_url=console_url.rstrip("/"),
         traces=traces,
+        logs=Path(value("LOG_DIR", str(Home(home).logs))).expanduser().absolute(),
+        log_bounds=Bounds(size << 20, files - 1),
+        backups=scheduled,
     )
+
+
+def _former(urls: str) -> tuple[str, ...]:
+    """The addresses of before.
+
+    Raises:
+        ValueError: one is none, or is without TLS. Its pages may change things, and anybody on the
+            way could write them.
+    """
+    found = origins_of(urls)
+    for url in found:
+        if not url.startswith("https://"):
+            raise ValueError(f"{url!r} is not https://HOST[:PORT]")
+    return found
+
+
+def _directory(given: str) -> Path | None:
+    return Path(given).expanduser().absolute() if given else None
+
+
+def _is_address(url: str, *schemes: str) -> bool:
+    """Whether it is the address of a web server, without a path."""
+    try:
+        origin_of(url)
+    except ValueError:
+        return False
+    parts = urlsplit(url)
+    return parts.scheme in schemes and parts.path in {"", "/"}

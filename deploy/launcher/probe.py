@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 from deploy.launcher.errors import LauncherError
@@ -17,22 +18,25 @@ _FATAL_CRASHES: Final = 3
 
 
 async def http(
-    port: int,
+    where: int | Path,
     path: str,
     *,
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
     seconds: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Asks an HTTP server on this machine within a time.
+    """Asks an HTTP server on this machine, by its port or its socket, within a time.
 
     Answers the status and the body; the status is 0 when the server cannot be reached.
     """
     try:
         async with asyncio.timeout(seconds):
-            reader, writer = await asyncio.open_connection(
-                "127.0.0.1", port, ssl=tls, server_hostname="localhost" if tls else None
-            )
+            if isinstance(where, Path):
+                reader, writer = await asyncio.open_unix_connection(where)
+            else:
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", where, ssl=tls, server_hostname="localhost" if tls else None
+                )
             try:
                 writer.write(
                     f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"

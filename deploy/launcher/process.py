@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from deploy.launcher.events import Parser
 
@@ -28,6 +28,37 @@ class Account:
     gid: int
 
 
+class Child(Protocol):
+    """A child process of the launcher; `asyncio.subprocess.Process` is one."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for a signal; `None` while it runs."""
+        ...
+
+    async def wait(self) -> int:
+        """Waits until it has ended; answers its exit status."""
+        ...
+
+    def send_signal(self, signal: int) -> None:
+        """Sends it a signal.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        ...
+
+    def kill(self) -> None:
+        """Kills it.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """What to run, and how to stop it."""
@@ -36,12 +67,17 @@ class ProcessSpec:
     argv: tuple[str, ...]
     parse: Parser
     cwd: Path
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Beside the few variables of the launcher's own environment that every process gets."""
     shown_from: str = "info"
     """The least level that the terminal shows."""
     account: Account | None = None
     pass_fds: tuple[int, ...] = ()
+    fork: Callable[[ProcessSpec, int], Awaitable[Child]] | None = None
+    """Starts it in a cheaper way than `spawn`, with its output going to a descriptor.
+
+    Raises OSError if that is not possible at the moment.
+    """
     prepare: Callable[[], Awaitable[None]] | None = None
     """Done before each start, after a crash too."""
     stuck: Callable[[], Awaitable[str]] | None = None
@@ -59,23 +95,30 @@ class ProcessSpec:
 
 
 # PYTHON… and PATH would let the caller's shell change what the services import.
-_INHERITED: Final = ("LANG", "LC_ALL", "TZ", "HOME", "TMPDIR", "PATH")
+_INHERITED: Final = ("LANG", "LC_ALL", "HOME", "TMPDIR", "PATH")
+_SET: Final = {"TZ": "UTC"}
+"""So that all logs, and whatever a library says of a time, are in one zone."""
 
 
-async def spawn(spec: ProcessSpec, output: int) -> asyncio.subprocess.Process:
+def environment(spec: ProcessSpec) -> dict[str, str]:
+    """All that the process is told by its environment."""
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | _SET | dict(spec.env)
+
+
+async def spawn(spec: ProcessSpec, output: int) -> Child:
     """Starts the process in a session of its own, all its output going to a descriptor.
 
     Raises:
         OSError: it cannot be started.
     """
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     account: dict[str, object] = {}
     if spec.account is not None:
         account = {"user": spec.account.uid, "group": spec.account.gid, "extra_groups": []}
     return await asyncio.create_subprocess_exec(
         *spec.argv,
         cwd=spec.cwd,
-        env=environment | dict(spec.env),
+        env=environment(spec),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=output,
         stderr=asyncio.subprocess.STDOUT,

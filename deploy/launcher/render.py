@@ -7,9 +7,12 @@ import re
 import zlib
 from typing import Any, Final
 
+from contract.contexts import CONTEXTS
 from deploy.launcher.events import LogEvent
 
 _NAME_WIDTH: Final = 11
+_PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""As syslog numbers them."""
 _RESET: Final = "\x1b[0m"
 _DIM: Final = "\x1b[2m"
 _LEVEL_STYLES: Final = {
@@ -21,18 +24,7 @@ _LEVEL_STYLES: Final = {
 }
 # Readable on dark and on light backgrounds; red and yellow stay for levels.
 _NAME_STYLES: Final = ("\x1b[36m", "\x1b[32m", "\x1b[35m", "\x1b[34m", "\x1b[96m", "\x1b[95m")
-_KNOWN_NAMES: Final = (
-    "evergreen",
-    "postgres",
-    "nats",
-    "gateway",
-    "identity",
-    "enrollment",
-    "policy",
-    "telemetry",
-    "attestation",
-    "audit",
-)
+_KNOWN_NAMES: Final = ("evergreen", "postgres", "nats", "gateway", *CONTEXTS, "backup")
 # What a device or a stranger sent may be logged: control characters never reach the terminal.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _PLAIN_VALUE: Final = re.compile(r"[^\s\"'=]+")
@@ -51,6 +43,13 @@ def as_json(event: LogEvent) -> str:
         },
         default=str,
     )
+
+
+def as_journal(event: LogEvent) -> str:
+    """The event as a line for systemd's journal, which knows the time and reads the level in it."""
+    context = " ".join(f"{printable(key)}={_value(value)}" for key, value in event.context.items())
+    text = f"{event.source}: {printable(event.message)}"
+    return f"<{_PRIORITIES[event.level]}>{text} {context}".rstrip()
 
 
 def as_text(event: LogEvent, *, colour: bool) -> str:

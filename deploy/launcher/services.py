@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-from deploy.launcher import nats
+from contract.contexts import BY_NAME, CONTEXTS
+from deploy.launcher import backups, nats
 from deploy.launcher.events import parse_service
-from deploy.launcher.home import Home, master_key, password
+from deploy.launcher.home import MASTER_KEY, Home, master_key, password
 from deploy.launcher.postgres import Postgres
 from deploy.launcher.process import ProcessSpec
-from deploy.nats import issuer
+from deploy.launcher.zygote import Zygote
 from deploy.postgres.roles import service_role
-from servicekit import tracing
-
-CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation", "audit")
-HTTP_CONTEXTS: Final = ("identity", "enrollment", "policy", "telemetry", "attestation")
-"""Those with routes that the gateway does not transcode."""
+from servicekit import build
+from servicekit.observability import tracing
+from servicekit.security import nkey
 
 
 def socket(run: Path, context: str, kind: str) -> Path:
@@ -35,11 +33,20 @@ def _tuning() -> dict[str, str]:
         "EVERGREEN_ADMIN_EMAIL",
         "EVERGREEN_ADMIN_PASSWORD",
         "EVERGREEN_EVENTS_LISTEN",
+        "EVERGREEN_PUBLIC_URL",
+        "EVERGREEN_FORMER_PUBLIC_URLS",
+        "EVERGREEN_TLS_DIRECTORY",
+        "EVERGREEN_CONSOLE_URL",
     }
     return {
         name: value
         for name, value in os.environ.items()
-        if (name.startswith("EVERGREEN_") and name not in own) or name in tracing.VARIABLES
+        if (
+            name.startswith("EVERGREEN_")
+            and not name.startswith(backups.SETTINGS)
+            and name not in own
+        )
+        or name in tracing.VARIABLES
     }
 
 
@@ -52,7 +59,11 @@ def process(
     ports: Mapping[str, int],
     admin_email: str,
     log_level: str,
+    public_url: str = "",
+    former_public_urls: Sequence[str] = (),
+    console_url: str = "",
     nats_tls: bool = False,
+    zygote: Zygote | None = None,
 ) -> ProcessSpec:
     """The process of one service."""
     nats_url = f"{'tls://localhost' if nats_tls else 'nats://127.0.0.1'}:{ports['nats']}"
@@ -66,21 +77,27 @@ def process(
         **({"EVERGREEN_NATS_CA_FILE": str(home.tls / "ca.crt")} if nats_tls else {}),
         "EVERGREEN_NATS_USER": context,
         "EVERGREEN_NATS_PASSWORD_FILE": str(home.secret_file(f"nats_{context}", password)),
-        "EVERGREEN_MASTER_KEY_FILE": str(home.secret_file("master_key", master_key)),
         # The gateway is stopped first: no caller is left that would have to notice.
         "EVERGREEN_DRAIN_SECONDS": "0.2",
         "EVERGREEN_LOG_FORMAT": "json",
         "EVERGREEN_LOG_LEVEL": log_level,
+        # Found once for all of them.
+        build.COMMIT_SETTING: build.current().commit,
     }
-    if context in HTTP_CONTEXTS:
+    if BY_NAME[context].seals:
+        environment["EVERGREEN_MASTER_KEY_FILE"] = str(home.secret_file(MASTER_KEY, master_key))
+    if BY_NAME[context].http:
         environment["EVERGREEN_HTTP_LISTEN"] = f"unix:{socket(run, context, 'http')}"
     for other in CONTEXTS:
         environment[f"EVERGREEN_{other.upper()}_TARGET"] = f"unix:{socket(run, other, 'int')}"
     if context == "identity":
+        environment["EVERGREEN_PUBLIC_URL"] = public_url
+        environment["EVERGREEN_FORMER_PUBLIC_URLS"] = ",".join(former_public_urls)
+        environment["EVERGREEN_CONSOLE_URL"] = console_url
         environment["EVERGREEN_ADMIN_EMAIL"] = admin_email
         environment["EVERGREEN_ADMIN_PASSWORD_FILE"] = str(home.secrets / "admin_password")
         environment["EVERGREEN_EVENTS_ISSUER_FILE"] = str(
-            home.secret_file(nats.ISSUER, issuer.new_seed)
+            home.secret_file(nats.ISSUER, nkey.new_seed)
         )
         environment["EVERGREEN_NATS_GATEKEEPER_PASSWORD_FILE"] = str(
             home.secret_file("nats_gatekeeper", password)
@@ -104,6 +121,7 @@ def process(
         cwd=home.root,
         env=environment,
         shown_from="info",
+        fork=zygote.fork if zygote else None,
         prepare=remove_sockets,
         grace=15.0,
     )

@@ -4,43 +4,47 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.home import Home
+from servicekit.build import PRODUCT, VERSION
 
 
 def heading(home: Home) -> str:
     """The first line of a start."""
-    return f"\nEvergreen Selfhost Backend {version('evergreen-backend')} in {home.root}\n"
+    return f"\n{PRODUCT} {VERSION} in {home.root}\n"
 
 
-def ready(home: Home, facts: Mapping[str, str], events: str, seconds: float) -> str:
+def ready(home: Home, logs: Path, facts: Mapping[str, str], events: str, seconds: float) -> str:
     """What a person does first."""
     url = facts["url"]
-    file = shlex.quote(str(home.bootstrap_file))
     curl = f"curl -sS --cacert {shlex.quote(facts['ca_file'])} -H 'Content-Type: application/json'"
-    key = f"""import json; print(json.load(open("{home.bootstrap_file}"))["pre_shared_key"])"""
+    read = f"""import json; f = json.load(open("{home.bootstrap_file}")); print("""
+    key = f"""{read}f["pre_shared_key"])"""
+    login = f"""{read}json.dumps({{k: f[k] for k in ("email", "password")}}))"""
     return f"""
 Evergreen is ready after {seconds:.1f} s.
 
-  Gateway       {url}  (the API's description: {url}/docs)
+  Gateway       {url}
+  Sign in       {url}/login
+  API docs      {url}/docs
   Events        {events}
   CA            {facts["ca_file"]}
-  Credentials   {home.bootstrap_file}  ({facts["email"]}, the enrollment secret)
-  Logs          {home.logs}
+  Credentials   {home.bootstrap_file}  ({facts["email"]}, password, pre-shared key)
+  Logs          {logs}
 
 Log in as the owner:
+  LOGIN=$(python3 -c {shlex.quote(login)})
   {curl} \\
-    {url}/auth/login -d @{file}
+    {url}/auth/login -d "$LOGIN"
 
 Enroll a device:
   KEY=$(python3 -c {shlex.quote(key)})
   {curl} \\
     {url}/api/v1/devices/enroll -d '{{"serial": "DEMO-1", "pre_shared_key": "'$KEY'"}}'
 
-Ctrl-C stops everything; the next start goes on from here.
+Ctrl-C stops everything; the next start continues with the same data.
 """
 
 
@@ -48,7 +52,9 @@ def failure(error: LauncherError, logs: Path | None) -> str:
     """Why the start failed and what to do."""
     lines = ["", f"Evergreen could not be started: {error.message}"]
     if error.log:
-        lines += ["", "  It said last:", *(f"    {line}" for line in error.log)]
+        # Of each try the same, mostly.
+        said = list(dict.fromkeys(error.log))
+        lines += ["", "  It said last:", *(f"    {line}" for line in said)]
         if logs is not None:
             lines += [f"  The whole of it is in {logs}."]
     if error.advice:

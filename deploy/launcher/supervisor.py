@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from deploy.launcher.logs import Logs, ProcessLog
-from deploy.launcher.process import ProcessSpec, describe_exit, kill_group, spawn, start_time
+from deploy.launcher.process import (
+    Child,
+    ProcessSpec,
+    describe_exit,
+    kill_group,
+    spawn,
+    start_time,
+)
 
 _STUCK_CHECK_SECONDS: Final = 2.0
 _STUCK_CHECKS: Final = 3
@@ -78,7 +85,6 @@ class Supervised:
         self._clock = clock
         self._backoff = Backoff()
         self._stop = asyncio.Event()
-        self._restart = asyncio.Event()
         self.hurry = asyncio.Event()
         self._task = asyncio.create_task(self._keep(), name=f"supervise {spec.name}")
 
@@ -87,9 +93,11 @@ class Supervised:
         self._stop.set()
         await self._task
 
-    def restart(self) -> None:
-        """Stops the process as gently as at the end, and starts it again at once."""
-        self._restart.set()
+    def reload(self) -> None:
+        """Lets the process read its configuration and certificates again, if it runs."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGHUP)
 
     async def _keep(self) -> None:
         while not self._stop.is_set():
@@ -102,14 +110,14 @@ class Supervised:
             self.crashes += 1
             delay = self._backoff.after(self._clock.monotonic() - began)
             self._logs.event(
-                "warning",
+                # At a start it is tried a few times, and the step that fails tells of it.
+                "info" if self._logs.calm else "warning",
                 f"{self.spec.name} ended ({self.last_exit}); starting it again in {delay:.1f} s",
             )
             await self._first(self._clock.sleep(delay), self._stop.wait())
 
     async def _run(self) -> bool:
         """Runs the process once; answers whether it ended because it was asked to."""
-        self._restart.clear()
         # A pipe of our own: asyncio's wait() lasts until every holder of its pipe has closed it,
         # also a grandchild that outlives the process.
         reading, writing = os.pipe()
@@ -118,7 +126,7 @@ class Supervised:
         try:
             if self.spec.prepare is not None:
                 await self.spec.prepare()
-            process = await spawn(self.spec, writing)
+            process = await self._spawn(writing)
         except OSError as error:
             self.last_exit = f"cannot be started: {error.strerror or error}"
             os.close(reading)
@@ -131,7 +139,7 @@ class Supervised:
         loop.add_reader(reading, self._read, reading)
         ended = asyncio.create_task(process.wait())
         try:
-            await self._first(ended, self._stop.wait(), self._restart.wait(), self._until_stuck())
+            await self._first(ended, self._stop.wait(), self._until_stuck())
             asked = not ended.done()
             if asked:
                 await self._end(process, ended)
@@ -150,6 +158,14 @@ class Supervised:
         self.last_exit = describe_exit(code)
         return asked
 
+    async def _spawn(self, output: int) -> Child:
+        if self.spec.fork is not None:
+            try:
+                return await self.spec.fork(self.spec, output)
+            except OSError as error:
+                self._logs.event("debug", f"{self.spec.name} is started by itself: {error}")
+        return await spawn(self.spec, output)
+
     async def _until_stuck(self) -> None:
         """Returns when the process says several times in a row that only a restart helps."""
         if self.spec.stuck is None:
@@ -164,7 +180,7 @@ class Supervised:
                 self._logs.event("warning", f"{self.spec.name} is restarted: {why}")
                 return
 
-    async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
+    async def _end(self, process: Child, ended: asyncio.Task[int]) -> None:
         """Stops the process: drain, its stop signal, its hurry signal, SIGKILL."""
         if not self.hurry.is_set():
             await self._first(ended, self._drain(), self.hurry.wait())

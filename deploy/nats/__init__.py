@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from servicekit.streams import DOMAIN, EVENTS, STREAMS, SUBJECT_ROOT, reader_requests
-from servicekit.tls import Tls
+from contract.subjects import DOMAIN, EVENTS, STREAMS, SUBJECT_ROOT, reader_requests
+from servicekit.security.tls import Tls
 
 INBOX: Final = "_INBOX_"
 """Where answers to a user arrive, followed by its name: nobody reads another one's."""
@@ -154,7 +154,7 @@ def render(
         monitor_host: the address for `monitor_port`.
         name: the server's name, its own in a cluster.
         cluster: the hosts of all servers of the cluster; they trust each other by certificates.
-        issuer: the public half of identity's key (`deploy.nats.issuer`), which signs what an
+        issuer: the public half of identity's key (`servicekit.security.nkey`), which signs what an
             integrator may do; nobody but `passwords` has a way in without it.
     """
     secured: dict[str, dict[str, Any]] = {}
@@ -195,7 +195,8 @@ def render(
         },
         "max_payload": 4 * 1024**2,
         # What one connection may cost. Who reads too slowly is cut off, and comes again.
-        "max_connections": 4096,
+        # Of those that nobody has logged in on, identity cuts what one address has too many.
+        "max_connections": 8192,
         "max_subscriptions": 256,
         "max_pending": 32 * 1024**2,
         "write_deadline": "10s",

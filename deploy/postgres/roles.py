@@ -7,6 +7,8 @@ from typing import Final
 
 import asyncpg
 
+from contract.contexts import BY_NAME
+
 DATABASE: Final = "evergreen"
 MIGRATOR: Final = "evergreen_migrator"
 _LIMITS: Final = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
@@ -14,7 +16,7 @@ _LIMITS: Final = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 
 def service_role(context: str) -> str:
     """The login role of a service."""
-    return f"{DATABASE}_{context}"
+    return BY_NAME[context].role
 
 
 async def ensure(admin: asyncpg.Connection, passwords: Mapping[str, str]) -> bool:

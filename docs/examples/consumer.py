@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import ssl
 import time
 from contextlib import suppress
@@ -30,6 +31,7 @@ async def read() -> None:
                     await message.ack()
 
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it; asyncio's waits may swallow it
 while True:  # NATS is away at times, or wants you to connect again; nothing is lost meanwhile
     with suppress(nats.errors.Error, OSError):
         asyncio.run(read())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,45 +19,55 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import uvloop
-from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from contract.contexts import SEALERS
 from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
-from servicekit import logs
-from servicekit.batcher import Batcher
-from servicekit.chain import CallChain
-from servicekit.changes import Changes
-from servicekit.channels import connect
-from servicekit.devices import DeviceAccess
+from servicekit.build import current
+from servicekit.data import key_check
+from servicekit.data.batcher import Batcher
+from servicekit.data.migrate import SHARED, latest_version
+from servicekit.data.pooler import PoolerError
+from servicekit.data.postgres import Database
+from servicekit.data.quarantine import Keeper
 from servicekit.errors import jittered
-from servicekit.grpc_server import GrpcServer, Register
-from servicekit.http_protocol import DeviceServer
-from servicekit.http_server import DeviceApp, HttpServer, Route, WithHealth
+from servicekit.expiry import Expiry
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import wait_seconds
+from servicekit.http.ops import OpsApp
+from servicekit.http.protocol import DeviceServer
+from servicekit.http.server import DeviceApp, Route
 from servicekit.ids import Clock, now
-from servicekit.logs import brief
-from servicekit.messaging import Messaging
-from servicekit.migrate import latest_version
-from servicekit.outbox import Outbox
-from servicekit.postgres import Database
+from servicekit.messaging.jetstream import Messaging
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from servicekit.observability.logs import Waiting, brief
+from servicekit.peers.closing import Closing, TenantWork
+from servicekit.peers.devices import DeviceAccess, Mirror
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.chain import CallChain
+from servicekit.rpc.channels import connect
+from servicekit.rpc.server import GrpcServer, Register
+from servicekit.security.sealing import SealingError, read_master_key
 from servicekit.settings import ServiceSettings
-from servicekit.tenants import TenantDirectory
-from servicekit.tracing import tracer
 from servicekit.vitals import Vitals
 
 if TYPE_CHECKING:
-    from servicekit.spans import Tracer
+    from servicekit.http.asgi import AsgiApp, HttpServer, WithHealth
+    from servicekit.observability.spans import Tracer
 
 log = logs.get(__name__)
 
 T = TypeVar("T")
 
-_READY_SECONDS: Final = 1.0
+_READY_SECONDS: Final = 5.0
+_NOT_READY_SECONDS: Final = 0.1
 _RESTART_SECONDS: Final = 0.5
 _NEW_OBJECTS: Final = 20_000
 """More of them than have gone again, and the collector looks at them; some 10 MB."""
 _STOP_SECONDS: Final = 5.0
 _WAITING_READERS: Final = 256
 """Places of readers that wait for something to read, which costs nothing."""
+_HOPELESS: Final = (key_check.OtherKeyError, SealingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +90,24 @@ class Kit:
             self._channels[context] = connect(self.settings, context, self.context, self.tracer)
         return self._channels[context]
 
-    def device_access(self) -> DeviceAccess:
-        """What refuses locked-out devices; for services that devices call."""
+    def device_access(self, mirror: Mirror[Any] | None = None) -> DeviceAccess:
+        """What refuses locked-out devices; for services that devices call.
+
+        With a `mirror` it also keeps what the registry tells of all devices.
+        """
         registry = enrollment_pb2_grpc.EnrollmentInternalServiceStub(self.channel("enrollment"))
-        return DeviceAccess(registry, self.database, self.context)
+        return DeviceAccess(
+            registry,
+            self.database,
+            self.tenants,
+            self.context,
+            mirror,
+            wait_seconds=self.wait_seconds("enrollment"),
+        )
+
+    def wait_seconds(self, context: str) -> int:
+        """How long a question to another service's feed waits for something to tell."""
+        return wait_seconds(self.settings.target(context))
 
 
 @dataclass(slots=True)
@@ -97,14 +122,17 @@ class Parts:
     """Full names of the public gRPC services, for health and reflection."""
     routes: dict[str, Route] = field(default_factory=dict)
     """HTTP-native device routes by path."""
-    portal: Any = None
-    """An ASGI application; in a service without device routes."""
+    portal: Callable[[CallChain], AsgiApp] | None = None
+    """Makes an ASGI application, which has its calls pass the chain; in a service without device
+    routes."""
     devices: DeviceAccess | None = None
     batchers: Sequence[Batcher[Any, Any]] = ()
     changes: Changes | None = None
     """Answers the readers of the service's feeds; in a service that has some."""
     tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
     """Background work that lives as long as the service; it is restarted when it fails."""
+    closing: TenantWork | None = None
+    """What is done with the rows of tenants that are archived, restored or deleted."""
     before_serving: Callable[[], Awaitable[None]] | None = None
     """What must be done (and is retried until it succeeds) before the first call."""
     ready: Callable[[], bool] = lambda: True
@@ -115,11 +143,12 @@ Build = Callable[[Kit], Awaitable[Parts]]
 
 
 def run(context: str, settings: ServiceSettings, build: Build) -> None:
-    """Runs a service until it is told to stop."""
+    """Runs a service until it is told to stop; exits with 1 where it cannot work at all."""
     logs.configure(context, settings.log_level, settings.log_format)
     _spare_the_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(context, settings, build))
+        if not runner.run(_serve(context, settings, build)):
+            sys.exit(1)
 
 
 def _spare_the_collector() -> None:
@@ -134,17 +163,22 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
-async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
+async def _serve(context: str, settings: ServiceSettings, build: Build) -> bool:
+    """Serves until it is told to stop; answers whether it could."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     database = await Database.open(settings)
     messaging = Messaging(settings)
-    records = tracer(settings.traces, context)
+    records = _tracer(settings, context)
     identity = connect(settings, "identity", context, records)
     channels = {"identity": identity}
-    tenants = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(identity), now)
+    tenants = TenantDirectory(
+        identity_pb2_grpc.IdentityInternalServiceStub(identity),
+        now,
+        wait_seconds(settings.target("identity")),
+    )
     kit = Kit(
         context,
         settings,
@@ -158,13 +192,20 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
     starting = asyncio.create_task(start(kit, build))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    refused = False
     if not starting.done():
         await _end([starting])
     else:
-        running = await starting
-        await stopping
-        log.info("stopping")
-        await running.stop(settings.drain_seconds)
+        try:
+            running = await starting
+        except (PoolerError, *_HOPELESS) as error:
+            log.error("start refused", reason=str(error))
+            refused = True
+            await _end([stopping])
+        else:
+            await stopping
+            log.info("stopping")
+            await running.stop(settings.drain_seconds)
     await messaging.close()
     for channel in channels.values():
         await channel.close()
@@ -172,6 +213,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> None:
     if records is not None:
         await records.close()
     log.info("stopped")
+    return not refused
 
 
 @dataclass(slots=True)
@@ -182,7 +224,7 @@ class Running:
     internal: GrpcServer
     http: DeviceServer | HttpServer | None
     http_app: DeviceApp | WithHealth
-    ops: HttpServer
+    ops: DeviceServer
     changes: Changes | None
     batchers: Sequence[Batcher[Any, Any]]
     writers: Sequence[asyncio.Task[None]]
@@ -223,16 +265,38 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=1.0)
     for task in tasks:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("background work ended badly", error=brief(error))
+            log.warning("background work failed at stop", error=brief(error))
+
+
+def _tracer(settings: ServiceSettings, context: str) -> Tracer | None:
+    """What records the service's spans; `None` without a collector."""
+    if settings.traces is None:
+        return None
+    from servicekit.observability.spans import Tracer  # noqa: PLC0415 - nobody else loads the SDK
+
+    return Tracer(settings.traces, context)
+
+
+def _traced_chain(tracer: Tracer) -> Callable[..., CallChain]:
+    from servicekit.rpc.traced import TracedChain  # noqa: PLC0415 - it loads the SDK
+
+    return partial(TracedChain, tracer)
 
 
 async def start(kit: Kit, build: Build) -> Running:
-    """Starts a service; returns when it serves."""
+    """Starts a service; returns when it serves.
+
+    Raises:
+        PoolerError: there is a pooler before the database that mixes up sessions.
+        SealingError: the service seals, and there is no master key.
+        OtherKeyError: the master key is not the database's.
+    """
     await _until_schema_is_new_enough(kit)
+    master_key = await _own_master_key(kit)
     parts = await build(kit)
     most = kit.settings.max_calls
     tls = kit.settings.tls
-    make_chain = CallChain if kit.tracer is None else kit.tracer.chain
+    make_chain = CallChain if kit.tracer is None else _traced_chain(kit.tracer)
     chain = make_chain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
     public = GrpcServer(
         kit.settings.grpc_listen,
@@ -255,14 +319,28 @@ async def start(kit: Kit, build: Build) -> Running:
         if kit.settings.http_listen:
             http = DeviceServer(kit.settings.http_listen, http_app, tls)
     else:
-        http_app = WithHealth(parts.portal)
-        http = HttpServer(kit.settings.http_listen, http_app, tls)
+        from servicekit.http import asgi  # noqa: PLC0415 - nobody else loads uvicorn
+
+        http_app = asgi.WithHealth(parts.portal(chain))
+        http = asgi.HttpServer(kit.settings.http_listen, http_app, tls)
     if parts.devices is not None:
         await until_done("load locked-out devices", parts.devices.load)
+    closing = Closing(
+        kit.context,
+        kit.database,
+        kit.messaging,
+        kit.tenants,
+        identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
+        parts.closing or TenantWork(),
+    )
+    await until_done("load closed tenants", closing.load)
     if parts.before_serving is not None:
         await until_done("prepare to serve", parts.before_serving)
+    if master_key is not None:
+        # Only now: it has opened the keys that there were.
+        await until_done("note the master key", partial(_note_master_key, kit, master_key))
     writers = [_supervised(batcher.run, once=True) for batcher in parts.batchers]
-    ops = HttpServer(kit.settings.ops_listen, _ops_app(kit, parts))
+    ops = DeviceServer(kit.settings.ops_listen, OpsApp(partial(_missing, kit, parts)))
     await ops.start()
     await internal.start()
     # Known before the first user calls, if identity is there; identity asks itself.
@@ -270,7 +348,10 @@ async def start(kit: Kit, build: Build) -> Running:
     tasks = [
         _supervised(kit.tenants.follower.run),
         _supervised(lambda: kit.outbox.run(kit.messaging)),
+        _supervised(Keeper(kit.database, kit.context).run),
+        _supervised(closing.run),
         _supervised(Vitals(kit.context, kit.database, partial(_missing, kit, parts)).run),
+        *([_supervised(expiry.run)] if (expiry := Expiry(kit.settings)).has_any else []),
         *([_supervised(parts.devices.follower.run)] if parts.devices else []),
         *([_supervised(parts.changes.run)] if parts.changes else []),
         *(_supervised(task) for task in parts.tasks),
@@ -281,7 +362,8 @@ async def start(kit: Kit, build: Build) -> Running:
         await http.start()
     await internal.set_serving(True)
     await public.set_serving(True)
-    log.info("serving")
+    runs = current()
+    log.info("serving", version=runs.version, commit=runs.commit)
     return Running(
         public=public,
         internal=internal,
@@ -296,31 +378,65 @@ async def start(kit: Kit, build: Build) -> Running:
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:
-    needed = latest_version(kit.context)
-    told = False
+    needed = {schema: latest_version(schema) for schema in (SHARED, kit.context)}
+    waiting = Waiting(log, "waiting for the database")
     while True:
         try:
-            if await kit.database.schema_version(kit.context) >= needed:
+            await kit.database.require_sessions()
+            older = [
+                f"{schema} is older than {version}"
+                for schema, version in needed.items()
+                if await kit.database.schema_version(schema) < version
+            ]
+            if not older:
                 return
-            reason = f"its schema is older than {needed}; run `evergreen migrate up`"
+            reason = f"the schema {older[0]}; run `evergreen migrate up`"
+        except PoolerError:
+            raise
         except Exception as error:
             reason = brief(error)
-        if not told:
-            log.warning("waiting for the database", reason=reason)
-            told = True
+        waiting.still(reason)
         await asyncio.sleep(jittered(_RESTART_SECONDS))
 
 
+async def _own_master_key(kit: Kit) -> bytes | None:
+    """The master key of a service that seals, before it makes or opens a key with it.
+
+    Raises:
+        SealingError: there is none.
+        OtherKeyError: it is not the database's.
+    """
+    if kit.context not in SEALERS:
+        return None
+    key = read_master_key(kit.settings.master_key_file)
+
+    async def compare() -> None:
+        async with kit.database.system_transaction("keys belong to no tenant") as connection:
+            await key_check.is_noted(connection, key)
+
+    await until_done("compare the master key", compare)
+    return key
+
+
+async def _note_master_key(kit: Kit, key: bytes) -> None:
+    async with kit.database.system_transaction("keys belong to no tenant") as connection:
+        await key_check.note(connection, key)
+
+
 async def until_done(what: str, work: Callable[[], Awaitable[T]]) -> T:
-    """Tries until it works: what a service needs may come up after it."""
-    told = False
+    """Tries until it works: what a service needs may come up after it.
+
+    Raises:
+        SealingError, OtherKeyError: the master key is not the one; that does not pass.
+    """
+    waiting = Waiting(log, "waiting", what=what)
     while True:
         try:
             return await work()
+        except _HOPELESS:
+            raise
         except Exception as error:
-            if not told:
-                log.warning("waiting", what=what, error=brief(error))
-                told = True
+            waiting.still(brief(error))
             await asyncio.sleep(jittered(_RESTART_SECONDS))
 
 
@@ -334,7 +450,7 @@ def _supervised(
                 if once:
                     return
             except Exception:
-                log.exception("background work failed and is started again")
+                log.exception("background work failed, restarted")
             await asyncio.sleep(jittered(_RESTART_SECONDS))
 
     return asyncio.create_task(forever())
@@ -362,24 +478,4 @@ async def _watch_readiness(
         ready = not await _missing(kit, parts)
         await public.set_ready(ready)
         await internal.set_ready(ready)
-        await asyncio.sleep(_READY_SECONDS if ready else _READY_SECONDS / 10)
-
-
-def _ops_app(kit: Kit, parts: Parts) -> FastAPI:
-    app = FastAPI(title=f"evergreen {kit.context}", openapi_url=None)
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/readyz")
-    async def readyz(response: Response) -> dict[str, Any]:
-        missing = await _missing(kit, parts)
-        response.status_code = 503 if missing else 200
-        return {"status": "not ready" if missing else "ready", "missing": missing}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    return app
+        await asyncio.sleep(_READY_SECONDS if ready else _NOT_READY_SECONDS)

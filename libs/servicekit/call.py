@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,10 +14,9 @@ from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from servicekit.access import Role
+from contract.access import Role
 from servicekit.errors import unauthenticated
 from servicekit.ids import new_id
-from servicekit.tracing import H_TRACEPARENT
 
 H_KIND: Final = "x-evergreen-kind"
 H_SUBJECT: Final = "x-evergreen-subject"
@@ -27,13 +28,33 @@ H_TOKEN_VERSION: Final = "x-evergreen-token-version"
 H_TOKEN_ISSUED: Final = "x-evergreen-token-issued"
 H_TOKEN_EXPIRES: Final = "x-evergreen-token-expires"
 H_SERVICE: Final = "x-evergreen-service"
+H_UNKNOWN: Final = "x-evergreen-unknown"
+"""Names in a JSON call that no field has, as the gateway found them (`servicekit.rpc.members`)."""
 H_REQUEST_ID: Final = "x-request-id"
+H_TIMEOUT: Final = "x-evergreen-timeout"
+"""For how many seconds the gateway, or the calling service, waits for the answer."""
 H_SOURCE: Final = "x-envoy-external-address"
+H_HOPS: Final = "x-evergreen-hops"
+"""With `/readyz`: how many addresses of the call's way the gateway knows."""
+H_TRACEPARENT: Final = "traceparent"
+"""W3C Trace Context; the gateway removes what clients send."""
+CLAIMS: Final = {
+    "knd": H_KIND,
+    "sub": H_SUBJECT,
+    "tid": H_TENANT,
+    "role": H_ROLE,
+    "email": H_EMAIL,
+    "sid": H_SESSION,
+    "ver": H_TOKEN_VERSION,
+    "iat": H_TOKEN_ISSUED,
+    "exp": H_TOKEN_EXPIRES,
+}
+"""The header that says what a token's claim says."""
 HEADERS: Final = (
     H_KIND, H_SUBJECT, H_TENANT, H_ROLE, H_EMAIL, H_SESSION, H_TOKEN_VERSION, H_TOKEN_ISSUED,
-    H_TOKEN_EXPIRES, H_SERVICE, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT,
+    H_TOKEN_EXPIRES, H_REQUEST_ID, H_TIMEOUT, H_SOURCE, H_TRACEPARENT,
 )  # fmt: skip
-"""All that a call is made of, and the trace that it is part of."""
+"""What the gateway says of a call, and the trace that it is part of."""
 
 
 class CallerKind(Enum):
@@ -93,6 +114,20 @@ current_call: ContextVar[Call] = ContextVar("current_call", default=SYSTEM_CALL)
 waited_seconds: ContextVar[float] = ContextVar("waited_seconds", default=0.0)
 """For how long that call was kept waiting for its turn. It is no part of the time it took, for it
 tells nothing of how quickly calls are answered."""
+RETURN_SECONDS: Final = 0.02
+"""What each hop keeps of the time it is given, for the way back of its answer."""
+deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+"""When the running call has to be done, by `time.perf_counter`; background work has no deadline."""
+
+
+def seconds_left() -> float:
+    """The time until the running call's deadline; infinite for background work."""
+    return deadline.get() - time.perf_counter()
+
+
+def begin_background_call() -> None:
+    """Gives the running task's work a request id, for its logs and those of other services."""
+    current_call.set(Call("", SYSTEM, str(new_id())))
 
 
 def _time(text: str | None) -> datetime | None:

@@ -1,6 +1,6 @@
 """The one family of errors that services raise, and the one shape in which callers see them.
 
-Only the servers (`grpc_server`, `http_server`) know transports; everything below them raises
+Only the servers (`servicekit.rpc`, `servicekit.http`) know transports; everything below them raises
 `DomainError`. What nobody expected becomes INTERNAL with a plain message.
 """
 
@@ -64,7 +64,8 @@ class FieldViolation:
 class DomainError(Exception):
     """Something that the caller is to be told.
 
-    `reason` is UPPER_SNAKE and stable; `message` is for people; `retry_after` is in seconds.
+    `reason` is UPPER_SNAKE and stable; `message` is for people; `retry_after` is in seconds;
+    `http_status` is for JSON calls, where HTTP has a more exact one than the code's.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class DomainError(Exception):
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
         retry_after: float | None = None,
+        http_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -84,6 +86,7 @@ class DomainError(Exception):
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
         self.retry_after = retry_after
+        self.http_status = http_status
 
 
 def invalid(*violations: FieldViolation) -> DomainError:
@@ -103,13 +106,13 @@ def invalid_field(field: str, rule: str) -> DomainError:
     return invalid(FieldViolation(field, rule))
 
 
-def not_found(kind: str, key: str) -> DomainError:
+def not_found(kind: str, key: object) -> DomainError:
     """What was named does not exist, or not for this caller; the two look the same."""
     return DomainError(
         Code.NOT_FOUND,
         "NOT_FOUND",
         f"no such {kind}",
-        metadata={"kind": kind, "id": key},
+        metadata={"kind": kind, "id": str(key)},
     )
 
 
@@ -163,7 +166,7 @@ def internal() -> DomainError:
     return DomainError(
         Code.INTERNAL,
         "INTERNAL",
-        "something went wrong on our side; the log has the details",
+        "internal error; the log has the details",
     )
 
 
@@ -195,6 +198,13 @@ def error_details(error: DomainError) -> list[dict[str, Any]]:
             }
         )
     return details
+
+
+def too_late() -> DomainError:
+    """The call cannot be answered before its deadline; nothing was done."""
+    return DomainError(
+        Code.DEADLINE_EXCEEDED, "TOO_LATE", "the call's deadline is too short; use a longer one"
+    )
 
 
 def error_body(error: DomainError, request_id: str) -> str:

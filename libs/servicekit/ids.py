@@ -17,6 +17,11 @@ def new_id() -> UUID:
     return uuid7()
 
 
+def given_id(text: str) -> UUID | None:
+    """An id of a request whose rules were checked; `None` when it is not given."""
+    return UUID(text) if text else None
+
+
 def now() -> datetime:
     """The present time, in UTC."""
     return datetime.now(UTC)

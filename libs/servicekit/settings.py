@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from servicekit import tracing
-from servicekit.tls import Tls
+from contract.contexts import CONTEXTS
+from servicekit.observability import tracing
+from servicekit.security.tls import Tls
+
+if TYPE_CHECKING:
+    _Targets = BaseSettings
+else:
+    _Targets = create_model(
+        "_Targets",
+        __base__=BaseSettings,
+        **{
+            f"{context}_target": (
+                str,
+                Field(
+                    default="", description=f"Where services reach {context}: unix:PATH, HOST:PORT."
+                ),
+            )
+            for context in CONTEXTS
+        },
+    )
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(_Targets):
     """The settings that all services share. Secrets are read from files."""
 
-    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="EVERGREEN_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     grpc_listen: str = Field(
         description="Where the gateway reaches the service: unix:PATH, or HOST:PORT with TLS."
@@ -26,7 +46,7 @@ class ServiceSettings(BaseSettings):
     )
     tls_ca_file: Path | None = Field(
         default=None,
-        description="The CA inside the walls: of the gateway's and the services' certificates.",
+        description="The CA of the internal certificates of the gateway and the services.",
     )
     tls_certificate_file: Path | None = Field(
         default=None, description="The service's certificate; its DNS name is the service's name."
@@ -40,13 +60,16 @@ class ServiceSettings(BaseSettings):
         default="",
         description="HOST:PORT of gRPC's health service alone, for probes without a certificate.",
     )
-    database_url: str = Field(description="PostgreSQL URL of the service's own role, no password.")
+    database_url: str = Field(
+        repr=False, description="PostgreSQL URL of the service's own role, no password."
+    )
     database_password_file: Path | None = Field(
         default=None, description="File with the password of the database role."
     )
     database_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections.")
     nats_url: str = Field(
         default="nats://127.0.0.1:4222",
+        repr=False,
         description="URL of NATS, tls://HOST:PORT with TLS; of a cluster, those of all servers,"
         " with commas between them.",
     )
@@ -66,23 +89,17 @@ class ServiceSettings(BaseSettings):
         description="The size of the stream of devices' events; beyond it, the oldest are dropped.",
     )
     stream_replicas: int = Field(
-        default=1, ge=1, le=5, description="On how many NATS servers each stream is kept."
+        default=1, ge=1, le=5, description="Number of NATS servers that keep each stream."
     )
     master_key_file: Path | None = Field(
         default=None,
         description="File with the 32-byte key, base64, that seals private keys.",
     )
-    identity_target: str = Field(default="", description="Internal address of identity: as above.")
-    enrollment_target: str = Field(default="", description="Internal address of enrollment.")
-    policy_target: str = Field(default="", description="Internal address of policy.")
-    telemetry_target: str = Field(default="", description="Internal address of telemetry.")
-    attestation_target: str = Field(default="", description="Internal address of attestation.")
-    audit_target: str = Field(default="", description="Internal address of audit.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least level that is logged."
+        default="info", description="Lowest level that is logged."
     )
     log_format: Literal["json", "console"] = Field(
-        default="json", description="How log lines look: for machines or for people."
+        default="json", description="Format of log lines: JSON for machines, console for people."
     )
     otlp_endpoint: str = Field(
         default="",

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from importlib import metadata
 from typing import Final
 
 from prometheus_client import Gauge
 
-from servicekit.migrate import latest_version
-from servicekit.postgres import Database
+from servicekit.build import current
+from servicekit.data.migrate import latest_version
+from servicekit.data.postgres import Database
 
-_EVERY_SECONDS: Final = 10.0
+_EVERY_SECONDS: Final = 15.0
 
-BUILD: Final = Gauge("evergreen_build_info", "What runs; always 1.", ["version", "schema_version"])
+BUILD: Final = Gauge(
+    "evergreen_build_info", "What runs; always 1.", ["version", "commit", "schema_version"]
+)
 READY: Final = Gauge("evergreen_ready", "1 when the service has all that it needs, else 0.")
 MISSING: Final = Gauge(
     "evergreen_missing", "1 for each thing that the service lacks at the moment.", ["what"]
@@ -51,7 +53,8 @@ class Vitals:
         self._context = context
         self._database = database
         self._missing = missing
-        BUILD.labels(metadata.version("evergreen-backend"), latest_version(context)).set(1)
+        build = current()
+        BUILD.labels(build.version, build.commit, latest_version(context)).set(1)
 
     async def run(self) -> None:
         """Looks every few seconds, for as long as the service lives."""
@@ -74,10 +77,12 @@ class Vitals:
         CONNECTIONS.labels("used").set(open_ - idle)
         if "database" in missing:
             return
-        async with self._database.transaction() as connection:
+        async with self._database.system_transaction("the outbox has all tenants") as connection:
             row = await connection.fetchrow(
-                "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8"
-                f" FROM {self._context}.outbox WHERE published_at IS NULL"
+                "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)"
+                " FILTER (WHERE isfinite(created_at))), 0)::float8"
+                f" FROM {self._context}.outbox"
+                " WHERE published_at IS NULL AND quarantined_at IS NULL"
             )
         assert row is not None
         waiting, oldest = row

@@ -4,8 +4,8 @@ RPCs: AuditService. Receives all events, `evergreen.v1.>`; sends `audit.exported
 `device_events`, which tell what devices report about themselves, it takes none.
 
 Every event of an admin's action and of a device's life becomes one entry (its id is the event's
-id) in its tenant's chain, in the order of arrival. `servicekit.auditchain` is the format,
-`servicekit.auditverify` the check, docs/adr/0015-audit-chain.md the reasons.
+id) in its tenant's chain, in the order of arrival. `auditlog.chain` is the format,
+`auditlog.verify` the check, docs/adr/0015-audit-chain.md the reasons.
 
 No action is without its entry, because:
 
@@ -16,8 +16,8 @@ No action is without its entry, because:
   may hold), or was lost and made again, or the database was restored and lacks entries that were
   acknowledged, `gaps` sees it within a minute: it has every outbox publish again and reads the
   stream from its beginning. An outbox deletes nothing while the stream lost something that audit
-  has not recorded (`servicekit.outbox`).
-- A message that is no event is set aside with its reason (`audit.dead_letter`, a line in the log,
+  has not recorded (`servicekit.messaging.outbox`).
+- A message that is no event is quarantined with its reason (`audit.dead_letter`, a line in the log,
   the metric `evergreen_audit_dead_letters_total`), so that it does not stop the ones behind it.
 - A chain that somebody damaged is not mended: the next entry goes on behind it, and the damage
   stays visible to `evergreen audit verify`.

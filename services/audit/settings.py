@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from servicekit.settings import ServiceSettings
+from servicekit.keys.settings import KeySettings
 
 
-class AuditSettings(ServiceSettings):
+class AuditSettings(KeySettings):
     """The settings of the audit service; it needs the master key, for the key of checkpoints."""

@@ -7,23 +7,22 @@ from functools import partial
 from evergreen.v1 import enrollment_pb2_grpc as rpc
 from evergreen.v1 import policy_pb2_grpc
 from servicekit.app import Kit, Parts, run
-from servicekit.changes import Changes
-from servicekit.device_service import device_methods
-from services.enrollment.api import (
-    DeviceApi,
-    DeviceRegistryApi,
-    EnrollmentTokenApi,
-    InternalApi,
-)
-from services.enrollment.http import routes
-from services.enrollment.service.admission import Admission
-from services.enrollment.service.calling_devices import CallingDevices
-from services.enrollment.service.first_start import FirstStart
-from services.enrollment.service.peers import Peers
-from services.enrollment.service.registry import Registry
-from services.enrollment.service.tokens import Tokens
+from servicekit.feeds.changes import Changes
+from servicekit.rpc.device_service import device_methods
+from services.enrollment.admission.api import DeviceApi
+from services.enrollment.admission.http import routes
+from services.enrollment.admission.service import Admission
+from services.enrollment.feed import InternalApi
+from services.enrollment.first_start import FirstStart
+from services.enrollment.registry.api import DeviceRegistryApi
+from services.enrollment.registry.archive import ArchivedDevices
+from services.enrollment.registry.calling_devices import CallingDevices
+from services.enrollment.registry.peers import Peers
+from services.enrollment.registry.service import Registry
+from services.enrollment.registry.store import CHANGING
 from services.enrollment.settings import EnrollmentSettings
-from services.enrollment.store.devices import CHANGING
+from services.enrollment.tokens.api import EnrollmentTokenApi
+from services.enrollment.tokens.service import Tokens
 
 
 async def build(kit: Kit) -> Parts:
@@ -37,8 +36,10 @@ async def build(kit: Kit) -> Parts:
     prepared = CallingDevices(
         kit.database,
         kit.outbox,
+        kit.tenants,
         policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
         kit.clock,
+        kit.wait_seconds("policy"),
     )
     first_start = FirstStart(
         settings.bootstrap_enrollment_secret_file,
@@ -47,7 +48,7 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         kit.clock,
     )
-    changes = Changes(kit.database.lane(), CHANGING)
+    changes = Changes(kit.database.system_lane("the feed tells of all tenants"), CHANGING)
     return Parts(
         public=[
             partial(
@@ -60,7 +61,7 @@ async def build(kit: Kit) -> Parts:
         internal=[
             partial(
                 rpc.add_EnrollmentInternalServiceServicer_to_server,
-                InternalApi(registry, changes),
+                InternalApi(registry, changes, kit.database, kit.clock),
             )
         ],
         services=[
@@ -69,6 +70,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.DeviceService",
         ],
         changes=changes,
+        closing=ArchivedDevices(kit.outbox, kit.clock).work,
         routes=routes(admission),
         batchers=[admission.batcher],
         tasks=[first_start.run, prepared.run],

@@ -6,61 +6,97 @@ import asyncio
 from datetime import timedelta
 from functools import partial
 
-# The gateway sends reflection here: it answers for the services of all contexts.
-from evergreen.v1 import (  # noqa: F401
-    attestation_pb2,
-    audit_pb2,
-    device_pb2,
-    enrollment_pb2,
-    policy_pb2,
-    telemetry_pb2,
-)
+from contract.events.identity import KeyRotated
+from evergreen.v1 import enrollment_pb2_grpc, policy_pb2_grpc, telemetry_pb2_grpc
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done
-from servicekit.changes import Changes
+from servicekit.feeds.changes import Changes
+from servicekit.http.asgi import AsgiApp
+from servicekit.http.origins import origins_of
+from servicekit.keys.service import SigningKeys
+from servicekit.peers.closing import TenantWork
+from servicekit.rpc.chain import CallChain
+from servicekit.rpc.reflection import add_reflection
+from servicekit.security.sealing import Sealer
 from servicekit.settings import read_secret
-from services.identity.api import (
-    AuthApi,
-    EventCredentialApi,
-    InternalApi,
-    TenantApi,
-    TokenKeyApi,
-    UserApi,
-)
-from services.identity.gatekeeper import Gatekeeper
+from services.identity.authenticators.guesses import Guesses
+from services.identity.authenticators.passwords import Passwords
+from services.identity.event_access.api import EventCredentialApi
+from services.identity.event_access.gatekeeper import Gatekeeper
+from services.identity.event_access.nats_tokens import NatsSigner
+from services.identity.event_access.service import EventCredentials
+from services.identity.event_access.store import hold
+from services.identity.feed import InternalApi
+from services.identity.first_start import FirstStart
 from services.identity.http import identity_app
-from services.identity.nats_tokens import NatsSigner
-from services.identity.passwords import GuessThrottle, Passwords
-from services.identity.service.event_credentials import EventCredentials
-from services.identity.service.first_start import FirstStart
-from services.identity.service.sessions import Sessions
-from services.identity.service.tenants import Tenants
-from services.identity.service.users import Users
+from services.identity.pages.browsers import Browsers
+from services.identity.pages.http import Surroundings
+from services.identity.sessions.api import AuthApi
+from services.identity.sessions.service import Sessions
+from services.identity.sessions.store import CHANGING, end_sessions_of
 from services.identity.settings import IdentitySettings
-from services.identity.store import CHANGING
+from services.identity.tenants.api import TenantApi
+from services.identity.tenants.deletions import Deletions, erase
+from services.identity.tenants.life import TenantLife
+from services.identity.tenants.objects import TenantObjects
+from services.identity.tenants.service import Tenants
+from services.identity.token_keys.api import TokenKeyApi
+from services.identity.token_keys.tokens import SEALED_FOR, TokenSigner, purposes
+from services.identity.users.api import UserApi
+from services.identity.users.service import Users
 
 _FORGET_EVERY_SECONDS = 3600
+_FORGET_GUESSES_EVERY_SECONDS = 60
 
 
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
     settings = kit.settings
     assert isinstance(settings, IdentitySettings)
+    session_life = timedelta(days=settings.session_days)
     passwords = Passwords()
     first_start = FirstStart(settings, kit.database, kit.outbox, passwords, kit.clock)
-    signer = await until_done("make or open the signing keys", first_start.run)
+    await until_done("make the first tenants", first_start.run)
+    device_life = timedelta(days=settings.device_token_days)
+    keys = SigningKeys(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        Sealer.from_file(settings.master_key_file, SEALED_FOR),
+        context="identity",
+        event=KeyRotated,
+        purposes=purposes(device_life),
+        lead=timedelta(seconds=settings.key_lead_seconds),
+        clock=kit.clock,
+    )
+    await until_done("make or open the signing keys", keys.load)
+    signer = TokenSigner(keys.ring, device_life)
+    sealer = Sealer.from_file(settings.master_key_file, "identity-guesses")
     sessions = Sessions(
         kit.database,
         kit.outbox,
         kit.tenants,
         passwords,
-        GuessThrottle(),
+        Guesses(kit.database, sealer, kit.clock),
         signer,
-        timedelta(days=settings.session_days),
+        session_life,
         kit.clock,
     )
-    tenants = Tenants(kit.database, kit.outbox, kit.tenants, kit.clock)
-    users = Users(kit.database, kit.outbox, kit.tenants, passwords, kit.clock)
+    objects = TenantObjects(
+        enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
+        policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
+        telemetry_pb2_grpc.TelemetryInternalServiceStub(kit.channel("telemetry")),
+    )
+    tenants = Tenants(kit.database, kit.outbox, kit.tenants, objects, kit.clock)
+    life = TenantLife(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        objects,
+        timedelta(days=settings.archive_days),
+        kit.clock,
+    )
+    deletions = Deletions(kit.database, kit.outbox, kit.tenants, life, kit.clock)
 
     gatekeeper = None
     if settings.events_issuer_file is not None:
@@ -73,28 +109,57 @@ async def build(kit: Kit) -> Parts:
         gatekeeper.changed if gatekeeper else None,
         kit.clock,
     )
+    users = Users(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        passwords,
+        end_sessions_of,
+        credentials.orphan,
+        hold,
+        kit.clock,
+    )
 
     async def forget_old_sessions() -> None:
         while True:
             await sessions.forget_old()
             await asyncio.sleep(_FORGET_EVERY_SECONDS)
 
-    changes = Changes(kit.database.lane(), *CHANGING)
+    async def forget_old_guesses() -> None:
+        while True:
+            await sessions.forget_guesses()
+            await asyncio.sleep(_FORGET_GUESSES_EVERY_SECONDS)
+
+    def portal(chain: CallChain) -> AsgiApp:
+        browsers = Browsers(chain, sessions, signer, session_life)
+        around = Surroundings(
+            browsers,
+            users,
+            kit.tenants,
+            settings.public_url,
+            origins=origins_of(f"{settings.public_url},{settings.former_public_urls}"),
+            console=bool(settings.console_url),
+        )
+        return identity_app(chain, kit.channel, signer, around)
+
+    changes = Changes(kit.database.system_lane("the feed tells of all tenants"), *CHANGING)
     return Parts(
         public=[
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
-            partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants)),
-            partial(rpc.add_UserServiceServicer_to_server, UserApi(users)),
+            partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants, life, deletions)),
+            partial(rpc.add_UserServiceServicer_to_server, UserApi(users, settings.public_url)),
             partial(
                 rpc.add_EventCredentialServiceServicer_to_server,
-                EventCredentialApi(credentials, settings.events_url),
+                EventCredentialApi(credentials, settings.events_url, kit.clock),
             ),
-            partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(signer)),
+            partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(keys)),
+            # The gateway sends reflection here.
+            add_reflection,
         ],
         internal=[
             partial(
                 rpc.add_IdentityInternalServiceServicer_to_server,
-                InternalApi(kit.database, changes, signer, kit.clock),
+                InternalApi(kit.database, changes, signer, deletions, kit.clock),
             )
         ],
         services=[
@@ -105,9 +170,14 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.TokenKeyService",
         ],
         changes=changes,
-        portal=identity_app(kit.channel, signer),
+        portal=portal,
+        closing=TenantWork(erase=erase),
         tasks=[
             forget_old_sessions,
+            forget_old_guesses,
+            deletions.run,
+            deletions.purge,
+            keys.follower.run,
             *([partial(gatekeeper.guard, credentials)] if gatekeeper else []),
             *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),
         ],

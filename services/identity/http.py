@@ -1,30 +1,63 @@
-"""Identity's HTTP side: the portal, with the readiness of the whole product."""
+"""Identity's HTTP side: the portal, with the readiness and the version of the product, and the
+pages."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import grpc
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from servicekit.access import CONTEXTS
-from servicekit.portal import Readiness, portal_app
-from services.identity.tokens import TokenSigner
+from contract.contexts import CONTEXTS
+from servicekit.build import PRODUCT, current
+from servicekit.call import H_SUBJECT, HEADERS, Call
+from servicekit.rpc.chain import CallChain
+from services.identity.pages.console import add_console_routes
+from services.identity.pages.http import Surroundings, add_pages
+from services.identity.portal import Readiness, portal_app
+from services.identity.token_keys.tokens import TokenSigner
+
+_SESSION: Final = "/evergreen.v1.AuthService/GetSession"
+"""What any user may call."""
 
 
-def identity_app(channel: Callable[[str], grpc.aio.Channel], signer: TokenSigner) -> FastAPI:
-    """The portal, and the token keys where the gateway itself fetches them."""
+def identity_app(
+    chain: CallChain,
+    channel: Callable[[str], grpc.aio.Channel],
+    signer: TokenSigner,
+    around: Surroundings,
+) -> FastAPI:
+    """The portal, the pages, and the token keys where the gateway itself fetches them."""
     app = portal_app(readiness(channel))
-    keys = {"keys": [key.jwk() for key in signer.public_keys]}
+    add_pages(app, around)
+    add_console_routes(app, around.browsers)
+
+    @app.api_route("/api/version", methods=["GET", "HEAD"])
+    async def version(request: Request) -> JSONResponse:
+        known = await _for_users(chain, request) if H_SUBJECT in request.headers else {}
+        return JSONResponse({"product": PRODUCT, **known}, headers={"cache-control": "no-store"})
 
     @app.get("/.well-known/jwks.json")
-    async def jwks() -> JSONResponse:
-        return JSONResponse(keys)
+    async def jwks(use: str = "") -> JSONResponse:
+        # With `use`, the keys of one purpose: what they sign opens nothing of another one.
+        return JSONResponse({"keys": [key.jwk() for key in signer.public_keys(use)]})
 
     return app
+
+
+async def _for_users(chain: CallChain, request: Request) -> dict[str, str]:
+    """The build, for somebody who may call."""
+
+    async def work(_: Call) -> dict[str, str]:
+        return current().as_json()
+
+    said = {name: request.headers[name] for name in HEADERS if name in request.headers}
+    return await chain.run(_SESSION, said, work)
 
 
 def readiness(channel: Callable[[str], grpc.aio.Channel]) -> Readiness:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from servicekit.settings import ServiceSettings
+from servicekit.keys.settings import KeySettings
 
 
-class IdentitySettings(ServiceSettings):
+class IdentitySettings(KeySettings):
     """The settings of the identity service."""
 
     admin_email: str = Field(
@@ -23,6 +23,25 @@ class IdentitySettings(ServiceSettings):
     )
     session_days: int = Field(
         default=30, ge=1, le=365, description="How long a session can be refreshed."
+    )
+    archive_days: int = Field(
+        default=90,
+        ge=1,
+        le=3650,
+        description="How long an archived organisation can be restored before it is deleted.",
+    )
+    public_url: str = Field(
+        default="",
+        description="Where browsers reach the gateway (https://HOST[:PORT]); for the links of"
+        " invitations, and to know pages of its own.",
+    )
+    former_public_urls: str = Field(
+        default="",
+        description="Its addresses of before, with commas between them, that still lead there.",
+    )
+    console_url: str = Field(
+        default="",
+        description="Where the web console runs, if it does: then people go there after a login.",
     )
     events_url: str = Field(
         default="", description="Where integrators reach NATS (tls://HOST:PORT), to be shown."

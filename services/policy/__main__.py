@@ -4,49 +4,52 @@ from __future__ import annotations
 
 from functools import partial
 
-from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
+from evergreen.v1 import identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
-from servicekit.changes import Changes
-from servicekit.device_service import device_methods
-from servicekit.sealing import Sealer
+from servicekit.feeds.changes import Changes
+from servicekit.rpc.device_service import device_methods
+from servicekit.security.sealing import Sealer
 from servicekit.settings import ServiceSettings
-from services.policy.api import DeviceApi, PolicyApi, PolicyInternalApi, PolicyKeyApi
-from services.policy.delivery import Delivery
-from services.policy.delivery_store import CHANGING
-from services.policy.devices import DeviceDirectory
-from services.policy.http import routes
-from services.policy.keys import PURPOSE, KeyRing
-from services.policy.service import PolicyService
+from services.policy.authoring.api import PolicyApi
+from services.policy.authoring.service import PolicyService
+from services.policy.delivery import store as delivery_store
+from services.policy.delivery.api import DeviceApi
+from services.policy.delivery.http import routes
+from services.policy.delivery.service import Delivery
+from services.policy.feed import PolicyInternalApi
+from services.policy.keys.api import PolicyKeyApi
+from services.policy.keys.service import PURPOSE, KeyRing
+from services.policy.orphans.service import Orphans
+from services.policy.syncs import store as syncs_store
+from services.policy.syncs.service import DEVICES, Syncs
 
 
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
     keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), kit.clock)
-    changes = Changes(kit.database.lane(), *CHANGING)
+    lane = kit.database.system_lane("the feed tells of all tenants")
+    changes = Changes(lane, *delivery_store.CHANGING, syncs_store.CHANGING)
+    devices = kit.device_access(DEVICES)
+    syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
     delivery = Delivery(
         kit.database,
         changes,
+        syncs,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
         kit.clock,
     )
-    devices = DeviceDirectory(
-        kit.database,
-        enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
-    )
-    service = PolicyService(
-        kit.database, kit.outbox, kit.tenants, devices, keys, delivery.refresh, kit.clock
-    )
+    orphans = Orphans(kit.database, kit.tenants)
+    service = PolicyService(kit.database, kit.outbox, kit.tenants, keys, changes, kit.clock)
 
     async def prepare() -> None:
         await keys.load()
         await delivery.load()
-        await devices.load()
 
     return Parts(
         public=(
-            partial(rpc.add_PolicyServiceServicer_to_server, PolicyApi(service)),
+            partial(rpc.add_PolicyServiceServicer_to_server, PolicyApi(service, syncs, orphans)),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
@@ -63,13 +66,12 @@ async def build(kit: Kit) -> Parts:
         ),
         changes=changes,
         routes=routes(delivery),
-        devices=kit.device_access(),
+        devices=devices,
         tasks=(
             delivery.bundles.run,
-            delivery.syncs.run,
-            delivery.listen,
             delivery.write_behind,
-            devices.follower.run,
+            syncs.follower.run,
+            orphans.watch,
         ),
         before_serving=prepare,
         ready=lambda: delivery.bundles.synced,

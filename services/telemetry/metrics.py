@@ -37,3 +37,25 @@ EVENTS_UNTIL = Gauge(
     "evergreen_device_events_until_timestamp_seconds",
     "Until when there are partitions for events.",
 )
+STORED = Counter(
+    "evergreen_storage_bytes_total",
+    "Bytes that devices had stored, as their budgets count them, by what they are; what went into"
+    " quarantine is a part of the events.",
+    ["what"],
+)
+STORAGE_REFUSED = Counter(
+    "evergreen_storage_refused_total",
+    "Calls of devices that were refused because a storage budget of the day is used, by whose.",
+    ["what"],
+)
+STORAGE_USED = Gauge(
+    "evergreen_storage_used_ratio",
+    "The share of its storage budget that the device, or the organisation, with the most has used"
+    " today.",
+    ["what"],
+)
+QUARANTINE_DROPPED = Counter(
+    "evergreen_quarantine_dropped_total",
+    "Quarantined events that were deleted because the quarantine of their device, or of its"
+    " organisation, was full.",
+)

@@ -55,3 +55,47 @@ class TelemetrySettings(ServiceSettings):
         le=100,
         description="Files that are exported at the same time; further ones are refused.",
     )
+    device_event_bytes: int = Field(
+        default=128 << 20,
+        ge=1 << 20,
+        description="Bytes of events that a device may have stored on a day; further ones are"
+        " refused until the next one. A batch that begins below it is taken whole.",
+    )
+    device_state_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="Bytes of states that a device may have stored on a day.",
+    )
+    tenant_event_bytes: int = Field(
+        default=4 << 30,
+        ge=1 << 20,
+        description="Bytes of events that the devices of an organisation may have stored on a day,"
+        " when it has few devices.",
+    )
+    tenant_event_bytes_per_device: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="Bytes of events for each device of an organisation, when that makes more.",
+    )
+    tenant_state_bytes: int = Field(
+        default=16 << 30,
+        ge=1 << 20,
+        description="Bytes of states that the devices of an organisation may have stored on a day,"
+        " when it has few devices.",
+    )
+    tenant_state_bytes_per_device: int = Field(
+        default=32 << 20,
+        ge=0,
+        description="Bytes of states for each device of an organisation, when that makes more.",
+    )
+    device_quarantine_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 20,
+        description="Bytes of a device's events that are kept in quarantine: the latest.",
+    )
+    tenant_quarantine_bytes: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        description="Bytes of an organisation's events that are kept in quarantine; what is too"
+        " much is taken from the device with the most.",
+    )

@@ -24,7 +24,7 @@ from tests.compose import images
 from tests.compose.docker import Docker
 from tests.compose.pod import Pod
 from tests.helm.chart import Object, containers
-from tests.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until
 
 NAMESPACE = "fleet"
 """As tests/helm renders."""

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.stack import PATIENCE, until
-
-_ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, until
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Docker:
         """
         done = subprocess.run(
             [self.program, *map(str, words)],
-            cwd=_ROOT,
+            cwd=ROOT,
             env={**os.environ, **self.environment},
             input=stdin,
             capture_output=True,

@@ -17,11 +17,14 @@ from pathlib import Path
 import yaml
 
 from tests.compose.docker import Docker
+from tests.support.paths import ROOT
 
-_ROOT = Path(__file__).resolve().parents[2]
 _STAND_INS = Path(__file__).with_name("stand_ins")
 _BASE = "debian:trixie-slim"
 _CA = Path("/etc/ssl/certs/ca-certificates.crt")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CREATED = "2031-02-03T04:05:06Z"
+"""What our image is told of its build."""
 LIMIT = 300 * 10**6
 """Bytes of the layers above the base."""
 
@@ -29,7 +32,7 @@ LIMIT = 300 * 10**6
 def compose_file() -> dict[str, dict[str, dict[str, str]]]:
     """The product's compose file as data."""
     found: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(
-        (_ROOT / "docker-compose.yaml").read_text()
+        (ROOT / "docker-compose.yaml").read_text()
     )
     return found
 
@@ -58,8 +61,16 @@ def build_all(docker: Docker) -> None:
         if not _has(docker, image):
             _stand_in(docker, name, image, files)
     began = time.monotonic()
-    docker("build", "--quiet", "--network=host", "--tag", ours(), ".")
+    build(docker)
     print(f"\nour image: {time.monotonic() - began:.0f} s")
+
+
+def build(docker: Docker, commit: str = COMMIT, *, tree: Path = ROOT, tag: str = "") -> str:
+    """Builds an image of ours; answers its id."""
+    told = {"COMMIT": commit, "CREATED": CREATED}
+    words = (f"--build-arg={name}={value}" for name, value in told.items())
+    done = docker("build", "--quiet", "--network=host", *words, "--tag", tag or ours(), tree)
+    return done.stdout.strip()
 
 
 def layers_above_the_base(docker: Docker) -> int:

@@ -15,13 +15,14 @@ import yaml
 
 from deploy.certificates import Authority
 from deploy.launcher import bootstrap
-from deploy.launcher.home import Home, private_directory, write_private
+from deploy.launcher.home import Home
+from deploy.private_files import private_directory, write_private
 from tests.compose import images
 from tests.compose.cluster import Cluster, Files, secret_of
 from tests.compose.docker import Docker
 from tests.compose.pod import Pod
 from tests.helm.chart import CHART, EVAL, GIVEN, PRODUCTION, Object, render
-from tests.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until
 
 DATABASE = "postgres.example.org"
 NATS = "nats.example.org"

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.compose.docker import Docker
 from tests.helm.chart import Object
-from tests.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until
 
 _SECONDS = 30.0
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.compose.docker import Docker
-from tests.stack import PATIENCE, Stack, attached, free_port, until
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack, attached, free_port, until
 
-_ROOT = Path(__file__).resolve().parents[2]
 _DAY = ("tests/e2e/test_admin_day.py", "tests/e2e/test_device_day.py")
 _NOT = "not gateways_log and not in_this_file"
 """One reads a log file, which is elsewhere in containers; one looks at the tests themselves."""
@@ -34,6 +34,8 @@ class Project:
     port: int = field(default_factory=free_port)
     prometheus: int = field(default_factory=free_port)
     name: str = field(default_factory=lambda: f"evergreen-test-{os.getpid()}-{free_port()}")
+    file: Path = ROOT / "docker-compose.yaml"
+    """This tree's, or another release's."""
 
     def __post_init__(self) -> None:
         events = free_port()
@@ -56,7 +58,9 @@ class Project:
     def compose(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs `docker compose` on this project."""
         return self.docker(
-            "compose", "--project-name", self.name, "--env-file", self._env, *words, check=check
+            *("compose", "--project-name", self.name, "--env-file", self._env),
+            *("--file", self.file, *words),
+            check=check,
         )
 
     def up(self) -> None:
@@ -118,7 +122,7 @@ def main_job(facts: Path) -> None:
     """Runs the end-to-end tests of an administrator's and a device's day against a product."""
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", _NOT, *_DAY],
-        cwd=_ROOT,
+        cwd=ROOT,
         env={**os.environ, "EVERGREEN_TEST_BOOTSTRAP": str(facts)},
         check=True,
     )

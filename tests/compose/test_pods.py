@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from contract.contexts import CONTEXTS
 from deploy.launcher.home import Home
-from servicekit.access import CONTEXTS
 from tests.compose.docker import Docker
 from tests.compose.installations import EXTERNAL_NATS, PUBLIC, Release, evaluation, production
 from tests.compose.pod import Pod
 from tests.compose.project import main_job, new_directory
 from tests.helm.chart import GIVEN
-from tests.stack import PATIENCE, free_port
+from tests.support.stack import PATIENCE, free_port
 
 pytestmark = [
     pytest.mark.skipif(

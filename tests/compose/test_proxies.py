@@ -19,7 +19,8 @@ from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc as rpc
 from tests.compose.docker import Docker
 from tests.compose.project import Project, new_directory
-from tests.stack import PATIENCE, Stack, free_port, until
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack, free_port, until
 
 pytestmark = [
     pytest.mark.skipif(
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
-_SNIPPETS = Path(__file__).resolve().parents[2] / "deploy" / "proxies"
+_SNIPPETS = ROOT / "deploy" / "proxies"
 _NAME = "evergreen.school.example"
 
 

@@ -14,10 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.contexts import CONTEXTS
 from deploy.launcher.home import Home
-from servicekit.access import CONTEXTS
-from tests import stack as test_stack
-from tests.agent import Agent
 from tests.compose.docker import Docker
 from tests.compose.installations import evaluation
 from tests.compose.pod import Pod
@@ -25,7 +23,10 @@ from tests.compose.project import Project, new_directory
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.test_backup import actions, patiently
 from tests.e2e.world import make_org, ok
-from tests.stack import PATIENCE, Stack, attached, free_port, until
+from tests.fakes.agent import Agent
+from tests.support import stack as test_stack
+from tests.support.doctor import wrong
+from tests.support.stack import PATIENCE, Stack, attached, free_port, until
 
 pytestmark = [
     pytest.mark.skipif(
@@ -71,7 +72,7 @@ def fleet() -> Iterator[Fleet]:
     archive, passphrase = directory / "monday.backup", directory / "passphrase"
     passphrase.write_text("correct horse battery\n")
     with test_stack.running(directory / "home", EVERGREEN_PORT=str(free_port())) as stack:
-        with stack.client(stack.login()["token"]) as root:
+        with stack.first_owner() as root:
             org = make_org(stack, root)
             policy = org.publish()
             devices = [org.device() for _ in range(2)]
@@ -90,7 +91,7 @@ def fleet() -> Iterator[Fleet]:
 
 def _goes_on(fleet: Fleet, stack: Stack) -> None:
     """Nobody enrolls again; nothing is lost; the next policy reaches everybody."""
-    with stack.client(stack.login()["token"]) as root:
+    with stack.first_owner() as root:
         for device in fleet.devices:
             had = int(device.version)
             assert not patiently(device.pull)
@@ -118,7 +119,7 @@ def _messages(root: httpx.Client, org_id: str) -> set[str]:
 
 
 def test_into_compose(docker: Docker, fleet: Fleet) -> None:
-    """By the commands of docs/operations.md, into an installation that is empty."""
+    """By the commands of docs/backup.md, into an installation that is empty."""
     project = Project(docker, fleet.directory, {}, port=fleet.port)
     try:
         project.compose("up", "--detach", "--wait", "--no-build", "postgres")
@@ -126,7 +127,7 @@ def test_into_compose(docker: Docker, fleet: Fleet) -> None:
         restored = project.compose(
             "run", "--rm", "--no-TTY", f"--volume={fleet.directory}:/backup:ro", "operator",
             "backup", "restore", "/backup/monday.backup",
-            "--passphrase-file", "/backup/passphrase", "--replace",
+            "--passphrase-file", "/backup/passphrase",
         )  # fmt: skip
         assert "Restored as of" in restored.stdout
         project.up()
@@ -136,7 +137,7 @@ def test_into_compose(docker: Docker, fleet: Fleet) -> None:
 
 
 def test_into_the_charts_pods(docker: Docker, fleet: Fleet, tmp_path: Path) -> None:
-    """By the operator's pod, as docs/operations.md says."""
+    """By the operator's pod, as docs/backup.md says."""
     with evaluation(docker, publicUrl=f"https://localhost:{fleet.port}") as release:
         cluster = release.cluster
         release.start_all()
@@ -176,4 +177,4 @@ def test_into_the_charts_pods(docker: Docker, fleet: Fleet, tmp_path: Path) -> N
             "--passphrase-file", "/tmp/passphrase",
         )  # fmt: skip
         assert backup.returncode == 0, backup.stderr
-        assert json.loads(operator.run("evergreen", "doctor", "--json").stdout) == {"findings": []}
+        assert wrong(json.loads(operator.run("evergreen", "doctor", "--json").stdout)) == []

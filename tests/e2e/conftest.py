@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from tests.e2e.world import Org, make_org
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 
 @pytest.fixture(scope="session")
 def root(stack: Stack) -> Iterator[httpx.Client]:
     """The first Owner's client."""
-    with stack.client(stack.login()["token"]) as client:
+    with stack.first_owner() as client:
         yield client
 
 

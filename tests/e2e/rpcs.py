@@ -10,7 +10,7 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 import evergreen.v1
-from servicekit.access import ACCESS, PACKAGE, Rule
+from contract.access import ACCESS, PACKAGE, Rule
 
 
 @dataclass(frozen=True)

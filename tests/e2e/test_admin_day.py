@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from servicekit.access import Audience
-from tests.agent import CallError
+from contract.access import Audience
 from tests.e2e.rpcs import rpcs
+from tests.e2e.test_attestation import bind
 from tests.e2e.world import DOCUMENT, PASSWORD, Org, assert_error, make_org, ok
-from tests.events import check_event
-from tests.stack import PATIENCE, Stack, until
+from tests.fakes.agent import Agent, CallError
+from tests.fakes.tpm import Maker, Tpm
+from tests.support.events import check_event
+from tests.support.stack import PATIENCE, Stack, until
 
 
 class Recorder:
@@ -72,6 +74,16 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         tenantId=org.id,
         password=PASSWORD,
     )
+    helper = Recorder(stack.client(stack.login(user["email"], PASSWORD)["token"]), user["email"])
+    orphan = helper.do(
+        "identity.event_credential_created",
+        "event-credentials/{id}",
+        "POST",
+        "/api/event-credentials",
+        name="Monitoring",
+    )
+    me.wanted += helper.wanted
+    me.secrets.append(orphan["secret"])
     me.do(
         "identity.user_updated",
         f"users/{user['id']}",
@@ -89,6 +101,9 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         "POST",
         f"/api/users/{user['id']}/deactivate",
     )
+    where = f"event-credentials/{orphan['id']}"
+    me.wanted[email, "identity.event_credential_orphaned", where] += 1
+    me.do("identity.event_credential_taken_over", where, "POST", f"/api/{where}/take-over")
 
     credential = me.do(
         "identity.event_credential_created",
@@ -131,6 +146,7 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         "POST",
         f"/api/enrollment-tokens/{token['id']}/revoke",
     )
+    _attest(me, org, agents[0], f"devices/{first}")
     prepared = ok(root.post("/api/registrations", json={"orgId": org.id, "serial": "P-1"}))
     me.wanted[email, "enrollment.device_prepared", f"devices/{prepared['device_id']}"] += 1
     me.secrets.append(prepared["device_token"])
@@ -153,6 +169,7 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     me.do("policy.published", where, "POST", f"/api/{where}/publish")
     me.do("policy.rolled_back", where, "POST", f"/api/{where}/rollback", version="1")
     me.do("policy.device_sync_requested", f"devices/{first}", "POST", f"/api/devices/{first}/sync")
+    me.do("policy.withdrawn", where, "POST", f"/api/{where}/withdraw")
     ok(root.request("DELETE", f"/api/{where}"))
     me.wanted[email, "policy.deleted", where] += 1
     me.do(
@@ -163,10 +180,14 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         orgId=org.id,
         days=30,
     )
-    for what in ("devices", "events", "audit"):
+    for what, action in {
+        "devices": "telemetry.devices_exported",
+        "events": "telemetry.events_exported",
+        "attestations": "attestation.attestations_exported",
+        "audit": "audit.exported",
+    }.items():
         assert root.get(f"/api/{what}/export", params={"orgId": org.id}).is_success
-        context = "audit." if what == "audit" else f"telemetry.{what}_"
-        me.wanted[email, f"{context}exported", f"tenants/{org.id}/{what}"] += 1
+        me.wanted[email, action, f"tenants/{org.id}/{what}"] += 1
     me.do(
         "enrollment.reenrollment_allowed",
         f"devices/{first}",
@@ -222,6 +243,85 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     )
     assert gone["revokedAt"]
     reader.until_cut_off()
+
+
+def _attest(me: Recorder, org: Org, agent: Agent, device: str) -> None:
+    """A device's TPM, known from a list; what it booted becomes what devices may boot."""
+    tpm = Tpm()
+    me.do(
+        "attestation.endorsement_keys_imported",
+        f"tenants/{org.id}/tpm-endorsement-keys",
+        "POST",
+        "/api/tpm-endorsement-keys:import",
+        orgId=org.id,
+        csv=f"serial,ek_hash\n{agent.hardware.serial},{tpm.ek_sha256.hex()}\n",
+    )
+    path = f"/api/{device}"
+    # A list is of serial numbers: attestation has to have heard of the device's.
+    until(
+        lambda: me.client.get(f"{path}/attestation").json().get("serialNumber"),
+        PATIENCE,
+        "attestation does not know the device",
+    )
+    assert bind(org, agent, tpm)["verdict"] == "KNOWN_TPM"
+    for told in ("tpm_bound", "verdict_changed"):
+        me.wanted[f"device:{agent.device_id}", f"attestation.{told}", device] += 1
+    learned = me.do(
+        "attestation.reference_value_created",
+        "reference-values/{id}",
+        "POST",
+        f"{path}/attestation:learn",
+        name="As delivered",
+        kind="FIRMWARE",
+    )
+    where = f"reference-values/{learned['id']}"
+    me.do("attestation.reference_value_updated", where, "PATCH", f"/api/{where}", state="ACTIVE")
+    me.do("attestation.reference_value_retired", where, "PATCH", f"/api/{where}", state="RETIRED")
+    stated = me.do(
+        "attestation.reference_value_created",
+        "reference-values/{id}",
+        "POST",
+        "/api/reference-values",
+        orgId=org.id,
+        name="Image",
+        pcrs={"4": "ab" * 32},
+    )
+    where = f"reference-values/{stated['id']}"
+    ok(me.client.delete(f"/api/{where}"))
+    me.wanted[me.actor, "attestation.reference_value_deleted", where] += 1
+    me.do("attestation.tpm_binding_reset", device, "POST", f"{path}/tpm-binding:reset")
+
+
+def test_roots_of_tpms_are_in_the_root_tenants_log(stack: Stack, root: httpx.Client) -> None:
+    """They are the whole installation's: added and removed, with what certificate it was."""
+    me = Recorder(root, stack.email)
+    maker = Maker("Recorded")
+    made = me.do(
+        "attestation.trust_root_added",
+        "tpm-roots/{id}",
+        "POST",
+        "/api/tpm-roots",
+        certificatePem=maker.root_pem,
+    )
+    where = f"tpm-roots/{made['id']}"
+    ok(root.delete(f"/api/{where}"))
+    me.wanted[me.actor, "attestation.trust_root_removed", where] += 1
+
+    def entries() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ok(root.get("/api/audit", params={"resource": where}))[
+            "entries"
+        ]
+        return found
+
+    until(lambda: len(entries()) >= me.wanted.total(), PATIENCE, "audit entries are missing")
+    removed, added = entries()
+    assert Counter((e["actor"], e["action"], e["resource"]) for e in (added, removed)) == me.wanted
+    assert removed["orgId"] == added["orgId"] == ok(root.get("/auth/session"))["tenantId"]
+    assert added["after"] == removed["before"]
+    assert (added["after"]["subject"], added["after"]["sha256"]) == (
+        "CN=Recorded root",
+        made["sha256"],
+    )
 
 
 def _received(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -284,7 +384,9 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateUser": "identity.user_updated",
         "InviteUser": "identity.user_invited",
         "DeactivateUser": "identity.user_deactivated",
+        "DeleteUser": "identity.user_deleted",
         "CreateEventCredential": "identity.event_credential_created",
+        "TakeOverEventCredential": "identity.event_credential_taken_over",
         "RevokeEventCredential": "identity.event_credential_revoked",
         "CreateEnrollmentToken": "enrollment.token_created",
         "RevokeEnrollmentToken": "enrollment.token_revoked",
@@ -298,10 +400,31 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "DeletePolicy": "policy.deleted",
         "PublishPolicy": "policy.published",
         "RollbackPolicy": "policy.rolled_back",
+        "WithdrawPolicy": "policy.withdrawn",
         "SyncDevice": "policy.device_sync_requested",
         "UpdateEventRetention": "telemetry.event_retention_updated",
+        "ImportEndorsementKeys": "attestation.endorsement_keys_imported",
+        "ResetTpmBinding": "attestation.tpm_binding_reset",
+        "CreateTrustRoot": "attestation.trust_root_added",
+        "DeleteTrustRoot": "attestation.trust_root_removed",
+        "CreateReferenceValue": "attestation.reference_value_created",
+        "LearnReferenceValue": "attestation.reference_value_created",
+        "UpdateReferenceValue": "attestation.reference_value_updated",
+        "DeleteReferenceValue": "attestation.reference_value_deleted",
     }
-    elsewhere = {"Logout", "ChangePassword", "CreateReferenceValue", "DeleteReferenceValue"}
+    elsewhere = {
+        "Logout",
+        "ChangePassword",
+        # test_orgs_cli.py, tests/services/test_tenant_life.py
+        "ArchiveTenant",
+        "RestoreTenant",
+        "DeleteTenant",
+        "DropTenantCode",
+        "DeleteDevice",
+        # test_keys.py
+        "RotateTokenKey",
+        "RotateAuditKey",
+    }
     writes = {
         r.name.rpartition("/")[2]
         for r in rpcs()

@@ -13,10 +13,12 @@ import asyncpg
 
 from deploy.launcher.home import Home
 from tests.e2e.world import PASSWORD, Org, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.support.stack import PATIENCE, Stack, until
 
 
-def evergreen(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def evergreen(
+    *arguments: str | Path, seconds: float = PATIENCE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the real command."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERGREEN_")}
     return subprocess.run(
@@ -24,7 +26,7 @@ def evergreen(*arguments: str | Path, **environment: str) -> subprocess.Complete
         env={**kept, "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
         check=False,
     )
 
@@ -135,7 +137,7 @@ def test_an_organisations_owner_lists_and_exports(stack: Stack, org: Org, tmp_pa
     assert offline.returncode == 0, offline
     assert "in 1 chain," in offline.stdout
     csv = evergreen("audit", "export", "--format", "csv", *who)
-    assert csv.stdout.startswith("occurredAt,tenantId,sequence,")
+    assert csv.stdout.lstrip("\ufeff").startswith("occurredAt,tenantId,sequence,")
 
 
 def test_commands_say_plainly_what_is_wrong(stack: Stack, tmp_path: Path) -> None:

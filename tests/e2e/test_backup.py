@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +18,12 @@ import asyncpg
 import pytest
 
 from deploy.launcher.home import Home
-from tests import stack as test_stack
-from tests.agent import Agent
-from tests.agent.agent import CallError
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.world import DOCUMENT, make_org, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.fakes.agent import Agent
+from tests.fakes.agent.agent import CallError
+from tests.support import stack as test_stack
+from tests.support.stack import PATIENCE, Stack, until
 
 T = TypeVar("T")
 
@@ -208,3 +210,61 @@ def checkpoint(stack: Stack, path: Path) -> None:
 
 def actions(root: Any, org_id: str) -> list[str]:
     return [e["action"] for e in ok(root.get("/api/audit", params={"orgId": org_id}))["entries"]]
+
+
+@pytest.mark.timeout(400)
+def test_backups_on_a_schedule_and_a_rehearsal(tmp_path: Path) -> None:
+    """`evergreen up` runs the schedule; what it stored is restored, started and counted."""
+    store, secrets = tmp_path / "store", tmp_path / "secrets"
+    store.mkdir()
+    secrets.mkdir(0o700)
+    (secrets / "passphrase").write_text("correct horse battery\n")
+    (secrets / "passphrase").chmod(0o600)
+    settings = {
+        "EVERGREEN_BACKUP_TARGET": str(store),
+        "EVERGREEN_BACKUP_SECRETS": str(secrets),
+    }
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.settimeout(PATIENCE)
+    told.bind(str(tmp_path / "notify"))
+    settings |= {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with test_stack.running(
+        tmp_path / "home", EVERGREEN_BACKUP_SCHEDULE="02:30", **settings
+    ) as stack:
+        # A service manager hears of it (and a rehearsal's launcher is not the service's).
+        ready = told.recv(1000).decode().splitlines()
+        assert ready[0] == "READY=1"
+        assert f"https://localhost:{stack.port}" in ready[1]
+        root = stack.client(stack.login()["token"])
+        org = make_org(stack, root)
+        devices = [org.device() for _ in range(2)]
+        assert len(devices) == 2
+        home = str(stack.home)
+        assert stack.children(stack.process.pid, "schedule")
+        assert finding(home, "BACKUP_NONE")
+        made = evergreen("backup", "run", "--home", home, **settings)
+        assert made.returncode == 0, made.stderr
+        assert not finding(home, "BACKUP_")
+        words = ("backup", "rehearse", "--home", home)
+        rehearsed = evergreen(*words, seconds=4 * PATIENCE, **settings)
+        assert rehearsed.returncode == 0, rehearsed.stderr
+        assert "A restore works: 2 organisations" in rehearsed.stdout
+        assert "2 devices" in rehearsed.stdout
+        status = json.loads(evergreen("backup", "status", "--json", "--home", home).stdout)
+        assert status["lastRehearsal"]
+        assert "A restore works" in status["rehearsal"]
+        log = (stack.home / "logs" / "backup.log").read_text()
+        assert "backups are scheduled" in log
+    assert told.recv(1000).decode().startswith("STOPPING=1")
+    told.close()
+    # A home that is stopped is backed up, too.
+    made = evergreen("backup", "run", "--home", home, "--keep", "1", **settings)
+    assert made.returncode == 0, made.stderr
+    assert len(list(store.iterdir())) == 1
+
+
+def finding(home: str, code: str) -> list[str]:
+    """What the doctor says of a kind."""
+    return [
+        line for line in evergreen("doctor", "--home", home).stdout.splitlines() if code in line
+    ]

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests import stack as test_stack
 from tests.e2e.tokens import superuser
 from tests.e2e.world import make_org, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.support import stack as test_stack
+from tests.support.stack import PATIENCE, Stack, until
 
 LAPTOPS = 120
 
@@ -48,7 +48,7 @@ def boot(stack: Stack, key: str, number: int) -> str:
 @pytest.mark.parametrize("victim", ["enrollment", "policy", "identity", "postgres", "gateway"])
 def test_every_device_gets_in_exactly_once(stack: Stack, victim: str) -> None:
     """One device, one use and one event per laptop, whatever was killed in between."""
-    with stack.client(stack.login()["token"]) as root:
+    with stack.first_owner() as root:
         org = make_org(stack, root)
         token = org.enrollment_token(maxUses=LAPTOPS)
         with ThreadPoolExecutor(12) as pool:

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from evergreen.v1 import device_pb2, device_pb2_grpc
-from tests.agent import Agent, CallError, Hardware
 from tests.e2e.world import Org, assert_error, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.fakes.agent import Agent, CallError, Hardware
+from tests.support.stack import PATIENCE, Stack, until
 
 ROUTES = ("policy", "state", "events", "attest")
 
@@ -109,7 +109,7 @@ def test_wrong_keys_look_the_same_over_json_and_grpc(stack: Stack, org: Org) -> 
         for key in keys:
             with pytest.raises(grpc.RpcError) as refused:
                 stub.EnrollDevice(
-                    device_pb2.EnrollDeviceRequest(serial="X-1", pre_shared_key=key), timeout=10
+                    device_pb2.EnrollDeviceRequest(serial="X-1", pre_shared_key=key), timeout=60
                 )
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
             assert refused.value.details() == bodies[0]["message"]
@@ -120,7 +120,9 @@ def test_grpc_and_json_give_the_same_device(stack: Stack, org: Org) -> None:
     org.publish()
     key = org.pre_shared_key
     until(
-        lambda: ok(org.owner.get("/api/policies"))["policies"][0]["version"] == "1", 5, "no policy"
+        lambda: ok(org.owner.get("/api/policies"))["policies"][0]["version"] == "1",
+        PATIENCE,
+        "no policy",
     )
     with stack.client() as client:
         found = ok(enroll(client, key, "BOTH-1"))

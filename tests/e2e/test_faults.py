@@ -13,13 +13,13 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from contract.contexts import CONTEXTS
 from deploy.launcher.home import Home
-from servicekit.access import CONTEXTS
-from tests import stack as test_stack
-from tests.agent import CallError
 from tests.e2e.load import MAY_PASS, Load, stored_events
 from tests.e2e.world import Org, assert_error, make_org, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.fakes.agent import CallError
+from tests.support import stack as test_stack
+from tests.support.stack import PATIENCE, Stack, until
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def root(stack: Stack) -> httpx.Client:
-    return stack.client(stack.login()["token"])
+    return stack.first_owner()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_killed_process_loses_nothing(stack: Stack, org: Org, victim: str) -> 
         stack.signal(victim, signal.SIGKILL)
         until(lambda: stack.pids(victim) not in ([], old), PATIENCE, f"{victim} was not restarted")
         until(lambda: works(org), PATIENCE, "the product does not work again")
-        stack.until_ready(15)
+        stack.until_ready()
         before = load.calls
         until(lambda: load.calls > before + 12, PATIENCE, "the load does not go on")
     load.check(stack)
@@ -174,7 +174,7 @@ def test_without_postgres_there_is_no_false_success(stack: Stack, org: Org) -> N
                 "/readyz does not name what is not ready",
             )
             assert_error(client.get("/readyz"), 503, "UNAVAILABLE")
-    stack.until_ready(15)
+    stack.until_ready()
     assert agent.send_events() == 1
     agent.report_state()
     fresh.enroll()

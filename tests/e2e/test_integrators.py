@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from tests.e2e.world import Org, ok
-from tests.stack import PATIENCE, Stack, until
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack, until
 
-ROOT = Path(__file__).resolve().parents[2]
 ORDER = "identity.tenant_updated"
 
 
@@ -95,7 +95,7 @@ def test_an_operator_has_a_stream_published_again(stack: Stack, org: Org, stream
     assert again
 
 
-def test_the_catalogue_is_served(stack: Stack) -> None:
+def test_the_description_of_events_is_served(stack: Stack) -> None:
     """Beside the description of the API."""
     with stack.client() as client:
         answer = client.get("/asyncapi.json")

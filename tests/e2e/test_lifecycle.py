@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import stack as test_stack
+from deploy.launcher.home import Home
 from tests.e2e.world import Org, make_org
-from tests.stack import PATIENCE, Stack, until
+from tests.fakes.agent import Agent
+from tests.support import stack as test_stack
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack, until
 
 BOOTSTRAP = {
     "url",
@@ -49,40 +52,102 @@ def processes_of(home: Path) -> list[str]:
     return found
 
 
-def test_a_second_start_goes_on_where_the_first_one_stopped(tmp_path: Path) -> None:
-    """The same devices, keys and credentials; and Ctrl-C leaves no process behind."""
+def nothing_runs_of(home: Path) -> None:
+    until(lambda: processes_of(home) == [], PATIENCE, "processes outlived the launcher")
+
+
+def test_a_home_from_its_first_start_to_its_last(stack: Stack, tmp_path: Path) -> None:
+    """Beside the running copy: Ctrl-C, kill -9 and SIGTERM, and each next start goes on.
+
+    The same devices, keys and credentials; and no process is left behind. One test, for each
+    start takes seconds.
+    """
     home = tmp_path / "home"
     with test_stack.running(home) as first:
         assert set(first.bootstrap) == BOOTSTRAP
+        steps_alone_are_told(tmp_path / "home.out")
         assert first.pre_shared_key == (
             f"{first.bootstrap['tenant_code']}:{first.bootstrap['enrollment_secret']}"
         )
         for key in ("ca_file", "policy_public_key_file"):
             assert Path(first.bootstrap[key]).is_absolute()
+        is_an_installation_of_its_own(first, stack)
         root = first.client(first.login()["token"])
         org = make_org(first, root)
         org.publish()
         agent = org.device()
         agent.report_state()
-        key = Path(first.bootstrap["policy_public_key_file"]).read_bytes()
-        ca = Path(first.ca_file).read_bytes()
+        files = [Path(first.bootstrap["policy_public_key_file"]), Path(first.ca_file)]
+        kept = [file.read_bytes() for file in files]
         assert processes_of(home)
     assert processes_of(home) == []
+    assert stack.ready()
+
     with test_stack.running(home, EVERGREEN_PORT=str(first.port)) as second:
-        assert second.bootstrap == first.bootstrap
-        assert Path(second.bootstrap["policy_public_key_file"]).read_bytes() == key
-        assert Path(second.ca_file).read_bytes() == ca
-        assert agent.pull() is False
-        agent.report_state()
-        assert second.login()["role"] == "Owner"
-        late = Org(second, org.id, org.code, second.client(second.login()["token"]))
-        assert late.device().version == "1"
+        goes_on(second, first, org, agent)
+        second.process.send_signal(signal.SIGKILL)
+        second.process.wait(PATIENCE)
+        nothing_runs_of(home)
+
+    with test_stack.running(home, EVERGREEN_PORT=str(first.port)) as third:
+        goes_on(third, first, org, agent)
+        assert [file.read_bytes() for file in files] == kept
+        third.process.send_signal(signal.SIGTERM)
+        assert third.process.wait(PATIENCE) == 0
     assert processes_of(home) == []
+    assert not list(Home(home).run_directory().glob("*.pid"))
+    _, _, end = (tmp_path / "home.out").read_text().partition("\nStopping ...\n")
+    (said,) = end.splitlines()
+    assert said.startswith("Stopped after")
+
+
+def steps_alone_are_told(output: Path) -> None:
+    """Services wait for each other at a start: that is nothing that a person has to read."""
+    start, _, _ = output.read_text().partition("Evergreen is ready")
+    told = [line for line in start.splitlines() if line and not line.startswith("  ok ")]
+    assert len(told) == 1, told
+    assert told[0].startswith("Evergreen Selfhost Backend")
+
+
+def is_an_installation_of_its_own(other: Stack, stack: Stack) -> None:
+    """Another home and another port are another installation."""
+    assert other.port != stack.port
+    assert other.tenant_id != stack.tenant_id
+    with other.client(stack.login()["token"]) as client:
+        assert client.get("/api/tenants").status_code == 401
+    assert stack.ready()
+    assert other.ready()
+
+
+def goes_on(later: Stack, first: Stack, org: Org, agent: Agent) -> None:
+    """A later start has what the first one made, and works."""
+    assert later.bootstrap == first.bootstrap
+    assert json.loads((later.home / "bootstrap.json").read_text()) == first.bootstrap
+    assert agent.pull() is False
+    agent.report_state()
+    session = later.login()
+    assert session["role"] == "Owner"
+    late = Org(later, org.id, org.code, later.client(session["token"]))
+    assert late.device().version == "1"
+
+
+def test_the_commands_that_a_start_prints_work(stack: Stack) -> None:
+    """What a person does first: copy them into a shell."""
+    printed = (stack.home.parent / f"{stack.home.name}.out").read_text()
+    _, _, commands = printed.partition("Log in as the owner:\n")
+    login, _, rest = commands.partition("Enroll a device:\n")
+    enroll, _, _ = rest.partition("Ctrl-C stops everything")
+    for script, member in ((login, "token"), (enroll, "device_token")):
+        done = subprocess.run(
+            ["/bin/sh", "-euc", script], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert json.loads(done.stdout).get(member), (done.stdout, done.stderr)
 
 
 def test_secrets_are_for_the_owner_of_the_home_alone(stack: Stack) -> None:
     """Credentials and keys have mode 0600, the directories 0700."""
-    for path in (stack.home, stack.home / "secrets", stack.home / "tls"):
+    directories = [stack.home, stack.home / "secrets", stack.home / "tls"]
+    for path in (*directories, Home(stack.home).run_directory()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
     private = [
         stack.home / "bootstrap.json",
@@ -125,18 +190,6 @@ def test_everything_but_the_gateway_is_on_loopback(stack: Stack) -> None:
     assert open_ports == {stack.port}
 
 
-def test_two_copies_run_side_by_side(stack: Stack, tmp_path: Path) -> None:
-    """Another home and another port are another installation."""
-    with test_stack.running(tmp_path / "second") as other:
-        assert other.port != stack.port
-        assert other.tenant_id != stack.tenant_id
-        token = stack.login()["token"]
-        with other.client(token) as client:
-            assert client.get("/api/tenants").status_code == 401
-        assert stack.ready()
-        assert other.ready()
-
-
 @pytest.mark.parametrize("what", ["home", "port"])
 def test_what_is_taken_is_said_plainly(stack: Stack, tmp_path: Path, what: str) -> None:
     """A second start on the same home, or on a port in use, ends with a sentence and a way out."""
@@ -145,29 +198,18 @@ def test_what_is_taken_is_said_plainly(stack: Stack, tmp_path: Path, what: str) 
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "up"],
         env={**os.environ, "EVERGREEN_HOME": str(home), "EVERGREEN_PORT": str(port)},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert "Traceback" not in said
-    assert (str(home) if what == "home" else str(port)) in said
+    assert {
+        "home": f"Evergreen already runs on {home} (process {stack.process.pid})",
+        "port": f"EVERGREEN_PORT={port + 1} make run",
+    }[what] in said
+    assert what == "home" or f"Port {port} is taken" in said
     assert stack.ready()
-
-
-def test_a_launcher_that_is_killed_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
-    """kill -9 of the launcher itself ends all its processes; the next start recovers."""
-    home = tmp_path / "home"
-    with test_stack.running(home) as first:
-        org = make_org(first, first.client(first.login()["token"]))
-        agent = org.device()
-        agent.report_state()
-        first.process.send_signal(signal.SIGKILL)
-        first.process.wait(10)
-        until(lambda: processes_of(home) == [], PATIENCE, "processes outlived the launcher")
-    with test_stack.running(home, EVERGREEN_PORT=str(first.port)) as second:
-        agent.report_state()
-        assert json.loads((home / "bootstrap.json").read_text()) == second.bootstrap

@@ -29,9 +29,8 @@ from cli.sim.device import DECODE, OLDER, SIGNATURE
 from cli.sim.signature import Signatures
 from tests.e2e.tokens import superuser
 from tests.e2e.world import Org
-from tests.stack import PATIENCE, Stack
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack
 
 
 async def simulated(stack: Stack, org: Org, ledger: Ledger) -> list[Stats]:

@@ -14,8 +14,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploy.launcher.home import Home
-from servicekit.sealing import Sealer
-from tests.stack import Stack
+from servicekit.security.sealing import Sealer
+from tests.support.stack import Stack
 
 
 def superuser(stack: Stack, sql: str, *arguments: Any) -> list[asyncpg.Record]:
@@ -79,6 +79,7 @@ def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
     def part(value: dict[str, Any]) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
+    other_purpose = "devices" if purpose == "users" else "users"
     other_issuer = "evergreen:devices" if purpose == "users" else "evergreen:users"
     raised = {**found, "role": "Owner", "sub": str(uuid4())}
     return {
@@ -89,6 +90,7 @@ def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
         "other key": jwt.encode(
             found, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key_id}
         ),
+        "key of another purpose": sign(stack, other_purpose, found),
         "no algorithm": f"{part({'alg': 'none', 'typ': 'JWT'})}.{payload}.",
         "HMAC with the public key": jwt.encode(
             found,

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import httpx
 
-from tests.agent import Agent, Hardware
-from tests.stack import Stack
+from tests.fakes.agent import Agent, Hardware
+from tests.support.stack import Stack
 
 PASSWORD = "a password for tests"
 
@@ -33,7 +33,7 @@ DOCUMENT: dict[str, Any] = {
             {
                 "ssid": 'Room "12"',
                 "passphrase": "the wifi secret",
-                "security": "wpa2",
+                "security": "wpa-psk",
                 "hidden": False,
                 "metered": False,
                 "eap": {},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from cryptography import x509
 
-from servicekit.access import CONTEXTS
+from contract.contexts import BY_NAME, CONTEXTS
+from servicekit.observability.tracing import Traces
 from servicekit.settings import ServiceSettings
-from servicekit.tracing import Traces
 from tests.helm.chart import (
+    CERT_MANAGER,
     CHART,
     EVAL,
     EVERYTHING,
@@ -33,10 +37,23 @@ from tests.helm.chart import (
 from tools.chart_readme import readme
 
 ROOT = CHART.parents[1]
-PROFILES = {"eval": EVAL, "production": PRODUCTION, "everything": EVERYTHING}
+PROFILES = {
+    "eval": EVAL,
+    "production": PRODUCTION,
+    "everything": EVERYTHING,
+    "cert-manager": CERT_MANAGER,
+}
 OPERATOR = "Deployment/ev-operator"
 # These are no part of Kubernetes; their schemas come with what defines them.
-ADDED = {"ServiceMonitor", "PrometheusRule", "HTTPRoute", "TLSRoute", "BackendTLSPolicy"}
+OTHERS = {
+    "ServiceMonitor",
+    "PrometheusRule",
+    "HTTPRoute",
+    "TLSRoute",
+    "BackendTLSPolicy",
+    "Certificate",
+    "Issuer",
+}
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -53,14 +70,41 @@ def by_kind(objects: list[Object], kind: str) -> dict[str, Object]:
 def test_every_object_keeps_the_schema_of_kubernetes(profile: str, version: str) -> None:
     """Of the oldest release that is supported, of the newest, and of one between."""
     for found in render(PROFILES[profile], "--kube-version", f"{version}.0"):
-        if found["kind"] not in ADDED:
+        if found["kind"] not in OTHERS:
             kubernetes_validate.validate(found, version, strict=True)
 
 
 def test_helm_has_nothing_to_complain_of() -> None:
     """`helm lint --strict`."""
-    done = helm("lint", "--strict", str(CHART), "--set", "publicUrl=https://a.example")
+    values = "publicUrl=https://a.example,generateSecrets=true"
+    done = helm("lint", "--strict", str(CHART), "--set", values)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_notes_wait_as_the_documentation_does(tmp_path: Path) -> None:
+    """For every Deployment of the release, as long as `--wait` in docs/install.md."""
+    chart = Path(shutil.copytree(CHART, tmp_path / "chart"))
+    notes = (chart / "templates" / "NOTES.txt").read_text()
+    # `helm template` renders objects alone.
+    (chart / "templates" / "notes.yaml").write_text(
+        f'{{{{ define "notes" }}}}{notes}{{{{ end }}}}\nkind: ConfigMap\napiVersion: v1\n'
+        'metadata: {name: notes}\ndata: {text: {{ include "notes" . | quote }}}\n'
+    )
+    given = ["--set", "publicUrl=https://a.example,generateSecrets=true"]
+    words = ["template", "ev", str(chart), "--namespace", "fleet", *given]
+    done = helm(*words, "--show-only", "templates/notes.yaml")
+    assert done.returncode == 0, done.stderr
+    text = yaml.safe_load(done.stdout)["data"]["text"]
+    (patience,) = set(
+        re.findall(r"--wait --timeout (\w+)", (ROOT / "docs" / "install.md").read_text())
+    )
+    waits = (
+        "kubectl -n fleet rollout status deployment -l app.kubernetes.io/instance=ev"
+        f" --timeout {patience}"
+    )
+    assert [line.strip() for line in text.splitlines() if "rollout" in line] == [waits]
+    for name, found in by_kind(render(EVAL), "Deployment").items():
+        assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "ev", name
 
 
 def test_pods_are_restricted(objects: list[Object]) -> None:
@@ -95,14 +139,22 @@ def test_what_runs_on_is_watched(objects: list[Object]) -> None:
 
 def test_every_secret_that_is_mounted_is_there(objects: list[Object]) -> None:
     """Each with the keys that are taken from it; a pod gets no more than its own."""
-    secrets = {name: set(s["stringData"]) for name, s in by_kind(objects, "Secret").items()}
+    secrets = {
+        name: set(s.get("stringData", s.get("data")))
+        for name, s in by_kind(objects, "Secret").items()
+    }
+    by_cert_manager = {c["spec"]["secretName"] for c in by_kind(objects, "Certificate").values()}
+    secrets |= {name: {"ca.crt", "tls.crt", "tls.key"} for name in by_cert_manager}
     for name, pod in pods(objects):
         for volume in pod["volumes"]:
             sources = [volume.get("secret")] if "secret" in volume else []
-            sources += [s["secret"] for s in volume.get("projected", {}).get("sources", [])]
+            projected = volume.get("projected", {}).get("sources", [])
+            sources += [s["secret"] for s in projected if "secret" in s]
             for source in sources:
                 secret = source.get("secretName", source.get("name"))
-                if secret in {"database-ca", "nats-ca"}:
+                if secret in {"database-ca", "nats-ca", "backup-keys", "ev-restore"}:
+                    continue
+                if source.get("optional") and secret not in secrets:
                     continue
                 wanted = {item["key"] for item in source.get("items", [])}
                 assert wanted <= secrets[secret], f"{name}: {secret}"
@@ -178,7 +230,7 @@ def test_migrations_come_first() -> None:
     """On install beside the services, which wait; on upgrade before them, rehearsed."""
     (job,) = by_kind(render(EVAL), "Job").values()
     assert "annotations" not in job["metadata"]
-    (job,) = by_kind(render(EVAL, "--is-upgrade"), "Job").values()
+    job = by_kind(render(EVAL, "--is-upgrade"), "Job")["ev-migrate-1"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
     steps = [c["args"] for c in containers(job["spec"]["template"]["spec"])]
     assert steps == [["database", "init"], ["migrate", "up", "--dry-run"], ["migrate", "up"]]
@@ -213,6 +265,9 @@ def test_services_take_their_settings(
     files = [mount["mountPath"] for mount in container["volumeMounts"]]
     for path in (settings.tls.key_file, settings.database_password_file, settings.nats_ca_file):
         assert any(Path(mounted) in Path(str(path)).parents for mounted in files), path
+    (secrets,) = (v["projected"] for v in pod["volumes"] if v["name"] == "secrets")
+    mounted = {item["path"] for s in secrets["sources"] for item in s["secret"]["items"]}
+    assert ("master_key" in mounted) is BY_NAME[context].seals
     ports = {port["containerPort"] for port in container["ports"]}
     listens = (settings.grpc_listen, settings.internal_listen, settings.ops_listen)
     for listen in (*listens, settings.health_listen):
@@ -250,6 +305,20 @@ def test_the_gateway_is_configured_by_its_init_container(tmp_path: Path) -> None
     (envoy,) = pod["containers"]
     assert envoy["args"][1] == "/etc/envoy/bootstrap.yaml"
     assert (tmp_path / "bootstrap.yaml").is_file()
+
+
+def test_the_console_is_under_the_public_address(tmp_path: Path) -> None:
+    """The gateway passes its pages on, and identity knows where people go after a login."""
+    objects = render({**EVAL, "gateway.consoleUrl": "http://console:3000"})
+    found = dict(pods(objects))
+    (container,) = found["Deployment/ev-identity"]["containers"]
+    told = environment(objects, container)
+    assert told["EVERGREEN_PUBLIC_URL"] == EVAL["publicUrl"]
+    assert told["EVERGREEN_CONSOLE_URL"] == "http://console:3000"
+    (configure,) = found["Deployment/ev-gateway"]["initContainers"]
+    command, verb, _, *rest = configure["args"]
+    evergreen(command, verb, str(tmp_path), *rest, environment=environment(objects, configure))
+    assert "address: console" in (tmp_path / "clusters.yaml").read_text()
 
 
 def test_traces_go_where_the_values_say(tmp_path: Path) -> None:
@@ -310,12 +379,32 @@ def test_the_certificate_of_nats_is_good_for_whoever_connects() -> None:
     assert {"ports": [{"port": "nats", "protocol": "TCP"}]} in policy["ingress"]
 
 
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ({"image.tag": "0.2.0"}, ["serve"]),
+        ({"image.tag": "main"}, ["serve"]),
+        ({"image.digest": "sha256:" + "0" * 64}, ["serve"]),
+        ({"image.tag": "0.1.0"}, []),
+        ({"image.tag": "v0.1.3", "image.digest": "sha256:" + "0" * 64}, []),
+    ],
+)
+def test_an_image_of_another_release_is_started_with_words_it_knows(
+    image: dict[str, str], words: list[str]
+) -> None:
+    """A new chart with a pinned image of 0.1, as in an upgrade in two steps, starts it."""
+    deployments = by_kind(render(EVAL | image), "Deployment")
+    for context in CONTEXTS:
+        (service,) = deployments[f"ev-{context}"]["spec"]["template"]["spec"]["containers"]
+        assert service["args"] == [*words, context]
+
+
 def test_helm_test_enrolls_a_device() -> None:
     """By the simulator, whose options it knows; the secret stays out of the arguments."""
     pod = dict(pods(render(EVAL)))["Pod/ev-test-enroll"]
     (container,) = pod["containers"]
-    command, *arguments = container["args"]
-    assert command == "sim"
+    program, command, *arguments = container["args"]
+    assert (program, command) == ("evergreen", "sim")
     options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     shown = subprocess.run(
         [sys.executable, "-m", "cli.entry", "sim", "--help"],
@@ -326,7 +415,105 @@ def test_helm_test_enrolls_a_device() -> None:
         check=True,
     ).stdout
     assert all(option in shown for option in options), options
-    assert {entry["name"] for entry in container["env"]} == {"SECRET", "EVERGREEN_PRE_SHARED_KEY"}
+    assert {"SECRET", "EVERGREEN_PRE_SHARED_KEY"} < {entry["name"] for entry in container["env"]}
+    assert pod["restartPolicy"] == "Never"
+    (test,) = by_kind(render(EVAL), "Pod").values()
+    # Its log is there until the next run.
+    assert test["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_helm_test_ends_its_devices_whatever_becomes_of_it(tmp_path: Path, code: int) -> None:
+    """Before, for a run that was cut short, and afterwards. It is tried some times; its own outcome
+    counts.
+    """
+    calls = tmp_path / "calls"
+    program = tmp_path / "evergreen"
+    program.write_text(
+        f'#!/bin/sh\necho "$1 $2 $3" >> {calls}\nif [ "$1" = sim ]; then exit {code}; fi\n'
+    )
+    program.chmod(0o755)
+    (tmp_path / "sleep").symlink_to("/usr/bin/true")
+    (container,) = dict(pods(render(EVAL)))["Pod/ev-test-enroll"]["containers"]
+    told = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    done = subprocess.run(
+        [*container["command"], *container["args"]],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PREFIX": told["PREFIX"]},
+        check=False,
+    )
+    assert done.returncode == code
+    end = f"devices end-simulated {told['PREFIX']}"
+    assert [line[: len(end)] for line in calls.read_text().splitlines()] == [
+        end,
+        *["sim --url https://ev-gateway:443"[: len(end)]] * (5 if code else 1),
+        end,
+    ]
+
+
+def test_two_evaluations_fit_on_two_processors() -> None:
+    """With what a cluster has of its own, and while one of them is upgraded."""
+    requested = surge = 0
+    for name, pod in pods(render(EVAL)):
+        if not name.startswith(("Deployment", "StatefulSet")) or name == OPERATOR:
+            continue
+        cpu = sum(_millis(c["resources"]["requests"]["cpu"]) for c in pod["containers"])
+        first = [_millis(c["resources"]["requests"]["cpu"]) for c in pod.get("initContainers", [])]
+        requested += max([cpu, *first])
+        surge += cpu if name.startswith("Deployment") else 0
+    assert 2 * requested + surge <= 1500
+    production = dict(pods(render(PRODUCTION)))
+    (service,) = production["Deployment/ev-policy"]["containers"]
+    assert service["resources"]["requests"]["cpu"] == "100m"
+
+
+def _millis(amount: str) -> int:
+    return int(amount.removesuffix("m")) if amount.endswith("m") else 1000 * int(amount)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"metrics.serviceMonitor.enabled": "true"}, "ServiceMonitor"),
+        ({"metrics.prometheusRule.enabled": "true"}, "PrometheusRule"),
+        ({"certManager.enabled": "true"}, "Certificate"),
+        (
+            {"gateway.httpRoute.enabled": "true", "gateway.httpRoute.parentRefs[0].name": "a"},
+            "HTTPRoute",
+        ),
+        (
+            {"gateway.tlsRoute.enabled": "true", "gateway.tlsRoute.parentRefs[0].name": "a"},
+            "TLSRoute",
+        ),
+    ],
+)
+def test_kinds_that_the_cluster_does_not_have_are_refused(
+    values: dict[str, str], kind: str
+) -> None:
+    """With the value that asks for them, and what to install."""
+    done = template(EVAL | values, added=())
+    assert done.returncode != 0
+    assert f"{next(iter(values))}: the cluster has no" in done.stderr
+    assert f"/{kind}. Install" in done.stderr
+
+
+def test_another_image_or_setting_is_another_pod() -> None:
+    """A rollout is decided by a pod's template: it has what its configuration is made of."""
+    digest = "sha256:" + "1" * 64
+    before, after = render(EVAL), render({**EVAL, "image.digest": digest})
+    for kind, name in (
+        ("Deployment", "ev-policy"),
+        ("Deployment", "ev-gateway"),
+        ("StatefulSet", "ev-nats"),
+    ):
+        (old, new) = (
+            by_kind(objects, kind)[name]["spec"]["template"] for objects in (before, after)
+        )
+        assert old["metadata"]["annotations"] != new["metadata"]["annotations"], name
+        assert digest in new["metadata"]["annotations"]["evergreen.io/image"]
+    moved = render({**EVAL, "publicUrl": "https://other.example.org"})
+    for name in ("ev-identity", "ev-gateway"):
+        old, new = (by_kind(objects, "Deployment")[name]["spec"] for objects in (before, moved))
+        assert old["template"] != new["template"], name
 
 
 def test_the_alerts_are_the_products() -> None:

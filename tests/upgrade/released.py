@@ -1,38 +1,29 @@
-"""The release that this tree upgrades from, as `tools.release` recorded it."""
+"""The releases that this tree upgrades from, as `tools.release` recorded them."""
 
 from __future__ import annotations
 
 import functools
 import io
-import json
 import subprocess
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from servicekit.migrate import Migration
-from tools.release import RECORD
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """A release: its version, its commit, and the digests of its migrations."""
-
-    version: str
-    commit: str
-    migrations: dict[str, str]
+from servicekit.data.migrate import Migration
+from tests.support.paths import ROOT
+from tools.release.record import Release, releases
 
 
 @functools.cache
+def all_releases() -> tuple[Release, ...]:
+    """Every release, the oldest first."""
+    return tuple(releases())
+
+
 def released() -> Release:
     """The newest release."""
-    record: dict[str, Any] = json.loads(RECORD.read_text())
-    return Release(**record)
+    return all_releases()[-1]
 
 
 def name_of(migration: Migration) -> str:
@@ -40,14 +31,18 @@ def name_of(migration: Migration) -> str:
     return f"{migration.schema}/{migration.version:04d}_{migration.name}"
 
 
-def unpack(directory: Path) -> Path:
-    """The release's tree, taken from the project's history."""
-    commit = released().commit
+def unpack(directory: Path, release: Release | None = None) -> Path:
+    """A release's tree, the newest one's if none is named, from the project's history."""
+    commit = (release or released()).commit
     archive = subprocess.run(
         ["git", "archive", "--format=tar", commit], cwd=ROOT, capture_output=True, check=False
     )
     if archive.returncode != 0:
-        pytest.skip(f"this clone's history does not reach the last release ({commit})")
+        pytest.fail(
+            f"this clone's history does not reach the release {commit}; fetch all of it:"
+            " git fetch --unshallow",
+            pytrace=False,
+        )
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(directory, filter="data")
     return directory

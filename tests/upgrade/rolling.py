@@ -22,15 +22,15 @@ from pathlib import Path
 
 import envoy
 
+from contract.contexts import CONTEXTS, HTTP_CONTEXTS
 from deploy import gateway
 from deploy.launcher import bootstrap, ports, probe, services, tls
 from deploy.launcher.home import password
 from deploy.launcher.postgres import MIGRATOR_SECRET
 from deploy.postgres import roles
-from servicekit.access import CONTEXTS
-from tests import servers as test_servers
-from tests.servers import Servers
-from tests.stack import PATIENCE, Stack, free_port
+from tests.support import servers as test_servers
+from tests.support.servers import Servers
+from tests.support.stack import PATIENCE, Stack, free_port
 
 _KINDS = ("gw", "int", "http")
 _UNLIMITED = gateway.Rate(burst=1_000_000, per_second=1_000_000)
@@ -176,7 +176,7 @@ class Product:
                 context: gateway.Endpoints(
                     grpc=f"unix:{services.socket(self._run, context, 'gw')}",
                     http=f"unix:{services.socket(self._run, context, 'http')}"
-                    if context in services.HTTP_CONTEXTS
+                    if context in HTTP_CONTEXTS
                     else "",
                 )
                 for context in CONTEXTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.migrate import all_migrations
+from servicekit.data.migrate import all_migrations
 from tests.upgrade.released import name_of, released
 
 SQUAWK = Path(sys.executable).parent / "squawk"

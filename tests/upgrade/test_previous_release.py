@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.access import CONTEXTS
-from servicekit.migrate import SHARED
+from contract.contexts import CONTEXTS
+from servicekit.data.migrate import SHARED
 from tests.upgrade.released import ROOT, unpack
 
 WORK_DAYS = (
@@ -21,17 +21,33 @@ WORK_DAYS = (
 
 
 def _migrations(tree: Path, schema: str) -> Path:
-    package = "libs/servicekit" if schema == SHARED else f"services/{schema}"
-    return tree / package / "migrations"
+    if schema != SHARED:
+        return tree / "services" / schema / "migrations"
+    here = tree / "libs/servicekit/data/migrations"
+    # Where 0.1.0 has them.
+    return here if here.exists() else tree / "libs/servicekit/migrations"
+
+
+def _serve_itself(tree: Path) -> None:
+    """Has the release's launcher start its own services, not those that are installed here.
+
+    A launcher keeps the caller's PYTHONPATH from its services.
+    """
+    file = tree / "deploy/launcher/process.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.count('"PATH")') == 1, "the launcher passes on other variables now"
+    file.write_text(text.replace('"PATH")', '"PATH", "PYTHONPATH")'), encoding="utf-8")
 
 
 @pytest.mark.timeout(600)
 def test_its_work_days_pass_on_the_new_schema(tmp_path: Path) -> None:
     """A rollback of the code needs no rollback of the schema."""
     tree = unpack(tmp_path / "last")
+    _serve_itself(tree)
     for schema in (SHARED, *CONTEXTS):
-        shutil.rmtree(_migrations(tree, schema))
-        shutil.copytree(_migrations(ROOT, schema), _migrations(tree, schema))
+        there = _migrations(tree, schema)
+        shutil.rmtree(there)
+        shutil.copytree(_migrations(ROOT, schema), there)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *WORK_DAYS],
         cwd=tree,

@@ -97,7 +97,9 @@ def _security_schemes() -> Schema:
             "type": "apiKey",
             "in": "cookie",
             "name": "session",
-            "description": "The same token in a cookie, as the web console sends it.",
+            "description": "The same token in a cookie, as the web console sends it. A request that"
+            " changes something is then taken as JSON from pages of this address only; a bearer"
+            " token counts before the cookie.",
         },
         "deviceToken": {
             "type": "http",
@@ -113,6 +115,23 @@ def _probes() -> Schema:
         "type": "object",
         "properties": {"status": {"type": "string"}},
         "required": ["status"],
+    }
+    members = {
+        "product": "The product's name.",
+        "version": "The release.",
+        "commit": "The commit of the source; empty when the build does not know it.",
+        "build": "When the image was built; `checkout` for a source tree.",
+    }
+    shown = {
+        "type": "object",
+        "properties": {
+            name: {"type": "string", "description": about} for name, about in members.items()
+        },
+        "required": ["product"],
+    }
+    version = {
+        "description": "The release; for users with its build.",
+        "content": {"application/json": {"schema": shown}},
     }
     ok = {"description": "Yes.", "content": {"application/json": {"schema": status}}}
     return {
@@ -133,6 +152,16 @@ def _probes() -> Schema:
                 "description": "Until then the status is 503, and the message names what is not.",
                 "security": [],
                 "responses": {"200": ok} | errors.answers([503]),
+            }
+        },
+        "/api/version": {
+            "get": {
+                "operationId": "getVersion",
+                "tags": ["Operations"],
+                "summary": "Answers which release runs",
+                "description": "Without a login: only the product's name.",
+                "security": [{}, {"userToken": []}, {"session": []}],
+                "responses": {"200": version} | errors.answers([401, 429, 503]),
             }
         },
     }

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from services.policy import configuration, document, violations
+from services.policy.authoring import configuration, document, violations
 from tools.openapi.contract import Contract, is_map, message_of
 
 Schema = dict[str, Any]
@@ -28,6 +28,10 @@ _STRINGS: Final[Schema] = {
     "maxProperties": document.MAX_ENTRIES,
 }
 _AUTHORED: Final = "Authored"
+_WORD: Final = "[A-Za-z_][A-Za-z0-9_]*"
+_APP_ID: Final = (
+    f"^({'|'.join(configuration.CATALOGUE)}|{_WORD}(\\.{_WORD})+\\.[A-Za-z_][A-Za-z0-9_-]*)$"
+)
 
 
 def bundle_schema() -> Schema:
@@ -104,13 +108,26 @@ def _console() -> Schema:
     label = _TEXT | {"type": ["string", "null"]}
     app = _object(
         {
-            "id": _TEXT | {"minLength": 1},
+            "id": _TEXT | {"pattern": _APP_ID},
             "target": _enum(*configuration.TARGETS),
             "groupIds": _list(_KEY),
         },
         "id",
     )
-    network = _object({"ssid": _TEXT, "security": _enum(*configuration.WIFI_SECURITY)}, "ssid")
+    passphrase = dict(_TEXT)
+    passphrase["description"] = (
+        "The console has no field for it and leaves it out: then the one that is stored for this "
+        "name stays, in this policy or in the one in force. A policy is not published while a "
+        "network has none."
+    )
+    network = _object(
+        {
+            "ssid": _TEXT,
+            "security": _enum(*configuration.WIFI_SECURITY),
+            "passphrase": passphrase,
+        },
+        "ssid",
+    )
     minutes = {"type": "number", "minimum": 0, "maximum": configuration.MAX_LOCK_MINUTES}
     form = _object(
         {
@@ -128,10 +145,24 @@ def _console() -> Schema:
     )
     form["description"] = (
         "What devices have no setting for (`allowPopups`, `diskEncryption`, `lockAfterMinutes`, "
-        "apps whose target is a group) is kept and compiles to nothing."
+        "apps whose target is a group) is kept and compiles to nothing. What the form has no "
+        "switch for comes from a baseline: SELinux on, SSH and the login of root off, USBGuard as "
+        "the policy in force has it. `wpa2` is WPA2 (`wpa-psk`), `wpa3` is WPA3 (`sae`)."
+    )
+    signature = _object({"status": label, "signer": label}, nullable=True)
+    signature["description"] = (
+        "The console's own words; kept and without effect. `signed` of the policy says what is "
+        "signed and in force."
     )
     schema = _object(
-        {"id": label, "name": label, "version": label, "orgId": label, "configuration": form},
+        {
+            "id": label,
+            "name": label,
+            "version": label,
+            "orgId": label,
+            "signature": signature,
+            "configuration": form,
+        },
         "configuration",
     )
     schema["description"] = "The web console's form of a policy."

@@ -13,8 +13,8 @@ from google.api import annotations_pb2, field_behavior_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from contract.access import ACCESS, PACKAGE, Rule
 from evergreen.v1 import rules_pb2
-from servicekit.access import ACCESS, PACKAGE, Rule
 
 DESCRIPTORS: Final = Path(rules_pb2.__file__).parent / "descriptors.binpb"
 # Field numbers of descriptor.proto, of which the paths of comments are made.
@@ -50,8 +50,8 @@ class Operation:
 
     @property
     def is_device_form(self) -> bool:
-        """Whether the JSON is the released agent's: snake_case, served without transcoding."""
-        return self.service == "DeviceService"
+        """Whether the JSON is the agent's: snake_case, served without transcoding."""
+        return self.access.agent_form
 
 
 class Contract:

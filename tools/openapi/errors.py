@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.rpc import code_pb2
 
-from servicekit.access import Audience
+from contract.access import Audience
 from servicekit.errors import ERROR_DOMAIN, HTTP_STATUS, Code
 from tools.openapi.contract import Operation
 
@@ -75,7 +75,14 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str | None, str]]] = {
         "What was to be made is there already, or somebody else changed the same thing.",
         Code.ALREADY_EXISTS,
         "EMAIL_TAKEN",
-        "email: there is a user with it",
+        "email: already in use",
+    ),
+    412: (
+        "PreconditionFailed",
+        "Somebody else changed it since the etag in `If-Match` was read; read it again.",
+        Code.ABORTED,
+        "ETAG_MISMATCH",
+        "it was changed since you read it; read it again",
     ),
     413: (
         "TooLarge",
@@ -106,8 +113,6 @@ _MEANINGS: Final[dict[int, tuple[str, str, Code, str | None, str]]] = {
         "the service is not available at the moment",
     ),
 }
-NOT_OFFERED: Final = frozenset({"attestation"})
-"""Contexts that are in the contract already, but only say who may call them."""
 _RETRY: Final = frozenset({429, 503})
 
 
@@ -129,9 +134,16 @@ def statuses(operation: Operation, *, names_something: bool) -> list[int]:
         found |= {404}
     if audience is Audience.USER and operation.access.writes:
         found |= {409}
-    if operation.access.context in NOT_OFFERED:
+    if takes_etag(operation):
+        found |= {412}
+    if not operation.access.offered:
         found |= {501}
     return sorted(found)
+
+
+def takes_etag(operation: Operation) -> bool:
+    """Whether a call may say, by an etag, what it expects to change."""
+    return "etag" in operation.method.input_type.fields_by_name
 
 
 def answers(statuses: list[int]) -> Schema:
@@ -154,7 +166,7 @@ def components() -> Schema:
                     "schema": {"type": "integer", "minimum": 1},
                 }
             }
-        assert status == 413 or HTTP_STATUS[code] == status
+        assert status in {412, 413} or HTTP_STATUS[code] == status
         found[name] = response
     return found
 

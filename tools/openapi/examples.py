@@ -30,7 +30,7 @@ _DOCUMENT: Final[dict[str, Any]] = {
             {
                 "ssid": "School",
                 "passphrase": "a long passphrase",
-                "security": "wpa2",
+                "security": "wpa-psk",
                 "hidden": False,
                 "metered": False,
                 "eap": None,
@@ -56,6 +56,10 @@ _SESSION: Final = {
     "email": "owner@school.example",
     "tenantId": _ORG,
 }
+_WIFI: Final = _DOCUMENT["network"]["wifi"][0]
+_MASKED: Final = _DOCUMENT | {
+    "network": _DOCUMENT["network"] | {"wifi": [_WIFI | {"passphrase": "[masked]"}]}
+}
 _AUTHORED: Final = {
     "id": _POLICY,
     "orgId": _ORG,
@@ -65,10 +69,11 @@ _AUTHORED: Final = {
     "updatedAt": "2026-09-01T07:12:45.120Z",
     "signed": True,
     "description": "Grades 5 to 8",
-    "bundle": _DOCUMENT,
+    "bundle": _MASKED,
     "inForce": True,
     "hasUnpublishedChanges": False,
-    "etag": "b1c2d3",
+    "etag": "12",
+    "warnings": [],
 }
 _SUMMARY: Final = {
     "id": _DEVICE,
@@ -80,27 +85,38 @@ _SUMMARY: Final = {
     "orgId": _ORG,
     "lastSeen": "2026-09-01T07:58:03.221Z",
     "status": "online",
+    "healthDetail": "",
+    "neverSeen": False,
+    "attestationVerdict": "SELF_CONSISTENT",
+    "attestedAt": "2026-09-01T07:12:45.120Z",
+    "serialNumber": "5CD1234XYZ",
 }
 _EVENT: Final = {
     "id": "01936d31-4e5f-7a6b-8c7d-9e0f1a2b3c4d",
     "occurredAt": "2026-09-01T07:57:59.104Z",
+    "timestamp": "2026-09-01T07:57:59.104Z",
     "actor": f"device:{_DEVICE}",
-    "action": "app.install_failed",
-    "severity": "warning",
+    "action": "app.install.failure",
+    "actionType": "app.install.failure",
+    "severity": "error",
     "deviceId": _DEVICE,
     "orgId": _ORG,
-    "message": "org.gnome.Calculator: no space left",
-    "metadata": {"severity": "warning", "message": "org.gnome.Calculator: no space left"},
+    "message": "installing an application failed (org.gnome.Calculator): no space left",
+    "metadata": {"app": "org.gnome.Calculator", "error": "no space left"},
     "receivedAt": "2026-09-01T07:58:03.221Z",
+    "clockOff": False,
 }
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "Login": {
+    "AuthService/Login": {
         "request": {"email": "owner@school.example", "password": "correct horse battery staple"},
         "answer": _SESSION,
     },
-    "RefreshSession": {"request": {"refreshToken": "6pQm0bqkq3rV7S1v9xZz2w"}, "answer": _SESSION},
-    "CreateTenant": {
+    "AuthService/RefreshSession": {
+        "request": {"refreshToken": "6pQm0bqkq3rV7S1v9xZz2w"},
+        "answer": _SESSION,
+    },
+    "TenantService/CreateTenant": {
         "request": {"name": "Hillside School", "code": "hillside"},
         "answer": {
             "id": _ORG,
@@ -111,10 +127,15 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "updatedAt": "2026-08-20T09:00:00Z",
             "code": "hillside",
             "kind": "org",
+            "etag": "5e884898da28047151d0",
+            "status": "active",
+            "archivedBy": "",
+            "deletedBy": "",
+            "oldCodes": [],
         },
     },
-    "UpdateTenant": {"request": {"name": "Hillside Middle School"}},
-    "CreateUser": {
+    "TenantService/UpdateTenant": {"request": {"name": "Hillside Middle School"}},
+    "UserService/CreateUser": {
         "request": {"email": "admin@school.example", "role": "Admin", "tenantId": _ORG},
         "answer": {
             "id": "01936d2e-7777-7d31-8d0e-3f6f1a8b2c02",
@@ -124,10 +145,11 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "createdAt": "2026-08-20T09:05:00Z",
             "tenantId": _ORG,
             "invitationToken": "hZp8m2Xr1q0t5v7y",
+            "etag": "2c70e12b7a0646f92279",
         },
     },
-    "UpdateUser": {"request": {"role": "Auditor"}},
-    "CreateEnrollmentToken": {
+    "UserService/UpdateUser": {"request": {"role": "Auditor"}},
+    "EnrollmentTokenService/CreateEnrollmentToken": {
         "request": {"orgId": _ORG, "name": "Cart 3", "maxUses": 30, "requireApproval": False},
         "answer": {
             "id": "01936d2e-8888-7d31-8d0e-3f6f1a8b2c03",
@@ -142,36 +164,40 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "status": "active",
             "secret": "k3vT9q0mWx7d",
             "preSharedKey": "hillside:k3vT9q0mWx7d",
+            "etag": "f4d5b6c1a2093e8d7760",
         },
     },
-    "PrepareDevice": {
+    "DeviceRegistryService/PrepareDevice": {
         "request": {"orgId": _ORG, "serial": "5CD1234XYZ", "model": "HP ProBook 445 G9"},
         "answer": {"device_id": _DEVICE, "device_token": _TOKEN, "policy": _ENVELOPE},
     },
-    "CreatePolicy": {
+    "PolicyService/CreatePolicy": {
         "request": {"name": "Classroom laptops", "orgId": _ORG, "bundle": _DOCUMENT},
         "answer": _AUTHORED
         | {"version": "0", "signed": False, "inForce": False, "hasUnpublishedChanges": True},
     },
-    "UpdatePolicy": {
+    "PolicyService/UpdatePolicy": {
         "request": {
             "name": "Classroom laptops",
             "bundle": {
                 "configuration": {
                     "apps": [{"id": "org.gnome.Calculator", "target": "all"}],
                     "updateChannel": "stable",
-                    "network": {"wifiNetworks": [{"ssid": "School", "security": "wpa3"}]},
+                    "network": {
+                        "wifiNetworks": [
+                            {"ssid": "School", "security": "wpa3", "passphrase": "[masked]"}
+                        ]
+                    },
                 }
             },
         }
     },
-    "PublishPolicy": {"request": {}, "answer": _AUTHORED},
-    "RollbackPolicy": {"request": {"version": "6"}},
-    "ListDevices": {"answer": {"devices": [_SUMMARY], "nextPageToken": ""}},
-    "GetDevice": {
+    "PolicyService/PublishPolicy": {"request": {}, "answer": _AUTHORED},
+    "PolicyService/RollbackPolicy": {"request": {"version": "6"}},
+    "InventoryService/ListDevices": {"answer": {"devices": [_SUMMARY], "nextPageToken": ""}},
+    "InventoryService/GetDevice": {
         "answer": _SUMMARY
         | {
-            "serialNumber": "5CD1234XYZ",
             "installedApps": [
                 {
                     "id": "org.gnome.Calculator",
@@ -187,10 +213,11 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             },
             "events": [_EVENT],
             "lastError": "",
+            "policyOrphaned": False,
         }
     },
-    "ListEvents": {"answer": {"events": [_EVENT], "nextPageToken": ""}},
-    "ListAuditEntries": {
+    "EventService/ListEvents": {"answer": {"events": [_EVENT], "nextPageToken": ""}},
+    "AuditService/ListAuditEntries": {
         "answer": {
             "entries": [
                 {
@@ -209,12 +236,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                     "sequence": 42,
                     "previousHash": "9f" * 32,
                     "hash": "3c" * 32,
+                    "orgName": "Hillside School",
                 }
             ],
             "nextPageToken": "",
         }
     },
-    "EnrollDevice": {
+    "DeviceService/EnrollDevice": {
         "request": {
             "serial": "5CD1234XYZ",
             "model": "HP ProBook 445 G9",
@@ -226,8 +254,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         },
         "answer": {"device_id": _DEVICE, "device_token": _TOKEN, "policy": _ENVELOPE},
     },
-    "PullPolicy": {"request": {"current_version": "6"}, "answer": _ENVELOPE},
-    "ReportState": {
+    "DeviceService/PullPolicy": {"request": {"current_version": "6"}, "answer": _ENVELOPE},
+    "DeviceService/ReportState": {
         "request": {
             "device_id": _DEVICE,
             "state": {
@@ -244,7 +272,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         },
         "answer": {},
     },
-    "ReportEvents": {
+    "DeviceService/ReportEvents": {
         "request": {
             "device_id": _DEVICE,
             "events": [

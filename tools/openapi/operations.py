@@ -7,19 +7,32 @@ from typing import Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from contract.access import PACKAGE, Audience
+from contract.rows import File
 from evergreen.v1 import rules_pb2
-from servicekit.access import Audience
 from tools.openapi import errors
 from tools.openapi.contract import Contract, Operation, rules, split_comment
 from tools.openapi.examples import EXAMPLES
 from tools.openapi.schemas import Direction, Form, Schema, Schemas
 
 _FILE: Final[Schema] = {"schema": {"type": "string"}}
-_CSV: Final = {"text/csv": _FILE}
-_PEM: Final = {"application/x-pem-file": _FILE}
-_JSONL: Final = {"application/jsonl": _FILE}
+_JSON: Final = "application/json"
 
-# Fields that are not known are ignored, but the transcoder wants them to have a name.
+_IF_MATCH: Final = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Refuses the call unless what it changes still has this etag, as `ETag` had it,"
+    " or, for `*`, exists. Lists are taken as well; weak etags match nothing.",
+    "schema": {"type": "string", "maxLength": 66, "pattern": r'^(\*|"[!#-~]*")$'},
+}
+_ETAG: Final = {
+    "ETag": {
+        "description": "The etag in quotation marks, for `If-Match`.",
+        "schema": {"type": "string"},
+    }
+}
+
+# Where fields that are not known are ignored, the transcoder wants them to have a name.
 _NAMED: Final = {"propertyNames": {"minLength": 1}}
 
 SECURITY: Final[dict[Audience, list[dict[str, list[str]]]]] = {
@@ -34,7 +47,7 @@ def paths(contract: Contract, schemas: Schemas) -> Schema:
     """All paths, in the order of the operations."""
     found: Schema = {}
     for operation in contract.operations:
-        form = Form(Direction.REQUEST, operation.is_device_form)
+        form = Form(Direction.REQUEST, operation.is_device_form, operation.access.strict)
         path = re.sub(
             r"\{(\w+)}",
             lambda m, o=operation, f=form: f"{{{f.name(_field(o, m[1]))}}}",  # type: ignore[misc]
@@ -54,7 +67,7 @@ def _operation(contract: Contract, schemas: Schemas, operation: Operation, form:
         notes.append(f"Needs the role {roles}.")
     elif access.audience is Audience.DEVICE_LAPSED:
         notes.append("A token that expired at most 90 days ago is accepted, and replaced.")
-    if access.context in errors.NOT_OFFERED:
+    if not access.offered:
         notes.append("This release does not offer the call: its status is 501.")
     found: Schema = {
         "operationId": name[0].lower() + name[1:],
@@ -88,6 +101,8 @@ def _parameters(schemas: Schemas, operation: Operation, form: Form) -> list[Sche
         for field in operation.method.input_type.fields:
             if field.name not in operation.path_fields:
                 found.append(_parameter(schemas, field, form, "query"))
+    if errors.takes_etag(operation):
+        found.append(_IF_MATCH)
     return found
 
 
@@ -105,56 +120,50 @@ def _request_body(schemas: Schemas, operation: Operation, form: Form) -> Schema:
         schema = schemas.object(message, form, without=operation.path_fields)
     else:
         schema = schemas.reference(message, form)
-    if not operation.is_device_form:
+    if not (operation.is_device_form or form.strict):
         schema |= _NAMED
     body = _media(schema, operation, "request")
     required = schemas.object(message, form, without=operation.path_fields).get("required", [])
     # A device call's body is an object, if an empty one; the transcoder takes no body for that.
     given = bool(required) or operation.is_device_form
-    return {"required": given, "content": {"application/json": body}}
+    return {"required": given, "content": {_JSON: body}}
 
 
 def _success(contract: Contract, schemas: Schemas, operation: Operation) -> Schema:
-    name = operation.method.name
+    access = operation.access
     message = operation.method.output_type
     form = Form(Direction.ANSWER, operation.is_device_form)
     description, _ = split_comment(contract.comment(message.full_name))
-    if message.full_name == "google.api.HttpBody":
-        description, content = _file(contract, schemas, operation)
+    if access.file:
+        description = access.file.about
+        content = _file(contract, schemas, operation, access.file)
     else:
-        content = {
-            "application/json": _media(schemas.reference(message, form), operation, "answer")
-        }
+        content = {_JSON: _media(schemas.reference(message, form), operation, "answer")}
     found: Schema = {"200": {"description": f"{description}.", "content": content}}
-    if name == "PullPolicy":
+    if "etag" in message.fields_by_name:
+        found["200"]["headers"] = _ETAG
+    if access.unchanged:
         found["304"] = {"description": "The device has this version already. No body."}
     return found
 
 
-def _file(contract: Contract, schemas: Schemas, operation: Operation) -> tuple[str, Schema]:
-    match operation.method.name:
-        case "GetPolicyKeysPem" | "GetAuditKeysPem":
-            return "The keys in PEM", dict(_PEM)
-        case "ExportAuditEntries":
-            return "The file, in the format that was asked for", _JSONL | _CSV
-        case "ExportQuarantinedEvent":
-            return "The event as it was sent", {"text/plain": _FILE}
-        case "ExportEvents" | "ExportDevices" as export:
-            message = contract.message("Event" if export == "ExportEvents" else "DeviceSummary")
-            item = schemas.reference(message, Form(Direction.ANSWER, False))
-            items: Schema = {"schema": {"type": "array", "items": item}}
-            return "The file, in the format that was asked for", {"application/json": items} | _CSV
-        case "PrepareDevice":
-            enrolled = contract.message("EnrollDeviceResponse")
-            schema = schemas.reference(enrolled, Form(Direction.ANSWER, True))
-            file = _media(schema, operation, "answer")
-            return "The file that the agent starts from", {"application/json": file}
-    raise NotImplementedError(f"{operation.rpc}: the media type of its file")
+def _file(contract: Contract, schemas: Schemas, operation: Operation, file: File) -> Schema:
+    """The content of an answer that is a file, by media type."""
+    content: Schema = dict.fromkeys(file.media, _FILE)
+    if file.list_of:
+        item = schemas.reference(contract.message(file.list_of), Form(Direction.ANSWER, False))
+        content[_JSON] = {"schema": {"type": "array", "items": item}}
+    elif file.agent_form_of:
+        message = contract.message(file.agent_form_of)
+        content[_JSON] = _media(
+            schemas.reference(message, Form(Direction.ANSWER, True)), operation, "answer"
+        )
+    return content
 
 
 def _media(schema: Schema, operation: Operation, part: str) -> Schema:
     media: Schema = {"schema": schema}
-    example = EXAMPLES.get(operation.method.name, {}).get(part)
+    example = EXAMPLES.get(operation.rpc.removeprefix(f"/{PACKAGE}."), {}).get(part)
     if example is not None:
         media["example"] = example
     return media

@@ -13,7 +13,8 @@ from typing import Any, Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from evergreen.v1 import rules_pb2
-from servicekit.rules import DEFAULT_MAX_ITEMS, DEFAULT_MAX_STRING
+from servicekit.rpc.rules import DEFAULT_MAX_ITEMS, DEFAULT_MAX_STRING
+from servicekit.texts import NAME_PATTERN, TEXT_PATTERN
 from tools.openapi import bundle
 from tools.openapi.contract import Contract, is_map, is_required, message_of, rules
 
@@ -23,6 +24,10 @@ INT32: Final = (-(1 << 31), (1 << 31) - 1)
 UINT64: Final = (0, (1 << 64) - 1)
 MAX_BYTES: Final = 1 << 20
 ANY_TEXT: Final = r"^[^\x00]*$"
+_PATTERNS: Final[dict[int, Schema]] = {
+    rules_pb2.FieldRules.FORMAT_NAME: {"pattern": NAME_PATTERN},
+    rules_pb2.FieldRules.FORMAT_TEXT: {"pattern": TEXT_PATTERN},
+}
 """No string may hold NUL, for PostgreSQL stores none."""
 BASE64: Final = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 UUID_OR_NOTHING: Final = r"^(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
@@ -63,6 +68,8 @@ class Form:
 
     direction: Direction
     snake_case: bool
+    strict: bool = False
+    """Whether names that no field has are refused."""
 
     def name(self, field: FieldDescriptor) -> str:
         """The field's name."""
@@ -102,6 +109,8 @@ class Schemas:
             required = [form.name(f) for f in fields if _always_answered(f, form)]
         if required:
             schema["required"] = required
+        if form.strict:
+            schema["additionalProperties"] = False
         return schema
 
     def field(self, field: FieldDescriptor, form: Form, *, in_body: bool = True) -> Schema:
@@ -128,7 +137,7 @@ class Schemas:
             return self._single(field, form)
         items = self._single(field, form)
         if asked and field.full_name in SET_ASIDE:
-            items = {"anyOf": [items, {"description": "Anything else is set aside."}]}
+            items = {"anyOf": [items, {"description": "Anything else is quarantined."}]}
         schema = {"type": "array", "items": items}
         return schema | _sizes("Items", rule) if asked else schema
 
@@ -174,7 +183,7 @@ class Schemas:
         schema = self.reference(message, form)
         if form.direction is Direction.REQUEST and field.full_name in MENDED:
             return {
-                "anyOf": [schema, {"type": "object", "description": "Any other one is mended."}]
+                "anyOf": [schema, {"type": "object", "description": "Any other one is sanitised."}]
             }
         return schema
 
@@ -218,6 +227,8 @@ def _text(longest: int, shortest: int = 0) -> Schema:
 def _string(field: FieldDescriptor) -> Schema:
     rule = rules(field)
     if field.is_repeated:
+        if rule.format == rules_pb2.FieldRules.FORMAT_UUID:
+            return {"type": "string", "format": "uuid"}
         return _text(rule.item_max_len or DEFAULT_MAX_STRING)
     required = is_required(field)
     if rule.any_of:
@@ -231,7 +242,10 @@ def _string(field: FieldDescriptor) -> Schema:
         schema["format"] = "email"
     if rule.pattern:
         schema["pattern"] = f"^(?:{rule.pattern})$"
-    return schema
+    if rule.format == rules_pb2.FieldRules.FORMAT_FIRMWARE:
+        # What firmware says is trimmed, NUL too.
+        del schema["pattern"]
+    return schema | _PATTERNS.get(rule.format, {})
 
 
 def _bytes(longest: int | None) -> Schema:

@@ -44,25 +44,417 @@ class Challenge(_message.Message):
 
     NONCE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    BANK_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
-    """32 random bytes."""
+    """32 random bytes. A quote's extra data is SHA-256(nonce, the device's id in 36
+    lower-case characters, the name of the attestation key), one after the other.
+    """
+    bank: _builtins.str
+    """The bank to quote."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Until when it may be used, once."""
+
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The registers to quote."""
 
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        pcrs: _abc.Iterable[_builtins.int] | None = ...,
+        bank: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank", b"bank", "expires_at", b"expires_at", "nonce", b"nonce", "pcrs", b"pcrs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Challenge: _TypeAlias = Challenge  # noqa: Y015
+
+@_typing.final
+class CreateTpmEnrollmentRequest(_message.Message):
+    """Which TPM to bind the calling device to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EK_PUBLIC_FIELD_NUMBER: _builtins.int
+    EK_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    EK_CHAIN_FIELD_NUMBER: _builtins.int
+    AK_PUBLIC_FIELD_NUMBER: _builtins.int
+    ek_public: _builtins.bytes
+    """The endorsement key's public area (TPMT_PUBLIC)."""
+    ek_certificate: _builtins.bytes
+    """Its certificate in DER; empty when it has none."""
+    ak_public: _builtins.bytes
+    """The public area (TPMT_PUBLIC) of the key that will sign evidence."""
+    @_builtins.property
+    def ek_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The certificates between that one and a root, in DER; eight at most."""
+
+    def __init__(
+        self,
+        *,
+        ek_public: _builtins.bytes = ...,
+        ek_certificate: _builtins.bytes = ...,
+        ek_chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        ak_public: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ak_public", b"ak_public", "ek_certificate", b"ek_certificate", "ek_chain", b"ek_chain", "ek_public", b"ek_public"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTpmEnrollmentRequest: _TypeAlias = CreateTpmEnrollmentRequest  # noqa: Y015
+
+@_typing.final
+class TpmEnrollment(_message.Message):
+    """A secret for a TPM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_BLOB_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_SECRET_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id; empty when it was refused."""
+    credential_blob: _builtins.bytes
+    """TPMS_ID_OBJECT, the content of a TPM2B_ID_OBJECT."""
+    encrypted_secret: _builtins.bytes
+    """The content of a TPM2B_ENCRYPTED_SECRET."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when it may be activated."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it was refused, or what limits it (`EK_CERTIFICATE_EXPIRED`)."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        credential_blob: _builtins.bytes = ...,
+        encrypted_secret: _builtins.bytes = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_blob", b"credential_blob", "encrypted_secret", b"encrypted_secret", "expires_at", b"expires_at", "id", b"id", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmEnrollment: _TypeAlias = TpmEnrollment  # noqa: Y015
+
+@_typing.final
+class ActivateTpmEnrollmentRequest(_message.Message):
+    """What the TPM gave away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The enrollment's id."""
+    proof: _builtins.bytes
+    """SHA-256(the secret, the device's id in 36 lower-case characters)."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateTpmEnrollmentRequest: _TypeAlias = ActivateTpmEnrollmentRequest  # noqa: Y015
+
+@_typing.final
+class TpmBinding(_message.Message):
+    """A device's TPM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUND_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    EK_HASH_PREFIX_FIELD_NUMBER: _builtins.int
+    BOUND_AT_FIELD_NUMBER: _builtins.int
+    bound: _builtins.bool
+    """Whether the device is bound to it now."""
+    ek_hash_prefix: _builtins.str
+    """The first eight hexadecimal digits of the endorsement key's SHA-256."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is not."""
+
+    @_builtins.property
+    def bound_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is."""
+
+    def __init__(
+        self,
+        *,
+        bound: _builtins.bool = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        ek_hash_prefix: _builtins.str = ...,
+        bound_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bound_at", b"bound_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "bound_at", b"bound_at", "ek_hash_prefix", b"ek_hash_prefix", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmBinding: _TypeAlias = TpmBinding  # noqa: Y015
+
+@_typing.final
+class ResetTpmBindingRequest(_message.Message):
+    """Which device to free from its TPM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTpmBindingRequest: _TypeAlias = ResetTpmBindingRequest  # noqa: Y015
+
+@_typing.final
+class ListTrustRootsRequest(_message.Message):
+    """Asks for the certificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrustRootsRequest: _TypeAlias = ListTrustRootsRequest  # noqa: Y015
+
+@_typing.final
+class ListTrustRootsResponse(_message.Message):
+    """The certificates by which TPMs are known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrustRoot]:
+        """The certificates, by subject."""
+
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[Global___TrustRoot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrustRootsResponse: _TypeAlias = ListTrustRootsResponse  # noqa: Y015
+
+@_typing.final
+class TrustRoot(_message.Message):
+    """A certificate by which TPMs are known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id."""
+    subject: _builtins.str
+    """Whom it names."""
+    sha256: _builtins.str
+    """The SHA-256 of the certificate, in hexadecimal."""
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is valid."""
+
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is valid."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was added."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "not_after", b"not_after", "not_before", b"not_before", "sha256", b"sha256", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustRoot: _TypeAlias = TrustRoot  # noqa: Y015
+
+@_typing.final
+class CreateTrustRootRequest(_message.Message):
+    """A certificate to add."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    certificate_pem: _builtins.str
+    """One certificate of a CA, in PEM."""
+    validate_only: _builtins.bool
+    """Whether only to show what it is, without an id, and to add nothing."""
+    def __init__(
+        self,
+        *,
+        certificate_pem: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTrustRootRequest: _TypeAlias = CreateTrustRootRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTrustRootRequest(_message.Message):
+    """Which certificate to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrustRootRequest: _TypeAlias = DeleteTrustRootRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTrustRootResponse(_message.Message):
+    """A removed certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrustRootResponse: _TypeAlias = DeleteTrustRootResponse  # noqa: Y015
+
+@_typing.final
+class ImportEndorsementKeysRequest(_message.Message):
+    """A list of devices and their TPMs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    CSV_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    csv: _builtins.str
+    """Lines of a serial number and the SHA-256 of an endorsement key
+    (SubjectPublicKeyInfo) in hexadecimal, behind a header `serial,ek_hash`.
+    """
+    replace: _builtins.bool
+    """Whether what was listed before and is not in the list goes."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        csv: _builtins.str = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csv", b"csv", "org_id", b"org_id", "replace", b"replace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportEndorsementKeysRequest: _TypeAlias = ImportEndorsementKeysRequest  # noqa: Y015
+
+@_typing.final
+class ImportEndorsementKeysResponse(_message.Message):
+    """What became of a list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    added: _builtins.int
+    """Lines that are new."""
+    unchanged: _builtins.int
+    """Lines that were there before."""
+    removed: _builtins.int
+    """Lines that went."""
+    def __init__(
+        self,
+        *,
+        added: _builtins.int = ...,
+        unchanged: _builtins.int = ...,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "removed", b"removed", "unchanged", b"unchanged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportEndorsementKeysResponse: _TypeAlias = ImportEndorsementKeysResponse  # noqa: Y015
 
 @_typing.final
 class ListAttestationsRequest(_message.Message):
@@ -74,6 +466,8 @@ class ListAttestationsRequest(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     verdict: _builtins.str
@@ -82,6 +476,10 @@ class ListAttestationsRequest(_message.Message):
     """The most verdicts to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    reason: _builtins.str
+    """Only verdicts with this reason, for example `NONCE_REPLAYED`."""
+    stale: _builtins.bool
+    """Only devices whose latest evidence is older than the installation allows."""
     def __init__(
         self,
         *,
@@ -89,10 +487,12 @@ class ListAttestationsRequest(_message.Message):
         verdict: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "stale", b"stale", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,7 +550,7 @@ Global___GetAttestationRequest: _TypeAlias = GetAttestationRequest  # noqa: Y015
 
 @_typing.final
 class Attestation(_message.Message):
-    """The verdict over a boot."""
+    """The latest verdict over a device's boot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -180,23 +580,53 @@ class Attestation(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     ATTESTED_AT_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
+    BANK_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    EK_HASH_PREFIX_FIELD_NUMBER: _builtins.int
+    SECURE_BOOT_FIELD_NUMBER: _builtins.int
+    REFERENCE_VALUE_IDS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device's id."""
     org_id: _builtins.str
     """The organisation that it belongs to."""
     verdict: _builtins.str
-    """`VERIFIED`, `SELF_CONSISTENT` or `FAILED`."""
+    """`NONE` without evidence, `FAILED`, `SELF_CONSISTENT`, `KNOWN_TPM` or
+    `VERIFIED`.
+    """
+    bank: _builtins.str
+    """The bank of the values, for example `sha256`."""
+    stale: _builtins.bool
+    """Whether the evidence is older than the installation allows."""
+    serial_number: _builtins.str
+    """The hardware's serial number."""
+    model: _builtins.str
+    """The hardware's model name."""
+    bound: _builtins.bool
+    """Whether the device is bound to a TPM."""
+    ek_hash_prefix: _builtins.str
+    """The first eight hexadecimal digits of its endorsement key's SHA-256."""
+    secure_boot: _builtins.bool
+    """Whether the event log shows secure boot; absent without a log."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Why."""
+        """Why it is no better one."""
 
     @_builtins.property
     def attested_at(self) -> _timestamp_pb2.Timestamp:
-        """When the evidence was taken in."""
+        """When the evidence was taken; not set without any."""
 
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """PCR values in hexadecimal by PCR index."""
+        """PCR values in hexadecimal by PCR index; none when the evidence failed. Lists
+        leave them out.
+        """
+
+    @_builtins.property
+    def reference_value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The reference values that the boot matches."""
 
     def __init__(
         self,
@@ -207,14 +637,312 @@ class Attestation(_message.Message):
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         attested_at: _timestamp_pb2.Timestamp | None = ...,
         pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        bank: _builtins.str = ...,
+        stale: _builtins.bool = ...,
+        serial_number: _builtins.str = ...,
+        model: _builtins.str = ...,
+        bound: _builtins.bool = ...,
+        ek_hash_prefix: _builtins.str = ...,
+        secure_boot: _builtins.bool | None = ...,
+        reference_value_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot", "attested_at", b"attested_at", "secure_boot", b"secure_boot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "device_id", b"device_id", "org_id", b"org_id", "pcrs", b"pcrs", "reasons", b"reasons", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot", "attested_at", b"attested_at", "bank", b"bank", "bound", b"bound", "device_id", b"device_id", "ek_hash_prefix", b"ek_hash_prefix", "model", b"model", "org_id", b"org_id", "pcrs", b"pcrs", "reasons", b"reasons", "reference_value_ids", b"reference_value_ids", "secure_boot", b"secure_boot", "serial_number", b"serial_number", "stale", b"stale", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__secure_boot: _TypeAlias = _typing.Literal["secure_boot"]  # noqa: Y015
+    _WhichOneofArgType__secure_boot: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secure_boot) -> _WhichOneofReturnType__secure_boot | None: ...
+
+Global___Attestation: _TypeAlias = Attestation  # noqa: Y015
+
+@_typing.final
+class ListAttestationVerdictsRequest(_message.Message):
+    """Whose verdicts to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    page_size: _builtins.int
+    """The most verdicts to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Attestation: _TypeAlias = Attestation  # noqa: Y015
+Global___ListAttestationVerdictsRequest: _TypeAlias = ListAttestationVerdictsRequest  # noqa: Y015
+
+@_typing.final
+class ListAttestationVerdictsResponse(_message.Message):
+    """A page of verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationVerdict]:
+        """The verdicts."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___AttestationVerdict] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttestationVerdictsResponse: _TypeAlias = ListAttestationVerdictsResponse  # noqa: Y015
+
+@_typing.final
+class AttestationVerdict(_message.Message):
+    """A verdict over one piece of evidence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PcrsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    BANK_FIELD_NUMBER: _builtins.int
+    SECURE_BOOT_FIELD_NUMBER: _builtins.int
+    REFERENCE_VALUE_IDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    device_id: _builtins.str
+    """The device's id."""
+    org_id: _builtins.str
+    """The organisation that it belongs to."""
+    verdict: _builtins.str
+    """`FAILED`, `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`."""
+    bank: _builtins.str
+    """The bank of the values, for example `sha256`."""
+    secure_boot: _builtins.bool
+    """Whether the event log shows secure boot; absent without a log."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is no better one."""
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken."""
+
+    @_builtins.property
+    def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """PCR values in hexadecimal by PCR index; none when the evidence failed."""
+
+    @_builtins.property
+    def reference_value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The reference values that the boot matches."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
+        pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        bank: _builtins.str = ...,
+        secure_boot: _builtins.bool | None = ...,
+        reference_value_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot", "attested_at", b"attested_at", "secure_boot", b"secure_boot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot", "attested_at", b"attested_at", "bank", b"bank", "device_id", b"device_id", "id", b"id", "org_id", b"org_id", "pcrs", b"pcrs", "reasons", b"reasons", "reference_value_ids", b"reference_value_ids", "secure_boot", b"secure_boot", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__secure_boot: _TypeAlias = _typing.Literal["secure_boot"]  # noqa: Y015
+    _WhichOneofArgType__secure_boot: _TypeAlias = _typing.Literal["_secure_boot", b"_secure_boot"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secure_boot) -> _WhichOneofReturnType__secure_boot | None: ...
+
+Global___AttestationVerdict: _TypeAlias = AttestationVerdict  # noqa: Y015
+
+@_typing.final
+class ExportAttestationsRequest(_message.Message):
+    """Which verdicts to download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only devices of this organisation; of the caller's whole subtree when not given."""
+    verdict: _builtins.str
+    """Only this verdict."""
+    reason: _builtins.str
+    """Only verdicts with this reason."""
+    stale: _builtins.bool
+    """Only devices whose latest evidence is older than the installation allows."""
+    format: _builtins.str
+    """`csv` or `json`; JSON when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        stale: _builtins.bool = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "org_id", b"org_id", "reason", b"reason", "stale", b"stale", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAttestationsRequest: _TypeAlias = ExportAttestationsRequest  # noqa: Y015
+
+@_typing.final
+class ListVerdictChangesRequest(_message.Message):
+    """Where to continue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The cursor from the response before; empty to start from nothing."""
+    limit: _builtins.int
+    """The most changes to return."""
+    wait_seconds: _builtins.int
+    """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        wait_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVerdictChangesRequest: _TypeAlias = ListVerdictChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListVerdictChangesResponse(_message.Message):
+    """Verdicts since a cursor; a device may be returned more than once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where to continue."""
+    more: _builtins.bool
+    """Whether more is waiting behind the cursor."""
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceVerdict]:
+        """The devices' verdicts as they are now."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___DeviceVerdict] | None = ...,
+        next_cursor: _builtins.str = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "next_cursor", b"next_cursor", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVerdictChangesResponse: _TypeAlias = ListVerdictChangesResponse  # noqa: Y015
+
+@_typing.final
+class DeviceVerdict(_message.Message):
+    """The latest verdict over a device's boot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    tenant_id: _builtins.str
+    """The organisation that it belongs to."""
+    verdict: _builtins.str
+    """The verdict."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is no better one."""
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "device_id", b"device_id", "reasons", b"reasons", "tenant_id", b"tenant_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceVerdict: _TypeAlias = DeviceVerdict  # noqa: Y015
 
 @_typing.final
 class ListReferenceValuesRequest(_message.Message):
@@ -305,19 +1033,44 @@ class ReferenceValue(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id."""
     org_id: _builtins.str
     """The organisation."""
     name: _builtins.str
     """A name for people to read."""
+    kind: _builtins.str
+    """`FIRMWARE` or `OS_IMAGE`: a boot has to match one of each."""
+    model: _builtins.str
+    """Only devices of this model are graded by it; empty for all."""
+    state: _builtins.str
+    """`STAGED`, `ACTIVE` or `RETIRED`; only active values count."""
+    source: _builtins.str
+    """`LEARNED` from a device, `UPLOADED`, or predicted from a `UKI`."""
+    etag: _builtins.str
+    """Changes with every change."""
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """PCR values in hexadecimal by PCR index."""
+        """PCR values in hexadecimal by PCR index; the first, where there are more."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedCompositeFieldContainer[Global___AcceptedPcr]:
+        """All values that it accepts."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was changed last."""
 
     def __init__(
         self,
@@ -327,14 +1080,103 @@ class ReferenceValue(_message.Message):
         name: _builtins.str = ...,
         pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        kind: _builtins.str = ...,
+        model: _builtins.str = ...,
+        accepted: _abc.Iterable[Global___AcceptedPcr] | None = ...,
+        state: _builtins.str = ...,
+        source: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "name", b"name", "org_id", b"org_id", "pcrs", b"pcrs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "created_at", b"created_at", "etag", b"etag", "id", b"id", "kind", b"kind", "model", b"model", "name", b"name", "org_id", b"org_id", "pcrs", b"pcrs", "source", b"source", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReferenceValue: _TypeAlias = ReferenceValue  # noqa: Y015
+
+@_typing.final
+class AcceptedPcr(_message.Message):
+    """The values that a register may have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The register: 0, 2 and 7 of firmware, 4 and 11 of an operating system."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256 digests in hexadecimal."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptedPcr: _TypeAlias = AcceptedPcr  # noqa: Y015
+
+@_typing.final
+class GivenPcr(_message.Message):
+    """The values that a register is to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The register."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256 digests in hexadecimal."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GivenPcr: _TypeAlias = GivenPcr  # noqa: Y015
+
+@_typing.final
+class UkiSection(_message.Message):
+    """A section of a unified kernel image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for example `.linux`."""
+    sha256: _builtins.str
+    """The SHA-256 of its content, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UkiSection: _TypeAlias = UkiSection  # noqa: Y015
 
 @_typing.final
 class CreateReferenceValueRequest(_message.Message):
@@ -365,13 +1207,29 @@ class CreateReferenceValueRequest(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    UKI_SECTIONS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation."""
     name: _builtins.str
     """A name for people to read."""
+    kind: _builtins.str
+    """What it speaks of; `OS_IMAGE` when not given."""
+    model: _builtins.str
+    """Only devices of this model are graded by it; empty for all."""
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """PCR values in hexadecimal by PCR index."""
+
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedCompositeFieldContainer[Global___GivenPcr]:
+        """Values beside those of `pcrs`."""
+
+    @_builtins.property
+    def uki_sections(self) -> _containers.RepeatedCompositeFieldContainer[Global___UkiSection]:
+        """The sections of a unified kernel image, from which register 11 is predicted."""
 
     def __init__(
         self,
@@ -379,14 +1237,163 @@ class CreateReferenceValueRequest(_message.Message):
         org_id: _builtins.str = ...,
         name: _builtins.str = ...,
         pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        kind: _builtins.str = ...,
+        model: _builtins.str = ...,
+        accepted: _abc.Iterable[Global___GivenPcr] | None = ...,
+        uki_sections: _abc.Iterable[Global___UkiSection] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "org_id", b"org_id", "pcrs", b"pcrs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "kind", b"kind", "model", b"model", "name", b"name", "org_id", b"org_id", "pcrs", b"pcrs", "uki_sections", b"uki_sections"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateReferenceValueRequest: _TypeAlias = CreateReferenceValueRequest  # noqa: Y015
+
+@_typing.final
+class UpdateReferenceValueRequest(_message.Message):
+    """How a reference value is to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id."""
+    name: _builtins.str
+    """Its name from now on; as it is when not given."""
+    state: _builtins.str
+    """Its state from now on; as it is when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        state: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_name", b"_name", "_state", b"_state", "etag", b"etag", "name", b"name", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_name", b"_name", "_state", b"_state", "etag", b"etag", "id", b"id", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
+    _WhichOneofArgType__state: _TypeAlias = _typing.Literal["_state", b"_state"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state) -> _WhichOneofReturnType__state | None: ...
+
+Global___UpdateReferenceValueRequest: _TypeAlias = UpdateReferenceValueRequest  # noqa: Y015
+
+@_typing.final
+class LearnReferenceValueRequest(_message.Message):
+    """What to learn from which device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    name: _builtins.str
+    """A name for people to read."""
+    kind: _builtins.str
+    """What it speaks of."""
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The registers; all of the kind when none are given."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        pcrs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "kind", b"kind", "name", b"name", "pcrs", b"pcrs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnReferenceValueRequest: _TypeAlias = LearnReferenceValueRequest  # noqa: Y015
+
+@_typing.final
+class PreviewReferenceValuesRequest(_message.Message):
+    """A change of reference values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ACTIVATE_FIELD_NUMBER: _builtins.int
+    RETIRE_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    @_builtins.property
+    def activate(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of values that would be active."""
+
+    @_builtins.property
+    def retire(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of values that would be retired."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        activate: _abc.Iterable[_builtins.str] | None = ...,
+        retire: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate", b"activate", "org_id", b"org_id", "retire", b"retire"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewReferenceValuesRequest: _TypeAlias = PreviewReferenceValuesRequest  # noqa: Y015
+
+@_typing.final
+class PreviewReferenceValuesResponse(_message.Message):
+    """What a change of reference values would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    WOULD_BE_VERIFIED_FIELD_NUMBER: _builtins.int
+    WOULD_NOT_BE_VERIFIED_FIELD_NUMBER: _builtins.int
+    devices: _builtins.int
+    """Devices in use whose verdict is `KNOWN_TPM` or `VERIFIED`."""
+    would_be_verified: _builtins.int
+    """Those that are not `VERIFIED` and would be."""
+    would_not_be_verified: _builtins.int
+    """Those that are `VERIFIED` and would not be any more."""
+    def __init__(
+        self,
+        *,
+        devices: _builtins.int = ...,
+        would_be_verified: _builtins.int = ...,
+        would_not_be_verified: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "would_be_verified", b"would_be_verified", "would_not_be_verified", b"would_not_be_verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewReferenceValuesResponse: _TypeAlias = PreviewReferenceValuesResponse  # noqa: Y015
 
 @_typing.final
 class DeleteReferenceValueRequest(_message.Message):
@@ -395,18 +1402,24 @@ class DeleteReferenceValueRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DeleteReferenceValueRequest: _TypeAlias = DeleteReferenceValueRequest  # noqa: Y015
 

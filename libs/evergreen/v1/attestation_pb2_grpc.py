@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import attestation_pb2 as evergreen_dot_v1_dot_attestation__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -40,6 +41,41 @@ class AttestationServiceStub:
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.CreateChallengeRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.Challenge.FromString,
                 _registered_method=True)
+        self.CreateTpmEnrollment = channel.unary_unary(
+                '/evergreen.v1.AttestationService/CreateTpmEnrollment',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.CreateTpmEnrollmentRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.TpmEnrollment.FromString,
+                _registered_method=True)
+        self.ActivateTpmEnrollment = channel.unary_unary(
+                '/evergreen.v1.AttestationService/ActivateTpmEnrollment',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ActivateTpmEnrollmentRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.TpmBinding.FromString,
+                _registered_method=True)
+        self.ResetTpmBinding = channel.unary_unary(
+                '/evergreen.v1.AttestationService/ResetTpmBinding',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ResetTpmBindingRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.Attestation.FromString,
+                _registered_method=True)
+        self.ListTrustRoots = channel.unary_unary(
+                '/evergreen.v1.AttestationService/ListTrustRoots',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsResponse.FromString,
+                _registered_method=True)
+        self.CreateTrustRoot = channel.unary_unary(
+                '/evergreen.v1.AttestationService/CreateTrustRoot',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.CreateTrustRootRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.TrustRoot.FromString,
+                _registered_method=True)
+        self.DeleteTrustRoot = channel.unary_unary(
+                '/evergreen.v1.AttestationService/DeleteTrustRoot',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootResponse.FromString,
+                _registered_method=True)
+        self.ImportEndorsementKeys = channel.unary_unary(
+                '/evergreen.v1.AttestationService/ImportEndorsementKeys',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.FromString,
+                _registered_method=True)
         self.ListAttestations = channel.unary_unary(
                 '/evergreen.v1.AttestationService/ListAttestations',
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationsRequest.SerializeToString,
@@ -49,6 +85,16 @@ class AttestationServiceStub:
                 '/evergreen.v1.AttestationService/GetAttestation',
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.GetAttestationRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.Attestation.FromString,
+                _registered_method=True)
+        self.ListAttestationVerdicts = channel.unary_unary(
+                '/evergreen.v1.AttestationService/ListAttestationVerdicts',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsResponse.FromString,
+                _registered_method=True)
+        self.ExportAttestations = channel.unary_stream(
+                '/evergreen.v1.AttestationService/ExportAttestations',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ExportAttestationsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.ListReferenceValues = channel.unary_unary(
                 '/evergreen.v1.AttestationService/ListReferenceValues',
@@ -65,6 +111,21 @@ class AttestationServiceStub:
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueResponse.FromString,
                 _registered_method=True)
+        self.UpdateReferenceValue = channel.unary_unary(
+                '/evergreen.v1.AttestationService/UpdateReferenceValue',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.UpdateReferenceValueRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.FromString,
+                _registered_method=True)
+        self.LearnReferenceValue = channel.unary_unary(
+                '/evergreen.v1.AttestationService/LearnReferenceValue',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.LearnReferenceValueRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.FromString,
+                _registered_method=True)
+        self.PreviewReferenceValues = channel.unary_unary(
+                '/evergreen.v1.AttestationService/PreviewReferenceValues',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesResponse.FromString,
+                _registered_method=True)
 
 
 class AttestationServiceServicer:
@@ -72,14 +133,71 @@ class AttestationServiceServicer:
     """
 
     def CreateChallenge(self, request, context):
-        """Returns a nonce for the calling device's next attestation.
+        """Returns a nonce for the calling device's next attestation. It is good once,
+        for five minutes; the next one replaces it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTpmEnrollment(self, request, context):
+        """Begins to bind the calling device to its TPM: returns a secret that only the
+        TPM with the endorsement key gives away, and only where it has the
+        attestation key too. What is refused has reasons and no id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateTpmEnrollment(self, request, context):
+        """Binds the calling device to its TPM, if it knows the secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetTpmBinding(self, request, context):
+        """Frees a device from its TPM, so that it can enroll another one: after its
+        main board was replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrustRoots(self, request, context):
+        """Lists the certificates by which TPMs are known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTrustRoot(self, request, context):
+        """Adds a certificate by which TPMs are known, in the whole installation. Only
+        for Owners of the root tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrustRoot(self, request, context):
+        """Removes a certificate by which TPMs are known. Devices that are bound by it
+        stay bound. Only for Owners of the root tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportEndorsementKeys(self, request, context):
+        """Takes a list of devices and their TPMs: a TPM is known that is listed for the
+        serial number of its device, be it certified or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAttestations(self, request, context):
-        """Lists the latest verdict of each device of the caller's subtree.
+        """Lists the latest verdict of each device of the caller's subtree that is in
+        use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,22 +210,61 @@ class AttestationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAttestationVerdicts(self, request, context):
+        """Lists the latest verdicts of one device, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAttestations(self, request, context):
+        """Downloads the latest verdicts of devices as a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListReferenceValues(self, request, context):
-        """Lists the PCR values that an organisation accepts.
+        """Lists what devices of an organisation may boot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateReferenceValue(self, request, context):
-        """Adds PCR values that an organisation accepts.
+        """Adds what devices of an organisation may boot, staged: it does not count until
+        it is active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteReferenceValue(self, request, context):
-        """Removes PCR values that an organisation accepts.
+        """Removes a reference value.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateReferenceValue(self, request, context):
+        """Renames a reference value, or makes it staged, active or retired. Devices are
+        graded by it with their next evidence.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LearnReferenceValue(self, request, context):
+        """Adds what a device booted last as a staged reference value. Its verdict has to
+        be `KNOWN_TPM` or `VERIFIED`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewReferenceValues(self, request, context):
+        """Counts the devices whose verdict would change, by their latest evidence, if
+        some values were active and others retired. Nothing is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +278,41 @@ def add_AttestationServiceServicer_to_server(servicer, server):
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.CreateChallengeRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.Challenge.SerializeToString,
             ),
+            'CreateTpmEnrollment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTpmEnrollment,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.CreateTpmEnrollmentRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.TpmEnrollment.SerializeToString,
+            ),
+            'ActivateTpmEnrollment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateTpmEnrollment,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ActivateTpmEnrollmentRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.TpmBinding.SerializeToString,
+            ),
+            'ResetTpmBinding': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetTpmBinding,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ResetTpmBindingRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.Attestation.SerializeToString,
+            ),
+            'ListTrustRoots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrustRoots,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsResponse.SerializeToString,
+            ),
+            'CreateTrustRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTrustRoot,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.CreateTrustRootRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.TrustRoot.SerializeToString,
+            ),
+            'DeleteTrustRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrustRoot,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootResponse.SerializeToString,
+            ),
+            'ImportEndorsementKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportEndorsementKeys,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.SerializeToString,
+            ),
             'ListAttestations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttestations,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationsRequest.FromString,
@@ -130,6 +322,16 @@ def add_AttestationServiceServicer_to_server(servicer, server):
                     servicer.GetAttestation,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.GetAttestationRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.Attestation.SerializeToString,
+            ),
+            'ListAttestationVerdicts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttestationVerdicts,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsResponse.SerializeToString,
+            ),
+            'ExportAttestations': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAttestations,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ExportAttestationsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'ListReferenceValues': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReferenceValues,
@@ -145,6 +347,21 @@ def add_AttestationServiceServicer_to_server(servicer, server):
                     servicer.DeleteReferenceValue,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueResponse.SerializeToString,
+            ),
+            'UpdateReferenceValue': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateReferenceValue,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.UpdateReferenceValueRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.SerializeToString,
+            ),
+            'LearnReferenceValue': grpc.unary_unary_rpc_method_handler(
+                    servicer.LearnReferenceValue,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.LearnReferenceValueRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.SerializeToString,
+            ),
+            'PreviewReferenceValues': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewReferenceValues,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +392,195 @@ class AttestationService:
             '/evergreen.v1.AttestationService/CreateChallenge',
             evergreen_dot_v1_dot_attestation__pb2.CreateChallengeRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.Challenge.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTpmEnrollment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/CreateTpmEnrollment',
+            evergreen_dot_v1_dot_attestation__pb2.CreateTpmEnrollmentRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.TpmEnrollment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateTpmEnrollment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ActivateTpmEnrollment',
+            evergreen_dot_v1_dot_attestation__pb2.ActivateTpmEnrollmentRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.TpmBinding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetTpmBinding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ResetTpmBinding',
+            evergreen_dot_v1_dot_attestation__pb2.ResetTpmBindingRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.Attestation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrustRoots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ListTrustRoots',
+            evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ListTrustRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTrustRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/CreateTrustRoot',
+            evergreen_dot_v1_dot_attestation__pb2.CreateTrustRootRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.TrustRoot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrustRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/DeleteTrustRoot',
+            evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.DeleteTrustRootResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportEndorsementKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ImportEndorsementKeys',
+            evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -229,6 +635,60 @@ class AttestationService:
             '/evergreen.v1.AttestationService/GetAttestation',
             evergreen_dot_v1_dot_attestation__pb2.GetAttestationRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.Attestation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttestationVerdicts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ListAttestationVerdicts',
+            evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ListAttestationVerdictsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAttestations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ExportAttestations',
+            evergreen_dot_v1_dot_attestation__pb2.ExportAttestationsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,
@@ -310,6 +770,163 @@ class AttestationService:
             '/evergreen.v1.AttestationService/DeleteReferenceValue',
             evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.DeleteReferenceValueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateReferenceValue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/UpdateReferenceValue',
+            evergreen_dot_v1_dot_attestation__pb2.UpdateReferenceValueRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LearnReferenceValue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/LearnReferenceValue',
+            evergreen_dot_v1_dot_attestation__pb2.LearnReferenceValueRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ReferenceValue.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewReferenceValues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/PreviewReferenceValues',
+            evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.PreviewReferenceValuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AttestationInternalServiceStub:
+    """What other services ask attestation for.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListVerdictChanges = channel.unary_unary(
+                '/evergreen.v1.AttestationInternalService/ListVerdictChanges',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.FromString,
+                _registered_method=True)
+
+
+class AttestationInternalServiceServicer:
+    """What other services ask attestation for.
+    """
+
+    def ListVerdictChanges(self, request, context):
+        """Lists the devices whose verdict changed since a cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AttestationInternalServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListVerdictChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVerdictChanges,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.AttestationInternalService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.AttestationInternalService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AttestationInternalService:
+    """What other services ask attestation for.
+    """
+
+    @staticmethod
+    def ListVerdictChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationInternalService/ListVerdictChanges',
+            evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

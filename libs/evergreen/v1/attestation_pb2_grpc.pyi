@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import attestation_pb2 as _attestation_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -34,17 +35,64 @@ class AttestationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttestationServiceAsyncStub: ...
     CreateChallenge: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateChallengeRequest, _attestation_pb2.Challenge]
-    """Returns a nonce for the calling device's next attestation."""
+    """Returns a nonce for the calling device's next attestation. It is good once,
+    for five minutes; the next one replaces it.
+    """
+    CreateTpmEnrollment: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateTpmEnrollmentRequest, _attestation_pb2.TpmEnrollment]
+    """Begins to bind the calling device to its TPM: returns a secret that only the
+    TPM with the endorsement key gives away, and only where it has the
+    attestation key too. What is refused has reasons and no id.
+    """
+    ActivateTpmEnrollment: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ActivateTpmEnrollmentRequest, _attestation_pb2.TpmBinding]
+    """Binds the calling device to its TPM, if it knows the secret."""
+    ResetTpmBinding: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ResetTpmBindingRequest, _attestation_pb2.Attestation]
+    """Frees a device from its TPM, so that it can enroll another one: after its
+    main board was replaced.
+    """
+    ListTrustRoots: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListTrustRootsRequest, _attestation_pb2.ListTrustRootsResponse]
+    """Lists the certificates by which TPMs are known."""
+    CreateTrustRoot: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateTrustRootRequest, _attestation_pb2.TrustRoot]
+    """Adds a certificate by which TPMs are known, in the whole installation. Only
+    for Owners of the root tenant.
+    """
+    DeleteTrustRoot: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.DeleteTrustRootRequest, _attestation_pb2.DeleteTrustRootResponse]
+    """Removes a certificate by which TPMs are known. Devices that are bound by it
+    stay bound. Only for Owners of the root tenant.
+    """
+    ImportEndorsementKeys: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ImportEndorsementKeysRequest, _attestation_pb2.ImportEndorsementKeysResponse]
+    """Takes a list of devices and their TPMs: a TPM is known that is listed for the
+    serial number of its device, be it certified or not.
+    """
     ListAttestations: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]
-    """Lists the latest verdict of each device of the caller's subtree."""
+    """Lists the latest verdict of each device of the caller's subtree that is in
+    use.
+    """
     GetAttestation: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.GetAttestationRequest, _attestation_pb2.Attestation]
     """Returns the latest verdict of one device."""
+    ListAttestationVerdicts: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationVerdictsRequest, _attestation_pb2.ListAttestationVerdictsResponse]
+    """Lists the latest verdicts of one device, the newest first."""
+    ExportAttestations: _grpc.UnaryStreamMultiCallable[_attestation_pb2.ExportAttestationsRequest, _httpbody_pb2.HttpBody]
+    """Downloads the latest verdicts of devices as a file."""
     ListReferenceValues: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListReferenceValuesRequest, _attestation_pb2.ListReferenceValuesResponse]
-    """Lists the PCR values that an organisation accepts."""
+    """Lists what devices of an organisation may boot."""
     CreateReferenceValue: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.CreateReferenceValueRequest, _attestation_pb2.ReferenceValue]
-    """Adds PCR values that an organisation accepts."""
+    """Adds what devices of an organisation may boot, staged: it does not count until
+    it is active.
+    """
     DeleteReferenceValue: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.DeleteReferenceValueRequest, _attestation_pb2.DeleteReferenceValueResponse]
-    """Removes PCR values that an organisation accepts."""
+    """Removes a reference value."""
+    UpdateReferenceValue: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.UpdateReferenceValueRequest, _attestation_pb2.ReferenceValue]
+    """Renames a reference value, or makes it staged, active or retired. Devices are
+    graded by it with their next evidence.
+    """
+    LearnReferenceValue: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.LearnReferenceValueRequest, _attestation_pb2.ReferenceValue]
+    """Adds what a device booted last as a staged reference value. Its verdict has to
+    be `KNOWN_TPM` or `VERIFIED`.
+    """
+    PreviewReferenceValues: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.PreviewReferenceValuesRequest, _attestation_pb2.PreviewReferenceValuesResponse]
+    """Counts the devices whose verdict would change, by their latest evidence, if
+    some values were active and others retired. Nothing is changed.
+    """
 
 @_typing.type_check_only
 class AttestationServiceAsyncStub(AttestationServiceStub):
@@ -52,17 +100,64 @@ class AttestationServiceAsyncStub(AttestationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateChallenge: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateChallengeRequest, _attestation_pb2.Challenge]  # type: ignore[assignment]
-    """Returns a nonce for the calling device's next attestation."""
+    """Returns a nonce for the calling device's next attestation. It is good once,
+    for five minutes; the next one replaces it.
+    """
+    CreateTpmEnrollment: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateTpmEnrollmentRequest, _attestation_pb2.TpmEnrollment]  # type: ignore[assignment]
+    """Begins to bind the calling device to its TPM: returns a secret that only the
+    TPM with the endorsement key gives away, and only where it has the
+    attestation key too. What is refused has reasons and no id.
+    """
+    ActivateTpmEnrollment: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ActivateTpmEnrollmentRequest, _attestation_pb2.TpmBinding]  # type: ignore[assignment]
+    """Binds the calling device to its TPM, if it knows the secret."""
+    ResetTpmBinding: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ResetTpmBindingRequest, _attestation_pb2.Attestation]  # type: ignore[assignment]
+    """Frees a device from its TPM, so that it can enroll another one: after its
+    main board was replaced.
+    """
+    ListTrustRoots: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListTrustRootsRequest, _attestation_pb2.ListTrustRootsResponse]  # type: ignore[assignment]
+    """Lists the certificates by which TPMs are known."""
+    CreateTrustRoot: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateTrustRootRequest, _attestation_pb2.TrustRoot]  # type: ignore[assignment]
+    """Adds a certificate by which TPMs are known, in the whole installation. Only
+    for Owners of the root tenant.
+    """
+    DeleteTrustRoot: _aio.UnaryUnaryMultiCallable[_attestation_pb2.DeleteTrustRootRequest, _attestation_pb2.DeleteTrustRootResponse]  # type: ignore[assignment]
+    """Removes a certificate by which TPMs are known. Devices that are bound by it
+    stay bound. Only for Owners of the root tenant.
+    """
+    ImportEndorsementKeys: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ImportEndorsementKeysRequest, _attestation_pb2.ImportEndorsementKeysResponse]  # type: ignore[assignment]
+    """Takes a list of devices and their TPMs: a TPM is known that is listed for the
+    serial number of its device, be it certified or not.
+    """
     ListAttestations: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]  # type: ignore[assignment]
-    """Lists the latest verdict of each device of the caller's subtree."""
+    """Lists the latest verdict of each device of the caller's subtree that is in
+    use.
+    """
     GetAttestation: _aio.UnaryUnaryMultiCallable[_attestation_pb2.GetAttestationRequest, _attestation_pb2.Attestation]  # type: ignore[assignment]
     """Returns the latest verdict of one device."""
+    ListAttestationVerdicts: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationVerdictsRequest, _attestation_pb2.ListAttestationVerdictsResponse]  # type: ignore[assignment]
+    """Lists the latest verdicts of one device, the newest first."""
+    ExportAttestations: _aio.UnaryStreamMultiCallable[_attestation_pb2.ExportAttestationsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Downloads the latest verdicts of devices as a file."""
     ListReferenceValues: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListReferenceValuesRequest, _attestation_pb2.ListReferenceValuesResponse]  # type: ignore[assignment]
-    """Lists the PCR values that an organisation accepts."""
+    """Lists what devices of an organisation may boot."""
     CreateReferenceValue: _aio.UnaryUnaryMultiCallable[_attestation_pb2.CreateReferenceValueRequest, _attestation_pb2.ReferenceValue]  # type: ignore[assignment]
-    """Adds PCR values that an organisation accepts."""
+    """Adds what devices of an organisation may boot, staged: it does not count until
+    it is active.
+    """
     DeleteReferenceValue: _aio.UnaryUnaryMultiCallable[_attestation_pb2.DeleteReferenceValueRequest, _attestation_pb2.DeleteReferenceValueResponse]  # type: ignore[assignment]
-    """Removes PCR values that an organisation accepts."""
+    """Removes a reference value."""
+    UpdateReferenceValue: _aio.UnaryUnaryMultiCallable[_attestation_pb2.UpdateReferenceValueRequest, _attestation_pb2.ReferenceValue]  # type: ignore[assignment]
+    """Renames a reference value, or makes it staged, active or retired. Devices are
+    graded by it with their next evidence.
+    """
+    LearnReferenceValue: _aio.UnaryUnaryMultiCallable[_attestation_pb2.LearnReferenceValueRequest, _attestation_pb2.ReferenceValue]  # type: ignore[assignment]
+    """Adds what a device booted last as a staged reference value. Its verdict has to
+    be `KNOWN_TPM` or `VERIFIED`.
+    """
+    PreviewReferenceValues: _aio.UnaryUnaryMultiCallable[_attestation_pb2.PreviewReferenceValuesRequest, _attestation_pb2.PreviewReferenceValuesResponse]  # type: ignore[assignment]
+    """Counts the devices whose verdict would change, by their latest evidence, if
+    some values were active and others retired. Nothing is changed.
+    """
 
 class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Verdicts over the devices' boots."""
@@ -73,7 +168,76 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.CreateChallengeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.Challenge, _abc.Awaitable[_attestation_pb2.Challenge]]:
-        """Returns a nonce for the calling device's next attestation."""
+        """Returns a nonce for the calling device's next attestation. It is good once,
+        for five minutes; the next one replaces it.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTpmEnrollment(
+        self,
+        request: _attestation_pb2.CreateTpmEnrollmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.TpmEnrollment, _abc.Awaitable[_attestation_pb2.TpmEnrollment]]:
+        """Begins to bind the calling device to its TPM: returns a secret that only the
+        TPM with the endorsement key gives away, and only where it has the
+        attestation key too. What is refused has reasons and no id.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivateTpmEnrollment(
+        self,
+        request: _attestation_pb2.ActivateTpmEnrollmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.TpmBinding, _abc.Awaitable[_attestation_pb2.TpmBinding]]:
+        """Binds the calling device to its TPM, if it knows the secret."""
+
+    @_abc_1.abstractmethod
+    def ResetTpmBinding(
+        self,
+        request: _attestation_pb2.ResetTpmBindingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.Attestation, _abc.Awaitable[_attestation_pb2.Attestation]]:
+        """Frees a device from its TPM, so that it can enroll another one: after its
+        main board was replaced.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTrustRoots(
+        self,
+        request: _attestation_pb2.ListTrustRootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ListTrustRootsResponse, _abc.Awaitable[_attestation_pb2.ListTrustRootsResponse]]:
+        """Lists the certificates by which TPMs are known."""
+
+    @_abc_1.abstractmethod
+    def CreateTrustRoot(
+        self,
+        request: _attestation_pb2.CreateTrustRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.TrustRoot, _abc.Awaitable[_attestation_pb2.TrustRoot]]:
+        """Adds a certificate by which TPMs are known, in the whole installation. Only
+        for Owners of the root tenant.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTrustRoot(
+        self,
+        request: _attestation_pb2.DeleteTrustRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.DeleteTrustRootResponse, _abc.Awaitable[_attestation_pb2.DeleteTrustRootResponse]]:
+        """Removes a certificate by which TPMs are known. Devices that are bound by it
+        stay bound. Only for Owners of the root tenant.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportEndorsementKeys(
+        self,
+        request: _attestation_pb2.ImportEndorsementKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ImportEndorsementKeysResponse, _abc.Awaitable[_attestation_pb2.ImportEndorsementKeysResponse]]:
+        """Takes a list of devices and their TPMs: a TPM is known that is listed for the
+        serial number of its device, be it certified or not.
+        """
 
     @_abc_1.abstractmethod
     def ListAttestations(
@@ -81,7 +245,9 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.ListAttestationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.ListAttestationsResponse, _abc.Awaitable[_attestation_pb2.ListAttestationsResponse]]:
-        """Lists the latest verdict of each device of the caller's subtree."""
+        """Lists the latest verdict of each device of the caller's subtree that is in
+        use.
+        """
 
     @_abc_1.abstractmethod
     def GetAttestation(
@@ -92,12 +258,28 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the latest verdict of one device."""
 
     @_abc_1.abstractmethod
+    def ListAttestationVerdicts(
+        self,
+        request: _attestation_pb2.ListAttestationVerdictsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ListAttestationVerdictsResponse, _abc.Awaitable[_attestation_pb2.ListAttestationVerdictsResponse]]:
+        """Lists the latest verdicts of one device, the newest first."""
+
+    @_abc_1.abstractmethod
+    def ExportAttestations(
+        self,
+        request: _attestation_pb2.ExportAttestationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Downloads the latest verdicts of devices as a file."""
+
+    @_abc_1.abstractmethod
     def ListReferenceValues(
         self,
         request: _attestation_pb2.ListReferenceValuesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.ListReferenceValuesResponse, _abc.Awaitable[_attestation_pb2.ListReferenceValuesResponse]]:
-        """Lists the PCR values that an organisation accepts."""
+        """Lists what devices of an organisation may boot."""
 
     @_abc_1.abstractmethod
     def CreateReferenceValue(
@@ -105,7 +287,9 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.CreateReferenceValueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.ReferenceValue, _abc.Awaitable[_attestation_pb2.ReferenceValue]]:
-        """Adds PCR values that an organisation accepts."""
+        """Adds what devices of an organisation may boot, staged: it does not count until
+        it is active.
+        """
 
     @_abc_1.abstractmethod
     def DeleteReferenceValue(
@@ -113,6 +297,67 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attestation_pb2.DeleteReferenceValueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.DeleteReferenceValueResponse, _abc.Awaitable[_attestation_pb2.DeleteReferenceValueResponse]]:
-        """Removes PCR values that an organisation accepts."""
+        """Removes a reference value."""
+
+    @_abc_1.abstractmethod
+    def UpdateReferenceValue(
+        self,
+        request: _attestation_pb2.UpdateReferenceValueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ReferenceValue, _abc.Awaitable[_attestation_pb2.ReferenceValue]]:
+        """Renames a reference value, or makes it staged, active or retired. Devices are
+        graded by it with their next evidence.
+        """
+
+    @_abc_1.abstractmethod
+    def LearnReferenceValue(
+        self,
+        request: _attestation_pb2.LearnReferenceValueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ReferenceValue, _abc.Awaitable[_attestation_pb2.ReferenceValue]]:
+        """Adds what a device booted last as a staged reference value. Its verdict has to
+        be `KNOWN_TPM` or `VERIFIED`.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewReferenceValues(
+        self,
+        request: _attestation_pb2.PreviewReferenceValuesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.PreviewReferenceValuesResponse, _abc.Awaitable[_attestation_pb2.PreviewReferenceValuesResponse]]:
+        """Counts the devices whose verdict would change, by their latest evidence, if
+        some values were active and others retired. Nothing is changed.
+        """
 
 def add_AttestationServiceServicer_to_server(servicer: AttestationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AttestationInternalServiceStub:
+    """What other services ask attestation for."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AttestationInternalServiceAsyncStub: ...
+    ListVerdictChanges: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListVerdictChangesRequest, _attestation_pb2.ListVerdictChangesResponse]
+    """Lists the devices whose verdict changed since a cursor."""
+
+@_typing.type_check_only
+class AttestationInternalServiceAsyncStub(AttestationInternalServiceStub):
+    """What other services ask attestation for."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListVerdictChanges: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListVerdictChangesRequest, _attestation_pb2.ListVerdictChangesResponse]  # type: ignore[assignment]
+    """Lists the devices whose verdict changed since a cursor."""
+
+class AttestationInternalServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What other services ask attestation for."""
+
+    @_abc_1.abstractmethod
+    def ListVerdictChanges(
+        self,
+        request: _attestation_pb2.ListVerdictChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ListVerdictChangesResponse, _abc.Awaitable[_attestation_pb2.ListVerdictChangesResponse]]:
+        """Lists the devices whose verdict changed since a cursor."""
+
+def add_AttestationInternalServiceServicer_to_server(servicer: AttestationInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

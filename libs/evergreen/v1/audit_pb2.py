@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
 from evergreen.v1 import rules_pb2 as evergreen_dot_v1_dot_rules__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
@@ -30,7 +31,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65vergreen/v1/audit.proto\x12\x0c\x65vergreen.v1\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n\x17ListAuditEntriesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x16\n\x05\x61\x63tor\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xfe\x01\x12\x17\n\x06\x61\x63tion\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x19\n\x08resource\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x32\n\x0eoccurred_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0foccurred_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\tpage_size\x18\x07 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x08 \x01(\t\"^\n\x18ListAuditEntriesResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.evergreen.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x14GetAuditEntryRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\"\xdf\x02\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x0e\n\x06org_id\x18\x06 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x07 \x01(\t\x12\x12\n\nactor_role\x18\x08 \x01(\t\x12\x11\n\tsource_ip\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\'\n\x06\x62\x65\x66ore\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x05\x61\x66ter\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08sequence\x18\r \x01(\x05\x12\x15\n\rprevious_hash\x18\x0e \x01(\t\x12\x0c\n\x04hash\x18\x0f \x01(\t\"\x1b\n\x19GetAuditCheckpointRequest\"G\n\x0f\x41uditCheckpoint\x12\x11\n\tstatement\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xc0\x01\n\x19\x45xportAuditEntriesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x32\n\x0eoccurred_after\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0foccurred_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06\x66ormat\x18\x04 \x01(\tB\x12\xaa\xbb\x18\x0e*\x00*\x05jsonl*\x03\x63sv\"\x18\n\x16GetAuditKeysPemRequest2\xd3\x04\n\x0c\x41uditService\x12u\n\x10ListAuditEntries\x12%.evergreen.v1.ListAuditEntriesRequest\x1a&.evergreen.v1.ListAuditEntriesResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/api/audit\x12n\n\rGetAuditEntry\x12\".evergreen.v1.GetAuditEntryRequest\x1a\x18.evergreen.v1.AuditEntry\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/audit/entries/{id}\x12{\n\x12GetAuditCheckpoint\x12\'.evergreen.v1.GetAuditCheckpointRequest\x1a\x1d.evergreen.v1.AuditCheckpoint\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/audit/checkpoint\x12p\n\x12\x45xportAuditEntries\x12\'.evergreen.v1.ExportAuditEntriesRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/audit/export0\x01\x12m\n\x0fGetAuditKeysPem\x12$.evergreen.v1.GetAuditKeysPemRequest\x1a\x14.google.api.HttpBody\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/audit-keys.pemb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65vergreen/v1/audit.proto\x12\x0c\x65vergreen.v1\x1a\x1b\x65vergreen/v1/identity.proto\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n\x17ListAuditEntriesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x16\n\x05\x61\x63tor\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xfe\x01\x12\x17\n\x06\x61\x63tion\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x19\n\x08resource\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x32\n\x0eoccurred_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0foccurred_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\tpage_size\x18\x07 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x08 \x01(\t\"^\n\x18ListAuditEntriesResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.evergreen.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x14GetAuditEntryRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\"\xf1\x02\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x0e\n\x06org_id\x18\x06 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x07 \x01(\t\x12\x12\n\nactor_role\x18\x08 \x01(\t\x12\x11\n\tsource_ip\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\'\n\x06\x62\x65\x66ore\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x05\x61\x66ter\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08sequence\x18\r \x01(\x05\x12\x15\n\rprevious_hash\x18\x0e \x01(\t\x12\x0c\n\x04hash\x18\x0f \x01(\t\x12\x10\n\x08org_name\x18\x10 \x01(\t\"\x1b\n\x19GetAuditCheckpointRequest\"G\n\x0f\x41uditCheckpoint\x12\x11\n\tstatement\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xc0\x01\n\x19\x45xportAuditEntriesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x32\n\x0eoccurred_after\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0foccurred_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06\x66ormat\x18\x04 \x01(\tB\x12\xaa\xbb\x18\x0e*\x00*\x05jsonl*\x03\x63sv\"\x18\n\x16GetAuditKeysPemRequest\"\x16\n\x14ListAuditKeysRequest\"3\n\x15RotateAuditKeyRequest\x12\x1a\n\nrequest_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x32\xbc\x06\n\x0c\x41uditService\x12u\n\x10ListAuditEntries\x12%.evergreen.v1.ListAuditEntriesRequest\x1a&.evergreen.v1.ListAuditEntriesResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/api/audit\x12n\n\rGetAuditEntry\x12\".evergreen.v1.GetAuditEntryRequest\x1a\x18.evergreen.v1.AuditEntry\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/audit/entries/{id}\x12{\n\x12GetAuditCheckpoint\x12\'.evergreen.v1.GetAuditCheckpointRequest\x1a\x1d.evergreen.v1.AuditCheckpoint\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/audit/checkpoint\x12p\n\x12\x45xportAuditEntries\x12\'.evergreen.v1.ExportAuditEntriesRequest\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/audit/export0\x01\x12m\n\x0fGetAuditKeysPem\x12$.evergreen.v1.GetAuditKeysPemRequest\x1a\x14.google.api.HttpBody\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/audit-keys.pem\x12s\n\rListAuditKeys\x12\".evergreen.v1.ListAuditKeysRequest\x1a%.evergreen.v1.ListSigningKeysResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/audit-keys\x12r\n\x0eRotateAuditKey\x12#.evergreen.v1.RotateAuditKeyRequest\x1a\x18.evergreen.v1.SigningKey\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/api/audit-keys/rotate:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTAUDITENTRIESREQUEST'].fields_by_name['org_id']._serialized_options = b'\252\273\030\002 \001'
   _globals['_EXPORTAUDITENTRIESREQUEST'].fields_by_name['format']._loaded_options = None
   _globals['_EXPORTAUDITENTRIESREQUEST'].fields_by_name['format']._serialized_options = b'\252\273\030\016*\000*\005jsonl*\003csv'
+  _globals['_ROTATEAUDITKEYREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_ROTATEAUDITKEYREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\002 \001'
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\202\323\344\223\002\014\022\n/api/audit'
   _globals['_AUDITSERVICE'].methods_by_name['GetAuditEntry']._loaded_options = None
@@ -63,22 +66,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['ExportAuditEntries']._serialized_options = b'\202\323\344\223\002\023\022\021/api/audit/export'
   _globals['_AUDITSERVICE'].methods_by_name['GetAuditKeysPem']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['GetAuditKeysPem']._serialized_options = b'\202\323\344\223\002\030\022\026/api/v1/audit-keys.pem'
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=222
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=502
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=504
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=598
-  _globals['_GETAUDITENTRYREQUEST']._serialized_start=600
-  _globals['_GETAUDITENTRYREQUEST']._serialized_end=646
-  _globals['_AUDITENTRY']._serialized_start=649
-  _globals['_AUDITENTRY']._serialized_end=1000
-  _globals['_GETAUDITCHECKPOINTREQUEST']._serialized_start=1002
-  _globals['_GETAUDITCHECKPOINTREQUEST']._serialized_end=1029
-  _globals['_AUDITCHECKPOINT']._serialized_start=1031
-  _globals['_AUDITCHECKPOINT']._serialized_end=1102
-  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_start=1105
-  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_end=1297
-  _globals['_GETAUDITKEYSPEMREQUEST']._serialized_start=1299
-  _globals['_GETAUDITKEYSPEMREQUEST']._serialized_end=1323
-  _globals['_AUDITSERVICE']._serialized_start=1326
-  _globals['_AUDITSERVICE']._serialized_end=1921
+  _globals['_AUDITSERVICE'].methods_by_name['ListAuditKeys']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ListAuditKeys']._serialized_options = b'\202\323\344\223\002\021\022\017/api/audit-keys'
+  _globals['_AUDITSERVICE'].methods_by_name['RotateAuditKey']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['RotateAuditKey']._serialized_options = b'\202\323\344\223\002\033\"\026/api/audit-keys/rotate:\001*'
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=251
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=531
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=533
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=627
+  _globals['_GETAUDITENTRYREQUEST']._serialized_start=629
+  _globals['_GETAUDITENTRYREQUEST']._serialized_end=675
+  _globals['_AUDITENTRY']._serialized_start=678
+  _globals['_AUDITENTRY']._serialized_end=1047
+  _globals['_GETAUDITCHECKPOINTREQUEST']._serialized_start=1049
+  _globals['_GETAUDITCHECKPOINTREQUEST']._serialized_end=1076
+  _globals['_AUDITCHECKPOINT']._serialized_start=1078
+  _globals['_AUDITCHECKPOINT']._serialized_end=1149
+  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_start=1152
+  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_end=1344
+  _globals['_GETAUDITKEYSPEMREQUEST']._serialized_start=1346
+  _globals['_GETAUDITKEYSPEMREQUEST']._serialized_end=1370
+  _globals['_LISTAUDITKEYSREQUEST']._serialized_start=1372
+  _globals['_LISTAUDITKEYSREQUEST']._serialized_end=1394
+  _globals['_ROTATEAUDITKEYREQUEST']._serialized_start=1396
+  _globals['_ROTATEAUDITKEYREQUEST']._serialized_end=1447
+  _globals['_AUDITSERVICE']._serialized_start=1450
+  _globals['_AUDITSERVICE']._serialized_end=2278
 # @@protoc_insertion_point(module_scope)

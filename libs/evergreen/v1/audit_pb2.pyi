@@ -145,6 +145,7 @@ class AuditEntry(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ORG_NAME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The entry's id: the id of the event that it records."""
     actor: _builtins.str
@@ -169,6 +170,8 @@ class AuditEntry(_message.Message):
     """The hash of the entry before, in hexadecimal; zeros for the first."""
     hash: _builtins.str
     """The hash of this entry, in hexadecimal."""
+    org_name: _builtins.str
+    """The tenant's name today, or the one that it had when it was deleted."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -199,10 +202,11 @@ class AuditEntry(_message.Message):
         sequence: _builtins.int = ...,
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        org_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_role", b"actor_role", "after", b"after", "before", b"before", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "previous_hash", b"previous_hash", "request_id", b"request_id", "resource", b"resource", "sequence", b"sequence", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_role", b"actor_role", "after", b"after", "before", b"before", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "previous_hash", b"previous_hash", "request_id", b"request_id", "resource", b"resource", "sequence", b"sequence", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -268,9 +272,10 @@ class ExportAuditEntriesRequest(_message.Message):
     org_id: _builtins.str
     """Only entries of this tenant; of the caller's whole subtree when not given."""
     format: _builtins.str
-    """The file's format: `jsonl` (the default; it can be verified) or `csv`. A file
-    is whole when its last line says so: `{"end": …}`, or `end` and the number
-    of rows.
+    """The file's format: `jsonl` (the default; it can be verified) or `csv`, for
+    spreadsheets. A file that fails in the middle breaks the connection off. The
+    last line of a complete JSONL file is `{"end": …}`; a complete CSV file ends
+    with a line break, and the trailer `evergreen-rows` has the number of its rows.
     """
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
@@ -312,3 +317,44 @@ class GetAuditKeysPemRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAuditKeysPemRequest: _TypeAlias = GetAuditKeysPemRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditKeysRequest(_message.Message):
+    """Asks for the keys that sign checkpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditKeysRequest: _TypeAlias = ListAuditKeysRequest  # noqa: Y015
+
+@_typing.final
+class RotateAuditKeyRequest(_message.Message):
+    """How to rotate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """An id that the caller makes. A repeated request with it changes nothing
+    and has the same answer.
+    """
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateAuditKeyRequest: _TypeAlias = RotateAuditKeyRequest  # noqa: Y015

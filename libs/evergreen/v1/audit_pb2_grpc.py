@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import audit_pb2 as evergreen_dot_v1_dot_audit__pb2
+from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -62,6 +63,16 @@ class AuditServiceStub:
                 request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ListAuditKeys = channel.unary_unary(
+                '/evergreen.v1.AuditService/ListAuditKeys',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListAuditKeysRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateAuditKey = channel.unary_unary(
+                '/evergreen.v1.AuditService/RotateAuditKey',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.RotateAuditKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SigningKey.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -106,6 +117,21 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditKeys(self, request, context):
+        """Lists the keys that sign checkpoints, with what each may do now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuditKey(self, request, context):
+        """Makes a new key, which signs checkpoints after it was published for a
+        while. Earlier keys verify for ever. For Owners of the root tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +159,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetAuditKeysPem,
                     request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ListAuditKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditKeys,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListAuditKeysRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.SerializeToString,
+            ),
+            'RotateAuditKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuditKey,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.RotateAuditKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SigningKey.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +308,60 @@ class AuditService:
             '/evergreen.v1.AuditService/GetAuditKeysPem',
             evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/ListAuditKeys',
+            evergreen_dot_v1_dot_audit__pb2.ListAuditKeysRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuditKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/RotateAuditKey',
+            evergreen_dot_v1_dot_audit__pb2.RotateAuditKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SigningKey.FromString,
             options,
             channel_credentials,
             insecure,

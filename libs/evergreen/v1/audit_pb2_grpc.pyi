@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import audit_pb2 as _audit_pb2
+from evergreen.v1 import identity_pb2 as _identity_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -50,6 +51,12 @@ class AuditServiceStub:
     """
     GetAuditKeysPem: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]
     """Returns the public keys that verify checkpoints, in PEM."""
+    ListAuditKeys: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditKeysRequest, _identity_pb2.ListSigningKeysResponse]
+    """Lists the keys that sign checkpoints, with what each may do now."""
+    RotateAuditKey: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RotateAuditKeyRequest, _identity_pb2.SigningKey]
+    """Makes a new key, which signs checkpoints after it was published for a
+    while. Earlier keys verify for ever. For Owners of the root tenant.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -72,6 +79,12 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
     GetAuditKeysPem: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns the public keys that verify checkpoints, in PEM."""
+    ListAuditKeys: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditKeysRequest, _identity_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
+    """Lists the keys that sign checkpoints, with what each may do now."""
+    RotateAuditKey: _aio.UnaryUnaryMultiCallable[_audit_pb2.RotateAuditKeyRequest, _identity_pb2.SigningKey]  # type: ignore[assignment]
+    """Makes a new key, which signs checkpoints after it was published for a
+    while. Earlier keys verify for ever. For Owners of the root tenant.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit log: who did what, when and from where. It only grows, and every
@@ -121,5 +134,23 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Returns the public keys that verify checkpoints, in PEM."""
+
+    @_abc_1.abstractmethod
+    def ListAuditKeys(
+        self,
+        request: _audit_pb2.ListAuditKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListSigningKeysResponse, _abc.Awaitable[_identity_pb2.ListSigningKeysResponse]]:
+        """Lists the keys that sign checkpoints, with what each may do now."""
+
+    @_abc_1.abstractmethod
+    def RotateAuditKey(
+        self,
+        request: _audit_pb2.RotateAuditKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SigningKey, _abc.Awaitable[_identity_pb2.SigningKey]]:
+        """Makes a new key, which signs checkpoints after it was published for a
+        while. Earlier keys verify for ever. For Owners of the root tenant.
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

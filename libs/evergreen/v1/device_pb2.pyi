@@ -34,7 +34,10 @@ class EnrollDeviceRequest(_message.Message):
     HAS_TPM_FIELD_NUMBER: _builtins.int
     PRE_SHARED_KEY_FIELD_NUMBER: _builtins.int
     serial: _builtins.str
-    """The hardware's serial number."""
+    """The hardware's serial number, as firmware reports it. A machine that has
+    none, or one that firmware gives to many, waits for an administrator's
+    approval, which lets one machine in.
+    """
     model: _builtins.str
     """The hardware's model name."""
     cpu_model: _builtins.str
@@ -839,7 +842,7 @@ class ReportEventsResponse(_message.Message):
     duplicates: _builtins.int
     """Events that were stored before."""
     quarantined: _builtins.int
-    """Events that broke a rule and were set aside."""
+    """Events that broke a rule and were quarantined."""
     def __init__(
         self,
         *,
@@ -913,13 +916,18 @@ class AttestationEvidence(_message.Message):
     AK_PUBLIC_FIELD_NUMBER: _builtins.int
     QUOTES_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
+    EVENT_LOG_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
-    """What the quotes were made over."""
+    """What the quotes were made over: 16 to 64 bytes."""
     ak_public: _builtins.bytes
     """The attestation key's public area (TPMT_PUBLIC)."""
+    event_log: _builtins.bytes
+    """The firmware's event log (TCG crypto-agile format), at most 1 MiB; absent
+    from agents that do not send it.
+    """
     @_builtins.property
     def quotes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationQuote]:
-        """One quote per PCR bank."""
+        """One quote per PCR bank, four at most."""
 
     @_builtins.property
     def pcrs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -932,12 +940,15 @@ class AttestationEvidence(_message.Message):
         ak_public: _builtins.bytes = ...,
         quotes: _abc.Iterable[Global___AttestationQuote] | None = ...,
         pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        event_log: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "event_log", b"event_log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ak_public", b"ak_public", "nonce", b"nonce", "pcrs", b"pcrs", "quotes", b"quotes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "ak_public", b"ak_public", "event_log", b"event_log", "nonce", b"nonce", "pcrs", b"pcrs", "quotes", b"quotes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__event_log: _TypeAlias = _typing.Literal["event_log"]  # noqa: Y015
+    _WhichOneofArgType__event_log: _TypeAlias = _typing.Literal["_event_log", b"_event_log"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_log) -> _WhichOneofReturnType__event_log | None: ...
 
 Global___AttestationEvidence: _TypeAlias = AttestationEvidence  # noqa: Y015
 
@@ -978,16 +989,30 @@ class AttestBootResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERDICT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
     verdict: _builtins.str
-    """The verdict, for example `SELF_CONSISTENT`."""
+    """The verdict: `FAILED`, `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is no better one."""
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken; for evidence that is sent again within ten
+        minutes, when it first was.
+        """
+
     def __init__(
         self,
         *,
         verdict: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "reasons", b"reasons", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,7 +102,7 @@ class DeviceServiceServicer:
 
     def ReportEvents(self, request, context):
         """Stores a batch of events, each once per device however often it is sent.
-        An event that breaks a rule is set aside with its reason; the batch still
+        An event that breaks a rule is quarantined with its reason; the batch still
         succeeds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -110,7 +110,9 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AttestBoot(self, request, context):
-        """Takes a boot attestation and returns its verdict.
+        """Verifies a boot attestation and returns its verdict. Evidence of the right
+        shape is taken whatever it says: an error would make the agent try again
+        for ever.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

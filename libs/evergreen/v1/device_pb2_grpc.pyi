@@ -55,11 +55,14 @@ class DeviceServiceStub:
     """
     ReportEvents: _grpc.UnaryUnaryMultiCallable[_device_pb2.ReportEventsRequest, _device_pb2.ReportEventsResponse]
     """Stores a batch of events, each once per device however often it is sent.
-    An event that breaks a rule is set aside with its reason; the batch still
+    An event that breaks a rule is quarantined with its reason; the batch still
     succeeds.
     """
     AttestBoot: _grpc.UnaryUnaryMultiCallable[_device_pb2.AttestBootRequest, _device_pb2.AttestBootResponse]
-    """Takes a boot attestation and returns its verdict."""
+    """Verifies a boot attestation and returns its verdict. Evidence of the right
+    shape is taken whatever it says: an error would make the agent try again
+    for ever.
+    """
 
 @_typing.type_check_only
 class DeviceServiceAsyncStub(DeviceServiceStub):
@@ -88,11 +91,14 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     """
     ReportEvents: _aio.UnaryUnaryMultiCallable[_device_pb2.ReportEventsRequest, _device_pb2.ReportEventsResponse]  # type: ignore[assignment]
     """Stores a batch of events, each once per device however often it is sent.
-    An event that breaks a rule is set aside with its reason; the batch still
+    An event that breaks a rule is quarantined with its reason; the batch still
     succeeds.
     """
     AttestBoot: _aio.UnaryUnaryMultiCallable[_device_pb2.AttestBootRequest, _device_pb2.AttestBootResponse]  # type: ignore[assignment]
-    """Takes a boot attestation and returns its verdict."""
+    """Verifies a boot attestation and returns its verdict. Evidence of the right
+    shape is taken whatever it says: an error would make the agent try again
+    for ever.
+    """
 
 class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a device agent calls. Every RPC but EnrollDevice takes the device's own
@@ -142,7 +148,7 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.ReportEventsResponse, _abc.Awaitable[_device_pb2.ReportEventsResponse]]:
         """Stores a batch of events, each once per device however often it is sent.
-        An event that breaks a rule is set aside with its reason; the batch still
+        An event that breaks a rule is quarantined with its reason; the batch still
         succeeds.
         """
 
@@ -152,6 +158,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.AttestBootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.AttestBootResponse, _abc.Awaitable[_device_pb2.AttestBootResponse]]:
-        """Takes a boot attestation and returns its verdict."""
+        """Verifies a boot attestation and returns its verdict. Evidence of the right
+        shape is taken whatever it says: an error would make the agent try again
+        for ever.
+        """
 
 def add_DeviceServiceServicer_to_server(servicer: DeviceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -119,6 +119,7 @@ class EnrollmentToken(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     PRE_SHARED_KEY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The token's id."""
     org_id: _builtins.str
@@ -138,6 +139,10 @@ class EnrollmentToken(_message.Message):
     pre_shared_key: _builtins.str
     """Once, in the response that creates it: what goes into the agent's
     configuration, `<tenant code>:<secret>`.
+    """
+    etag: _builtins.str
+    """Changes with every change of the token but its use; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -176,10 +181,11 @@ class EnrollmentToken(_message.Message):
         status: _builtins.str = ...,
         secret: _builtins.str | None = ...,
         pre_shared_key: _builtins.str | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "pre_shared_key", b"pre_shared_key", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "org_id", b"org_id", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "org_id", b"org_id", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pre_shared_key: _TypeAlias = _typing.Literal["pre_shared_key"]  # noqa: Y015
     _WhichOneofArgType__pre_shared_key: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key"]  # noqa: Y015
@@ -247,18 +253,24 @@ class RevokeEnrollmentTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The token's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___RevokeEnrollmentTokenRequest: _TypeAlias = RevokeEnrollmentTokenRequest  # noqa: Y015
 
@@ -272,6 +284,8 @@ class ListRegistrationsRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -280,6 +294,10 @@ class ListRegistrationsRequest(_message.Message):
     """The most devices to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    show_deleted: _builtins.bool
+    """Whether to list devices that were deleted, too."""
+    serial: _builtins.str
+    """Only devices with exactly this serial number, whatever its case."""
     def __init__(
         self,
         *,
@@ -287,10 +305,12 @@ class ListRegistrationsRequest(_message.Message):
         status: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        serial: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "serial", b"serial", "show_deleted", b"show_deleted", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,6 +386,11 @@ class Registration(_message.Message):
     CPU_MODEL_FIELD_NUMBER: _builtins.int
     CPU_COUNT_FIELD_NUMBER: _builtins.int
     HAS_TPM_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_BY_FIELD_NUMBER: _builtins.int
+    REPORTED_SERIAL_FIELD_NUMBER: _builtins.int
+    SERIAL_DUPLICATED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     org_id: _builtins.str
@@ -384,6 +409,20 @@ class Registration(_message.Message):
     """The number of processor cores."""
     has_tpm: _builtins.bool
     """Whether a TPM 2.0 is present."""
+    etag: _builtins.str
+    """Changes with every change of the registration; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    deleted_by: _builtins.str
+    """Who deleted it."""
+    reported_serial: _builtins.str
+    """What the machine reports in place of a serial number, when it has none of
+    its own; `serial` is then a name that the registry made.
+    """
+    serial_duplicated: _builtins.bool
+    """Whether another device of the organisation has the same serial number in
+    another spelling: they enrolled before spellings were compared.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -404,6 +443,10 @@ class Registration(_message.Message):
     def reenrollment_refused_at(self) -> _timestamp_pb2.Timestamp:
         """When a refused attempt to enroll again was last made."""
 
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; absent for a device that was not."""
+
     def __init__(
         self,
         *,
@@ -421,14 +464,145 @@ class Registration(_message.Message):
         cpu_model: _builtins.str = ...,
         cpu_count: _builtins.int = ...,
         has_tpm: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted_by: _builtins.str = ...,
+        reported_serial: _builtins.str | None = ...,
+        serial_duplicated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "enrolled_at", b"enrolled_at", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "enrolled_at", b"enrolled_at", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "has_tpm", b"has_tpm", "id", b"id", "model", b"model", "org_id", b"org_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "etag", b"etag", "has_tpm", b"has_tpm", "id", b"id", "model", b"model", "org_id", b"org_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial", "serial", b"serial", "serial_duplicated", b"serial_duplicated", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reported_serial: _TypeAlias = _typing.Literal["reported_serial"]  # noqa: Y015
+    _WhichOneofArgType__reported_serial: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reported_serial) -> _WhichOneofReturnType__reported_serial | None: ...
+
+Global___Registration: _TypeAlias = Registration  # noqa: Y015
+
+@_typing.final
+class ListEnrollmentRefusalsRequest(_message.Message):
+    """Which refused attempts to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only attempts at this organisation; of the caller's whole subtree when not given."""
+    serial: _builtins.str
+    """Only attempts with exactly this serial number, whatever its case."""
+    page_size: _builtins.int
+    """The most attempts to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Registration: _TypeAlias = Registration  # noqa: Y015
+Global___ListEnrollmentRefusalsRequest: _TypeAlias = ListEnrollmentRefusalsRequest  # noqa: Y015
+
+@_typing.final
+class ListEnrollmentRefusalsResponse(_message.Message):
+    """A page of refused attempts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENROLLMENT_REFUSALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def enrollment_refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrollmentRefusal]:
+        """The attempts."""
+
+    def __init__(
+        self,
+        *,
+        enrollment_refusals: _abc.Iterable[Global___EnrollmentRefusal] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_refusals", b"enrollment_refusals", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEnrollmentRefusalsResponse: _TypeAlias = ListEnrollmentRefusalsResponse  # noqa: Y015
+
+@_typing.final
+class EnrollmentRefusal(_message.Message):
+    """Attempts of one machine to enroll that were refused for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_IP_FIELD_NUMBER: _builtins.int
+    FIRST_AT_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    org_id: _builtins.str
+    """The organisation whose key was used."""
+    reason: _builtins.str
+    """The reason that the machine was told, as `SERIAL_NOT_LISTED`."""
+    serial: _builtins.str
+    """The serial number that it reported."""
+    model: _builtins.str
+    """The model name that it reported."""
+    enrollment_token_id: _builtins.str
+    """The enrollment token whose secret it knows."""
+    source_ip: _builtins.str
+    """The address from which the last attempt came."""
+    attempts: _builtins.int
+    """How often it was refused so."""
+    @_builtins.property
+    def first_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was first refused so."""
+
+    @_builtins.property
+    def last_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last refused so."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        model: _builtins.str = ...,
+        enrollment_token_id: _builtins.str = ...,
+        source_ip: _builtins.str = ...,
+        first_at: _timestamp_pb2.Timestamp | None = ...,
+        last_at: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_at", b"first_at", "last_at", b"last_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "enrollment_token_id", b"enrollment_token_id", "first_at", b"first_at", "id", b"id", "last_at", b"last_at", "model", b"model", "org_id", b"org_id", "reason", b"reason", "serial", b"serial", "source_ip", b"source_ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollmentRefusal: _TypeAlias = EnrollmentRefusal  # noqa: Y015
 
 @_typing.final
 class ApproveDeviceRequest(_message.Message):
@@ -437,18 +611,24 @@ class ApproveDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___ApproveDeviceRequest: _TypeAlias = ApproveDeviceRequest  # noqa: Y015
 
@@ -459,18 +639,24 @@ class RejectDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___RejectDeviceRequest: _TypeAlias = RejectDeviceRequest  # noqa: Y015
 
@@ -481,18 +667,24 @@ class AllowReenrollmentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___AllowReenrollmentRequest: _TypeAlias = AllowReenrollmentRequest  # noqa: Y015
 
@@ -503,20 +695,62 @@ class DecommissionDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DecommissionDeviceRequest: _TypeAlias = DecommissionDeviceRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDeviceRequest(_message.Message):
+    """Which device to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The device's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteDeviceRequest: _TypeAlias = DeleteDeviceRequest  # noqa: Y015
 
 @_typing.final
 class PrepareDeviceRequest(_message.Message):
@@ -530,7 +764,10 @@ class PrepareDeviceRequest(_message.Message):
     org_id: _builtins.str
     """The organisation that it belongs to."""
     serial: _builtins.str
-    """The hardware's serial number."""
+    """The hardware's serial number. Of a machine that has none of its own, what
+    its firmware says in place of one, or `none`: each call then registers
+    another device.
+    """
     model: _builtins.str
     """The hardware's model name."""
     def __init__(
@@ -630,6 +867,7 @@ class DeviceChange(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device's id."""
     tenant_id: _builtins.str
@@ -642,6 +880,8 @@ class DeviceChange(_message.Message):
     """The hardware's serial number."""
     model: _builtins.str
     """The hardware's model name."""
+    deleted: _builtins.bool
+    """Whether it was deleted: what is known of it goes."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -661,11 +901,78 @@ class DeviceChange(_message.Message):
         model: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "enrolled_at", b"enrolled_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted", b"deleted", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceChange: _TypeAlias = DeviceChange  # noqa: Y015
+
+@_typing.final
+class CountEnrollmentRequest(_message.Message):
+    """Whose devices and enrollment tokens to count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    MADE_FROM_FIELD_NUMBER: _builtins.int
+    MADE_BEFORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tenants."""
+
+    @_builtins.property
+    def made_from(self) -> _timestamp_pb2.Timestamp:
+        """Of `active_tokens`, only those that were made from then on."""
+
+    @_builtins.property
+    def made_before(self) -> _timestamp_pb2.Timestamp:
+        """Of `active_tokens`, only those that were made before."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        made_from: _timestamp_pb2.Timestamp | None = ...,
+        made_before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["made_before", b"made_before", "made_from", b"made_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_before", b"made_before", "made_from", b"made_from", "tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountEnrollmentRequest: _TypeAlias = CountEnrollmentRequest  # noqa: Y015
+
+@_typing.final
+class CountEnrollmentResponse(_message.Message):
+    """Devices and enrollment tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    ACTIVE_TOKENS_FIELD_NUMBER: _builtins.int
+    devices: _builtins.int
+    """Registered devices, decommissioned ones included."""
+    tokens: _builtins.int
+    """Enrollment tokens."""
+    active_tokens: _builtins.int
+    """Enrollment tokens that still admit devices."""
+    def __init__(
+        self,
+        *,
+        devices: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        active_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tokens", b"active_tokens", "devices", b"devices", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountEnrollmentResponse: _TypeAlias = CountEnrollmentResponse  # noqa: Y015

@@ -274,6 +274,16 @@ class DeviceRegistryServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.DecommissionDeviceRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
                 _registered_method=True)
+        self.DeleteDevice = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/DeleteDevice',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
+                _registered_method=True)
+        self.ListEnrollmentRefusals = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/ListEnrollmentRefusals',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsResponse.FromString,
+                _registered_method=True)
         self.PrepareDevice = channel.unary_unary(
                 '/evergreen.v1.DeviceRegistryService/PrepareDevice',
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.PrepareDeviceRequest.SerializeToString,
@@ -322,7 +332,26 @@ class DeviceRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecommissionDevice(self, request, context):
-        """Locks a device out of every route, for good, within seconds.
+        """Locks a device out of every route, for good, within seconds. It stays in the
+        lists, and cannot enroll again unless an administrator allows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDevice(self, request, context):
+        """Deletes a decommissioned or rejected device: its state, its events and what
+        is known of its hardware go. Its id, its serial number, and who deleted it
+        when, stay; the serial number cannot enroll again unless an administrator
+        allows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEnrollmentRefusals(self, request, context):
+        """Lists attempts to enroll that were refused although their key is genuine,
+        the latest first: of each organisation the latest thousand.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -368,6 +397,16 @@ def add_DeviceRegistryServiceServicer_to_server(servicer, server):
                     servicer.DecommissionDevice,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DecommissionDeviceRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.SerializeToString,
+            ),
+            'DeleteDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDevice,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.SerializeToString,
+            ),
+            'ListEnrollmentRefusals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEnrollmentRefusals,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsResponse.SerializeToString,
             ),
             'PrepareDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareDevice,
@@ -549,6 +588,60 @@ class DeviceRegistryService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/DeleteDevice',
+            evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEnrollmentRefusals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/ListEnrollmentRefusals',
+            evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListEnrollmentRefusalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PrepareDevice(request,
             target,
             options=(),
@@ -591,6 +684,11 @@ class EnrollmentInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.FromString,
                 _registered_method=True)
+        self.CountEnrollment = channel.unary_unary(
+                '/evergreen.v1.EnrollmentInternalService/CountEnrollment',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentInternalServiceServicer:
@@ -604,6 +702,13 @@ class EnrollmentInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountEnrollment(self, request, context):
+        """Counts the devices and enrollment tokens of tenants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -611,6 +716,11 @@ def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceChanges,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.SerializeToString,
+            ),
+            'CountEnrollment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountEnrollment,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -641,6 +751,33 @@ class EnrollmentInternalService:
             '/evergreen.v1.EnrollmentInternalService/ListDeviceChanges',
             evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountEnrollment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EnrollmentInternalService/CountEnrollment',
+            evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -114,7 +114,19 @@ class DeviceRegistryServiceStub:
     identity, and the tokens it had are refused from then on.
     """
     DecommissionDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.DecommissionDeviceRequest, _enrollment_pb2.Registration]
-    """Locks a device out of every route, for good, within seconds."""
+    """Locks a device out of every route, for good, within seconds. It stays in the
+    lists, and cannot enroll again unless an administrator allows it.
+    """
+    DeleteDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceRequest, _enrollment_pb2.Registration]
+    """Deletes a decommissioned or rejected device: its state, its events and what
+    is known of its hardware go. Its id, its serial number, and who deleted it
+    when, stay; the serial number cannot enroll again unless an administrator
+    allows it.
+    """
+    ListEnrollmentRefusals: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentRefusalsRequest, _enrollment_pb2.ListEnrollmentRefusalsResponse]
+    """Lists attempts to enroll that were refused although their key is genuine,
+    the latest first: of each organisation the latest thousand.
+    """
     PrepareDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.PrepareDeviceRequest, _httpbody_pb2.HttpBody]
     """Registers a device ahead of its first start and returns the file that its
     agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
@@ -138,7 +150,19 @@ class DeviceRegistryServiceAsyncStub(DeviceRegistryServiceStub):
     identity, and the tokens it had are refused from then on.
     """
     DecommissionDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DecommissionDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
-    """Locks a device out of every route, for good, within seconds."""
+    """Locks a device out of every route, for good, within seconds. It stays in the
+    lists, and cannot enroll again unless an administrator allows it.
+    """
+    DeleteDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
+    """Deletes a decommissioned or rejected device: its state, its events and what
+    is known of its hardware go. Its id, its serial number, and who deleted it
+    when, stay; the serial number cannot enroll again unless an administrator
+    allows it.
+    """
+    ListEnrollmentRefusals: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentRefusalsRequest, _enrollment_pb2.ListEnrollmentRefusalsResponse]  # type: ignore[assignment]
+    """Lists attempts to enroll that were refused although their key is genuine,
+    the latest first: of each organisation the latest thousand.
+    """
     PrepareDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.PrepareDeviceRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Registers a device ahead of its first start and returns the file that its
     agent starts from (zero-touch): `device_id`, `device_token` and `policy`.
@@ -195,7 +219,31 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.DecommissionDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.Registration, _abc.Awaitable[_enrollment_pb2.Registration]]:
-        """Locks a device out of every route, for good, within seconds."""
+        """Locks a device out of every route, for good, within seconds. It stays in the
+        lists, and cannot enroll again unless an administrator allows it.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteDevice(
+        self,
+        request: _enrollment_pb2.DeleteDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.Registration, _abc.Awaitable[_enrollment_pb2.Registration]]:
+        """Deletes a decommissioned or rejected device: its state, its events and what
+        is known of its hardware go. Its id, its serial number, and who deleted it
+        when, stay; the serial number cannot enroll again unless an administrator
+        allows it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEnrollmentRefusals(
+        self,
+        request: _enrollment_pb2.ListEnrollmentRefusalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListEnrollmentRefusalsResponse, _abc.Awaitable[_enrollment_pb2.ListEnrollmentRefusalsResponse]]:
+        """Lists attempts to enroll that were refused although their key is genuine,
+        the latest first: of each organisation the latest thousand.
+        """
 
     @_abc_1.abstractmethod
     def PrepareDevice(
@@ -218,6 +266,8 @@ class EnrollmentInternalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EnrollmentInternalServiceAsyncStub: ...
     ListDeviceChanges: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceChangesRequest, _enrollment_pb2.ListDeviceChangesResponse]
     """Lists the devices that changed since a cursor."""
+    CountEnrollment: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]
+    """Counts the devices and enrollment tokens of tenants."""
 
 @_typing.type_check_only
 class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
@@ -226,6 +276,8 @@ class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListDeviceChanges: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceChangesRequest, _enrollment_pb2.ListDeviceChangesResponse]  # type: ignore[assignment]
     """Lists the devices that changed since a cursor."""
+    CountEnrollment: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]  # type: ignore[assignment]
+    """Counts the devices and enrollment tokens of tenants."""
 
 class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -237,5 +289,13 @@ class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ListDeviceChangesResponse, _abc.Awaitable[_enrollment_pb2.ListDeviceChangesResponse]]:
         """Lists the devices that changed since a cursor."""
+
+    @_abc_1.abstractmethod
+    def CountEnrollment(
+        self,
+        request: _enrollment_pb2.CountEnrollmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.CountEnrollmentResponse, _abc.Awaitable[_enrollment_pb2.CountEnrollmentResponse]]:
+        """Counts the devices and enrollment tokens of tenants."""
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer: EnrollmentInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

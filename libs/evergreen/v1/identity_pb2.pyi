@@ -173,7 +173,9 @@ class ChangePasswordRequest(_message.Message):
     current_password: _builtins.str
     """The password now."""
     new_password: _builtins.str
-    """The password from now on."""
+    """The password from now on. It is compared in one form (RFC 8265, NFKC),
+    whichever way a system spells its letters; control characters are refused.
+    """
     def __init__(
         self,
         *,
@@ -216,7 +218,7 @@ class AcceptInvitationRequest(_message.Message):
     invitation_token: _builtins.str
     """The invitation token."""
     password: _builtins.str
-    """The password from now on."""
+    """The password from now on; as in `ChangePasswordRequest`."""
     def __init__(
         self,
         *,
@@ -239,19 +241,25 @@ class ListTenantsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The most tenants to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    show_deleted: _builtins.bool
+    """Whether to list tenants that were deleted, too: their id, name, and who
+    deleted them when.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,6 +329,15 @@ class Tenant(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ARCHIVED_AT_FIELD_NUMBER: _builtins.int
+    ARCHIVED_BY_FIELD_NUMBER: _builtins.int
+    PURGE_AT_FIELD_NUMBER: _builtins.int
+    DELETION_REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_BY_FIELD_NUMBER: _builtins.int
+    OLD_CODES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
@@ -333,6 +350,16 @@ class Tenant(_message.Message):
     """The tenant code: the first half of a device's pre-shared key."""
     kind: _builtins.str
     """`root`, `reseller` or `org`."""
+    etag: _builtins.str
+    """Changes with every change of the tenant; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    status: _builtins.str
+    """`active`, `archived`, `deleting` or `deleted`."""
+    archived_by: _builtins.str
+    """Who archived it."""
+    deleted_by: _builtins.str
+    """Who asked for its deletion; `system` when its time had come."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -340,6 +367,26 @@ class Tenant(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
+
+    @_builtins.property
+    def archived_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was archived."""
+
+    @_builtins.property
+    def purge_at(self) -> _timestamp_pb2.Timestamp:
+        """When it is deleted, unless it is restored before."""
+
+    @_builtins.property
+    def deletion_requested_at(self) -> _timestamp_pb2.Timestamp:
+        """When its deletion was asked for."""
+
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """When the last of it was deleted."""
+
+    @_builtins.property
+    def old_codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OldTenantCode]:
+        """Codes that it had before and that pre-shared keys may still begin with."""
 
     def __init__(
         self,
@@ -352,16 +399,61 @@ class Tenant(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         code: _builtins.str = ...,
         kind: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        status: _builtins.str = ...,
+        archived_at: _timestamp_pb2.Timestamp | None = ...,
+        archived_by: _builtins.str = ...,
+        purge_at: _timestamp_pb2.Timestamp | None = ...,
+        deletion_requested_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted_by: _builtins.str = ...,
+        old_codes: _abc.Iterable[Global___OldTenantCode] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "created_at", b"created_at", "parent_id", b"parent_id", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "archived_at", b"archived_at", "created_at", b"created_at", "deleted_at", b"deleted_at", "deletion_requested_at", b"deletion_requested_at", "parent_id", b"parent_id", "purge_at", b"purge_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "code", b"code", "created_at", b"created_at", "id", b"id", "kind", b"kind", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "archived_at", b"archived_at", "archived_by", b"archived_by", "code", b"code", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "deletion_requested_at", b"deletion_requested_at", "etag", b"etag", "id", b"id", "kind", b"kind", "name", b"name", "old_codes", b"old_codes", "parent_id", b"parent_id", "purge_at", b"purge_at", "reseller", b"reseller", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
     _WhichOneofArgType__parent_id: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parent_id) -> _WhichOneofReturnType__parent_id | None: ...
 
 Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+
+@_typing.final
+class OldTenantCode(_message.Message):
+    """A code that a tenant had before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REPLACED_AT_FIELD_NUMBER: _builtins.int
+    ACTIVE_TOKENS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """The code."""
+    active_tokens: _builtins.int
+    """How many enrollment tokens that still admit devices were handed out with it.
+    Only said where one tenant is returned.
+    """
+    @_builtins.property
+    def replaced_at(self) -> _timestamp_pb2.Timestamp:
+        """When another code took its place."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        replaced_at: _timestamp_pb2.Timestamp | None = ...,
+        active_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active_tokens", b"_active_tokens", "active_tokens", b"active_tokens", "replaced_at", b"replaced_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_tokens", b"_active_tokens", "active_tokens", b"active_tokens", "code", b"code", "replaced_at", b"replaced_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__active_tokens: _TypeAlias = _typing.Literal["active_tokens"]  # noqa: Y015
+    _WhichOneofArgType__active_tokens: _TypeAlias = _typing.Literal["_active_tokens", b"_active_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active_tokens) -> _WhichOneofReturnType__active_tokens | None: ...
+
+Global___OldTenantCode: _TypeAlias = OldTenantCode  # noqa: Y015
 
 @_typing.final
 class CreateTenantRequest(_message.Message):
@@ -410,16 +502,24 @@ class UpdateTenantRequest(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     RESELLER_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
     """A name for people to read."""
     code: _builtins.str
-    """The tenant code. Pre-shared keys with the old code stop working."""
+    """The tenant code. Pre-shared keys with the old code go on working until it
+    is dropped.
+    """
     reseller: _builtins.bool
     """Ignored when it equals what is; a tenant cannot change its kind."""
     parent_id: _builtins.str
     """Ignored when it equals what is; a tenant cannot move."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
     def __init__(
         self,
         *,
@@ -428,13 +528,17 @@ class UpdateTenantRequest(_message.Message):
         code: _builtins.str | None = ...,
         reseller: _builtins.bool | None = ...,
         parent_id: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "etag", b"etag", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "id", b"id", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "etag", b"etag", "id", b"id", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__code: _TypeAlias = _typing.Literal["code"]  # noqa: Y015
     _WhichOneofArgType__code: _TypeAlias = _typing.Literal["_code", b"_code"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
@@ -443,6 +547,8 @@ class UpdateTenantRequest(_message.Message):
     _WhichOneofArgType__reseller: _TypeAlias = _typing.Literal["_reseller", b"_reseller"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__code) -> _WhichOneofReturnType__code | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
@@ -453,6 +559,350 @@ class UpdateTenantRequest(_message.Message):
 Global___UpdateTenantRequest: _TypeAlias = UpdateTenantRequest  # noqa: Y015
 
 @_typing.final
+class DropTenantCodeRequest(_message.Message):
+    """Which code to drop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    code: _builtins.str
+    """The old code; not the one that the tenant has now."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything: `old_codes`
+    of the answer then still has the code, with the tokens that it would cut off.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        code: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "code", b"code", "etag", b"etag", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DropTenantCodeRequest: _TypeAlias = DropTenantCodeRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveTenantRequest(_message.Message):
+    """Which tenant to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EXPECTED_COUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    expected_count: _builtins.int
+    """`affected.count` as it was shown. When it is another number by now, nothing
+    is done. Needed when anything stands or lives below the tenant.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        expected_count: _builtins.int | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_expected_count", b"_expected_count", "etag", b"etag", "expected_count", b"expected_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_expected_count", b"_expected_count", "etag", b"etag", "expected_count", b"expected_count", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__expected_count: _TypeAlias = _typing.Literal["expected_count"]  # noqa: Y015
+    _WhichOneofArgType__expected_count: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_count) -> _WhichOneofReturnType__expected_count | None: ...
+
+Global___ArchiveTenantRequest: _TypeAlias = ArchiveTenantRequest  # noqa: Y015
+
+@_typing.final
+class RestoreTenantRequest(_message.Message):
+    """Which tenant to restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___RestoreTenantRequest: _TypeAlias = RestoreTenantRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTenantRequest(_message.Message):
+    """Which tenant to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EXPECTED_COUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    expected_count: _builtins.int
+    """`affected.count` as it was shown. When it is another number by now, nothing
+    is done.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        expected_count: _builtins.int | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_expected_count", b"_expected_count", "etag", b"etag", "expected_count", b"expected_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_expected_count", b"_expected_count", "etag", b"etag", "expected_count", b"expected_count", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__expected_count: _TypeAlias = _typing.Literal["expected_count"]  # noqa: Y015
+    _WhichOneofArgType__expected_count: _TypeAlias = _typing.Literal["_expected_count", b"_expected_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_count) -> _WhichOneofReturnType__expected_count | None: ...
+
+Global___DeleteTenantRequest: _TypeAlias = DeleteTenantRequest  # noqa: Y015
+
+@_typing.final
+class TenantChange(_message.Message):
+    """A tenant that was changed as a whole, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AFFECTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant(self) -> Global___Tenant:
+        """The tenant as it is now, or would be."""
+
+    @_builtins.property
+    def affected(self) -> Global___TenantObjects:
+        """What the change touches."""
+
+    def __init__(
+        self,
+        *,
+        tenant: Global___Tenant | None = ...,
+        affected: Global___TenantObjects | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantChange: _TypeAlias = TenantChange  # noqa: Y015
+
+@_typing.final
+class TenantObjects(_message.Message):
+    """What tenants have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_TOKENS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    EVENT_CREDENTIALS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    tenants: _builtins.int
+    """Tenants: the named one and those below it."""
+    users: _builtins.int
+    """Users."""
+    devices: _builtins.int
+    """Registered devices, decommissioned ones included."""
+    enrollment_tokens: _builtins.int
+    """Enrollment tokens."""
+    policies: _builtins.int
+    """Policies."""
+    event_credentials: _builtins.int
+    """Event credentials."""
+    events: _builtins.int
+    """Events of devices; counting ends at 100,000."""
+    count: _builtins.int
+    """All of these but events: the number to confirm."""
+    def __init__(
+        self,
+        *,
+        tenants: _builtins.int = ...,
+        users: _builtins.int = ...,
+        devices: _builtins.int = ...,
+        enrollment_tokens: _builtins.int = ...,
+        policies: _builtins.int = ...,
+        event_credentials: _builtins.int = ...,
+        events: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "devices", b"devices", "enrollment_tokens", b"enrollment_tokens", "event_credentials", b"event_credentials", "events", b"events", "policies", b"policies", "tenants", b"tenants", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantObjects: _TypeAlias = TenantObjects  # noqa: Y015
+
+@_typing.final
+class GetTenantDeletionRequest(_message.Message):
+    """Which deletion to show."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantDeletionRequest: _TypeAlias = GetTenantDeletionRequest  # noqa: Y015
+
+@_typing.final
+class TenantDeletion(_message.Message):
+    """How far the deletion of a tenant is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
+    CONTEXTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    name: _builtins.str
+    """The tenant's name."""
+    status: _builtins.str
+    """`deleting` or `deleted`."""
+    requested_by: _builtins.str
+    """Who asked for it; `system` when its time had come."""
+    @_builtins.property
+    def requested_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """When the last of it was deleted."""
+
+    @_builtins.property
+    def contexts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextErasure]:
+        """How far each service is."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        status: _builtins.str = ...,
+        requested_at: _timestamp_pb2.Timestamp | None = ...,
+        requested_by: _builtins.str = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        contexts: _abc.Iterable[Global___ContextErasure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deleted_at", b"deleted_at", "requested_at", b"requested_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "deleted_at", b"deleted_at", "id", b"id", "name", b"name", "requested_at", b"requested_at", "requested_by", b"requested_by", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantDeletion: _TypeAlias = TenantDeletion  # noqa: Y015
+
+@_typing.final
+class ContextErasure(_message.Message):
+    """How far one service is with the rows of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    context: _builtins.str
+    """The service."""
+    rows: _builtins.int
+    """Rows that it has deleted."""
+    finished: _builtins.bool
+    """Whether it has none any more."""
+    waiting_for: _builtins.str
+    """What it waits for; empty while it works."""
+    def __init__(
+        self,
+        *,
+        context: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        finished: _builtins.bool = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "finished", b"finished", "rows", b"rows", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextErasure: _TypeAlias = ContextErasure  # noqa: Y015
+
+@_typing.final
 class ListUsersRequest(_message.Message):
     """Which users to list."""
 
@@ -461,6 +911,7 @@ class ListUsersRequest(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only users of this tenant and of those below it; of the caller's whole
     subtree when not given.
@@ -469,16 +920,19 @@ class ListUsersRequest(_message.Message):
     """The most users to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    show_deleted: _builtins.bool
+    """Whether to list users who were deleted, too."""
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -547,6 +1001,10 @@ class User(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     INVITATION_TOKEN_FIELD_NUMBER: _builtins.int
+    INVITATION_LINK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
     email: _builtins.str
@@ -554,14 +1012,31 @@ class User(_message.Message):
     role: _builtins.str
     """`Owner`, `Admin` or `Auditor`."""
     status: _builtins.str
-    """`active`, `invited` or `disabled`."""
+    """`active`, `invited` or `disabled`; `deleted` where deleted users are listed."""
     tenant_id: _builtins.str
     """The tenant that the user belongs to."""
     invitation_token: _builtins.str
-    """Once, in the response that invites the user: the token to hand over."""
+    """Once, in the response that invites the user, or corrects the address of
+    one who is invited: the token to hand over.
+    """
+    invitation_link: _builtins.str
+    """Once, with the token: the link to hand over. It leads to a page where the
+    invited person sets a password. Absent where the public address is not
+    known.
+    """
+    etag: _builtins.str
+    """Changes with every change of the user; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    deleted_by: _builtins.str
+    """Who deleted the user."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the user was created."""
+
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """When the user was deleted."""
 
     def __init__(
         self,
@@ -573,13 +1048,26 @@ class User(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         tenant_id: _builtins.str = ...,
         invitation_token: _builtins.str | None = ...,
+        invitation_link: _builtins.str | None = ...,
+        etag: _builtins.str = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted_by: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_invitation_token", b"_invitation_token", "created_at", b"created_at", "invitation_token", b"invitation_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_invitation_token", b"_invitation_token", "created_at", b"created_at", "email", b"email", "id", b"id", "invitation_token", b"invitation_token", "role", b"role", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "email", b"email", "etag", b"etag", "id", b"id", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "role", b"role", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deleted_by: _TypeAlias = _typing.Literal["deleted_by"]  # noqa: Y015
+    _WhichOneofArgType__deleted_by: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by"]  # noqa: Y015
+    _WhichOneofReturnType__invitation_link: _TypeAlias = _typing.Literal["invitation_link"]  # noqa: Y015
+    _WhichOneofArgType__invitation_link: _TypeAlias = _typing.Literal["_invitation_link", b"_invitation_link"]  # noqa: Y015
     _WhichOneofReturnType__invitation_token: _TypeAlias = _typing.Literal["invitation_token"]  # noqa: Y015
     _WhichOneofArgType__invitation_token: _TypeAlias = _typing.Literal["_invitation_token", b"_invitation_token"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deleted_by) -> _WhichOneofReturnType__deleted_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_link) -> _WhichOneofReturnType__invitation_link | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_token) -> _WhichOneofReturnType__invitation_token | None: ...
 
 Global___User: _TypeAlias = User  # noqa: Y015
@@ -594,14 +1082,17 @@ class CreateUserRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
     email: _builtins.str
     """The e-mail address, unique in the whole system."""
     role: _builtins.str
     """The user's role."""
     tenant_id: _builtins.str
-    """The tenant that the user belongs to; the caller's own when not given."""
+    """An older name of `org_id`. When both are given, they have to be the same."""
     password: _builtins.str
     """A first password; without one the user is invited."""
+    org_id: _builtins.str
+    """The tenant that the user belongs to; the caller's own when not given."""
     def __init__(
         self,
         *,
@@ -609,10 +1100,11 @@ class CreateUserRequest(_message.Message):
         role: _builtins.str = ...,
         tenant_id: _builtins.str = ...,
         password: _builtins.str | None = ...,
+        org_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_password", b"_password", "password", b"password"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_password", b"_password", "email", b"email", "password", b"password", "role", b"role", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_password", b"_password", "email", b"email", "org_id", b"org_id", "password", b"password", "role", b"role", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__password: _TypeAlias = _typing.Literal["password"]  # noqa: Y015
     _WhichOneofArgType__password: _TypeAlias = _typing.Literal["_password", b"_password"]  # noqa: Y015
@@ -628,23 +1120,96 @@ class UpdateUserRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
     role: _builtins.str
-    """The user's role from now on."""
+    """The user's role from now on; as it is when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    email: _builtins.str
+    """The e-mail address from now on, unique in the whole system. An open
+    invitation ends with the old one; the response holds a new one.
+    """
+    org_id: _builtins.str
+    """The tenant that the user belongs to from now on, in the caller's subtree."""
+    tenant_id: _builtins.str
+    """An older name of `org_id`. When both are given, they have to be the same."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
-        role: _builtins.str = ...,
+        role: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+        email: _builtins.str | None = ...,
+        org_id: _builtins.str | None = ...,
+        tenant_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_etag", b"_etag", "_org_id", b"_org_id", "_role", b"_role", "_tenant_id", b"_tenant_id", "email", b"email", "etag", b"etag", "org_id", b"org_id", "role", b"role", "tenant_id", b"tenant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_etag", b"_etag", "_org_id", b"_org_id", "_role", b"_role", "_tenant_id", b"_tenant_id", "email", b"email", "etag", b"etag", "id", b"id", "org_id", b"org_id", "role", b"role", "tenant_id", b"tenant_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__email: _TypeAlias = _typing.Literal["email"]  # noqa: Y015
+    _WhichOneofArgType__email: _TypeAlias = _typing.Literal["_email", b"_email"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__org_id: _TypeAlias = _typing.Literal["org_id"]  # noqa: Y015
+    _WhichOneofArgType__org_id: _TypeAlias = _typing.Literal["_org_id", b"_org_id"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    _WhichOneofReturnType__tenant_id: _TypeAlias = _typing.Literal["tenant_id"]  # noqa: Y015
+    _WhichOneofArgType__tenant_id: _TypeAlias = _typing.Literal["_tenant_id", b"_tenant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__email) -> _WhichOneofReturnType__email | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__org_id) -> _WhichOneofReturnType__org_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenant_id) -> _WhichOneofReturnType__tenant_id | None: ...
 
 Global___UpdateUserRequest: _TypeAlias = UpdateUserRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUserRequest(_message.Message):
+    """Which user to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The user's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteUserRequest: _TypeAlias = DeleteUserRequest  # noqa: Y015
 
 @_typing.final
 class DeactivateUserRequest(_message.Message):
@@ -653,18 +1218,24 @@ class DeactivateUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DeactivateUserRequest: _TypeAlias = DeactivateUserRequest  # noqa: Y015
 
@@ -675,18 +1246,24 @@ class InviteUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___InviteUserRequest: _TypeAlias = InviteUserRequest  # noqa: Y015
 
@@ -766,6 +1343,9 @@ class EventCredential(_message.Message):
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The credential's id: the user name at NATS, and the name of its durable
     consumer on each stream.
@@ -782,13 +1362,25 @@ class EventCredential(_message.Message):
     """Where NATS is, as the operator has set it; empty when it is not open to
     integrators.
     """
+    held_by: _builtins.str
+    """The e-mail address of its holder: the user who made it or took it over.
+    When the holder is deactivated, it stops working.
+    """
+    status: _builtins.str
+    """`active`, `expired`, `revoked`, or `orphaned`: its holder was deactivated,
+    and an Owner may take it over.
+    """
+    etag: _builtins.str
+    """Changes with every change of the credential but its use; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it stops working; absent for never."""
+        """When it stops working."""
 
     @_builtins.property
     def revoked_at(self) -> _timestamp_pb2.Timestamp:
@@ -813,10 +1405,13 @@ class EventCredential(_message.Message):
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
         secret: _builtins.str | None = ...,
         url: _builtins.str = ...,
+        held_by: _builtins.str = ...,
+        status: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_secret", b"_secret", "created_at", b"created_at", "created_by", b"created_by", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "name", b"name", "revoked_at", b"revoked_at", "secret", b"secret", "tenant_id", b"tenant_id", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_secret", b"_secret", "created_at", b"created_at", "created_by", b"created_by", "etag", b"etag", "expires_at", b"expires_at", "held_by", b"held_by", "id", b"id", "last_used_at", b"last_used_at", "name", b"name", "revoked_at", b"revoked_at", "secret", b"secret", "status", b"status", "tenant_id", b"tenant_id", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__secret: _TypeAlias = _typing.Literal["secret"]  # noqa: Y015
     _WhichOneofArgType__secret: _TypeAlias = _typing.Literal["_secret", b"_secret"]  # noqa: Y015
@@ -833,13 +1428,18 @@ class CreateEventCredentialRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
-    """The tenant whose events it reads; the caller's own when not given."""
+    """An older name of `org_id`. When both are given, they have to be the same."""
     name: _builtins.str
     """A name for people to read."""
+    org_id: _builtins.str
+    """The tenant whose events it reads; the caller's own when not given."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it stops working, in the future; never when not given."""
+        """When it stops working: in the future, at most 400 days from now; in a year
+        when not given.
+        """
 
     def __init__(
         self,
@@ -847,14 +1447,43 @@ class CreateEventCredentialRequest(_message.Message):
         tenant_id: _builtins.str = ...,
         name: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        org_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "org_id", b"org_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateEventCredentialRequest: _TypeAlias = CreateEventCredentialRequest  # noqa: Y015
+
+@_typing.final
+class TakeOverEventCredentialRequest(_message.Message):
+    """Which event credential to take over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The credential's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___TakeOverEventCredentialRequest: _TypeAlias = TakeOverEventCredentialRequest  # noqa: Y015
 
 @_typing.final
 class RevokeEventCredentialRequest(_message.Message):
@@ -863,18 +1492,24 @@ class RevokeEventCredentialRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The credential's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___RevokeEventCredentialRequest: _TypeAlias = RevokeEventCredentialRequest  # noqa: Y015
 
@@ -960,6 +1595,135 @@ class Jwk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Jwk: _TypeAlias = Jwk  # noqa: Y015
+
+@_typing.final
+class ListTokenKeysRequest(_message.Message):
+    """Asks for the keys that sign tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokenKeysRequest: _TypeAlias = ListTokenKeysRequest  # noqa: Y015
+
+@_typing.final
+class RotateTokenKeyRequest(_message.Message):
+    """Which keys to rotate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    purpose: _builtins.str
+    """What the keys are for: `users` or `devices`."""
+    request_id: _builtins.str
+    """An id that the caller makes. A repeated request with it changes nothing
+    and has the same answer.
+    """
+    def __init__(
+        self,
+        *,
+        purpose: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purpose", b"purpose", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateTokenKeyRequest: _TypeAlias = RotateTokenKeyRequest  # noqa: Y015
+
+@_typing.final
+class ListSigningKeysResponse(_message.Message):
+    """Keys that sign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SigningKey]:
+        """The keys, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___SigningKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSigningKeysResponse: _TypeAlias = ListSigningKeysResponse  # noqa: Y015
+
+@_typing.final
+class SigningKey(_message.Message):
+    """A key that signs, without its private half."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    SIGNS_FROM_FIELD_NUMBER: _builtins.int
+    VERIFIES_UNTIL_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key id: the key's thumbprint (RFC 7638)."""
+    purpose: _builtins.str
+    """What it signs: tokens of `users` or `devices`, or `audit` checkpoints."""
+    tenant_id: _builtins.str
+    """The tenant whose key it is; empty for the installation's."""
+    algorithm: _builtins.str
+    """The algorithm, `ed25519`."""
+    state: _builtins.str
+    """`next` (published, does not sign yet), `active` (signs), `retiring` (what
+    it signed still counts) or `retired`.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def signs_from(self) -> _timestamp_pb2.Timestamp:
+        """From when on it signs."""
+
+    @_builtins.property
+    def verifies_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when its signatures count; not set before it has a successor, and for
+        checkpoints, whose keys verify for ever.
+        """
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        algorithm: _builtins.str = ...,
+        state: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        signs_from: _timestamp_pb2.Timestamp | None = ...,
+        verifies_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "signs_from", b"signs_from", "verifies_until", b"verifies_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "created_at", b"created_at", "key_id", b"key_id", "purpose", b"purpose", "signs_from", b"signs_from", "state", b"state", "tenant_id", b"tenant_id", "verifies_until", b"verifies_until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
 
 @_typing.final
 class IssueDeviceTokenRequest(_message.Message):
@@ -1086,6 +1850,57 @@ class ListAccessChangesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAccessChangesResponse: _TypeAlias = ListAccessChangesResponse  # noqa: Y015
+
+@_typing.final
+class ReportTenantErasureRequest(_message.Message):
+    """How far a service is with the rows of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant."""
+    rows: _builtins.int
+    """Rows that the service has deleted in all."""
+    finished: _builtins.bool
+    """Whether it has none any more."""
+    waiting_for: _builtins.str
+    """What it waits for; empty while it works."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        finished: _builtins.bool = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "rows", b"rows", "tenant_id", b"tenant_id", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportTenantErasureRequest: _TypeAlias = ReportTenantErasureRequest  # noqa: Y015
+
+@_typing.final
+class ReportTenantErasureResponse(_message.Message):
+    """A report that was noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportTenantErasureResponse: _TypeAlias = ReportTenantErasureResponse  # noqa: Y015
 
 @_typing.final
 class EndedSession(_message.Message):

@@ -95,7 +95,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Logout(self, request, context):
-        """Ends the caller's session; its tokens are refused from then on.
+        """Ends the caller's session; its tokens are refused from then on. As JSON
+        without a token it answers 200 and ends nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +354,31 @@ class TenantServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateTenantRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.Tenant.FromString,
                 _registered_method=True)
+        self.DropTenantCode = channel.unary_unary(
+                '/evergreen.v1.TenantService/DropTenantCode',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DropTenantCodeRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Tenant.FromString,
+                _registered_method=True)
+        self.ArchiveTenant = channel.unary_unary(
+                '/evergreen.v1.TenantService/ArchiveTenant',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ArchiveTenantRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+                _registered_method=True)
+        self.RestoreTenant = channel.unary_unary(
+                '/evergreen.v1.TenantService/RestoreTenant',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.RestoreTenantRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+                _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/evergreen.v1.TenantService/DeleteTenant',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+                _registered_method=True)
+        self.GetTenantDeletion = channel.unary_unary(
+                '/evergreen.v1.TenantService/GetTenantDeletion',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetTenantDeletionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TenantDeletion.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer:
@@ -381,7 +407,48 @@ class TenantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTenant(self, request, context):
-        """Changes a tenant's name or code. Fields that are not given stay.
+        """Changes a tenant's name or code. Fields that are not given stay. The old
+        code goes on working until it is dropped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropTenantCode(self, request, context):
+        """Drops an old code of a tenant: pre-shared keys that begin with it stop
+        working.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveTenant(self, request, context):
+        """Archives a tenant with all below it: devices are decommissioned, logins,
+        enrollment and event credentials stop. The data stays until `purge_at`, and
+        until then the tenant can be restored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTenant(self, request, context):
+        """Restores an archived tenant with all that was archived with it. Devices that
+        the archive decommissioned work again; users log in anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTenant(self, request, context):
+        """Deletes an archived tenant with all below it, for good. The answer comes at
+        once, the work goes on behind it; `GetTenantDeletion` shows how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenantDeletion(self, request, context):
+        """Returns how far the deletion of a tenant is; also after its end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -409,6 +476,31 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.UpdateTenant,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateTenantRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.Tenant.SerializeToString,
+            ),
+            'DropTenantCode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropTenantCode,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DropTenantCodeRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Tenant.SerializeToString,
+            ),
+            'ArchiveTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveTenant,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ArchiveTenantRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.SerializeToString,
+            ),
+            'RestoreTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTenant,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.RestoreTenantRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.SerializeToString,
+            ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteTenantRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TenantChange.SerializeToString,
+            ),
+            'GetTenantDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantDeletion,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetTenantDeletionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TenantDeletion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +622,141 @@ class TenantService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def DropTenantCode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TenantService/DropTenantCode',
+            evergreen_dot_v1_dot_identity__pb2.DropTenantCodeRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TenantService/ArchiveTenant',
+            evergreen_dot_v1_dot_identity__pb2.ArchiveTenantRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TenantService/RestoreTenant',
+            evergreen_dot_v1_dot_identity__pb2.RestoreTenantRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TenantService/DeleteTenant',
+            evergreen_dot_v1_dot_identity__pb2.DeleteTenantRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TenantChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TenantService/GetTenantDeletion',
+            evergreen_dot_v1_dot_identity__pb2.GetTenantDeletionRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TenantDeletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class UserServiceStub:
     """The people who administer tenants.
@@ -566,6 +793,11 @@ class UserServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.DeactivateUserRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.User.FromString,
                 _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/evergreen.v1.UserService/DeleteUser',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.User.FromString,
+                _registered_method=True)
         self.InviteUser = channel.unary_unary(
                 '/evergreen.v1.UserService/InviteUser',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.InviteUserRequest.SerializeToString,
@@ -600,14 +832,25 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateUser(self, request, context):
-        """Changes a user's role. Sessions with the old role end.
+        """Changes a user: the role, the e-mail address, or the tenant. All sessions
+        of the user end, and the event credentials of tenants that the user no
+        longer sees. A user moves within the caller's subtree. An Admin corrects
+        the own address and those of users who never set a password; an Owner all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeactivateUser(self, request, context):
-        """Disables a user and ends all sessions of the user.
+        """Disables a user and ends all sessions and event credentials of the user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Deletes a deactivated user. The e-mail address is free again; the id, the
+        address, and who deleted the user when, stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -615,8 +858,8 @@ class UserServiceServicer:
 
     def InviteUser(self, request, context):
         """Invites a user (again): the old password and all sessions end, and the
-        response holds a new invitation token. Only an Owner may do this to an
-        Admin who has set a password.
+        response holds a new invitation token. Only an Owner may do this to a user
+        who has ever set a password, disabled ones included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -648,6 +891,11 @@ def add_UserServiceServicer_to_server(servicer, server):
             'DeactivateUser': grpc.unary_unary_rpc_method_handler(
                     servicer.DeactivateUser,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeactivateUserRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.User.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.User.SerializeToString,
             ),
             'InviteUser': grpc.unary_unary_rpc_method_handler(
@@ -803,6 +1051,33 @@ class UserService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.UserService/DeleteUser',
+            evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def InviteUser(request,
             target,
             options=(),
@@ -850,6 +1125,11 @@ class EventCredentialServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateEventCredentialRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
                 _registered_method=True)
+        self.TakeOverEventCredential = channel.unary_unary(
+                '/evergreen.v1.EventCredentialService/TakeOverEventCredential',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.TakeOverEventCredentialRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+                _registered_method=True)
         self.RevokeEventCredential = channel.unary_unary(
                 '/evergreen.v1.EventCredentialService/RevokeEventCredential',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.RevokeEventCredentialRequest.SerializeToString,
@@ -875,6 +1155,15 @@ class EventCredentialServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeOverEventCredential(self, request, context):
+        """Takes over an event credential: it ends with the caller from then on, no
+        longer with who made it. One whose holder was deactivated works again. Its
+        secret stays; whoever knows it can go on using it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeEventCredential(self, request, context):
         """Revokes an event credential; its connections are cut within seconds.
         """
@@ -893,6 +1182,11 @@ def add_EventCredentialServiceServicer_to_server(servicer, server):
             'CreateEventCredential': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateEventCredential,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateEventCredentialRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.SerializeToString,
+            ),
+            'TakeOverEventCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeOverEventCredential,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.TakeOverEventCredentialRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.EventCredential.SerializeToString,
             ),
             'RevokeEventCredential': grpc.unary_unary_rpc_method_handler(
@@ -967,6 +1261,33 @@ class EventCredentialService:
             _registered_method=True)
 
     @staticmethod
+    def TakeOverEventCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EventCredentialService/TakeOverEventCredential',
+            evergreen_dot_v1_dot_identity__pb2.TakeOverEventCredentialRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RevokeEventCredential(request,
             target,
             options=(),
@@ -1009,6 +1330,16 @@ class TokenKeyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.GetJwksRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.Jwks.FromString,
                 _registered_method=True)
+        self.ListTokenKeys = channel.unary_unary(
+                '/evergreen.v1.TokenKeyService/ListTokenKeys',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListTokenKeysRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateTokenKey = channel.unary_unary(
+                '/evergreen.v1.TokenKeyService/RotateTokenKey',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.RotateTokenKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SigningKey.FromString,
+                _registered_method=True)
 
 
 class TokenKeyServiceServicer:
@@ -1022,6 +1353,21 @@ class TokenKeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTokenKeys(self, request, context):
+        """Lists the keys that sign tokens, with what each may do now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateTokenKey(self, request, context):
+        """Makes a new key, which replaces the one that signs now after it was
+        published for a while. For Owners of the root tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TokenKeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1029,6 +1375,16 @@ def add_TokenKeyServiceServicer_to_server(servicer, server):
                     servicer.GetJwks,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetJwksRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.Jwks.SerializeToString,
+            ),
+            'ListTokenKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokenKeys,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListTokenKeysRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.SerializeToString,
+            ),
+            'RotateTokenKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateTokenKey,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.RotateTokenKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SigningKey.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1069,6 +1425,60 @@ class TokenKeyService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ListTokenKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TokenKeyService/ListTokenKeys',
+            evergreen_dot_v1_dot_identity__pb2.ListTokenKeysRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListSigningKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateTokenKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TokenKeyService/RotateTokenKey',
+            evergreen_dot_v1_dot_identity__pb2.RotateTokenKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SigningKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class IdentityInternalServiceStub:
     """For the other services only; the gateway does not route it.
@@ -1090,6 +1500,11 @@ class IdentityInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.FromString,
                 _registered_method=True)
+        self.ReportTenantErasure = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/ReportTenantErasure',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityInternalServiceServicer:
@@ -1110,6 +1525,14 @@ class IdentityInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportTenantErasure(self, request, context):
+        """Takes note of how far a service is with the rows of a tenant that is being
+        deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1122,6 +1545,11 @@ def add_IdentityInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAccessChanges,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.SerializeToString,
+            ),
+            'ReportTenantErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportTenantErasure,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1179,6 +1607,33 @@ class IdentityInternalService:
             '/evergreen.v1.IdentityInternalService/ListAccessChanges',
             evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportTenantErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/ReportTenantErasure',
+            evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,7 +43,9 @@ class AuthServiceStub:
     GetSession: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]
     """Returns the session that the caller's token belongs to."""
     Logout: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]
-    """Ends the caller's session; its tokens are refused from then on."""
+    """Ends the caller's session; its tokens are refused from then on. As JSON
+    without a token it answers 200 and ends nothing.
+    """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]
@@ -64,7 +66,9 @@ class AuthServiceAsyncStub(AuthServiceStub):
     GetSession: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSessionRequest, _identity_pb2.Session]  # type: ignore[assignment]
     """Returns the session that the caller's token belongs to."""
     Logout: _aio.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]  # type: ignore[assignment]
-    """Ends the caller's session; its tokens are refused from then on."""
+    """Ends the caller's session; its tokens are refused from then on. As JSON
+    without a token it answers 200 and ends nothing.
+    """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _aio.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]  # type: ignore[assignment]
@@ -106,7 +110,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.LogoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.LogoutResponse, _abc.Awaitable[_identity_pb2.LogoutResponse]]:
-        """Ends the caller's session; its tokens are refused from then on."""
+        """Ends the caller's session; its tokens are refused from then on. As JSON
+        without a token it answers 200 and ends nothing.
+        """
 
     @_abc_1.abstractmethod
     def ChangePassword(
@@ -140,7 +146,28 @@ class TenantServiceStub:
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.Tenant]
     """Creates a tenant below the caller's."""
     UpdateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantRequest, _identity_pb2.Tenant]
-    """Changes a tenant's name or code. Fields that are not given stay."""
+    """Changes a tenant's name or code. Fields that are not given stay. The old
+    code goes on working until it is dropped.
+    """
+    DropTenantCode: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DropTenantCodeRequest, _identity_pb2.Tenant]
+    """Drops an old code of a tenant: pre-shared keys that begin with it stop
+    working.
+    """
+    ArchiveTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ArchiveTenantRequest, _identity_pb2.TenantChange]
+    """Archives a tenant with all below it: devices are decommissioned, logins,
+    enrollment and event credentials stop. The data stays until `purge_at`, and
+    until then the tenant can be restored.
+    """
+    RestoreTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RestoreTenantRequest, _identity_pb2.TenantChange]
+    """Restores an archived tenant with all that was archived with it. Devices that
+    the archive decommissioned work again; users log in anew.
+    """
+    DeleteTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteTenantRequest, _identity_pb2.TenantChange]
+    """Deletes an archived tenant with all below it, for good. The answer comes at
+    once, the work goes on behind it; `GetTenantDeletion` shows how far it is.
+    """
+    GetTenantDeletion: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetTenantDeletionRequest, _identity_pb2.TenantDeletion]
+    """Returns how far the deletion of a tenant is; also after its end."""
 
 @_typing.type_check_only
 class TenantServiceAsyncStub(TenantServiceStub):
@@ -154,7 +181,28 @@ class TenantServiceAsyncStub(TenantServiceStub):
     CreateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
     """Creates a tenant below the caller's."""
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
-    """Changes a tenant's name or code. Fields that are not given stay."""
+    """Changes a tenant's name or code. Fields that are not given stay. The old
+    code goes on working until it is dropped.
+    """
+    DropTenantCode: _aio.UnaryUnaryMultiCallable[_identity_pb2.DropTenantCodeRequest, _identity_pb2.Tenant]  # type: ignore[assignment]
+    """Drops an old code of a tenant: pre-shared keys that begin with it stop
+    working.
+    """
+    ArchiveTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.ArchiveTenantRequest, _identity_pb2.TenantChange]  # type: ignore[assignment]
+    """Archives a tenant with all below it: devices are decommissioned, logins,
+    enrollment and event credentials stop. The data stays until `purge_at`, and
+    until then the tenant can be restored.
+    """
+    RestoreTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.RestoreTenantRequest, _identity_pb2.TenantChange]  # type: ignore[assignment]
+    """Restores an archived tenant with all that was archived with it. Devices that
+    the archive decommissioned work again; users log in anew.
+    """
+    DeleteTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteTenantRequest, _identity_pb2.TenantChange]  # type: ignore[assignment]
+    """Deletes an archived tenant with all below it, for good. The answer comes at
+    once, the work goes on behind it; `GetTenantDeletion` shows how far it is.
+    """
+    GetTenantDeletion: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetTenantDeletionRequest, _identity_pb2.TenantDeletion]  # type: ignore[assignment]
+    """Returns how far the deletion of a tenant is; also after its end."""
 
 class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tenants: a tree of resellers and organisations below one root."""
@@ -189,7 +237,58 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.UpdateTenantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Tenant, _abc.Awaitable[_identity_pb2.Tenant]]:
-        """Changes a tenant's name or code. Fields that are not given stay."""
+        """Changes a tenant's name or code. Fields that are not given stay. The old
+        code goes on working until it is dropped.
+        """
+
+    @_abc_1.abstractmethod
+    def DropTenantCode(
+        self,
+        request: _identity_pb2.DropTenantCodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Tenant, _abc.Awaitable[_identity_pb2.Tenant]]:
+        """Drops an old code of a tenant: pre-shared keys that begin with it stop
+        working.
+        """
+
+    @_abc_1.abstractmethod
+    def ArchiveTenant(
+        self,
+        request: _identity_pb2.ArchiveTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TenantChange, _abc.Awaitable[_identity_pb2.TenantChange]]:
+        """Archives a tenant with all below it: devices are decommissioned, logins,
+        enrollment and event credentials stop. The data stays until `purge_at`, and
+        until then the tenant can be restored.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreTenant(
+        self,
+        request: _identity_pb2.RestoreTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TenantChange, _abc.Awaitable[_identity_pb2.TenantChange]]:
+        """Restores an archived tenant with all that was archived with it. Devices that
+        the archive decommissioned work again; users log in anew.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTenant(
+        self,
+        request: _identity_pb2.DeleteTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TenantChange, _abc.Awaitable[_identity_pb2.TenantChange]]:
+        """Deletes an archived tenant with all below it, for good. The answer comes at
+        once, the work goes on behind it; `GetTenantDeletion` shows how far it is.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTenantDeletion(
+        self,
+        request: _identity_pb2.GetTenantDeletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TenantDeletion, _abc.Awaitable[_identity_pb2.TenantDeletion]]:
+        """Returns how far the deletion of a tenant is; also after its end."""
 
 def add_TenantServiceServicer_to_server(servicer: TenantServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -209,13 +308,21 @@ class UserServiceStub:
     an invitation token, once, to hand over.
     """
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.User]
-    """Changes a user's role. Sessions with the old role end."""
+    """Changes a user: the role, the e-mail address, or the tenant. All sessions
+    of the user end, and the event credentials of tenants that the user no
+    longer sees. A user moves within the caller's subtree. An Admin corrects
+    the own address and those of users who never set a password; an Owner all.
+    """
     DeactivateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeactivateUserRequest, _identity_pb2.User]
-    """Disables a user and ends all sessions of the user."""
+    """Disables a user and ends all sessions and event credentials of the user."""
+    DeleteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteUserRequest, _identity_pb2.User]
+    """Deletes a deactivated user. The e-mail address is free again; the id, the
+    address, and who deleted the user when, stay.
+    """
     InviteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]
     """Invites a user (again): the old password and all sessions end, and the
-    response holds a new invitation token. Only an Owner may do this to an
-    Admin who has set a password.
+    response holds a new invitation token. Only an Owner may do this to a user
+    who has ever set a password, disabled ones included.
     """
 
 @_typing.type_check_only
@@ -232,13 +339,21 @@ class UserServiceAsyncStub(UserServiceStub):
     an invitation token, once, to hand over.
     """
     UpdateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.User]  # type: ignore[assignment]
-    """Changes a user's role. Sessions with the old role end."""
+    """Changes a user: the role, the e-mail address, or the tenant. All sessions
+    of the user end, and the event credentials of tenants that the user no
+    longer sees. A user moves within the caller's subtree. An Admin corrects
+    the own address and those of users who never set a password; an Owner all.
+    """
     DeactivateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeactivateUserRequest, _identity_pb2.User]  # type: ignore[assignment]
-    """Disables a user and ends all sessions of the user."""
+    """Disables a user and ends all sessions and event credentials of the user."""
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
+    """Deletes a deactivated user. The e-mail address is free again; the id, the
+    address, and who deleted the user when, stay.
+    """
     InviteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """Invites a user (again): the old password and all sessions end, and the
-    response holds a new invitation token. Only an Owner may do this to an
-    Admin who has set a password.
+    response holds a new invitation token. Only an Owner may do this to a user
+    who has ever set a password, disabled ones included.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -276,7 +391,11 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.UpdateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
-        """Changes a user's role. Sessions with the old role end."""
+        """Changes a user: the role, the e-mail address, or the tenant. All sessions
+        of the user end, and the event credentials of tenants that the user no
+        longer sees. A user moves within the caller's subtree. An Admin corrects
+        the own address and those of users who never set a password; an Owner all.
+        """
 
     @_abc_1.abstractmethod
     def DeactivateUser(
@@ -284,7 +403,17 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.DeactivateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
-        """Disables a user and ends all sessions of the user."""
+        """Disables a user and ends all sessions and event credentials of the user."""
+
+    @_abc_1.abstractmethod
+    def DeleteUser(
+        self,
+        request: _identity_pb2.DeleteUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
+        """Deletes a deactivated user. The e-mail address is free again; the id, the
+        address, and who deleted the user when, stay.
+        """
 
     @_abc_1.abstractmethod
     def InviteUser(
@@ -293,8 +422,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
         """Invites a user (again): the old password and all sessions end, and the
-        response holds a new invitation token. Only an Owner may do this to an
-        Admin who has set a password.
+        response holds a new invitation token. Only an Owner may do this to a user
+        who has ever set a password, disabled ones included.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -310,6 +439,11 @@ class EventCredentialServiceStub:
     """Lists the event credentials of the caller's subtree, without secrets."""
     CreateEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateEventCredentialRequest, _identity_pb2.EventCredential]
     """Creates an event credential. The response holds its secret, this once."""
+    TakeOverEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.TakeOverEventCredentialRequest, _identity_pb2.EventCredential]
+    """Takes over an event credential: it ends with the caller from then on, no
+    longer with who made it. One whose holder was deactivated works again. Its
+    secret stays; whoever knows it can go on using it.
+    """
     RevokeEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]
     """Revokes an event credential; its connections are cut within seconds."""
 
@@ -322,6 +456,11 @@ class EventCredentialServiceAsyncStub(EventCredentialServiceStub):
     """Lists the event credentials of the caller's subtree, without secrets."""
     CreateEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
     """Creates an event credential. The response holds its secret, this once."""
+    TakeOverEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.TakeOverEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
+    """Takes over an event credential: it ends with the caller from then on, no
+    longer with who made it. One whose holder was deactivated works again. Its
+    secret stays; whoever knows it can go on using it.
+    """
     RevokeEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
     """Revokes an event credential; its connections are cut within seconds."""
 
@@ -345,6 +484,17 @@ class EventCredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates an event credential. The response holds its secret, this once."""
 
     @_abc_1.abstractmethod
+    def TakeOverEventCredential(
+        self,
+        request: _identity_pb2.TakeOverEventCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EventCredential, _abc.Awaitable[_identity_pb2.EventCredential]]:
+        """Takes over an event credential: it ends with the caller from then on, no
+        longer with who made it. One whose holder was deactivated works again. Its
+        secret stays; whoever knows it can go on using it.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeEventCredential(
         self,
         request: _identity_pb2.RevokeEventCredentialRequest,
@@ -363,6 +513,12 @@ class TokenKeyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TokenKeyServiceAsyncStub: ...
     GetJwks: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetJwksRequest, _identity_pb2.Jwks]
     """Returns the JSON Web Key Set."""
+    ListTokenKeys: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListTokenKeysRequest, _identity_pb2.ListSigningKeysResponse]
+    """Lists the keys that sign tokens, with what each may do now."""
+    RotateTokenKey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RotateTokenKeyRequest, _identity_pb2.SigningKey]
+    """Makes a new key, which replaces the one that signs now after it was
+    published for a while. For Owners of the root tenant.
+    """
 
 @_typing.type_check_only
 class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
@@ -371,6 +527,12 @@ class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJwks: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetJwksRequest, _identity_pb2.Jwks]  # type: ignore[assignment]
     """Returns the JSON Web Key Set."""
+    ListTokenKeys: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListTokenKeysRequest, _identity_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
+    """Lists the keys that sign tokens, with what each may do now."""
+    RotateTokenKey: _aio.UnaryUnaryMultiCallable[_identity_pb2.RotateTokenKeyRequest, _identity_pb2.SigningKey]  # type: ignore[assignment]
+    """Makes a new key, which replaces the one that signs now after it was
+    published for a while. For Owners of the root tenant.
+    """
 
 class TokenKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public keys that verify session and device tokens."""
@@ -382,6 +544,24 @@ class TokenKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Jwks, _abc.Awaitable[_identity_pb2.Jwks]]:
         """Returns the JSON Web Key Set."""
+
+    @_abc_1.abstractmethod
+    def ListTokenKeys(
+        self,
+        request: _identity_pb2.ListTokenKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListSigningKeysResponse, _abc.Awaitable[_identity_pb2.ListSigningKeysResponse]]:
+        """Lists the keys that sign tokens, with what each may do now."""
+
+    @_abc_1.abstractmethod
+    def RotateTokenKey(
+        self,
+        request: _identity_pb2.RotateTokenKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SigningKey, _abc.Awaitable[_identity_pb2.SigningKey]]:
+        """Makes a new key, which replaces the one that signs now after it was
+        published for a while. For Owners of the root tenant.
+        """
 
 def add_TokenKeyServiceServicer_to_server(servicer: TokenKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -396,6 +576,10 @@ class IdentityInternalServiceStub:
     """Issues a token that is bound to one device."""
     ListAccessChanges: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]
     """Lists the tenants that changed and the sessions that ended since a cursor."""
+    ReportTenantErasure: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ReportTenantErasureRequest, _identity_pb2.ReportTenantErasureResponse]
+    """Takes note of how far a service is with the rows of a tenant that is being
+    deleted.
+    """
 
 @_typing.type_check_only
 class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
@@ -406,6 +590,10 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     """Issues a token that is bound to one device."""
     ListAccessChanges: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]  # type: ignore[assignment]
     """Lists the tenants that changed and the sessions that ended since a cursor."""
+    ReportTenantErasure: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReportTenantErasureRequest, _identity_pb2.ReportTenantErasureResponse]  # type: ignore[assignment]
+    """Takes note of how far a service is with the rows of a tenant that is being
+    deleted.
+    """
 
 class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -425,5 +613,15 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ListAccessChangesResponse, _abc.Awaitable[_identity_pb2.ListAccessChangesResponse]]:
         """Lists the tenants that changed and the sessions that ended since a cursor."""
+
+    @_abc_1.abstractmethod
+    def ReportTenantErasure(
+        self,
+        request: _identity_pb2.ReportTenantErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ReportTenantErasureResponse, _abc.Awaitable[_identity_pb2.ReportTenantErasureResponse]]:
+        """Takes note of how far a service is with the rows of a tenant that is being
+        deleted.
+        """
 
 def add_IdentityInternalServiceServicer_to_server(servicer: IdentityInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -86,16 +86,23 @@ class GetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    REVEAL_SECRETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
+    reveal_secrets: _builtins.bool
+    """Whether to show secrets in place of `[masked]`: the passphrases of networks,
+    and the values of `eap`, `data` and `secrets`. Only for those who may change
+    policies, and recorded in the audit log.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        reveal_secrets: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reveal_secrets", b"reveal_secrets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,6 +126,7 @@ class Policy(_message.Message):
     IN_FORCE_FIELD_NUMBER: _builtins.int
     HAS_UNPUBLISHED_CHANGES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     org_id: _builtins.str
@@ -128,7 +136,10 @@ class Policy(_message.Message):
     version: _builtins.str
     """The version that was last published; `0` when none was."""
     signed: _builtins.bool
-    """Whether a signed version was published."""
+    """Whether this very content is signed and in force: false for a draft, for a
+    policy that was changed since it was published (devices keep the version that
+    is in force), and for one that another policy has replaced.
+    """
     description: _builtins.str
     """A note for people to read."""
     in_force: _builtins.bool
@@ -136,7 +147,9 @@ class Policy(_message.Message):
     has_unpublished_changes: _builtins.bool
     """Whether it was changed since it was last published."""
     etag: _builtins.str
-    """Changes with every change; give it back in an update to refuse a lost update."""
+    """Changes with every change; give it back, or the header `ETag` as `If-Match`, to
+    refuse a lost update.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -147,7 +160,17 @@ class Policy(_message.Message):
 
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
-        """What was authored: a device document, or an object with `configuration`."""
+        """What was authored: a device document, or an object with `configuration`.
+        Secrets are shown as `[masked]`, and to Auditors as `[redacted]`; either word
+        in an update stands for the value that is stored for the network or VPN of
+        that name.
+        """
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyWarning]:
+        """What of it devices could not apply, and what has another effect than was
+        probably meant; not in lists.
+        """
 
     def __init__(
         self,
@@ -164,16 +187,51 @@ class Policy(_message.Message):
         in_force: _builtins.bool = ...,
         has_unpublished_changes: _builtins.bool = ...,
         etag: _builtins.str = ...,
+        warnings: _abc.Iterable[Global___PolicyWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "name", b"name", "org_id", b"org_id", "signed", b"signed", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "name", b"name", "org_id", b"org_id", "signed", b"signed", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class PolicyWarning(_message.Message):
+    """A place in a policy that its author should know of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BLOCKS_PUBLISHING_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The path of the field, such as `bundle.network.wifi[0].ssid`."""
+    rule: _builtins.str
+    """The stable name of the rule, such as `names-meet`."""
+    message: _builtins.str
+    """What is wrong, and what to do."""
+    blocks_publishing: _builtins.bool
+    """Whether the policy cannot be published before this is changed."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        message: _builtins.str = ...,
+        blocks_publishing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_publishing", b"blocks_publishing", "field", b"field", "message", b"message", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyWarning: _TypeAlias = PolicyWarning  # noqa: Y015
 
 @_typing.final
 class CreatePolicyRequest(_message.Message):
@@ -191,7 +249,7 @@ class CreatePolicyRequest(_message.Message):
     org_id: _builtins.str
     """The organisation that it belongs to."""
     signed: _builtins.bool
-    """Accepted for the web console; every policy is signed when it is published."""
+    """Whether to publish the policy in the same step, as PublishPolicy does."""
     description: _builtins.str
     """A note for people to read."""
     @_builtins.property
@@ -237,11 +295,13 @@ class UpdatePolicyRequest(_message.Message):
     org_id: _builtins.str
     """Ignored when it equals what is; a policy cannot move."""
     signed: _builtins.bool
-    """Accepted for the web console; every policy is signed when it is published."""
+    """Whether to publish the policy in the same step, as PublishPolicy does. Nothing
+    is published when devices get exactly this content already.
+    """
     description: _builtins.str
     """A note for people to read."""
     etag: _builtins.str
-    """When given, the update is refused unless the policy still has this etag."""
+    """When given, the call is refused unless it still has this etag."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
         """A device document, or an object with `configuration`."""
@@ -291,18 +351,30 @@ class DeletePolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
+    force: _builtins.bool
+    """Whether to delete a policy that is in force, too. The devices that have it
+    keep it until another one is published.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "force", b"force", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DeletePolicyRequest: _TypeAlias = DeletePolicyRequest  # noqa: Y015
 
@@ -330,20 +402,54 @@ class PublishPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___PublishPolicyRequest: _TypeAlias = PublishPolicyRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawPolicyRequest(_message.Message):
+    """Which policy to withdraw."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The policy's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___WithdrawPolicyRequest: _TypeAlias = WithdrawPolicyRequest  # noqa: Y015
 
 @_typing.final
 class RollbackPolicyRequest(_message.Message):
@@ -353,21 +459,27 @@ class RollbackPolicyRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     version: _builtins.str
     """The earlier version."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         version: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___RollbackPolicyRequest: _TypeAlias = RollbackPolicyRequest  # noqa: Y015
 
@@ -450,7 +562,9 @@ class PolicyVersion(_message.Message):
     key_id: _builtins.str
     """The id of the key that signed it."""
     document_sha256: _builtins.str
-    """The SHA-256 of the document's bytes, in hexadecimal."""
+    """The SHA-256 of the document's bytes, in hexadecimal. Empty for Auditors when
+    the document holds secrets, for it would let them try out guesses.
+    """
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""
@@ -472,6 +586,112 @@ class PolicyVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
+
+@_typing.final
+class ListOrphanedDevicesRequest(_message.Message):
+    """Which orphaned devices to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only devices of this organisation; of the caller's whole subtree when not given."""
+    page_size: _builtins.int
+    """The most devices to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrphanedDevicesRequest: _TypeAlias = ListOrphanedDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ListOrphanedDevicesResponse(_message.Message):
+    """A page of orphaned devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    total_size: _builtins.int
+    """How many there are on all pages."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrphanedDevice]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___OrphanedDevice] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrphanedDevicesResponse: _TypeAlias = ListOrphanedDevicesResponse  # noqa: Y015
+
+@_typing.final
+class OrphanedDevice(_message.Message):
+    """A device that runs a policy although none is in force for its organisation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    org_id: _builtins.str
+    """The organisation that it belongs to."""
+    policy_version: _builtins.str
+    """The version that it runs."""
+    policy_id: _builtins.str
+    """The policy that this was a version of; empty when the version is not known."""
+    policy_name: _builtins.str
+    """The policy's name; empty when the policy was deleted."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when the device says that it runs this version."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        policy_name: _builtins.str = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "org_id", b"org_id", "policy_id", b"policy_id", "policy_name", b"policy_name", "policy_version", b"policy_version", "reported_at", b"reported_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrphanedDevice: _TypeAlias = OrphanedDevice  # noqa: Y015
 
 @_typing.final
 class SyncDeviceRequest(_message.Message):
@@ -562,6 +782,7 @@ class GetDevicePolicyRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     TOKEN_VERSION_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation that it belongs to."""
     device_id: _builtins.str
@@ -571,16 +792,22 @@ class GetDevicePolicyRequest(_message.Message):
     with a token of this generation, not about the device's life before it
     enrolled again. 0 does not ask.
     """
+    first: _builtins.bool
+    """Whether the device stores what it gets as its first policy. An agent exits at
+    every start when that one cannot be applied, so that a policy of which this is
+    known is not its first one: the device gets it, or a better one, by its polls.
+    """
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         device_id: _builtins.str = ...,
         token_version: _builtins.int = ...,
+        first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "first", b"first", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -725,3 +952,49 @@ class AppliedVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppliedVersion: _TypeAlias = AppliedVersion  # noqa: Y015
+
+@_typing.final
+class CountPoliciesRequest(_message.Message):
+    """Whose policies to count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tenants."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountPoliciesRequest: _TypeAlias = CountPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class CountPoliciesResponse(_message.Message):
+    """Policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    policies: _builtins.int
+    """Policies."""
+    def __init__(
+        self,
+        *,
+        policies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountPoliciesResponse: _TypeAlias = CountPoliciesResponse  # noqa: Y015

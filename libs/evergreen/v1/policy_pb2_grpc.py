@@ -67,6 +67,11 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.PublishPolicyRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.Policy.FromString,
                 _registered_method=True)
+        self.WithdrawPolicy = channel.unary_unary(
+                '/evergreen.v1.PolicyService/WithdrawPolicy',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.WithdrawPolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
         self.RollbackPolicy = channel.unary_unary(
                 '/evergreen.v1.PolicyService/RollbackPolicy',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.RollbackPolicyRequest.SerializeToString,
@@ -76,6 +81,11 @@ class PolicyServiceStub:
                 '/evergreen.v1.PolicyService/ListPolicyVersions',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
+                _registered_method=True)
+        self.ListOrphanedDevices = channel.unary_unary(
+                '/evergreen.v1.PolicyService/ListOrphanedDevices',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesResponse.FromString,
                 _registered_method=True)
         self.SyncDevice = channel.unary_unary(
                 '/evergreen.v1.PolicyService/SyncDevice',
@@ -103,23 +113,28 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreatePolicy(self, request, context):
-        """Creates a policy. No device gets it before it is published.
+        """Creates a policy. A bundle that devices could not apply is refused with every
+        field that breaks a rule of theirs. With `signed` it is published in the same step; otherwise
+        it is a draft, and no device gets it before it is published.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePolicy(self, request, context):
-        """Changes a policy. Fields that are not given stay; devices keep what was
-        published until the next publish.
+        """Changes a policy. Fields that are not given stay. With `signed` the policy is
+        published in the same step; otherwise the change is a draft, and devices keep
+        what was published until the next publish. A call that changes nothing writes
+        nothing, so that it may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePolicy(self, request, context):
-        """Deletes a policy. If it is in force, devices that have it keep it, devices
-        that enroll get none, and the next publish still has a higher version.
+        """Deletes a policy. One that is in force is refused, unless `force` is set: the
+        devices that have it would keep it, with nothing to replace it. Publish another
+        policy of the organisation first, or withdraw it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,14 +142,26 @@ class PolicyServiceServicer:
 
     def PublishPolicy(self, request, context):
         """Signs a policy as it is now with a new, higher version, and puts it in
-        force for its organisation.
+        force for its organisation. Refused when devices could not apply it; the
+        details of the error name every field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawPolicy(self, request, context):
+        """Takes a policy out of force and keeps it. Devices that have it keep it until
+        another one is published (ListOrphanedDevices shows them), devices that enroll
+        get none, and the next publish still has a higher version. A policy that is not
+        in force stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackPolicy(self, request, context):
-        """Publishes what an earlier version held, as a new, higher version.
+        """Publishes what an earlier version held, as a new, higher version. Refused when
+        devices could not apply that version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +169,14 @@ class PolicyServiceServicer:
 
     def ListPolicyVersions(self, request, context):
         """Lists what was published of a policy, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOrphanedDevices(self, request, context):
+        """Lists the devices that run a policy although none is in force for their
+        organisation, because it was withdrawn or deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +222,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.PublishPolicyRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.Policy.SerializeToString,
             ),
+            'WithdrawPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawPolicy,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.WithdrawPolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
             'RollbackPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.RollbackPolicy,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.RollbackPolicyRequest.FromString,
@@ -196,6 +236,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ListPolicyVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'ListOrphanedDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrphanedDevices,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesResponse.SerializeToString,
             ),
             'SyncDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncDevice,
@@ -377,6 +422,33 @@ class PolicyService:
             _registered_method=True)
 
     @staticmethod
+    def WithdrawPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/WithdrawPolicy',
+            evergreen_dot_v1_dot_policy__pb2.WithdrawPolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RollbackPolicy(request,
             target,
             options=(),
@@ -420,6 +492,33 @@ class PolicyService:
             '/evergreen.v1.PolicyService/ListPolicyVersions',
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrphanedDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/ListOrphanedDevices',
+            evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -598,6 +697,11 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.FromString,
                 _registered_method=True)
+        self.CountPolicies = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/CountPolicies',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyInternalServiceServicer:
@@ -618,6 +722,13 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountPolicies(self, request, context):
+        """Counts the policies of tenants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -630,6 +741,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAppliedVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.SerializeToString,
+            ),
+            'CountPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountPolicies,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -687,6 +803,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListAppliedVersions',
             evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/CountPolicies',
+            evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

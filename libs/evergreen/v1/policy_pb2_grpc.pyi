@@ -40,23 +40,42 @@ class PolicyServiceStub:
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.Policy]
     """Returns one policy with its bundle."""
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]
-    """Creates a policy. No device gets it before it is published."""
+    """Creates a policy. A bundle that devices could not apply is refused with every
+    field that breaks a rule of theirs. With `signed` it is published in the same step; otherwise
+    it is a draft, and no device gets it before it is published.
+    """
     UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]
-    """Changes a policy. Fields that are not given stay; devices keep what was
-    published until the next publish.
+    """Changes a policy. Fields that are not given stay. With `signed` the policy is
+    published in the same step; otherwise the change is a draft, and devices keep
+    what was published until the next publish. A call that changes nothing writes
+    nothing, so that it may be repeated.
     """
     DeletePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyRequest, _policy_pb2.DeletePolicyResponse]
-    """Deletes a policy. If it is in force, devices that have it keep it, devices
-    that enroll get none, and the next publish still has a higher version.
+    """Deletes a policy. One that is in force is refused, unless `force` is set: the
+    devices that have it would keep it, with nothing to replace it. Publish another
+    policy of the organisation first, or withdraw it.
     """
     PublishPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PublishPolicyRequest, _policy_pb2.Policy]
     """Signs a policy as it is now with a new, higher version, and puts it in
-    force for its organisation.
+    force for its organisation. Refused when devices could not apply it; the
+    details of the error name every field.
+    """
+    WithdrawPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.WithdrawPolicyRequest, _policy_pb2.Policy]
+    """Takes a policy out of force and keeps it. Devices that have it keep it until
+    another one is published (ListOrphanedDevices shows them), devices that enroll
+    get none, and the next publish still has a higher version. A policy that is not
+    in force stays as it is.
     """
     RollbackPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RollbackPolicyRequest, _policy_pb2.Policy]
-    """Publishes what an earlier version held, as a new, higher version."""
+    """Publishes what an earlier version held, as a new, higher version. Refused when
+    devices could not apply that version.
+    """
     ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]
     """Lists what was published of a policy, newest first."""
+    ListOrphanedDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]
+    """Lists the devices that run a policy although none is in force for their
+    organisation, because it was withdrawn or deleted.
+    """
     SyncDevice: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]
     """Has a device apply its policy again at its next poll."""
 
@@ -70,23 +89,42 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
     """Returns one policy with its bundle."""
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
-    """Creates a policy. No device gets it before it is published."""
+    """Creates a policy. A bundle that devices could not apply is refused with every
+    field that breaks a rule of theirs. With `signed` it is published in the same step; otherwise
+    it is a draft, and no device gets it before it is published.
+    """
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
-    """Changes a policy. Fields that are not given stay; devices keep what was
-    published until the next publish.
+    """Changes a policy. Fields that are not given stay. With `signed` the policy is
+    published in the same step; otherwise the change is a draft, and devices keep
+    what was published until the next publish. A call that changes nothing writes
+    nothing, so that it may be repeated.
     """
     DeletePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyRequest, _policy_pb2.DeletePolicyResponse]  # type: ignore[assignment]
-    """Deletes a policy. If it is in force, devices that have it keep it, devices
-    that enroll get none, and the next publish still has a higher version.
+    """Deletes a policy. One that is in force is refused, unless `force` is set: the
+    devices that have it would keep it, with nothing to replace it. Publish another
+    policy of the organisation first, or withdraw it.
     """
     PublishPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.PublishPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
     """Signs a policy as it is now with a new, higher version, and puts it in
-    force for its organisation.
+    force for its organisation. Refused when devices could not apply it; the
+    details of the error name every field.
+    """
+    WithdrawPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.WithdrawPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
+    """Takes a policy out of force and keeps it. Devices that have it keep it until
+    another one is published (ListOrphanedDevices shows them), devices that enroll
+    get none, and the next publish still has a higher version. A policy that is not
+    in force stays as it is.
     """
     RollbackPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.RollbackPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
-    """Publishes what an earlier version held, as a new, higher version."""
+    """Publishes what an earlier version held, as a new, higher version. Refused when
+    devices could not apply that version.
+    """
     ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
     """Lists what was published of a policy, newest first."""
+    ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
+    """Lists the devices that run a policy although none is in force for their
+    organisation, because it was withdrawn or deleted.
+    """
     SyncDevice: _aio.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]  # type: ignore[assignment]
     """Has a device apply its policy again at its next poll."""
 
@@ -115,7 +153,10 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.CreatePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
-        """Creates a policy. No device gets it before it is published."""
+        """Creates a policy. A bundle that devices could not apply is refused with every
+        field that breaks a rule of theirs. With `signed` it is published in the same step; otherwise
+        it is a draft, and no device gets it before it is published.
+        """
 
     @_abc_1.abstractmethod
     def UpdatePolicy(
@@ -123,8 +164,10 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.UpdatePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
-        """Changes a policy. Fields that are not given stay; devices keep what was
-        published until the next publish.
+        """Changes a policy. Fields that are not given stay. With `signed` the policy is
+        published in the same step; otherwise the change is a draft, and devices keep
+        what was published until the next publish. A call that changes nothing writes
+        nothing, so that it may be repeated.
         """
 
     @_abc_1.abstractmethod
@@ -133,8 +176,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.DeletePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.DeletePolicyResponse, _abc.Awaitable[_policy_pb2.DeletePolicyResponse]]:
-        """Deletes a policy. If it is in force, devices that have it keep it, devices
-        that enroll get none, and the next publish still has a higher version.
+        """Deletes a policy. One that is in force is refused, unless `force` is set: the
+        devices that have it would keep it, with nothing to replace it. Publish another
+        policy of the organisation first, or withdraw it.
         """
 
     @_abc_1.abstractmethod
@@ -144,7 +188,20 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
         """Signs a policy as it is now with a new, higher version, and puts it in
-        force for its organisation.
+        force for its organisation. Refused when devices could not apply it; the
+        details of the error name every field.
+        """
+
+    @_abc_1.abstractmethod
+    def WithdrawPolicy(
+        self,
+        request: _policy_pb2.WithdrawPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
+        """Takes a policy out of force and keeps it. Devices that have it keep it until
+        another one is published (ListOrphanedDevices shows them), devices that enroll
+        get none, and the next publish still has a higher version. A policy that is not
+        in force stays as it is.
         """
 
     @_abc_1.abstractmethod
@@ -153,7 +210,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.RollbackPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
-        """Publishes what an earlier version held, as a new, higher version."""
+        """Publishes what an earlier version held, as a new, higher version. Refused when
+        devices could not apply that version.
+        """
 
     @_abc_1.abstractmethod
     def ListPolicyVersions(
@@ -162,6 +221,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListPolicyVersionsResponse, _abc.Awaitable[_policy_pb2.ListPolicyVersionsResponse]]:
         """Lists what was published of a policy, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListOrphanedDevices(
+        self,
+        request: _policy_pb2.ListOrphanedDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListOrphanedDevicesResponse, _abc.Awaitable[_policy_pb2.ListOrphanedDevicesResponse]]:
+        """Lists the devices that run a policy although none is in force for their
+        organisation, because it was withdrawn or deleted.
+        """
 
     @_abc_1.abstractmethod
     def SyncDevice(
@@ -227,6 +296,8 @@ class PolicyInternalServiceStub:
     """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]
     """Lists the devices whose applied policy version changed since a cursor."""
+    CountPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]
+    """Counts the policies of tenants."""
 
 @_typing.type_check_only
 class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
@@ -237,6 +308,8 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]  # type: ignore[assignment]
     """Lists the devices whose applied policy version changed since a cursor."""
+    CountPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]  # type: ignore[assignment]
+    """Counts the policies of tenants."""
 
 class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -256,5 +329,13 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListAppliedVersionsResponse, _abc.Awaitable[_policy_pb2.ListAppliedVersionsResponse]]:
         """Lists the devices whose applied policy version changed since a cursor."""
+
+    @_abc_1.abstractmethod
+    def CountPolicies(
+        self,
+        request: _policy_pb2.CountPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.CountPoliciesResponse, _abc.Awaitable[_policy_pb2.CountPoliciesResponse]]:
+        """Counts the policies of tenants."""
 
 def add_PolicyInternalServiceServicer_to_server(servicer: PolicyInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65vergreen/v1/rules.proto\x12\x0c\x65vergreen.v1\x1a google/protobuf/descriptor.proto\"\x8f\x02\n\nFieldRules\x12\x0f\n\x07min_len\x18\x01 \x01(\r\x12\x0f\n\x07max_len\x18\x02 \x01(\r\x12\x0f\n\x07pattern\x18\x03 \x01(\t\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1f.evergreen.v1.FieldRules.Format\x12\x0e\n\x06\x61ny_of\x18\x05 \x03(\t\x12\x10\n\x03min\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0citem_max_len\x18\x08 \x01(\r\"C\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_UUID\x10\x01\x12\x10\n\x0c\x46ORMAT_EMAIL\x10\x02\x42\x06\n\x04_minB\x06\n\x04_max:H\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x18.evergreen.v1.FieldRulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65vergreen/v1/rules.proto\x12\x0c\x65vergreen.v1\x1a google/protobuf/descriptor.proto\"\xc6\x02\n\nFieldRules\x12\x0f\n\x07min_len\x18\x01 \x01(\r\x12\x0f\n\x07max_len\x18\x02 \x01(\r\x12\x0f\n\x07pattern\x18\x03 \x01(\t\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1f.evergreen.v1.FieldRules.Format\x12\x0e\n\x06\x61ny_of\x18\x05 \x03(\t\x12\x10\n\x03min\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0citem_max_len\x18\x08 \x01(\r\"z\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_UUID\x10\x01\x12\x10\n\x0c\x46ORMAT_EMAIL\x10\x02\x12\x0f\n\x0b\x46ORMAT_NAME\x10\x03\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x04\x12\x13\n\x0f\x46ORMAT_FIRMWARE\x10\x05\x42\x06\n\x04_minB\x06\n\x04_max:H\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x18.evergreen.v1.FieldRulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evergreen.v1.rules_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=77
-  _globals['_FIELDRULES']._serialized_end=348
+  _globals['_FIELDRULES']._serialized_end=403
   _globals['_FIELDRULES_FORMAT']._serialized_start=265
-  _globals['_FIELDRULES_FORMAT']._serialized_end=332
+  _globals['_FIELDRULES_FORMAT']._serialized_end=387
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,21 @@ class FieldRules(_message.Message):
         FORMAT_UUID: FieldRules._Format.ValueType  # 1
         """A UUID in its 36-character form."""
         FORMAT_EMAIL: FieldRules._Format.ValueType  # 2
-        """An e-mail address."""
+        """An e-mail address, trimmed, without invisible characters and in its plain
+        spelling: it identifies somebody.
+        """
+        FORMAT_NAME: FieldRules._Format.ValueType  # 3
+        """A name for people to read: trimmed, one line, with a visible character and
+        without control characters or invisible ones.
+        """
+        FORMAT_TEXT: FieldRules._Format.ValueType  # 4
+        """A text for people to read, of one or several lines: trimmed, without
+        control characters or invisible ones.
+        """
+        FORMAT_FIRMWARE: FieldRules._Format.ValueType  # 5
+        """What firmware says of itself: control characters in it, and blanks around
+        it, are taken away before it is checked.
+        """
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
         """Well-known shapes of a string."""
@@ -53,7 +67,21 @@ class FieldRules(_message.Message):
     FORMAT_UUID: FieldRules.Format.ValueType  # 1
     """A UUID in its 36-character form."""
     FORMAT_EMAIL: FieldRules.Format.ValueType  # 2
-    """An e-mail address."""
+    """An e-mail address, trimmed, without invisible characters and in its plain
+    spelling: it identifies somebody.
+    """
+    FORMAT_NAME: FieldRules.Format.ValueType  # 3
+    """A name for people to read: trimmed, one line, with a visible character and
+    without control characters or invisible ones.
+    """
+    FORMAT_TEXT: FieldRules.Format.ValueType  # 4
+    """A text for people to read, of one or several lines: trimmed, without
+    control characters or invisible ones.
+    """
+    FORMAT_FIRMWARE: FieldRules.Format.ValueType  # 5
+    """What firmware says of itself: control characters in it, and blanks around
+    it, are taken away before it is checked.
+    """
 
     MIN_LEN_FIELD_NUMBER: _builtins.int
     MAX_LEN_FIELD_NUMBER: _builtins.int

@@ -34,6 +34,9 @@ class ListDevicesRequest(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    CLONE_SUSPECTED_FIELD_NUMBER: _builtins.int
+    ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -46,6 +49,12 @@ class ListDevicesRequest(_message.Message):
     """The most devices to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    serial: _builtins.str
+    """Only devices with exactly this serial number, whatever its case."""
+    clone_suspected: _builtins.bool
+    """Only devices whose states look like those of several machines."""
+    attestation_verdict: _builtins.str
+    """Only devices with this verdict over their latest boot."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -65,10 +74,13 @@ class ListDevicesRequest(_message.Message):
         health: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        clone_suspected: _builtins.bool = ...,
+        attestation_verdict: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,6 +127,9 @@ class ExportDevicesRequest(_message.Message):
     LAST_SEEN_BEFORE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    CLONE_SUSPECTED_FIELD_NUMBER: _builtins.int
+    ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -124,7 +139,16 @@ class ExportDevicesRequest(_message.Message):
     health: _builtins.str
     """Only devices with this health."""
     format: _builtins.str
-    """The file's format; `json` when not given."""
+    """The file's format: `json` (the default) or `csv`, for spreadsheets. A file
+    that fails in the middle breaks the connection off. A complete one ends with
+    a line break; the trailer `evergreen-rows` has the number of its rows.
+    """
+    serial: _builtins.str
+    """Only devices with exactly this serial number, whatever its case."""
+    clone_suspected: _builtins.bool
+    """Only devices whose states look like those of several machines."""
+    attestation_verdict: _builtins.str
+    """Only devices with this verdict over their latest boot."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -143,10 +167,13 @@ class ExportDevicesRequest(_message.Message):
         last_seen_before: _timestamp_pb2.Timestamp | None = ...,
         health: _builtins.str = ...,
         format: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        clone_suspected: _builtins.bool = ...,
+        attestation_verdict: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "format", b"format", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +194,12 @@ class DeviceSummary(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     LAST_SEEN_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    HEALTH_DETAIL_FIELD_NUMBER: _builtins.int
+    NEVER_SEEN_FIELD_NUMBER: _builtins.int
+    SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    CLONE_SUSPECTED_AT_FIELD_NUMBER: _builtins.int
+    ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -183,9 +216,33 @@ class DeviceSummary(_message.Message):
     """The organisation that it belongs to."""
     status: _builtins.str
     """`online`, `offline` or `decommissioned`."""
+    health_detail: _builtins.str
+    """`UNKNOWN` before the device's first state, with `warning` for its health;
+    empty else.
+    """
+    never_seen: _builtins.bool
+    """Whether nothing was heard of the device since it enrolled or was prepared."""
+    serial_number: _builtins.str
+    """The hardware's serial number."""
+    attestation_verdict: _builtins.str
+    """The verdict over its latest boot: `NONE` without evidence, `FAILED`,
+    `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`.
+    """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
-        """When it last reported; when it was registered if it never did."""
+        """When it last called. Enrolling is a call; for a device that was prepared
+        and never switched on, when it was prepared.
+        """
+
+    @_builtins.property
+    def clone_suspected_at(self) -> _timestamp_pb2.Timestamp:
+        """When its states last looked like those of several machines with one
+        identity; absent where they did not since it enrolled.
+        """
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken; absent without any."""
 
     def __init__(
         self,
@@ -199,10 +256,16 @@ class DeviceSummary(_message.Message):
         org_id: _builtins.str = ...,
         last_seen: _timestamp_pb2.Timestamp | None = ...,
         status: _builtins.str = ...,
+        health_detail: _builtins.str = ...,
+        never_seen: _builtins.bool = ...,
+        serial_number: _builtins.str = ...,
+        clone_suspected_at: _timestamp_pb2.Timestamp | None = ...,
+        attestation_verdict: _builtins.str = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "hostname", b"hostname", "id", b"id", "last_seen", b"last_seen", "model", b"model", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +314,12 @@ class Device(_message.Message):
     UPDATES_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    HEALTH_DETAIL_FIELD_NUMBER: _builtins.int
+    NEVER_SEEN_FIELD_NUMBER: _builtins.int
+    POLICY_ORPHANED_FIELD_NUMBER: _builtins.int
+    CLONE_SUSPECTED_AT_FIELD_NUMBER: _builtins.int
+    ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -271,9 +340,25 @@ class Device(_message.Message):
     """The hardware's serial number."""
     last_error: _builtins.str
     """The last error that the agent met; empty when none."""
+    health_detail: _builtins.str
+    """`UNKNOWN` before the device's first state, with `warning` for its health;
+    empty else.
+    """
+    never_seen: _builtins.bool
+    """Whether nothing was heard of the device since it enrolled or was prepared."""
+    policy_orphaned: _builtins.bool
+    """Whether it runs a policy although none is in force for its organisation: the
+    policy was withdrawn or deleted. False where that cannot be asked for now.
+    """
+    attestation_verdict: _builtins.str
+    """The verdict over its latest boot: `NONE` without evidence, `FAILED`,
+    `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`.
+    """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
-        """When it last reported; when it was registered if it never did."""
+        """When it last called. Enrolling is a call; for a device that was prepared
+        and never switched on, when it was prepared.
+        """
 
     @_builtins.property
     def installed_apps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceApp]:
@@ -290,6 +375,16 @@ class Device(_message.Message):
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The latest events, newest first."""
+
+    @_builtins.property
+    def clone_suspected_at(self) -> _timestamp_pb2.Timestamp:
+        """When its states last looked like those of several machines with one
+        identity; absent where they did not since it enrolled.
+        """
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken; absent without any."""
 
     def __init__(
         self,
@@ -309,10 +404,16 @@ class Device(_message.Message):
         updates: Global___DeviceUpdates | None = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
         last_error: _builtins.str = ...,
+        health_detail: _builtins.str = ...,
+        never_seen: _builtins.bool = ...,
+        policy_orphaned: _builtins.bool = ...,
+        clone_suspected_at: _timestamp_pb2.Timestamp | None = ...,
+        attestation_verdict: _builtins.str = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health_snapshot", b"health_snapshot", "last_seen", b"last_seen", "updates", b"updates"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health_snapshot", b"health_snapshot", "last_seen", b"last_seen", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "health", b"health", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +531,9 @@ class Event(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    ACTION_TYPE_FIELD_NUMBER: _builtins.int
+    CLOCK_OFF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The event's id, unique in the whole system."""
     actor: _builtins.str
@@ -443,7 +547,15 @@ class Event(_message.Message):
     org_id: _builtins.str
     """The organisation."""
     message: _builtins.str
-    """What a person reads."""
+    """What a person reads: what the payload says, or a sentence made from its
+    fields.
+    """
+    action_type: _builtins.str
+    """The same as `action`, by the name that the web console reads."""
+    clock_off: _builtins.bool
+    """Whether the device's clock was off: more than 15 minutes ahead when the event was received, or
+    before 2020. Lists then have the event where it was received.
+    """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened, as the device says."""
@@ -455,6 +567,10 @@ class Event(_message.Message):
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
+
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """The same as `occurred_at`, by the name that the web console reads."""
 
     def __init__(
         self,
@@ -469,10 +585,13 @@ class Event(_message.Message):
         message: _builtins.str = ...,
         metadata: _struct_pb2.Struct | None = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        action_type: _builtins.str = ...,
+        clock_off: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_id", b"_device_id", "_org_id", b"_org_id", "device_id", b"device_id", "metadata", b"metadata", "occurred_at", b"occurred_at", "org_id", b"org_id", "received_at", b"received_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_id", b"_device_id", "_org_id", b"_org_id", "device_id", b"device_id", "metadata", b"metadata", "occurred_at", b"occurred_at", "org_id", b"org_id", "received_at", b"received_at", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_id", b"_device_id", "_org_id", b"_org_id", "action", b"action", "actor", b"actor", "device_id", b"device_id", "id", b"id", "message", b"message", "metadata", b"metadata", "occurred_at", b"occurred_at", "org_id", b"org_id", "received_at", b"received_at", "severity", b"severity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_id", b"_device_id", "_org_id", b"_org_id", "action", b"action", "action_type", b"action_type", "actor", b"actor", "clock_off", b"clock_off", "device_id", b"device_id", "id", b"id", "message", b"message", "metadata", b"metadata", "occurred_at", b"occurred_at", "org_id", b"org_id", "received_at", b"received_at", "severity", b"severity", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_id: _TypeAlias = _typing.Literal["device_id"]  # noqa: Y015
     _WhichOneofArgType__device_id: _TypeAlias = _typing.Literal["_device_id", b"_device_id"]  # noqa: Y015
@@ -501,6 +620,9 @@ class ListEventsRequest(_message.Message):
     OCCURRED_BEFORE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RECEIVED_AFTER_FIELD_NUMBER: _builtins.int
+    RECEIVED_BEFORE_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Only events of this device."""
     org_id: _builtins.str
@@ -517,6 +639,8 @@ class ListEventsRequest(_message.Message):
     """The most events to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    order_by: _builtins.str
+    """`occurredAt desc`, which is what counts when it is not given, or `receivedAt desc`."""
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
         """Only events that happened at or after this."""
@@ -524,6 +648,14 @@ class ListEventsRequest(_message.Message):
     @_builtins.property
     def occurred_before(self) -> _timestamp_pb2.Timestamp:
         """Only events that happened before this."""
+
+    @_builtins.property
+    def received_after(self) -> _timestamp_pb2.Timestamp:
+        """Only events that were received at or after this."""
+
+    @_builtins.property
+    def received_before(self) -> _timestamp_pb2.Timestamp:
+        """Only events that were received before this."""
 
     def __init__(
         self,
@@ -538,10 +670,13 @@ class ListEventsRequest(_message.Message):
         occurred_before: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        received_after: _timestamp_pb2.Timestamp | None = ...,
+        received_before: _timestamp_pb2.Timestamp | None = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "received_after", b"received_after", "received_before", b"received_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "device_id", b"device_id", "limit", b"limit", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "severity", b"severity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "device_id", b"device_id", "limit", b"limit", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "order_by", b"order_by", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "received_after", b"received_after", "received_before", b"received_before", "search", b"search", "severity", b"severity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -592,6 +727,8 @@ class ExportEventsRequest(_message.Message):
     OCCURRED_BEFORE_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    RECEIVED_AFTER_FIELD_NUMBER: _builtins.int
+    RECEIVED_BEFORE_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Only events of this device."""
     org_id: _builtins.str
@@ -603,7 +740,10 @@ class ExportEventsRequest(_message.Message):
     search: _builtins.str
     """Only events whose type or message contains this."""
     format: _builtins.str
-    """The file's format; `json` when not given."""
+    """The file's format: `json` (the default) or `csv`, for spreadsheets. A file
+    that fails in the middle breaks the connection off. A complete one ends with
+    a line break; the trailer `evergreen-rows` has the number of its rows.
+    """
     limit: _builtins.int
     """The most events to export; all when 0."""
     @_builtins.property
@@ -613,6 +753,14 @@ class ExportEventsRequest(_message.Message):
     @_builtins.property
     def occurred_before(self) -> _timestamp_pb2.Timestamp:
         """Only events that happened before this."""
+
+    @_builtins.property
+    def received_after(self) -> _timestamp_pb2.Timestamp:
+        """Only events that were received at or after this."""
+
+    @_builtins.property
+    def received_before(self) -> _timestamp_pb2.Timestamp:
+        """Only events that were received before this."""
 
     def __init__(
         self,
@@ -626,10 +774,12 @@ class ExportEventsRequest(_message.Message):
         occurred_before: _timestamp_pb2.Timestamp | None = ...,
         format: _builtins.str = ...,
         limit: _builtins.int = ...,
+        received_after: _timestamp_pb2.Timestamp | None = ...,
+        received_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "received_after", b"received_after", "received_before", b"received_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "device_id", b"device_id", "format", b"format", "limit", b"limit", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "search", b"search", "severity", b"severity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "device_id", b"device_id", "format", b"format", "limit", b"limit", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "received_after", b"received_after", "received_before", b"received_before", "search", b"search", "severity", b"severity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -746,7 +896,7 @@ class QuarantinedEvent(_message.Message):
     """The bytes of its whole content, which can be exported."""
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was set aside."""
+        """When it was quarantined."""
 
     def __init__(
         self,
@@ -797,23 +947,32 @@ class UpdateEventRetentionRequest(_message.Message):
 
     ORG_ID_FIELD_NUMBER: _builtins.int
     DAYS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation; the caller's own when not given."""
     days: _builtins.int
     """The days, from 7 to 730; the installation's default again when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
         days: _builtins.int | None = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "days", b"days"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_etag", b"_etag", "days", b"days", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "days", b"days", "org_id", b"org_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_etag", b"_etag", "days", b"days", "etag", b"etag", "org_id", b"org_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
     _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___UpdateEventRetentionRequest: _TypeAlias = UpdateEventRetentionRequest  # noqa: Y015
 
@@ -827,6 +986,7 @@ class EventRetention(_message.Message):
     DAYS_FIELD_NUMBER: _builtins.int
     OWN_DAYS_FIELD_NUMBER: _builtins.int
     DEFAULT_DAYS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation."""
     days: _builtins.int
@@ -835,6 +995,10 @@ class EventRetention(_message.Message):
     """The days that the organisation has said; absent when the default counts."""
     default_days: _builtins.int
     """The days that the installation keeps events where nothing is said."""
+    etag: _builtins.str
+    """Changes with every change of what the organisation has said; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
     def __init__(
         self,
         *,
@@ -842,13 +1006,60 @@ class EventRetention(_message.Message):
         days: _builtins.int = ...,
         own_days: _builtins.int | None = ...,
         default_days: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_own_days", b"_own_days", "own_days", b"own_days"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_days", b"_own_days", "days", b"days", "default_days", b"default_days", "org_id", b"org_id", "own_days", b"own_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_days", b"_own_days", "days", b"days", "default_days", b"default_days", "etag", b"etag", "org_id", b"org_id", "own_days", b"own_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__own_days: _TypeAlias = _typing.Literal["own_days"]  # noqa: Y015
     _WhichOneofArgType__own_days: _TypeAlias = _typing.Literal["_own_days", b"_own_days"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__own_days) -> _WhichOneofReturnType__own_days | None: ...
 
 Global___EventRetention: _TypeAlias = EventRetention  # noqa: Y015
+
+@_typing.final
+class CountEventsRequest(_message.Message):
+    """Whose events to count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tenants."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountEventsRequest: _TypeAlias = CountEventsRequest  # noqa: Y015
+
+@_typing.final
+class CountEventsResponse(_message.Message):
+    """Events of devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """Events, at most 100,000."""
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountEventsResponse: _TypeAlias = CountEventsResponse  # noqa: Y015

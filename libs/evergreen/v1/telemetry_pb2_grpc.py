@@ -190,6 +190,82 @@ class InventoryService:
             _registered_method=True)
 
 
+class TelemetryInternalServiceStub:
+    """For the other services only; the gateway does not route it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CountEvents = channel.unary_unary(
+                '/evergreen.v1.TelemetryInternalService/CountEvents',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.FromString,
+                _registered_method=True)
+
+
+class TelemetryInternalServiceServicer:
+    """For the other services only; the gateway does not route it.
+    """
+
+    def CountEvents(self, request, context):
+        """Counts the events of tenants, up to a number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_TelemetryInternalServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CountEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountEvents,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.TelemetryInternalService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.TelemetryInternalService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class TelemetryInternalService:
+    """For the other services only; the gateway does not route it.
+    """
+
+    @staticmethod
+    def CountEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TelemetryInternalService/CountEvents',
+            evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.SerializeToString,
+            evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class EventServiceStub:
     """What devices reported.
     """
@@ -251,14 +327,14 @@ class EventServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListQuarantinedEvents(self, request, context):
-        """Lists events that broke a rule and were set aside, newest first.
+        """Lists events that broke a rule and were quarantined, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportQuarantinedEvent(self, request, context):
-        """Streams the whole content of an event that was set aside, as a file.
+        """Streams the whole content of an event that was quarantined, as a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

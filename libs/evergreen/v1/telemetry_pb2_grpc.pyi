@@ -82,6 +82,37 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class TelemetryInternalServiceStub:
+    """For the other services only; the gateway does not route it."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> TelemetryInternalServiceAsyncStub: ...
+    CountEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.CountEventsRequest, _telemetry_pb2.CountEventsResponse]
+    """Counts the events of tenants, up to a number."""
+
+@_typing.type_check_only
+class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
+    """For the other services only; the gateway does not route it."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CountEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.CountEventsRequest, _telemetry_pb2.CountEventsResponse]  # type: ignore[assignment]
+    """Counts the events of tenants, up to a number."""
+
+class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For the other services only; the gateway does not route it."""
+
+    @_abc_1.abstractmethod
+    def CountEvents(
+        self,
+        request: _telemetry_pb2.CountEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.CountEventsResponse, _abc.Awaitable[_telemetry_pb2.CountEventsResponse]]:
+        """Counts the events of tenants, up to a number."""
+
+def add_TelemetryInternalServiceServicer_to_server(servicer: TelemetryInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class EventServiceStub:
     """What devices reported."""
 
@@ -94,9 +125,9 @@ class EventServiceStub:
     ExportEvents: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.ExportEventsRequest, _httpbody_pb2.HttpBody]
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]
-    """Lists events that broke a rule and were set aside, newest first."""
+    """Lists events that broke a rule and were quarantined, newest first."""
     ExportQuarantinedEvent: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.ExportQuarantinedEventRequest, _httpbody_pb2.HttpBody]
-    """Streams the whole content of an event that was set aside, as a file."""
+    """Streams the whole content of an event that was quarantined, as a file."""
     GetEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]
     """Returns how long an organisation keeps its events."""
     UpdateEventRetention: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]
@@ -112,9 +143,9 @@ class EventServiceAsyncStub(EventServiceStub):
     ExportEvents: _aio.UnaryStreamMultiCallable[_telemetry_pb2.ExportEventsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Streams events of the caller's subtree, newest first, as a file."""
     ListQuarantinedEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListQuarantinedEventsRequest, _telemetry_pb2.ListQuarantinedEventsResponse]  # type: ignore[assignment]
-    """Lists events that broke a rule and were set aside, newest first."""
+    """Lists events that broke a rule and were quarantined, newest first."""
     ExportQuarantinedEvent: _aio.UnaryStreamMultiCallable[_telemetry_pb2.ExportQuarantinedEventRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Streams the whole content of an event that was set aside, as a file."""
+    """Streams the whole content of an event that was quarantined, as a file."""
     GetEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
     """Returns how long an organisation keeps its events."""
     UpdateEventRetention: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.UpdateEventRetentionRequest, _telemetry_pb2.EventRetention]  # type: ignore[assignment]
@@ -145,7 +176,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _telemetry_pb2.ListQuarantinedEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ListQuarantinedEventsResponse, _abc.Awaitable[_telemetry_pb2.ListQuarantinedEventsResponse]]:
-        """Lists events that broke a rule and were set aside, newest first."""
+        """Lists events that broke a rule and were quarantined, newest first."""
 
     @_abc_1.abstractmethod
     def ExportQuarantinedEvent(
@@ -153,7 +184,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _telemetry_pb2.ExportQuarantinedEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Streams the whole content of an event that was set aside, as a file."""
+        """Streams the whole content of an event that was quarantined, as a file."""
 
     @_abc_1.abstractmethod
     def GetEventRetention(

@@ -1,0 +1,199 @@
+"""The six services, as their operations ports tell: ready, of one release, feeds, certificates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.doctor.finding import Check, Finding, judged, skipped, warning
+from servicekit import build
+from servicekit.ids import now
+
+READY: Final = "services.ready"
+VERSION: Final = "services.version"
+FEEDS: Final = "services.feeds"
+BACKLOG: Final = "services.backlog"
+CERTIFICATES: Final = "services.certificates"
+NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, CERTIFICATES)
+
+_TIMEOUT: Final = 5.0
+_STALE_SECONDS: Final = 60.0
+_BACKLOG_SECONDS: Final = 120.0
+"""As in the alert EvergreenEventsWait."""
+_SOON_DAYS: Final = 14
+"""As in the alert EvergreenCertificateExpires."""
+_UNKNOWN: Final = "0.1.0 or older"
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What one service says of itself."""
+
+    context: str
+    ready: bool
+    missing: tuple[str, ...]
+    samples: tuple[tuple[str, Mapping[str, str], float], ...]
+    """Its metrics: name, labels, value."""
+
+    def values(self, name: str, label: str = "") -> Iterator[tuple[str, float]]:
+        """The samples of a metric, each with the value of one of its labels."""
+        for found, labels, value in self.samples:
+            if found == name:
+                yield labels.get(label, ""), value
+
+
+async def checks(
+    addresses: Mapping[str, str], own: str = "", clock: Callable[[], datetime] = now
+) -> list[Check]:
+    """All checks.
+
+    Args:
+        addresses: service → the address of its operations port, `http://HOST:PORT`.
+        own: the release of this command.
+        clock: tells the time.
+    """
+    if not addresses:
+        return [
+            skipped(name, "set EVERGREEN_OPS_TARGET to the services' operations ports"
+                          " ({context}:9464)")
+            for name in NAMES
+        ]  # fmt: skip
+    async with httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False) as client:
+        asked = await asyncio.gather(
+            *(_ask(client, context, address) for context, address in addresses.items())
+        )
+    known = [found for found in asked if isinstance(found, Vitals)]
+    found = [
+        judged(READY, _not_ready(asked), f"{', '.join(vitals.context for vitals in known)}"),
+    ]
+    if not known:
+        return [*found, *(skipped(name, f"needs {READY}") for name in NAMES[1:])]
+    own = own or build.VERSION
+    return [
+        *found,
+        judged(VERSION, _versions(known, own), own),
+        judged(FEEDS, _stale(known, clock().timestamp()), "all were read within a minute"),
+        judged(BACKLOG, _waiting(known), "no event waits to be published"),
+        _certificates(known, clock().timestamp()),
+    ]
+
+
+async def _ask(client: httpx.AsyncClient, context: str, address: str) -> Vitals | Finding:
+    try:
+        answer = await client.get(f"{address}/readyz")
+        said = answer.json()
+        metrics = (await client.get(f"{address}/metrics")).text
+        samples = tuple(
+            (sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(metrics)
+            for sample in family.samples
+        )
+        missing = tuple(map(str, said.get("missing", ())))
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        return Finding(
+            "SERVICE_UNREACHABLE",
+            f"{context} does not answer at {address}: {error or type(error).__name__}",
+            "See the end of its log; it is started again by itself if it ended.",
+        )
+    return Vitals(context, answer.status_code == httpx.codes.OK, missing, samples)
+
+
+def _not_ready(asked: Sequence[Vitals | Finding]) -> Iterator[Finding]:
+    for found in asked:
+        if isinstance(found, Finding):
+            yield found
+        elif not found.ready:
+            yield Finding(
+                "SERVICE_NOT_READY",
+                f"{found.context} lacks: {', '.join(found.missing)}",
+                "See EvergreenNotReady in docs/runbooks.md, and the service's log.",
+            )
+
+
+def _versions(known: Sequence[Vitals], own: str) -> Iterator[Finding]:
+    """Whether all are of the release that this command is of."""
+    running = {
+        vitals.context: next(
+            (said for said, _ in vitals.values("evergreen_build_info", "version")), _UNKNOWN
+        )
+        for vitals in known
+    }
+    others = {context: release for context, release in running.items() if release != own}
+    if others:
+        told = ", ".join(f"{context} is {release}" for context, release in others.items())
+        yield warning(
+            "VERSION_MISMATCH",
+            f"not everything is of one release: {told}, this command is {own}",
+            "Finish the upgrade: one release back works beside this one, further back is not"
+            " tested. With containers, an image that was built again under the same tag needs"
+            " its containers made anew (docker compose up --force-recreate, or the digest).",
+        )
+
+
+def _stale(known: Sequence[Vitals], at: float) -> Iterator[Finding]:
+    for vitals in known:
+        for feed, last in vitals.values("evergreen_feed_last_read_timestamp_seconds", "feed"):
+            if at - last > _STALE_SECONDS:
+                since = f"for {at - last:.0f} seconds" if last else "since it was started"
+                yield Finding(
+                    "FEED_STALE",
+                    f"{vitals.context} could not read the feed {feed} {since}: what was decided"
+                    " meanwhile (lock-outs, policies, tenants) does not reach it",
+                    "See EvergreenFeedStale in docs/runbooks.md, and the service's log.",
+                )
+
+
+def _waiting(known: Sequence[Vitals]) -> Iterator[Finding]:
+    for vitals in known:
+        for name in ("evergreen_outbox_oldest_seconds", "evergreen_device_events_oldest_seconds"):
+            for _, seconds in vitals.values(name):
+                if seconds > _BACKLOG_SECONDS:
+                    yield warning(
+                        "EVENTS_WAIT",
+                        f"events of {vitals.context} wait for {seconds:.0f} seconds to be"
+                        " published",
+                        "See EvergreenEventsWait in docs/runbooks.md. Nothing is lost: they are"
+                        " in PostgreSQL.",
+                    )
+
+
+def _certificates(known: Sequence[Vitals], at: float) -> Check:
+    """What the services show, trust, and are shown by PostgreSQL and NATS."""
+    name = "evergreen_certificate_expiry_timestamp_seconds"
+    ends = [
+        (end, vitals.context, which)
+        for vitals in known
+        for which, end in vitals.values(name, "certificate")
+    ]
+    if not ends:
+        return skipped(CERTIFICATES, "between the parts are no certificates")
+    found = [
+        _ending(context, which, (end - at) / 86400)
+        for end, context, which in sorted(ends)
+        if end - at < _SOON_DAYS * 86400
+    ]
+    return judged(
+        CERTIFICATES, found, f"the first one ends in {(min(ends)[0] - at) / 86400:.0f} days"
+    )
+
+
+def _ending(context: str, which: str, days: float) -> Finding:
+    whose = "its own" if which == "own" else which
+    fix = (
+        "What renews certificates has not run: see EvergreenCertificateExpires in docs/runbooks.md."
+    )
+    if days < 0:
+        return Finding(
+            "INSIDE_CERTIFICATE_EXPIRED", f"{context}: a certificate ({whose}) has ended", fix
+        )
+    return warning(
+        "INSIDE_CERTIFICATE_EXPIRES_SOON",
+        f"{context}: a certificate ({whose}) ends in {days:.0f} days",
+        fix,
+    )

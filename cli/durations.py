@@ -1,0 +1,23 @@
+"""Times as options have them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from cli.errors import CliError
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str, option: str) -> float:
+    """Seconds of `90`, `90s`, `5m`, `2h` or `250ms`.
+
+    Raises:
+        CliError: it is none of these.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise CliError(f"{option} is a time like 90, 90s, 5m or 2h, not {text!r}")
+    return float(match[1]) * _UNITS[match[2] or "s"]

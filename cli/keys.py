@@ -1,0 +1,149 @@
+"""`evergreen keys`: the keys that sign, and their rotation, through the public API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import uuid4
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+app = typer.Typer(name="keys", help="List and rotate the keys that sign.", no_args_is_help=True)
+
+_FAILED: Final = 2
+_ATTEMPTS: Final = 3
+_PATHS: Final = {
+    "users": "/api/token-keys",
+    "devices": "/api/token-keys",
+    "audit": "/api/audit-keys",
+}
+"""Where the keys of a purpose are."""
+_NOT_ROTATED: Final = {
+    "policies": "released agents pin the key that signs policies and cannot follow a new one; an"
+    " agent that pins another key ends at its next start. The key is replaced only together with"
+    " the devices' configuration; see docs/certificates.md",
+    "events": "the key that vouches for integrators at NATS is a file, and NATS knows one at a"
+    " time; replace it as docs/certificates.md says",
+}
+"""Purposes that have a key and no rotation, and why."""
+_COLUMNS: Final = ("PURPOSE", "STATE", "ALGORITHM", "SIGNS FROM", "VERIFIES UNTIL", "KEY")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+@app.command("list")
+def list_keys(
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show every signing key: what it signs, and what it may do now."""
+    from cli.client import find_access, logged_in  # noqa: PLC0415
+
+    with told(_FAILED):
+        with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
+            keys = [key for path in dict.fromkeys(_PATHS.values()) for key in _listed(api, path)]
+            keys += _of_policies(api)
+        for line in [json.dumps(key) for key in keys] if as_json else _table(keys):
+            typer.echo(line)
+
+
+@app.command()
+def rotate(
+    purpose: Annotated[str, typer.Argument(help="users, devices or audit.")],
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Replace the key that signs, without an interruption.
+
+    The new key is published at once and signs a minute later; what the old one signed counts until
+    it ends. Only an Owner of the root tenant may do it. While a rotation is in progress, another
+    one is refused.
+    """
+    from cli.client import find_access, logged_in  # noqa: PLC0415
+
+    with told(_FAILED):
+        if purpose in _NOT_ROTATED:
+            raise CliError(f"keys of {purpose} are not rotated: {_NOT_ROTATED[purpose]}")
+        if purpose not in _PATHS:
+            raise CliError(f"there are no keys of {purpose}; there are those of {_known()}")
+        with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
+            key = _rotate(api, purpose)
+        if as_json:
+            typer.echo(json.dumps(key))
+        else:
+            typer.echo(f"Key {key['keyId']} signs for {purpose} from {_time(key, 'signsFrom')} on.")
+
+
+def _rotate(api: Api, purpose: str) -> Any:
+    """Asks again with the same id when the connection broke: it may have been done."""
+    from cli.client import AwayError  # noqa: PLC0415
+
+    body = {"requestId": str(uuid4())}
+    if _PATHS[purpose] == "/api/token-keys":
+        body["purpose"] = purpose
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return api.post(f"{_PATHS[purpose]}/rotate", body)
+        except AwayError:
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("not reached")
+
+
+def _listed(api: Api, path: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.get(path).get("keys", [])
+    return found
+
+
+def _of_policies(api: Api) -> list[dict[str, Any]]:
+    """The keys of policies, the signing one first."""
+    return [
+        {
+            "keyId": key["kid"],
+            "purpose": "policies",
+            "algorithm": key["crv"].lower(),
+            "state": "retired" if place else "active",
+        }
+        for place, key in enumerate(api.get("/api/v1/policy-keys").get("keys", []))
+    ]
+
+
+def _table(keys: list[dict[str, Any]]) -> list[str]:
+    """One line a key, those of a purpose together."""
+    places = {key["purpose"]: place for place, key in reversed([*enumerate(keys)])}
+    rows = [
+        (
+            key["purpose"],
+            key["state"],
+            key["algorithm"],
+            _time(key, "signsFrom"),
+            _time(key, "verifiesUntil"),
+            key["keyId"],
+        )
+        for key in sorted(keys, key=lambda key: places[key["purpose"]])
+    ]
+    return table(_COLUMNS, rows)
+
+
+def _time(key: Mapping[str, Any], name: str) -> str:
+    return f"{key[name][:19]}Z" if key.get(name) else "-"
+
+
+def _known() -> str:
+    return ", ".join([*_PATHS, *_NOT_ROTATED])

@@ -1,0 +1,328 @@
+"""`evergreen orgs`: organisations and resellers, from their archive to their end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.session import session
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+# Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
+
+app = typer.Typer(
+    name="orgs",
+    help="Organisations: list, archive, restore, delete, export.",
+    no_args_is_help=True,
+)
+
+Org = Annotated[str, typer.Argument(help="The organisation or reseller, by its code or id.")]
+_FAILED = 2
+_ALL = sys.maxsize
+_LOOK_SECONDS = 1.0
+_COLUMNS = ("CODE", "KIND", "STATUS", "ID", "NAME")
+_COUNTED = (
+    ("tenants", "tenant"),
+    ("users", "user"),
+    ("devices", "device"),
+    ("enrollmentTokens", "enrollment token"),
+    ("policies", "policy"),
+    ("eventCredentials", "event credential"),
+)
+
+
+@app.command("list")
+def list_orgs(
+    deleted: Annotated[bool, typer.Option(help="Deleted ones, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the tenants that you can see, parents first."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        tenants = list(_tenants(api, deleted=deleted))
+        members = ("code", "kind", "status", "id", "name")
+        for line in (
+            [json.dumps(tenant, ensure_ascii=False) for tenant in tenants]
+            if as_json
+            else table(_COLUMNS, [[tenant[member] for member in members] for tenant in tenants])
+        ):
+            typer.echo(line)
+
+
+@app.command()
+def show(
+    org: Org,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show one tenant as JSON, with its old codes and how many enrollment tokens they have."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(f"/api/tenants/{_found(api, org, deleted=True)['id']}")
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def archive(
+    org: Org,
+    yes: Yes = False,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Archive a tenant with all below it: devices, logins and enrollment stop, data stays.
+
+    Until its data is deleted (90 days, if the operator has not set another time) it can be
+    restored.
+    """
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org)
+        if found["status"] == "archived":
+            typer.echo(f"{found['name']} is archived already, and is deleted on {_day(found)}.")
+            return
+        path = f"/api/tenants/{found['id']}/archive"
+        seen = api.post(path, {"validateOnly": True})
+        if not _confirmed("archive", seen, yes, expect, dry_run):
+            return
+        done = api.post(path, {"expectedCount": seen["affected"]["count"]})["tenant"]
+        typer.echo(
+            f"{done['name']} is archived, and is deleted on {_day(done)};"
+            f" until then `evergreen orgs restore {done['code']}` brings it back."
+        )
+
+
+@app.command()
+def restore(
+    org: Org,
+    dry_run: DryRun = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Restore an archived tenant with all that was archived together with it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org)
+        if found["status"] == "active":
+            typer.echo(f"{found['name']} is not archived; there is nothing to restore.")
+            return
+        seen = api.post(f"/api/tenants/{found['id']}/restore", {"validateOnly": dry_run})
+        _tell("would be restored" if dry_run else "is restored", seen)
+
+
+@app.command()
+def delete(
+    org: Org,
+    yes: Yes = False,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    wait: Annotated[bool, typer.Option(help="Wait until all of it is gone.")] = True,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Delete an archived tenant with all below it, for good. The audit log stays."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        path = f"/api/tenants/{_found(api, org)['id']}"
+        seen = api.delete(path, validateOnly="true")
+        if not _confirmed("delete", seen, yes, expect, dry_run):
+            return
+        api.delete(path, expectedCount=str(seen["affected"]["count"]))
+        if wait:
+            _follow(lambda: api.get(f"{path}/deletion"))
+        else:
+            typer.echo("The deletion goes on; `evergreen orgs deletion` shows how far it is.")
+
+
+@app.command()
+def deletion(
+    org: Org,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show how far a deletion is, as JSON; also after its end."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org, deleted=True)
+        if found["status"] in {"active", "archived"}:
+            raise CliError(f"{found['name']} is {found['status']}; nothing of it is being deleted")
+        seen = api.get(f"/api/tenants/{found['id']}/deletion")
+        typer.echo(json.dumps(seen, ensure_ascii=False, indent=2))
+
+
+@app.command("drop-code")
+def drop_code(
+    org: Org,
+    code: Annotated[str, typer.Argument(help="The old code.")],
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Drop an old code of a tenant: pre-shared keys that begin with it stop working."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(f"/api/tenants/{_found(api, org)['id']}")
+        if code not in {old["code"] for old in found["oldCodes"]}:
+            raise CliError(f"{found['name']} has no old code {code}; `orgs show` lists them")
+        path = f"/api/tenants/{found['id']}/drop-code"
+        seen = api.post(path, {"code": code, "validateOnly": True})
+        tokens = next(
+            (old.get("activeTokens", 0) for old in seen["oldCodes"] if old["code"] == code), 0
+        )
+        number = f"{tokens} enrollment token{'' if tokens == 1 else 's'}"
+        typer.echo(f"Handed out with {code} and still in use: {number}.")
+        if dry_run:
+            typer.echo("Nothing was changed.")
+            return
+        if not yes:
+            need_terminal("--yes")
+            typer.confirm(f"Drop the code {code} of {seen['name']}?", abort=True)
+        api.post(path, {"code": code})
+        typer.echo(f"Pre-shared keys that begin with {code} no longer work.")
+
+
+@app.command()
+def export(
+    org: Org,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The ZIP file; it appears when it is complete.")
+    ],
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write everything of an organisation into one file: devices, policies, users, events, audit.
+
+    Passwords, tokens and the policies' secrets are not in it. `manifest.json` in it has the
+    digest of each file.
+    """
+    from cli.org_export import write_export  # noqa: PLC0415
+
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org)
+        files = write_export(api, found, output, lambda line: typer.echo(line, err=True))
+        typer.echo(f"{output} holds {found['name']}: {files} files and the manifest.")
+
+
+@app.command("verify-export")
+def verify_export(
+    file: Annotated[Path, typer.Argument(help="A file of `evergreen orgs export`.")],
+) -> None:
+    """Check an export without any connection: complete, and every file as its digest says."""
+    from cli.org_export import check_export  # noqa: PLC0415
+
+    with told(_FAILED):
+        manifest = check_export(file)
+        typer.echo(
+            f"{file} is complete: {len(manifest['files'])} files of"
+            f" {manifest['organisation']['name']}, as of {manifest['exportedAt']}."
+        )
+
+
+def _tenants(api: Api, *, deleted: bool = False) -> Iterator[dict[str, Any]]:
+    yield from api.pages("/api/tenants", "tenants", _ALL, showDeleted="true" if deleted else "")
+
+
+def _found(api: Api, org: str, *, deleted: bool = False) -> dict[str, Any]:
+    """The tenant with a code or an id; of several with a code that was used again, the newest.
+
+    Raises:
+        CliError: there is none.
+    """
+    found = [
+        tenant for tenant in _tenants(api, deleted=True) if org in {tenant["id"], tenant["code"]}
+    ]
+    living = [tenant for tenant in found if tenant["status"] != "deleted"]
+    if not found:
+        raise CliError(f"you see no tenant with the code or id {org}; `orgs list` shows them")
+    if not living and not deleted:
+        raise CliError(f"{found[-1]['name']} is deleted")
+    return (living or found)[-1]
+
+
+def _tell(what: str, seen: dict[str, Any]) -> None:
+    affected = seen["affected"]
+    counts = ", ".join(
+        f"{number} {word if number == 1 else _plural(word)}"
+        for name, word in _COUNTED
+        if (number := affected.get(name, 0))
+    )
+    events = affected.get("events", 0)
+    more = f"; {'at least ' if events >= 100_000 else ''}{events:,} events" if events else ""
+    typer.echo(f"{seen['tenant']['name']} ({seen['tenant']['code']}) {what}: {counts}{more}.")
+
+
+def _day(tenant: dict[str, Any]) -> str:
+    return str(tenant["purgeAt"])[:10]
+
+
+def _plural(word: str) -> str:
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def _confirmed(
+    what: str, seen: dict[str, Any], yes: bool, expect: int | None, dry_run: bool
+) -> bool:
+    """Shows what is touched and asks for its number; answers whether to go on."""
+    _tell(f"would be {what}d", seen)
+    return confirmed(what, seen["affected"]["count"], yes=yes, expect=expect, dry_run=dry_run)
+
+
+def _follow(look: Callable[[], dict[str, Any]]) -> None:
+    """Waits for the end of a deletion, and says what there is to say."""
+    said = ""
+    while True:
+        found = look()
+        rows = sum(c.get("rows", 0) for c in found["contexts"])
+        if found["status"] == "deleted":
+            typer.echo(f"{found['name']} is deleted: {rows:,} rows in six services.")
+            return
+        line = f"{rows:,} rows deleted; at work: {_at_work(found) or 'identity'}"
+        if line != said:
+            typer.echo(line, err=True)
+            said = line
+        time.sleep(_LOOK_SECONDS)
+
+
+def _at_work(deletion: dict[str, Any]) -> str:
+    """The services that are not done, those that wait for the same thing together."""
+    groups: dict[str, list[str]] = {}
+    for context in deletion["contexts"]:
+        if not context.get("finished"):
+            groups.setdefault(context.get("waitingFor", ""), []).append(context["context"])
+    return "; ".join(
+        ", ".join(names) + (f" (waiting for {reason})" if reason else "")
+        for reason, names in groups.items()
+    )

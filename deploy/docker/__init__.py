@@ -1,0 +1,1 @@
+"""The image: what is installed in it, and its bill of materials."""

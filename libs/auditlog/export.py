@@ -1,0 +1,173 @@
+"""The file in which the audit log leaves the system: JSON lines that hold all that a check needs.
+
+The first line names the format and says whether the export is `complete` (not filtered by time).
+Then, chain by chain, the entries in their order, and behind each chain where the log itself says
+that it ends. The last line counts the entries, so that a broken download is told from a log that
+was cut off. A record is a text within its line, so that its bytes stay exactly what was hashed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from auditlog.chain import Columns, Head
+from auditlog.verify import Entry, Finding, Verifier
+
+EXPORT_FORMAT: Final = "evergreen audit export v1"
+
+
+class ExportError(ValueError):
+    """An export cannot be read, or cannot be verified; the message says why."""
+
+
+def opening_line(taken_at: datetime, *, complete: bool) -> str:
+    """The first line."""
+    return _line({"format": EXPORT_FORMAT, "takenAt": _time(taken_at), "complete": complete})
+
+
+def entry_line(entry: Entry) -> str:
+    """The line of an entry."""
+    columns = entry.columns
+    return _line(
+        {
+            "entry": {
+                "id": columns.id,
+                "tenantId": entry.tenant_id,
+                "sequence": entry.sequence,
+                "previousHash": entry.previous_hash,
+                "hash": entry.hash,
+                "occurredAt": _time(columns.occurred_at),
+                "actor": columns.actor,
+                "actorId": columns.actor_id,
+                "action": columns.action,
+                "resource": columns.resource,
+                "record": entry.record,
+            }
+        }
+    )
+
+
+def head_line(head: Head) -> str:
+    """The line behind a chain's entries."""
+    return _line(
+        {"head": {"tenantId": head.tenant_id, "sequence": head.sequence, "hash": head.hash}}
+    )
+
+
+def closing_line(entries: int, left_out: int = 0) -> str:
+    """The last line; with how many entries could not be written, if there are any."""
+    more = {"leftOut": left_out} if left_out else {}
+    return _line({"end": {"entries": entries, **more}})
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
+def _time(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    entries: int
+
+
+def verify(lines: Iterable[str], verifier: Verifier) -> Iterator[Finding]:
+    """Runs a whole export through a verifier; answers what is wrong as soon as it is known.
+
+    Raises:
+        ExportError: when it is not a complete export; what was answered before still holds.
+    """
+    opening: _Opening | None = None
+    closed = False
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if closed:
+            raise ExportError(f"line {number} stands behind the end of the export")
+        item = _read(number, line)
+        if opening is None:
+            if not isinstance(item, _Opening):
+                raise ExportError("it does not begin as an export of the audit log")
+            if not item.complete:
+                raise ExportError(
+                    "it was filtered by time; only an export of whole chains can be verified"
+                )
+            opening = item
+        elif isinstance(item, Entry):
+            yield from verifier.entry(item)
+        elif isinstance(item, Head):
+            yield from verifier.head(item)
+        elif isinstance(item, _Closing):
+            closed = True
+            if item.entries != verifier.entries:
+                raise ExportError(
+                    f"it holds {verifier.entries} entries and says that it holds {item.entries}"
+                )
+        else:
+            raise ExportError(f"line {number} begins another export")
+    if not closed:
+        raise ExportError("it ends early; it is no proof of anything behind its last line")
+    yield from verifier.finish()
+
+
+def _read(number: int, line: str) -> _Opening | Entry | Head | _Closing:
+    try:
+        value = json.loads(line)
+        if "entry" in value:
+            return _entry(value["entry"])
+        if "head" in value:
+            head = value["head"]
+            return Head(_str(head, "tenantId"), _int(head, "sequence"), _str(head, "hash"))
+        if "end" in value:
+            return _Closing(_int(value["end"], "entries"))
+        if value["format"] != EXPORT_FORMAT:
+            raise ValueError("another format")
+        return _Opening(value["complete"] is True)
+    except (ValueError, KeyError, TypeError, RecursionError) as broken:
+        raise ExportError(f"line {number} is not a line of an export") from broken
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    tenant_id = _str(value, "tenantId")
+    occurred_at = datetime.fromisoformat(_str(value, "occurredAt"))
+    if occurred_at.tzinfo is None:
+        raise ValueError("a time without an offset")
+    return Entry(
+        tenant_id=tenant_id,
+        sequence=_int(value, "sequence"),
+        previous_hash=_str(value, "previousHash"),
+        hash=_str(value, "hash"),
+        record=_str(value, "record"),
+        columns=Columns(
+            id=_str(value, "id"),
+            tenant_id=tenant_id,
+            occurred_at=occurred_at,
+            actor=_str(value, "actor"),
+            actor_id=_str(value, "actorId"),
+            action=_str(value, "action"),
+            resource=_str(value, "resource"),
+        ),
+    )
+
+
+def _str(value: dict[str, Any], name: str) -> str:
+    if not isinstance(found := value[name], str):
+        raise TypeError(name)
+    return found
+
+
+def _int(value: dict[str, Any], name: str) -> int:
+    if type(found := value[name]) is not int:
+        raise TypeError(name)
+    return found

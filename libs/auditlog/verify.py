@@ -1,0 +1,371 @@
+"""Finds what was changed, removed, reordered, cut off or forged in exported audit chains.
+
+See `auditchain` for the format that is checked. Entries pass through one by one, so that a log
+of any size can be verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Final
+
+from auditlog.chain import NO_HASH, Checkpoint, Columns, Head, entry_hash
+
+_MAX_SUSPECTS: Final = 64
+"""Of how many bad entries of a chain it is looked for where they belong."""
+
+
+class Kind(Enum):
+    """What is wrong."""
+
+    CHANGED = "changed"
+    REMOVED = "removed"
+    REORDERED = "reordered"
+    TRUNCATED = "truncated"
+    FORGED = "forged"
+    RESTORED = "restored"
+    """Not in the log, and the log says that it went back to a backup which is older."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: in which chain, at which entry, and how."""
+
+    tenant_id: str
+    sequence: int
+    kind: Kind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry as an export has it: the record, and the columns as they are stored."""
+
+    tenant_id: str
+    sequence: int
+    previous_hash: str
+    hash: str
+    record: str
+    columns: Columns
+
+
+RESTORED_ACTION: Final = "audit.restored"
+
+
+@dataclass(frozen=True, slots=True)
+class _Restore:
+    """What an entry says of a restore: up to where the backup had the chain, and when."""
+
+    entry: int
+    kept: int
+    point: datetime
+
+    @classmethod
+    def of(cls, entry: Entry) -> _Restore | None:
+        """Reads it from an entry that tells of one."""
+        try:
+            after = json.loads(entry.record)["data"]["after"]
+            point = datetime.fromisoformat(after["point"])
+            return cls(entry.sequence, int(after["sequence"]), point)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stray:
+    """An entry of which a checkpoint knows another hash."""
+
+    sequence: int
+    hash: str
+    known: str
+    taken_at: str
+    confirmed: int
+
+
+@dataclass(slots=True)
+class _Chain:
+    """How far the check of one chain has come."""
+
+    tenant_id: str
+    sequence: int = 0
+    stored_hash: str = NO_HASH
+    true_hash: str = NO_HASH
+    bad: bool = False
+    """Whether the entry before has a finding of its own already."""
+    ids: set[str] = field(default_factory=set)
+    suspects: list[Entry] = field(default_factory=list)
+    confirmed: int = 0
+    """The last entry that a checkpoint agrees with."""
+    strays: list[_Stray] = field(default_factory=list)
+    restores: list[_Restore] = field(default_factory=list)
+
+    def lost(self, sequence: int, taken_at: str) -> _Restore | None:
+        """The restore by which a checkpoint's entry was lost, if the chain tells of one."""
+        for restore in self.restores:
+            try:
+                newer = datetime.fromisoformat(taken_at) > restore.point
+            except (ValueError, TypeError):
+                continue
+            if newer and sequence > restore.kept:
+                return restore
+        return None
+
+
+class Verifier:
+    """Checks chains, one after the other.
+
+    Args:
+        checkpoints: what the chains must agree with; their signatures are checked elsewhere.
+        only: the one tenant whose chain is checked; heads of others are ignored then.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), only: str = "") -> None:
+        self.entries = 0
+        self.chains = 0
+        self._anchors: dict[str, dict[int, dict[str, str]]] = {}
+        for checkpoint in checkpoints:
+            for head in checkpoint.heads:
+                if not only or head.tenant_id == only:
+                    at = self._anchors.setdefault(head.tenant_id, {})
+                    at.setdefault(head.sequence, {}).setdefault(head.hash, checkpoint.taken_at)
+        self._chain = _Chain("")
+        self._done: set[str] = set()
+
+    def entry(self, entry: Entry) -> Iterator[Finding]:
+        """Takes the next entry; answers what is wrong with it, or with those before it."""
+        yield from self._enter(entry.tenant_id)
+        chain = self._chain
+        self.entries += 1
+        true_hash = entry_hash(entry.tenant_id, entry.sequence, entry.previous_hash, entry.record)
+        found = list(_place(chain, entry))
+        chain.ids.add(entry.columns.id)
+        if entry.sequence <= chain.sequence:
+            yield from found
+            return
+        fits = true_hash == entry.hash
+        if not fits:
+            if len(chain.suspects) < _MAX_SUSPECTS:
+                chain.suspects.append(entry)
+            else:
+                found.append(_changed(entry))
+        elif not found:
+            found.extend(_link(chain, entry))
+        found.extend(_columns(entry))
+        strays = list(self._anchor(chain, entry)) if fits else []
+        chain.strays += strays
+        if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
+            chain.restores.append(restore)
+        chain.bad = bool(found or strays) or not fits
+        chain.sequence = entry.sequence
+        chain.stored_hash, chain.true_hash = entry.hash, true_hash
+        yield from found
+
+    def head(self, head: Head) -> Iterator[Finding]:
+        """Takes the log's own word of where a chain ends, behind the chain's entries."""
+        yield from self._enter(head.tenant_id)
+        chain = self._chain
+        last = chain.sequence
+        if last < head.sequence:
+            yield Finding(
+                chain.tenant_id,
+                last + 1,
+                Kind.TRUNCATED,
+                f"{_span(last + 1, head.sequence)} cut off: the log itself says that the chain"
+                f" ends with entry {head.sequence}",
+            )
+        elif last > head.sequence:
+            yield Finding(
+                chain.tenant_id,
+                head.sequence + 1,
+                Kind.FORGED,
+                f"{_span(head.sequence + 1, last)} added without the log's knowledge: it ended the"
+                f" chain with entry {head.sequence}",
+            )
+        elif not chain.bad and head.hash != chain.stored_hash:
+            yield Finding(
+                chain.tenant_id,
+                last,
+                Kind.CHANGED,
+                f"entry {last} is not the one with which the log says that the chain ends",
+            )
+
+    def finish(self) -> Iterator[Finding]:
+        """Ends the last chain, and looks for chains that are missing altogether."""
+        yield from self._leave()
+        for tenant_id in sorted(self._anchors.keys() - self._done):
+            last = max(self._anchors[tenant_id])
+            yield Finding(
+                tenant_id,
+                1,
+                Kind.REMOVED,
+                f"the whole chain is missing; a checkpoint knows it up to entry {last}",
+            )
+
+    def _enter(self, tenant_id: str) -> Iterator[Finding]:
+        """Makes the chain of a tenant the one that is being checked."""
+        if self._chain.tenant_id == tenant_id:
+            return
+        yield from self._leave()
+        if tenant_id in self._done:
+            yield Finding(
+                tenant_id, 1, Kind.REORDERED, "the entries of the chain do not stand together"
+            )
+        else:
+            self.chains += 1
+        self._done.add(tenant_id)
+        self._chain = _Chain(tenant_id)
+
+    def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[_Stray]:
+        """Where the checkpoints do not agree with this entry."""
+        for known, taken_at in (
+            self._anchors.get(chain.tenant_id, {}).get(entry.sequence, {}).items()
+        ):
+            if known == entry.hash:
+                chain.confirmed = entry.sequence
+                continue
+            yield _Stray(entry.sequence, entry.hash, known, taken_at, chain.confirmed)
+
+    def _leave(self) -> Iterator[Finding]:
+        """Ends the check of a chain."""
+        chain, self._chain = self._chain, _Chain("")
+        anchors = self._anchors.get(chain.tenant_id, {})
+        yield from (_stray(chain, stray) for stray in chain.strays)
+        beyond = max(anchors, default=0)
+        if beyond > chain.sequence:
+            yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
+        yield from _judge(chain.suspects)
+
+
+def _stray(chain: _Chain, stray: _Stray) -> Finding:
+    if (restore := chain.lost(stray.sequence, stray.taken_at)) is not None:
+        return _restored(chain, stray.sequence, stray.taken_at, restore)
+    since = f" behind entry {stray.confirmed}" if stray.confirmed else ""
+    return Finding(
+        chain.tenant_id,
+        stray.sequence,
+        Kind.FORGED,
+        f"the chain was rewritten{since}, up to entry {stray.sequence} at least: the"
+        f" checkpoint of {stray.taken_at} has the hash {stray.known[:16]}… there, the log has"
+        f" {stray.hash[:16]}…",
+    )
+
+
+def _beyond(chain: _Chain, last: int, taken_at: str) -> Finding:
+    if (restore := chain.lost(last, taken_at)) is not None:
+        return _restored(chain, last, taken_at, restore)
+    return Finding(
+        chain.tenant_id,
+        chain.sequence + 1,
+        Kind.TRUNCATED,
+        f"{_span(chain.sequence + 1, last)} cut off: the checkpoint of {taken_at} knows"
+        f" the chain up to entry {last}",
+    )
+
+
+def _restored(chain: _Chain, last: int, taken_at: str, restore: _Restore) -> Finding:
+    return Finding(
+        chain.tenant_id,
+        restore.kept + 1,
+        Kind.RESTORED,
+        f"{_span(restore.kept + 1, last)} lost: the checkpoint of {taken_at} knows the chain up to"
+        f" entry {last}, and entry {restore.entry} says that the log was restored from a backup of"
+        f" {restore.point.isoformat()}, which ends with entry {restore.kept}. The log cannot prove"
+        " that it was a restore: ask whoever runs the server",
+    )
+
+
+def _place(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+    """Whether the entry stands where its number says, once."""
+    here = chain.sequence + 1
+    number = entry.sequence
+    if number > here:
+        yield Finding(entry.tenant_id, here, Kind.REMOVED, f"{_span(here, number - 1)} removed")
+    elif number == chain.sequence:
+        message = f"there are two entries with the number {number}"
+        yield Finding(entry.tenant_id, number, Kind.FORGED, message)
+    elif number < chain.sequence:
+        message = f"entry {number} stands behind entry {chain.sequence}"
+        yield Finding(entry.tenant_id, number, Kind.REORDERED, message)
+    if entry.columns.id in chain.ids:
+        message = f"entry {number} repeats the id of an earlier entry, {entry.columns.id}"
+        yield Finding(entry.tenant_id, number, Kind.FORGED, message)
+
+
+def _link(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+    """Whether the entry continues the one before."""
+    if entry.previous_hash in {chain.stored_hash, chain.true_hash}:
+        return
+    number = entry.sequence
+    if number == 1:
+        message = "entry 1 does not begin the chain: it names an entry before it"
+        yield Finding(entry.tenant_id, 1, Kind.FORGED, message)
+    elif not chain.bad:
+        message = (
+            f"entry {number - 1} was changed and its hash made to fit, or entry {number} was"
+            f" forged: entry {number} does not continue entry {number - 1}"
+        )
+        yield Finding(entry.tenant_id, number - 1, Kind.CHANGED, message)
+
+
+def _columns(entry: Entry) -> Iterator[Finding]:
+    """Whether what the log is searched by is what the record says."""
+    try:
+        event = json.loads(entry.record)
+        true = Columns.of(event)
+    except (ValueError, AttributeError, RecursionError):
+        message = f"{_named(entry)} was changed: its record is not an event"
+        yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
+        return
+    for name in Columns.__slots__:
+        shown, recorded = getattr(entry.columns, name), getattr(true, name)
+        if shown != recorded:
+            message = (
+                f"{_named(entry)} was changed: the column {name} says {_short(shown)},"
+                f" the record says {_short(recorded)}"
+            )
+            yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
+
+
+def _judge(suspects: Sequence[Entry]) -> Iterator[Finding]:
+    """Which entries whose hash does not fit are good ones in the wrong place."""
+    for entry in suspects:
+        at = next((o.sequence for o in suspects if o is not entry and _belongs(entry, o)), None)
+        if at is None:
+            yield _changed(entry)
+        else:
+            message = f"what stands at entry {entry.sequence} belongs at entry {at}"
+            yield Finding(entry.tenant_id, entry.sequence, Kind.REORDERED, message)
+
+
+def _belongs(entry: Entry, other: Entry) -> bool:
+    """Whether the entry is good where the other one stands.
+
+    Either its record was moved to another row, or its row was given another number.
+    """
+    tenant_id, at, record = entry.tenant_id, other.sequence, entry.record
+    return (
+        entry_hash(tenant_id, at, other.previous_hash, record) == other.hash
+        or entry_hash(tenant_id, at, entry.previous_hash, record) == entry.hash
+    )
+
+
+def _changed(entry: Entry) -> Finding:
+    message = f"{_named(entry)} was changed: its hash does not fit what it says"
+    return Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
+
+
+def _named(entry: Entry) -> str:
+    return f"entry {entry.sequence} ({entry.columns.id})"
+
+
+def _span(first: int, last: int) -> str:
+    return f"entry {first} was" if first == last else f"entries {first} to {last} were"
+
+
+def _short(value: str | datetime) -> str:
+    text = value.isoformat() if isinstance(value, datetime) else value
+    return f"“{text if len(text) <= 80 else text[:80] + '…'}”"

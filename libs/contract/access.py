@@ -1,0 +1,220 @@
+"""Who may call what, and within which bounds: the one table of all RPCs.
+
+The services' pipeline, the gateway's configuration, the OpenAPI document and the tests are made
+from it. An RPC without a row is refused. What a row can say is in `contract.rows`; a row that
+contradicts itself fails at import. Addresses that are no RPC's are in `contract.addresses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from contract.contexts import CONTEXTS
+from contract.rows import ENDLESS, Audience, Body, File, RateClass, Role, Rule
+
+__all__ = ["ACCESS", "PACKAGE", "Audience", "Role", "Rule"]
+
+PACKAGE: Final = "evergreen.v1"
+
+_READ: Final = frozenset({Role.OWNER, Role.ADMIN, Role.AUDITOR})
+_WRITE: Final = frozenset({Role.OWNER, Role.ADMIN})
+_OWN: Final = frozenset({Role.OWNER})
+
+_OPEN: Final = Rule(audience=Audience.PUBLIC, rate=RateClass.OPEN)
+_OPEN_WRITE: Final = replace(_OPEN, writes=True, strict=True)
+_ENROLL: Final = Rule(audience=Audience.PUBLIC, writes=True, rate=RateClass.ENROLL, agent_form=True)
+_POLL: Final = Rule(
+    audience=Audience.DEVICE_LAPSED, rate=RateClass.DEVICE, agent_form=True, unchanged=True
+)
+_REPORT: Final = Rule(audience=Audience.DEVICE, writes=True, rate=RateClass.DEVICE, agent_form=True)
+_CHALLENGE: Final = Rule(audience=Audience.DEVICE, writes=True, rate=RateClass.DEVICE)
+_USER_READ: Final = Rule(audience=Audience.USER, roles=_READ, rate=RateClass.USER, strict=True)
+_USER_OWN: Final = replace(_USER_READ, writes=True)
+_ADMIN_WRITE: Final = replace(_USER_OWN, roles=_WRITE)
+_OWNER_WRITE: Final = replace(_USER_OWN, roles=_OWN)
+
+
+def _services(*callers: str) -> Rule:
+    return Rule(audience=Audience.INTERNAL, callers=frozenset(callers))
+
+
+_JSON: Final = "application/json"
+_CSV: Final = "text/csv"
+_CHOSEN: Final = "The file, in the format that was asked for"
+_PEM: Final = File(about="The keys in PEM", media=("application/x-pem-file",))
+_AUDIT_FILE: Final = File(about=_CHOSEN, media=("application/jsonl", _CSV))
+_EVENT_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Event")
+_DEVICE_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="DeviceSummary")
+_ATTESTATION_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Attestation")
+_RAW_EVENT: Final = File(about="The event as it was sent", media=("text/plain",))
+_START_FILE: Final = File(
+    about="The file that the agent starts from",
+    media=(_JSON,),
+    agent_form_of="EnrollDeviceResponse",
+)
+_DOWNLOAD: Final = replace(_USER_READ, timeout=ENDLESS)
+
+_TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
+    "identity": {
+        "AuthService": {
+            # Attempts are slowed down after failures, by up to half a minute.
+            "Login": replace(_OPEN_WRITE, rate=RateClass.LOGIN, timeout=45),
+            "RefreshSession": replace(_OPEN_WRITE, rate=RateClass.REFRESH),
+            "AcceptInvitation": replace(_OPEN_WRITE, rate=RateClass.INVITATION),
+            "GetSession": _USER_READ,
+            "Logout": _USER_OWN,
+            "ChangePassword": replace(_USER_OWN, timeout=30),
+        },
+        "TenantService": {
+            "ListTenants": _USER_READ,
+            "GetTenant": _USER_READ,
+            "CreateTenant": _OWNER_WRITE,
+            "UpdateTenant": _OWNER_WRITE,
+            "DropTenantCode": _OWNER_WRITE,
+            # With thousands of tenants below one.
+            "ArchiveTenant": replace(_OWNER_WRITE, timeout=60),
+            "RestoreTenant": replace(_OWNER_WRITE, timeout=60),
+            "DeleteTenant": replace(_OWNER_WRITE, timeout=60),
+            "GetTenantDeletion": _USER_READ,
+        },
+        "UserService": {
+            "ListUsers": _USER_READ,
+            "GetUser": _USER_READ,
+            "CreateUser": _ADMIN_WRITE,
+            "UpdateUser": _ADMIN_WRITE,
+            "DeactivateUser": _ADMIN_WRITE,
+            "DeleteUser": _ADMIN_WRITE,
+            "InviteUser": _ADMIN_WRITE,
+        },
+        "EventCredentialService": {
+            "ListEventCredentials": _USER_READ,
+            "CreateEventCredential": _ADMIN_WRITE,
+            "TakeOverEventCredential": _OWNER_WRITE,
+            "RevokeEventCredential": _ADMIN_WRITE,
+        },
+        "TokenKeyService": {
+            "GetJwks": _OPEN,
+            "ListTokenKeys": _USER_READ,
+            "RotateTokenKey": _OWNER_WRITE,
+        },
+        "IdentityInternalService": {
+            "IssueDeviceToken": _services("enrollment", "policy"),
+            "ListAccessChanges": _services(*CONTEXTS),
+            "ReportTenantErasure": _services(*CONTEXTS),
+        },
+    },
+    "enrollment": {
+        "DeviceService": {"EnrollDevice": _ENROLL},
+        "EnrollmentTokenService": {
+            "ListEnrollmentTokens": _USER_READ,
+            "GetEnrollmentToken": _USER_READ,
+            "CreateEnrollmentToken": _ADMIN_WRITE,
+            "RevokeEnrollmentToken": _ADMIN_WRITE,
+        },
+        "DeviceRegistryService": {
+            "ListRegistrations": _USER_READ,
+            "GetRegistration": _USER_READ,
+            "ApproveDevice": _ADMIN_WRITE,
+            "RejectDevice": _ADMIN_WRITE,
+            "AllowReenrollment": _ADMIN_WRITE,
+            "DecommissionDevice": _ADMIN_WRITE,
+            "DeleteDevice": _ADMIN_WRITE,
+            "ListEnrollmentRefusals": _USER_READ,
+            "PrepareDevice": replace(_ADMIN_WRITE, file=_START_FILE),
+        },
+        "EnrollmentInternalService": {
+            "ListDeviceChanges": _services("policy", "telemetry", "attestation"),
+            "CountEnrollment": _services("identity"),
+        },
+    },
+    "policy": {
+        "DeviceService": {"PullPolicy": _POLL},
+        "PolicyService": {
+            "ListPolicies": _USER_READ,
+            "GetPolicy": _USER_READ,
+            "CreatePolicy": _ADMIN_WRITE,
+            "UpdatePolicy": _ADMIN_WRITE,
+            "DeletePolicy": _ADMIN_WRITE,
+            "PublishPolicy": _ADMIN_WRITE,
+            "WithdrawPolicy": _ADMIN_WRITE,
+            "RollbackPolicy": _ADMIN_WRITE,
+            "ListPolicyVersions": _USER_READ,
+            "ListOrphanedDevices": _USER_READ,
+            "SyncDevice": _ADMIN_WRITE,
+        },
+        "PolicyKeyService": {
+            "ListPolicyKeys": _OPEN,
+            "GetPolicyKeysPem": replace(_OPEN, file=_PEM),
+        },
+        "PolicyInternalService": {
+            "GetDevicePolicy": _services("enrollment", "telemetry"),
+            "ListAppliedVersions": _services("enrollment", "telemetry"),
+            "CountPolicies": _services("identity"),
+        },
+    },
+    "telemetry": {
+        "DeviceService": {
+            "ReportState": replace(_REPORT, body=Body.STATE),
+            "ReportEvents": replace(_REPORT, body=Body.EVENTS, timeout=60),
+        },
+        "InventoryService": {
+            "ListDevices": _USER_READ,
+            "GetDevice": _USER_READ,
+            "ExportDevices": replace(_DOWNLOAD, file=_DEVICE_FILE),
+        },
+        "EventService": {
+            "ListEvents": _USER_READ,
+            "ExportEvents": replace(_DOWNLOAD, file=_EVENT_FILE),
+            "ListQuarantinedEvents": _USER_READ,
+            "ExportQuarantinedEvent": replace(_DOWNLOAD, file=_RAW_EVENT),
+            "GetEventRetention": _USER_READ,
+            "UpdateEventRetention": _ADMIN_WRITE,
+        },
+        "TelemetryInternalService": {"CountEvents": _services("identity")},
+    },
+    "attestation": {
+        "DeviceService": {"AttestBoot": replace(_REPORT, body=Body.STATE)},
+        "AttestationService": {
+            "CreateChallenge": _CHALLENGE,
+            "CreateTpmEnrollment": _CHALLENGE,
+            "ActivateTpmEnrollment": _CHALLENGE,
+            "ResetTpmBinding": _ADMIN_WRITE,
+            "ListTrustRoots": _USER_READ,
+            "CreateTrustRoot": _OWNER_WRITE,
+            "DeleteTrustRoot": _OWNER_WRITE,
+            "ImportEndorsementKeys": _ADMIN_WRITE,
+            "ListAttestations": _USER_READ,
+            "GetAttestation": _USER_READ,
+            "ListAttestationVerdicts": _USER_READ,
+            "ExportAttestations": replace(_DOWNLOAD, file=_ATTESTATION_FILE),
+            "ListReferenceValues": _USER_READ,
+            "CreateReferenceValue": _ADMIN_WRITE,
+            "UpdateReferenceValue": _ADMIN_WRITE,
+            "DeleteReferenceValue": _ADMIN_WRITE,
+            "LearnReferenceValue": _ADMIN_WRITE,
+            "PreviewReferenceValues": replace(_USER_READ, timeout=60),
+        },
+        "AttestationInternalService": {"ListVerdictChanges": _services("telemetry")},
+    },
+    "audit": {
+        "AuditService": {
+            "ListAuditEntries": _USER_READ,
+            "GetAuditEntry": _USER_READ,
+            "GetAuditCheckpoint": _USER_READ,
+            "ExportAuditEntries": replace(_DOWNLOAD, file=_AUDIT_FILE),
+            "GetAuditKeysPem": replace(_OPEN, file=_PEM),
+            "ListAuditKeys": _USER_READ,
+            "RotateAuditKey": _OWNER_WRITE,
+        },
+    },
+}
+
+ACCESS: Final[Mapping[str, Rule]] = {
+    f"/{PACKAGE}.{service}/{method}": replace(row, context=context)
+    for context, services in _TABLE.items()
+    for service, methods in services.items()
+    for method, row in methods.items()
+}
+"""Every RPC by its full method name, `/evergreen.v1.<Service>/<Method>`."""

@@ -1,0 +1,238 @@
+"""What enrollment tells: enrollment tokens and the registry of devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import ClassVar, Final
+from uuid import UUID
+
+from contract.events.base import AT, ID, TENANT_ID, Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentTokenSnapshot:
+    """An enrollment token; never its secret."""
+
+    name: str
+    org_id: UUID
+    expires_at: datetime | None
+    max_uses: int | None
+    uses: int
+    serial_count: int
+    require_approval: bool
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSnapshot:
+    """A device in the registry."""
+
+    serial: str
+    model: str
+    org_id: UUID
+    status: str
+    token_version: int
+    enrollment_token_id: UUID | None
+    reenrollment_allowed_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentRefusalSnapshot:
+    """A machine that was not let in, and the reason that it was told."""
+
+    serial: str
+    model: str
+    org_id: UUID
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TokenAction(Action):
+    RESOURCE: ClassVar[str] = "enrollment-tokens/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DeviceAction(Action):
+    RESOURCE: ClassVar[str] = "devices/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCreated(_TokenAction):
+    """An enrollment token was made."""
+
+    NAME: ClassVar[str] = "enrollment.token_created"
+    after: EnrollmentTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRevoked(_TokenAction):
+    """An enrollment token was revoked."""
+
+    NAME: ClassVar[str] = "enrollment.token_revoked"
+    before: EnrollmentTokenSnapshot
+    after: EnrollmentTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentRefused(_TokenAction):
+    """A machine with a genuine key was not let in; told at most once an hour for each."""
+
+    NAME: ClassVar[str] = "enrollment.refused"
+    after: EnrollmentRefusalSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEnrolled(_DeviceAction):
+    """A device enrolled."""
+
+    NAME: ClassVar[str] = "enrollment.device_enrolled"
+    before: DeviceSnapshot | None
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReenrolled(_DeviceAction):
+    """A known device enrolled again, as it was allowed."""
+
+    NAME: ClassVar[str] = "enrollment.device_reenrolled"
+    before: DeviceSnapshot | None
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePending(_DeviceAction):
+    """A device waits for approval."""
+
+    NAME: ClassVar[str] = "enrollment.device_pending"
+    before: DeviceSnapshot | None
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceApproved(_DeviceAction):
+    """An admin let a waiting device in."""
+
+    NAME: ClassVar[str] = "enrollment.device_approved"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRejected(_DeviceAction):
+    """An admin refused a waiting device."""
+
+    NAME: ClassVar[str] = "enrollment.device_rejected"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePrepared(_DeviceAction):
+    """A device was registered by an admin."""
+
+    NAME: ClassVar[str] = "enrollment.device_prepared"
+    before: DeviceSnapshot | None
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecovered(_DeviceAction):
+    """A device that was lost from the registry called."""
+
+    NAME: ClassVar[str] = "enrollment.device_recovered"
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReenrollmentAllowed(_DeviceAction):
+    """A device may enroll again for a while."""
+
+    NAME: ClassVar[str] = "enrollment.reenrollment_allowed"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReenrollmentRefused(_DeviceAction):
+    """Something with a known serial number tried to enroll and was refused."""
+
+    NAME: ClassVar[str] = "enrollment.reenrollment_refused"
+    before: DeviceSnapshot | None
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDecommissioned(_DeviceAction):
+    """A device was locked out for good."""
+
+    NAME: ClassVar[str] = "enrollment.device_decommissioned"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDeleted(_DeviceAction):
+    """A decommissioned device was deleted; its serial number stays out."""
+
+    NAME: ClassVar[str] = "enrollment.device_deleted"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRestored(_DeviceAction):
+    """A device works again: its organisation, with which it was archived, was restored."""
+
+    NAME: ClassVar[str] = "enrollment.device_restored"
+    before: DeviceSnapshot
+    after: DeviceSnapshot
+
+
+_TOKEN: Final = EnrollmentTokenSnapshot(
+    name="Room 12",
+    org_id=TENANT_ID,
+    expires_at=AT,
+    max_uses=30,
+    uses=0,
+    serial_count=0,
+    require_approval=False,
+    revoked_at=None,
+)
+_DEVICE: Final = DeviceSnapshot(
+    serial="SN-0042",
+    model="Latitude 3340",
+    org_id=TENANT_ID,
+    status="active",
+    token_version=1,
+    enrollment_token_id=ID,
+    reenrollment_allowed_until=None,
+)
+
+EXAMPLES: Final[tuple[Action, ...]] = (
+    TokenCreated(id=ID, after=_TOKEN),
+    TokenRevoked(id=ID, before=_TOKEN, after=replace(_TOKEN, revoked_at=AT)),
+    EnrollmentRefused(
+        id=ID,
+        after=EnrollmentRefusalSnapshot(
+            serial="SN-0042", model="Latitude 3340", org_id=TENANT_ID, reason="SERIAL_NOT_LISTED"
+        ),
+    ),
+    DeviceEnrolled(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceReenrolled(id=ID, before=_DEVICE, after=_DEVICE),
+    DevicePending(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceApproved(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceRejected(id=ID, before=_DEVICE, after=_DEVICE),
+    DevicePrepared(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceRecovered(id=ID, after=_DEVICE),
+    ReenrollmentAllowed(id=ID, before=_DEVICE, after=_DEVICE),
+    ReenrollmentRefused(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceDecommissioned(id=ID, before=_DEVICE, after=_DEVICE),
+    DeviceDeleted(
+        id=ID,
+        before=replace(_DEVICE, status="decommissioned"),
+        after=replace(_DEVICE, status="decommissioned", model="", enrollment_token_id=None),
+    ),
+    DeviceRestored(id=ID, before=replace(_DEVICE, status="decommissioned"), after=_DEVICE),
+)
+"""One of each; this is the list of what enrollment sends."""

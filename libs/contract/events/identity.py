@@ -1,0 +1,440 @@
+"""What identity tells: tenants, users, sessions and event credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from uuid import UUID
+
+from contract.access import Role
+from contract.events.base import AT, EMAIL, ID, TENANT_ID, Action, KeyRotation, Since
+
+TenantKind: TypeAlias = Literal["root", "reseller", "org"]
+TenantStatus: TypeAlias = Literal["active", "archived", "deleting", "deleted"]
+UserStatus: TypeAlias = Literal["active", "invited", "disabled", "deleted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """A tenant."""
+
+    name: str
+    code: str
+    kind: TenantKind
+    parent_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantStanding:
+    """A tenant, and whether it is in use."""
+
+    name: str
+    code: str
+    kind: TenantKind
+    parent_id: UUID | None
+    status: TenantStatus
+    purge_at: Annotated[datetime | None, "When it is deleted, unless it is restored before."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantCodes:
+    """The codes that pre-shared keys of a tenant may begin with."""
+
+    name: str
+    code: str
+    old_codes: Annotated[tuple[str, ...], "Codes that it had before and that still work."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantRemains:
+    """What stays of a deleted tenant."""
+
+    name: str
+    code: str
+    kind: TenantKind
+    parent_id: UUID
+    erased_rows: Annotated[Mapping[str, object], "Rows that each service deleted."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserSnapshot:
+    """A user."""
+
+    email: str
+    role: Role
+    status: UserStatus
+    tenant_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginAttempt:
+    """Who tried."""
+
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """Whose password is being guessed: how many attempts failed, and until when they count."""
+
+    email: str
+    failures: int
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSession:
+    """The session that was opened."""
+
+    email: str
+    session_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedSession:
+    """The session that has ended."""
+
+    session_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReusedSession:
+    """The session that was ended for it."""
+
+    session_id: UUID
+    session_ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCredentialSnapshot:
+    """A credential that reads events; never its secret."""
+
+    name: str
+    tenant_id: UUID
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    held_by: Annotated[str, Since("0.2.0")]
+    orphaned_at: Annotated[datetime | None, Since("0.2.0")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TenantAction(Action):
+    RESOURCE: ClassVar[str] = "tenants/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UserAction(Action):
+    RESOURCE: ClassVar[str] = "users/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EventCredentialAction(Action):
+    RESOURCE: ClassVar[str] = "event-credentials/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantCreated(_TenantAction):
+    """A tenant was added."""
+
+    NAME: ClassVar[str] = "identity.tenant_created"
+    after: TenantSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantUpdated(_TenantAction):
+    """A tenant's name or code was changed."""
+
+    NAME: ClassVar[str] = "identity.tenant_updated"
+    before: TenantSnapshot
+    after: TenantSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantCodeDropped(_TenantAction):
+    """An old code of a tenant works no longer."""
+
+    NAME: ClassVar[str] = "identity.tenant_code_dropped"
+    before: TenantCodes
+    after: TenantCodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantArchived(_TenantAction):
+    """A tenant was archived: its devices and users are out, its data stays for a while."""
+
+    NAME: ClassVar[str] = "identity.tenant_archived"
+    before: TenantStanding
+    after: TenantStanding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantRestored(_TenantAction):
+    """An archived tenant was restored."""
+
+    NAME: ClassVar[str] = "identity.tenant_restored"
+    before: TenantStanding
+    after: TenantStanding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantDeletionRequested(_TenantAction):
+    """An archived tenant is being deleted. An event of the tenant above it."""
+
+    NAME: ClassVar[str] = "identity.tenant_deletion_requested"
+    before: TenantStanding
+    after: TenantStanding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantDeleted(_TenantAction):
+    """Nothing is left of a tenant but its name. An event of the tenant above it."""
+
+    NAME: ClassVar[str] = "identity.tenant_deleted"
+    before: TenantStanding
+    after: TenantRemains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserCreated(_UserAction):
+    """A user was added."""
+
+    NAME: ClassVar[str] = "identity.user_created"
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserUpdated(_UserAction):
+    """A user got another role or e-mail address."""
+
+    NAME: ClassVar[str] = "identity.user_updated"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserMovedAway(_UserAction):
+    """A user left the tenant for another one. An event of the tenant that was left."""
+
+    NAME: ClassVar[str] = "identity.user_moved_away"
+    before: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserMovedIn(_UserAction):
+    """A user came to the tenant from another one. An event of the tenant that was entered."""
+
+    NAME: ClassVar[str] = "identity.user_moved_in"
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserDeleted(_UserAction):
+    """A deactivated user was deleted; the e-mail address is free again."""
+
+    NAME: ClassVar[str] = "identity.user_deleted"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserDeactivated(_UserAction):
+    """A user was disabled."""
+
+    NAME: ClassVar[str] = "identity.user_deactivated"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserInvited(_UserAction):
+    """A user was invited (again)."""
+
+    NAME: ClassVar[str] = "identity.user_invited"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordReset(_UserAction):
+    """An operator ended a user's password on the server's machine; the user is invited anew."""
+
+    NAME: ClassVar[str] = "identity.password_reset"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginSucceeded(_UserAction):
+    """A user logged in."""
+
+    NAME: ClassVar[str] = "identity.login_succeeded"
+    after: OpenedSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginFailed(_UserAction):
+    """Somebody tried to log in as a user and could not."""
+
+    NAME: ClassVar[str] = "identity.login_failed"
+    after: LoginAttempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountUnderAttack(_UserAction):
+    """A hundred logins of a user failed within a day; told once a day."""
+
+    NAME: ClassVar[str] = "identity.account_under_attack"
+    after: Attack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedOut(_UserAction):
+    """A user logged out."""
+
+    NAME: ClassVar[str] = "identity.logged_out"
+    after: EndedSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordChanged(_UserAction):
+    """A user changed the own password."""
+
+    NAME: ClassVar[str] = "identity.password_changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvitationAccepted(_UserAction):
+    """An invited user set a password and logged in."""
+
+    NAME: ClassVar[str] = "identity.invitation_accepted"
+    after: OpenedSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshTokenReused(_UserAction):
+    """A refresh token was used twice; its session was ended."""
+
+    NAME: ClassVar[str] = "identity.refresh_token_reused"
+    after: ReusedSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCredentialCreated(_EventCredentialAction):
+    """A credential that reads events was made."""
+
+    NAME: ClassVar[str] = "identity.event_credential_created"
+    after: EventCredentialSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCredentialRevoked(_EventCredentialAction):
+    """A credential that reads events was revoked; its connections are cut."""
+
+    NAME: ClassVar[str] = "identity.event_credential_revoked"
+    before: EventCredentialSnapshot
+    after: EventCredentialSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCredentialOrphaned(_EventCredentialAction):
+    """The holder of a credential that reads events was disabled; its connections are cut."""
+
+    NAME: ClassVar[str] = "identity.event_credential_orphaned"
+    before: EventCredentialSnapshot
+    after: EventCredentialSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCredentialTakenOver(_EventCredentialAction):
+    """A credential that reads events got another holder; one that was orphaned works again."""
+
+    NAME: ClassVar[str] = "identity.event_credential_taken_over"
+    before: EventCredentialSnapshot
+    after: EventCredentialSnapshot
+
+
+_TENANT: Final = TenantSnapshot(
+    name="North school",
+    code="north",
+    kind="org",
+    parent_id=TENANT_ID,
+)
+_IN_USE: Final = TenantStanding(
+    name="North school",
+    code="north",
+    kind="org",
+    parent_id=TENANT_ID,
+    status="active",
+    purge_at=None,
+)
+_ARCHIVED: Final = replace(_IN_USE, status="archived", purge_at=AT)
+_CODES: Final = TenantCodes(name="North school", code="north", old_codes=())
+_DELETING: Final = replace(_ARCHIVED, status="deleting")
+_USER: Final = UserSnapshot(email=EMAIL, role=Role.ADMIN, status="active", tenant_id=TENANT_ID)
+_OPENED: Final = OpenedSession(email=EMAIL, session_id=TENANT_ID)
+_CREDENTIAL: Final = EventCredentialSnapshot(
+    name="SIEM",
+    tenant_id=TENANT_ID,
+    expires_at=AT,
+    revoked_at=None,
+    held_by=EMAIL,
+    orphaned_at=None,
+)
+_ORPHAN: Final = replace(_CREDENTIAL, orphaned_at=AT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRotated(KeyRotation):
+    """The next key that signs tokens was made."""
+
+    NAME: ClassVar[str] = "identity.key_rotated"
+
+
+EXAMPLES: Final[tuple[Action, ...]] = (
+    TenantCreated(id=ID, after=_TENANT),
+    TenantUpdated(id=ID, before=_TENANT, after=_TENANT),
+    TenantCodeDropped(id=ID, before=replace(_CODES, old_codes=("nord",)), after=_CODES),
+    TenantArchived(id=ID, before=_IN_USE, after=_ARCHIVED),
+    TenantRestored(id=ID, before=_ARCHIVED, after=_IN_USE),
+    TenantDeletionRequested(id=ID, before=_ARCHIVED, after=_DELETING),
+    TenantDeleted(
+        id=ID,
+        before=_DELETING,
+        after=TenantRemains(
+            name="North school",
+            code="north",
+            kind="org",
+            parent_id=TENANT_ID,
+            erased_rows={"identity": 12, "enrollment": 340, "telemetry": 90210},
+        ),
+    ),
+    UserCreated(id=ID, after=_USER),
+    UserUpdated(id=ID, before=_USER, after=_USER),
+    UserMovedAway(id=ID, before=_USER),
+    UserMovedIn(id=ID, after=_USER),
+    UserDeactivated(id=ID, before=_USER, after=_USER),
+    UserDeleted(
+        id=ID,
+        before=replace(_USER, status="disabled"),
+        after=replace(_USER, status="deleted"),
+    ),
+    UserInvited(id=ID, before=_USER, after=_USER),
+    PasswordReset(id=ID, before=_USER, after=replace(_USER, status="invited")),
+    LoginSucceeded(id=ID, after=_OPENED),
+    LoginFailed(id=ID, after=LoginAttempt(email=EMAIL)),
+    AccountUnderAttack(id=ID, after=Attack(email=EMAIL, failures=100, until=AT)),
+    LoggedOut(id=ID, after=EndedSession(session_id=TENANT_ID)),
+    PasswordChanged(id=ID),
+    InvitationAccepted(id=ID, after=_OPENED),
+    RefreshTokenReused(id=ID, after=ReusedSession(session_id=TENANT_ID, session_ended=True)),
+    EventCredentialCreated(id=ID, after=_CREDENTIAL),
+    EventCredentialRevoked(id=ID, before=_CREDENTIAL, after=replace(_CREDENTIAL, revoked_at=AT)),
+    EventCredentialOrphaned(id=ID, before=_CREDENTIAL, after=_ORPHAN),
+    EventCredentialTakenOver(
+        id=ID, before=_ORPHAN, after=replace(_CREDENTIAL, held_by="owner@school.example")
+    ),
+    KeyRotated.example("users"),
+)
+"""One of each; this is the list of what identity sends."""

@@ -1,0 +1,175 @@
+"""What policy tells: policies, and what devices get of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Final
+from uuid import UUID
+
+from contract.events.base import AT, ID, TENANT_ID, Action, Since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySnapshot:
+    """A policy, its secrets blotted out; a very large bundle is replaced by its SHA-256."""
+
+    name: str
+    description: str | None
+    org_id: UUID
+    version: Annotated[str, "The version that was published last; 0 if none."]
+    in_force: bool
+    bundle: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredPolicySnapshot(PolicySnapshot):
+    """A policy after a rollback, its secrets blotted out as in every policy."""
+
+    # 0.1.0 sent it as well, but its schema did not have it.
+    rollback_of: Annotated[str, "The version that is in force again.", Since("0.2.0")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevealedSecrets:
+    """Whose secrets were shown."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedSync:
+    """The wish."""
+
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenExpiry:
+    """When the token expires."""
+
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PolicyAction(Action):
+    RESOURCE: ClassVar[str] = "policies/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DeviceAction(Action):
+    RESOURCE: ClassVar[str] = "devices/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyCreated(_PolicyAction):
+    """A policy was made."""
+
+    NAME: ClassVar[str] = "policy.created"
+    after: PolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyUpdated(_PolicyAction):
+    """A policy was changed; devices keep what was published."""
+
+    NAME: ClassVar[str] = "policy.updated"
+    before: PolicySnapshot
+    after: PolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyDeleted(_PolicyAction):
+    """A policy was deleted."""
+
+    NAME: ClassVar[str] = "policy.deleted"
+    before: PolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPublished(_PolicyAction):
+    """A policy is in force from now on."""
+
+    NAME: ClassVar[str] = "policy.published"
+    before: PolicySnapshot
+    after: PolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyWithdrawn(_PolicyAction):
+    """A policy is not in force any more, and was kept; devices keep it, too."""
+
+    NAME: ClassVar[str] = "policy.withdrawn"
+    before: PolicySnapshot
+    after: PolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRolledBack(_PolicyAction):
+    """An older version is in force again, under a new number."""
+
+    NAME: ClassVar[str] = "policy.rolled_back"
+    before: PolicySnapshot
+    after: RestoredPolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsRevealed(_PolicyAction):
+    """Somebody asked to see the passphrases and other secrets of a policy."""
+
+    NAME: ClassVar[str] = "policy.secrets_revealed"
+    after: RevealedSecrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSyncRequested(_DeviceAction):
+    """An admin wants a device to fetch its policy soon."""
+
+    NAME: ClassVar[str] = "policy.device_sync_requested"
+    after: RequestedSync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTokenRotated(_DeviceAction):
+    """A device got a new token."""
+
+    NAME: ClassVar[str] = "policy.device_token_rotated"
+    before: TokenExpiry
+    after: TokenExpiry
+
+
+_POLICY: Final = PolicySnapshot(
+    name="Laptops",
+    description="",
+    org_id=TENANT_ID,
+    version="3",
+    in_force=True,
+    bundle={"browser": {"homepage": "https://school.example"}},
+)
+_RESTORED: Final = RestoredPolicySnapshot(
+    name="Laptops",
+    description="",
+    org_id=TENANT_ID,
+    version="3",
+    in_force=True,
+    bundle=_POLICY.bundle,
+    rollback_of="1",
+)
+
+EXAMPLES: Final[tuple[Action, ...]] = (
+    PolicyCreated(id=ID, after=_POLICY),
+    PolicyUpdated(id=ID, before=_POLICY, after=_POLICY),
+    PolicyDeleted(id=ID, before=_POLICY),
+    PolicyPublished(id=ID, before=_POLICY, after=_POLICY),
+    PolicyWithdrawn(id=ID, before=_POLICY, after=_POLICY),
+    PolicyRolledBack(id=ID, before=_POLICY, after=_RESTORED),
+    SecretsRevealed(id=ID, after=RevealedSecrets(name="Classroom", version="7")),
+    DeviceSyncRequested(id=ID, after=RequestedSync(requested_at=AT)),
+    DeviceTokenRotated(
+        id=ID,
+        before=TokenExpiry(expires_at=AT),
+        after=TokenExpiry(expires_at=datetime(2027, 9, 1, 7, 58, 3, tzinfo=UTC)),
+    ),
+)
+"""One of each; this is the list of what policy sends."""

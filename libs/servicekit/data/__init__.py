@@ -1,0 +1,1 @@
+"""PostgreSQL: transactions, migrations, and writes that share a statement."""

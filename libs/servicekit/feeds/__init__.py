@@ -1,0 +1,1 @@
+"""Change feeds between services."""

@@ -1,0 +1,1 @@
+"""The HTTP side: device calls in the released agent's JSON, and plain routes."""

@@ -1,0 +1,1 @@
+"""Events: the outbox, and NATS JetStream."""

@@ -1,0 +1,1 @@
+"""What a service knows of others: tenants and sessions, locked-out devices."""

@@ -1,0 +1,1 @@
+"""Calls: the chain that every call passes, and the gRPC side."""

@@ -1,0 +1,51 @@
+"""Digests: SHA-256 of what is public or random, keyed BLAKE2b of what must not be guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+_BYTES: Final = 32
+_PERSON_BYTES: Final = 16
+
+
+class Sha256:
+    """A SHA-256 over what comes in parts."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+
+    def update(self, part: bytes) -> None:
+        """Adds bytes."""
+        self._state.update(part)
+
+    def hexdigest(self) -> str:
+        """The digest of all parts so far, as 64 hexadecimal digits."""
+        return self._state.hexdigest()
+
+
+def sha256(data: bytes | memoryview) -> bytes:
+    """The SHA-256 of the data: 32 bytes."""
+    return hashlib.sha256(data).digest()
+
+
+def sha256_hex(data: bytes) -> str:
+    """The SHA-256 of the data as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def derived_key(key: bytes, purpose: str) -> bytes:
+    """32 bytes for one purpose, from a key of 32 bytes; the purpose's first 16 bytes count."""
+    person = purpose.encode()[:_PERSON_BYTES]
+    return hashlib.blake2b(b"", digest_size=_BYTES, key=key, person=person).digest()
+
+
+def keyed(key: bytes, data: bytes) -> bytes:
+    """32 bytes that stand for the data, and tell nothing of it without the key."""
+    return hashlib.blake2b(data, digest_size=_BYTES, key=key).digest()
+
+
+def equal(one: bytes, other: bytes) -> bool:
+    """Compares in a time that does not tell where the two differ."""
+    return hmac.compare_digest(one, other)

@@ -1,0 +1,1 @@
+"""Devices as the registry has them."""

@@ -1,0 +1,1 @@
+"""Boot evidence of devices."""

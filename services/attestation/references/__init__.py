@@ -1,0 +1,1 @@
+"""What devices may boot: values of registers that an organisation accepts."""

@@ -1,0 +1,1 @@
+"""By what TPMs are known: roots of their makers, and keys that organisations list."""

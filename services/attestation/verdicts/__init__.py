@@ -1,0 +1,1 @@
+"""Verdicts: lists, files, the history of a device."""

@@ -1,0 +1,1 @@
+"""The audit log: recorded, read, exported, and sealed by checkpoints."""

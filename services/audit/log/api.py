@@ -1,0 +1,149 @@
+"""Audit's gRPC side: translates between proto and domain, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator
+from typing import Any
+from uuid import UUID
+
+from google.api import httpbody_pb2
+from google.protobuf.struct_pb2 import Struct
+
+from auditlog.verify import Entry
+from evergreen.v1 import audit_pb2 as pb
+from evergreen.v1 import audit_pb2_grpc, identity_pb2
+from servicekit.data.quarantine import place, readable_slowly
+from servicekit.ids import given_id
+from servicekit.keys.api import list_keys, rotate_key
+from servicekit.keys.service import SigningKeys
+from servicekit.rpc.files import CsvFile, TextFile, send_file
+from servicekit.rpc.pagination import TimePosition, asked_page
+from servicekit.rpc.server import Context
+from servicekit.rpc.values import filling, given_time, timestamp
+from servicekit.security.signing import pem_bundle
+from services.audit.log.domain import CHECKPOINTS, CSV_COLUMNS, Filters, csv_row, data_of, key_of
+from services.audit.log.service import AuditLog
+
+_LISTED = place("audit", "list_entries")
+_EXPORTED = place("audit", "export_entries")
+_PEM = "application/x-pem-file"
+
+
+async def _struct(value: Any) -> Struct | None:
+    if not isinstance(value, dict):
+        return None
+    struct = Struct()
+    for _ in filling(value, struct):
+        # Policies can be large; meanwhile others are served.
+        await asyncio.sleep(0)
+    return struct
+
+
+async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
+    data = data_of(entry.record)
+
+    def text(name: str) -> str:
+        value = data.get(name)
+        return value if isinstance(value, str) else ""
+
+    return pb.AuditEntry(
+        id=entry.columns.id,
+        occurred_at=timestamp(entry.columns.occurred_at),
+        actor=text("actor"),
+        action=text("action"),
+        resource=text("resource"),
+        org_id=entry.tenant_id,
+        org_name=org_name,
+        actor_id=text("actorId"),
+        actor_role=text("actorRole"),
+        source_ip=text("sourceIp"),
+        request_id=text("requestId"),
+        before=await _struct(data.get("before")),
+        after=await _struct(data.get("after")),
+        sequence=entry.sequence,
+        previous_hash=entry.previous_hash,
+        hash=entry.hash,
+    )
+
+
+class AuditApi(audit_pb2_grpc.AuditServiceServicer):
+    """evergreen.v1.AuditService."""
+
+    def __init__(self, audit_log: AuditLog, keys: SigningKeys) -> None:
+        self._log = audit_log
+        self._keys = keys
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        """Lists entries, newest first."""
+        after, limit = asked_page(request, TimePosition.read)
+        filters = Filters(
+            actor=request.actor,
+            action=request.action,
+            resource=request.resource,
+            occurred_after=given_time(request, "occurred_after"),
+            occurred_before=given_time(request, "occurred_before"),
+        )
+        page = await self._log.find(context.call, given_id(request.org_id), filters, after, limit)
+        return pb.ListAuditEntriesResponse(
+            entries=await readable_slowly(_LISTED, page.items, self._named, key_of),
+            next_page_token=page.token,
+        )
+
+    async def GetAuditEntry(
+        self, request: pb.GetAuditEntryRequest, context: Context
+    ) -> pb.AuditEntry:
+        """Answers one entry."""
+        return await self._named(await self._log.get(context.call, UUID(request.id)))
+
+    async def _named(self, entry: Entry) -> pb.AuditEntry:
+        return await _entry(entry, self._log.name_of(UUID(entry.tenant_id)))
+
+    async def GetAuditCheckpoint(
+        self, request: pb.GetAuditCheckpointRequest, context: Context
+    ) -> pb.AuditCheckpoint:
+        """Answers the signed heads of the chains."""
+        checkpoint = await self._log.checkpoint(context.call)
+        return pb.AuditCheckpoint(
+            statement=checkpoint.statement,
+            signature=base64.b64encode(checkpoint.signature).decode(),
+            key_id=checkpoint.key_id,
+        )
+
+    def ExportAuditEntries(
+        self, request: pb.ExportAuditEntriesRequest, context: Context
+    ) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
+        """Streams a file."""
+        filters = Filters(
+            occurred_after=given_time(request, "occurred_after"),
+            occurred_before=given_time(request, "occurred_before"),
+        )
+        asked = (context.call, given_id(request.org_id), filters)
+        name = "evergreen-audit"
+        if request.format == "csv":
+            form = CsvFile(_EXPORTED, CSV_COLUMNS, csv_row, key_of)
+            return send_file(context, name, form, self._log.export_entries(*asked))
+        lines = TextFile("application/jsonl", "jsonl")
+        return send_file(context, name, lines, self._log.export_lines(*asked))
+
+    async def GetAuditKeysPem(
+        self, request: pb.GetAuditKeysPemRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers the public keys that verify checkpoints."""
+        pem = pem_bundle(reversed(self._keys.ring.verifying()))
+        return httpbody_pb2.HttpBody(content_type=_PEM, data=pem.encode())
+
+    async def ListAuditKeys(
+        self, request: pb.ListAuditKeysRequest, context: Context
+    ) -> identity_pb2.ListSigningKeysResponse:
+        """Lists the keys with their states."""
+        return list_keys(self._keys)
+
+    async def RotateAuditKey(
+        self, request: pb.RotateAuditKeyRequest, context: Context
+    ) -> identity_pb2.SigningKey:
+        """Makes the next key of checkpoints."""
+        return await rotate_key(self._keys, context.call, CHECKPOINTS, request.request_id)

@@ -1,0 +1,169 @@
+"""What audit takes in and answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NoReturn
+from uuid import UUID
+
+from auditlog.chain import Columns, canonical
+from auditlog.verify import Entry
+from contract.events.telemetry import DeviceEvents
+from contract.subjects import SUBJECT_ROOT
+from servicekit.spreadsheet import harmless_json
+from servicekit.times import RULE, format_rfc3339, is_usable
+
+_SUBJECT: Final = re.compile(
+    re.escape(SUBJECT_ROOT) + r"\.([0-9a-f-]{36})\.([a-z]+\.[a-z0-9_]+)", re.ASCII
+)
+_NOT_RECORDED: Final = frozenset({DeviceEvents.NAME})
+"""What devices report about themselves; telemetry stores it, and no admin did it."""
+
+
+class MalformedError(ValueError):
+    """A message is no event; the message says why."""
+
+
+SEALED_FOR: Final = "audit-signing"
+"""The purpose for which the master key seals the keys."""
+CHECKPOINTS: Final = "audit"
+"""The purpose of the keys that sign checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event that is to be recorded."""
+
+    id: UUID
+    tenant_id: UUID
+    columns: Columns
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which entries a list shows; what is empty does not filter."""
+
+    actor: str = ""
+    action: str = ""
+    resource: str = ""
+    occurred_after: datetime | None = None
+    occurred_before: datetime | None = None
+
+
+def is_recorded(subject: str) -> bool:
+    """Whether what is published under a subject belongs into the log."""
+    return ".".join(subject.rsplit(".", 2)[-2:]) not in _NOT_RECORDED
+
+
+def read_event(subject: str, payload: bytes) -> Arrival:
+    """Makes sense of a message.
+
+    The subject tells who could have published it (NATS lets every service publish under its own
+    name only), so the event must say the same as its subject.
+
+    Raises:
+        MalformedError: when it is no event of this system.
+    """
+    named = _SUBJECT.fullmatch(subject)
+    if named is None:
+        raise MalformedError("the subject is not that of an event")
+    try:
+        event: Any = json.loads(payload.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as broken:
+        raise MalformedError("it is not JSON in UTF-8") from broken
+    if not isinstance(event, dict):
+        raise MalformedError("it is not a JSON object")
+    try:
+        columns = Columns.of(event)
+        record = canonical(event)
+        record.encode("utf-8")
+    except (ValueError, OverflowError, RecursionError) as broken:
+        raise MalformedError(f"it is not an event: {broken}") from broken
+    if not is_usable(columns.occurred_at):
+        raise MalformedError(f"time: {RULE}")
+    tenant_id, action = named.groups()
+    if columns.tenant_id != tenant_id or str(_uuid(tenant_id)) != tenant_id:
+        raise MalformedError("the tenant is not that of the subject")
+    if columns.action != action:
+        raise MalformedError("the action is not that of the subject")
+    if str(_uuid(columns.id)) != columns.id:
+        raise MalformedError("the id is not a UUID in its usual form")
+    return Arrival(UUID(columns.id), UUID(tenant_id), columns, record)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as broken:
+        raise MalformedError("an id is not a UUID") from broken
+
+
+def data_of(record: str) -> Mapping[str, Any]:
+    """The parts of a record that people read; empty when somebody damaged the record."""
+    try:
+        data = json.loads(record)["data"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def key_of(entry: Entry) -> str:
+    """What names an entry that cannot be read."""
+    return f"{entry.tenant_id}/{entry.sequence}"
+
+
+CSV_COLUMNS: Final = (
+    "occurredAt",
+    "tenantId",
+    "sequence",
+    "id",
+    "actor",
+    "actorId",
+    "actorRole",
+    "action",
+    "resource",
+    "sourceIp",
+    "requestId",
+    "before",
+    "after",
+    "hash",
+)
+
+
+def csv_row(entry: Entry) -> tuple[str, ...]:
+    """An entry as the values of `CSV_COLUMNS`."""
+    data = data_of(entry.record)
+
+    def part(name: str) -> str:
+        value = data.get(name)
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return value
+        return harmless_json(json.dumps(value, ensure_ascii=False))
+
+    return (
+        format_rfc3339(entry.columns.occurred_at),
+        entry.tenant_id,
+        str(entry.sequence),
+        entry.columns.id,
+        part("actor"),
+        part("actorId"),
+        part("actorRole"),
+        part("action"),
+        part("resource"),
+        part("sourceIp"),
+        part("requestId"),
+        part("before"),
+        part("after"),
+        entry.hash,
+    )

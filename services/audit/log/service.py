@@ -1,0 +1,177 @@
+"""The use cases of the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+from uuid import UUID
+
+from auditlog.chain import Checkpoint, Head
+from auditlog.export import closing_line, entry_line, head_line, opening_line
+from auditlog.verify import Entry
+from contract.events.audit import AuditExported
+from contract.events.base import Export
+from servicekit.call import Call
+from servicekit.data.postgres import Database, Scope
+from servicekit.data.quarantine import place, readable
+from servicekit.errors import not_found
+from servicekit.ids import Clock
+from servicekit.keys.service import SigningKeys
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.pagination import Page, TimePosition
+from servicekit.times import format_rfc3339
+from services.audit.log import store
+from services.audit.log.domain import CHECKPOINTS, Filters, key_of
+
+_EXPORTED: Final = place("audit", "export_entries")
+_PAGE: Final = 200
+_FIRST: Final = (0, UUID(int=0))
+
+
+class AuditLog:
+    """Reading the log, and proving it."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        keys: SigningKeys,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._keys = keys
+        self._clock = clock
+
+    async def _scope(self, call: Call, org_id: UUID | None) -> Scope:
+        """Exactly the named tenant, or the caller's subtree; deleted ones keep their log.
+
+        Raises:
+            DomainError: NOT_FOUND when the tenant is not in the subtree.
+        """
+        if org_id is not None:
+            node = await self._tenants.require(call.caller, org_id, deleted=True)
+            return Scope.of(node.id)
+        await self._tenants.query_scope(call.caller)
+        return self._tenants.log_scope(UUID(call.caller.tenant_id))
+
+    def name_of(self, tenant_id: UUID) -> str:
+        """The tenant's name, also after its deletion; empty before identity was heard."""
+        node = self._tenants.known(tenant_id)
+        return node.name if node is not None else ""
+
+    async def find(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        filters: Filters,
+        after: TimePosition | None,
+        limit: int,
+    ) -> Page[Entry, TimePosition]:
+        """Entries, newest first, behind a position."""
+        scope = await self._scope(call, org_id)
+        async with self._database.transaction(scope) as connection:
+            return await store.list_entries(connection, scope, filters, after, limit)
+
+    async def get(self, call: Call, entry_id: UUID) -> Entry:
+        """One entry of the caller's subtree.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._scope(call, None)
+        async with self._database.transaction(scope) as connection:
+            found = await store.entry(connection, scope, entry_id)
+        if found is None:
+            raise not_found("audit entry", entry_id)
+        return found
+
+    async def checkpoint(self, call: Call) -> Checkpoint:
+        """The signed heads of all chains of the caller's subtree."""
+        scope = await self._scope(call, None)
+        async with self._database.transaction(scope) as connection:
+            heads = await store.heads(connection, scope)
+        taken_at = self._clock()
+        statement = Checkpoint.state(taken_at, heads)
+        signer = self._keys.ring.signer(CHECKPOINTS)
+        return Checkpoint(
+            statement=statement,
+            key_id=signer.public.id,
+            signature=signer.sign(statement.encode()),
+            taken_at=taken_at.isoformat(),
+            heads=tuple(heads),
+        )
+
+    async def export_lines(
+        self, call: Call, org_id: UUID | None, filters: Filters
+    ) -> AsyncGenerator[list[str], None]:
+        """The lines of an export that can be verified; the last one says that it is complete."""
+        scope = await self._scope(call, org_id)
+        await self._tell(call, org_id, filters, "jsonl")
+        yield [opening_line(self._clock(), complete=filters == Filters())]
+        count = left_out = 0
+        for tenant_id in await self._chains(scope):
+            last = None
+            async for head, page in self._pages(tenant_id, filters):
+                last = head
+                lines = readable(_EXPORTED, page, entry_line, key_of)
+                count += len(lines)
+                left_out += len(page) - len(lines)
+                yield lines
+            if last is not None:
+                yield [head_line(last)]
+        yield [closing_line(count, left_out)]
+
+    async def export_entries(
+        self, call: Call, org_id: UUID | None, filters: Filters
+    ) -> AsyncGenerator[list[Entry], None]:
+        """The entries of an export for people, chain by chain; at least one page, be it empty."""
+        scope = await self._scope(call, org_id)
+        await self._tell(call, org_id, filters, "csv")
+        yield []
+        for tenant_id in await self._chains(scope):
+            async for _, page in self._pages(tenant_id, filters):
+                yield page
+
+    async def _pages(
+        self, tenant_id: UUID, filters: Filters
+    ) -> AsyncIterator[tuple[Head | None, list[Entry]]]:
+        """A chain's pages, and its head as it was before each; the last page is empty.
+
+        So the last head was read just before nothing more was found: neither is behind the other.
+        """
+        after = _FIRST
+        while True:
+            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+                head, page = await store.chain_page(connection, tenant_id, filters, after, _PAGE)
+            yield head, page
+            if not page:
+                return
+            after = (page[-1].sequence, UUID(page[-1].columns.id))
+
+    async def _tell(
+        self, call: Call, org_id: UUID | None, filters: Filters, file_format: str
+    ) -> None:
+        tenant_id = org_id or UUID(call.caller.tenant_id)
+        times = {
+            "occurredAfter": filters.occurred_after,
+            "occurredBefore": filters.occurred_before,
+        }
+        given = {name: format_rfc3339(time) for name, time in times.items() if time}
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            await self._outbox.append(
+                connection,
+                CloudEvent(
+                    AuditExported(id=tenant_id, after=Export(format=file_format, filter=given)),
+                    tenant_id,
+                    call=call,
+                ),
+            )
+
+    async def _chains(self, scope: Scope) -> list[UUID]:
+        async with self._database.transaction(scope) as connection:
+            return await store.chains(connection, scope)

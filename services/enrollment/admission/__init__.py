@@ -1,0 +1,1 @@
+"""Devices that enroll: who is admitted, and as what."""

@@ -1,1 +1,0 @@
-"""Enrollment's types and rules; no infrastructure."""

@@ -1,0 +1,1 @@
+"""The device registry: its life cycle, and who is locked out."""

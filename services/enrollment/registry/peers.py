@@ -1,0 +1,90 @@
+"""What enrollment asks of the other services for a device that is let in."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+import grpc
+
+from evergreen.v1 import device_pb2, identity_pb2, identity_pb2_grpc, policy_pb2, policy_pb2_grpc
+from servicekit.errors import unavailable
+from servicekit.observability import logs
+from services.enrollment.registry.domain import Device
+
+log = logs.get(__name__)
+
+_SECONDS: Final = 5.0
+NO_POLICY: Final = (
+    b'{"version":"","signature":"","policy":{'
+    b'"apps":{"required":[]},'
+    b'"updates":{"channel":"","reboot_required":false,"maintenance_windows":[]},'
+    b'"browser":{"homepage":"","extensions":[],"allow_dev_tools":false,"managed_bookmarks":[]},'
+    b'"network":{"wifi":[],"vpns":[],"vpn_dns":[]},'
+    b'"security":{"selinux_enforce":false,"ssh_enabled":false,"usbguard":false,'
+    b'"usbguard_rules":[],"allow_root_login":false}}}'
+)
+"""The ENVELOPE of an organisation without a policy: agents apply nothing of an empty version.
+The document has all that a decoder may look for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A token for a device, the policy in force as exact JSON bytes, and whether it has called.
+
+    The statement is the policy's second signature, which gRPC alone carries.
+    """
+
+    token: str = field(repr=False)
+    envelope: bytes = field(repr=False)
+    has_called: bool
+    statement: device_pb2.PolicyStatement | None = field(default=None, repr=False)
+
+
+class Peers:
+    """Identity and policy."""
+
+    def __init__(self, identity: grpc.aio.Channel, policy: grpc.aio.Channel) -> None:
+        self._identity = identity_pb2_grpc.IdentityInternalServiceStub(identity)
+        self._policy = policy_pb2_grpc.PolicyInternalServiceStub(policy)
+
+    async def issue(self, device: Device, *, ask_has_called: bool = False) -> Issued:
+        """Everything that a device starts with; whether it has called only when asked.
+
+        Raises:
+            DomainError: UNAVAILABLE when one of the services is away.
+        """
+        try:
+            token, policy = await asyncio.gather(
+                self._identity.IssueDeviceToken(
+                    identity_pb2.IssueDeviceTokenRequest(
+                        device_id=str(device.id),
+                        tenant_id=str(device.tenant_id),
+                        token_version=device.token_version,
+                    ),
+                    timeout=_SECONDS,
+                ),
+                self._policy.GetDevicePolicy(
+                    policy_pb2.GetDevicePolicyRequest(
+                        tenant_id=str(device.tenant_id),
+                        device_id=str(device.id),
+                        token_version=device.token_version if ask_has_called else 0,
+                        first=True,
+                    ),
+                    timeout=_SECONDS,
+                ),
+            )
+        except grpc.aio.AioRpcError as error:
+            log.warning(
+                "device registration not completed",
+                device=str(device.id),
+                error=f"{error.code().name}: {error.details()}",
+            )
+            raise unavailable("the device is registered, but not all services answer") from error
+        return Issued(
+            token.device_token,
+            policy.envelope or NO_POLICY,
+            policy.has_called,
+            policy.statement if policy.HasField("statement") else None,
+        )

@@ -1,1 +1,0 @@
-"""Enrollment's use cases, one transaction each."""

@@ -1,1 +1,0 @@
-"""All of enrollment's SQL."""

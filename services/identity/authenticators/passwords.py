@@ -1,0 +1,122 @@
+"""Passwords: hashed and verified off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from servicekit.errors import exhausted, invalid_field
+from servicekit.observability import logs
+from servicekit.security.passwords import (
+    PasswordError,
+    PasswordHashes,
+    UnknownSuiteError,
+    hash_new,
+    is_up_to_date,
+    prepare,
+    renewed,
+    verify,
+)
+
+log = logs.get(__name__)
+
+Result = TypeVar("Result")
+
+LEAST: Final = 12
+"""Characters of a new password, in its prepared form; the API's rules count what is typed."""
+_THREADS: Final = 2
+_MAX_WAITING: Final = 512
+"""In each of the two lines; more than attempts to log in may be under way."""
+
+
+class Passwords:
+    """Hashes and verifies off the event loop, a bounded number at a time.
+
+    There are two lines: of strangers, and of those whose origin is known, who go first.
+    """
+
+    def __init__(self) -> None:
+        # Threads of its own: a caller who goes away does not stop the work that has begun, and
+        # whoever is next must wait for it.
+        self._threads = ThreadPoolExecutor(_THREADS, "passwords")
+        self._free = _THREADS
+        self._known: deque[asyncio.Future[None]] = deque()
+        self._strangers: deque[asyncio.Future[None]] = deque()
+        # Verified when there is no such user, so that the time tells nothing.
+        self._nobody = hash_new("nobody has this password")
+
+    async def hash(
+        self, password: str, name: str = "password", *, least: int = LEAST
+    ) -> PasswordHashes:
+        """Hashes a new password.
+
+        Args:
+            name: of the field that has it, for the error.
+            least: how many characters it has to have.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT.
+        """
+        try:
+            if len(prepare(password)) < least:
+                raise PasswordError(f"must have at least {least} characters")
+        except PasswordError as error:
+            raise invalid_field(name, str(error)) from error
+        return await self._work(hash_new, password)
+
+    async def renewed(self, stored: PasswordHashes, password: str) -> PasswordHashes:
+        """What to store of a password that was just verified; the same when nothing is to do."""
+        if is_up_to_date(stored):
+            return stored
+        return await self._work(renewed, stored, password)
+
+    async def verify(
+        self, stored: PasswordHashes | None, password: str, *, stranger: bool = False
+    ) -> bool:
+        """Verifies a password; `None` for a user who does not exist or has none."""
+        try:
+            right = await self._work(verify, stored or self._nobody, password, stranger=stranger)
+        except UnknownSuiteError as unknown:
+            log.error("password hash not readable", error=str(unknown))
+            return False
+        return right and stored is not None
+
+    async def _work(
+        self, work: Callable[..., Result], *arguments: object, stranger: bool = False
+    ) -> Result:
+        await self._enter(self._strangers if stranger else self._known)
+        loop = asyncio.get_running_loop()
+        done = self._threads.submit(work, *arguments)
+        # When the thread is done, not when its caller goes away.
+        done.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.wrap_future(done)
+
+    async def _enter(self, line: deque[asyncio.Future[None]]) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if len(line) >= _MAX_WAITING:
+            raise exhausted("TOO_MANY_LOGINS", "too many logins at once; try again")
+        turn = asyncio.get_running_loop().create_future()
+        line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            elif turn in line:
+                line.remove(turn)
+            raise
+
+    def _leave(self) -> None:
+        """Gives a thread to the next in line."""
+        for line in (self._known, self._strangers):
+            while line:
+                turn = line.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        self._free += 1

@@ -1,0 +1,1 @@
+"""Integrators' access to events: credentials, and the gatekeeper at NATS."""

@@ -1,0 +1,110 @@
+"""What the other services ask identity for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from evergreen.v1 import identity_pb2 as pb
+from evergreen.v1 import identity_pb2_grpc
+from servicekit.data.postgres import Database
+from servicekit.data.quarantine import place, readable
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import Cursor, FeedPage, read_page
+from servicekit.ids import Clock
+from servicekit.rpc.server import Context
+from servicekit.rpc.values import timestamp
+from services.identity.sessions import store as sessions_store
+from services.identity.tenants import store as tenants_store
+from services.identity.tenants.api import tenant_message
+from services.identity.tenants.deletions import Deletions
+from services.identity.tenants.store import Erasure
+from services.identity.token_keys.tokens import TokenSigner
+
+_FEED: Final = place("identity", "feed_access")
+
+
+def _key(row: asyncpg.Record) -> object:
+    return row["key"]
+
+
+class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
+    """evergreen.v1.IdentityInternalService."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        signer: TokenSigner,
+        deletions: Deletions,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._deletions = deletions
+        self._changes = changes
+        self._signer = signer
+        self._clock = clock
+
+    async def IssueDeviceToken(
+        self, request: pb.IssueDeviceTokenRequest, context: Context
+    ) -> pb.IssueDeviceTokenResponse:
+        """Issues a token that is bound to one device."""
+        token, expires_at = self._signer.device_token(
+            request.device_id, request.tenant_id, request.token_version, self._clock()
+        )
+        return pb.IssueDeviceTokenResponse(device_token=token, expires_at=timestamp(expires_at))
+
+    async def ReportTenantErasure(
+        self, request: pb.ReportTenantErasureRequest, context: Context
+    ) -> pb.ReportTenantErasureResponse:
+        """Takes note of how far a service is with a tenant that is being deleted."""
+        await self._deletions.report(
+            request.tenant_id,
+            Erasure(context.call.caller.id, request.rows, request.waiting_for, request.finished),
+        )
+        return pb.ReportTenantErasureResponse()
+
+    async def ListAccessChanges(
+        self, request: pb.ListAccessChangesRequest, context: Context
+    ) -> pb.ListAccessChangesResponse:
+        """Feeds the other services; the cursor holds one position per source."""
+        tenants_at, _, sessions_at = request.cursor.partition("/")
+
+        async def read() -> tuple[FeedPage, FeedPage]:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                return (
+                    await read_page(
+                        connection,
+                        tenants_store.TENANT_CHANGES,
+                        Cursor.parse(tenants_at),
+                        request.limit,
+                    ),
+                    await read_page(
+                        connection,
+                        sessions_store.ENDED_SESSIONS,
+                        Cursor.parse(sessions_at),
+                        request.limit,
+                    ),
+                )
+
+        tenants, sessions = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: any(page.rows for page in found)
+        )
+        return pb.ListAccessChangesResponse(
+            tenants=readable(
+                _FEED, tenants.rows, lambda row: tenant_message(tenants_store.tenant_of(row)), _key
+            ),
+            ended_sessions=readable(
+                _FEED,
+                sessions.rows,
+                lambda row: pb.EndedSession(
+                    session_id=str(row["id"]), ended_at=timestamp(row["ended_at"])
+                ),
+                _key,
+            ),
+            next_cursor=f"{tenants.cursor}/{sessions.cursor}",
+            more=tenants.more or sessions.more,
+        )

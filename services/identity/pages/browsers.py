@@ -1,0 +1,218 @@
+"""Sessions of browsers: the use cases of `Sessions`, with cookies for tokens.
+
+Every call passes the service's chain as an RPC does, with its row of the access table, its rules
+and its audit entry. The gateway does not look at tokens here, so this does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeVar
+
+from google.protobuf.message import Message
+from starlette.requests import Request
+from starlette.responses import Response
+
+from evergreen.v1 import identity_pb2 as pb
+from servicekit.call import CLAIMS, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, Call
+from servicekit.errors import Code, DomainError, unauthenticated
+from servicekit.rpc.chain import CallChain, check_rules
+from services.identity.authenticators.domain import DEVICE_COOKIE, DEVICE_LIFE
+from services.identity.sessions.domain import OpenSession
+from services.identity.sessions.service import Sessions
+from services.identity.token_keys.tokens import SESSION_TOKEN_LIFE, TokenSigner
+
+T = TypeVar("T")
+
+SESSION: Final = "session"
+REFRESH: Final = "session_refresh"
+_REFRESH_PATH: Final = "/api/auth"
+"""Where the refresh token is needed; it goes nowhere else."""
+_PASSED_ON: Final = (H_REQUEST_ID, H_SOURCE, H_TRACEPARENT)
+_AUTH: Final = "/evergreen.v1.AuthService/"
+
+
+class Browsers:
+    """Opens, refreshes and ends browsers' sessions.
+
+    Args:
+        session_life: how long a session can be refreshed.
+    """
+
+    def __init__(
+        self, chain: CallChain, sessions: Sessions, signer: TokenSigner, session_life: timedelta
+    ) -> None:
+        self._chain = chain
+        self._sessions = sessions
+        self._signer = signer
+        self._session_life = session_life
+
+    async def login(self, request: Request, login: pb.LoginRequest) -> OpenSession:
+        """Opens a session.
+
+        Raises:
+            DomainError: as `Sessions.login`.
+        """
+        return await self._public(
+            request,
+            "Login",
+            login,
+            lambda call: self._sessions.login(
+                call, login.email, login.password, cookie(request, DEVICE_COOKIE)
+            ),
+        )
+
+    async def accept_invitation(
+        self, request: Request, accepted: pb.AcceptInvitationRequest
+    ) -> OpenSession:
+        """Sets the password of an invited user and opens a session.
+
+        Raises:
+            DomainError: as `Sessions.accept_invitation`.
+        """
+        return await self._public(
+            request,
+            "AcceptInvitation",
+            accepted,
+            lambda _: self._sessions.accept_invitation(
+                accepted.invitation_token, accepted.password, cookie(request, DEVICE_COOKIE)
+            ),
+        )
+
+    async def refresh(self, request: Request) -> OpenSession:
+        """Exchanges the browser's refresh token.
+
+        Raises:
+            DomainError: as `Sessions.refresh`.
+        """
+        refresh = pb.RefreshSessionRequest(refresh_token=cookie(request, REFRESH))
+        if not refresh.refresh_token:
+            raise _not_logged_in()
+        return await self._public(
+            request,
+            "RefreshSession",
+            refresh,
+            lambda _: self._sessions.refresh(refresh.refresh_token),
+        )
+
+    async def current(self, request: Request) -> OpenSession:
+        """The browser's session.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when it has none.
+        """
+
+        async def current(call: Call) -> OpenSession:
+            return self._sessions.current(call)
+
+        return await self.user(request, f"{_AUTH}GetSession", current)
+
+    async def change_password(self, request: Request, change: pb.ChangePasswordRequest) -> None:
+        """Sets the user's own password.
+
+        Raises:
+            DomainError: as `Sessions.change_password`; UNAUTHENTICATED without a session.
+        """
+
+        async def work(call: Call) -> None:
+            check_rules(change)
+            await self._sessions.change_password(call, change.current_password, change.new_password)
+
+        await self.user(request, f"{_AUTH}ChangePassword", work)
+
+    async def logout(self, request: Request) -> None:
+        """Ends the browser's session, if it has one."""
+        try:
+            claims = self._claims(request, lapsed=True)
+            if claims is None:
+                # The browser has dropped the token of the last hour.
+                renewed = await self.refresh(request)
+                claims = self._signer.session_claims(renewed.token)
+            await self.user(request, f"{_AUTH}Logout", self._sessions.logout, claims)
+        except DomainError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+
+    async def user(
+        self,
+        request: Request,
+        rpc: str,
+        work: Callable[[Call], Coroutine[Any, Any, T]],
+        claims: Mapping[str, Any] | None = None,
+    ) -> T:
+        """Does an RPC's work for the user whose session the browser has.
+
+        Raises:
+            DomainError: UNAUTHENTICATED without a session, and as the chain and the work.
+        """
+        claims = claims or self._claims(request)
+        if claims is None:
+            raise _not_logged_in()
+        said = {CLAIMS[name]: str(value) for name, value in claims.items() if name in CLAIMS}
+        return await self._chain.run(rpc, {**_headers(request), **said}, work)
+
+    def remember(self, response: Response, session: OpenSession) -> None:
+        """Sets the cookies of a session."""
+        _set(response, SESSION, session.token, "/", SESSION_TOKEN_LIFE)
+        _set(response, REFRESH, session.refresh_token, _REFRESH_PATH, self._session_life)
+        if session.device:
+            _set(response, DEVICE_COOKIE, session.device, "/", DEVICE_LIFE)
+
+    def forget(self, response: Response) -> None:
+        """Clears the cookies of a session."""
+        for name, path in ((SESSION, "/"), (REFRESH, _REFRESH_PATH)):
+            response.delete_cookie(name, path, secure=True, httponly=True, samesite="strict")
+
+    async def _public(
+        self,
+        request: Request,
+        method: str,
+        message: Message,
+        use_case: Callable[[Call], Coroutine[Any, Any, T]],
+    ) -> T:
+        async def work(call: Call) -> T:
+            check_rules(message)
+            return await use_case(call)
+
+        return await self._chain.run(_AUTH + method, _headers(request), work)
+
+    def _claims(self, request: Request, *, lapsed: bool = False) -> dict[str, Any] | None:
+        token = cookie(request, SESSION)
+        return self._signer.session_claims(token, lapsed=lapsed) if token else None
+
+
+def cookie(request: Request, name: str) -> str:
+    """The value of a cookie, empty when there is none; of several, the one of the nearest path.
+
+    Of what looks like a blank only those of RFC 6265 are taken off. With any other one in front of
+    it, a sibling domain's server may set the name of a `__Host-` cookie.
+    """
+    for part in request.headers.get("cookie", "").split(";"):
+        key, _, value = part.strip(" \t").partition("=")
+        if key == name:
+            return value
+    return ""
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """What the gateway says of a call by somebody whom it does not know."""
+    return {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+
+
+def _set(response: Response, name: str, value: str, path: str, life: timedelta) -> None:
+    strict: Literal["strict"] = "strict"
+    response.set_cookie(
+        name,
+        value,
+        max_age=int(life.total_seconds()),
+        expires=datetime.now(UTC) + life,
+        path=path,
+        secure=True,
+        httponly=True,
+        samesite=strict,
+    )
+
+
+def _not_logged_in() -> DomainError:
+    return unauthenticated("NO_USER_TOKEN", "log in first")

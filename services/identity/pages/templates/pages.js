@@ -1,0 +1,26 @@
+// A link carries its code behind "#", where no server and no log sees it.
+function takeCode() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("token");
+  const input = document.getElementById("token");
+  if (!code || !input || input.type === "hidden") return;
+  input.value = code;
+  document.getElementById("token-field").hidden = true;
+  history.replaceState(null, "", location.pathname);
+  document.getElementById("password").focus();
+}
+takeCode();
+window.addEventListener("hashchange", takeCode);
+
+for (const form of document.forms) {
+  form.addEventListener("submit", () => {
+    // A second click would send it twice. The button is taken away after it was counted.
+    setTimeout(() => form.querySelectorAll("button").forEach((one) => { one.disabled = true; }));
+  });
+}
+// A page that "back" brings out of the browser's memory is to be usable again.
+window.addEventListener("pageshow", () => {
+  document.querySelectorAll("button").forEach((one) => { one.disabled = false; });
+});
+
+const link = document.getElementById("link");
+link?.addEventListener("focus", () => link.select());

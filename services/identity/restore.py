@@ -1,0 +1,256 @@
+"""What a backup and a restore have to know of identity's schema.
+
+After going back in time nobody is logged in: sessions end, and the key that signs users' tokens is
+made anew, for a token of a session that began after the backup cannot be recognised. Users are what
+they were last known to be, and credentials that were revoked stay revoked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from contract.access import Role
+from contract.events.identity import EventCredentialRevoked, InvitationAccepted
+from servicekit.data.backup import Connection, Recorded, Tables, Tenants
+from services.identity.token_keys.tokens import SEALED_FOR
+
+TABLES: Final = Tables(
+    # Failed logins of the last hours.
+    made_anew=frozenset({"guess"}),
+    sealed={"signing_key": SEALED_FOR},
+    signs_of_use=frozenset({"tenant"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What opens an account: the hashes of its password and of its open invitation."""
+
+    password_hash: str | None = field(repr=False)
+    prepared_hash: str | None = field(repr=False)
+    invitation_hash: bytes | None = field(repr=False)
+    invitation_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """A user as last known; what is empty is not known."""
+
+    at: datetime
+    role: str = ""
+    status: str = ""
+    tenant_id: UUID | None = None
+    voided: bool = False
+    """Whether an invitation has ended the password of the backup, or was itself used."""
+    login: Login | None = None
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of users and of integrators' credentials since the backup."""
+
+    users: dict[UUID, KnownUser] = field(default_factory=dict)
+    revoked_credentials: set[UUID] = field(default_factory=set)
+
+    def user(self, user_id: UUID, user: KnownUser) -> None:
+        """Takes what is known of a user; the newest counts, and what it does not say stays."""
+        known = self.users.get(user_id)
+        if known is None:
+            self.users[user_id] = user
+            return
+        older, newer = (known, user) if known.at <= user.at else (user, known)
+        self.users[user_id] = (
+            newer
+            if newer.login
+            else replace(
+                newer,
+                role=newer.role or older.role,
+                status=newer.status or older.status,
+                tenant_id=newer.tenant_id or older.tenant_id,
+                voided=newer.voided or older.voided,
+            )
+        )
+
+    async def read(self, connection: Connection) -> None:
+        """Takes what a database knows that is about to be replaced."""
+        now = await connection.fetchval("SELECT now()")
+        for row in await connection.fetch(
+            "SELECT id, tenant_id, role, status, password_hash,"
+            # An older database has no such column.
+            " to_jsonb(account) ->> 'prepared_hash' AS prepared_hash, invitation_hash,"
+            " invitation_expires_at FROM identity.account"
+        ):
+            login = Login(
+                password_hash=row["password_hash"],
+                prepared_hash=row["prepared_hash"],
+                invitation_hash=row["invitation_hash"],
+                invitation_expires_at=row["invitation_expires_at"],
+            )
+            self.user(
+                row["id"], KnownUser(now, row["role"], row["status"], row["tenant_id"], login=login)
+            )
+        if await connection.fetchval("SELECT to_regclass('identity.user_tombstone')") is not None:
+            # Who was deleted was deactivated before; the backup may have the user active.
+            for row in await connection.fetch("SELECT id FROM identity.user_tombstone"):
+                self.user(row["id"], KnownUser(now, status="disabled"))
+        if await _has_credentials(connection):
+            credentials = await connection.fetch(
+                "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
+            )
+            self.revoked_credentials.update(row["id"] for row in credentials)
+
+    def learn(self, entry: Recorded) -> None:
+        """Takes an entry of the audit log."""
+        after = entry.after
+        if entry.kind == "users" and "status" in after:
+            role, status = Role(after["role"]).value, str(after["status"])
+            # A deleted user who is in the backup comes back, and stays out.
+            status = "disabled" if status == "deleted" else status
+            voided = status == "invited"
+            tenant_id = UUID(after["tenantId"]) if after.get("tenantId") else None
+            self.user(UUID(entry.name), KnownUser(entry.at, role, status, tenant_id, voided))
+        elif entry.action == InvitationAccepted.NAME:
+            self.user(UUID(entry.name), KnownUser(entry.at, voided=True))
+        elif entry.action == EventCredentialRevoked.NAME:
+            self.revoked_credentials.add(UUID(entry.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a restore did to logins, and the tenants that came back."""
+
+    sessions: int
+    """Sessions that ended."""
+    tenants: Tenants
+    default_tenant: str
+    """The organisation that the first start made, if it is still there."""
+    has_owner: bool
+    """Whether an Owner of the root tenant can log in."""
+
+
+async def installation(connection: Connection) -> UUID | None:
+    """What names an installation, and what is restored from its backups: its root tenant."""
+    found: UUID | None = await connection.fetchval(
+        "SELECT id FROM identity.tenant WHERE kind = 'root'"
+    )
+    return found
+
+
+async def has_started(connection: Connection) -> bool:
+    """Whether the service has run since the restore: it has made its users' key then."""
+    started: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.signing_key WHERE purpose = 'users')"
+    )
+    return started
+
+
+async def repair(connection: Connection, known: Known) -> Repaired:
+    """Ends what was open, and brings users and credentials to what they were last known to be."""
+    sessions: str = await connection.execute(
+        "UPDATE identity.session SET ended_at = now(), changed_xid = pg_current_xact_id()"
+        " WHERE ended_at IS NULL"
+    )
+    await connection.execute("DELETE FROM identity.signing_key WHERE purpose = 'users'")
+    await _bring_users(connection, known)
+    # An older archive has no such table.
+    if await _has_credentials(connection):
+        await connection.execute(
+            "UPDATE identity.event_credential SET revoked_at = now()"
+            " WHERE id = ANY ($1) AND revoked_at IS NULL",
+            list(known.revoked_credentials),
+        )
+    default = await connection.fetchval("SELECT id FROM identity.tenant WHERE code = 'default'")
+    return Repaired(
+        int(sessions.rsplit(" ", 1)[1]),
+        await _tenants(connection),
+        str(default or ""),
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM identity.account a JOIN identity.tenant t"
+            " ON t.id = a.tenant_id WHERE t.kind = 'root' AND a.role = 'Owner'"
+            " AND a.status = 'active' AND a.password_hash IS NOT NULL)"
+        ),
+    )
+
+
+async def _bring_users(connection: Connection, known: Known) -> None:
+    """Brings users to what they were last known to be.
+
+    Where only the log of it is known, not the login itself, a password that was ended stays so:
+    the user has to be invited again. Nobody is added: that would give, not take away.
+    """
+    await connection.executemany(
+        "UPDATE identity.account SET role = $2, status = $3, password_hash = $4,"
+        " invitation_hash = $5, invitation_expires_at = $6, updated_at = now() WHERE id = $1"
+        " AND (role, status, password_hash, invitation_hash) IS DISTINCT FROM ($2, $3, $4, $5)",
+        [
+            (
+                user_id,
+                user.role,
+                user.status,
+                user.login.password_hash,
+                user.login.invitation_hash,
+                user.login.invitation_expires_at,
+            )
+            for user_id, user in known.users.items()
+            if user.login
+        ],
+    )
+    moved = [(user_id, user.tenant_id) for user_id, user in known.users.items() if user.tenant_id]
+    await connection.executemany(
+        # Into an organisation that came back, too; else out.
+        "UPDATE identity.account a SET tenant_id = coalesce(t.id, a.tenant_id),"
+        " status = CASE WHEN t.id IS NULL THEN 'disabled' ELSE a.status END"
+        " FROM (SELECT 1) one LEFT JOIN identity.tenant t ON t.id = $2"
+        " WHERE a.id = $1 AND a.tenant_id <> $2",
+        moved,
+    )
+    if await _has_column(connection, "prepared_hash"):
+        await connection.executemany(
+            "UPDATE identity.account SET prepared_hash = $2 WHERE id = $1 AND password_hash = $3",
+            [
+                (user_id, user.login.prepared_hash, user.login.password_hash)
+                for user_id, user in known.users.items()
+                if user.login
+            ],
+        )
+    await connection.executemany(
+        "UPDATE identity.account SET role = coalesce(nullif($2, ''), role),"
+        " status = CASE WHEN $3 = 'disabled' THEN 'disabled' WHEN $4 THEN 'invited'"
+        " ELSE status END,"
+        " password_hash = CASE WHEN $4 THEN NULL ELSE password_hash END,"
+        " invitation_hash = CASE WHEN $4 THEN NULL ELSE invitation_hash END,"
+        " invitation_expires_at = CASE WHEN $4 THEN NULL ELSE invitation_expires_at END,"
+        " updated_at = now() WHERE id = $1",
+        [
+            (user_id, user.role, user.status, user.voided)
+            for user_id, user in known.users.items()
+            if not user.login
+        ],
+    )
+
+
+async def _tenants(connection: Connection) -> Tenants:
+    rows = await connection.fetch("SELECT id, kind FROM identity.tenant")
+    return Tenants(
+        next((row["id"] for row in rows if row["kind"] == "root"), None),
+        frozenset(row["id"] for row in rows if row["kind"] == "org"),
+        frozenset(row["id"] for row in rows),
+    )
+
+
+async def _has_column(connection: Connection, name: str) -> bool:
+    """Whether users have a column; an older archive does not."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'identity.account'::regclass"
+        " AND attname = $1 AND NOT attisdropped)",
+        name,
+    )
+    return found
+
+
+async def _has_credentials(connection: Connection) -> bool:
+    table = await connection.fetchval("SELECT to_regclass('identity.event_credential')")
+    return table is not None

@@ -1,1 +1,0 @@
-"""Identity's use cases, one transaction each."""

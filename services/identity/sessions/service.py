@@ -1,0 +1,373 @@
+"""Logging in, staying logged in, logging out, and the passwords for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from contract.events.identity import (
+    AccountUnderAttack,
+    Attack,
+    EndedSession,
+    InvitationAccepted,
+    LoggedOut,
+    LoginAttempt,
+    LoginFailed,
+    LoginSucceeded,
+    OpenedSession,
+    PasswordChanged,
+    RefreshTokenReused,
+    ReusedSession,
+)
+from servicekit.call import Call, current_call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import DomainError, exhausted, invalid_field, unauthenticated
+from servicekit.ids import Clock, new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.security.tokens import new_secret, secret_hash
+from services.identity.authenticators.guesses import Attempt, Guesses, Standing
+from services.identity.authenticators.passwords import Passwords
+from services.identity.sessions import store
+from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
+from services.identity.tenants import store as tenants_store
+from services.identity.token_keys.tokens import TokenSigner
+from services.identity.users import store as users_store
+from services.identity.users.domain import User, spellings
+from services.identity.users.store import Credentials
+
+_Opening: TypeAlias = LoginSucceeded | InvitationAccepted
+_MAX_REFRESHES: Final = 32
+"""At the same time, of everybody."""
+_FORGET_AFTER: Final = timedelta(days=7)
+_WRONG_SECONDS: Final = 0.25
+"""How long the answer to wrong credentials takes after they were checked."""
+
+
+def _wrong_credentials() -> DomainError:
+    return unauthenticated("WRONG_CREDENTIALS", "the e-mail address or the password is wrong")
+
+
+def _wrong_refresh_token() -> DomainError:
+    return unauthenticated("WRONG_REFRESH_TOKEN", "the session has ended; log in again")
+
+
+class Sessions:
+    """The use cases around sessions."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        passwords: Passwords,
+        guesses: Guesses,
+        signer: TokenSigner,
+        session_life: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._passwords = passwords
+        self._guesses = guesses
+        self._signer = signer
+        self._session_life = session_life
+        self._clock = clock
+        self._refreshes = 0
+
+    async def login(
+        self, call: Call, email: str, password: str, device: str | None = None
+    ) -> OpenSession:
+        """Opens a session.
+
+        Args:
+            device: the value of the device cookie (`DEVICE_COOKIE`) that a browser sent, empty when
+                it sent none; `None` for a program, which is given no cookie. The cookie is to be
+                set to the answer's `device`.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the credentials are wrong, the same for an unknown
+                address and a disabled user; RESOURCE_EXHAUSTED when too many attempts wait.
+        """
+        stored, email = spellings(email)
+        async with self._database.system_transaction("a login names no tenant") as connection:
+            found = await users_store.credentials_by_email(connection, stored, email)
+            attempt = await self._guesses.recognise(
+                connection, email, found.user.id if found else None, call.source_ip, device or ""
+            )
+        async with self._guesses.attempt(attempt) as counted:
+            right = await self._passwords.verify(
+                found.hashes if found else None,
+                password,
+                stranger=attempt.standing is Standing.STRANGE,
+            )
+            if found is None or not right or found.user.status != "active":
+                # Only a user's failures are recorded. The time that takes must not tell that
+                # there is such a user.
+                await asyncio.gather(
+                    self._login_failed(found.user if found else None, attempt),
+                    asyncio.sleep(_WRONG_SECONDS),
+                )
+                raise _wrong_credentials()
+            assert found.hashes is not None
+            renewed = await self._passwords.renewed(found.hashes, password)
+            scope = Scope.of(found.user.tenant_id)
+            async with self._database.transaction(scope) as connection:
+                # Read again, locked: meanwhile the user may have been disabled, or got another
+                # password, which ended the sessions that there were.
+                now = await users_store.credentials(
+                    connection, scope, found.user.id, for_update=True
+                )
+                if (
+                    now is None
+                    or now.user.status != "active"
+                    or not await self._still_right(found, now, password)
+                ):
+                    raise _wrong_credentials()
+                await self._check_open(connection, now.user)
+                if now.hashes == found.hashes and now.hashes != renewed:
+                    await users_store.renew_hashes(connection, now.user, renewed)
+                await self._guesses.succeeded(connection, counted)
+                return await self._open(connection, now.user, LoginSucceeded, device)
+
+    async def _still_right(self, found: Credentials, now: Credentials, password: str) -> bool:
+        """Whether the password is right now; another login may have renewed its hash."""
+        return now.hashes == found.hashes or await self._passwords.verify(now.hashes, password)
+
+    @staticmethod
+    async def _check_open(connection: Connection, user: User) -> None:
+        """Holds off an archive of the user's tenant, or refuses the login after one.
+
+        Raises:
+            DomainError: UNAUTHENTICATED.
+        """
+        scope = Scope.of(user.tenant_id)
+        tenant = await tenants_store.tenant(connection, scope, user.tenant_id, for_share=True)
+        if tenant is None or tenant.status != "active":
+            raise unauthenticated(
+                "ORGANISATION_ARCHIVED", "your organisation is archived; nobody can log in"
+            )
+
+    async def _login_failed(self, user: User | None, attempt: Attempt) -> None:
+        if user is None:
+            return  # no tenant whose log could hold it
+        async with self._database.transaction(Scope.of(user.tenant_id)) as connection:
+            events = [
+                CloudEvent(
+                    LoginFailed(id=user.id, after=LoginAttempt(email=user.email)), user.tenant_id
+                )
+            ]
+            if (attack := await self._guesses.attacked(connection, attempt)) is not None:
+                failures, until = attack
+                events.append(
+                    CloudEvent(
+                        AccountUnderAttack(
+                            id=user.id,
+                            after=Attack(email=user.email, failures=failures, until=until),
+                        ),
+                        user.tenant_id,
+                    )
+                )
+            await self._outbox.append(connection, *events)
+
+    async def _open(
+        self, connection: Connection, user: User, event: type[_Opening], device: str | None
+    ) -> OpenSession:
+        at = self._clock()
+        session_id = new_id()
+        await store.insert_session(connection, session_id, user, at, at + self._session_life)
+        answer = await self._issue(connection, user, session_id, at, device)
+        await self._outbox.append(
+            connection,
+            CloudEvent(
+                event(id=user.id, after=OpenedSession(email=user.email, session_id=session_id)),
+                user.tenant_id,
+                actor=user.email,
+                actor_id=str(user.id),
+                actor_role=user.role.value,
+            ),
+        )
+        return answer
+
+    async def _issue(
+        self,
+        connection: Connection,
+        user: User,
+        session_id: UUID,
+        at: datetime,
+        device: str | None = None,
+    ) -> OpenSession:
+        refresh = new_secret()
+        await store.insert_refresh_token(connection, secret_hash(refresh), session_id, at)
+        source = current_call.get().source_ip
+        device = await self._guesses.remember(connection, user.id, source, device)
+        token, expires_at = self._signer.session_token(user, session_id, at)
+        return OpenSession(user, token, refresh, expires_at, device)
+
+    async def refresh(self, refresh_token: str) -> OpenSession:
+        """Exchanges a refresh token; one that was used a while ago ends its session.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the token is unknown, was used more than
+                `REFRESH_GRACE` ago, or its session is over.
+        """
+        at = self._clock()
+        token_hash = secret_hash(refresh_token)
+        async with (
+            self._refreshing(),
+            self._database.system_transaction("a refresh token names no tenant") as connection,
+        ):
+            token = await store.refresh_token(connection, token_hash)
+            if token is None or token.ended or token.expires_at <= at:
+                raise _wrong_refresh_token()
+            user = await users_store.user(connection, Scope.of(token.tenant_id), token.account_id)
+            if user is None or user.status != "active":
+                raise _wrong_refresh_token()
+            if token.used_at is None:
+                await store.use_refresh_token(connection, token_hash, at)
+            if token.used_at is None or at <= token.used_at + REFRESH_GRACE:
+                return await self._issue(connection, user, token.session_id, at)
+            # Somebody else has it too. Which of the two is the thief cannot be told: both go.
+            await store.end_session(connection, token.session_id, at)
+            await self._outbox.append(
+                connection,
+                CloudEvent(
+                    RefreshTokenReused(
+                        id=user.id,
+                        after=ReusedSession(session_id=token.session_id, session_ended=True),
+                    ),
+                    user.tenant_id,
+                ),
+            )
+        await self._refresh_directory()
+        raise _wrong_refresh_token()
+
+    @asynccontextmanager
+    async def _refreshing(self) -> AsyncIterator[None]:
+        """Bounds refreshes, so that a flood of them leaves the database to logins."""
+        if self._refreshes >= _MAX_REFRESHES:
+            raise exhausted("TOO_MANY_REFRESHES", "too many refreshes at once; try again")
+        self._refreshes += 1
+        try:
+            yield
+        finally:
+            self._refreshes -= 1
+
+    def current(self, call: Call) -> OpenSession:
+        """The session of the caller's token; its refresh token is not known here."""
+        caller = call.caller
+        assert caller.role is not None
+        assert caller.expires_at is not None
+        assert caller.issued_at is not None
+        user = User(
+            id=UUID(caller.id),
+            tenant_id=UUID(caller.tenant_id),
+            email=caller.email,
+            role=caller.role,
+            status="active",
+            created_at=caller.issued_at,
+        )
+        token, expires_at = self._signer.session_token(
+            user, UUID(caller.session_id), caller.issued_at, caller.expires_at
+        )
+        return OpenSession(user, token, "", expires_at)
+
+    async def logout(self, call: Call) -> None:
+        """Ends the caller's session."""
+        caller = call.caller
+        async with self._database.transaction(Scope.of(UUID(caller.tenant_id))) as connection:
+            if await store.end_session(connection, UUID(caller.session_id), self._clock()):
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(
+                        LoggedOut(
+                            id=UUID(caller.id),
+                            after=EndedSession(session_id=UUID(caller.session_id)),
+                        ),
+                        UUID(caller.tenant_id),
+                    ),
+                )
+        await self._refresh_directory()
+
+    async def change_password(self, call: Call, current: str, new: str) -> None:
+        """Sets a new password and ends the caller's other sessions.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the current password is wrong.
+        """
+        caller = call.caller
+        user_id = UUID(caller.id)
+        scope = Scope.of(UUID(caller.tenant_id))
+        attempt = self._guesses.of_session(caller.id)
+        async with self._guesses.attempt(attempt) as counted:
+            async with self._database.transaction(scope) as connection:
+                found = await users_store.credentials(connection, scope, user_id)
+            if found is None or not await self._passwords.verify(found.hashes, current):
+                raise invalid_field("currentPassword", "is wrong")
+            async with self._database.transaction(scope) as connection:
+                await self._guesses.succeeded(connection, counted)
+        hashes = await self._passwords.hash(new, "newPassword")
+        at = self._clock()
+        async with self._database.transaction(scope) as connection:
+            user = await users_store.user(connection, scope, user_id, for_update=True)
+            if user is None or user.status != "active":
+                raise _wrong_credentials()
+            await users_store.set_password(connection, user, hashes, at)
+            await store.end_sessions_of(connection, user_id, at, but=UUID(caller.session_id))
+            await self._outbox.append(
+                connection,
+                CloudEvent(PasswordChanged(id=user.id), user.tenant_id),
+            )
+        await self._refresh_directory()
+
+    async def accept_invitation(
+        self, invitation_token: str, password: str, device: str | None = None
+    ) -> OpenSession:
+        """Sets the password of an invited user and opens a session.
+
+        Args:
+            device: as for `login`.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the invitation is unknown, used or expired.
+        """
+        # Looked at before the password is hashed, which is dear and must not be had for nothing.
+        async with self._database.system_transaction("an invitation names no tenant") as connection:
+            invited = await self._invited(connection, invitation_token)
+        hashes = await self._passwords.hash(password)
+        async with self._database.transaction(Scope.of(invited.tenant_id)) as connection:
+            user = await self._invited(connection, invitation_token)
+            await self._check_open(connection, user)
+            await users_store.set_password(connection, user, hashes, self._clock())
+            return await self._open(connection, user, InvitationAccepted, device)
+
+    async def _invited(self, connection: Connection, invitation_token: str) -> User:
+        """The invited user, locked."""
+        token_hash = secret_hash(invitation_token)
+        user = await users_store.invited_user(connection, token_hash, self._clock())
+        if user is None:
+            raise unauthenticated(
+                "WRONG_INVITATION", "the invitation is not valid; ask for a new one"
+            )
+        return user
+
+    async def forget_guesses(self) -> None:
+        """Deletes failures and origins of logins that are too old to count."""
+        await self._guesses.forget_old()
+
+    async def forget_old(self) -> None:
+        """Deletes sessions that expired or ended a while ago."""
+        async with self._database.system_transaction(
+            "old sessions of all tenants go"
+        ) as connection:
+            await store.forget_sessions(connection, self._clock() - _FORGET_AFTER)
+
+    async def _refresh_directory(self) -> None:
+        """Lets this process refuse an ended session at once; the others hear within a second."""
+        await self._tenants.follower.try_refresh()

@@ -1,0 +1,129 @@
+"""Sessions in SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from servicekit.data.postgres import Connection
+from services.identity.users.domain import User
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """A refresh token as it is stored, with its session."""
+
+    session_id: UUID
+    tenant_id: UUID
+    account_id: UUID
+    used_at: datetime | None
+    expires_at: datetime
+    ended: bool
+
+
+CHANGING: Final = (
+    "SELECT changed_xid FROM identity.tenant",
+    "SELECT changed_xid FROM identity.tenant_tombstone",
+    "SELECT changed_xid FROM identity.session WHERE ended_at IS NOT NULL",
+)
+"""What the feeds tell of (`servicekit.feeds.changes`)."""
+
+ENDED_SESSIONS: Final = (
+    "SELECT s.changed_xid::text AS changed_xid, s.id AS key, s.id, s.ended_at"
+    " FROM identity.session s"
+    " WHERE s.ended_at IS NOT NULL AND (s.changed_xid, s.id) > ($1::text::xid8, $2)"
+    # By the column: the text of the same name would put 99 behind 100.
+    " ORDER BY s.changed_xid, s.id LIMIT $3"
+)
+"""The feed of ended sessions (`servicekit.feeds.feed.read_page`)."""
+
+
+# Sessions
+
+
+async def insert_session(
+    connection: Connection, session_id: UUID, user: User, at: datetime, expires_at: datetime
+) -> None:
+    """Opens a session."""
+    await connection.execute(
+        "INSERT INTO identity.session (id, account_id, tenant_id, created_at, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5)",
+        session_id,
+        user.id,
+        user.tenant_id,
+        at,
+        expires_at,
+    )
+
+
+async def insert_refresh_token(
+    connection: Connection, token_hash: bytes, session_id: UUID, at: datetime
+) -> None:
+    """Adds the session's newest refresh token."""
+    await connection.execute(
+        "INSERT INTO identity.refresh_token (hash, session_id, issued_at) VALUES ($1, $2, $3)",
+        token_hash,
+        session_id,
+        at,
+    )
+
+
+async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshToken | None:
+    """A refresh token with its session, locked."""
+    row = await connection.fetchrow(
+        "SELECT s.id, s.tenant_id, s.account_id, t.used_at, s.expires_at,"
+        " s.ended_at IS NOT NULL AS ended"
+        " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
+        " WHERE t.hash = $1 FOR UPDATE",
+        token_hash,
+    )
+    if row is None:
+        return None
+    return RefreshToken(
+        session_id=row["id"],
+        tenant_id=row["tenant_id"],
+        account_id=row["account_id"],
+        used_at=row["used_at"],
+        expires_at=row["expires_at"],
+        ended=row["ended"],
+    )
+
+
+async def use_refresh_token(connection: Connection, token_hash: bytes, at: datetime) -> None:
+    """Marks a refresh token as used."""
+    await connection.execute(
+        "UPDATE identity.refresh_token SET used_at = $2 WHERE hash = $1", token_hash, at
+    )
+
+
+async def end_session(connection: Connection, session_id: UUID, at: datetime) -> bool:
+    """Ends a session; answers whether it was open."""
+    done: str = await connection.execute(
+        "UPDATE identity.session SET ended_at = $2, changed_xid = pg_current_xact_id()"
+        " WHERE id = $1 AND ended_at IS NULL",
+        session_id,
+        at,
+    )
+    return done == "UPDATE 1"
+
+
+async def end_sessions_of(
+    connection: Connection, user_id: UUID, at: datetime, *, but: UUID | None = None
+) -> None:
+    """Ends all open sessions of a user, but for one."""
+    await connection.execute(
+        "UPDATE identity.session SET ended_at = $2, changed_xid = pg_current_xact_id()"
+        " WHERE account_id = $1 AND ended_at IS NULL AND ($3::uuid IS NULL OR id <> $3)",
+        user_id,
+        at,
+        but,
+    )
+
+
+async def forget_sessions(connection: Connection, before: datetime) -> None:
+    """Deletes sessions that expired or ended before a time; their tokens have expired by then."""
+    await connection.execute(
+        "DELETE FROM identity.session WHERE expires_at < $1 OR ended_at < $1", before
+    )

@@ -1,0 +1,354 @@
+"""The people who administer tenants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
+
+from contract.access import Role
+from contract.events.identity import (
+    UserCreated,
+    UserDeactivated,
+    UserDeleted,
+    UserInvited,
+    UserMovedAway,
+    UserMovedIn,
+    UserUpdated,
+)
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import failed_precondition, invalid_field, not_found, unauthenticated
+from servicekit.etags import check_etag
+from servicekit.ids import Clock, new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.pagination import Page
+from servicekit.security.tokens import new_secret, secret_hash
+from servicekit.texts import normal_email
+from services.identity.authenticators import guess_store
+from services.identity.authenticators.passwords import Passwords
+from services.identity.users import store
+from services.identity.users.domain import (
+    INVITATION_LIFE,
+    User,
+    check_may_invite,
+    check_may_manage,
+    check_may_readdress,
+    check_not_self,
+)
+
+_Change: TypeAlias = UserUpdated | UserDeactivated | UserInvited
+EndSessions: TypeAlias = Callable[[Connection, UUID, datetime], Awaitable[None]]
+"""Ends all sessions of a user."""
+OrphanCredentials: TypeAlias = Callable[[Connection, User, datetime, Scope | None], Awaitable[None]]
+"""Ends the event credentials of a user until somebody takes them over, but those of a scope."""
+HoldCredentials: TypeAlias = Callable[[Connection, UUID, str, str], Awaitable[None]]
+"""Names a user as the holder of the user's event credentials: by id, and the address after the old
+one."""
+
+
+@asynccontextmanager
+async def _undone(connection: Connection, undone: bool) -> AsyncIterator[None]:
+    """Does what is in the block, and takes it back when it was only to be tried."""
+    if not undone:
+        yield
+        return
+    trial = connection.transaction()
+    await trial.start()
+    try:
+        yield
+    finally:
+        await trial.rollback()
+
+
+class Users:
+    """The use cases around users."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        directory: TenantDirectory,
+        passwords: Passwords,
+        end_sessions: EndSessions,
+        orphan_credentials: OrphanCredentials,
+        hold_credentials: HoldCredentials,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._directory = directory
+        self._passwords = passwords
+        self._end_sessions = end_sessions
+        self._orphan_credentials = orphan_credentials
+        self._hold_credentials = hold_credentials
+        self._clock = clock
+
+    async def list(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        after: UUID | None,
+        limit: int,
+        *,
+        deleted: bool = False,
+    ) -> Page[User, UUID]:
+        """Users of one tenant or of the caller's subtree, behind a position.
+
+        Args:
+            deleted: whether those who were deleted are listed, too.
+        """
+        scope = await self._directory.query_scope(call.caller, org_id)
+        async with self._database.transaction(scope) as connection:
+            return await store.list_users(connection, scope, after, limit, deleted=deleted)
+
+    async def invited(self, call: Call, before: UUID | None, limit: int) -> Page[User, UUID]:
+        """Users of the caller's subtree who are invited, newest first, before a position."""
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            return await store.invited_users(connection, scope, before, limit)
+
+    async def get(self, call: Call, user_id: UUID) -> User:
+        """One user of the caller's subtree.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            found = await store.user(connection, scope, user_id)
+        if found is None:
+            raise not_found("user", user_id)
+        return found
+
+    async def create(
+        self, call: Call, email: str, role: Role, tenant_id: UUID | None, password: str | None
+    ) -> tuple[User, str | None]:
+        """Adds a user; answers the user and, without a password, an invitation token.
+
+        Raises:
+            DomainError: PERMISSION_DENIED when an Admin makes an Owner; NOT_FOUND for the
+                tenant; ALREADY_EXISTS when the address is taken.
+        """
+        check_may_manage(call.caller.role, role)
+        own = UUID(call.caller.tenant_id)
+        tenant = await self._directory.require(call.caller, tenant_id or own, to_add=True)
+        at = self._clock()
+        user = User(
+            id=new_id(),
+            tenant_id=tenant.id,
+            email=normal_email(email),
+            role=role,
+            status="active" if password is not None else "invited",
+            created_at=at,
+        )
+        hashes = await self._passwords.hash(password) if password is not None else None
+        invitation = None if password is not None else new_secret()
+        scope = self._directory.scope(own)
+        async with self._database.transaction(scope) as connection:
+            await self._check_actor(connection, scope, call)
+            await store.insert_user(
+                connection,
+                user,
+                password=hashes,
+                invitation=(secret_hash(invitation), at + INVITATION_LIFE) if invitation else None,
+            )
+            await self._outbox.append(
+                connection,
+                CloudEvent(UserCreated(id=user.id, after=user.snapshot()), tenant.id),
+            )
+        return user, invitation
+
+    async def update(
+        self,
+        call: Call,
+        user_id: UUID,
+        *,
+        role: Role | None = None,
+        email: str | None = None,
+        tenant_id: UUID | None = None,
+        validate_only: bool = False,
+    ) -> tuple[User, str | None]:
+        """Changes a user and ends the user's sessions, which say what was.
+
+        Answers the user and, when the address of an invited one was corrected, a new invitation
+        token: the old one may be in somebody else's hands.
+
+        Raises:
+            DomainError: NOT_FOUND for the user or the tenant; PERMISSION_DENIED;
+                FAILED_PRECONDITION for the own role or tenant; ALREADY_EXISTS when the address is
+                taken; INVALID_ARGUMENT when nothing is to be changed.
+        """
+        caller = call.caller
+        if role is None and email is None and tenant_id is None:
+            raise invalid_field("role", "give what to change: role, email or orgId")
+        scope = await self._directory.query_scope(caller)
+        if tenant_id is not None:
+            await self._directory.require(caller, tenant_id)
+        async with self._database.transaction(scope) as connection:
+            before = await self._manageable(connection, scope, call, user_id, role)
+            after = replace(
+                before,
+                role=role or before.role,
+                email=normal_email(email) if email is not None else before.email,
+                tenant_id=tenant_id or before.tenant_id,
+            )
+            if after == before:
+                return before, None
+            if (after.role, after.tenant_id) != (before.role, before.tenant_id):
+                check_not_self(caller.id, before)
+            if after.tenant_id != before.tenant_id:
+                await self._directory.require(caller, after.tenant_id, to_add=True)
+            if after.email != before.email:
+                check_may_readdress(caller.role, caller.id, before)
+            invitation = None
+            async with _undone(connection, validate_only):
+                if after.email != before.email and before.status == "invited":
+                    invitation = new_secret()
+                await self._change(connection, before, after, invitation)
+        if validate_only:
+            return after, None
+        await self._directory.follower.try_refresh()
+        return after, invitation
+
+    async def _change(
+        self, connection: Connection, before: User, after: User, invitation: str | None
+    ) -> None:
+        at = self._clock()
+        if invitation is not None:
+            expires_at = at + INVITATION_LIFE
+            await store.set_invitation(connection, before, secret_hash(invitation), expires_at, at)
+        if after.tenant_id == before.tenant_id:
+            await self._write(connection, UserUpdated, before, after)
+        else:
+            await store.update_user(connection, before, after, at)
+            await self._end_sessions(connection, after.id, at)
+            seen = self._directory.scope(after.tenant_id)
+            await self._orphan_credentials(connection, before, at, seen)
+            # To each tenant what concerns it: neither learns of the other one.
+            await self._outbox.append(
+                connection,
+                CloudEvent(UserMovedAway(id=before.id, before=before.snapshot()), before.tenant_id),
+                CloudEvent(UserMovedIn(id=after.id, after=after.snapshot()), after.tenant_id),
+            )
+        if after.email != before.email:
+            await self._hold_credentials(connection, after.id, before.email, after.email)
+
+    async def delete(self, call: Call, user_id: UUID, *, validate_only: bool = False) -> User:
+        """Deletes a deactivated user; a tombstone stays, and the address is free again.
+
+        Raises:
+            DomainError: NOT_FOUND, PERMISSION_DENIED, or FAILED_PRECONDITION for oneself and for a
+                user who is not deactivated.
+        """
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._manageable(connection, scope, call, user_id)
+            check_not_self(call.caller.id, before)
+            if before.status != "disabled":
+                raise failed_precondition(
+                    "USER_NOT_DEACTIVATED",
+                    f"the user is {before.status}; deactivate the user first",
+                )
+            at = self._clock()
+            after = replace(before, status="deleted", deleted_at=at, deleted_by=call.caller.name)
+            if validate_only:
+                return after
+            # The last release may have deactivated the user, and knows credentials by the address,
+            # which somebody else may have next.
+            await self._orphan_credentials(connection, before, at, None)
+            await self._hold_credentials(connection, before.id, before.email, before.email)
+            await self._end_sessions(connection, before.id, at)
+            await store.bury(connection, after)
+            event = UserDeleted(id=after.id, before=before.snapshot(), after=after.snapshot())
+            await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
+        await self._directory.follower.try_refresh()
+        return after
+
+    async def deactivate(self, call: Call, user_id: UUID) -> User:
+        """Disables a user and ends the user's sessions and event credentials.
+
+        Raises:
+            DomainError: NOT_FOUND, PERMISSION_DENIED, or FAILED_PRECONDITION for oneself.
+        """
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._manageable(connection, scope, call, user_id)
+            check_not_self(call.caller.id, before)
+            if before.status == "disabled":
+                return before
+            after = replace(before, status="disabled")
+            await self._write(connection, UserDeactivated, before, after)
+            await self._orphan_credentials(connection, after, self._clock(), None)
+        await self._directory.follower.try_refresh()
+        return after
+
+    async def invite(self, call: Call, user_id: UUID) -> tuple[User, str]:
+        """Invites a user (again); the old password and all sessions end.
+
+        Raises:
+            DomainError: NOT_FOUND; PERMISSION_DENIED for an Admin when the user was ever active;
+                FAILED_PRECONDITION for oneself.
+        """
+        token = new_secret()
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._manageable(connection, scope, call, user_id)
+            check_not_self(call.caller.id, before)
+            check_may_invite(call.caller.role, before)
+            after = replace(before, status="invited")
+            at = self._clock()
+            await store.set_invitation(
+                connection, before, secret_hash(token), at + INVITATION_LIFE, at
+            )
+            # Whoever had the old password may have logged in from there.
+            await guess_store.forget_account(connection, before.id)
+            await self._write(connection, UserInvited, before, after)
+        await self._directory.follower.try_refresh()
+        return after, token
+
+    async def _manageable(
+        self,
+        connection: Connection,
+        scope: Scope,
+        call: Call,
+        user_id: UUID,
+        role: Role | None = None,
+    ) -> User:
+        """The user, locked, if the caller may manage such a one (and grant `role`)."""
+        await self._check_actor(connection, scope, call)
+        found = await store.user(connection, scope, user_id, for_update=True)
+        if found is None:
+            raise not_found("user", user_id)
+        check_may_manage(call.caller.role, found.role, *([role] if role else []))
+        check_etag(found.etag)
+        return found
+
+    async def _check_actor(self, connection: Connection, scope: Scope, call: Call) -> None:
+        """Refuses an actor who lost the role a moment ago.
+
+        The lock makes two Owners who disable each other take turns, so that one remains.
+        """
+        await store.take_turns(connection)
+        actor = await store.user(connection, scope, UUID(call.caller.id))
+        if actor is None or actor.status != "active" or actor.role is not call.caller.role:
+            raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
+
+    async def _write(
+        self, connection: Connection, event: type[_Change], before: User, after: User
+    ) -> None:
+        at = self._clock()
+        await store.update_user(connection, before, after, at)
+        await self._end_sessions(connection, after.id, at)
+        await self._outbox.append(
+            connection,
+            CloudEvent(
+                event(id=after.id, before=before.snapshot(), after=after.snapshot()),
+                after.tenant_id,
+            ),
+        )

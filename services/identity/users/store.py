@@ -1,0 +1,280 @@
+"""Users in SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from contract.access import Role
+from servicekit.data.postgres import Connection, Scope
+from servicekit.errors import DomainError, already_exists
+from servicekit.rpc.pagination import Page
+from servicekit.security.passwords import PasswordHashes
+from services.identity.users.domain import User
+
+_USER: Final = "id, tenant_id, email, role, status, created_at, activated_at"
+_TOMBSTONE: Final = (
+    "id, tenant_id, email, role, 'deleted' AS status, created_at,"
+    " NULL::timestamptz AS activated_at, deleted_at, deleted_by"
+)
+_OF_SCOPE: Final = "($2::uuid[] IS NULL OR tenant_id = ANY ($2))"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user with the hashes of the user's password; `None` before the first one is set."""
+
+    user: User
+    hashes: PasswordHashes | None = field(repr=False)
+
+
+def _user(row: asyncpg.Record) -> User:
+    return User(
+        id=row["id"],
+        tenant_id=row["tenant_id"],
+        email=row["email"],
+        role=Role(row["role"]),
+        status=row["status"],
+        created_at=row["created_at"],
+        activated=row["activated_at"] is not None,
+    )
+
+
+def _listed(row: asyncpg.Record) -> User:
+    return replace(_user(row), deleted_at=row["deleted_at"], deleted_by=row["deleted_by"] or "")
+
+
+def _credentials(row: asyncpg.Record) -> Credentials:
+    typed = row["password_hash"]
+    hashes = None if typed is None else PasswordHashes(typed, row["prepared_hash"])
+    return Credentials(_user(row), hashes)
+
+
+# Users
+
+
+async def insert_user(
+    connection: Connection,
+    user: User,
+    *,
+    password: PasswordHashes | None = None,
+    invitation: tuple[bytes, datetime] | None = None,
+) -> None:
+    """Adds a user; an invitation is the hash of its token and when it expires.
+
+    Raises:
+        DomainError: ALREADY_EXISTS when the address is taken.
+    """
+    try:
+        await connection.execute(
+            "INSERT INTO identity.account (id, tenant_id, email, role, status, password_hash,"
+            " prepared_hash, invitation_hash, invitation_expires_at, created_at, updated_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)",
+            user.id,
+            user.tenant_id,
+            user.email,
+            user.role.value,
+            user.status,
+            *((password.typed, password.prepared) if password else (None, None)),
+            *(invitation or (None, None)),
+            user.created_at,
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise _conflict(error) from error
+
+
+def _conflict(error: asyncpg.UniqueViolationError) -> DomainError:
+    if error.constraint_name == "account_email_taken":
+        return already_exists("EMAIL_TAKEN", "email: already in use")
+    raise error
+
+
+async def update_user(connection: Connection, before: User, user: User, at: datetime) -> None:
+    """Writes a user's role, status, address and tenant.
+
+    Raises:
+        DomainError: ALREADY_EXISTS when the address is taken.
+    """
+    try:
+        await connection.execute(
+            "UPDATE identity.account SET tenant_id = $3, email = $4, role = $5, status = $6,"
+            " updated_at = $7 WHERE id = $1 AND tenant_id = $2",
+            user.id,
+            before.tenant_id,
+            user.tenant_id,
+            user.email,
+            user.role.value,
+            user.status,
+            at,
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise _conflict(error) from error
+
+
+async def bury(connection: Connection, user: User) -> None:
+    """Puts a tombstone in the place of a user; what ended the user's sessions stays."""
+    await connection.execute(
+        "INSERT INTO identity.user_tombstone"
+        " (id, tenant_id, email, role, created_at, deleted_at, deleted_by)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        user.id,
+        user.tenant_id,
+        user.email,
+        user.role.value,
+        user.created_at,
+        user.deleted_at,
+        user.deleted_by,
+    )
+    await connection.execute(
+        "DELETE FROM identity.account WHERE id = $1 AND tenant_id = $2", user.id, user.tenant_id
+    )
+
+
+async def set_password(
+    connection: Connection, user: User, password: PasswordHashes, at: datetime
+) -> None:
+    """Sets a password; the user is active and no invitation is open from then on."""
+    await connection.execute(
+        "UPDATE identity.account SET password_hash = $3, prepared_hash = $4, status = 'active',"
+        " invitation_hash = NULL, invitation_expires_at = NULL, updated_at = $5"
+        " WHERE id = $1 AND tenant_id = $2",
+        user.id,
+        user.tenant_id,
+        password.typed,
+        password.prepared,
+        at,
+    )
+
+
+async def renew_hashes(connection: Connection, user: User, password: PasswordHashes) -> None:
+    """Stores other hashes of the same password."""
+    await connection.execute(
+        "UPDATE identity.account SET password_hash = $3, prepared_hash = $4"
+        " WHERE id = $1 AND tenant_id = $2",
+        user.id,
+        user.tenant_id,
+        password.typed,
+        password.prepared,
+    )
+
+
+async def set_invitation(
+    connection: Connection, user: User, token_hash: bytes, expires_at: datetime, at: datetime
+) -> None:
+    """Opens an invitation; the old password is gone."""
+    await connection.execute(
+        "UPDATE identity.account SET password_hash = NULL, prepared_hash = NULL,"
+        " status = 'invited',"
+        " invitation_hash = $3, invitation_expires_at = $4, updated_at = $5"
+        " WHERE id = $1 AND tenant_id = $2",
+        user.id,
+        user.tenant_id,
+        token_hash,
+        expires_at,
+        at,
+    )
+
+
+async def user(
+    connection: Connection, scope: Scope, user_id: UUID, *, for_update: bool = False
+) -> User | None:
+    """One user of the scope's tenants."""
+    lock = " FOR UPDATE" if for_update else ""
+    row = await connection.fetchrow(
+        f"SELECT {_USER} FROM identity.account WHERE id = $1 AND {_OF_SCOPE}{lock}",
+        user_id,
+        scope.tenant_ids,
+    )
+    return _user(row) if row else None
+
+
+async def credentials(
+    connection: Connection, scope: Scope, user_id: UUID, *, for_update: bool = False
+) -> Credentials | None:
+    """A user of the scope's tenants with the hash of the password."""
+    lock = " FOR UPDATE" if for_update else ""
+    row = await connection.fetchrow(
+        f"SELECT {_USER}, password_hash, prepared_hash FROM identity.account"
+        f" WHERE id = $1 AND {_OF_SCOPE}{lock}",
+        user_id,
+        scope.tenant_ids,
+    )
+    return _credentials(row) if row else None
+
+
+async def credentials_by_email(
+    connection: Connection, first: str, second: str
+) -> Credentials | None:
+    """The user of any tenant with one of two spellings of an address; one query, whichever."""
+    row = await connection.fetchrow(
+        f"SELECT {_USER}, password_hash, prepared_hash FROM identity.account"
+        " WHERE email IN ($1, $2)"
+        " ORDER BY email = $1 DESC LIMIT 1",
+        first,
+        second,
+    )
+    return _credentials(row) if row else None
+
+
+async def invited_user(connection: Connection, token_hash: bytes, at: datetime) -> User | None:
+    """The user of any tenant with an open invitation, locked."""
+    row = await connection.fetchrow(
+        f"SELECT {_USER} FROM identity.account"
+        " WHERE invitation_hash = $1 AND invitation_expires_at > $2 AND status = 'invited'"
+        " FOR UPDATE",
+        token_hash,
+        at,
+    )
+    return _user(row) if row else None
+
+
+async def take_turns(connection: Connection) -> None:
+    """Waits until no other transaction changes who is an Owner, so that one remains."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('identity:users'))")
+
+
+async def has_active_owner(connection: Connection, tenant_id: UUID) -> bool:
+    """Whether an Owner of a tenant can log in."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.account WHERE tenant_id = $1 AND role = 'Owner'"
+        " AND status = 'active')",
+        tenant_id,
+    )
+    return found
+
+
+async def list_users(
+    connection: Connection, scope: Scope, after: UUID | None, limit: int, *, deleted: bool = False
+) -> Page[User, UUID]:
+    """Users of the scope's tenants behind a position, oldest first."""
+    sql = (
+        "SELECT {columns} FROM {table}"
+        " WHERE ($1::uuid[] IS NULL OR tenant_id = ANY ($1)) AND ($2::uuid IS NULL OR id > $2)"
+        " ORDER BY id LIMIT $3"
+    )
+    there = f"{_USER}, NULL::timestamptz AS deleted_at, NULL::text AS deleted_by"
+    statement = sql.format(columns=there, table="identity.account")
+    if deleted:
+        gone = sql.format(columns=_TOMBSTONE, table="identity.user_tombstone")
+        statement = f"({statement}) UNION ALL ({gone}) ORDER BY id LIMIT $3"
+    rows = await connection.fetch(statement, scope.tenant_ids, after, limit + 1)
+    return Page.of([_listed(row) for row in rows], limit, lambda user: user.id)
+
+
+async def invited_users(
+    connection: Connection, scope: Scope, before: UUID | None, limit: int
+) -> Page[User, UUID]:
+    """Invited users of the scope's tenants before a position, newest first."""
+    rows = await connection.fetch(
+        f"SELECT {_USER} FROM identity.account WHERE status = 'invited'"
+        " AND ($1::uuid[] IS NULL OR tenant_id = ANY ($1)) AND ($2::uuid IS NULL OR id < $2)"
+        " ORDER BY id DESC LIMIT $3",
+        scope.tenant_ids,
+        before,
+        limit + 1,
+    )
+    return Page.of([_user(row) for row in rows], limit, lambda user: user.id)

@@ -1,0 +1,205 @@
+"""Policies over gRPC."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+from contract.access import Role
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from servicekit.call import Caller
+from servicekit.ids import given_id
+from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.server import Context
+from servicekit.rpc.values import from_value, timestamp, to_value
+from services.policy.authoring.domain import Policy, Published, warnings_of
+from services.policy.authoring.secret_values import MASKED, REDACTED, hide
+from services.policy.authoring.service import Change, PolicyService
+from services.policy.orphans.domain import Orphan
+from services.policy.orphans.service import Orphans
+from services.policy.syncs.service import Syncs
+from services.policy.versions import MAX_VERSION
+
+
+class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
+    """evergreen.v1.PolicyService."""
+
+    def __init__(self, service: PolicyService, syncs: Syncs, orphans: Orphans) -> None:
+        self._service = service
+        self._syncs = syncs
+        self._orphans = orphans
+
+    async def ListPolicies(
+        self, request: policy_pb2.ListPoliciesRequest, context: Context
+    ) -> policy_pb2.ListPoliciesResponse:
+        """Lists policies."""
+        after, size = asked_page(request, UUID)
+        page = await self._service.list_policies(
+            context.call, given_id(request.org_id), after, size
+        )
+        return policy_pb2.ListPoliciesResponse(
+            policies=[to_policy(policy, None, with_bundle=False) for policy in page.items],
+            next_page_token=page.token,
+        )
+
+    async def GetPolicy(
+        self, request: policy_pb2.GetPolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Answers one policy."""
+        reveal = request.reveal_secrets
+        policy = await self._service.get(context.call, UUID(request.id), reveal=reveal)
+        return to_policy(policy, None if reveal else _mask_for(context.call.caller))
+
+    async def CreatePolicy(
+        self, request: policy_pb2.CreatePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Creates a policy."""
+        policy = await self._service.create(
+            context.call,
+            org_id=UUID(request.org_id),
+            name=request.name,
+            description=request.description if request.HasField("description") else None,
+            bundle=from_value(request.bundle),
+            publish=request.signed,
+        )
+        return to_policy(policy, MASKED)
+
+    async def UpdatePolicy(
+        self, request: policy_pb2.UpdatePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Changes a policy."""
+        has_bundle = request.HasField("bundle")
+        change = Change(
+            name=request.name if request.HasField("name") else None,
+            description=request.description if request.HasField("description") else None,
+            org_id=given_id(request.org_id),
+            bundle=from_value(request.bundle) if has_bundle else None,
+            has_bundle=has_bundle,
+            publish=request.signed,
+        )
+        policy = await self._service.update(context.call, UUID(request.id), change)
+        return to_policy(policy, MASKED)
+
+    async def DeletePolicy(
+        self, request: policy_pb2.DeletePolicyRequest, context: Context
+    ) -> policy_pb2.DeletePolicyResponse:
+        """Deletes a policy."""
+        await self._service.delete(context.call, UUID(request.id), force=request.force)
+        return policy_pb2.DeletePolicyResponse()
+
+    async def PublishPolicy(
+        self, request: policy_pb2.PublishPolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Signs a policy and puts it in force."""
+        policy = await self._service.publish(context.call, UUID(request.id))
+        return to_policy(policy, MASKED)
+
+    async def WithdrawPolicy(
+        self, request: policy_pb2.WithdrawPolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Takes a policy out of force."""
+        policy = await self._service.withdraw(context.call, UUID(request.id))
+        return to_policy(policy, MASKED)
+
+    async def RollbackPolicy(
+        self, request: policy_pb2.RollbackPolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        """Publishes an earlier version again."""
+        policy = await self._service.rollback(context.call, UUID(request.id), request.version)
+        return to_policy(policy, MASKED)
+
+    async def ListPolicyVersions(
+        self, request: policy_pb2.ListPolicyVersionsRequest, context: Context
+    ) -> policy_pb2.ListPolicyVersionsResponse:
+        """Lists what was published of a policy."""
+        before, size = asked_page(request, _version_position)
+        page = await self._service.list_versions(
+            context.call, UUID(request.policy_id), before, size
+        )
+        return policy_pb2.ListPolicyVersionsResponse(
+            versions=[_to_version(version) for version in page.items],
+            next_page_token=page.token,
+        )
+
+    async def ListOrphanedDevices(
+        self, request: policy_pb2.ListOrphanedDevicesRequest, context: Context
+    ) -> policy_pb2.ListOrphanedDevicesResponse:
+        """Lists the devices that run a policy of an organisation that has none in force."""
+        after, size = asked_page(request, UUID)
+        page, total = await self._orphans.list(context.call, given_id(request.org_id), after, size)
+        return policy_pb2.ListOrphanedDevicesResponse(
+            devices=[_to_orphan(orphan) for orphan in page.items],
+            next_page_token=page.token,
+            total_size=total,
+        )
+
+    async def SyncDevice(
+        self, request: policy_pb2.SyncDeviceRequest, context: Context
+    ) -> policy_pb2.SyncDeviceResponse:
+        """Has a device apply its policy again."""
+        asked = await self._syncs.request(context.call, UUID(request.id))
+        return policy_pb2.SyncDeviceResponse(requested_at=timestamp(asked))
+
+
+def _mask_for(caller: Caller) -> str:
+    return REDACTED if caller.role is Role.AUDITOR else MASKED
+
+
+def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> policy_pb2.Policy:
+    """A policy as the API answers it, with `mask` in place of its secrets."""
+    message = policy_pb2.Policy(
+        id=str(policy.id),
+        org_id=str(policy.tenant_id),
+        name=policy.name,
+        version=str(policy.published_version or 0),
+        created_at=timestamp(policy.created_at),
+        updated_at=timestamp(policy.updated_at),
+        signed=policy.delivered,
+        description=policy.description,
+        in_force=policy.in_force,
+        has_unpublished_changes=policy.changed_since_publish,
+        etag=policy.etag,
+    )
+    if with_bundle:
+        bundle = json.loads(policy.authored)
+        to_value(bundle if mask is None else hide(bundle, mask), message.bundle)
+        message.warnings.extend(
+            policy_pb2.PolicyWarning(
+                field=found.field,
+                rule=found.rule,
+                message=found.text,
+                blocks_publishing=found.blocks,
+            )
+            for found in warnings_of(policy)
+        )
+    return message
+
+
+def _to_version(version: Published) -> policy_pb2.PolicyVersion:
+    return policy_pb2.PolicyVersion(
+        version=str(version.version),
+        published_at=timestamp(version.published_at),
+        published_by=version.published_by,
+        rollback_of=str(version.rollback_of or ""),
+        key_id=version.key_id,
+        # A digest over secrets lets its reader try out guesses.
+        document_sha256="" if version.holds_secrets else version.document_sha256,
+    )
+
+
+def _to_orphan(orphan: Orphan) -> policy_pb2.OrphanedDevice:
+    return policy_pb2.OrphanedDevice(
+        device_id=str(orphan.device_id),
+        org_id=str(orphan.tenant_id),
+        policy_version=str(orphan.version),
+        policy_id=str(orphan.policy_id or ""),
+        policy_name=orphan.policy_name or "",
+        reported_at=timestamp(orphan.reported_at),
+    )
+
+
+def _version_position(text: str) -> int:
+    version = int(text)
+    if not 0 < version <= MAX_VERSION:
+        raise ValueError(text)
+    return version

@@ -1,0 +1,243 @@
+"""Policies: their rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from contract.events.policy import PolicySnapshot, RestoredPolicySnapshot
+from servicekit.errors import Code, DomainError, invalid_field
+from servicekit.security.digests import sha256_hex
+from services.policy.authoring.agent_rules import Finding, check
+from services.policy.authoring.configuration import compile_bundle, is_console_form, keeps_baseline
+from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_document
+from services.policy.authoring.goencoding import encode_document
+from services.policy.authoring.secret_values import REDACTED, hide
+from services.policy.authoring.violations import Violations
+from services.policy.versions import Version
+
+# An audit entry shows a policy up to this size, and of a larger one its digest.
+_MAX_AUDITED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy as it is administered; `authored` is its JSON text as given."""
+
+    id: UUID
+    tenant_id: UUID
+    name: str
+    description: str | None
+    authored: str = field(repr=False)
+    revision: int
+    published_version: int | None
+    changed_since_publish: bool
+    in_force: bool
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the policy."""
+        return str(self.revision)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether what is authored now is signed and in force: the API's `signed`."""
+        return self.in_force and not self.changed_since_publish
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a list says of a published version.
+
+    `holds_secrets` is asked for callers who may not see them, and false for all others.
+    """
+
+    version: int
+    published_at: datetime
+    published_by: str
+    rollback_of: int | None
+    key_id: str
+    document_sha256: str
+    holds_secrets: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A place in a stored policy that its author should know of."""
+
+    field: str
+    rule: str
+    text: str
+    blocks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The exact bytes that devices get of a bundle, and what breaks a rule of theirs."""
+
+    document: bytes = field(repr=False)
+    findings: tuple[Finding, ...]
+
+
+def check_policy(bundle: object, standing: Security | None = None) -> Checked:
+    """Compiles an authored bundle and holds it against the rules of the released agent.
+
+    The paths of the findings are those of the authored form, from `bundle` on. `standing` is what
+    the policy in force says of security, which the console's form takes USBGuard from. Raises
+    `DomainError` (INVALID_ARGUMENT) with every field of a wrong shape.
+    """
+    try:
+        compiled = compile_bundle(bundle, "bundle", standing)
+        document = encode_document(compiled.document)
+    except RecursionError as deep:
+        raise invalid_field("bundle", "is nested too deeply") from deep
+    if len(document) > MAX_DOCUMENT:
+        raise invalid_field(
+            "bundle", f"must be at most {MAX_DOCUMENT} bytes as a document, not {len(document)}"
+        )
+    found = [
+        Finding(finding.rule, _authored_path(finding.path, compiled.places))
+        for finding in check(compiled.document, compiled.unset)
+    ]
+    return Checked(
+        document,
+        tuple(Finding(each.rule, f"bundle.{each.path}") for each in (*found, *compiled.notes)),
+    )
+
+
+def compile_policy(
+    bundle: object, standing: Security | None = None, *, draft: bool = False
+) -> bytes:
+    """The exact bytes that devices get of an authored bundle.
+
+    A `draft` of the console's form may lack what the form has no field for. Raises `DomainError`
+    (INVALID_ARGUMENT) with every field that devices could not apply.
+    """
+    checked = check_policy(bundle, standing)
+    lenient = draft and is_console_form(bundle)
+    _refuse(found for found in checked.findings if not (lenient and found.rule.draft))
+    return checked.document
+
+
+def compile_rollback(version: Version, bundle: Any, standing: Security | None) -> bytes:
+    """The bytes of an earlier version, unless devices could not apply them.
+
+    `bundle` is what was authored. A version of the console's form from before it had a baseline is
+    compiled anew. Raises `DomainError` (INVALID_ARGUMENT).
+    """
+    document = parse_document(json.loads(version.document))
+    if is_console_form(bundle) and not keeps_baseline(document.security):
+        return compile_policy(bundle, standing)
+    _refuse(Finding(found.rule, f"bundle.{found.path}") for found in check(document))
+    return version.document
+
+
+def warnings_of(policy: Policy) -> tuple[Warned, ...]:
+    """What of a stored policy breaks a rule of this release, or has another effect than meant."""
+    try:
+        findings = check_policy(json.loads(policy.authored)).findings
+    except DomainError as broken:
+        return tuple(Warned(fault.field, "shape", fault.rule, True) for fault in broken.violations)
+    return tuple(
+        Warned(found.path, found.rule.name, found.rule.text, found.rule.refuses)
+        for found in findings
+    )
+
+
+def not_publishable(broken: DomainError) -> DomainError:
+    """What is stored breaks rules; it has to be changed before it can be published."""
+    return DomainError(
+        Code.FAILED_PRECONDITION,
+        "POLICY_BREAKS_RULES",
+        f"the policy cannot be published before it is changed: {broken.message}",
+        violations=broken.violations,
+    )
+
+
+def still_in_force() -> DomainError:
+    """Deleting the policy would leave devices with it for ever, and nothing to show it."""
+    return DomainError(
+        Code.FAILED_PRECONDITION,
+        "POLICY_IN_FORCE",
+        "the policy is in force, and devices would keep it: publish another policy of the"
+        " organisation first, or withdraw this one; force=true deletes it all the same",
+    )
+
+
+def same_json(one: str, other: str) -> bool:
+    """Whether two texts are the same JSON; the order of an object's members does not count."""
+    return one == other or _ordered(one) == _ordered(other)
+
+
+def _ordered(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True)
+
+
+def standing_of(version: Version | None) -> Security | None:
+    """What a version in force says of security."""
+    return None if version is None else parse_document(json.loads(version.document)).security
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    violations = Violations()
+    for found in findings:
+        if found.rule.refuses:
+            violations.add(found.path, found.rule.text)
+    violations.raise_if_any()
+
+
+def _authored_path(path: str, places: Mapping[str, str]) -> str:
+    """Where the author of a form finds what stands at a path of the document."""
+    for end in (at for at in range(len(path), 0, -1) if at == len(path) or path[at] in ".["):
+        if path[:end] in places:
+            return places[path[:end]] + path[end:]
+    return path
+
+
+def what_counts(bundle: Any) -> Any:
+    """What of an authored bundle makes the policy: of the console's form its `configuration`.
+
+    The editor writes another `version` and `signature` around it with each save.
+    """
+    return bundle["configuration"] if is_console_form(bundle) else bundle
+
+
+def snapshot(policy: Policy) -> PolicySnapshot:
+    """A policy as events show it: without secrets, and not beyond measure."""
+    return PolicySnapshot(
+        name=policy.name,
+        description=policy.description,
+        org_id=policy.tenant_id,
+        version=str(policy.published_version or 0),
+        in_force=policy.in_force,
+        bundle=_shown(policy),
+    )
+
+
+def snapshot_after_rollback(policy: Policy, version: str) -> RestoredPolicySnapshot:
+    """The same, with the version that is in force again."""
+    return RestoredPolicySnapshot(
+        name=policy.name,
+        description=policy.description,
+        org_id=policy.tenant_id,
+        version=str(policy.published_version or 0),
+        in_force=policy.in_force,
+        bundle=_shown(policy),
+        rollback_of=version,
+    )
+
+
+def _shown(policy: Policy) -> object:
+    bundle: object = hide(json.loads(policy.authored), REDACTED)
+    text = json.dumps(bundle, ensure_ascii=False)
+    if len(text.encode()) > _MAX_AUDITED:
+        # Of what is shown: a digest over the secrets would let readers try out guesses.
+        digest = sha256_hex(text.encode())
+        return {"omitted": "too large for the audit log", "sha256": digest}
+    return bundle

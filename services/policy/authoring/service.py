@@ -1,0 +1,385 @@
+"""Administration of policies: one transaction a use case, with its event in the same one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from contract.access import ACCESS
+from contract.events.base import Action
+from contract.events.policy import (
+    PolicyCreated,
+    PolicyDeleted,
+    PolicyPublished,
+    PolicyRolledBack,
+    PolicyUpdated,
+    PolicyWithdrawn,
+    RevealedSecrets,
+    SecretsRevealed,
+)
+from servicekit.call import Call, Caller
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import DomainError, invalid_field, not_found, permission_denied
+from servicekit.etags import check_etag
+from servicekit.feeds.changes import Changes
+from servicekit.ids import Clock, new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.pagination import Page
+from services.policy.authoring import store
+from services.policy.authoring.configuration import is_console_form
+from services.policy.authoring.domain import (
+    Policy,
+    Published,
+    compile_policy,
+    compile_rollback,
+    not_publishable,
+    same_json,
+    snapshot,
+    snapshot_after_rollback,
+    standing_of,
+    still_in_force,
+    what_counts,
+)
+from services.policy.authoring.secret_values import complete, restore
+from services.policy.authoring.stored_form import as_text
+from services.policy.keys.service import KeyRing
+from services.policy.versions import Version, next_version, parse_version
+
+_UPDATE = "/evergreen.v1.PolicyService/UpdatePolicy"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an update changes; `None` leaves a field as it is. `publish` gives it to devices."""
+
+    name: str | None = None
+    description: str | None = None
+    org_id: UUID | None = None
+    bundle: Any = field(default=None, repr=False)
+    has_bundle: bool = False
+    publish: bool = False
+
+
+class PolicyService:
+    """The use cases of administrators."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        keys: KeyRing,
+        changes: Changes,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._keys = keys
+        self._changes = changes
+        self._clock = clock
+
+    async def list_policies(
+        self, call: Call, org_id: UUID | None, after: UUID | None, limit: int
+    ) -> Page[Policy, UUID]:
+        """The policies of an org, or of the caller's whole subtree, without bundles."""
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        async with self._database.transaction(scope) as connection:
+            return await store.list_policies(connection, scope, after, limit)
+
+    async def get(self, call: Call, policy_id: UUID, *, reveal: bool = False) -> Policy:
+        """One policy; with `reveal` its secrets are going to be shown, which is audited.
+
+        Raises:
+            DomainError: PERMISSION_DENIED when the caller may not see secrets.
+        """
+        if reveal and not _may_see_secrets(call.caller):
+            raise permission_denied("ROLE_MAY_NOT", "only Owners and Admins can see secrets")
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _found(connection, scope, policy_id)
+            if reveal:
+                version = str(policy.published_version or 0)
+                revealed = RevealedSecrets(name=policy.name, version=version)
+                await self._tell(connection, policy, SecretsRevealed(id=policy.id, after=revealed))
+            return policy
+
+    async def create(
+        self,
+        call: Call,
+        *,
+        org_id: UUID,
+        name: str,
+        description: str | None,
+        bundle: Any,
+        publish: bool = False,
+    ) -> Policy:
+        """Stores a new policy after checking its bundle; devices get it if `publish` is set."""
+        org = await self._tenants.require_org(call.caller, org_id, to_add=True)
+        bundle = restore(bundle, None, "bundle")
+        now = self._clock()
+        async with self._database.transaction(Scope.of(org.id)) as connection:
+            authored = await self._authored(connection, org.id, bundle, draft=not publish)
+            policy = Policy(
+                id=new_id(),
+                tenant_id=org.id,
+                name=name,
+                description=description,
+                authored=authored,
+                revision=1,
+                published_version=None,
+                changed_since_publish=True,
+                in_force=False,
+                created_at=now,
+                updated_at=now,
+            )
+            await store.insert_policy(connection, policy)
+            await self._tell(
+                connection, policy, PolicyCreated(id=policy.id, after=snapshot(policy))
+            )
+            if publish:
+                policy = await self._publish(connection, call, policy)
+        if publish:
+            await self._changes.catch_up()
+        return policy
+
+    async def update(self, call: Call, policy_id: UUID, change: Change) -> Policy:
+        """Changes a policy; devices keep what was published, unless `publish` is set.
+
+        An update that changes nothing writes nothing, so that a repeated call does no harm.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _locked(connection, scope, policy_id)
+            if change.org_id and change.org_id != policy.tenant_id:
+                raise invalid_field("orgId", "must stay what it is; create a policy there instead")
+            authored = policy.authored
+            if change.has_bundle:
+                stored = json.loads(policy.authored)
+                authored = await self._authored(
+                    connection,
+                    policy.tenant_id,
+                    restore(change.bundle, stored, "bundle"),
+                    stored,
+                    draft=not change.publish,
+                )
+            before, policy = policy, _changed(policy, change, authored)
+            if policy != before:
+                policy = await store.update_policy(connection, policy, self._clock())
+                updated = PolicyUpdated(
+                    id=policy.id, before=snapshot(before), after=snapshot(policy)
+                )
+                await self._tell(connection, policy, updated)
+            published = change.publish and not await self._is_delivered(connection, policy)
+            if published:
+                policy = await self._publish(connection, call, policy)
+        if published:
+            await self._changes.catch_up()
+        return policy
+
+    async def delete(self, call: Call, policy_id: UUID, *, force: bool) -> None:
+        """Deletes a policy; with `force` also one that is in force, and nothing is from then on.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when it is in force.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _locked(connection, scope, policy_id)
+            if policy.in_force and not force:
+                raise still_in_force()
+            await store.delete_policy(connection, policy)
+            await store.take_out_of_force(connection, policy)
+            await self._tell(
+                connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy))
+            )
+        if policy.in_force:
+            await self._changes.catch_up()
+
+    async def withdraw(self, call: Call, policy_id: UUID) -> Policy:
+        """Takes a policy out of force and keeps it; one that is not in force stays as it is."""
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await _locked(connection, scope, policy_id)
+            if not before.in_force:
+                return before
+            await store.take_out_of_force(connection, before)
+            policy = await store.update_policy(
+                connection, replace(before, in_force=False), self._clock()
+            )
+            withdrawn = PolicyWithdrawn(
+                id=policy.id, before=snapshot(before), after=snapshot(policy)
+            )
+            await self._tell(connection, policy, withdrawn)
+        await self._changes.catch_up()
+        return policy
+
+    async def publish(self, call: Call, policy_id: UUID) -> Policy:
+        """Signs a policy as it is under a new, higher version and puts it in force."""
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _locked(connection, scope, policy_id)
+            published = await self._publish(connection, call, policy)
+        await self._changes.catch_up()
+        return published
+
+    async def rollback(self, call: Call, policy_id: UUID, version: str) -> Policy:
+        """Publishes what an earlier version held, and makes that the authored form again."""
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _locked(connection, scope, policy_id)
+            earlier = await store.get_version(connection, policy.tenant_id, parse_version(version))
+            if earlier is None or earlier.policy_id != policy.id:
+                raise not_found("policy version", version)
+            await store.lock_counter(connection, policy.tenant_id)
+            now = await store.get_in_force(connection, policy.tenant_id)
+            bundle = complete(json.loads(earlier.authored), *_authored_of(now))
+            try:
+                document = compile_rollback(earlier, bundle, standing_of(now))
+            except DomainError as broken:
+                raise not_publishable(broken) from broken
+            restored = replace(policy, authored=as_text(bundle))
+            published = await self._put_in_force(
+                connection, call, restored, document, earlier.version
+            )
+            rolled_back = PolicyRolledBack(
+                id=policy.id,
+                before=snapshot(policy),
+                after=snapshot_after_rollback(published, version),
+            )
+            await self._tell(connection, policy, rolled_back)
+        await self._changes.catch_up()
+        return published
+
+    async def list_versions(
+        self, call: Call, policy_id: UUID, before: int | None, limit: int
+    ) -> Page[Published, int]:
+        """What was published of a policy, newest first."""
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _found(connection, scope, policy_id)
+            return await store.list_versions(
+                connection, policy, before, limit, ask_secrets=not _may_see_secrets(call.caller)
+            )
+
+    async def _authored(
+        self, connection: Connection, org_id: UUID, bundle: Any, *sources: Any, draft: bool
+    ) -> str:
+        """The text of a bundle to store, checked, with the passphrases that are known for it."""
+        if is_console_form(bundle):
+            in_force = await store.get_in_force(connection, org_id)
+            bundle = complete(bundle, *sources, *_authored_of(in_force))
+        compile_policy(bundle, draft=draft)
+        return as_text(bundle)
+
+    async def _publish(self, connection: Connection, call: Call, policy: Policy) -> Policy:
+        await store.lock_counter(connection, policy.tenant_id)
+        in_force = await store.get_in_force(connection, policy.tenant_id)
+        # Checked again: what may be authored can be narrower than when it was written.
+        bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
+        try:
+            document = compile_policy(bundle, standing_of(in_force))
+        except DomainError as broken:
+            raise not_publishable(broken) from broken
+        filled = replace(policy, authored=as_text(bundle))
+        published = await self._put_in_force(connection, call, filled, document, None)
+        event = PolicyPublished(id=policy.id, before=snapshot(policy), after=snapshot(published))
+        await self._tell(connection, policy, event)
+        return published
+
+    async def _is_delivered(self, connection: Connection, policy: Policy) -> bool:
+        """Whether devices get the policy exactly as it is now; locks the org's counter."""
+        if policy.changed_since_publish:
+            return False
+        await store.lock_counter(connection, policy.tenant_id)
+        version = await store.get_in_force(connection, policy.tenant_id)
+        if version is None or version.policy_id != policy.id:
+            return False
+        try:
+            document = compile_policy(json.loads(policy.authored), standing_of(version))
+        except DomainError:
+            return False
+        return version.document == document
+
+    async def _put_in_force(
+        self,
+        connection: Connection,
+        call: Call,
+        policy: Policy,
+        document: bytes,
+        rollback_of: int | None,
+    ) -> Policy:
+        now = self._clock()
+        last, reported = await store.lock_counter(connection, policy.tenant_id)
+        before = await store.get_version(connection, policy.tenant_id, last)
+        number = next_version(last, reported)
+        signer = self._keys.signer
+        version = Version(
+            tenant_id=policy.tenant_id,
+            version=number,
+            policy_id=policy.id,
+            authored=policy.authored,
+            document=document,
+            signature=signer.sign(document),
+            statement=signer.state(
+                document,
+                version=number,
+                tenant=str(policy.tenant_id),
+                previous=before.statement.payload if before else None,
+                issued_at=now,
+            ),
+            rollback_of=rollback_of,
+            published_at=now,
+            published_by=call.caller.name,
+        )
+        await store.put_in_force(connection, version)
+        published = replace(
+            policy, published_version=number, changed_since_publish=False, in_force=True
+        )
+        return await store.update_policy(connection, published, now)
+
+    async def _tell(self, connection: Connection, policy: Policy, event: Action) -> None:
+        await self._outbox.append(connection, CloudEvent(event, policy.tenant_id))
+
+
+def _may_see_secrets(caller: Caller) -> bool:
+    return caller.role in ACCESS[_UPDATE].roles
+
+
+async def _found(
+    connection: Connection, scope: Scope, policy_id: UUID, *, for_update: bool = False
+) -> Policy:
+    policy = await store.get_policy(connection, scope, policy_id, for_update=for_update)
+    if policy is None:
+        raise not_found("policy", policy_id)
+    return policy
+
+
+async def _locked(connection: Connection, scope: Scope, policy_id: UUID) -> Policy:
+    """A policy that is about to be changed, if it is as the caller expects it."""
+    policy = await _found(connection, scope, policy_id, for_update=True)
+    check_etag(policy.etag)
+    return policy
+
+
+def _authored_of(version: Version | None) -> tuple[Any, ...]:
+    """What was authored of the version in force, if there is one."""
+    return () if version is None else (json.loads(version.authored),)
+
+
+def _changed(policy: Policy, change: Change, authored: str) -> Policy:
+    """The policy with a change applied; equal to `policy` if it changes nothing."""
+    if same_json(authored, policy.authored):
+        authored = policy.authored
+    return replace(
+        policy,
+        name=policy.name if change.name is None else change.name,
+        description=policy.description if change.description is None else change.description,
+        authored=authored,
+        changed_since_publish=policy.changed_since_publish
+        or what_counts(json.loads(authored)) != what_counts(json.loads(policy.authored)),
+    )

@@ -1,0 +1,257 @@
+"""Policies and versions in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, Scope
+from servicekit.ids import new_id
+from servicekit.rpc.pagination import Page
+from services.policy.authoring.domain import Policy, Published
+from services.policy.authoring.stored_form import joined, parted
+from services.policy.keys.signing import Statement
+from services.policy.versions import MAX_JUMP, Version
+
+_POLICY = (
+    "p.id, p.tenant_id, p.name, p.description, p.revision, p.published_version,"
+    " p.changed_since_publish, p.created_at, p.updated_at,"
+    " EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
+    " AND a.policy_id = p.id) AS in_force"
+)
+_VERSION = (
+    "v.tenant_id, v.version, v.policy_id, v.authored, v.document, v.signature,"
+    " v.statement_payload, v.statement_signature, v.key_id, v.rollback_of, v.published_at,"
+    " v.published_by, v.form_extra"
+)
+
+
+def _policy(row: asyncpg.Record) -> Policy:
+    columns = dict(row)
+    authored = joined(columns.pop("authored"), columns.pop("form_extra"))
+    return Policy(authored=authored, **columns)
+
+
+def to_version(row: asyncpg.Record) -> Version:
+    """A row with the columns of a version."""
+    return Version(
+        tenant_id=row["tenant_id"],
+        version=row["version"],
+        policy_id=row["policy_id"],
+        authored=joined(row["authored"], row["form_extra"]),
+        document=row["document"],
+        signature=row["signature"],
+        statement=Statement(
+            payload=row["statement_payload"],
+            signature=row["statement_signature"],
+            key_id=row["key_id"],
+        ),
+        rollback_of=row["rollback_of"],
+        published_at=row["published_at"],
+        published_by=row["published_by"],
+    )
+
+
+async def list_policies(
+    connection: Connection, scope: Scope, after: UUID | None, limit: int
+) -> Page[Policy, UUID]:
+    """The policies of a scope, oldest first (their ids have that order), without bundles."""
+    rows = await connection.fetch(
+        f"SELECT {_POLICY}, '' AS authored, NULL AS form_extra FROM policy.policies p"
+        " WHERE ($1::uuid[] IS NULL OR p.tenant_id = ANY ($1))"
+        " AND ($2::uuid IS NULL OR p.id > $2) ORDER BY p.id LIMIT $3",
+        scope.tenant_ids,
+        after,
+        limit + 1,
+    )
+    return Page.of([_policy(row) for row in rows], limit, lambda policy: policy.id)
+
+
+async def get_policy(
+    connection: Connection, scope: Scope, policy_id: UUID, *, for_update: bool = False
+) -> Policy | None:
+    """One policy; with `for_update` nobody else changes it until the transaction ends."""
+    wanted = "p.id = $1 AND ($2::uuid[] IS NULL OR p.tenant_id = ANY ($2))"
+    if for_update:
+        # A statement of its own: one that waits for a lock sees the row as it is then, and the
+        # assignments as they were before.
+        await connection.execute(
+            f"SELECT FROM policy.policies p WHERE {wanted} FOR UPDATE", policy_id, scope.tenant_ids
+        )
+    row = await connection.fetchrow(
+        f"SELECT {_POLICY}, p.authored, p.form_extra FROM policy.policies p WHERE {wanted}",
+        policy_id,
+        scope.tenant_ids,
+    )
+    return None if row is None else _policy(row)
+
+
+async def insert_policy(connection: Connection, policy: Policy) -> None:
+    """Stores a new policy."""
+    authored, extra = parted(policy.authored)
+    await connection.execute(
+        "INSERT INTO policy.policies (id, tenant_id, name, description, authored, revision,"
+        " created_at, updated_at, form_extra) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        policy.id,
+        policy.tenant_id,
+        policy.name,
+        policy.description,
+        authored,
+        policy.revision,
+        policy.created_at,
+        policy.updated_at,
+        extra,
+    )
+
+
+async def update_policy(connection: Connection, policy: Policy, now: datetime) -> Policy:
+    """Stores a changed policy under a new revision; the row has to be locked."""
+    changed = replace(policy, revision=policy.revision + 1, updated_at=now)
+    authored, extra = parted(changed.authored)
+    await connection.execute(
+        "UPDATE policy.policies SET name = $3, description = $4, authored = $5, revision = $6,"
+        " published_version = $7, changed_since_publish = $8, updated_at = $9, form_extra = $10"
+        " WHERE id = $1 AND tenant_id = $2",
+        changed.id,
+        changed.tenant_id,
+        changed.name,
+        changed.description,
+        authored,
+        changed.revision,
+        changed.published_version,
+        changed.changed_since_publish,
+        changed.updated_at,
+        extra,
+    )
+    return changed
+
+
+async def delete_policy(connection: Connection, policy: Policy) -> None:
+    """Deletes a policy; its versions stay."""
+    await connection.execute(
+        "DELETE FROM policy.policies WHERE id = $1 AND tenant_id = $2", policy.id, policy.tenant_id
+    )
+
+
+async def take_out_of_force(connection: Connection, policy: Policy) -> None:
+    """Leaves a policy's org without one in force, if it is this one; its row tells of that."""
+    await connection.execute(
+        "UPDATE policy.assignments SET policy_id = NULL, version = NULL,"
+        " changed_xid = pg_current_xact_id() WHERE tenant_id = $1 AND policy_id = $2",
+        policy.tenant_id,
+        policy.id,
+    )
+
+
+async def lock_counter(connection: Connection, tenant_id: UUID) -> tuple[int, int]:
+    """Locks an org's counter; answers its last version and the highest one that devices report.
+
+    What a device reports counts only as far as it may move the counter.
+    """
+    await connection.execute(
+        "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
+        " ON CONFLICT (tenant_id) DO NOTHING",
+        tenant_id,
+    )
+    last: int = await connection.fetchval(
+        "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE",
+        tenant_id,
+    )
+    reported: int | None = await connection.fetchval(
+        "SELECT max(version) FROM policy.applied_versions WHERE tenant_id = $1 AND version <= $2",
+        tenant_id,
+        last + MAX_JUMP,
+    )
+    return last, reported or 0
+
+
+async def put_in_force(connection: Connection, version: Version) -> None:
+    """Stores a signed version, moves the org's counter to it and assigns it to the org."""
+    authored, extra = parted(version.authored)
+    await connection.execute(
+        "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
+        " signature, statement_payload, statement_signature, key_id, rollback_of, published_at,"
+        " published_by, form_extra)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        version.tenant_id,
+        version.version,
+        version.policy_id,
+        authored,
+        version.document,
+        version.signature,
+        version.statement.payload,
+        version.statement.signature,
+        version.statement.key_id,
+        version.rollback_of,
+        version.published_at,
+        version.published_by,
+        extra,
+    )
+    await connection.execute(
+        "UPDATE policy.version_counters SET last_version = $2 WHERE tenant_id = $1",
+        version.tenant_id,
+        version.version,
+    )
+    await connection.execute(
+        "INSERT INTO policy.assignments (id, tenant_id, policy_id, version)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id, target) DO UPDATE"
+        " SET policy_id = excluded.policy_id, version = excluded.version,"
+        " changed_xid = pg_current_xact_id()",
+        new_id(),
+        version.tenant_id,
+        version.policy_id,
+        version.version,
+    )
+
+
+async def get_version(connection: Connection, tenant_id: UUID, version: int) -> Version | None:
+    """One published version of an org."""
+    row = await connection.fetchrow(
+        f"SELECT {_VERSION} FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2",
+        tenant_id,
+        version,
+    )
+    return None if row is None else to_version(row)
+
+
+async def get_in_force(connection: Connection, tenant_id: UUID) -> Version | None:
+    """The version in force for an org; stays it while the org's counter is locked."""
+    row = await connection.fetchrow(
+        f"SELECT {_VERSION} FROM policy.assignments a JOIN policy.versions v"
+        " ON v.tenant_id = a.tenant_id AND v.version = a.version WHERE a.tenant_id = $1",
+        tenant_id,
+    )
+    return None if row is None else to_version(row)
+
+
+async def list_versions(
+    connection: Connection, policy: Policy, before: int | None, limit: int, *, ask_secrets: bool
+) -> Page[Published, int]:
+    """What was published of a policy, newest first; with `ask_secrets` which ones hold secrets."""
+    rows = await connection.fetch(
+        "SELECT v.version, v.published_at, v.published_by, v.rollback_of, v.key_id,"
+        " encode(sha256(v.document), 'hex') AS document_sha256,"
+        # Within a text of the document these quotes are escaped.
+        """ CASE WHEN $5 THEN convert_from(v.document, 'UTF8') ~"""
+        """ '"passphrase":"[^"]|"(eap|data|secrets)":[{]"' ELSE false END AS holds_secrets"""
+        " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
+        " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",
+        policy.id,
+        policy.tenant_id,
+        before,
+        limit + 1,
+        ask_secrets,
+    )
+    return Page.of([Published(**row) for row in rows], limit, lambda version: version.version)
+
+
+async def count(connection: Connection, tenant_ids: Sequence[UUID]) -> int:
+    """How many policies organisations have."""
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM policy.policies WHERE tenant_id = ANY ($1)", tenant_ids
+    )
+    return found

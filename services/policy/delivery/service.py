@@ -1,0 +1,247 @@
+"""Delivery of policies to devices, from memory.
+
+What is in force, and whom to serve again, is followed in the database's own feeds, and nowhere
+else; a poll that is answered "not modified" touches neither the database nor another service. What
+devices report is written behind, many at a time. With the database away, devices go on getting
+what is known.
+
+A device's token is replaced when it is past half of its life. A released agent takes a new token
+only from a 200 answer with a policy that verifies, so the token travels with
+
+- the version in force, when the device has an older one or that one;
+- else (the policy was deleted) with the very version that the device has, as it was signed then;
+- else (the device has no policy and there is none) not at all: any document would be applied, an
+  empty one switches SELinux off, and nobody wrote one. Such a device keeps polling with its token,
+  expired or not, and gets a new one with its first policy. Only after half of a token's life, the
+  other half and the 90 days of grace without any policy does it have to enroll again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from uuid import UUID
+
+import grpc
+
+from contract.events.policy import DeviceTokenRotated, TokenExpiry
+from evergreen.v1 import identity_pb2, identity_pb2_grpc
+from servicekit.call import Caller
+from servicekit.data.postgres import Database, Scope
+from servicekit.data.quarantine import place, write_readable
+from servicekit.errors import DomainError
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import Cursor
+from servicekit.ids import Clock
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from services.policy.delivery import store
+from services.policy.delivery.domain import UNCHANGED, Bundle, Decision, decide
+from services.policy.delivery.store import Applied
+from services.policy.syncs.service import Syncs
+from services.policy.versions import parse_version
+
+log = logs.get(__name__)
+
+_PLACE = place("policy", "write_behind")
+_FLUSH_SECONDS = 0.5
+_WRITE_AT_ONCE = 5000
+_MOST_NOTED = 2_000_000
+_MOST_UNWRITTEN = 200_000
+_IDENTITY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a device gets: a policy, and a new token when it is time."""
+
+    bundle: Bundle
+    device_token: str | None = field(default=None, repr=False)
+
+    def envelope(self) -> bytes:
+        """The released agent's ENVELOPE."""
+        if self.device_token is None:
+            return self.bundle.envelope
+        return self.bundle.envelope_with(self.device_token)
+
+
+class Delivery:
+    """Answers devices. Its feeds and tasks are run by the service."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        syncs: Syncs,
+        outbox: Outbox,
+        identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._identity = identity
+        self._clock = clock
+        self._bundles: dict[str, Bundle] = {}
+        self._syncs = syncs
+        self._asked = syncs.asked
+        self._noted: dict[str, tuple[int, int]] = {}
+        self._reports: dict[tuple[int, int], tuple[int, int]] = {}
+        """The values of `_noted`: a whole fleet has few."""
+        self._unwritten: dict[str, Applied] = {}
+        self._something_to_write = asyncio.Event()
+        self.bundles = changes.follower("policies in force", self._fetch_bundles)
+
+    def in_force(self, tenant_id: str) -> Bundle | None:
+        """What a device that enrolls now gets."""
+        return self._bundles.get(tenant_id)
+
+    def poll(self, device: Caller, current_version: str) -> Decision:
+        """Notes what the calling device has, and decides what it is answered.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when its token expired too long ago.
+        """
+        now = self._clock()
+        has = parse_version(current_version)
+        want = self._bundles.get(device.tenant_id)
+        decision = decide(device, has, want, device.id in self._asked, now)
+        self._note_applied(device, has, now)
+        return decision
+
+    async def deliver(self, device: Caller, decision: Decision) -> Delivered | None:
+        """What `poll` decided on, as far as it can be had; `None` for "not modified"."""
+        if decision is UNCHANGED:
+            return None
+        bundle = decision.bundle or await self._former(device, decision.has)
+        if bundle is None:
+            return None
+        token = await self._new_token(device) if decision.new_token else None
+        if token is None and decision.only_with_token:
+            return None
+        if decision.fulfils_sync:
+            self._syncs.serve(device.id, self._clock())
+            self._something_to_write.set()
+        return Delivered(bundle, token)
+
+    async def has_called(self, device_id: str, token_version: int) -> bool:
+        """Whether a device asked for its policy with a token of this generation."""
+        if self._noted.get(device_id, (0, 0))[1] >= token_version:
+            return True
+        async with self._database.system_transaction("the request names no tenant") as connection:
+            return await store.has_called(connection, UUID(device_id), token_version)
+
+    async def load(self) -> None:
+        """Reads everything once, before the first call."""
+        await self.bundles.refresh()
+        await self._syncs.follower.refresh()
+
+    async def write_behind(self) -> None:
+        """Writes what devices reported, for as long as the service lives, and once more after."""
+        try:
+            while True:
+                self._something_to_write.clear()
+                if not (self._unwritten or self._syncs.has_served):
+                    await self._something_to_write.wait()
+                await asyncio.sleep(_FLUSH_SECONDS)
+                await self._flush()
+        except asyncio.CancelledError:
+            # Whatever becomes of the last reports, the service stops; devices report again.
+            try:
+                await self._flush()
+            except Exception:
+                log.exception("last reports not written")
+            raise
+
+    async def _former(self, device: Caller, version: int) -> Bundle | None:
+        """A version that is not in force any more, as it was delivered."""
+        tenant_id = UUID(device.tenant_id)
+        try:
+            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+                return await store.get_bundle(connection, tenant_id, version)
+        except DomainError as away:
+            log.info("former policy unreadable", error=away.message)
+            return None
+
+    async def _new_token(self, device: Caller) -> str | None:
+        """A new token and its entry in the audit log, or `None`: the old one works on for now."""
+        tenant_id = UUID(device.tenant_id)
+        try:
+            issued = await self._identity.IssueDeviceToken(
+                identity_pb2.IssueDeviceTokenRequest(
+                    device_id=device.id,
+                    tenant_id=device.tenant_id,
+                    token_version=device.token_version,
+                ),
+                timeout=_IDENTITY_SECONDS,
+            )
+            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(
+                        DeviceTokenRotated(
+                            id=UUID(device.id),
+                            before=TokenExpiry(expires_at=device.expires_at),
+                            after=TokenExpiry(expires_at=issued.expires_at.ToDatetime(UTC)),
+                        ),
+                        tenant_id,
+                    ),
+                )
+        except (grpc.aio.AioRpcError, DomainError) as away:
+            log.warning("device token not renewed", device=device.id, error=str(away))
+            return None
+        return issued.device_token
+
+    def _note_applied(self, device: Caller, version: int, now: datetime) -> None:
+        report = (version, device.token_version)
+        if self._noted.get(device.id) == report:
+            return
+        if len(self._unwritten) >= _MOST_UNWRITTEN and device.id not in self._unwritten:
+            # The database has been away for long; the device's next poll will tell it again.
+            return
+        if len(self._noted) >= _MOST_NOTED:
+            # Everybody is noted again; what the database has already, is not written.
+            self._noted.clear()
+            self._reports.clear()
+        self._noted[device.id] = self._reports.setdefault(report, report)
+        self._unwritten[device.id] = Applied(
+            UUID(device.id), UUID(device.tenant_id), version, device.token_version, now
+        )
+        self._something_to_write.set()
+
+    async def _flush(self) -> None:
+        await self._syncs.flush()
+        applied = dict(islice(self._unwritten.items(), _WRITE_AT_ONCE))
+        if not applied:
+            return
+
+        async def write(some: Sequence[Applied]) -> None:
+            async with self._database.system_transaction("a batch spans tenants") as connection:
+                await store.write_applied(connection, some)
+
+        try:
+            await write_readable(
+                _PLACE, list(applied.values()), write, lambda entry: entry.device_id
+            )
+        except DomainError as away:
+            # It waits in memory, one entry a device, and is written when the database is back.
+            log.info("reports postponed", waiting=len(applied), error=away.message)
+            return
+        for device_id, entry in applied.items():
+            # A newer report may have come meanwhile.
+            if self._unwritten.get(device_id) is entry:
+                del self._unwritten[device_id]
+
+    async def _fetch_bundles(self, cursor: str) -> tuple[str, bool]:
+        async with self._database.system_transaction("the cache has all tenants") as connection:
+            page, found = await store.bundles_since(connection, Cursor.parse(cursor))
+        for tenant_id, bundle in found.items():
+            known = self._bundles.get(str(tenant_id))
+            if bundle is None:
+                self._bundles.pop(str(tenant_id), None)
+            elif known is None or known.version != bundle.version:
+                self._bundles[str(tenant_id)] = bundle
+        return str(page.cursor), page.more

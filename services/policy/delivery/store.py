@@ -1,0 +1,151 @@
+"""The SQL of policy delivery: what is in force, and what devices applied.
+
+Devices name their rows by id, and the feeds are for all organisations: these statements run
+without a tenant scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, columns
+from servicekit.feeds.feed import Cursor, FeedPage, read_page
+from services.policy.deleted_devices import DELETED
+from services.policy.delivery.domain import Bundle
+from services.policy.keys.signing import Statement
+
+# A bundle can be half a megabyte.
+_BUNDLES_A_PAGE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The version that a device says it has, and since when it says so.
+
+    `token_version` is the generation of the token that it said so with.
+    """
+
+    device_id: UUID
+    tenant_id: UUID
+    version: int
+    token_version: int
+    reported_at: datetime
+
+
+CHANGING: Final = (
+    "SELECT changed_xid FROM policy.assignments",
+    "SELECT changed_xid FROM policy.applied_versions",
+)
+"""What the feeds below tell of (`servicekit.feeds.changes`)."""
+
+
+async def bundles_since(
+    connection: Connection, cursor: Cursor
+) -> tuple[FeedPage, dict[UUID, Bundle | None]]:
+    """What came into force since a cursor, by org; `None` when nothing is in force any more."""
+    page = await read_page(
+        connection,
+        "SELECT a.changed_xid::text AS changed_xid, a.id AS key, a.tenant_id, v.version,"
+        " v.document, v.signature, v.statement_payload, v.statement_signature, v.key_id"
+        " FROM policy.assignments a"
+        " LEFT JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
+        " WHERE (a.changed_xid, a.id) > ($1::text::xid8, $2)"
+        " ORDER BY a.changed_xid, a.id LIMIT $3",
+        cursor,
+        _BUNDLES_A_PAGE,
+    )
+    found = {
+        row["tenant_id"]: None if row["version"] is None else _bundle(row) for row in page.rows
+    }
+    return page, found
+
+
+async def get_bundle(connection: Connection, tenant_id: UUID, version: int) -> Bundle | None:
+    """A version that was published once, whether or not it is in force."""
+    row = await connection.fetchrow(
+        "SELECT version, document, signature, statement_payload, statement_signature, key_id"
+        " FROM policy.versions WHERE tenant_id = $1 AND version = $2",
+        tenant_id,
+        version,
+    )
+    return _bundle(row) if row else None
+
+
+def _bundle(row: asyncpg.Record) -> Bundle:
+    return Bundle(
+        version=row["version"],
+        document=row["document"],
+        signature=row["signature"],
+        statement=Statement(
+            payload=row["statement_payload"],
+            signature=row["statement_signature"],
+            key_id=row["key_id"],
+        ),
+    )
+
+
+async def write_applied(connection: Connection, applied: Sequence[Applied]) -> None:
+    """Stores what devices say they have; rows that say so already are left alone.
+
+    What a device said before it was deleted is not stored.
+    """
+    await DELETED.keep_out(connection)
+    await connection.execute(
+        "INSERT INTO policy.applied_versions AS a"
+        " (device_id, tenant_id, version, token_version, reported_at)"
+        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[],"
+        " $5::timestamptz[]) AS u(device_id, tenant_id, version, token_version, reported_at)"
+        f" WHERE {DELETED.condition('u.device_id')}"
+        # Two processes that write the same devices lock them in one order.
+        " ORDER BY device_id"
+        " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id,"
+        " version = excluded.version, token_version = excluded.token_version,"
+        " reported_at = excluded.reported_at, changed_xid = pg_current_xact_id()"
+        " WHERE (a.tenant_id, a.version, a.token_version)"
+        " IS DISTINCT FROM (excluded.tenant_id, excluded.version, excluded.token_version)",
+        *columns(
+            [(a.device_id, a.tenant_id, a.version, a.token_version, a.reported_at) for a in applied]
+        ),
+    )
+
+
+async def has_called(connection: Connection, device_id: UUID, token_version: int) -> bool:
+    """Whether a device asked for its policy with a token of this generation."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM policy.applied_versions"
+        " WHERE device_id = $1 AND token_version >= $2)",
+        device_id,
+        token_version,
+    )
+    return found
+
+
+async def applied_since(
+    connection: Connection, cursor: Cursor, limit: int
+) -> tuple[FeedPage, list[Applied]]:
+    """What devices have applied since a cursor."""
+    page = await read_page(
+        connection,
+        "SELECT a.changed_xid::text AS changed_xid, a.device_id AS key, a.tenant_id, a.version,"
+        " a.token_version, a.reported_at FROM policy.applied_versions a"
+        " WHERE (a.changed_xid, a.device_id) > ($1::text::xid8, $2)"
+        " ORDER BY a.changed_xid, a.device_id LIMIT $3",
+        cursor,
+        limit,
+    )
+    return page, [
+        Applied(
+            device_id=row["key"],
+            tenant_id=row["tenant_id"],
+            version=row["version"],
+            token_version=row["token_version"],
+            reported_at=row["reported_at"],
+        )
+        for row in page.rows
+    ]

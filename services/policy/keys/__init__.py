@@ -1,0 +1,1 @@
+"""The keys that sign policies, and what they sign."""

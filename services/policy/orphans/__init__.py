@@ -1,0 +1,1 @@
+"""Devices that run a policy although none is in force for their organisation."""

@@ -1,0 +1,1 @@
+"""Devices that an administrator wants to apply their policy again."""

@@ -1,1 +1,0 @@
-"""Pure types and rules: what devices report, and what it says about them."""

@@ -1,0 +1,1 @@
+"""Events that go before their time: of organisations and devices that are deleted."""

@@ -1,0 +1,1 @@
+"""Events: lists, and what people see of them."""

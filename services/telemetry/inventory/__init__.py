@@ -1,0 +1,1 @@
+"""The inventory: every device with its state, as lists and details show it."""

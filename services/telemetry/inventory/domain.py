@@ -1,0 +1,160 @@
+"""Devices as the inventory has them, and what lists ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from servicekit.rpc.pagination import Page
+
+DECOMMISSIONED: Final = "decommissioned"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredDevice:
+    """A device as the registry has it."""
+
+    id: UUID
+    tenant_id: UUID
+    status: str
+    serial: str
+    model: str
+    registered_at: datetime
+    enrolled_at: datetime | None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedVersion:
+    """The policy version that a device said it applied."""
+
+    device_id: UUID
+    tenant_id: UUID
+    version: str
+    reported_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BootVerdict:
+    """The verdict over a device's latest boot, as attestation has it."""
+
+    device_id: UUID
+    tenant_id: UUID
+    verdict: str
+    attested_at: datetime
+
+
+class NamePosition(NamedTuple):
+    """Behind which device a list goes on."""
+
+    name: str
+    id: UUID
+
+    @classmethod
+    def read(cls, name: str, device_id: str) -> NamePosition:
+        """The position of a token's parts.
+
+        Raises:
+            ValueError: it is none that a list answered.
+        """
+        return cls(name, UUID(device_id))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSummary:
+    """A device in a list. Its fields are columns of `telemetry.device`."""
+
+    id: UUID
+    tenant_id: UUID
+    registry_status: str
+    name: str
+    serial: str
+    model: str
+    policy_version: str
+    health: str
+    registered_at: datetime
+    enrolled_at: datetime | None
+    contact_at: datetime | None
+    state_received_at: datetime | None
+    clone_suspected_at: datetime | None = None
+    attestation_verdict: str = "NONE"
+    attested_at: datetime | None = None
+
+    @property
+    def health_detail(self) -> str:
+        """`UNKNOWN` before the first state; then lists say `warning`, for they need some value."""
+        return "UNKNOWN" if self.state_received_at is None else ""
+
+    @property
+    def never_seen(self) -> bool:
+        """Whether the device has not been heard of since it enrolled."""
+        return (
+            self.state_received_at is None
+            and not self.policy_version
+            and (self.contact_at is None or self.contact_at == self.enrolled_at)
+        )
+
+    @property
+    def position(self) -> NamePosition:
+        """Where it stands in lists."""
+        return NamePosition(self.name, self.id)
+
+    @property
+    def last_seen(self) -> datetime:
+        """When the device last called; when it was registered if it never did, even to enroll."""
+        return self.contact_at or self.registered_at
+
+    def status(self, online_since: datetime) -> str:
+        """`decommissioned`, `online` (heard of since then) or `offline`."""
+        if self.registry_status == DECOMMISSIONED:
+            return DECOMMISSIONED
+        online = self.contact_at is not None and self.contact_at >= online_since
+        return "online" if online else "offline"
+
+
+DevicePage = Page[DeviceSummary, NamePosition]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInForce:
+    """What of a device's policy is shown with it: whether one is in force, and its channel."""
+
+    exists: bool
+    update_channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDetail:
+    """A device with its latest state. `installed_apps` is JSON text, or `None`."""
+
+    summary: DeviceSummary
+    installed_apps: str | None
+    update_status: str
+    last_error: str
+    disk_health: str
+    battery_health: str
+
+    def is_orphaned(self, in_force: PolicyInForce | None) -> bool:
+        """Whether it runs a policy although, as far as is known, none is in force for it."""
+        return (
+            in_force is not None
+            and not in_force.exists
+            and self.summary.policy_version not in {"", "0"}
+            and self.summary.registry_status != "decommissioned"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFilter:
+    """Which devices to list."""
+
+    status: str = ""
+    health: str = ""
+    search: str = ""
+    seen_after: datetime | None = None
+    seen_before: datetime | None = None
+    serial: str = ""
+    clone_suspected: bool = False
+    attestation_verdict: str = ""

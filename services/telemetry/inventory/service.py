@@ -1,0 +1,304 @@
+"""The fleet as administrators see it: three feeds, kept beside what the devices report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+import grpc
+
+from evergreen.v1 import (
+    attestation_pb2,
+    attestation_pb2_grpc,
+    enrollment_pb2,
+    policy_pb2,
+    policy_pb2_grpc,
+)
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, Database
+from servicekit.data.quarantine import place, readable, write_readable
+from servicekit.errors import DomainError, not_found
+from servicekit.feeds.feed import ANSWER_SECONDS, Follower, asking
+from servicekit.ids import Clock, now
+from servicekit.observability import logs
+from servicekit.observability.logs import brief
+from servicekit.peers.devices import DeviceAccess, Mirror
+from servicekit.peers.tenants import TenantDirectory
+from services.telemetry.erasure import store as erasure_store
+from services.telemetry.events import store as event_store
+from services.telemetry.events.domain import EventFilter, StoredEvent
+from services.telemetry.inventory import store
+from services.telemetry.inventory.domain import (
+    AppliedVersion,
+    BootVerdict,
+    DeviceDetail,
+    DeviceFilter,
+    DevicePage,
+    NamePosition,
+    PolicyInForce,
+    RegisteredDevice,
+)
+from services.telemetry.inventory.query import DeviceQuery
+
+log = logs.get(__name__)
+
+_APPLIED: Final = place("telemetry", "follow_applied")
+_VERDICTS: Final = place("telemetry", "follow_verdicts")
+LATEST_EVENTS: Final = 20
+_REFRESH_SECONDS: Final = 1.0
+_CONNECTED: Final = frozenset({"active", "decommissioned"})
+"""In these states of the registry a device has called to enroll."""
+
+
+class Inventory:
+    """The devices of the registry, with what they report."""
+
+    def __init__(
+        self,
+        database: Database,
+        devices: DeviceAccess,
+        policy: policy_pb2_grpc.PolicyInternalServiceAsyncStub,
+        attestation: attestation_pb2_grpc.AttestationInternalServiceAsyncStub,
+        tenants: TenantDirectory,
+        online_for: timedelta,
+        clock: Clock,
+        wait_seconds: int,
+    ) -> None:
+        self._database = database
+        self._policy = policy
+        self._attestation = attestation
+        self._tenants = tenants
+        self._online_for = online_for
+        self._clock = clock
+        self._ask_from: dict[Follower, float] = {}
+        self._devices = devices
+        self.applied = Follower(
+            "applied versions",
+            self._fetch_applied,
+            asking(
+                policy.ListAppliedVersions,
+                policy_pb2.ListAppliedVersionsRequest(),
+                "versions",
+                seconds=wait_seconds,
+            ),
+        )
+
+        self.verdicts = Follower(
+            "verdicts",
+            self._fetch_verdicts,
+            asking(
+                attestation.ListVerdictChanges,
+                attestation_pb2.ListVerdictChangesRequest(),
+                "verdicts",
+            ),
+        )
+
+    async def load(self) -> None:
+        """Goes on where the feeds of applied versions and of verdicts were left."""
+        async with self._database.system_transaction("the feed tells of all tenants") as connection:
+            self.applied.start_at(await store.read_cursor(connection, "applied"))
+            self.verdicts.start_at(await store.read_cursor(connection, "verdicts"))
+
+    def online_since(self) -> datetime:
+        """A device that was heard of since then is online."""
+        return self._clock() - self._online_for
+
+    async def list_devices(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        wanted: DeviceFilter,
+        after: NamePosition | None,
+        limit: int,
+    ) -> DevicePage:
+        """The next devices of the caller's subtree, or of one org in it, by name.
+
+        Raises:
+            DomainError: NOT_FOUND for an org that is not in the subtree.
+        """
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        await self.refresh()
+        async with self._database.transaction(scope) as connection:
+            return await store.list_devices(
+                connection, DeviceQuery(scope, wanted, after, limit, self.online_since())
+            )
+
+    async def get_device(
+        self, call: Call, device_id: UUID
+    ) -> tuple[DeviceDetail, list[StoredEvent], PolicyInForce | None]:
+        """A device of the caller's subtree with its latest events and the policy in force for it.
+
+        That one is `None` where policy cannot be asked.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        await self.refresh()
+        async with self._database.transaction(scope) as connection:
+            device = await store.get_device(connection, scope, device_id)
+            if device is None:
+                raise not_found("device", device_id)
+            latest = await event_store.list_events(
+                connection, scope, EventFilter(device_id=device_id), None, LATEST_EVENTS
+            )
+        return device, [*latest.items], await self._in_force(device)
+
+    async def _in_force(self, device: DeviceDetail) -> PolicyInForce | None:
+        if asyncio.get_running_loop().time() < self._ask_from.get(self.applied, 0):
+            return None
+        request = policy_pb2.GetDevicePolicyRequest(
+            tenant_id=str(device.summary.tenant_id), device_id=str(device.summary.id)
+        )
+        try:
+            found = await self._policy.GetDevicePolicy(request, timeout=_REFRESH_SECONDS)
+            return PolicyInForce(bool(found.envelope), update_channel(found.envelope))
+        except (grpc.aio.AioRpcError, DomainError) as away:
+            log.debug("device shown without policy", error=brief(away))
+            return None
+
+    async def refresh(self) -> None:
+        """Asks two feeds once more: who has just admitted a device looks for it in the list.
+
+        Verdicts come within a second by themselves. When a feed cannot be asked, the list shows
+        what was heard last.
+        """
+        await asyncio.gather(self._ask(self._devices.follower), self._ask(self.applied))
+
+    async def _ask(self, feed: Follower) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_from.get(feed, 0):
+            return
+        try:
+            async with asyncio.timeout(_REFRESH_SECONDS):
+                await feed.refresh()
+        except Exception as error:
+            # Not asked again for a moment, so that lists stay quick while the other is away.
+            self._ask_from[feed] = loop.time() + _REFRESH_SECONDS
+            log.debug("lists served from last known state", error=brief(error))
+
+    async def _fetch_applied(self, cursor: str) -> tuple[str, bool]:
+        page = await self._policy.ListAppliedVersions(
+            policy_pb2.ListAppliedVersionsRequest(cursor=cursor), timeout=ANSWER_SECONDS
+        )
+        found = readable(_APPLIED, page.versions, _applied, lambda version: version.device_id)
+        versions = {
+            version.device_id: version
+            for version in found
+            if not self._tenants.is_going(version.tenant_id)
+        }
+        if versions:
+            await self._store_applied([*versions.values()], page.next_cursor)
+        return page.next_cursor, page.more
+
+    async def _store_applied(self, versions: Sequence[AppliedVersion], cursor: str) -> None:
+        async def write(some: Sequence[AppliedVersion]) -> None:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_applied(connection, some)
+                # Only all of them bring the feed on.
+                if len(some) == len(versions):
+                    await store.store_cursor(connection, cursor, "applied")
+
+        if not await write_readable(_APPLIED, versions, write, lambda v: v.device_id):
+            # What is left out is not told once more.
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_cursor(connection, cursor, "applied")
+
+    async def _fetch_verdicts(self, cursor: str) -> tuple[str, bool]:
+        page = await self._attestation.ListVerdictChanges(
+            attestation_pb2.ListVerdictChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
+        )
+        found = readable(_VERDICTS, page.verdicts, _verdict, lambda verdict: verdict.device_id)
+        verdicts = {
+            verdict.device_id: verdict
+            for verdict in found
+            if not self._tenants.is_going(verdict.tenant_id)
+        }
+        if verdicts:
+            await self._store_verdicts([*verdicts.values()], page.next_cursor)
+        return page.next_cursor, page.more
+
+    async def _store_verdicts(self, verdicts: Sequence[BootVerdict], cursor: str) -> None:
+        async def write(some: Sequence[BootVerdict]) -> None:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_verdicts(connection, some)
+                # Only all of them bring the feed on.
+                if len(some) == len(verdicts):
+                    await store.store_cursor(connection, cursor, "verdicts")
+
+        if not await write_readable(_VERDICTS, verdicts, write, lambda v: v.device_id):
+            # What is left out is not told once more.
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_cursor(connection, cursor, "verdicts")
+
+
+def update_channel(envelope: bytes) -> str:
+    """The update channel of a policy in its envelope; empty when that is."""
+    if not envelope:
+        return ""
+    channel = ((json.loads(envelope).get("policy") or {}).get("updates") or {}).get("channel")
+    return channel if isinstance(channel, str) else ""
+
+
+def _registered(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
+    enrolled = change.HasField("enrolled_at") and change.status in _CONNECTED
+    return RegisteredDevice(
+        id=UUID(change.device_id),
+        tenant_id=UUID(change.tenant_id),
+        status=change.status,
+        serial=change.serial,
+        model=change.model,
+        registered_at=change.created_at.ToDatetime(tzinfo=UTC),
+        enrolled_at=change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
+        deleted=change.deleted,
+    )
+
+
+async def _store_registered(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    if gone := [(device.id, device.tenant_id) for device in devices if device.deleted]:
+        await erasure_store.note_deleted(connection, gone)
+    if staying := [device for device in devices if not device.deleted]:
+        await erasure_store.note_back(connection, [device.id for device in staying], now())
+        await store.store_registered(connection, staying)
+
+
+DEVICES: Final = Mirror(
+    place=place("telemetry", "follow_devices"),
+    make=_registered,
+    device_of=lambda device: device.id,
+    write=_store_registered,
+    read_position=partial(store.read_cursor, feed="devices"),
+    write_position=partial(store.store_cursor, feed="devices"),
+)
+"""What telemetry keeps of the registry: every device, for the list."""
+
+
+def _applied(version: policy_pb2.AppliedVersion) -> AppliedVersion:
+    return AppliedVersion(
+        device_id=UUID(version.device_id),
+        tenant_id=UUID(version.tenant_id),
+        version=version.version,
+        reported_at=version.reported_at.ToDatetime(tzinfo=UTC),
+    )
+
+
+def _verdict(verdict: attestation_pb2.DeviceVerdict) -> BootVerdict:
+    return BootVerdict(
+        device_id=UUID(verdict.device_id),
+        tenant_id=UUID(verdict.tenant_id),
+        verdict=verdict.verdict,
+        attested_at=verdict.attested_at.ToDatetime(tzinfo=UTC),
+    )

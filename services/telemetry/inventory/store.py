@@ -1,0 +1,261 @@
+"""The fleet: what the feeds tell of it, and the queries of administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, Scope, columns
+from servicekit.serials import serial_key
+from services.telemetry.inventory import search
+from services.telemetry.inventory.domain import (
+    DECOMMISSIONED,
+    AppliedVersion,
+    BootVerdict,
+    DeviceDetail,
+    DeviceFilter,
+    DevicePage,
+    DeviceSummary,
+    NamePosition,
+    RegisteredDevice,
+)
+from services.telemetry.inventory.query import DeviceQuery
+from services.telemetry.where import HIDDEN, NOT_DELETED, Where
+
+_SUMMARY_COLUMNS: Final = tuple(field.name for field in fields(DeviceSummary))
+_SUMMARY: Final = ", ".join(_SUMMARY_COLUMNS)
+_LAST_SEEN: Final = "coalesce(contact_at, registered_at)"
+
+
+async def read_cursor(connection: Connection, feed: str) -> str:
+    """How far a feed was read; empty for not at all."""
+    cursor: str | None = await connection.fetchval(
+        "SELECT cursor FROM telemetry.feed_cursor WHERE feed = $1", feed
+    )
+    return cursor or ""
+
+
+async def store_cursor(connection: Connection, cursor: str, feed: str) -> None:
+    """Stores how far a feed was read."""
+    await connection.execute(
+        "INSERT INTO telemetry.feed_cursor (feed, cursor) VALUES ($1, $2)"
+        " ON CONFLICT (feed) DO UPDATE SET cursor = excluded.cursor",
+        feed,
+        cursor,
+    )
+
+
+async def store_registered(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    """Stores devices, each once, as the registry has them."""
+    rows = sorted(
+        (
+            device.id,
+            device.tenant_id,
+            device.status,
+            device.serial,
+            device.model,
+            device.registered_at,
+            device.enrolled_at,
+        )
+        for device in devices
+    )
+    await connection.execute(
+        "INSERT INTO telemetry.device AS d"
+        " (id, tenant_id, registry_status, name, serial, model, registered_at, enrolled_at,"
+        " contact_at, seen_day)"
+        " SELECT r.id, r.tenant_id, r.status, coalesce(nullif(r.serial, ''), r.id::text),"
+        " r.serial, r.model, r.registered_at, r.enrolled_at, r.enrolled_at,"
+        " coalesce((r.enrolled_at AT TIME ZONE 'UTC')::date, '-infinity')"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[],"
+        " $6::timestamptz[], $7::timestamptz[])"
+        " AS r (id, tenant_id, status, serial, model, registered_at, enrolled_at)"
+        " ON CONFLICT (id) DO UPDATE SET tenant_id = excluded.tenant_id,"
+        " registry_status = excluded.registry_status, name = excluded.name,"
+        " serial = excluded.serial, model = excluded.model,"
+        " registered_at = excluded.registered_at, enrolled_at = excluded.enrolled_at,"
+        # Whoever enrolls again is one machine.
+        " clone_suspected_at = CASE WHEN excluded.enrolled_at > d.clone_suspected_at THEN NULL"
+        " ELSE d.clone_suspected_at END,"
+        " contact_at = greatest(d.contact_at, excluded.contact_at),"
+        " seen_day = greatest(d.seen_day, excluded.seen_day)",
+        *columns(rows),
+    )
+
+
+async def store_applied(connection: Connection, versions: Sequence[AppliedVersion]) -> None:
+    """Stores the policy versions that devices, each once, applied."""
+    rows = sorted((v.device_id, v.tenant_id, v.version, v.reported_at) for v in versions)
+    await connection.execute(
+        "INSERT INTO telemetry.device AS d"
+        " (id, tenant_id, name, registered_at, contact_at, policy_version, seen_day)"
+        " SELECT r.id, r.tenant_id, r.id::text, r.reported_at, r.reported_at, r.version,"
+        " (r.reported_at AT TIME ZONE 'UTC')::date"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
+        " AS r (id, tenant_id, version, reported_at)"
+        f" WHERE {NOT_DELETED.format('r.id')}"
+        " ON CONFLICT (id) DO UPDATE SET policy_version = excluded.policy_version,"
+        " contact_at = greatest(d.contact_at, excluded.contact_at),"
+        " seen_day = greatest(d.seen_day, excluded.seen_day)",
+        *columns(rows),
+    )
+
+
+async def store_verdicts(connection: Connection, verdicts: Sequence[BootVerdict]) -> None:
+    """Stores the verdicts over the latest boots of devices, each once."""
+    rows = sorted((v.device_id, v.tenant_id, v.verdict, v.attested_at) for v in verdicts)
+    await connection.execute(
+        "INSERT INTO telemetry.device AS d (id, tenant_id, name, registered_at, contact_at,"
+        " attestation_verdict, attested_at, seen_day)"
+        " SELECT r.id, r.tenant_id, r.id::text, r.attested_at, r.attested_at, r.verdict,"
+        " r.attested_at, (r.attested_at AT TIME ZONE 'UTC')::date"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
+        " AS r (id, tenant_id, verdict, attested_at)"
+        f" WHERE {NOT_DELETED.format('r.id')}"
+        " ON CONFLICT (id) DO UPDATE SET attestation_verdict = excluded.attestation_verdict,"
+        " attested_at = excluded.attested_at,"
+        " contact_at = greatest(d.contact_at, excluded.contact_at),"
+        " seen_day = greatest(d.seen_day, excluded.seen_day)",
+        *columns(rows),
+    )
+
+
+async def list_devices(connection: Connection, query: DeviceQuery) -> DevicePage:
+    """One page of the fleet's list.
+
+    The first devices of the list are read, which finds what is frequent. If that is not enough for
+    a page, an index finds what is rare.
+    """
+    if not search.is_indexed(query.wanted):
+        return await _walk(connection, query)
+    page, _ = await _read(connection, query, query.scan // 10 or 1)
+    # Mostly all that the index finds are wanted, and the first try is enough.
+    for most in (query.limit * 2, query.scan):
+        if query.is_answered(page):
+            break
+        rest = query.rest(page)
+        found = await search.find(connection, rest, most)
+        if found is None:
+            return _joined(page, await _walk(connection, rest))
+        page = _joined(page, await _among(connection, rest, found))
+    return page
+
+
+async def _walk(connection: Connection, query: DeviceQuery) -> DevicePage:
+    """The devices that are wanted among the next ones of the list."""
+    page, worth = await _read(connection, query, query.scan)
+    if query.is_answered(page) or worth < 2 * query.scan:
+        return page
+    more, _ = await _read(connection, query.rest(page), worth)
+    return _joined(page, more)
+
+
+async def _read(connection: Connection, query: DeviceQuery, scan: int) -> tuple[DevicePage, int]:
+    """As `_walk`, once and among `scan` devices; and what more reading is worth."""
+    where = _wanted(query)
+    sql = where.page(_SUMMARY, "telemetry.device", "name", query.limit + 1, scan, down=False)
+    rows = await connection.fetch(sql, *where.parameters)
+    found = [_summary(row) for row in rows if row["wanted"]]
+    if len(found) > query.limit:
+        return _full(found, query.limit), 0
+    if not rows or not rows[-1]["last"]:
+        return DevicePage(found, None), 0
+    last = rows[-1]
+    return DevicePage(found, NamePosition(last["name"], last["id"])), last["worth"]
+
+
+async def _among(connection: Connection, query: DeviceQuery, some: search.Found) -> DevicePage:
+    """The devices that are wanted among some of them."""
+    where = _wanted(query)
+    where.add("id = ANY (?)", some.ids)
+    rows = await connection.fetch(
+        f"SELECT {_SUMMARY} FROM telemetry.device {where.sql_with_filters}"
+        f" ORDER BY name, id LIMIT {where.parameter(query.limit + 1)}",
+        *where.parameters,
+    )
+    found = [_summary(row) for row in rows]
+    return _full(found, query.limit) if len(found) > query.limit else DevicePage(found, some.last)
+
+
+def _full(found: list[DeviceSummary], limit: int) -> DevicePage:
+    return DevicePage.of(found, limit, lambda device: device.position)
+
+
+def _joined(page: DevicePage, more: DevicePage) -> DevicePage:
+    return DevicePage([*page.items, *more.items], more.after)
+
+
+def _wanted(query: DeviceQuery) -> Where:
+    """The devices that a query's filter lets through, behind its position."""
+    wanted, where = query.wanted, _fleet(query.scope)
+    if query.after is not None:
+        where.add("(name, id) > (?, ?)", query.after.name, query.after.id)
+    # As the indexes of those that are retired, and of those that are not well, say it.
+    if wanted.status == DECOMMISSIONED:
+        where.add("registry_status = 'decommissioned'")
+    elif wanted.status:
+        where.filter("registry_status <> ?", DECOMMISSIONED)
+        if wanted.status == "online":
+            where.filter("coalesce(contact_at >= ?, false)", query.online_since)
+        else:
+            where.filter("coalesce(contact_at < ?, true)", query.online_since)
+    _judged(where, wanted)
+    if wanted.seen_after is not None:
+        where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
+    if wanted.seen_before is not None:
+        where.filter(f"{_LAST_SEEN} < ?", wanted.seen_before)
+    if wanted.serial:
+        # A function that keeps to the scope: with row security no index of keys would be used.
+        where.add(
+            "id = ANY ((SELECT telemetry.devices_with_serial(?))::uuid[])",
+            serial_key(wanted.serial),
+        )
+    if wanted.clone_suspected:
+        where.add("clone_suspected_at IS NOT NULL")
+    if wanted.search:
+        where.contains(("name", "serial", "model", "id::text"), wanted.search)
+    return where
+
+
+def _judged(where: Where, wanted: DeviceFilter) -> None:
+    """Adds what is wanted of a device's health and of its latest boot."""
+    if wanted.health == "healthy":
+        where.filter("health = ?", wanted.health)
+    elif wanted.health:
+        where.add("(health <> 'healthy' AND health = ?)", wanted.health)
+    if wanted.attestation_verdict:
+        where.filter("attestation_verdict = ?", wanted.attestation_verdict)
+
+
+async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:
+    """One device of a scope."""
+    where = _fleet(scope)
+    where.add("id = ?", device_id)
+    row = await connection.fetchrow(
+        f"SELECT {_SUMMARY}, installed_apps, update_status, last_error,"
+        f" disk_health, battery_health FROM telemetry.device {where.sql}",
+        *where.parameters,
+    )
+    if row is None:
+        return None
+    return DeviceDetail(
+        summary=_summary(row),
+        installed_apps=row["installed_apps"],
+        update_status=row["update_status"],
+        last_error=row["last_error"],
+        disk_health=row["disk_health"],
+        battery_health=row["battery_health"],
+    )
+
+
+def _fleet(scope: Scope) -> Where:
+    where = Where(scope)
+    where.add("registry_status <> ALL (?)", list(HIDDEN))
+    return where
+
+
+def _summary(row: asyncpg.Record) -> DeviceSummary:
+    return DeviceSummary(**{name: row[name] for name in _SUMMARY_COLUMNS})

@@ -1,0 +1,1 @@
+"""Device events on their way to NATS."""

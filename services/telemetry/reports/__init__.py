@@ -1,0 +1,1 @@
+"""What devices report: states and events, read, bounded and stored."""

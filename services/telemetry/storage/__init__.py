@@ -1,0 +1,1 @@
+"""Storage budgets of devices and organisations."""

@@ -1,0 +1,317 @@
+"""Backup and restore of databases: what is kept, what is made anew, what has to change."""
+
+from __future__ import annotations
+
+import json
+from uuid import uuid4
+
+import asyncpg
+import pyrage
+import pytest
+
+from cli.backup import catalog
+from cli.backup.create import create
+from cli.backup.crypt import Key
+from cli.backup.keys import MASTER_KEY, MissingKeyError, SealedKeys
+from cli.backup.places import Directories
+from cli.backup.procedure import into_database
+from cli.backup.restore import NotEmptyError
+from cli.backup.verify import verify
+from cli.errors import CliError
+from contract.contexts import CONTEXTS
+from deploy.launcher.home import master_key, password
+from deploy.postgres import roles
+from servicekit.data import migrate
+from servicekit.security.sealing import check_value
+from tests.support.backups import (
+    EVENTS,
+    KEY,
+    LEAVES,
+    LOCK,
+    ORG,
+    STAYS,
+    World,
+    contents,
+    owner,
+    seed,
+    superuser,
+    target,
+    world,
+)
+
+__all__ = ["world"]
+
+
+CHANGED = {
+    "identity.session": ("ended_at", "changed_xid"),
+    "policy.version_counters": ("last_version",),
+    "telemetry.event": ("xid", "id_day"),
+}
+
+
+async def test_all_rows_come_back(world: World) -> None:
+    """But for what a restore has to change; into a database of another server, as it were."""
+    await seed(world.first)
+    await world.back_up()
+    found = verify(world.archive, KEY)
+    assert (found.keys, found.entries, found.chains) == (4, 9, 1)
+    await world.restore()
+    for name, rows in found.rows.items():
+        if name in {"identity.signing_key", "audit.outbox"}:
+            continue
+        without = CHANGED.get(name, ("changed_xid",))
+        before = await contents(world.first, name, *without)
+        assert await contents(world.second, name, *without) == before, name
+        assert len(before) == rows
+    async with superuser(world.second) as connection:
+        assert await connection.fetchval("SELECT last_version FROM policy.version_counters") == 1007
+        assert await connection.fetchval("SELECT ended_at FROM identity.session") is not None
+        purposes = await connection.fetch("SELECT purpose FROM identity.signing_key")
+        assert [row["purpose"] for row in purposes] == ["devices"]
+        for position in ("policy.device_access_cursor", "policy.outbox_stream"):
+            assert await connection.fetchval(f"SELECT count(*) FROM {position}") == 0
+        # What feeds and relays go by is of this server, and over for every reader.
+        for column in ("enrollment.device.changed_xid", "telemetry.event.xid"):
+            table, name = column.rsplit(".", 1)
+            assert await connection.fetchval(
+                f"SELECT count(DISTINCT {name}) = 1"
+                f" AND bool_and({name} < pg_snapshot_xmin(pg_current_snapshot())) FROM {table}"
+            )
+        assert await connection.fetchval(
+            "SELECT bool_and(id_day = telemetry.event_day(event_id)) FROM telemetry.event"
+        )
+        (told,) = await connection.fetch("SELECT payload FROM audit.outbox")
+        forced = await connection.fetchval(
+            "SELECT bool_and(relforcerowsecurity) FROM pg_class WHERE relname = ANY ($1)",
+            ["tenant", "policies", "entry"],
+        )
+        assert forced
+    data = json.loads(told["payload"])["data"]
+    assert data["action"] == "audit.restored"
+    assert data["after"]["sequence"] == 9
+    secret = world.place.secrets / "master_key"
+    assert secret.read_bytes() == (world.keys.secrets / "master_key").read_bytes()
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+async def test_restored_services_may_do_what_they_could(world: World) -> None:
+    """Rights and walls are those of a new installation."""
+    await seed(world.first)
+    await world.back_up()
+    await world.restore()
+    rights = (
+        "SELECT table_schema, table_name, grantee, privilege_type"
+        " FROM information_schema.role_table_grants WHERE table_schema = ANY ($1)"
+        " AND grantee LIKE 'evergreen%' AND table_name NOT LIKE 'event\\_2%' ORDER BY 1, 2, 3, 4"
+    )
+    found = []
+    for database in (world.first, world.second):
+        async with superuser(database) as connection:
+            found.append(await connection.fetch(rights, list(CONTEXTS)))
+    assert found[0] == found[1]
+    assert found[0]
+
+
+async def test_an_older_schema_is_restored_and_upgraded(world: World) -> None:
+    """Events from before they had partitions land in those of the new installation."""
+    old = [m for m in migrate.all_migrations() if m.schema != "telemetry" or m.version <= 2]
+    async with superuser(world.first) as connection:
+        await connection.execute(f"SET ROLE {roles.MIGRATOR}")
+        async with connection.transaction():
+            for schema in catalog.SCHEMAS:
+                await connection.execute(f"DROP SCHEMA {schema} CASCADE")
+            await migrate.make(connection, old)
+    await seed(world.first)
+    await world.back_up()
+    header = verify(world.archive, KEY).header
+    assert header.migrations["telemetry"].keys() == {"1", "2"}
+    await world.restore()
+    status = await migrate.status(target(world.second).dsn, target(world.second).password)
+    assert all(item.applied_at for item in status)
+    without = ("xid", "id_day", "device_time")
+    assert len(await contents(world.second, "telemetry.event", *without)) == EVENTS
+    assert await contents(world.second, "telemetry.event", *without) == await contents(
+        world.first, "telemetry.event", *without
+    )
+
+
+async def test_what_was_decided_since_holds(world: World) -> None:
+    """The replaced database still knows it; in every context at once, unless it is wanted gone."""
+    await seed(world.first)
+    await world.back_up()
+    comes = uuid4()
+    async with superuser(world.first) as connection:
+        await connection.execute("SET evergreen.scope = '*'")
+        await connection.execute(
+            f"UPDATE enrollment.device SET status = 'decommissioned' WHERE id = '{LEAVES}';"
+            f"INSERT INTO enrollment.device (id, tenant_id, serial, model, cpu_model, cpu_count,"
+            f" total_ram_bytes, has_tpm, status, token_version, created_at) VALUES ('{comes}',"
+            f" '{ORG}', 'NEW', 'M', '', 4, 1, true, 'active', 2, now());"
+            "UPDATE policy.version_counters SET last_version = 5000;"
+            "UPDATE identity.account SET status = 'disabled';"
+            "UPDATE enrollment.token SET revoked_at = now()"
+        )
+    with pytest.raises(NotEmptyError):
+        await into_database(world.wanted(), world.keys, target(world.first))
+    outcome, _ = await into_database(
+        world.wanted(replace=True), Directories(world.directory), target(world.first)
+    )
+    assert (outcome.devices.carried, outcome.devices.retired) == (2, 1)
+    async with superuser(world.first) as connection:
+        rows = await connection.fetch(
+            "SELECT id, status, token_version FROM enrollment.device ORDER BY id"
+        )
+        found = {row["id"]: (row["status"], row["token_version"]) for row in rows}
+        assert found == {
+            STAYS: ("active", 1),
+            LEAVES: ("decommissioned", 1),
+            comes: ("active", 2),
+        }
+        assert await connection.fetchval("SELECT last_version FROM policy.version_counters") == 6000
+        assert await connection.fetchval("SELECT status FROM identity.account") == "disabled"
+        assert await connection.fetchval("SELECT revoked_at FROM enrollment.token") is not None
+    # Unless it is wanted gone.
+    outcome, _ = await into_database(
+        world.wanted(replace=True, carry=False), Directories(world.directory), target(world.first)
+    )
+    assert outcome.devices.carried == 0
+
+
+async def test_nothing_is_touched_when_something_is_wrong(world: World) -> None:
+    """A damaged archive, another key, no key in the target, services that run."""
+    await seed(world.first)
+    await world.back_up()
+    whole = world.archive.read_bytes()
+    changed = bytes([whole[3000] ^ 1])
+    for damaged in (whole[:-40], whole[:3000] + changed + whole[3001:]):
+        world.archive.write_bytes(damaged)
+        with pytest.raises(CliError):
+            await world.restore()
+    world.archive.write_bytes(whole)
+    other = Key(identity=str(pyrage.x25519.Identity.generate()))
+    with pytest.raises(CliError, match="another one"):
+        await into_database(world.wanted(key=other), world.place, target(world.second))
+    world.place.secrets.mkdir()
+    for broken in ("", "no key\n"):
+        (world.place.secrets / "master_key").write_text(broken)
+        with pytest.raises(CliError, match="the master key is not one"):
+            await world.restore()
+        assert (world.place.secrets / "master_key").read_text() == broken
+    (world.place.secrets / "master_key").unlink()
+    servers = world.servers
+    service = await asyncpg.connect(
+        servers.postgres.dsn(roles.service_role("policy"), world.second.name),
+        password=servers.home.secret("postgres_policy", password),
+        server_settings={"application_name": "evergreen"},
+    )
+    try:
+        with pytest.raises(CliError, match="evergreen_policy"):
+            await world.restore()
+    finally:
+        await service.close()
+    async with superuser(world.second) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM identity.tenant") == 0
+    assert list(world.place.secrets.iterdir()) == []
+
+
+async def test_the_installation_keeps_its_master_key(world: World) -> None:
+    """The restored private keys are sealed with it: rows and key belong together at each moment."""
+    await seed(world.first)
+    await world.back_up()
+    world.place.secrets.mkdir()
+    own = master_key()
+    (world.place.secrets / "master_key").write_text(own)
+    await world.restore()
+    assert (world.place.secrets / "master_key").read_text() == own
+    async with superuser(world.second) as connection:
+        keys = SealedKeys(own.encode())
+        for table in catalog.SEALED:
+            for row in await connection.fetch(f"SELECT public_key, sealed_seed FROM {table}"):
+                keys.check(table, row["public_key"], row["sealed_seed"])
+        # Those of users' tokens are made anew.
+        assert keys.opened == 3
+        noted = await connection.fetchval("SELECT check_value FROM evergreen.key_check")
+        assert noted == check_value(keys.master_key)
+
+
+async def test_what_is_sealed_is_known(world: World) -> None:
+    """A column that the master key seals, and that a restore does not know, could not be opened."""
+    async with superuser(world.first) as connection:
+        rows = await connection.fetch(
+            "SELECT table_schema || '.' || table_name AS name FROM information_schema.columns"
+            " WHERE table_schema = ANY ($1) AND column_name LIKE 'sealed%'",
+            catalog.SCHEMAS,
+        )
+    assert {row["name"] for row in rows} == set(catalog.SEALED)
+
+
+async def test_a_ca_does_not_keep_the_key_of_another_one(world: World) -> None:
+    """An archive of the chart's may have none: the next certificate would be signed with it."""
+    await seed(world.first)
+    for name in ("ca.crt", "server.crt", "server.key"):
+        (world.directory / name).write_text("archived")
+    connection = await owner(world.first)
+    try:
+        files = Directories(world.keys.secrets, world.directory).read()
+        await create(connection, files, world.archive, LOCK, "0.1.0")
+    finally:
+        await connection.close()
+    tls = world.directory / "tls"
+    tls.mkdir()
+    for name in ("ca.crt", "ca.key", "server.crt", "server.key"):
+        (tls / name).write_text("the target's own")
+    await world.restore()
+    found = {path.name: path.read_text() for path in tls.iterdir()}
+    assert found == dict.fromkeys(("ca.crt", "server.crt", "server.key"), "archived")
+
+
+async def test_a_backup_without_its_keys_is_not_made(world: World) -> None:
+    await seed(world.first)
+    connection = await owner(world.first)
+    try:
+        for files in ({}, {MASTER_KEY: master_key().encode()}):
+            with pytest.raises(MissingKeyError):
+                await create(connection, files, world.archive, LOCK, "0.1.0")
+    finally:
+        await connection.close()
+    assert not world.archive.exists()
+
+
+async def test_a_changed_audit_log_is_noticed_without_a_server(world: World) -> None:
+    await seed(world.first)
+    async with superuser(world.first) as connection:
+        await connection.execute(
+            "ALTER TABLE audit.entry DISABLE TRIGGER ALL;"
+            "UPDATE audit.entry SET record = replace(record, 'line', 'lime') WHERE sequence = 4"
+        )
+    await world.back_up()
+    with pytest.raises(CliError, match=r"entry 4 .* was changed"):
+        verify(world.archive, KEY)
+
+
+async def test_every_table_is_thought_of(world: World) -> None:
+    """Transaction numbers, positions and partitions are named in the catalogue, and nothing else
+    is left out: whoever adds such a table has to decide."""
+    connection = await owner(world.first)
+    try:
+        kept = {table.name for table in await catalog.tables(connection)}
+        rows = await connection.fetch(
+            "SELECT n.nspname || '.' || c.relname AS name, c.relkind::text AS kind,"
+            " coalesce(array_agg(a.attname::text || CASE WHEN a.atthasdef THEN '' ELSE '!' END)"
+            " FILTER (WHERE a.atttypid = 'xid8'::regtype), '{}') AS xids,"
+            " bool_or(a.attname IN ('cursor', 'incarnation')) AS position"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
+            " WHERE n.nspname = ANY ($1) AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
+            " GROUP BY 1, 2",
+            catalog.SCHEMAS,
+        )
+        left_out = {row["name"] for row in rows} - kept
+        assert all(not catalog.is_kept(name) for name in left_out)
+        for row in rows:
+            if row["name"] in kept:
+                assert not row["position"], f"{row['name']} says how far something was read"
+                assert not [x for x in row["xids"] if x.endswith("!")], row["name"]
+                assert row["kind"] == "r" or row["name"] in catalog.DERIVED, row["name"]
+    finally:
+        await connection.close()

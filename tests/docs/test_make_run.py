@@ -1,0 +1,355 @@
+"""The documentation's commands for `make run`, as they are printed, in a clone of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pyrage
+import pytest
+
+from auditlog.export import closing_line, opening_line
+from deploy.private_files import write_private
+from servicekit.ids import now
+from tests.docs.reader import Reader, clone, day, psql
+from tests.e2e.world import ok
+from tests.support import documented
+from tests.support.backups import World, seed, target, world
+from tests.support.documented import Block, Commands
+from tests.support.paths import ROOT
+from tests.support.stack import PATIENCE, Stack, attached, free_port, until
+
+__all__ = ["world"]
+
+CERTIFICATES = "docs/certificates.md"
+HOST = "https://evergreen.school.example"
+
+
+@contextmanager
+def started(reader: Reader, commands: list[Block], home: Path | None = None) -> Iterator[Stack]:
+    """An installation that commands start, and that Ctrl-C stops."""
+    output = reader.directory / "output"
+    told = (home or reader.directory / ".evergreen") / "bootstrap.json"
+    with reader.running(commands, output) as process:
+
+        def ready() -> bool:
+            assert process.poll() is None, output.read_text(errors="replace")
+            return told.exists() and b"curl" in output.read_bytes()
+
+        until(ready, 2 * PATIENCE, "it does not start")
+        yield attached(told)
+
+
+def path() -> str:
+    """Where a shell looks for programs."""
+    return f"{ROOT / '.venv/bin'}:{os.environ['PATH']}:{psql()}"
+
+
+def a_reader(directory: Path) -> Reader:
+    """In a clone, with ports that nothing else has."""
+    ports = {
+        "EVERGREEN_PORT": str(free_port()),
+        "EVERGREEN_EVENTS_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    # Keys are rotated while a test waits.
+    return Reader(clone(directory), {"PATH": path(), "EVERGREEN_KEY_LEAD_SECONDS": "10", **ports})
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A short path: PostgreSQL's socket is in it."""
+    found = Path(tempfile.mkdtemp(prefix="evergreen-docs-"))
+    yield found
+    shutil.rmtree(found)
+
+
+@pytest.fixture(scope="module")
+def reader(place: Path) -> Reader:
+    return a_reader(place / "evergreen")
+
+
+@pytest.fixture(scope="module")
+def stack(reader: Reader) -> Iterator[Stack]:
+    """Started by the commands that bring a clone up to date."""
+    with started(reader, Commands("docs/upgrade.md", "make-run").take("make run")) as found:
+        yield found
+
+
+@pytest.fixture
+def root(stack: Stack) -> Iterator[httpx.Client]:
+    with stack.first_owner() as client:
+        yield client
+
+
+def numbers(said: str) -> str:
+    """What a command asks to be typed, from what it shows before."""
+    return f"{re.findall(r'number to confirm is ([0-9]+)', said)[-1]}\n"
+
+
+def test_a_devices_day(reader: Reader, stack: Stack) -> None:
+    """The README, from the first login to a fleet: every call is answered as it says."""
+    with Commands("README.md", "make-run") as commands:
+        assert "pre_shared_key" in reader.run(commands.take("Start it"))
+        blocks = commands.take("A device's day, by hand")
+    *calls, fleet = blocks
+    said = reader.run(calls)
+    assert '"inForce": true' in said
+    assert re.search(r'"device_id": "[0-9a-f-]{36}"', said)
+    assert "\n304\n" in said
+    assert '"message": "the calculator"' in said
+    assert "enrollment.device_enrolled" in said
+    assert "Verified: " in said
+    few = fleet.filled({"--devices 500": "--devices 5", "5m": "3s"})
+    assert "5 devices" in reader.run([few])
+    assert "<svg" in (reader.directory / "fleet.svg").read_text()
+
+
+def test_organisations(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """One is made, exported, archived, brought back and deleted."""
+    with Commands("docs/organisations.md", "make-run") as commands:
+        made = commands.take("Create")
+        assert "linden" in reader.run([*day(), *made])
+        (linden,) = (t for t in ok(root.get("/api/tenants"))["tenants"] if t["code"] == "linden")
+
+        for code in ("old-code", "linden"):
+            ok(root.patch(f"/api/tenants/{linden['id']}", json={"code": code}))
+        reader.run(commands.take("Codes"), "y\n")
+        assert not ok(root.get(f"/api/tenants/{linden['id']}")).get("oldCodes")
+
+        exported = reader.run(commands.take("Leave: everything in one file"), ID=linden["id"])
+        assert "is complete" in exported
+        assert "Verified" in exported
+
+        archive = commands.take("Archive")
+        number = numbers(reader.run("evergreen orgs archive linden --dry-run"))
+        reader.run(archive, number)
+        assert ok(root.get(f"/api/tenants/{linden['id']}"))["status"] == "archived"
+        reader.run(commands.take("Restore"))
+        reader.run(archive, number)
+        number = numbers(reader.run("evergreen orgs delete linden --dry-run"))
+        assert "deleted" in reader.run(commands.take("Delete"), number)
+
+
+def test_people(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """A lost password gets a link, and the page of invitations another one."""
+    user = ok(root.post("/api/users", json={"email": "lost@school.example", "role": "Admin"}))
+    with Commands("docs/console.md", "make-run") as commands:
+        said = reader.run([*day(), *commands.take("Pages of the product")], USER_ID=user["id"])
+    link = said.splitlines()[-1]
+    assert link.startswith(f"{stack.url}/auth/accept#")
+    with stack.client() as client:
+        secret = link.partition("#")[2].rpartition("=")[2]
+        ok(
+            client.post(
+                "/auth/accept-invitation",
+                json={"invitationToken": secret, "password": "a password for tests"},
+            )
+        )
+    with Commands("docs/people.md", "make-run") as commands:
+        (block,) = commands.take("The only Owner has lost the password")
+    said = reader.run([block.filled({"owner@school.example": user["email"]})])
+    assert f"{stack.url}/auth/accept#" in said
+
+
+def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """A network of the console's form gets its passphrase by a call."""
+    form = {
+        "configuration": {"network": {"wifiNetworks": [{"ssid": "School", "security": "wpa2"}]}}
+    }
+    policy = ok(
+        root.post("/api/policies", json={"name": "Form", "orgId": stack.tenant_id, "bundle": form})
+    )
+    with Commands("docs/policies.md", "make-run") as commands:
+        blocks = commands.take("The console's form")
+    first, then = reader.run(day()), documented.script(blocks, reader.directory)
+    assert first
+    reader.run(documented.script(day(), reader.directory) + f"POLICY={policy['id']}\n" + then)
+    ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
+
+
+def test_data(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """Events are kept as long as it was said, and files are complete."""
+    with Commands("docs/data.md", "make-run") as commands:
+        reader.run([*day(), *commands.take("How long events are kept")])
+        reader.run([*day(), *commands.take("Exports")])
+    kept = ok(root.get("/api/events/retention", params={"orgId": stack.tenant_id}))
+    assert kept["days"] == 30
+    files = {name: (reader.directory / name).read_text() for name in ("events.csv", "devices.json")}
+    assert files["events.csv"].endswith("\n")
+    assert json.loads(files["devices.json"])
+    assert '{"end":' in (reader.directory / "audit.jsonl").read_text().splitlines()[-1]
+
+
+def test_integrators(reader: Reader, stack: Stack) -> None:
+    """A credential reads the events of its organisation, also of a stream made anew."""
+    with Commands("docs/integrators.md", "make-run") as commands:
+        made = commands.take("Get a credential")
+        consumer = commands.take("Connect")
+        rebuild = commands.take("For operators")
+    output = reader.directory / "events.jsonl"
+    with reader.running([*day(), *made, *consumer], output):
+
+        def seen(action: str) -> bool:
+            return action in output.read_text()
+
+        until(lambda: seen("identity.event_credential_created"), PATIENCE, "no events", 0.2)
+        reader.run(rebuild, "y\n")
+        reader.run(day())
+        until(lambda: output.read_text().count('"policy.published"') > 1, PATIENCE, "no more")
+
+
+def test_the_simulator(reader: Reader, stack: Stack) -> None:
+    """On this machine, and as from another one."""
+    with Commands("docs/simulator.md", "make-run") as commands:
+        here, there = commands.take("The simulator")
+    few = {"-n 500": "-n 5", "5m": "3s"}
+    reader.run([here.filled(few)])
+    shutil.copy(stack.ca_file, reader.directory / "ca.crt")
+    there = there.filled({**few, "linden:secret": stack.pre_shared_key, HOST: stack.url})
+    assert "5 devices" in reader.run([there])
+
+
+def test_questions(reader: Reader, stack: Stack) -> None:
+    """Each answer's commands show what the answer says."""
+    lost = {"owner@school.example": "asked@school.example"}
+    with stack.first_owner() as root:
+        ok(root.post("/api/users", json={"email": lost["owner@school.example"], "role": "Admin"}))
+    with Commands("docs/faq.md", "make-run") as commands:
+        (reset,) = commands.take("The only Owner has lost the password")
+        assert "/auth/accept#" in reader.run([reset.filled(lost)])
+        serial = {"SN-1": "SN-9"}
+        *before, enroll = Commands("README.md", "make-run").take("A device's day, by hand")[:3]
+        again, *others = commands.take("Questions that administrators ask")
+        said = reader.run([*before, enroll.filled(serial), again.filled(serial), *others])
+    assert "SN-9 may enroll until" in said
+    assert '"receivedAt": "20' in said
+    assert '"inForce": false' in said
+    assert '"serialNumber": "SN-9"' in said
+    assert "policy.withdrawn" in said
+
+
+def test_monitoring(reader: Reader, stack: Stack) -> None:
+    """A service and the gateway tell their metrics."""
+    with Commands("docs/monitoring.md", "make-run") as commands:
+        service, gateway = commands.take("Metrics")
+    assert "evergreen_ready 1" in reader.run([service])
+    assert "envoy_http_downstream_rq_total" in reader.run([gateway])
+
+
+def test_keys(reader: Reader, stack: Stack) -> None:
+    """A key is rotated; ended for good, it takes its sessions with it."""
+    session = stack.login()["token"]
+    *rotation, end = Commands(CERTIFICATES, "make-run").take("Keys that sign")
+    reader.run(rotation)
+
+    def old_key_is(state: str) -> bool:
+        return state in reader.run("evergreen keys list")
+
+    until(lambda: old_key_is("retiring"), PATIENCE, "the new key does not sign", 0.5)
+    assert "UPDATE 1" in reader.run([end])
+    # A gateway that starts before would fetch the old key once more.
+    until(lambda: old_key_is("retired"), PATIENCE, "the old key has not ended", 0.5)
+    # It remembers what it has verified; the launcher starts it again.
+    launcher = int((stack.home / "launcher.lock").read_text())
+    (gateway,) = Stack.children(launcher, "envoy")
+    os.kill(gateway, signal.SIGTERM)
+    with stack.client(session) as client:
+
+        def refused() -> bool:
+            with suppress(httpx.TransportError):
+                return client.get("/api/devices").status_code == 401
+            return False
+
+        until(refused, PATIENCE, "what the old key signed still counts", 0.2)
+    with stack.first_owner() as client:
+        ok(client.get("/api/devices"))
+
+
+def test_the_doctor(reader: Reader, stack: Stack) -> None:
+    """It finds nothing, by the home or by the public address."""
+    with Commands("docs/troubleshooting.md", "make-run") as commands:
+        (block,) = commands.take("Doctor")
+        sql = commands.take("SQL")
+    with Commands("docs/runbooks.md", "make-run") as commands:
+        (statement,) = commands.take("EvergreenDatabasePoolUsedUp")
+    assert "wait_event_type" in reader.run(sql, f"{statement.text}\\q\n")
+    # As the certificate of a public CA.
+    trusted = dict.fromkeys(("SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"), stack.ca_file)
+    reader.run([block.filled({HOST: stack.url})], **trusted)
+
+
+def test_another_machine(reader: Reader, stack: Stack, place: Path) -> None:
+    """A backup is rehearsed there, and restored where nothing was; its CA is replaced."""
+    kept = place / "kept"
+    kept.mkdir()
+    identity = pyrage.x25519.Identity.generate()
+    for name, text in {
+        "passphrase": "correct horse battery\n",
+        "recipients": f"{identity.to_public()}\n",
+        "checkpoint": reader.run("evergreen audit checkpoint"),
+    }.items():
+        write_private(kept / name, text)
+    paths = {"/etc/evergreen": str(kept), "/backups": str(kept)}
+    with Commands("docs/backup.md", "make-run") as commands:
+        commands.take("To any moment: an external PostgreSQL")
+        make, elsewhere = commands.take("Backup")
+        assert "--secrets" in elsewhere.text
+        shutil.copy(kept / "passphrase", kept / "backup-passphrase")
+        reader.run([make.filled(paths)])
+        (scheduled,) = commands.take("Backups on a schedule")
+        assert "Last good backup" in reader.run([scheduled.filled(paths)])
+
+        other = a_reader(place / "other")
+        for name in ("monday.backup", "backup-passphrase"):
+            shutil.copy(kept / name, other.directory / name)
+        shutil.copy(kept / "checkpoint", other.directory / "kept-checkpoint.txt")
+        write_private(other.directory / "key.txt", f"{identity}\n")
+        port, home = str(free_port()), place / "rehearsal"
+        rehearse, start, check = commands.take("Rehearse it")
+        assert "devices" in other.run([rehearse.filled({"/backups": str(kept)})])
+        start = start.filled({"/tmp/rehearsal": str(home), "9443": port})
+        with started(other, [start], home):
+            told = other.run([check.filled({"/tmp/rehearsal": str(home)})], EVERGREEN_PORT=port)
+            assert "Verified: " in told
+        with started(other, commands.take("Restore")) as restored, restored.first_owner() as root:
+            assert "audit.restored" in str(ok(root.get("/api/audit")))
+
+    before = Path(restored.ca_file).read_text()
+    with Commands(CERTIFICATES, "make-run") as commands:
+        commands.take("Keys that sign")
+        other.run(commands.take("Replace a CA"))
+    with started(other, Commands("docs/upgrade.md", "make-run").take("make run")) as again:
+        assert Path(again.ca_file).read_text() != before
+        again.login()
+
+
+async def test_backup_of_a_database_of_ones_own(world: World, place: Path) -> None:
+    """By its address and a directory with the keys; and after a recovery to any moment."""
+    reader = Reader(place / "server", {"PATH": path()})
+    reader.directory.mkdir()
+    await seed(world.first)
+    shutil.copytree(world.servers.home.secrets, reader.directory / "keys")
+    identity = pyrage.x25519.Identity.generate()
+    for name, text in {
+        "values.yaml": "profile: production\n",
+        "keys.txt": f"{identity.to_public()}\n",
+        "key.txt": f"{identity}\n",
+        "newest-export.jsonl": opening_line(now(), complete=True) + closing_line(0),
+    }.items():
+        (reader.directory / name).write_text(text)
+    commands = Commands("docs/backup.md", "make-run")
+    create = commands.take("Backup")[1]
+    create = create.filled(
+        {"postgresql://evergreen_migrator@db/evergreen": target(world.first).dsn}
+    )
+    recovered = commands.take("To any moment: an external PostgreSQL")
+    assert "Restored as of" in reader.run([create, *recovered])
+    assert list(reader.directory.glob("evergreen-*.backup"))

@@ -1,0 +1,1 @@
+"""Tests that need programs of others, which `make test-servers` installs from Debian."""

@@ -1,0 +1,30 @@
+"""Fixtures of what `make test-servers` tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.external import browser as chromium
+from tests.external import debian
+from tests.external.browser import Browser
+
+OpenBrowser = Callable[..., AbstractContextManager[Browser]]
+
+
+@pytest.fixture
+def open_browser(tmp_path: Path) -> OpenBrowser:
+    """Opens a browser: `with open_browser(language="de", javascript=False) as browser:`."""
+    debian.require(chromium.PROGRAMS)
+    return partial(chromium.browser, tmp_path)
+
+
+@pytest.fixture
+def browser(open_browser: OpenBrowser) -> Iterator[Browser]:
+    """A browser in English, with JavaScript."""
+    with open_browser() as found:
+        yield found

@@ -1,0 +1,68 @@
+"""Tokens as identity makes them, and others."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+USER: Final = "01930000-0000-7000-8000-000000000001"
+DEVICE: Final = "01930000-0000-7000-8000-000000000002"
+TENANT: Final = "01930000-0000-7000-8000-000000000003"
+SESSION: Final = "01930000-0000-7000-8000-000000000004"
+DAY: Final = 24 * 3600
+
+
+class Signer:
+    """One key of identity's."""
+
+    def __init__(self, kid: str) -> None:
+        self.kid = kid
+        self.key = Ed25519PrivateKey.generate()
+
+    @property
+    def jwk(self) -> dict[str, Any]:
+        """Its public half."""
+        jwk = jwt.algorithms.OKPAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
+        return {**jwk, "kid": self.kid, "alg": "EdDSA", "use": "sig"}
+
+    def user(self, lifetime: int = 3600, **claims: Any) -> str:
+        """A session's token; a claim that is `None` is left out."""
+        return self._sign(
+            {
+                "iss": "evergreen:users",
+                "aud": "evergreen:api",
+                "sub": USER,
+                "knd": "user",
+                "role": "Owner",
+                "email": "owner@example.org",
+                "sid": SESSION,
+                "tid": TENANT,
+            },
+            lifetime,
+            claims,
+        )
+
+    def device(self, lifetime: int = 365 * DAY, **claims: Any) -> str:
+        """A device's token."""
+        return self._sign(
+            {
+                "iss": "evergreen:devices",
+                "aud": "evergreen:devices",
+                "sub": DEVICE,
+                "knd": "device",
+                "ver": 3,
+                "tid": TENANT,
+            },
+            lifetime,
+            claims,
+        )
+
+    def _sign(self, usual: dict[str, Any], lifetime: int, claims: dict[str, Any]) -> str:
+        now = int(time.time())
+        payload = {"iat": now, "exp": now + lifetime, **usual, **claims}
+        payload = {name: value for name, value in payload.items() if value is not None}
+        header = {"kid": self.kid, "typ": f"evergreen-{payload.get('knd', 'user')}+jwt"}
+        return jwt.encode(payload, self.key, "EdDSA", header)

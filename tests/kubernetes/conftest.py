@@ -1,0 +1,42 @@
+"""A cluster for all tests, and the releases that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.releases import Release, evaluation
+from tests.support.stack import Stack
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Pods take their time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The cluster of `KUBECONFIG`."""
+    found = Cluster.found()
+    if found is None:
+        pytest.skip("needs a cluster in KUBECONFIG, and kubectl: docs/contributing.md")
+    return found
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster) -> Iterator[Release]:
+    """An evaluation for the tests of a file."""
+    with evaluation(cluster) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def stack(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The product behind its gateway."""
+    with release.reached(tmp_path_factory.mktemp("facts")) as found:
+        yield found

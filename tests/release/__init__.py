@@ -1,0 +1,1 @@
+"""Releases: the version, what is recorded, what is published."""

@@ -1,0 +1,325 @@
+"""Reference values: from KNOWN_TPM to VERIFIED, and what they do not accept."""
+
+from __future__ import annotations
+
+import base64
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import pytest
+
+from contract.access import Role
+from evergreen.v1 import attestation_pb2 as pb
+from services.attestation.references import service
+from services.attestation.references.domain import uki_pcr11
+from tests.fakes.boot import Boot
+from tests.fakes.tpm import Tpm
+from tests.services.attestation.binding.test_binding import bind, challenge, trust
+from tests.support import callers
+from tests.support.attestation import ORG, SISTER, STRANGER, World, world
+from tests.support.refusals import refusal
+
+__all__ = ["world"]
+
+SECTIONS = {".linux": b"a kernel", ".cmdline": b"quiet", ".initrd": b"files"}
+
+
+async def bound(world: World, model: str = "Book") -> tuple[UUID, Tpm]:
+    """A device that is bound to its TPM."""
+    device, tpm = world.add(model=model), Tpm()
+    await world.list()
+    await bind(world, device, tpm)
+    return device, tpm
+
+
+async def booted(
+    world: World, device: UUID, tpm: Tpm, boot: Boot, *, log: bytes | None = None
+) -> tuple[str, list[str]]:
+    """The verdict over a boot."""
+    tpm.pcrs = boot.registers()
+    evidence = tpm.evidence(await challenge(world, device), device)
+    evidence["event_log"] = base64.b64encode(boot.log() if log is None else log).decode()
+    return await world.attest(device, evidence)
+
+
+async def learn(world: World, device: UUID, kind: str, **more: Any) -> pb.ReferenceValue:
+    found: pb.ReferenceValue = await world.admin.LearnReferenceValue(
+        pb.LearnReferenceValueRequest(device_id=str(device), name=f"A {kind}", kind=kind, **more),
+        metadata=world.owner,
+    )
+    return found
+
+
+async def turn(world: World, value: pb.ReferenceValue, state: str) -> pb.ReferenceValue:
+    found: pb.ReferenceValue = await world.admin.UpdateReferenceValue(
+        pb.UpdateReferenceValueRequest(id=value.id, state=state), metadata=world.owner
+    )
+    return found
+
+
+async def accept(world: World, device: UUID) -> list[pb.ReferenceValue]:
+    """Accepts what a device booted last."""
+    return [
+        await turn(world, await learn(world, device, kind), "ACTIVE")
+        for kind in ("FIRMWARE", "OS_IMAGE")
+    ]
+
+
+async def test_an_accepted_boot_of_a_known_tpm_is_verified(world: World) -> None:
+    """Learned from one device, staged, active; then others of its model are verified."""
+    await trust(world)
+    (teacher, tpm), (pupil, other) = await bound(world), await bound(world)
+    stranger, third = await bound(world, model="Tablet")
+    assert await booted(world, teacher, tpm, Boot()) == ("KNOWN_TPM", ["NO_REFERENCE_VALUES"])
+    firmware, image = (
+        await learn(world, teacher, "FIRMWARE"),
+        await learn(world, teacher, "OS_IMAGE"),
+    )
+    assert (firmware.state, firmware.source, firmware.model) == ("STAGED", "LEARNED", "Book")
+    assert [pcr.index for pcr in firmware.accepted] == [0, 2, 7]
+    assert [pcr.index for pcr in image.accepted] == [4, 11]
+    assert await booted(world, pupil, other, Boot()) == ("KNOWN_TPM", ["NO_REFERENCE_VALUES"])
+    await turn(world, firmware, "ACTIVE")
+    assert await booted(world, pupil, other, Boot()) == ("KNOWN_TPM", ["OS_IMAGE_UNKNOWN"])
+    await turn(world, image, "ACTIVE")
+    assert await booted(world, pupil, other, Boot()) == ("VERIFIED", [])
+    shown = await world.get(pupil)
+    assert (shown.verdict, shown.secure_boot) == ("VERIFIED", True)
+    assert set(shown.reference_value_ids) == {firmware.id, image.id}
+    assert await booted(world, stranger, third, Boot()) == ("KNOWN_TPM", ["NO_REFERENCE_VALUES"])
+    await turn(world, image, "RETIRED")
+    assert await booted(world, pupil, other, Boot()) == ("KNOWN_TPM", ["OS_IMAGE_UNKNOWN"])
+    names = [event["data"]["action"] for event in await world.events_of("reference-values")]
+    assert names == [
+        *["attestation.reference_value_created"] * 2,
+        *["attestation.reference_value_updated"] * 2,
+        "attestation.reference_value_retired",
+    ]
+
+
+async def test_a_boot_that_is_not_accepted_says_why(world: World) -> None:
+    """Another firmware, another image, no secure boot, no log: known, and not verified."""
+    await trust(world)
+    device, tpm = await bound(world)
+    await booted(world, device, tpm, Boot())
+    await accept(world, device)
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+    for boot, reasons in (
+        (Boot(firmware=b"firmware 6.6"), ["FIRMWARE_UNKNOWN"]),
+        (Boot(loader=b"loader 6.6"), ["OS_IMAGE_UNKNOWN"]),
+        # What secure boot is measures into register 7, too.
+        (Boot(secure=False), ["SECURE_BOOT_OFF", "FIRMWARE_UNKNOWN"]),
+    ):
+        assert await booted(world, device, tpm, boot) == ("KNOWN_TPM", reasons)
+    tpm.pcrs = Boot().registers()
+    bare = tpm.evidence(await challenge(world, device), device)
+    assert await world.attest(device, bare) == ("KNOWN_TPM", ["NO_EVENT_LOG"])
+
+
+async def test_a_log_that_does_not_fit_fails(world: World) -> None:
+    """Of another boot, empty, or none at all; the good one is verified afterwards."""
+    await trust(world)
+    device, tpm = await bound(world)
+    await booted(world, device, tpm, Boot())
+    await accept(world, device)
+    for log, reason in (
+        (Boot(firmware=b"other").log(), "LOG_MISMATCH"),
+        (b"", "LOG_INCOMPLETE"),
+        (b"no log", "LOG_MALFORMED"),
+    ):
+        assert await booted(world, device, tpm, Boot(), log=log) == ("FAILED", [reason])
+    tpm.pcrs = Boot().registers()
+    evidence = tpm.evidence(await challenge(world, device), device)
+    assert await world.attest(device, evidence | {"event_log": "no base64!"}) == (
+        "FAILED",
+        ["LOG_MALFORMED"],
+    )
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+
+
+async def test_a_new_image_is_verified_from_its_sections_alone(world: World) -> None:
+    """In whatever phase of its start the agent sends the evidence; another image is not."""
+    await trust(world)
+    device, tpm = await bound(world)
+    await booted(world, device, tpm, Boot())
+    await turn(world, await learn(world, device, "FIRMWARE"), "ACTIVE")
+    measured: list[str] = []
+    for name, content in SECTIONS.items():
+        measured += [sha256(name.encode() + b"\0").hexdigest(), sha256(content).hexdigest()]
+    loader = Boot().registers()[4].hex()
+    request = pb.CreateReferenceValueRequest(
+        org_id=str(ORG.id), name="Image 2", kind="OS_IMAGE", pcrs={"4": loader}
+    )
+    # In any order: systemd-stub measures them in its own.
+    for name in reversed(SECTIONS):
+        request.uki_sections.add(name=name, sha256=sha256(SECTIONS[name]).hexdigest())
+    value = await world.admin.CreateReferenceValue(request, metadata=world.owner)
+    assert (value.source, value.state) == ("UKI", "STAGED")
+    assert len(value.accepted[1].values) == 5
+    await turn(world, value, "ACTIVE")
+    phases = [sha256(p.encode()).hexdigest() for p in ("enter-initrd", "leave-initrd", "sysinit")]
+    for so_far in range(4):
+        boot = Boot(kernel=(*measured, *phases[:so_far]))
+        assert await booted(world, device, tpm, boot) == ("VERIFIED", []), so_far
+    other = Boot(kernel=(*measured[:-1], sha256(b"other files").hexdigest()))
+    assert await booted(world, device, tpm, other) == ("KNOWN_TPM", ["OS_IMAGE_UNKNOWN"])
+
+
+def test_register_11_is_predicted_as_systemd_measures() -> None:
+    """Each section's name with a zero, then its content, in the order of systemd-stub."""
+    value = bytes(32)
+    for part in (b".linux\0", b"L", b".osrel\0", b"O", b".initrd\0", b"I"):
+        value = sha256(value + sha256(part).digest()).digest()
+    digests = {name: sha256(part).digest() for name, part in
+               ((".initrd", b"I"), (".linux", b"L"), (".osrel", b"O"))}  # fmt: skip
+    found = uki_pcr11(digests)
+    assert found[0] == value.hex()
+    assert found[1] == sha256(value + sha256(b"enter-initrd").digest()).hexdigest()
+    assert len(set(found)) == 5
+
+
+async def test_a_preview_counts_what_a_change_would_do(world: World) -> None:
+    """By the latest evidence, and without any change."""
+    await trust(world)
+    (first, tpm), (second, other) = await bound(world), await bound(world)
+    await booted(world, first, tpm, Boot())
+    await booted(world, second, other, Boot(loader=b"loader 3.0"))
+    firmware, image = await learn(world, first, "FIRMWARE"), await learn(world, first, "OS_IMAGE")
+    newer = await learn(world, second, "OS_IMAGE")
+
+    async def preview(activate: list[str], retire: list[str]) -> tuple[int, int, int]:
+        found = await world.admin.PreviewReferenceValues(
+            pb.PreviewReferenceValuesRequest(org_id=str(ORG.id), activate=activate, retire=retire),
+            metadata=callers.user(ORG.id, Role.AUDITOR),
+        )
+        return found.devices, found.would_be_verified, found.would_not_be_verified
+
+    assert await preview([firmware.id], []) == (2, 0, 0)
+    assert await preview([firmware.id, image.id], []) == (2, 1, 0)
+    assert await preview([firmware.id, image.id, newer.id], []) == (2, 2, 0)
+    await turn(world, firmware, "ACTIVE")
+    await turn(world, image, "ACTIVE")
+    assert await booted(world, first, tpm, Boot()) == ("VERIFIED", [])
+    assert await preview([newer.id], [image.id]) == (2, 1, 1)
+    assert (await world.get(first)).verdict == "VERIFIED"
+    for wrong in ("", "image"):
+        refused = await refusal(preview([newer.id, wrong], []))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.fields == ["activate[1]"]
+
+
+async def test_only_boots_of_known_tpms_are_learned(world: World) -> None:
+    """Software can make up any other; and what a freed device booted is none of them."""
+    await trust(world)
+    device, tpm = await bound(world)
+    request = pb.LearnReferenceValueRequest(device_id=str(device), name="x", kind="FIRMWARE")
+
+    async def told(by: callers.Metadata) -> str:
+        return (await refusal(world.admin.LearnReferenceValue(request, metadata=by))).reason
+
+    assert await told(world.owner) == "TPM_NOT_KNOWN"
+    await booted(world, device, tpm, Boot())
+    await learn(world, device, "FIRMWARE")
+    for by in (callers.user(STRANGER.id), callers.user(SISTER.id)):
+        refused = await refusal(world.admin.LearnReferenceValue(request, metadata=by))
+        assert refused.code is grpc.StatusCode.NOT_FOUND
+    await world.admin.ResetTpmBinding(
+        pb.ResetTpmBindingRequest(device_id=str(device)), metadata=world.owner
+    )
+    assert await told(world.owner) == "TPM_NOT_KNOWN"
+
+
+NO_VALUES = [
+    ({}, "pcrs"),
+    ({"pcrs": {"1": "00" * 32}}, "register"),
+    ({"pcrs": {"0": "00" * 32}}, "register"),
+    ({"pcrs": {"4": "00" * 20}}, "pcrs.4"),
+    ({"pcrs": {"4": "AB" * 32}}, "pcrs.4"),
+    ({"pcrs": {"04": "00" * 32}}, "register"),
+    ({"accepted": [{"index": 4, "values": []}]}, "pcrs.4"),
+    ({"accepted": [{"index": 4, "values": ["00" * 32] * 65}]}, "pcrs.4"),
+    ({"uki_sections": [{"name": ".text", "sha256": "00" * 32}]}, "ukiSections"),
+    ({"uki_sections": [{"name": ".linux", "sha256": "00"}]}, "ukiSections"),
+    ({"uki_sections": [{"name": ".linux", "sha256": "00" * 32}] * 2}, "ukiSections"),
+    ({"kind": "OTHER", "pcrs": {"4": "00" * 32}}, "kind"),
+]
+
+
+async def test_values_that_are_none_are_refused_by_their_field(world: World) -> None:
+    """Also registers that differ between equal machines."""
+    for change, about in NO_VALUES:
+        request = pb.CreateReferenceValueRequest(org_id=str(ORG.id), name="x", **change)
+        refused = await refusal(world.admin.CreateReferenceValue(request, metadata=world.owner))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert about in refused.body["message"]
+
+
+async def test_what_all_evidence_is_compared_with_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In values, and in digests: they are read with each piece of evidence."""
+
+    def make(*digits: str) -> Any:
+        accepted = [pb.GivenPcr(index=4, values=[digit * 64 for digit in digits])]
+        request = pb.CreateReferenceValueRequest(
+            org_id=str(ORG.id), name="x", accepted=accepted, pcrs={"11": "ab" * 32}
+        )
+        return world.admin.CreateReferenceValue(request, metadata=world.owner)
+
+    monkeypatch.setattr(service, "MOST_DIGESTS", 7)
+    monkeypatch.setattr(service, "MOST_REFERENCES", 2)
+    await make("a", "b", "c")
+    assert (await refusal(make("a", "b", "c"))).reason == "TOO_MANY_REFERENCE_VALUES"
+    await make("a", "b")
+    monkeypatch.setattr(service, "MOST_DIGESTS", 100)
+    assert (await refusal(make("a"))).reason == "TOO_MANY_REFERENCE_VALUES"
+
+
+async def test_values_are_of_their_organisation(world: World) -> None:
+    """Listed, changed and removed by those who may; etags are minded; nothing repeats."""
+    made = pb.CreateReferenceValueRequest(org_id=str(ORG.id), name="Image", pcrs={"4": "ab" * 32})
+    value = await world.admin.CreateReferenceValue(made, metadata=world.owner)
+    assert (value.kind, value.source, dict(value.pcrs)) == (
+        "OS_IMAGE",
+        "UPLOADED",
+        {"4": "ab" * 32},
+    )
+    page = await world.admin.ListReferenceValues(
+        pb.ListReferenceValuesRequest(), metadata=callers.user(ORG.id, Role.AUDITOR)
+    )
+    assert list(page.reference_values) == [value]
+    for org in (SISTER, STRANGER):
+        theirs = await world.admin.ListReferenceValues(
+            pb.ListReferenceValuesRequest(), metadata=callers.user(org.id)
+        )
+        assert not theirs.reference_values
+    update = pb.UpdateReferenceValueRequest(id=value.id, name="Renamed", etag=value.etag)
+    removal = pb.DeleteReferenceValueRequest(id=value.id)
+    preview = pb.PreviewReferenceValuesRequest(org_id=str(ORG.id))
+    stranger, auditor = callers.user(STRANGER.id), callers.user(ORG.id, Role.AUDITOR)
+    api = world.admin
+    for call, code in (
+        (api.UpdateReferenceValue(update, metadata=stranger), grpc.StatusCode.NOT_FOUND),
+        (api.DeleteReferenceValue(removal, metadata=stranger), grpc.StatusCode.NOT_FOUND),
+        (api.CreateReferenceValue(made, metadata=stranger), grpc.StatusCode.NOT_FOUND),
+        (api.PreviewReferenceValues(preview, metadata=stranger), grpc.StatusCode.NOT_FOUND),
+        (api.UpdateReferenceValue(update, metadata=auditor), grpc.StatusCode.PERMISSION_DENIED),
+        (api.DeleteReferenceValue(removal, metadata=auditor), grpc.StatusCode.PERMISSION_DENIED),
+        (api.CreateReferenceValue(made, metadata=auditor), grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        assert (await refusal(call)).code is code
+    renamed = await api.UpdateReferenceValue(update, metadata=world.owner)
+    assert renamed.name == "Renamed"
+    assert renamed.etag != value.etag
+    outdated = await refusal(api.UpdateReferenceValue(update, metadata=world.owner))
+    assert outdated.code is grpc.StatusCode.ABORTED
+    update.etag = renamed.etag
+    assert await api.UpdateReferenceValue(update, metadata=world.owner) == renamed
+    assert len(await world.events("attestation.reference_value_updated")) == 1
+    await api.DeleteReferenceValue(removal, metadata=world.owner)
+    gone = pb.DeleteReferenceValueRequest(id=str(uuid4()))
+    for missing in (removal, gone):
+        refused = await refusal(api.DeleteReferenceValue(missing, metadata=world.owner))
+        assert refused.code is grpc.StatusCode.NOT_FOUND

@@ -1,0 +1,176 @@
+"""By what TPMs are known: roots of the installation, listed keys of organisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from contract.access import Role
+from evergreen.v1 import attestation_pb2 as pb
+from servicekit.ids import now
+from services.attestation.trust.certificates import CertificateError, Root, follow
+from tests.fakes.tpm import Maker, Tpm
+from tests.support import callers
+from tests.support.attestation import ORG, RESELLER, ROOT, SISTER, STRANGER, World, world
+from tests.support.refusals import refusal
+
+__all__ = ["world"]
+
+OWNER = callers.user(ROOT.id)
+HASH = "ab" * 32
+
+
+async def test_owners_of_the_root_tenant_add_and_remove_roots(world: World) -> None:
+    """Shown with subject, fingerprint and validity; nobody else changes them, and all see them."""
+    maker = Maker()
+    request = pb.CreateTrustRootRequest(certificate_pem=maker.root_pem)
+    for by in (
+        callers.user(RESELLER.id),
+        callers.user(ORG.id),
+        callers.user(ROOT.id, Role.ADMIN),
+        callers.user(ROOT.id, Role.AUDITOR),
+    ):
+        refused = await refusal(world.admin.CreateTrustRoot(request, metadata=by))
+        assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+    root = await world.admin.CreateTrustRoot(request, metadata=OWNER)
+    assert (root.subject, root.sha256) == (
+        "CN=Maker root",
+        maker.root.fingerprint(maker.root.signature_hash_algorithm).hex(),  # type: ignore[arg-type]
+    )
+    twice = await refusal(world.admin.CreateTrustRoot(request, metadata=OWNER))
+    assert (twice.code, twice.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ROOT_EXISTS")
+    listed = await world.admin.ListTrustRoots(
+        pb.ListTrustRootsRequest(), metadata=callers.user(ORG.id, Role.AUDITOR)
+    )
+    assert list(listed.roots) == [root]
+    removal = pb.DeleteTrustRootRequest(id=root.id)
+    refused = await refusal(world.admin.DeleteTrustRoot(removal, metadata=callers.user(ORG.id)))
+    assert refused.reason == "ROOT_ONLY"
+    await world.admin.DeleteTrustRoot(removal, metadata=OWNER)
+    gone = await refusal(world.admin.DeleteTrustRoot(removal, metadata=OWNER))
+    assert gone.code is grpc.StatusCode.NOT_FOUND
+    (added,) = await world.events("attestation.trust_root_added")
+    (removed,) = await world.events("attestation.trust_root_removed")
+    assert added["data"]["after"] == removed["data"]["before"]
+    assert added["tenantid"] == str(ROOT.id)
+
+
+async def test_what_is_no_single_ca_is_no_root(world: World) -> None:
+    """400 that names the field."""
+    maker = Maker()
+    leaf = maker.certify(Tpm().ek)
+    texts = {
+        "a leaf": x509.load_der_x509_certificate(leaf)
+        .public_bytes(serialization.Encoding.PEM)
+        .decode(),
+        "two": maker.root_pem * 2,
+    }
+    for pem in ("", "no certificate", *texts.values()):
+        request = pb.CreateTrustRootRequest(certificate_pem=pem)
+        refused = await refusal(world.admin.CreateTrustRoot(request, metadata=OWNER))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "certificatePem" in refused.body["message"]
+
+
+def test_only_a_certificate_of_an_endorsement_key_leads_to_a_root() -> None:
+    """A maker's CA certifies other keys too, which are in no TPM."""
+    maker, key = Maker(), Tpm().ek
+    tpm = x509.Name([x509.NameAttribute(x509.ObjectIdentifier("2.23.133.2.1"), "id:49465800")])
+    names = x509.SubjectAlternativeName([x509.DirectoryName(tpm)])
+    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    signing = x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.3")])
+    host = x509.SubjectAlternativeName([x509.DNSName("www.example.com")])
+    root = Root(b"root", maker.root.public_bytes(serialization.Encoding.DER))
+
+    def leads(**certificate: Any) -> bool:
+        der = maker.certify(key, **certificate)
+        return follow(der, maker.chain, {b"root": root}, now()).root is not None
+
+    assert leads()
+    assert leads(extension=names)
+    for other in (None, server, signing, host):
+        assert not leads(extension=other), other
+    assert not leads(ca=True)
+
+
+def test_a_certificate_that_cannot_be_read_is_refused_as_such() -> None:
+    """Whatever byte of it is wrong: some parts are read late."""
+    maker = Maker()
+    leaf, (ca,) = maker.certify(Tpm().ek), maker.chain
+    root = Root(b"root", maker.root.public_bytes(serialization.Encoding.DER))
+    refused = 0
+    for at in range(len(ca)):
+        for chain, der in (([_changed(ca, at)], leaf), ([ca], _changed(leaf, at))):
+            try:
+                follow(der, chain, {b"root": root}, now())
+            except CertificateError:
+                refused += 1
+    assert refused > 100
+
+
+def _changed(der: bytes, at: int) -> bytes:
+    return der[:at] + b"\xff" + der[at + 1 :]
+
+
+async def test_lists_of_keys_are_added_to_or_replaced(world: World) -> None:
+    """With what became of each line; nothing changed, nothing told."""
+    admin = callers.user(ORG.id, Role.ADMIN)
+
+    async def imported(text: str, **more: bool) -> tuple[int, int, int]:
+        done = await world.admin.ImportEndorsementKeys(
+            pb.ImportEndorsementKeysRequest(org_id=str(ORG.id), csv=text, **more), metadata=admin
+        )
+        return done.added, done.unchanged, done.removed
+
+    text = f"\ufeffSerial, EK_Hash\r\nSN-1,{HASH}\r\nSN-2,{'CD' * 32}\r\n\r\nsn-1,{HASH}\r\n"
+    assert await imported(text) == (2, 0, 0)
+    assert await imported(text) == (0, 2, 0)
+    assert await imported(f"serial,ek_hash\nSN-3,{HASH}\n") == (1, 0, 0)
+    assert await imported(text, replace=True) == (0, 2, 1)
+    assert len(await world.events("attestation.endorsement_keys_imported")) == 3
+    rows = await world.sql("SELECT tenant_id, serial_key FROM attestation.listed_key")
+    assert {(row["tenant_id"], row["serial_key"]) for row in rows} == {
+        (ORG.id, "sn-1"),
+        (ORG.id, "sn-2"),
+    }
+
+
+WRONG_LISTS = [
+    ("SN-1," + HASH, "header"),
+    ("serial,ek_hash\nSN-1", "line 2"),
+    ("serial,ek_hash\nSN-1," + HASH + ",more", "line 2"),
+    ("serial,ek_hash\nSN-1,abc", "line 2"),
+    ("serial,ek_hash\nSN-1," + HASH + "\n," + HASH, "line 3"),
+    ("serial,ek_hash\nSN-1," + "x" * 200_000, "csv"),
+]
+
+
+async def test_a_list_that_is_wrong_is_refused_by_its_line(world: World) -> None:
+    """Whole: nothing of it is taken."""
+    for text, about in WRONG_LISTS:
+        request = pb.ImportEndorsementKeysRequest(org_id=str(ORG.id), csv=text)
+        refused = await refusal(
+            world.admin.ImportEndorsementKeys(request, metadata=callers.user(ORG.id))
+        )
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert about in refused.body["message"]
+        assert await world.sql("SELECT FROM attestation.listed_key") == []
+
+
+async def test_an_organisations_list_is_its_own(world: World) -> None:
+    """Neighbours cannot write it, nor may Auditors."""
+    request = pb.ImportEndorsementKeysRequest(
+        org_id=str(ORG.id), csv=f"serial,ek_hash\nSN-1,{HASH}\n"
+    )
+    for by, code in (
+        (callers.user(SISTER.id), grpc.StatusCode.NOT_FOUND),
+        (callers.user(STRANGER.id), grpc.StatusCode.NOT_FOUND),
+        (callers.user(ORG.id, Role.AUDITOR), grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        refused = await refusal(world.admin.ImportEndorsementKeys(request, metadata=by))
+        assert refused.code is code
+    assert await world.sql("SELECT FROM attestation.listed_key") == []

@@ -1,0 +1,163 @@
+"""What a restore has to repair in identity's schema."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from servicekit.data.backup import Connection, Recorded
+from services.identity import restore
+from services.identity.restore import Known
+from tests.support.backups import ORG, ROOT, STAYS, repairing, seed
+from tests.support.servers import TestDatabase
+
+ACCOUNT = "SELECT role, status, password_hash, invitation_hash FROM identity.account WHERE id = $1"
+AT = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def recorded(name: str, after: dict[str, Any], number: int = 0) -> Recorded:
+    """An entry of the audit log about the user."""
+    at = AT + timedelta(seconds=number)
+    return Recorded(ORG, at, f"identity.{name}", "users", str(STAYS), after)
+
+
+async def account(connection: Connection) -> tuple[Any, ...]:
+    return tuple(await connection.fetchrow(ACCOUNT, STAYS) or ())
+
+
+async def test_nobody_is_logged_in(database: TestDatabase) -> None:
+    """Sessions end, and the users' key is made anew; the devices' key stays."""
+    await seed(database)
+    async with repairing(database) as connection:
+        assert await restore.has_started(connection)
+        repaired = await restore.repair(connection, Known())
+        assert repaired.sessions == 1
+        assert (repaired.tenants.root, repaired.tenants.organisations) == (ROOT, {ORG})
+        assert repaired.tenants.all == {ROOT, ORG}
+        assert (repaired.default_tenant, repaired.has_owner) == (str(ORG), False)
+        assert not await restore.has_started(connection)
+        purposes = await connection.fetch("SELECT purpose FROM identity.signing_key")
+        assert [row["purpose"] for row in purposes] == ["devices"]
+        assert await connection.fetchval("SELECT ended_at FROM identity.session") is not None
+
+
+async def test_users_are_what_they_were_last(database: TestDatabase) -> None:
+    """Who is an Auditor now is no Owner again, and the password of the backup opens nothing."""
+    await seed(database)
+    known = Known()
+    async with repairing(database) as connection:
+        await connection.execute(
+            "UPDATE identity.account SET role = 'Auditor', password_hash = 'new'"
+        )
+        await known.read(connection)
+        await connection.execute(
+            "UPDATE identity.account SET role = 'Owner', password_hash = 'old', tenant_id = $1",
+            ROOT,
+        )
+        assert (await restore.repair(connection, Known())).has_owner
+        assert not (await restore.repair(connection, known)).has_owner
+        assert await account(connection) == ("Auditor", "active", "new", None)
+
+
+async def test_the_audit_log_tells_what_users_lost(database: TestDatabase) -> None:
+    """It knows no password: where one was ended since, the user has to be invited again."""
+    await seed(database)
+    cases: list[tuple[dict[str, tuple[str, str] | None], tuple[str | None, ...]]] = [
+        ({"user_updated": ("Auditor", "active")}, ("Auditor", "active", "old", None)),
+        ({"user_deactivated": ("Owner", "disabled")}, ("Owner", "disabled", "old", None)),
+        ({"user_invited": ("Owner", "invited")}, ("Owner", "invited", None, None)),
+        (
+            {
+                "user_invited": ("Owner", "invited"),
+                "invitation_accepted": None,
+                "user_updated": ("Admin", "active"),
+            },
+            ("Admin", "invited", None, None),
+        ),
+    ]
+    for later, expected in cases:
+        known = Known()
+        for number, (name, state) in enumerate(later.items()):
+            after = {"role": state[0], "status": state[1]} if state else {"email": "a"}
+            known.learn(recorded(name, after, number))
+        async with repairing(database) as connection:
+            await connection.execute(
+                "UPDATE identity.account SET role = 'Owner', status = 'active',"
+                " password_hash = 'old'"
+            )
+            await restore.repair(connection, known)
+            assert await account(connection) == expected
+
+
+async def test_who_left_stays_out(database: TestDatabase) -> None:
+    """Who was moved since the backup is where the move led, or out where that organisation is not
+    in the backup; who was deleted since comes back deactivated. Both hashes of a password come."""
+    await seed(database)
+    read = Known()
+    async with repairing(database) as connection:
+        await connection.execute("UPDATE identity.account SET password_hash = 'a'")
+        await connection.execute("UPDATE identity.account SET prepared_hash = 'b'")
+        await read.read(connection)
+        await connection.execute("UPDATE identity.account SET password_hash = 'old'")
+        await restore.repair(connection, read)
+        hashes = await connection.fetchrow(
+            "SELECT password_hash, prepared_hash FROM identity.account"
+        )
+        assert tuple(hashes or ()) == ("a", "b")
+    user = {"role": "Owner", "status": "active"}
+    for name, after, expected in (
+        ("user_moved_in", user | {"tenantId": str(ROOT)}, (ROOT, "active")),
+        ("user_moved_in", user | {"tenantId": str(uuid4())}, (ORG, "disabled")),
+        ("user_deleted", user | {"status": "deleted", "tenantId": str(ORG)}, (ORG, "disabled")),
+    ):
+        known = Known()
+        known.learn(recorded(name, after))
+        async with repairing(database) as connection:
+            await connection.execute(
+                "UPDATE identity.account SET tenant_id = $1, status = 'active'", ORG
+            )
+            await restore.repair(connection, known)
+            row = await connection.fetchrow("SELECT tenant_id, status FROM identity.account")
+            assert tuple(row or ()) == expected
+    gone = Known()
+    async with repairing(database) as connection:
+        await connection.execute(
+            "INSERT INTO identity.user_tombstone (id, tenant_id, email, deleted_at, deleted_by)"
+            " SELECT id, tenant_id, email, now(), 'somebody' FROM identity.account"
+        )
+        await connection.execute("DELETE FROM identity.account")
+        await gone.read(connection)
+    assert gone.users[STAYS].status == "disabled"
+
+
+async def test_revoked_credentials_stay_revoked(database: TestDatabase) -> None:
+    """Whether the replaced database or the audit log tells of it."""
+    await seed(database)
+    read, learned, open_ = uuid4(), uuid4(), uuid4()
+    known = Known()
+    async with repairing(database) as connection:
+        await add_credentials(connection, read, learned, open_)
+        await connection.execute(
+            "UPDATE identity.event_credential SET revoked_at = now() WHERE id = $1", read
+        )
+        await known.read(connection)
+        known.learn(
+            Recorded(
+                ORG, AT, "identity.event_credential_revoked", "event-credentials", str(learned), {}
+            )
+        )
+        await connection.execute("UPDATE identity.event_credential SET revoked_at = NULL")
+        await restore.repair(connection, known)
+        rows = await connection.fetch(
+            "SELECT id FROM identity.event_credential WHERE revoked_at IS NULL"
+        )
+        assert [row["id"] for row in rows] == [open_]
+
+
+async def add_credentials(connection: Connection, *ids: UUID) -> None:
+    await connection.executemany(
+        "INSERT INTO identity.event_credential (id, tenant_id, name, secret_hash, created_at,"
+        " created_by) VALUES ($1, $2, 'n', sha256('x'), now(), 'a')",
+        [(id_, ORG) for id_ in ids],
+    )

@@ -1,0 +1,128 @@
+"""Reads by id are bound to tenants twice: by their SQL, and by the transaction around them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeAlias
+from uuid import UUID
+
+import pytest
+
+from contract.access import Role
+from servicekit.app import Kit
+from servicekit.data.postgres import SYSTEM, Connection, Scope
+from servicekit.ids import new_id, now
+from servicekit.security.passwords import PasswordHashes
+from services.identity.event_access import store as credentials
+from services.identity.event_access.domain import EventCredential
+from services.identity.tenants import store as tenants
+from services.identity.tenants.domain import Tenant
+from services.identity.users import store as users
+from services.identity.users.domain import User
+from tests.conftest import MakeKit
+
+HASHES = PasswordHashes("hash", "hash")
+
+
+@dataclass(frozen=True)
+class School:
+    """An organisation with one of everything."""
+
+    tenant: Tenant
+    user: User
+    credential: EventCredential
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.of(self.tenant.id)
+
+
+@dataclass(frozen=True)
+class Schools:
+    """Two organisations below one root."""
+
+    kit: Kit
+    mine: School
+    other: School
+
+    @property
+    def open(self) -> AbstractAsyncContextManager[Connection]:
+        """A transaction whose scope was forgotten, as it were."""
+        return self.kit.database.system_transaction("a test works on all rows")
+
+
+async def _school(connection: Connection, root: UUID, name: str) -> School:
+    at = now()
+    tenant = Tenant(new_id(), root, "org", name, name, at, at)
+    user = User(new_id(), tenant.id, f"{name}@school.example", Role.OWNER, "active", at)
+    credential = EventCredential(
+        new_id(), tenant.id, name, at, user.email, at + timedelta(days=1), user.email, user.id
+    )
+    await tenants.insert_tenant(connection, tenant)
+    await users.insert_user(connection, user, password=HASHES)
+    await credentials.insert(connection, credential, name.encode().ljust(32))
+    return School(tenant, user, credential)
+
+
+@pytest.fixture
+async def schools(make_kit: MakeKit) -> Schools:
+    kit = await make_kit("identity")
+    async with kit.database.system_transaction("a test works on all rows") as connection:
+        root = Tenant(new_id(), None, "root", "root", "root", now(), now())
+        await tenants.insert_tenant(connection, root)
+        return Schools(
+            kit,
+            await _school(connection, root.id, "mine"),
+            await _school(connection, root.id, "other"),
+        )
+
+
+Read: TypeAlias = Callable[[Connection, Scope, School], Awaitable[object | None]]
+
+_READS: dict[str, Read] = {
+    "user": lambda c, scope, of: users.user(c, scope, of.user.id),
+    "user, locked": lambda c, scope, of: users.user(c, scope, of.user.id, for_update=True),
+    "credentials": lambda c, scope, of: users.credentials(c, scope, of.user.id),
+    "credentials, locked": lambda c, scope, of: users.credentials(
+        c, scope, of.user.id, for_update=True
+    ),
+    "tenant": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id),
+    "tenant, locked": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id, for_update=True),
+    "event credential": lambda c, scope, of: credentials.credential(c, scope, of.credential.id),
+}
+
+
+@pytest.mark.parametrize("name", _READS)
+async def test_a_read_finds_no_other_tenants_row(schools: Schools, name: str) -> None:
+    """Each of the two bounds does for it alone; within both, and for the root, the row is found."""
+    read, mine, other = _READS[name], schools.mine, schools.other
+    async with schools.open as connection:
+        assert await read(connection, mine.scope, other) is None, "the SQL names no tenant"
+        assert await read(connection, Scope(()), mine) is None
+        assert await read(connection, mine.scope, mine) is not None
+        assert await read(connection, SYSTEM, other) is not None
+    async with schools.kit.database.transaction(mine.scope) as connection:
+        assert await read(connection, SYSTEM, other) is None, "the transaction is not bound"
+        assert await read(connection, mine.scope, mine) is not None
+
+
+async def test_a_write_changes_no_other_tenants_user(schools: Schools) -> None:
+    """A user who is said to be another tenant's is not written."""
+    user = schools.mine.user
+    wrong = replace(user, tenant_id=schools.other.tenant.id, role=Role.AUDITOR)
+    at = now()
+    async with schools.open as connection:
+        await users.update_user(connection, wrong, wrong, at)
+        await users.set_password(connection, wrong, PasswordHashes("another", None), at)
+        await users.set_invitation(connection, wrong, b"token".ljust(32), at, at)
+        found = await users.credentials(connection, SYSTEM, user.id)
+        assert found is not None
+        assert (found.user.role, found.user.status) == (Role.OWNER, "active")
+        assert found.hashes == HASHES
+        await users.update_user(connection, user, replace(user, role=Role.AUDITOR), at)
+        changed = await users.user(connection, SYSTEM, user.id)
+        assert changed is not None
+        assert changed.role is Role.AUDITOR

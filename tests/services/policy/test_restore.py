@@ -1,0 +1,55 @@
+"""What a restore has to repair in policy's schema."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from servicekit.data.backup import Connection, Recorded
+from services.policy import restore
+from services.policy.restore import LOST_VERSIONS, Known
+from tests.support.backups import ORG, repairing, seed
+from tests.support.servers import TestDatabase
+
+
+async def version(connection: Connection) -> int:
+    found: int = await connection.fetchval(
+        "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1", ORG
+    )
+    return found
+
+
+async def test_versions_go_on_above_all_that_may_have_been_published(
+    database: TestDatabase,
+) -> None:
+    """By the backup, by the replaced database or the audit log, whichever knows more."""
+    await seed(database)
+    async with repairing(database) as connection:
+        await restore.repair(connection, Known(), [ORG])
+        assert await version(connection) == 7 + LOST_VERSIONS
+        await connection.execute("UPDATE policy.version_counters SET last_version = 5000")
+        known = Known()
+        await known.read(connection)
+        await connection.execute("UPDATE policy.version_counters SET last_version = 7")
+        known.learn(
+            Recorded(
+                ORG,
+                datetime(2026, 11, 1, tzinfo=UTC),
+                "policy.published",
+                "policies",
+                str(uuid4()),
+                {"version": 4999},
+            )
+        )
+        await restore.repair(connection, known, [ORG])
+        assert await version(connection) == 5000 + LOST_VERSIONS
+
+
+async def test_an_organisation_that_had_published_nothing(database: TestDatabase) -> None:
+    """What it published since the backup has versions too, which must not come again."""
+    await seed(database)
+    for known in (Known(versions={ORG: 3}), Known()):
+        async with repairing(database) as connection:
+            await connection.execute("DELETE FROM policy.version_counters")
+            await restore.repair(connection, known, [ORG])
+            assert await version(connection) == known.versions.get(ORG, 0) + LOST_VERSIONS

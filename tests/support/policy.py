@@ -1,0 +1,256 @@
+"""The policy service on a real database, its neighbours faked at their sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import grpc
+import httpx
+import pytest_asyncio
+
+from evergreen.v1 import (
+    device_pb2,
+    device_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
+from servicekit.app import Kit
+from servicekit.rpc.channels import open_channel
+from servicekit.rpc.values import from_value, to_value
+from services.policy.__main__ import build
+from tests.conftest import MakeKit, ServeService, tenant
+from tests.fakes.agent.gojson import unmarshal
+from tests.fakes.agent.structs import ENVELOPE
+from tests.fakes.agent.verify import check_envelope, load_pinned_key
+from tests.support.neighbours import served, until_ready
+from tests.support.servers import TestDatabase
+
+ROOT = tenant(1, kind="root")
+RESELLER = tenant(2, ROOT, "reseller")
+ORG = tenant(3, RESELLER)
+SISTER = tenant(4, RESELLER)
+STRANGER = tenant(5, ROOT)
+TREE = [ROOT, RESELLER, ORG, SISTER, STRANGER]
+
+USER = UUID(int=0xA)
+SESSION = UUID(int=0xB)
+TOKEN_LIFE = timedelta(days=400)
+
+
+@dataclass
+class FakeIdentity(identity_pb2_grpc.IdentityInternalServiceServicer):
+    """Issues tokens that tell what they were issued for."""
+
+    issued: list[identity_pb2.IssueDeviceTokenRequest] = field(default_factory=list)
+    down: bool = False
+    at_once: asyncio.Barrier | None = None
+    """So many calls are answered together."""
+
+    async def IssueDeviceToken(  # noqa: N802
+        self, request: identity_pb2.IssueDeviceTokenRequest, context: Any
+    ) -> identity_pb2.IssueDeviceTokenResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        self.issued.append(request)
+        if self.at_once is not None:
+            await self.at_once.wait()
+        answer = identity_pb2.IssueDeviceTokenResponse(
+            device_token=f"token-{request.device_id}-{request.token_version}"
+        )
+        answer.expires_at.FromDatetime(datetime.now(UTC) + TOKEN_LIFE)
+        return answer
+
+    async def ListAccessChanges(  # noqa: N802
+        self, request: identity_pb2.ListAccessChangesRequest, context: Any
+    ) -> identity_pb2.ListAccessChangesResponse:
+        return identity_pb2.ListAccessChangesResponse(next_cursor="1")
+
+
+@dataclass
+class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
+    """Knows the devices that a test puts into it."""
+
+    devices: list[enrollment_pb2.DeviceChange] = field(default_factory=list)
+
+    def add(self, device_id: UUID, org_id: UUID, status: str = "active") -> None:
+        self.devices.append(
+            enrollment_pb2.DeviceChange(
+                device_id=str(device_id), tenant_id=str(org_id), status=status, token_version=1
+            )
+        )
+
+    async def ListDeviceChanges(  # noqa: N802
+        self, request: enrollment_pb2.ListDeviceChangesRequest, context: Any
+    ) -> enrollment_pb2.ListDeviceChangesResponse:
+        found = [] if request.restricted_only else self.devices[int(request.cursor or 0) :]
+        return enrollment_pb2.ListDeviceChangesResponse(
+            devices=found, next_cursor=str(len(self.devices))
+        )
+
+
+@dataclass
+class Neighbours:
+    """The services that policy asks."""
+
+    identity: FakeIdentity
+    registry: FakeRegistry
+
+
+@asynccontextmanager
+async def neighbours(kit: Kit) -> AsyncIterator[Neighbours]:
+    """Serves the fakes where the kit's settings say that their originals are."""
+    found = Neighbours(FakeIdentity(), FakeRegistry())
+    async with (
+        served(
+            kit.settings.identity_target,
+            identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server,
+            found.identity,
+        ),
+        served(
+            kit.settings.enrollment_target,
+            enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server,
+            found.registry,
+        ),
+    ):
+        yield found
+
+
+class Admin:
+    """A user of a tenant, as the gateway vouches for."""
+
+    def __init__(self, channel: grpc.aio.Channel, tenant: UUID, role: str = "Admin") -> None:
+        self._policies = policy_pb2_grpc.PolicyServiceStub(channel)
+        self.metadata = (
+            ("x-evergreen-kind", "user"),
+            ("x-evergreen-subject", str(USER)),
+            ("x-evergreen-tenant", str(tenant)),
+            ("x-evergreen-role", role),
+            ("x-evergreen-email", "admin@school.example"),
+            ("x-evergreen-session", str(SESSION)),
+            ("x-request-id", "request-1"),
+            ("x-envoy-external-address", "192.0.2.1"),
+        )
+
+    async def call(self, method: str, **request: Any) -> Any:
+        """Calls a method of PolicyService; `bundle` is given as JSON."""
+        bundle = request.pop("bundle", ...)
+        stub = getattr(self._policies, method)
+        message = getattr(policy_pb2, f"{method}Request")(**request)
+        if bundle is not ...:
+            to_value(bundle, message.bundle)
+        return await stub(message, metadata=self.metadata, timeout=60)
+
+    async def create(self, org: UUID, bundle: Any, name: str = "Policy") -> policy_pb2.Policy:
+        policy: policy_pb2.Policy = await self.call(
+            "CreatePolicy", org_id=str(org), name=name, bundle=bundle
+        )
+        return policy
+
+    async def published(self, org: UUID, bundle: Any) -> policy_pb2.Policy:
+        created = await self.create(org, bundle)
+        policy: policy_pb2.Policy = await self.call("PublishPolicy", id=created.id)
+        return policy
+
+
+class Device:
+    """A device's calls, as the gateway vouches for."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        channel: grpc.aio.Channel,
+        device_id: UUID,
+        org: UUID,
+        *,
+        token_version: int = 1,
+        age: timedelta = timedelta(0),
+    ) -> None:
+        self.id = device_id
+        issued = datetime.now(UTC) - age
+        self._headers = {
+            "x-evergreen-kind": "device",
+            "x-evergreen-subject": str(device_id),
+            "x-evergreen-tenant": str(org),
+            "x-evergreen-token-version": str(token_version),
+            "x-evergreen-token-issued": str(int(issued.timestamp())),
+            "x-evergreen-token-expires": str(int((issued + TOKEN_LIFE).timestamp())),
+            "x-request-id": "request-2",
+        }
+        self._kit = kit
+        self._stub = device_pb2_grpc.DeviceServiceStub(channel)
+
+    async def pull(self, version: str = "") -> httpx.Response:
+        """The released agent's call."""
+        return await self.post(json.dumps({"current_version": version}).encode())
+
+    async def post(self, body: bytes) -> httpx.Response:
+        path = self._kit.settings.http_listen.removeprefix("unix:")
+        async with httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=path), base_url="http://policy"
+        ) as client:
+            return await client.post("/api/v1/devices/policy", content=body, headers=self._headers)
+
+    async def pull_grpc(self, version: str = "") -> device_pb2.PolicyEnvelope:
+        answer: device_pb2.PolicyEnvelope = await self._stub.PullPolicy(
+            device_pb2.PullPolicyRequest(current_version=version),
+            metadata=tuple(self._headers.items()),
+            timeout=60,
+        )
+        return answer
+
+
+def verified(pem: str, answer: httpx.Response) -> dict[str, Any]:
+    """The ENVELOPE of an answer, checked as the released agent does it."""
+    assert answer.status_code == 200, answer.text
+    envelope: dict[str, Any] = unmarshal(ENVELOPE, answer.content)
+    check_envelope(load_pinned_key(pem), envelope)
+    return envelope
+
+
+def bundle_of(policy: policy_pb2.Policy) -> Any:
+    """The authored form of an answer, as JSON."""
+    return from_value(policy.bundle)
+
+
+@dataclass
+class World:
+    kit: Kit
+    channel: grpc.aio.Channel
+    neighbours: Neighbours
+    admin: Admin
+    database: TestDatabase
+
+    async def events(self) -> list[dict[str, Any]]:
+        connection = await self.database.superuser()
+        rows = await connection.fetch("SELECT payload FROM policy.outbox ORDER BY id")
+        await connection.close()
+        return [json.loads(row["payload"]) for row in rows]
+
+    async def pem(self) -> str:
+        keys = policy_pb2_grpc.PolicyKeyServiceStub(self.channel)
+        answer = await keys.GetPolicyKeysPem(policy_pb2.GetPolicyKeysPemRequest())
+        return str(answer.data.decode())
+
+
+@pytest_asyncio.fixture
+async def world(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+) -> AsyncIterator[World]:
+    kit = await make_kit("policy", tenants=TREE)
+    async with neighbours(kit) as found:
+        await serve(kit, build)
+        channel = open_channel(kit.settings.grpc_listen, "test")
+        await until_ready(channel)
+        yield World(kit, channel, found, Admin(channel, ORG.id), database)
+        await channel.close()
