@@ -19,10 +19,10 @@ run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops
 	@exec $(BIN)/evergreen up
 
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy, two files at a time
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@exec $(BIN)/python -m tools.suite -n2 --dist=loadfile --no-loadscope-reorder
 
 test-servers: .venv/.installed ## Run the tests with programs of others (Chromium, LibreOffice, PgBouncer, swtpm); as root they are installed from Debian
-	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m pytest -rs tests/external
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite -rs tests/external
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
