@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from cli.backup.stores.address import is_address, open_store, split
 from cli.backup.stores.store import Access, Store, Stored, StoreError
 from cli.errors import CliError
+from servicekit.ids import now
 
 WORK_DIRECTORY: Final = "EVERGREEN_BACKUP_WORK_DIRECTORY"
+
+
+_PREFIX: Final = "evergreen-backup-"
+_YOUNG_SECONDS: Final = 60.0
+_CLOCKS_DIFFER: Final = timedelta(hours=1)
 
 
 @contextmanager
@@ -22,7 +31,8 @@ def working(beside: Path | None) -> Iterator[Path]:
     """A private directory on a disk with room, and removed afterwards.
 
     It is below `EVERGREEN_BACKUP_WORK_DIRECTORY`, else below what is given, else where the system
-    has temporary files.
+    has temporary files. What a killed process left there is removed first: it may hold a decrypted
+    backup.
 
     Raises:
         CliError: it cannot be made.
@@ -32,13 +42,43 @@ def working(beside: Path | None) -> Iterator[Path]:
     try:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = Path(tempfile.mkdtemp(prefix="evergreen-backup-", dir=parent))
+        _remove_abandoned(parent or Path(tempfile.gettempdir()))
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        held = _lock(directory)
     except OSError as error:
         raise CliError(f"no working directory can be made: {error}") from error
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)
+
+
+def _lock(directory: Path) -> int:
+    """Holds a directory until the descriptor is closed, or the process has ended.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for directory in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            # One that was made just now may not be held yet.
+            found = directory.lstat()
+            if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG_SECONDS:
+                continue
+            held = _lock(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(held)
 
 
 @contextmanager
@@ -104,4 +144,6 @@ def newest(store: Store, tag: str = "") -> Stored:
             f"{store.where} has backups of several installations; name the archive:"
             f" evergreen backup list --target {store.where.split(' ')[0]}"
         )
-    return found[-1]
+    # A name can say any time: one in the future would hide each backup made after it.
+    latest = now() + _CLOCKS_DIFFER
+    return max(found, key=lambda one: (one.at <= latest, one.at))

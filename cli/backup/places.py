@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -24,7 +23,7 @@ import asyncpg
 from cli.backup.keys import MASTER_KEY
 from cli.errors import CliError
 from cli.migrate import Target
-from deploy.private_files import sync_directory
+from deploy.private_files import private_directory, sync_directory, write_private
 
 if TYPE_CHECKING:
     from deploy.launcher.home import Home
@@ -48,17 +47,6 @@ async def connected(target: Target) -> AsyncIterator[asyncpg.Connection[asyncpg.
     finally:
         # Not a polite close: COPY may have been left in the middle.
         connection.terminate() if connection.is_in_transaction() else await connection.close()
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read(files: Mapping[str, Path]) -> dict[str, bytes]:
@@ -154,9 +142,8 @@ class Directories:
             if path.exists():
                 yield path.read_bytes()
                 return
-            beside = path.with_name(f".{path.name}.restoring")
-            write_private(beside, archived)
-            beside.replace(path)
+            self.secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(path, archived)
             sync_directory(path.parent)
         except OSError as error:
             raise CliError(f"{path}: {error.strerror}") from error
@@ -185,6 +172,7 @@ class Directories:
                 else:
                     staged.left.append(name)
                     continue
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 beside = path.with_name(f".{bare}.restoring")
                 staged.files[beside] = path
                 write_private(beside, content)
@@ -221,6 +209,8 @@ class LocalHome:
     def write(self, files: Mapping[str, bytes], tenant_id: str) -> None:
         """Writes what an archive has for a home; its first start then has nothing to make."""
         home = self.home
+        private_directory(home.secrets)
+        private_directory(home.tls)
         for name, content in files.items():
             kind, _, bare = name.partition("/")
             if kind == "secrets" and bare in SECRETS:
@@ -310,8 +300,6 @@ class LocalHome:
 
     def _note(self, aside: Path | None, *, moved: bool) -> None:
         """Notes where what was here is, and whether all of it is there by now."""
-        from deploy.private_files import write_private  # noqa: PLC0415
-
         noted = {"aside": aside.name if aside else "", "moved": moved}
         write_private(self.home.restore_mark, json.dumps(noted) + "\n")
         sync_directory(self.home.root)

@@ -1,7 +1,7 @@
 """A restore that is rehearsed: into a home that is thrown away, started as a real one is.
 
-Nothing of it reaches devices or integrators: the gateway listens on a port that nobody knows, NATS
-on loopback. It needs the servers that `make run` brings.
+Nothing of it reaches devices or integrators: the gateway and NATS listen on loopback. It needs the
+servers that `make run` brings.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def _started(home: Path) -> Iterator[None]:
     } | {
         "EVERGREEN_HOME": str(home),
         "EVERGREEN_PORT": str(_free_port()),
+        "EVERGREEN_LOOPBACK_ONLY": "true",
         "EVERGREEN_LOG_FORMAT": "json",
         # The launcher ends with the one who started it, as it does with `make`.
         "MAKELEVEL": "1",

@@ -90,7 +90,7 @@ def _attempt(api: Api, wanted: Wanted) -> list[str]:
             if not authority.key_file.exists():
                 done.append(
                     f"{which}: the key of the CA in use is not known. The next CA is in `ca.crt`"
-                    f" of {secret_name}: whoever trusts the old one has to get it before"
+                    f" of {secret_name}: give it to each device that trusts the old CA before"
                     f" {first_end_of(secret.files.get(f'{next(iter(parties))}.crt', ''))}"
                 )
             files = dict(secret.files)

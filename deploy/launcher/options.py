@@ -29,6 +29,8 @@ class Options:
     """Where the state lives; absolute."""
     port: int
     """The gateway's port."""
+    loopback_only: bool
+    """Whether only programs of this machine reach the gateway, as a proxy in front of it."""
     admin_email: str
     """The first Owner; used on the first start."""
     admin_password: str = field(repr=False)
@@ -84,15 +86,14 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         problems.append(f"EVERGREEN_PORT is {port!r}, not a port between 1 and 65535.")
     listen: tuple[str, int] | None = None
-    if given := value("EVENTS_LISTEN", ""):
-        host, _, at = given.rpartition(":")
-        if host and at.isascii() and at.isdigit() and 0 < int(at) < 65536:
-            listen = host.strip("[]"), int(at)
-        else:
-            problems.append(f"EVERGREEN_EVENTS_LISTEN is {given!r}, not HOST:PORT.")
+    try:
+        listen = _host_and_port(value("EVENTS_LISTEN", ""))
+    except ValueError as wrong:
+        problems.append(f"EVERGREEN_EVENTS_LISTEN is {wrong}.")
     usual = "journal" if is_journal(1, environment) else "console"
     log_format = choice("LOG_FORMAT", usual, ("console", "json", "journal"))
     log_level = choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
+    loopback_only = choice("LOOPBACK_ONLY", "false", ("false", "true")) == "true"
     public_url = value("PUBLIC_URL", f"https://localhost:{port}")
     # Compose and the chart call it so, too.
     console_url = value("CONSOLE_URL", environment.get("CONSOLE_URL", "").strip())
@@ -123,6 +124,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
     return Options(
         home=home,
         port=int(port),
+        loopback_only=loopback_only,
         admin_email=value("ADMIN_EMAIL", "owner@localhost"),
         admin_password=environment.get("EVERGREEN_ADMIN_PASSWORD", ""),
         events_listen=listen,
@@ -137,6 +139,20 @@ def read(environment: Mapping[str, str] = os.environ) -> Options:
         log_bounds=Bounds(size << 20, files - 1),
         backups=scheduled,
     )
+
+
+def _host_and_port(given: str) -> tuple[str, int] | None:
+    """An address to listen on; `None` for nothing.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, _, port = given.rpartition(":")
+    if not given:
+        return None
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{given!r}, not HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _former(urls: str) -> tuple[str, ...]:

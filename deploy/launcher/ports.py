@@ -56,14 +56,20 @@ def pick(
     return ports
 
 
-def gateway_addresses(port: int) -> tuple[str, ...]:
+def gateway_addresses(port: int, *, loopback_only: bool = False) -> tuple[str, ...]:
     """The addresses on which the gateway can listen: all of the machine, IPv6 where it has it.
+
+    Args:
+        port: the gateway's port.
+        loopback_only: whether only programs of this machine are to reach it.
 
     Raises:
         LauncherError: the port cannot be had; says why and how to choose another one.
     """
     addresses = []
-    for host in ("0.0.0.0", "::"):  # noqa: S104 - devices on the network come in here
+    # Devices on the network come in by all addresses.
+    hosts = ("127.0.0.1", "::1") if loopback_only else ("0.0.0.0", "::")  # noqa: S104
+    for host in hosts:
         try:
             _bind(port, host)
         except OSError as error:
@@ -78,7 +84,7 @@ def gateway_addresses(port: int) -> tuple[str, ...]:
                     f"Port {port} may be used by root only.",
                     advice="Choose one above 1023: EVERGREEN_PORT=8443 make run",
                 ) from error
-            if host != "::":
+            if ":" not in host:
                 raise
         else:
             addresses.append(host)

@@ -183,7 +183,9 @@ class Launcher:
         cleared = clear_leftovers(self._run)
         if cleared:
             step.note = f"ended what an earlier start left: {', '.join(cleared)}"
-        self._addresses = ports.gateway_addresses(self._options.port)
+        self._addresses = ports.gateway_addresses(
+            self._options.port, loopback_only=self._options.loopback_only
+        )
         kept = self._home.remembered().get("ports", {})
         self._ports = ports.pick(_PORTS, kept)
         if self._options.events_listen is not None:

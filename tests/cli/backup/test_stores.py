@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.backup.fetch import newest, working
 from cli.backup.keep import Keep
 from cli.backup.stores import s3 as s3_store
 from cli.backup.stores.address import is_address, open_store, split
@@ -183,3 +184,30 @@ def test_what_is_kept() -> None:
     for wrong in ("0", "", "all", "daily=0", "hourly=3", "daily=7;weekly=4", "-1"):
         with pytest.raises(CliError, match="EVERGREEN_BACKUP_KEEP"):
             Keep.read(wrong)
+
+
+def test_a_backup_of_the_future_is_not_the_newest(tmp_path: Path) -> None:
+    """Its name would hide each backup made after it; where there is no other it is taken."""
+    store = open_store(str(tmp_path), Access())
+    far = tmp_path / name_of(TAG, datetime.now(UTC) + timedelta(days=400))
+    far.write_bytes(b"")
+    assert newest(store).name == far.name
+    for days in (3, 1, 2):
+        (tmp_path / name_of(TAG, datetime.now(UTC) - timedelta(days=days))).write_bytes(b"")
+    assert datetime.now(UTC) - newest(store).at < timedelta(days=1, minutes=5)
+
+
+def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
+    """Its directory may hold a decrypted backup; one in use stays, as does one made just now."""
+    abandoned = tmp_path / "evergreen-backup-abandoned"
+    for directory in (abandoned, tmp_path / "evergreen-backup-new"):
+        directory.mkdir()
+    (abandoned / "master_key").write_bytes(b"")
+    os.utime(abandoned, (0, 0))
+    with working(tmp_path) as first:
+        assert not abandoned.exists()
+        os.utime(first, (0, 0))
+        with working(tmp_path) as second:
+            assert first.is_dir()
+            assert second != first
+    assert [path.name for path in tmp_path.iterdir()] == ["evergreen-backup-new"]

@@ -237,13 +237,13 @@ def test_devices_keep_a_certificate_whose_cas_key_is_lost(
 ) -> None:
     """One of a restored backup, or of 0.1.0: our CA is told beside it, and signs in its last week.
 
-    Until then, whoever trusts the old CA alone can connect; the job says each time what to do.
+    Until then, devices that trust the old CA alone can connect; the job says each time what to do.
     """
     theirs = _of_another_ca(tmp_path, timedelta(days=100))
     put(cluster, "ev-gateway-tls", theirs)
     ours = files_of(cluster, "ev-ca")["gateway.crt"]
     (said,) = renew(cluster)
-    assert "whoever trusts the old one has to get it before" in said
+    assert "give it to each device that trusts the old CA before" in said
     files = files_of(cluster, "ev-gateway-tls")
     assert (files["tls.crt"], files["tls.key"]) == (theirs["tls.crt"], theirs["tls.key"])
     assert theirs["ca.crt"].strip() in files["ca.crt"]

@@ -193,6 +193,18 @@ def test_a_taken_gateway_port_is_named_with_a_way_out(host: str) -> None:
     assert f"EVERGREEN_PORT={port + 1}" in refused.value.advice
 
 
+def test_a_gateway_for_this_machine_alone_listens_on_loopback() -> None:
+    """On each of its addresses; all of the machine otherwise."""
+    with listening(0, "127.0.0.1") as taken:
+        port = taken
+    assert "127.0.0.1" in ports.gateway_addresses(port, loopback_only=True)
+    assert set(ports.gateway_addresses(port, loopback_only=True)) <= {"127.0.0.1", "::1"}
+    assert "0.0.0.0" in ports.gateway_addresses(port)
+    assert options.read({"EVERGREEN_LOOPBACK_ONLY": "true"}).loopback_only
+    with pytest.raises(LauncherError, match="EVERGREEN_LOOPBACK_ONLY"):
+        options.read({"EVERGREEN_LOOPBACK_ONLY": "yes"})
+
+
 def test_wrong_settings_are_all_named() -> None:
     """A person corrects the environment in one go."""
     with pytest.raises(LauncherError) as refused:
@@ -206,6 +218,7 @@ def test_settings_have_their_documented_defaults() -> None:
     found = options.read({})
     assert found.home == Path(".evergreen").absolute()
     assert (found.port, found.admin_email) == (8443, "owner@localhost")
+    assert not found.loopback_only
     assert (found.log_format, found.log_level) == ("console", "info")
 
 
