@@ -236,6 +236,8 @@ def kubernetes() -> Iterator[FakeKubernetes]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # An answer is one packet: its body would wait 40 ms for the receipt of its header.
+        wbufsize = -1
 
         def _handle(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
@@ -247,6 +249,7 @@ def kubernetes() -> Iterator[FakeKubernetes]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            self.wfile.flush()
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle  # noqa: N815
 
