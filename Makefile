@@ -21,8 +21,8 @@ run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops
 test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy, two files at a time
 	@exec $(BIN)/python -m tools.suite -n2 --dist=loadfile --no-loadscope-reorder
 
-test-servers: .venv/.installed ## Run the tests with programs of others (Chromium, LibreOffice, PgBouncer, swtpm); as root they are installed from Debian
-	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite -rs tests/external
+test-servers: .venv/.installed ## Run the documentation's commands, and the tests with programs of others (Chromium, LibreOffice, PgBouncer, swtpm); as root they are installed from Debian
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite -rs tests/external tests/docs/test_make_run.py
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"

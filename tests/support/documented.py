@@ -20,7 +20,7 @@ from typing import Final, Self
 from tests.support.paths import ROOT
 
 TARGETS: Final = {
-    "make-run": "an installation of `make run`; `make test` runs it",
+    "make-run": "an installation of `make run`; `make test-servers` runs it",
     "compose": "an installation of Docker Compose; `make test-compose` runs it",
     "kubernetes": "a cluster; `tests/kubernetes` runs it",
     "servers": "a server of another vendor; `make test-servers` runs it",
