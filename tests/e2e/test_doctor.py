@@ -10,7 +10,7 @@ from pathlib import Path
 from contract.contexts import CONTEXTS
 from tests.e2e.test_audit_cli import evergreen
 from tests.support.doctor import by_status, wrong
-from tests.support.stack import Stack
+from tests.support.stack import Stack, free_port
 
 
 def test_nothing_is_wrong_with_a_healthy_product(stack: Stack) -> None:
@@ -44,10 +44,8 @@ def test_a_home_that_is_stopped_is_one_finding(stack: Stack, tmp_path: Path) -> 
         shutil.copy2(stack.home / name, home / name)
     for name in ("secrets", "tls"):
         shutil.copytree(stack.home / name, home / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        facts = json.loads((home / "bootstrap.json").read_text())
-        facts["url"] = f"https://localhost:{free.getsockname()[1]}"
+    facts = json.loads((home / "bootstrap.json").read_text())
+    facts["url"] = f"https://localhost:{free_port()}"
     (home / "bootstrap.json").write_text(json.dumps(facts))
     done = evergreen("doctor", "--json", "--home", home)
     said = json.loads(done.stdout)

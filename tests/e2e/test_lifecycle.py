@@ -97,8 +97,10 @@ def test_a_home_from_its_first_start_to_its_last(stack: Stack, tmp_path: Path) -
     assert processes_of(home) == []
     assert not list(Home(home).run_directory().glob("*.pid"))
     _, _, end = (tmp_path / "home.out").read_text().partition("\nStopping ...\n")
-    (said,) = end.splitlines()
+    # On a slow machine a service may still tell of another one that has stopped.
+    *others, said = end.splitlines()
     assert said.startswith("Stopped after")
+    assert not [line for line in others if "did not stop" in line]
 
 
 def steps_alone_are_told(output: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,6 +19,7 @@ from deploy.gateway import GatewaySettings, arguments, write
 from tests.gateway.backends import Backends
 from tests.gateway.certificates import Certificate
 from tests.gateway.tokens import Signer
+from tests.support.stack import free_port
 
 ERROR_FIELDS = {"code", "status", "message", "error", "details", "requestId"}
 
@@ -189,11 +189,3 @@ def grpc_code(status: str) -> int:
     """The number of a google.rpc code."""
     number: int = grpc.StatusCode[status].value[0]
     return number
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

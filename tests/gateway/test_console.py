@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.gateway.harness import Gateway, bearer, error_of, free_port, running_gateway
+from tests.gateway.harness import Gateway, bearer, error_of, running_gateway
+from tests.support.stack import free_port
 
 OURS = {"sec-fetch-site": "same-origin", "content-type": "application/json"}
 PAGES = [

@@ -9,8 +9,9 @@ from pathlib import Path
 from cryptography import x509
 
 from deploy.certificates import SERVER, Authority, now
-from tests.gateway.harness import eventually, free_port, running_gateway
+from tests.gateway.harness import eventually, running_gateway
 from tests.support.mounted import Mounted
+from tests.support.stack import free_port
 
 
 def _shown(port: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 
 from contract.subjects import EVENTS
+from deploy.launcher.ports import is_free
 from tests.support.events import Reader
 from tests.support.paths import ROOT
 
@@ -196,10 +198,16 @@ def until(condition: Any, seconds: float, otherwise: str, pause: float = 0.05) -
         time.sleep(pause)
 
 
+# Below those that kernels hand out for outgoing connections, and beside those that launchers pick.
+# Each worker has a part of its own, and names no port twice.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+_FIRST = 10_000 + 2_000 * _WORKER
+_PORTS = iter(random.SystemRandom().sample(range(_FIRST, _FIRST + 2_000), 2_000))
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody uses now, nor is given by chance before a test uses it."""
+    return next(port for port in _PORTS if is_free(port, "0.0.0.0"))
 
 
 def attached(bootstrap: Path) -> Stack:

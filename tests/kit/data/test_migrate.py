@@ -226,7 +226,7 @@ async def test_a_rehearsal_locks_one_contexts_tables_at_a_time(
         rehearsing = asyncio.create_task(migrator.rehearse())
         until = asyncio.get_running_loop().time() + 1.5
         while asyncio.get_running_loop().time() < until:
-            await caller.execute(f"INSERT INTO {free}.later VALUES (1)", timeout=1)
+            await caller.execute(f"INSERT INTO {free}.later VALUES (1)")
             await asyncio.sleep(0.01)
         assert not rehearsing.done()
         await transaction.commit()

@@ -34,9 +34,11 @@ async def test_a_caller_who_goes_away_does_not_free_a_thread() -> None:
         with lock:
             running -= 1
 
-    for _ in range(6):
+    for number in range(6):
         task = asyncio.create_task(passwords._work(work))
         await asyncio.sleep(0.01)
+        while running < min(number + 1, 2):
+            await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.05)
