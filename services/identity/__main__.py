@@ -19,6 +19,7 @@ from servicekit.rpc.chain import CallChain
 from servicekit.rpc.reflection import add_reflection
 from servicekit.security.sealing import Sealer
 from servicekit.settings import read_secret
+from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.guesses import Guesses
 from services.identity.authenticators.passwords import Passwords
 from services.identity.event_access.api import EventCredentialApi
@@ -54,7 +55,8 @@ async def build(kit: Kit) -> Parts:
     settings = kit.settings
     assert isinstance(settings, IdentitySettings)
     session_life = timedelta(days=settings.session_days)
-    passwords = Passwords()
+    breached = settings.breached_passwords
+    passwords = Passwords(settings.password_min, BreachedPasswords(breached) if breached else None)
     first_start = FirstStart(settings, kit.database, kit.outbox, passwords, kit.clock)
     await until_done("make the first tenants", first_start.run)
     device_life = timedelta(days=settings.device_token_days)
@@ -139,6 +141,7 @@ async def build(kit: Kit) -> Parts:
             settings.public_url,
             origins=origins_of(f"{settings.public_url},{settings.former_public_urls}"),
             console=bool(settings.console_url),
+            password_min=settings.password_min,
         )
         return identity_app(chain, kit.channel, signer, around)
 

@@ -57,7 +57,7 @@ class FirstStart:
                 if (fault := email_fault(self._settings.admin_email.strip())) is not None:
                     raise RuntimeError(f"EVERGREEN_ADMIN_EMAIL {fault}")
                 try:
-                    hashes = await self._passwords.hash(password, least=1)
+                    hashes = await self._passwords.hash(password, None)
                 except DomainError as error:
                     raise RuntimeError(f"EVERGREEN_ADMIN_PASSWORD_FILE: {error.message}") from error
                 await self._make_tenants(connection, hashes)

@@ -24,6 +24,17 @@ class IdentitySettings(KeySettings):
     session_days: int = Field(
         default=30, ge=1, le=365, description="How long a session can be refreshed."
     )
+    password_min: int = Field(
+        default=15,
+        ge=12,
+        le=64,
+        description="How many characters a new password has at least.",
+    )
+    breached_passwords: Path | None = Field(
+        default=None,
+        description="File with the sorted SHA-1 digests of passwords that nobody may set, as Have I"
+        " Been Pwned publishes them; it is read here, and nothing is sent anywhere.",
+    )
     archive_days: int = Field(
         default=90,
         ge=1,

@@ -175,6 +175,9 @@ class ChangePasswordRequest(_message.Message):
     new_password: _builtins.str
     """The password from now on. It is compared in one form (RFC 8265, NFKC),
     whichever way a system spells its letters; control characters are refused.
+    It has at least 15 characters, or what the operator has set, and is not the
+    one until now. One that repeats or continues itself is refused, and one that
+    is made of the user's or the organisation's names or of common words.
     """
     def __init__(
         self,
@@ -1090,7 +1093,9 @@ class CreateUserRequest(_message.Message):
     tenant_id: _builtins.str
     """An older name of `org_id`. When both are given, they have to be the same."""
     password: _builtins.str
-    """A first password; without one the user is invited."""
+    """A first password, as in `ChangePasswordRequest`; without one the user is
+    invited.
+    """
     org_id: _builtins.str
     """The tenant that the user belongs to; the caller's own when not given."""
     def __init__(

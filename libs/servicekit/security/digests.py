@@ -1,4 +1,7 @@
-"""Digests: SHA-256 of what is public or random, keyed BLAKE2b of what must not be guessed."""
+"""Digests: SHA-256 of what is public or random, keyed BLAKE2b of what must not be guessed.
+
+SHA-1 is here to look something up in lists of others, and protects nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ def sha256(data: bytes | memoryview) -> bytes:
 def sha256_hex(data: bytes) -> str:
     """The SHA-256 of the data as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha1_hex(data: bytes) -> str:
+    """The SHA-1 of the data as 40 hexadecimal digits; only to find it in somebody else's list."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 
 def derived_key(key: bytes, purpose: str) -> bytes:

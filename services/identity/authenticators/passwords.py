@@ -20,13 +20,19 @@ from servicekit.security.passwords import (
     renewed,
     verify,
 )
+from services.identity.authenticators.breached import BreachedPasswords
+from services.identity.authenticators.password_rules import (
+    BREACHED,
+    LEAST_ALONE,
+    SAME,
+    Person,
+    fault_of,
+)
 
 log = logs.get(__name__)
 
 Result = TypeVar("Result")
 
-LEAST: Final = 12
-"""Characters of a new password, in its prepared form; the API's rules count what is typed."""
 _THREADS: Final = 2
 _MAX_WAITING: Final = 512
 """In each of the two lines; more than attempts to log in may be under way."""
@@ -36,9 +42,17 @@ class Passwords:
     """Hashes and verifies off the event loop, a bounded number at a time.
 
     There are two lines: of strangers, and of those whose origin is known, who go first.
+
+    Args:
+        least_alone: the characters of a new password that nothing else protects.
+        breached: passwords that nobody may set.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, least_alone: int = LEAST_ALONE, breached: BreachedPasswords | None = None
+    ) -> None:
+        self._least_alone = least_alone
+        self._breached = breached
         # Threads of its own: a caller who goes away does not stop the work that has begun, and
         # whoever is next must wait for it.
         self._threads = ThreadPoolExecutor(_THREADS, "passwords")
@@ -49,23 +63,46 @@ class Passwords:
         self._nobody = hash_new("nobody has this password")
 
     async def hash(
-        self, password: str, name: str = "password", *, least: int = LEAST
+        self,
+        password: str,
+        person: Person | None,
+        name: str = "password",
+        *,
+        before: str | None = None,
     ) -> PasswordHashes:
         """Hashes a new password.
 
         Args:
+            person: whose it is to be; `None` for the first Owner's, which the operator chose.
             name: of the field that has it, for the error.
-            least: how many characters it has to have.
+            before: the password until now, as somebody typed it.
 
         Raises:
             DomainError: INVALID_ARGUMENT.
         """
         try:
-            if len(prepare(password)) < least:
-                raise PasswordError(f"must have at least {least} characters")
+            prepared = prepare(password)
         except PasswordError as error:
             raise invalid_field(name, str(error)) from error
+        if person is not None:
+            if (fault := fault_of(prepared, person, self._least_alone)) is not None:
+                raise invalid_field(name, fault)
+            if before is not None and prepared == _form(before):
+                raise invalid_field(name, SAME)
+            if self._breached is not None and await self._work(
+                self._is_breached, password, prepared
+            ):
+                raise invalid_field(name, BREACHED)
         return await self._work(hash_new, password)
+
+    def _is_breached(self, *forms: str) -> bool:
+        assert self._breached is not None
+        try:
+            return self._breached.has(*forms)
+        except OSError as error:
+            # The list is one rule of several; without it people still have to get in.
+            log.error("list of breached passwords not readable", error=str(error))
+            return False
 
     async def renewed(self, stored: PasswordHashes, password: str) -> PasswordHashes:
         """What to store of a password that was just verified; the same when nothing is to do."""
@@ -120,3 +157,11 @@ class Passwords:
                     turn.set_result(None)
                     return
         self._free += 1
+
+
+def _form(password: str) -> str:
+    """The one form of a password, or what was typed where it has none."""
+    try:
+        return prepare(password)
+    except PasswordError:
+        return password

@@ -7,7 +7,7 @@ A form is sent to an address of its own below `/auth/forms/`. What went well lea
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, quote, urlsplit
@@ -70,6 +70,8 @@ class Surroundings:
     """Those of the installation's own pages."""
     console: bool
     """Whether a web console is there."""
+    password_min: int
+    """Characters of a new password."""
 
     @property
     def landing(self) -> str:
@@ -305,6 +307,7 @@ class _Pages:
             action=f"/auth/forms/{form}",
             form=form_token,
             token_field=token_field,
+            **self._new_password(page.texts),
             button=page.texts[f"{name}_button"],
         )
         return page_answer(
@@ -317,6 +320,11 @@ class _Pages:
             error,
             form_token,
         )
+
+    def _new_password(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """What the field for a new password says of its length."""
+        least = str(self._around.password_min)
+        return {"least": least, "password_hint": texts["new_password_hint"].format(least)}
 
     def _account_page(
         self,
@@ -341,6 +349,7 @@ class _Pages:
                     "form": token,
                     "email": session.user.email,
                     "role": session.user.role.value,
+                    **self._new_password(TEXTS[spoken]),
                     "organisation": tenant.name if tenant else str(session.user.tenant_id),
                     "links": Html(
                         "".join(

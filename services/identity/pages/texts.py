@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from services.identity.authenticators.password_rules import BREACHED, COMMON, NAMES, REPEATS, SAME
+
 LANGUAGES: Final = ("en", "de")
 
 TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -32,7 +34,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "token": "Invitation code",
         "token_hint": "The link that you were given, or the code in it behind “token=”.",
         "new_password": "New password",
-        "new_password_hint": "At least 12 characters. Several words are easy to remember.",
+        "new_password_hint": "At least {0} characters. Four or five words that nobody connects"
+        " with you are easy to remember.",
         "repeat": "Repeat the new password",
         "accept_button": "Set password and sign in",
         "forgot": "Forgot your password?",
@@ -78,6 +81,12 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "missing": "is missing",
         "too_short": "must have at least {0} characters",
         "no_such_character": "must not contain the character {0}",
+        "repeats": "must not repeat or continue itself, as abcabc or 123456 do",
+        "made_of_names": "must be more than your name or address, your organisation or this product"
+        " with digits",
+        "made_of_words": "must be more than one or two common words with digits",
+        "breached": "is on the list of passwords that were stolen elsewhere; choose another one",
+        "the_same": "must be another one than until now",
         "too_long": "must have at most {0} characters",
         "no_email": "must be an e-mail address, such as name@school.example",
         "wrong": "is wrong",
@@ -105,7 +114,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "token": "Einladungscode",
         "token_hint": "Der Link, den Sie bekommen haben, oder der Code darin hinter „token=“.",
         "new_password": "Neues Passwort",
-        "new_password_hint": "Mindestens 12 Zeichen. Mehrere Wörter merken sich leicht.",
+        "new_password_hint": "Mindestens {0} Zeichen. Vier oder fünf Wörter, die niemand mit"
+        " Ihnen verbindet, merken sich leicht.",
         "repeat": "Neues Passwort wiederholen",
         "accept_button": "Passwort festlegen und anmelden",
         "forgot": "Passwort vergessen?",
@@ -154,6 +164,12 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "missing": "fehlt",
         "too_short": "muss mindestens {0} Zeichen haben",
         "no_such_character": "enthält ein Zeichen, das nicht erlaubt ist: {0}",
+        "repeats": "darf sich nicht wiederholen oder fortsetzen wie abcabc oder 123456",
+        "made_of_names": "muss mehr sein als Ihr Name, Ihre Adresse, Ihre Organisation oder dieses"
+        " Produkt mit Ziffern",
+        "made_of_words": "muss mehr sein als ein oder zwei übliche Wörter mit Ziffern",
+        "breached": "steht auf der Liste anderswo gestohlener Passwörter; wählen Sie ein anderes",
+        "the_same": "muss ein anderes sein als bisher",
         "too_long": "darf höchstens {0} Zeichen haben",
         "no_email": "muss eine E-Mail-Adresse sein, etwa name@schule.example",
         "wrong": "ist falsch",
@@ -179,6 +195,11 @@ _RULES: Final[tuple[tuple[Callable[[str], re.Match[str] | None], str], ...]] = (
     (re.compile(r"must have at most (\d+) characters").fullmatch, "too_long"),
     (re.compile(r"must not contain the character (U\+[0-9A-F]+).*").fullmatch, "no_such_character"),
     (re.compile(r"must be an e-mail address").fullmatch, "no_email"),
+    (re.compile(re.escape(REPEATS)).fullmatch, "repeats"),
+    (re.compile(re.escape(NAMES)).fullmatch, "made_of_names"),
+    (re.compile(re.escape(COMMON)).fullmatch, "made_of_words"),
+    (re.compile(re.escape(BREACHED)).fullmatch, "breached"),
+    (re.compile(re.escape(SAME)).fullmatch, "the_same"),
     (re.compile(r"is wrong").fullmatch, "wrong"),
 )
 

@@ -32,6 +32,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.tokens import new_secret, secret_hash
 from services.identity.authenticators.guesses import Attempt, Guesses, Standing
+from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
@@ -312,7 +313,8 @@ class Sessions:
                 raise invalid_field("currentPassword", "is wrong")
             async with self._database.transaction(scope) as connection:
                 await self._guesses.succeeded(connection, counted)
-        hashes = await self._passwords.hash(new, "newPassword")
+        person = self._person(found.user)
+        hashes = await self._passwords.hash(new, person, "newPassword", before=current)
         at = self._clock()
         async with self._database.transaction(scope) as connection:
             user = await users_store.user(connection, scope, user_id, for_update=True)
@@ -340,12 +342,16 @@ class Sessions:
         # Looked at before the password is hashed, which is dear and must not be had for nothing.
         async with self._database.system_transaction("an invitation names no tenant") as connection:
             invited = await self._invited(connection, invitation_token)
-        hashes = await self._passwords.hash(password)
+        hashes = await self._passwords.hash(password, self._person(invited))
         async with self._database.transaction(Scope.of(invited.tenant_id)) as connection:
             user = await self._invited(connection, invitation_token)
             await self._check_open(connection, user)
             await users_store.set_password(connection, user, hashes, self._clock())
             return await self._open(connection, user, InvitationAccepted, device)
+
+    def _person(self, user: User) -> Person:
+        tenant = self._tenants.known(user.tenant_id)
+        return Person(user.email, *((tenant.name, tenant.code) if tenant else ()))
 
     async def _invited(self, connection: Connection, invitation_token: str) -> User:
         """The invited user, locked."""

@@ -31,6 +31,7 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.tokens import new_secret, secret_hash
 from servicekit.texts import normal_email
 from services.identity.authenticators import guess_store
+from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
 from services.identity.users import store
 from services.identity.users.domain import (
@@ -147,7 +148,10 @@ class Users:
             status="active" if password is not None else "invited",
             created_at=at,
         )
-        hashes = await self._passwords.hash(password) if password is not None else None
+        hashes = None
+        if password is not None:
+            person = Person(user.email, tenant.name, tenant.code)
+            hashes = await self._passwords.hash(password, person)
         invitation = None if password is not None else new_secret()
         scope = self._directory.scope(own)
         async with self._database.transaction(scope) as connection:

@@ -24,6 +24,8 @@ _VALUES = {
         "role": "Owner",
         "organisation": "School",
         "links": Html(""),
+        "least": "15",
+        "password_hint": "15",
     },
     "invitations": {"link": Html(""), "people": Html(""), "more": Html("")},
 }
@@ -97,7 +99,13 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
         if "new_password" in values:
             token = page.part("token", token="t")
             values["new_password"] = page.part(
-                "new_password", action="/x", form="f", token_field=token, button="Go"
+                "new_password",
+                action="/x",
+                form="f",
+                token_field=token,
+                button="Go",
+                least="15",
+                password_hint="15",
             )
         elif name == "invitations":
             button = page.part("invitation_button", form="f", id="1")

@@ -133,13 +133,13 @@ async def test_what_release_0_1_0_stored_is_renewed_by_a_login(identity: Identit
         ("a tab\tis no password", "U+0009"),
         ("nor is\u0085a control", "U+0085"),
         ("nobody knows \U000e0fff", "U+E0FFF"),
-        ("n\u0303" * 6, "must have at least 12 characters"),
+        ("n\u0303" * 8, "must have at least 15 characters"),
     ],
 )
 async def test_a_password_that_cannot_be_typed_again_is_refused(
     identity: Identity, password: str, rule: str
 ) -> None:
-    """Control characters and unknown ones, and twelve that are six letters with marks."""
+    """Control characters and unknown ones, and sixteen that are eight letters with marks."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await change(identity, PASSWORD, password)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
