@@ -37,6 +37,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _FAILED: Final = 2
 _SECONDS: Final = 30
 _ALL: Final = sys.maxsize
+_SESSION_COLUMNS: Final = ("LAST SEEN", "SINCE", "ADDRESS", "ID", "PROGRAM")
 _COLUMNS: Final = ("EMAIL", "ROLE", "STATUS", "TENANT", "ID")
 
 
@@ -149,6 +150,51 @@ def deactivate(
     """Disable a user: sessions and event credentials of the user end."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         _say(api, api.post(f"/api/users/{_found(api, user)['id']}/deactivate", {}))
+
+
+@app.command()
+def sessions(
+    user: User,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show where a user is logged in, newest first."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, user)
+        path = f"/api/users/{found['id']}/sessions"
+        rows = [
+            (
+                one["lastSeenAt"],
+                one["createdAt"],
+                one["address"],
+                one["id"],
+                one["userAgent"],
+            )
+            for one in api.pages(path, "sessions", _ALL)
+        ]
+        for line in table(_SESSION_COLUMNS, rows):
+            typer.echo(line)
+
+
+@app.command("end-sessions")
+def end_sessions(
+    user: User,
+    session: Annotated[str, typer.Option("--session", help="Only this one, by its id.")] = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Log a user out everywhere; API tokens of the user go on."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, user)
+        body = {"sessionId": session} if session else {}
+        ended = api.post(f"/api/users/{found['id']}/sessions/end", body)["ended"]
+        typer.echo(f"{found['email']}: sessions ended: {ended}")
 
 
 @app.command()

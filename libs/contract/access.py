@@ -67,6 +67,13 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "Logout": _USER_OWN,
             "ChangePassword": replace(_USER_OWN, timeout=30),
         },
+        "SessionService": {
+            "ListSessions": _USER_READ,
+            "EndSession": _USER_OWN,
+            "EndOtherSessions": _USER_OWN,
+            "ListUserSessions": replace(_USER_READ, roles=_WRITE),
+            "EndUserSessions": _ADMIN_WRITE,
+        },
         "TenantService": {
             "ListTenants": _USER_READ,
             "GetTenant": _USER_READ,

@@ -36,6 +36,7 @@ H_TIMEOUT: Final = "x-evergreen-timeout"
 H_SOURCE: Final = "x-envoy-external-address"
 H_HOPS: Final = "x-evergreen-hops"
 """With `/readyz`: how many addresses of the call's way the gateway knows."""
+H_USER_AGENT: Final = "user-agent"
 H_TRACEPARENT: Final = "traceparent"
 """W3C Trace Context; the gateway removes what clients send."""
 CLAIMS: Final = {
@@ -100,6 +101,8 @@ class Call:
     caller: Caller
     request_id: str
     source_ip: str = ""
+    user_agent: str = ""
+    """What a caller without a token says of itself: who logs in."""
 
 
 _CANONICAL: Final = re.compile(
@@ -185,4 +188,7 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
 def call_from_headers(rpc: str, headers: Mapping[str, str], caller: Caller) -> Call:
     """Builds the call's context from the gateway's headers."""
     request_id = headers.get(H_REQUEST_ID) or str(new_id())
-    return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""))
+    if caller is not ANONYMOUS:
+        return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""))
+    agent = headers.get(H_USER_AGENT, "")
+    return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""), agent)

@@ -14,6 +14,8 @@ from servicekit.feeds.changes import Changes
 from servicekit.http.asgi import AsgiApp
 from servicekit.http.origins import origins_of
 from servicekit.keys.service import SigningKeys
+from servicekit.observability import logs
+from servicekit.observability.logs import Repeated
 from servicekit.peers.closing import TenantWork
 from servicekit.rpc.chain import CallChain
 from servicekit.rpc.reflection import add_reflection
@@ -32,7 +34,8 @@ from services.identity.first_start import FirstStart
 from services.identity.http import identity_app
 from services.identity.pages.browsers import Browsers
 from services.identity.pages.http import Surroundings
-from services.identity.sessions.api import AuthApi
+from services.identity.sessions.api import AuthApi, SessionApi
+from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
 from services.identity.sessions.store import CHANGING, end_sessions_of
 from services.identity.settings import IdentitySettings
@@ -46,8 +49,12 @@ from services.identity.token_keys.tokens import SEALED_FOR, TokenSigner, purpose
 from services.identity.users.api import UserApi
 from services.identity.users.service import Users
 
+log = logs.get(__name__)
+
 _FORGET_EVERY_SECONDS = 3600
 _FORGET_GUESSES_EVERY_SECONDS = 60
+_UNSEEN_EVERY_SECONDS = 600
+_UNSEEN_AT_ONCE = 200
 
 
 async def build(kit: Kit) -> Parts:
@@ -132,6 +139,18 @@ async def build(kit: Kit) -> Parts:
             await sessions.forget_guesses()
             await asyncio.sleep(_FORGET_GUESSES_EVERY_SECONDS)
 
+    async def deactivate_unseen() -> None:
+        outage = Repeated(log, "inactive users wait")
+        while True:
+            try:
+                unseen_for = timedelta(days=settings.inactive_days)
+                while await users.deactivate_unseen(unseen_for, _UNSEEN_AT_ONCE) == _UNSEEN_AT_ONCE:
+                    pass
+                outage.worked()
+            except Exception as error:
+                outage.failed(error)
+            await asyncio.sleep(_UNSEEN_EVERY_SECONDS)
+
     def portal(chain: CallChain) -> AsgiApp:
         browsers = Browsers(chain, sessions, signer, session_life)
         around = Surroundings(
@@ -149,6 +168,10 @@ async def build(kit: Kit) -> Parts:
     return Parts(
         public=[
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
+            partial(
+                rpc.add_SessionServiceServicer_to_server,
+                SessionApi(SessionsOverview(kit.database, kit.outbox, kit.tenants, kit.clock)),
+            ),
             partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants, life, deletions)),
             partial(rpc.add_UserServiceServicer_to_server, UserApi(users, settings.public_url)),
             partial(
@@ -167,6 +190,7 @@ async def build(kit: Kit) -> Parts:
         ],
         services=[
             "evergreen.v1.AuthService",
+            "evergreen.v1.SessionService",
             "evergreen.v1.TenantService",
             "evergreen.v1.UserService",
             "evergreen.v1.EventCredentialService",
@@ -178,6 +202,7 @@ async def build(kit: Kit) -> Parts:
         tasks=[
             forget_old_sessions,
             forget_old_guesses,
+            *([deactivate_unseen] if settings.inactive_days else []),
             deletions.run,
             deletions.purge,
             keys.follower.run,

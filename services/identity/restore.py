@@ -155,6 +155,9 @@ async def repair(connection: Connection, known: Known) -> Repaired:
     )
     await connection.execute("DELETE FROM identity.signing_key WHERE purpose = 'users'")
     await _bring_users(connection, known)
+    if await _has_column(connection, "seen_at"):
+        # Nobody could be seen between the backup and now.
+        await connection.execute("UPDATE identity.account SET seen_at = now()")
     # An older archive has no such table.
     if await _has_credentials(connection):
         await connection.execute(

@@ -35,6 +35,13 @@ class IdentitySettings(KeySettings):
         description="File with the sorted SHA-1 digests of passwords that nobody may set, as Have I"
         " Been Pwned publishes them; it is read here, and nothing is sent anywhere.",
     )
+    inactive_days: int = Field(
+        default=0,
+        ge=0,
+        le=3650,
+        description="After how many days without a login or a refresh a user is deactivated; 0 for"
+        " never.",
+    )
     archive_days: int = Field(
         default=90,
         ge=1,

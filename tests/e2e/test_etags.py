@@ -27,6 +27,9 @@ _FILES = (identity_pb2, enrollment_pb2, policy_pb2, telemetry_pb2, attestation_p
 _OF_NO_RESOURCE = {
     "Logout",
     "ChangePassword",
+    "EndSession",
+    "EndOtherSessions",
+    "EndUserSessions",
     "DeleteTrustRoot",
     "ImportEndorsementKeys",
     "LearnReferenceValue",

@@ -27,6 +27,7 @@ class Victim:
     token: dict[str, Any]
     credential: dict[str, Any]
     user: dict[str, Any]
+    session: str
     entry: dict[str, Any]
     quarantined: dict[str, Any]
     reference: dict[str, Any]
@@ -68,6 +69,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         token,
         credential,
         user,
+        ok(org.owner.get("/auth/sessions"))["sessions"][0]["id"],
         entries[0],
         quarantined,
         reference,
@@ -100,6 +102,9 @@ def _device(v: Victim) -> str:
 
 
 _NAMED: dict[str, Case] = {
+    "SessionService/EndSession": _by_id(lambda v: v.session),
+    "SessionService/ListUserSessions": _by_id(lambda v: v.user["id"]),
+    "SessionService/EndUserSessions": _by_id(lambda v: v.user["id"]),
     "TenantService/GetTenant": _by_id(lambda v: v.org.id),
     "TenantService/CreateTenant": lambda v, _: {"json": {"name": "x", "parentId": v.org.id}},
     "TenantService/UpdateTenant": _by_id(lambda v: v.org.id, name="Taken over"),
@@ -186,6 +191,8 @@ _UNNAMED = {
     "TenantService/ListTenants",
     "AuditService/GetAuditCheckpoint",
     "AuthService/GetSession",
+    "SessionService/ListSessions",
+    "SessionService/EndOtherSessions",
     "AuthService/Logout",
     "AuthService/ChangePassword",
     "TokenKeyService/ListTokenKeys",

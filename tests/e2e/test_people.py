@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import httpx
 
+from tests.e2e.pages import Pages
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.world import PASSWORD, assert_error, make_org, ok
 from tests.support.stack import PATIENCE, Stack, until
@@ -97,3 +98,38 @@ def test_people_at_the_command_line(stack: Stack, root: httpx.Client) -> None:
     assert listed.split()[:5] == ["EMAIL", "ROLE", "STATUS", "TENANT", "ID"]
     assert right not in listed
     assert "deleted" in users("list", "--org", org.code, "--deleted")
+
+
+def test_sessions_of_a_browser_and_of_a_program(stack: Stack, root: httpx.Client) -> None:
+    """Each shows where it is from, however often it is refreshed; ended by its user and at the
+    command line, it opens nothing any more."""
+    org = make_org(stack, root, "Sessions")
+    email = f"{uuid4().hex[:8]}@school.example"
+    person = {"email": email, "role": "Admin", "orgId": org.id, "password": PASSWORD}
+    ok(root.post("/api/users", json=person))
+    agent = "Mozilla/5.0 (X11; Linux x86_64) " + "x" * 400
+    with Pages(stack) as browser, stack.client(stack.login(email, PASSWORD)["token"]) as program:
+        browser.client.headers["user-agent"] = agent
+        assert browser.login(email, PASSWORD).status_code == 303
+        listed = ok(program.get("/auth/sessions"))["sessions"]
+        (there,) = [one for one in listed if one["userAgent"].startswith("Mozilla")]
+        assert there["userAgent"] == agent[:256]
+        assert there["address"] == "127.0.0.1"
+        assert [one["current"] for one in listed].count(True) == 1
+        ok(program.post(f"/auth/sessions/{there['id']}/end", json={}))
+        until(
+            lambda: browser.open("/auth/account").status_code == 303,
+            PATIENCE,
+            "the browser is still logged in",
+        )
+        shown = evergreen("users", "sessions", email, "--home", stack.home)
+        assert shown.returncode == 0, shown.stderr
+        assert there["id"] not in shown.stdout
+        assert "python-httpx" in shown.stdout
+        ended = evergreen("users", "end-sessions", email, "--home", stack.home)
+        assert ended.stdout.startswith(f"{email}: sessions ended: ")
+        until(
+            lambda: program.get("/auth/sessions").status_code == 401,
+            PATIENCE,
+            "the program is still logged in",
+        )

@@ -36,6 +36,7 @@ class Identity:
 
     database: TestDatabase
     auth: rpc.AuthServiceAsyncStub
+    sessions: rpc.SessionServiceAsyncStub
     tenants: rpc.TenantServiceAsyncStub
     users: rpc.UserServiceAsyncStub
     credentials: rpc.EventCredentialServiceAsyncStub
@@ -129,6 +130,7 @@ async def running(
         yield Identity(
             database,
             rpc.AuthServiceStub(public),
+            rpc.SessionServiceStub(public),
             rpc.TenantServiceStub(public),
             rpc.UserServiceStub(public),
             rpc.EventCredentialServiceStub(public),

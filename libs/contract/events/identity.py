@@ -100,6 +100,15 @@ class EndedSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedSessions:
+    """Whose sessions have ended, and how many."""
+
+    email: str
+    count: int
+    session_id: Annotated[UUID | None, "Where it was one."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReusedSession:
     """The session that was ended for it."""
 
@@ -298,6 +307,14 @@ class LoggedOut(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsEnded(_UserAction):
+    """Sessions of a user were ended, by the user or by somebody who manages users."""
+
+    NAME: ClassVar[str] = "identity.sessions_ended"
+    after: EndedSessions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordChanged(_UserAction):
     """A user changed the own password."""
 
@@ -426,6 +443,7 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     LoginFailed(id=ID, after=LoginAttempt(email=EMAIL)),
     AccountUnderAttack(id=ID, after=Attack(email=EMAIL, failures=100, until=AT)),
     LoggedOut(id=ID, after=EndedSession(session_id=TENANT_ID)),
+    SessionsEnded(id=ID, after=EndedSessions(email=EMAIL, count=1, session_id=TENANT_ID)),
     PasswordChanged(id=ID),
     InvitationAccepted(id=ID, after=_OPENED),
     RefreshTokenReused(id=ID, after=ReusedSession(session_id=TENANT_ID, session_ended=True)),

@@ -324,6 +324,260 @@ class AuthService:
             _registered_method=True)
 
 
+class SessionServiceStub:
+    """The sessions that are open.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListSessions = channel.unary_unary(
+                '/evergreen.v1.SessionService/ListSessions',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.EndSession = channel.unary_unary(
+                '/evergreen.v1.SessionService/EndSession',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+                _registered_method=True)
+        self.EndOtherSessions = channel.unary_unary(
+                '/evergreen.v1.SessionService/EndOtherSessions',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.EndOtherSessionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+                _registered_method=True)
+        self.ListUserSessions = channel.unary_unary(
+                '/evergreen.v1.SessionService/ListUserSessions',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListUserSessionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.EndUserSessions = channel.unary_unary(
+                '/evergreen.v1.SessionService/EndUserSessions',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.EndUserSessionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+                _registered_method=True)
+
+
+class SessionServiceServicer:
+    """The sessions that are open.
+    """
+
+    def ListSessions(self, request, context):
+        """Lists the caller's own open sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSession(self, request, context):
+        """Ends one of the caller's own sessions; its tokens are refused within a
+        second. One that has ended before stays so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndOtherSessions(self, request, context):
+        """Ends the caller's own sessions, all but the one that calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUserSessions(self, request, context):
+        """Lists the open sessions of a user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndUserSessions(self, request, context):
+        """Ends the sessions of a user, or one of them. Only an Owner does this to an
+        Owner.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SessionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'EndSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSession,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.EndSessionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.SerializeToString,
+            ),
+            'EndOtherSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndOtherSessions,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.EndOtherSessionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.SerializeToString,
+            ),
+            'ListUserSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserSessions,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListUserSessionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'EndUserSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndUserSessions,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.EndUserSessionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.SessionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.SessionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SessionService:
+    """The sessions that are open.
+    """
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SessionService/ListSessions',
+            evergreen_dot_v1_dot_identity__pb2.ListSessionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SessionService/EndSession',
+            evergreen_dot_v1_dot_identity__pb2.EndSessionRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndOtherSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SessionService/EndOtherSessions',
+            evergreen_dot_v1_dot_identity__pb2.EndOtherSessionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SessionService/ListUserSessions',
+            evergreen_dot_v1_dot_identity__pb2.ListUserSessionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndUserSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SessionService/EndUserSessions',
+            evergreen_dot_v1_dot_identity__pb2.EndUserSessionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EndSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TenantServiceStub:
     """Tenants: a tree of resellers and organisations below one root.
     """

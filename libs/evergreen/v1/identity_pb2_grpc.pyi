@@ -132,6 +132,97 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class SessionServiceStub:
+    """The sessions that are open."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListSessionsRequest, _identity_pb2.ListSessionsResponse]
+    """Lists the caller's own open sessions."""
+    EndSession: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EndSessionRequest, _identity_pb2.EndSessionsResponse]
+    """Ends one of the caller's own sessions; its tokens are refused within a
+    second. One that has ended before stays so.
+    """
+    EndOtherSessions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EndOtherSessionsRequest, _identity_pb2.EndSessionsResponse]
+    """Ends the caller's own sessions, all but the one that calls."""
+    ListUserSessions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUserSessionsRequest, _identity_pb2.ListSessionsResponse]
+    """Lists the open sessions of a user."""
+    EndUserSessions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EndUserSessionsRequest, _identity_pb2.EndSessionsResponse]
+    """Ends the sessions of a user, or one of them. Only an Owner does this to an
+    Owner.
+    """
+
+@_typing.type_check_only
+class SessionServiceAsyncStub(SessionServiceStub):
+    """The sessions that are open."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListSessions: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListSessionsRequest, _identity_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """Lists the caller's own open sessions."""
+    EndSession: _aio.UnaryUnaryMultiCallable[_identity_pb2.EndSessionRequest, _identity_pb2.EndSessionsResponse]  # type: ignore[assignment]
+    """Ends one of the caller's own sessions; its tokens are refused within a
+    second. One that has ended before stays so.
+    """
+    EndOtherSessions: _aio.UnaryUnaryMultiCallable[_identity_pb2.EndOtherSessionsRequest, _identity_pb2.EndSessionsResponse]  # type: ignore[assignment]
+    """Ends the caller's own sessions, all but the one that calls."""
+    ListUserSessions: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUserSessionsRequest, _identity_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """Lists the open sessions of a user."""
+    EndUserSessions: _aio.UnaryUnaryMultiCallable[_identity_pb2.EndUserSessionsRequest, _identity_pb2.EndSessionsResponse]  # type: ignore[assignment]
+    """Ends the sessions of a user, or one of them. Only an Owner does this to an
+    Owner.
+    """
+
+class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The sessions that are open."""
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _identity_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListSessionsResponse, _abc.Awaitable[_identity_pb2.ListSessionsResponse]]:
+        """Lists the caller's own open sessions."""
+
+    @_abc_1.abstractmethod
+    def EndSession(
+        self,
+        request: _identity_pb2.EndSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EndSessionsResponse, _abc.Awaitable[_identity_pb2.EndSessionsResponse]]:
+        """Ends one of the caller's own sessions; its tokens are refused within a
+        second. One that has ended before stays so.
+        """
+
+    @_abc_1.abstractmethod
+    def EndOtherSessions(
+        self,
+        request: _identity_pb2.EndOtherSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EndSessionsResponse, _abc.Awaitable[_identity_pb2.EndSessionsResponse]]:
+        """Ends the caller's own sessions, all but the one that calls."""
+
+    @_abc_1.abstractmethod
+    def ListUserSessions(
+        self,
+        request: _identity_pb2.ListUserSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListSessionsResponse, _abc.Awaitable[_identity_pb2.ListSessionsResponse]]:
+        """Lists the open sessions of a user."""
+
+    @_abc_1.abstractmethod
+    def EndUserSessions(
+        self,
+        request: _identity_pb2.EndUserSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EndSessionsResponse, _abc.Awaitable[_identity_pb2.EndSessionsResponse]]:
+        """Ends the sessions of a user, or one of them. Only an Owner does this to an
+        Owner.
+        """
+
+def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TenantServiceStub:
     """Tenants: a tree of resellers and organisations below one root."""
 

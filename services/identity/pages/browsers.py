@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from evergreen.v1 import identity_pb2 as pb
-from servicekit.call import CLAIMS, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, Call
+from servicekit.call import CLAIMS, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, H_USER_AGENT, Call
 from servicekit.errors import Code, DomainError, unauthenticated
 from servicekit.rpc.chain import CallChain, check_rules
 from services.identity.authenticators.domain import DEVICE_COOKIE, DEVICE_LIFE
@@ -29,7 +29,7 @@ SESSION: Final = "session"
 REFRESH: Final = "session_refresh"
 _REFRESH_PATH: Final = "/api/auth"
 """Where the refresh token is needed; it goes nowhere else."""
-_PASSED_ON: Final = (H_REQUEST_ID, H_SOURCE, H_TRACEPARENT)
+_PASSED_ON: Final = (H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, H_USER_AGENT)
 _AUTH: Final = "/evergreen.v1.AuthService/"
 
 

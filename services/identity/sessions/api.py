@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
+from servicekit.ids import given_id
+from servicekit.rpc.pagination import Page, asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
-from services.identity.sessions.domain import OpenSession
+from services.identity.sessions.domain import KnownSession, OpenSession
+from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
 
 
@@ -63,3 +68,66 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
         return _session(
             await self._sessions.accept_invitation(request.invitation_token, request.password)
         )
+
+
+class SessionApi(identity_pb2_grpc.SessionServiceServicer):
+    """evergreen.v1.SessionService."""
+
+    def __init__(self, sessions: SessionsOverview) -> None:
+        self._sessions = sessions
+
+    async def ListSessions(
+        self, request: pb.ListSessionsRequest, context: Context
+    ) -> pb.ListSessionsResponse:
+        """Lists the caller's own sessions."""
+        before, size = asked_page(request, UUID)
+        page = await self._sessions.own(context.call, before, size)
+        return _page(page, context.call.caller.session_id)
+
+    async def EndSession(
+        self, request: pb.EndSessionRequest, context: Context
+    ) -> pb.EndSessionsResponse:
+        """Ends one of the caller's own sessions."""
+        ended = await self._sessions.end_own(context.call, UUID(request.id))
+        return pb.EndSessionsResponse(ended=ended)
+
+    async def EndOtherSessions(
+        self, request: pb.EndOtherSessionsRequest, context: Context
+    ) -> pb.EndSessionsResponse:
+        """Ends the caller's own sessions but this one."""
+        return pb.EndSessionsResponse(ended=await self._sessions.end_others(context.call))
+
+    async def ListUserSessions(
+        self, request: pb.ListUserSessionsRequest, context: Context
+    ) -> pb.ListSessionsResponse:
+        """Lists a user's sessions."""
+        before, size = asked_page(request, UUID)
+        page = await self._sessions.of_user(context.call, UUID(request.id), before, size)
+        return _page(page, context.call.caller.session_id)
+
+    async def EndUserSessions(
+        self, request: pb.EndUserSessionsRequest, context: Context
+    ) -> pb.EndSessionsResponse:
+        """Ends a user's sessions."""
+        ended = await self._sessions.end_of_user(
+            context.call, UUID(request.id), given_id(request.session_id)
+        )
+        return pb.EndSessionsResponse(ended=ended)
+
+
+def _page(page: Page[KnownSession, UUID], current: str) -> pb.ListSessionsResponse:
+    return pb.ListSessionsResponse(
+        sessions=(
+            pb.UserSession(
+                id=str(one.id),
+                created_at=timestamp(one.created_at),
+                last_seen_at=timestamp(one.last_seen_at),
+                expires_at=timestamp(one.expires_at),
+                address=one.source_ip,
+                user_agent=one.user_agent,
+                current=str(one.id) == current,
+            )
+            for one in page.items
+        ),
+        next_page_token=page.token,
+    )

@@ -183,7 +183,7 @@ class Sessions:
         at = self._clock()
         session_id = new_id()
         await store.insert_session(connection, session_id, user, at, at + self._session_life)
-        answer = await self._issue(connection, user, session_id, at, device)
+        answer = await self._issue(connection, user, session_id, at, device, login=True)
         await self._outbox.append(
             connection,
             CloudEvent(
@@ -203,10 +203,15 @@ class Sessions:
         session_id: UUID,
         at: datetime,
         device: str | None = None,
+        *,
+        login: bool = False,
     ) -> OpenSession:
         refresh = new_secret()
         await store.insert_refresh_token(connection, secret_hash(refresh), session_id, at)
-        source = current_call.get().source_ip
+        call = current_call.get()
+        source = call.source_ip
+        await store.note_seen(connection, session_id, at, source, call.user_agent)
+        await users_store.note_seen(connection, user, at, login=login)
         device = await self._guesses.remember(connection, user.id, source, device)
         token, expires_at = self._signer.session_token(user, session_id, at)
         return OpenSession(user, token, refresh, expires_at, device)

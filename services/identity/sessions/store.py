@@ -8,6 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
+from servicekit.rpc.pagination import Page
+from services.identity.sessions.domain import MAX_USER_AGENT, KnownSession
 from services.identity.users.domain import User
 
 
@@ -110,16 +112,76 @@ async def end_session(connection: Connection, session_id: UUID, at: datetime) ->
 
 
 async def end_sessions_of(
-    connection: Connection, user_id: UUID, at: datetime, *, but: UUID | None = None
-) -> None:
-    """Ends all open sessions of a user, but for one."""
-    await connection.execute(
+    connection: Connection,
+    user_id: UUID,
+    at: datetime,
+    *,
+    only: UUID | None = None,
+    but: UUID | None = None,
+) -> list[UUID]:
+    """Ends all open sessions of a user, or one, or all but for one; answers those that ended."""
+    rows = await connection.fetch(
         "UPDATE identity.session SET ended_at = $2, changed_xid = pg_current_xact_id()"
-        " WHERE account_id = $1 AND ended_at IS NULL AND ($3::uuid IS NULL OR id <> $3)",
+        " WHERE account_id = $1 AND ended_at IS NULL AND ($3::uuid IS NULL OR id <> $3)"
+        " AND ($4::uuid IS NULL OR id = $4) RETURNING id",
         user_id,
         at,
         but,
+        only,
     )
+    return [row["id"] for row in rows]
+
+
+async def note_seen(
+    connection: Connection, session_id: UUID, at: datetime, source_ip: str, user_agent: str
+) -> None:
+    """Notes that a session is used, and from where."""
+    await connection.execute(
+        "UPDATE identity.session SET last_seen_at = $2, source_ip = $3, user_agent = $4"
+        " WHERE id = $1",
+        session_id,
+        at,
+        source_ip,
+        user_agent[:MAX_USER_AGENT],
+    )
+
+
+async def open_sessions(
+    connection: Connection, user_id: UUID, at: datetime, before: UUID | None, limit: int
+) -> Page[KnownSession, UUID]:
+    """Open sessions of a user before a position, newest first."""
+    rows = await connection.fetch(
+        "SELECT id, created_at, expires_at, coalesce(last_seen_at, created_at) AS last_seen_at,"
+        " source_ip, user_agent FROM identity.session"
+        " WHERE account_id = $1 AND ended_at IS NULL AND expires_at > $2"
+        " AND ($3::uuid IS NULL OR id < $3) ORDER BY id DESC LIMIT $4",
+        user_id,
+        at,
+        before,
+        limit + 1,
+    )
+    found = [
+        KnownSession(
+            id=row["id"],
+            created_at=row["created_at"],
+            expires_at=row["expires_at"],
+            last_seen_at=row["last_seen_at"],
+            source_ip=row["source_ip"],
+            user_agent=row["user_agent"],
+        )
+        for row in rows
+    ]
+    return Page.of(found, limit, lambda one: one.id)
+
+
+async def is_session_of(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
+    """Whether a session is a user's, open or not."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.session WHERE id = $1 AND account_id = $2)",
+        session_id,
+        user_id,
+    )
+    return found
 
 
 async def forget_sessions(connection: Connection, before: datetime) -> None:

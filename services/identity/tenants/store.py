@@ -252,6 +252,12 @@ async def reopen(connection: Connection, tenant_ids: Sequence[UUID], at: datetim
         tenant_ids,
         at,
     )
+    # Nobody of them could be seen meanwhile, and is not deactivated for that.
+    await connection.execute(
+        "UPDATE identity.account SET seen_at = greatest(seen_at, $2) WHERE tenant_id = ANY ($1)",
+        tenant_ids,
+        at,
+    )
 
 
 # Deletion
@@ -278,6 +284,12 @@ async def to_purge(connection: Connection, moment: datetime) -> list[UUID]:
         moment,
     )
     return [row["id"] for row in rows]
+
+
+async def purge_reached(connection: Connection) -> datetime:
+    """How far time has come, as `purge_moment` left it."""
+    reached: datetime = await connection.fetchval("SELECT reached FROM identity.purge_cursor")
+    return reached
 
 
 async def purge_moment(connection: Connection, at: datetime, further: float) -> datetime:

@@ -29,6 +29,7 @@ def _user(
         invitation_token=invitation_token,
         invitation_link=invitation_link,
         etag=user.etag,
+        last_login_at=optional_timestamp(user.last_login_at),
         deleted_at=optional_timestamp(user.deleted_at),
         deleted_by=user.deleted_by or None,
     )

@@ -29,6 +29,8 @@ class User:
     created_at: datetime
     activated: bool = False
     """Whether the user has ever been active; a new or a disabled one may have been."""
+    last_login_at: datetime | None = None
+    """`None` where it is not known: never, or before release 0.2.0."""
     deleted_at: datetime | None = None
     deleted_by: str = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -33,6 +33,7 @@ from servicekit.texts import normal_email
 from services.identity.authenticators import guess_store
 from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
+from services.identity.tenants import store as tenants_store
 from services.identity.users import store
 from services.identity.users.domain import (
     INVITATION_LIFE,
@@ -44,7 +45,7 @@ from services.identity.users.domain import (
 )
 
 _Change: TypeAlias = UserUpdated | UserDeactivated | UserInvited
-EndSessions: TypeAlias = Callable[[Connection, UUID, datetime], Awaitable[None]]
+EndSessions: TypeAlias = Callable[[Connection, UUID, datetime], Awaitable[object]]
 """Ends all sessions of a user."""
 OrphanCredentials: TypeAlias = Callable[[Connection, User, datetime, Scope | None], Awaitable[None]]
 """Ends the event credentials of a user until somebody takes them over, but those of a scope."""
@@ -292,6 +293,37 @@ class Users:
         await self._directory.follower.try_refresh()
         return after
 
+    async def deactivate_unseen(self, unseen_for: timedelta, most: int) -> int:
+        """Disables users of all tenants who were not here for so long; answers how many.
+
+        A tenant's last active Owner stays. Time comes as far as purges of tenants let it, so that a
+        clock that is ahead disables nobody.
+
+        Args:
+            most: how many at once.
+        """
+        why = "inactive users of all tenants are disabled"
+        async with self._database.system_transaction(why) as connection:
+            reached = await tenants_store.purge_reached(connection)
+            before = min(self._clock(), reached) - unseen_for
+            found = await store.unseen(connection, before, most)
+        count = 0
+        for user_id, tenant_id in found:
+            scope = Scope.of(tenant_id)
+            async with self._database.transaction(scope) as connection:
+                await store.take_turns(connection)
+                user = await store.user(connection, scope, user_id, for_update=True)
+                if user is None or not await store.is_unseen(connection, user, before):
+                    continue
+                after = replace(user, status="disabled")
+                actor = f"system (not seen for {unseen_for.days} days)"
+                await self._write(connection, UserDeactivated, user, after, actor)
+                await self._orphan_credentials(connection, after, self._clock(), None)
+            count += 1
+        if found:
+            await self._directory.follower.try_refresh()
+        return count
+
     async def invite(self, call: Call, user_id: UUID) -> tuple[User, str]:
         """Invites a user (again); the old password and all sessions end.
 
@@ -344,7 +376,12 @@ class Users:
             raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
 
     async def _write(
-        self, connection: Connection, event: type[_Change], before: User, after: User
+        self,
+        connection: Connection,
+        event: type[_Change],
+        before: User,
+        after: User,
+        actor: str = "",
     ) -> None:
         at = self._clock()
         await store.update_user(connection, before, after, at)
@@ -354,5 +391,6 @@ class Users:
             CloudEvent(
                 event(id=after.id, before=before.snapshot(), after=after.snapshot()),
                 after.tenant_id,
+                actor=actor,
             ),
         )

@@ -16,10 +16,10 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.passwords import PasswordHashes
 from services.identity.users.domain import User
 
-_USER: Final = "id, tenant_id, email, role, status, created_at, activated_at"
+_USER: Final = "id, tenant_id, email, role, status, created_at, activated_at, last_login_at"
 _TOMBSTONE: Final = (
     "id, tenant_id, email, role, 'deleted' AS status, created_at,"
-    " NULL::timestamptz AS activated_at, deleted_at, deleted_by"
+    " NULL::timestamptz AS activated_at, NULL::timestamptz AS last_login_at, deleted_at, deleted_by"
 )
 _OF_SCOPE: Final = "($2::uuid[] IS NULL OR tenant_id = ANY ($2))"
 
@@ -41,6 +41,7 @@ def _user(row: asyncpg.Record) -> User:
         status=row["status"],
         created_at=row["created_at"],
         activated=row["activated_at"] is not None,
+        last_login_at=row["last_login_at"],
     )
 
 
@@ -160,6 +161,51 @@ async def renew_hashes(connection: Connection, user: User, password: PasswordHas
         password.typed,
         password.prepared,
     )
+
+
+async def note_seen(connection: Connection, user: User, at: datetime, *, login: bool) -> None:
+    """Notes that a user is here, and perhaps has just logged in."""
+    await connection.execute(
+        "UPDATE identity.account SET seen_at = greatest(seen_at, $3),"
+        " last_login_at = CASE WHEN $4 THEN $3 ELSE last_login_at END"
+        " WHERE id = $1 AND tenant_id = $2",
+        user.id,
+        user.tenant_id,
+        at,
+        login,
+    )
+
+
+async def unseen(connection: Connection, before: datetime, limit: int) -> list[tuple[UUID, UUID]]:
+    """Active users of all tenants who were not here since a time, with their tenants, the longest
+    away first."""
+    rows = await connection.fetch(
+        "SELECT id, tenant_id FROM identity.account WHERE status = 'active' AND seen_at < $1"
+        " AND NOT EXISTS (SELECT FROM identity.tenant t WHERE t.id = account.tenant_id"
+        " AND t.archived_at IS NOT NULL)"
+        # Of a tenant's Owners the one who was here last stays.
+        " AND (role <> 'Owner' OR EXISTS (SELECT FROM identity.account o"
+        " WHERE o.tenant_id = account.tenant_id AND o.role = 'Owner' AND o.status = 'active'"
+        " AND (o.seen_at, o.id) > (account.seen_at, account.id)))"
+        " ORDER BY seen_at, id LIMIT $2",
+        before,
+        limit,
+    )
+    return [(row["id"], row["tenant_id"]) for row in rows]
+
+
+async def is_unseen(connection: Connection, user: User, before: datetime) -> bool:
+    """Whether an active user, locked, was not here since a time, and is no tenant's last Owner."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.account a WHERE id = $1 AND tenant_id = $2"
+        " AND status = 'active' AND seen_at < $3 AND (role <> 'Owner' OR EXISTS"
+        " (SELECT FROM identity.account o WHERE o.tenant_id = a.tenant_id AND o.id <> a.id"
+        " AND o.role = 'Owner' AND o.status = 'active')))",
+        user.id,
+        user.tenant_id,
+        before,
+    )
+    return found
 
 
 async def set_invitation(
