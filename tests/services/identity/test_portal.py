@@ -136,6 +136,7 @@ async def test_every_address_has_its_row_and_every_row_an_address() -> None:
             "https://evergreen.test",
             ("https://evergreen.test",),
             console=True,
+            password_min=15,
         )
         app = identity_app(Mock(), lambda _: channel, Mock(), around)
     # The gateway fetches the keys itself; browsers get them by the RPC of this path.

@@ -7,7 +7,7 @@ from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -18,6 +18,7 @@ from servicekit.ids import now
 from services.identity.authenticators.passwords import Passwords
 from services.identity.restore import Known, repair
 from services.identity.settings import IdentitySettings
+from services.identity.tenants import store as tenants_store
 from services.identity.users.service import Users
 from tests.conftest import MakeKit, ServeService
 from tests.support.callers import Metadata
@@ -210,9 +211,7 @@ async def test_users_who_do_not_come_are_deactivated(
             pb.CreateUserRequest(email="i@x.example", role="Admin", org_id=org.id), metadata=root
         )
         archived, _ = await identity.user(root, Role.ADMIN, gone.id)
-        await identity.tenants.ArchiveTenant(
-            pb.ArchiveTenantRequest(id=gone.id, expected_count=1), metadata=root
-        )
+        await _archive(database, gone.id, "now()")
         days = {user.email: 91 for user in (admin, invited, archived)}
         await _away(database, {**days, OWNER: 1000, owners[0].email: 100, owners[1].email: 200})
     async with running(make_kit, serve, database, tmp_path, inactive_days=90) as identity:
@@ -237,8 +236,30 @@ async def test_users_who_do_not_come_are_deactivated(
         assert sorted(told) == sorted(
             (f"users/{user.id}", "system (not seen for 90 days)") for user in (admin, owners[1])
         )
-        await identity.tenants.RestoreTenant(pb.RestoreTenantRequest(id=gone.id), metadata=root)
-        assert await _seen_lately(database, archived.email)
+
+
+async def _archive(database: TestDatabase, tenant_id: str, at: str) -> None:
+    connection = await database.superuser()
+    try:
+        await connection.execute(
+            f"UPDATE identity.tenant SET archived_at = {at} WHERE id = $1", UUID(tenant_id)
+        )
+    finally:
+        await connection.close()
+
+
+async def test_users_of_a_restored_organisation_count_as_seen(identity: Identity) -> None:
+    """They could not log in before."""
+    root = await identity.as_user()
+    org = await identity.org(root, "North")
+    user, _ = await identity.user(root, Role.ADMIN, org.id)
+    await _away(identity.database, {user.email: 400})
+    connection = await identity.database.superuser()
+    try:
+        await tenants_store.reopen(connection, [UUID(org.id)], now())  # type: ignore[arg-type]
+    finally:
+        await connection.close()
+    assert await _seen_lately(identity.database, user.email)
 
 
 async def _seen_lately(database: TestDatabase, email: str) -> bool:
