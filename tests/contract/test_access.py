@@ -27,7 +27,15 @@ from contract.rows import (
     Rule,
 )
 
-_OWN_ACCOUNT = {f"/{PACKAGE}.AuthService/{name}" for name in ("Logout", "ChangePassword")}
+_OWN_ACCOUNT = {
+    f"/{PACKAGE}.{name}"
+    for name in (
+        "AuthService/Logout",
+        "AuthService/ChangePassword",
+        "SessionService/EndSession",
+        "SessionService/EndOtherSessions",
+    )
+}
 _FILE = File(about="A file", media=("text/plain",))
 _PUBLIC = Rule(audience=Audience.PUBLIC, rate=RateClass.OPEN)
 _REPORT = Rule(audience=Audience.DEVICE, writes=True, rate=RateClass.DEVICE, agent_form=True)

@@ -3,8 +3,6 @@ ALTER TABLE identity.session
     ADD COLUMN user_agent text NOT NULL DEFAULT '',
     ADD COLUMN source_ip text NOT NULL DEFAULT '',
     ADD COLUMN last_seen_at timestamptz;
--- Those of a user, newest first; they stay listed until they have ended.
-CREATE INDEX session_by_account ON identity.session (account_id, id);
 
 -- Of users who are there nothing is known: whoever is inactive is so from now on.
 ALTER TABLE identity.account

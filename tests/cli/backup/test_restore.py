@@ -43,6 +43,8 @@ __all__ = ["world"]
 
 
 CHANGED = {
+    # As if all had been here now.
+    "identity.account": ("seen_at",),
     "identity.session": ("ended_at", "changed_xid"),
     "policy.version_counters": ("last_version",),
     "telemetry.event": ("xid", "id_day"),
