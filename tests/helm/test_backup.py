@@ -218,7 +218,7 @@ def test_the_database_lets_them_in() -> None:
     assert {"backup", "restore", "operator", "migrate"} <= set(among["values"])
     commands = policies["ev-commands"]["spec"]
     (mine,) = commands["podSelector"]["matchExpressions"]
-    assert set(mine["values"]) == {"backup", "restore", "operator", "migrate"}
+    assert set(mine["values"]) == {"backup", "restore", "operator", "migrate", "certificates"}
     assert commands["ingress"] == []
 
 

@@ -25,7 +25,7 @@ from servicekit.ids import now
 from services.telemetry.retention.service import Maintenance
 from tests.support.servers import Servers
 from tests.support.stack import PATIENCE
-from tests.support.streams import read_stream
+from tests.support.streams import end_of, read_stream
 from tests.support.telemetry import ORG, STRANGER, Admin, World, event, eventually, world
 from tests.support.zones import ZONES, time_zone
 
@@ -60,12 +60,25 @@ def counted(where: str) -> float:
     return REGISTRY.get_sample_value("evergreen_rows_quarantined_total", {"where": where}) or 0.0
 
 
-async def published(servers: Servers, org: UUID) -> set[str]:
-    """The devices' own ids of the events that integrators of an organisation can read."""
+async def now_on(servers: Servers) -> int:
+    """Where the stream ends."""
+    client = await servers.operator()
+    try:
+        return await end_of(client.jetstream(), TELEMETRY.name)
+    finally:
+        await client.close()
+
+
+async def published(servers: Servers, org: UUID, behind: int) -> set[str]:
+    """The devices' own ids of the events that integrators of an organisation can read, but for what
+    was on the stream before."""
     client = await servers.operator()
     try:
         messages = await read_stream(
-            client.jetstream(), TELEMETRY.name, f"evergreen.v1.{org}.telemetry.device_events"
+            client.jetstream(),
+            TELEMETRY.name,
+            f"evergreen.v1.{org}.telemetry.device_events",
+            behind=behind,
         )
     finally:
         await client.close()
@@ -76,6 +89,7 @@ async def published(servers: Servers, org: UUID) -> set[str]:
 async def test_a_bad_time_is_quarantined_and_stops_nobody(world: World, servers: Servers) -> None:
     """Each one, in every time zone: other organisations' events are published, lists and files are
     whole, and the event is in quarantine with the rule."""
+    behind = await now_on(servers)
     ours, theirs = world.device(), world.device(STRANGER.id)
     bad = [event(f"{n}-{uuid4()}", timestamp=text) for n, text in enumerate(BAD_TIMES)]
     good, other = event(f"good-{uuid4()}"), event(f"other-{uuid4()}")
@@ -96,10 +110,10 @@ async def test_a_bad_time_is_quarantined_and_stops_nobody(world: World, servers:
     assert (await theirs.events([other])).status_code == 200
 
     async def others_are_published() -> bool:
-        return other["id"] in await published(servers, STRANGER.id) and {
+        return other["id"] in await published(servers, STRANGER.id, behind) and {
             good["id"],
             leap["id"],
-        } <= await published(servers, ORG.id)
+        } <= await published(servers, ORG.id, behind)
 
     await eventually(others_are_published, PATIENCE)
     found = await world.admin.quarantined()
@@ -135,6 +149,7 @@ async def test_a_filter_out_of_range_is_refused_by_name(world: World) -> None:
 async def test_what_is_in_the_database_already_stops_nobody(world: World, servers: Servers) -> None:
     """Infinities and years that Python does not have, as only SQL or a former release could store
     them: the relay goes on and says what it left out, lists and files have all, retention runs."""
+    behind = await now_on(servers)
     device, theirs = world.device(), world.device(STRANGER.id)
     times = ["-infinity", "0044-03-15 00:00:00+00 BC", "20000-01-01 00:00:00+00", "infinity"]
     before = counted("telemetry.event_relay")
@@ -164,9 +179,9 @@ async def test_what_is_in_the_database_already_stops_nobody(world: World, server
         assert (await theirs.events([other])).status_code == 200
 
         async def others_are_published() -> bool:
-            return other["id"] in await published(servers, STRANGER.id) and good[
+            return other["id"] in await published(servers, STRANGER.id, behind) and good[
                 "id"
-            ] in await published(servers, ORG.id)
+            ] in await published(servers, ORG.id, behind)
 
         await eventually(others_are_published, PATIENCE)
         assert counted("telemetry.event_relay") == before + len(times)

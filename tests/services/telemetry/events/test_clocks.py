@@ -13,7 +13,7 @@ from contract.subjects import TELEMETRY
 from evergreen.v1 import telemetry_pb2
 from servicekit.ids import now
 from tests.support.servers import Servers
-from tests.support.streams import read_stream
+from tests.support.streams import end_of, read_stream
 from tests.support.telemetry import ORG, STRANGER, World, event, eventually, world
 
 __all__ = ["world"]
@@ -63,12 +63,16 @@ async def test_integrators_get_the_time_that_the_device_said(
 ) -> None:
     """Lists have it elsewhere; the published event is as the device told it."""
     future = event(f"future-{uuid4()}", timestamp="2099-01-01T00:00:00Z")
-    await world.device().events([future])
     client = await servers.operator()
+    behind = await end_of(client.jetstream(), TELEMETRY.name)
+    await world.device().events([future])
 
     async def published() -> list[str]:
         read = await read_stream(
-            client.jetstream(), TELEMETRY.name, f"evergreen.v1.{ORG.id}.telemetry.device_events"
+            client.jetstream(),
+            TELEMETRY.name,
+            f"evergreen.v1.{ORG.id}.telemetry.device_events",
+            behind=behind,
         )
         found = [e for message in read for e in message["data"]["events"]]
         return [e["occurredAt"] for e in found if e["eventId"] == future["id"]]
