@@ -1,6 +1,8 @@
 # Everything runs from a clean clone: the environment is made on first use.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+# Two files at a time.
+TWO := -n2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help run test test-servers test-long test-compose bench chaos lint gen lock clean
 
@@ -18,11 +20,11 @@ node_modules/.installed: package-lock.json
 run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
 	@exec $(BIN)/evergreen up
 
-test: .venv/.installed ## Run all tests, on real PostgreSQL, NATS and Envoy, two files at a time
-	@exec $(BIN)/python -m tools.suite -n2 --dist=loadfile --no-loadscope-reorder
+test: .venv/.installed ## Run all tests but the following, on real PostgreSQL, NATS and Envoy, two files at a time
+	@exec $(BIN)/python -m tools.suite $(TWO) "-m=not servers"
 
-test-servers: .venv/.installed ## Run the documentation's commands, and the tests with programs of others (Chromium, LibreOffice, PgBouncer, swtpm); as root they are installed from Debian
-	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite -rs tests/external tests/docs/test_make_run.py
+test-servers: .venv/.installed ## Run what upgrades, restores and releases whole installations, the documentation's commands, and programs of others (Chromium, LibreOffice, PgBouncer, swtpm), which are installed from Debian as root
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(TWO) -rs -m=servers
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"

@@ -29,11 +29,10 @@ from tests.support.servers import Servers, TestDatabase
 from tests.support.stack import Stack
 
 collect_ignore = [
-    *([] if os.environ.get("EVERGREEN_TEST_SERVERS") else ["external", "docs/test_make_run.py"]),
+    *([] if os.environ.get("EVERGREEN_TEST_SERVERS") else ["external"]),
     *([] if LONG else ["bench/test_base.py"]),
 ]
-"""`make test-servers` has what needs programs of others and the documentation's commands, `make
-test-long` what takes minutes."""
+"""`make test-servers` has what needs programs of others, `make test-long` what takes minutes."""
 
 # How fast a machine is says nothing about what is tested.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

@@ -29,6 +29,8 @@ from tests.support.stack import PATIENCE, Stack, attached, free_port, until
 
 __all__ = ["world"]
 
+pytestmark = pytest.mark.servers
+
 CERTIFICATES = "docs/certificates.md"
 HOST = "https://evergreen.school.example"
 

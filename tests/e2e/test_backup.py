@@ -25,6 +25,8 @@ from tests.fakes.agent.agent import CallError
 from tests.support import stack as test_stack
 from tests.support.stack import PATIENCE, Stack, until
 
+pytestmark = pytest.mark.servers
+
 T = TypeVar("T")
 
 

@@ -13,6 +13,14 @@ from tests.external import browser as chromium
 from tests.external import debian
 from tests.external.browser import Browser
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks them as what `make test-servers` runs."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("servers")
+
+
 OpenBrowser = Callable[..., AbstractContextManager[Browser]]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,13 @@ def require(programs: dict[str, str]) -> None:
 
     Skips the test, with the reason, where they are missing and cannot be installed.
     """
-    missing = [package for program, package in programs.items() if shutil.which(program) is None]
+    # Another worker may be installing just now.
+    with (Path(tempfile.gettempdir()) / "evergreen-tests-debian.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install([package for program, package in programs.items() if not shutil.which(program)])
+
+
+def _install(missing: list[str]) -> None:
     if not missing:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:

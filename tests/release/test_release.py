@@ -25,7 +25,10 @@ from tools.release.record import RECORD, releases
 DAY = "2031-02-03"
 _NPM = ROOT / "node_modules" / ".bin" / "buf"
 
-pytestmark = pytest.mark.skipif(not _NPM.exists(), reason="buf is missing: make lint installs it")
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(not _NPM.exists(), reason="buf is missing: make lint installs it"),
+]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from tests.upgrade.released import all_releases
 from tools.release import places
 from tools.release.record import Release
 
+pytestmark = pytest.mark.servers
+
 PAGE = "docs/upgrade.md"
 RELEASES = all_releases() if LONG else all_releases()[-1:]
 """The last one; `make test-long` has all of them."""

@@ -14,6 +14,8 @@ from contract.contexts import CONTEXTS
 from servicekit.data.migrate import SHARED
 from tests.upgrade.released import ROOT, unpack
 
+pytestmark = pytest.mark.servers
+
 WORK_DAYS = (
     "tests/e2e/test_device_day.py",
     "tests/e2e/test_admin_day.py",

@@ -18,6 +18,8 @@ from tests.support.stack import PATIENCE, Stack, until
 from tests.upgrade.released import ROOT, name_of, released, unpack
 from tests.upgrade.rolling import Product, product
 
+pytestmark = pytest.mark.servers
+
 
 def _school(stack: Stack) -> tuple[Org, list[Agent]]:
     org = make_org(stack, stack.first_owner())

@@ -35,6 +35,8 @@ from tests.support.stack import free_port
 
 __all__ = ["world"]
 
+pytestmark = pytest.mark.servers
+
 
 CUTS = {
     "before the commit": "from cli.backup import restore as m; m._note = die",

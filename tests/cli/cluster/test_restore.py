@@ -34,6 +34,8 @@ from tests.support.paths import ROOT
 
 __all__ = ["world"]
 
+pytestmark = pytest.mark.servers
+
 HOST = "evergreen.example.org"
 PARTS = (*CONTEXTS, "gateway")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
