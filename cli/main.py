@@ -15,6 +15,7 @@ from cli import (
     devices,
     events,
     former_names,
+    forwarders,
     init,
     keys,
     migrate,
@@ -60,6 +61,7 @@ app.add_typer(init.gateway_app)
 app.add_typer(nats.app)
 app.add_typer(certificates.app)
 app.add_typer(events.app)
+app.add_typer(forwarders.app)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
 app.add_typer(devices.app)

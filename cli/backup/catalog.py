@@ -55,6 +55,8 @@ DERIVED: Final = _named({context: said.derived for context, said in TABLES.items
 """Columns whose values an installation derives from others, in a way of its own."""
 SEALED: Final = _named({context: said.sealed for context, said in TABLES.items()})
 """The tables with sealed keys, and the purpose that each is sealed for."""
+SECRETS: Final = _named({context: said.secrets for context, said in TABLES.items()})
+"""The tables with other secrets, and the purpose that each is sealed for."""
 _ORDERED: Final = _named({context: said.ordered for context, said in TABLES.items()})
 _MADE_ANEW: Final = {MIGRATIONS, key_check.TABLE}.union(
     *({f"{context}.{table}" for table in said.made_anew} for context, said in TABLES.items())

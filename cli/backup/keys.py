@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cli.backup.catalog import SEALED
+from cli.backup.catalog import SEALED, SECRETS
 from cli.errors import CliError
 from servicekit.security.sealing import Sealer, SealingError, parse_master_key
 from servicekit.security.signing import Signer
@@ -33,7 +33,9 @@ class SealedKeys:
             self.master_key = parse_master_key(master_key)
         except SealingError as broken:
             raise MissingKeyError(f"the master key is not one: {broken}") from broken
-        self._sealers = {table: Sealer(self.master_key, use) for table, use in SEALED.items()}
+        self._sealers = {
+            table: Sealer(self.master_key, use) for table, use in {**SEALED, **SECRETS}.items()
+        }
         self.opened = 0
 
     def seal_anew(self, table: str, sealed_seed: bytes, own: SealedKeys) -> bytes:
@@ -43,6 +45,14 @@ class SealedKeys:
             MissingKeyError: this master key is not the one that sealed it.
         """
         return own._sealers[table].seal(self._open(table, sealed_seed))
+
+    def secrets_anew(self, table: str, sealed: bytes, own: SealedKeys) -> bytes:
+        """The same secrets, sealed with another master key; those that do not open stay as they
+        are, for their service says so."""
+        try:
+            return own._sealers[table].seal(self._sealers[table].open(sealed))
+        except SealingError:
+            return sealed
 
     def check(self, table: str, public_key: bytes, sealed_seed: bytes) -> None:
         """Opens one key.

@@ -178,6 +178,16 @@ async def _seal_anew(connection: Connection, sealed: SealedKeys, own: SealedKeys
                 row["sealed_seed"],
                 sealed.seal_anew(table, row["sealed_seed"], own),
             )
+    for table in catalog.SECRETS:
+        # The archive may be from before there was such a table.
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            continue
+        for row in await connection.fetch(f"SELECT id, sealed_secrets FROM {table}"):
+            await connection.execute(
+                f"UPDATE {table} SET sealed_secrets = $2 WHERE id = $1",
+                row["id"],
+                sealed.secrets_anew(table, row["sealed_secrets"], own),
+            )
 
 
 async def _derived(connection: Connection, table: Table) -> dict[str, str]:

@@ -19,13 +19,16 @@ READY: Final = "services.ready"
 VERSION: Final = "services.version"
 FEEDS: Final = "services.feeds"
 BACKLOG: Final = "services.backlog"
+FORWARDERS: Final = "services.forwarders"
 CERTIFICATES: Final = "services.certificates"
-NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, CERTIFICATES)
+NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, FORWARDERS, CERTIFICATES)
 
 _TIMEOUT: Final = 5.0
 _STALE_SECONDS: Final = 60.0
 _BACKLOG_SECONDS: Final = 120.0
 """As in the alert EvergreenEventsWait."""
+_FORWARDER_SECONDS: Final = 900.0
+"""As in the alert EvergreenForwarderFailing."""
 _SOON_DAYS: Final = 14
 """As in the alert EvergreenCertificateExpires."""
 _UNKNOWN: Final = "0.1.0 or older"
@@ -80,6 +83,7 @@ async def checks(
         judged(VERSION, _versions(known, own), own),
         judged(FEEDS, _stale(known, clock().timestamp()), "all were read within a minute"),
         judged(BACKLOG, _waiting(known), "no event waits to be published"),
+        judged(FORWARDERS, _behind(known), "none is behind"),
         _certificates(known, clock().timestamp()),
     ]
 
@@ -114,6 +118,20 @@ def _not_ready(asked: Sequence[Vitals | Finding]) -> Iterator[Finding]:
                 f"{found.context} lacks: {', '.join(found.missing)}",
                 "See EvergreenNotReady in docs/runbooks.md, and the service's log.",
             )
+
+
+def _behind(known: Sequence[Vitals]) -> Iterator[Finding]:
+    """Forwarders that the audit log is ahead of."""
+    for vitals in known:
+        for forwarder, seconds in vitals.values("evergreen_forwarder_oldest_seconds", "forwarder"):
+            if seconds > _FORWARDER_SECONDS:
+                yield warning(
+                    "FORWARDER_BEHIND",
+                    f"the forwarder {forwarder} has not sent an entry of {seconds / 60:.0f} minutes"
+                    " ago",
+                    f"`evergreen forwarders show {forwarder}` says why; nothing is lost meanwhile."
+                    " See docs/forwarding.md.",
+                )
 
 
 def _versions(known: Sequence[Vitals], own: str) -> Iterator[Finding]:

@@ -90,8 +90,9 @@ def process(
         environment["EVERGREEN_HTTP_LISTEN"] = f"unix:{socket(run, context, 'http')}"
     for other in CONTEXTS:
         environment[f"EVERGREEN_{other.upper()}_TARGET"] = f"unix:{socket(run, other, 'int')}"
-    if context == "identity":
+    if context in {"identity", "audit"}:
         environment["EVERGREEN_PUBLIC_URL"] = public_url
+    if context == "identity":
         environment["EVERGREEN_FORMER_PUBLIC_URLS"] = ",".join(former_public_urls)
         environment["EVERGREEN_CONSOLE_URL"] = console_url
         environment["EVERGREEN_ADMIN_EMAIL"] = admin_email

@@ -215,6 +215,19 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListAuditKeys": _USER_READ,
             "RotateAuditKey": _OWNER_WRITE,
         },
+        "ForwarderService": {
+            "ListForwarders": _USER_READ,
+            "GetForwarder": _USER_READ,
+            "CreateForwarder": _ADMIN_WRITE,
+            "UpdateForwarder": _ADMIN_WRITE,
+            "DeleteForwarder": _ADMIN_WRITE,
+            # A target may take a minute for its answer.
+            "TestForwarder": replace(_ADMIN_WRITE, timeout=75),
+            "ReplayForwarder": _ADMIN_WRITE,
+            "RotateForwarderSecret": _ADMIN_WRITE,
+            "ListForwarderQuarantine": _USER_READ,
+            "RetryForwarderQuarantine": _ADMIN_WRITE,
+        },
     },
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 
+from auditlog.verify import Entry
 from contract.events.audit import KeyRotated
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2_grpc
@@ -16,6 +18,13 @@ from servicekit.peers.closing import ROWS, TenantWork
 from servicekit.peers.tenants import TenantNode
 from servicekit.security.sealing import Sealer
 from services.audit.backups.service import Backups
+from services.audit.forward.api import ForwarderApi
+from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
+from services.audit.forward.guard import Guard, Proxy
+from services.audit.forward.outbound import Outbound
+from services.audit.forward.service import Forwarders
+from services.audit.forward.stdout import Stdout
+from services.audit.forward.worker import Worker
 from services.audit.log import store
 from services.audit.log.api import AuditApi
 from services.audit.log.domain import CHECKPOINTS, SEALED_FOR
@@ -46,7 +55,25 @@ async def build(kit: Kit) -> Parts:
         clock=kit.clock,
     )
     audit_log = AuditLog(kit.database, kit.outbox, kit.tenants, keys, kit.clock)
-    recorder = Recorder(kit.database, kit.clock)
+    outbound = Outbound(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        Sealer.from_file(settings.master_key_file, FORWARD_SEALED_FOR),
+        Guard(settings.forward_rules, Proxy.read(settings.forward_proxy)),
+        settings.public_host,
+        kit.clock,
+    )
+    worker = Worker(outbound)
+    forwarders = Forwarders(outbound, worker, settings.forwarders_per_tenant)
+    stdout = Stdout() if settings.audit_stdout else None
+
+    def recorded(entries: Sequence[Entry]) -> None:
+        worker.recorded(entries)
+        if stdout is not None:
+            stdout.recorded(entries)
+
+    recorder = Recorder(kit.database, kit.clock, recorded)
     gaps = GapWatch(kit.database, kit.messaging)
 
     async def record() -> None:
@@ -55,10 +82,20 @@ async def build(kit: Kit) -> Parts:
 
     return Parts(
         public=[
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, keys))
+            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, keys)),
+            partial(
+                audit_pb2_grpc.add_ForwarderServiceServicer_to_server, ForwarderApi(forwarders)
+            ),
         ],
-        services=["evergreen.v1.AuditService"],
-        tasks=[gaps.run, record, keys.follower.run, Backups(kit.database).watch],
+        services=["evergreen.v1.AuditService", "evergreen.v1.ForwarderService"],
+        tasks=[
+            gaps.run,
+            record,
+            keys.follower.run,
+            Backups(kit.database).watch,
+            worker.run,
+            *([stdout.run] if stdout else []),
+        ],
         closing=TenantWork(erase=erase),
         before_serving=keys.load,
     )

@@ -20,6 +20,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.times import from_text
 from services.audit.backups import store as runs
 from services.audit.backups.domain import Kind, Newest, Run
+from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
 from services.audit.log.domain import SEALED_FOR
 
 __all__ = ["Kind", "Newest", "Run"]
@@ -33,6 +34,7 @@ TABLES: Final = Tables(
     # So that the chains can be verified while they are read.
     ordered={_ENTRY: ("tenant_id", "sequence")},
     sealed={"signing_key": SEALED_FOR},
+    secrets={"forwarder": FORWARD_SEALED_FOR},
     signs_of_use=frozenset({_ENTRY}),
 )
 

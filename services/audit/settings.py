@@ -2,8 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
 from servicekit.keys.settings import KeySettings
+from services.audit.forward.addresses import Rules, read_allowed, read_denied
+from services.audit.forward.guard import Proxy
 
 
 class AuditSettings(KeySettings):
-    """The settings of the audit service; it needs the master key, for the key of checkpoints."""
+    """The settings of the audit service; it needs the master key, for the key of checkpoints and
+    for what forwarders keep secret."""
+
+    public_url: str = Field(
+        default="",
+        description="The address of the installation; its host is what messages of forwarders come"
+        " from.",
+    )
+    forward_private: Literal["root", "all", "none"] = Field(
+        default="root",
+        description="Whose forwarders may connect to private addresses: those of the root tenant,"
+        " of all tenants, or nobody's.",
+    )
+    forward_allow: str = Field(
+        default="",
+        description="What forwarders may connect to whatever else forbids it: HOST:PORT or"
+        " CIDR:PORT, with commas between them.",
+    )
+    forward_deny: str = Field(
+        default="",
+        description="Networks that forwarders never connect to, unless EVERGREEN_FORWARD_ALLOW"
+        " names them: CIDRs, with commas between them.",
+    )
+    forward_proxy: str = Field(
+        default="",
+        description="What forwarders reach public addresses through, by CONNECT: http://HOST:PORT.",
+    )
+    forwarders_per_tenant: int = Field(
+        default=10, ge=0, le=100, description="Forwarders that a tenant may have."
+    )
+
+    audit_stdout: bool = Field(
+        default=False,
+        description="Whether each entry is written to standard output, too: one line of JSON.",
+    )
+
+    @model_validator(mode="after")
+    def _says_whom(self) -> Self:
+        _ = self.forward_rules, Proxy.read(self.forward_proxy)
+        return self
+
+    @property
+    def forward_rules(self) -> Rules:
+        """Whom forwarders may connect to."""
+        return Rules(
+            self.forward_private, read_allowed(self.forward_allow), read_denied(self.forward_deny)
+        )
+
+    @property
+    def public_host(self) -> str:
+        """The public name of the installation."""
+        return urlsplit(self.public_url).hostname or "evergreen"

@@ -14,6 +14,7 @@ from google.protobuf.descriptor import Descriptor
 from contract.access import Audience
 from evergreen.v1 import (
     attestation_pb2,
+    audit_pb2,
     enrollment_pb2,
     identity_pb2,
     policy_pb2,
@@ -23,7 +24,7 @@ from tests.e2e.rpcs import Rpc, rpcs
 from tests.e2e.world import PASSWORD, Org, assert_error, make_org, ok
 from tests.support.stack import Stack, until
 
-_FILES = (identity_pb2, enrollment_pb2, policy_pb2, telemetry_pb2, attestation_pb2)
+_FILES = (identity_pb2, enrollment_pb2, policy_pb2, telemetry_pb2, attestation_pb2, audit_pb2)
 _OF_NO_RESOURCE = {
     "Logout",
     "ChangePassword",
@@ -34,10 +35,14 @@ _OF_NO_RESOURCE = {
     "ImportEndorsementKeys",
     "LearnReferenceValue",
     "PrepareDevice",
+    "ReplayForwarder",
     "ResetTpmBinding",
+    "RetryForwarderQuarantine",
     "RotateAuditKey",
+    "RotateForwarderSecret",
     "RotateTokenKey",
     "SyncDevice",
+    "TestForwarder",
 }
 """They change nothing that the API shows with an etag."""
 
@@ -151,6 +156,18 @@ def _reference(org: Org) -> Made:
     return Made(made["id"], made)
 
 
+def _forwarder(org: Org) -> Made:
+    wanted = {
+        "orgId": org.id,
+        "name": "SIEM",
+        "kind": "webhook",
+        "enabled": False,
+        "webhook": {"url": "https://siem.school.example/"},
+    }
+    made = ok(org.root.post("/api/forwarders", json=wanted))
+    return Made(made["id"], made, f"/api/forwarders/{made['id']}")
+
+
 _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "UpdateTenant": (_tenant, {"name": f"School {uuid4().hex[:6]}"}),
     "UpdateUser": (_user, {"role": "Admin"}),
@@ -171,6 +188,8 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "UpdateEventRetention": (_retention, {"days": 30}),
     "UpdateReferenceValue": (_reference, {"state": "ACTIVE"}),
     "DeleteReferenceValue": (_reference, {}),
+    "UpdateForwarder": (_forwarder, {"name": "Other"}),
+    "DeleteForwarder": (_forwarder, {}),
 }
 """What each call changes, and its body."""
 _STEPS_OF_A_LIFE = {
@@ -305,6 +324,7 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         "/api/reference-values/{id}",
         {"state": "ACTIVE"},
     ),
+    "audit.forwarder_updated": (_forwarder, "PATCH", "/api/forwarders/{id}", {"name": "Same"}),
     "telemetry.event_retention_updated": (_retention, "PATCH", "/api/events/retention", {}),
 }
 """Calls that change something once: the event, what is made first, and the call."""
@@ -340,6 +360,7 @@ def _wrote_once(org: Org) -> None:
         "policy.created": f"policies/{_policy(org).id}",
         "telemetry.events_exported": f"tenants/{org.id}/events",
         "attestation.reference_value_created": f"reference-values/{_reference(org).id}",
+        "audit.forwarder_created": f"forwarders/{_forwarder(org).id}",
     }
     assert org.root.get("/api/events/export", params={"orgId": org.id}).is_success
     for action, resource in last.items():

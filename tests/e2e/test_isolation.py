@@ -15,6 +15,8 @@ from tests.e2e.world import DOCUMENT, PASSWORD, Org, assert_error, make_org, ok
 from tests.fakes.agent import Agent
 from tests.support.stack import PATIENCE, Stack, until
 
+_HIDDEN = {"name": "Authorization", "value": "nobody else may read this"}
+
 
 @dataclass
 class Victim:
@@ -31,6 +33,7 @@ class Victim:
     entry: dict[str, Any]
     quarantined: dict[str, Any]
     reference: dict[str, Any]
+    forwarder: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,17 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     credential = ok(root.post("/api/event-credentials", json={"name": "S", "tenantId": org.id}))
     wanted = {"orgId": org.id, "name": "Image", "pcrs": {"4": "ab" * 32}}
     reference = ok(org.owner.post("/api/reference-values", json=wanted))
+    forwarder = ok(
+        org.owner.post(
+            "/api/forwarders",
+            json={
+                "name": "SIEM",
+                "kind": "webhook",
+                "enabled": False,
+                "webhook": {"url": "https://siem.school.example/", "headers": [_HIDDEN]},
+            },
+        )
+    )
     return Victim(
         org,
         agent,
@@ -73,6 +87,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         entries[0],
         quarantined,
         reference,
+        forwarder,
     )
 
 
@@ -184,6 +199,20 @@ _NAMED: dict[str, Case] = {
     "AuditService/ListAuditEntries": _list,
     "AuditService/GetAuditEntry": _by_id(lambda v: v.entry["id"]),
     "AuditService/ExportAuditEntries": _list,
+    "ForwarderService/ListForwarders": _list,
+    "ForwarderService/GetForwarder": _by_id(lambda v: v.forwarder["id"]),
+    "ForwarderService/CreateForwarder": _in_org(
+        name="x", kind="webhook", webhook={"url": "https://siem.school.example/"}
+    ),
+    "ForwarderService/UpdateForwarder": _by_id(lambda v: v.forwarder["id"], name="Taken over"),
+    "ForwarderService/DeleteForwarder": _by_id(lambda v: v.forwarder["id"]),
+    "ForwarderService/TestForwarder": _by_id(lambda v: v.forwarder["id"]),
+    "ForwarderService/ReplayForwarder": _by_id(
+        lambda v: v.forwarder["id"], **{"from": "2026-01-01T00:00:00Z"}
+    ),
+    "ForwarderService/RotateForwarderSecret": _by_id(lambda v: v.forwarder["id"]),
+    "ForwarderService/ListForwarderQuarantine": _by_id(lambda v: v.forwarder["id"]),
+    "ForwarderService/RetryForwarderQuarantine": _by_id(lambda v: v.forwarder["id"]),
 }
 """Requests that name another tenant's data: all answer 404."""
 
@@ -246,6 +275,7 @@ def test_another_tenants_data_does_not_exist(victim: Victim, stranger: Org, rpc:
         ("/api/attestations", "attestations"),
         ("/api/reference-values", "referenceValues"),
         ("/api/audit", "entries"),
+        ("/api/forwarders", "forwarders"),
     ],
 )
 def test_lists_hold_the_callers_own(victim: Victim, stranger: Org, path: str, key: str) -> None:
@@ -266,6 +296,10 @@ def test_after_all_attempts_the_victim_is_as_it_was(victim: Victim) -> None:
     assert ok(owner.get(f"/api/enrollment-tokens/{victim.token['id']}"))["status"] == "active"
     (reference,) = ok(owner.get("/api/reference-values"))["referenceValues"]
     assert reference == victim.reference
+    (forwarder,) = ok(owner.get("/api/forwarders"))["forwarders"]
+    assert forwarder["etag"] == victim.forwarder["etag"]
+    assert "secret" in victim.forwarder
+    assert "secret" not in forwarder
     victim.agent.report_state()
 
 

@@ -20,7 +20,7 @@ import pytest_asyncio
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
-from servicekit.app import Kit
+from servicekit.app import Kit, Running
 from servicekit.ids import Clock, new_id, now
 from servicekit.rpc.channels import open_channel
 from servicekit.times import format_rfc3339
@@ -124,6 +124,8 @@ class Audit:
     database: TestDatabase
     recorder: Recorder
     api: rpc.AuditServiceAsyncStub
+    forwarders: rpc.ForwarderServiceAsyncStub
+    running: Running
     owner: callers.Metadata = field(default_factory=lambda: callers.user(ROOT.id))
 
     async def record(self, *events: SentEvent) -> None:
@@ -195,15 +197,20 @@ async def start_audit(
     """Starts the service; with `stream=False` its NATS is away and tests hand it messages."""
     channels: list[grpc.aio.Channel] = []
 
-    async def start(*, stream: bool = True, clock: Clock = now) -> Audit:
+    async def start(*, stream: bool = True, clock: Clock = now, **settings: object) -> Audit:
         away = {} if stream else {"nats_url": "nats://127.0.0.1:1"}
-        made = await make_kit("audit", AuditSettings, tenants=TREE, **away)
+        made = await make_kit("audit", AuditSettings, tenants=TREE, **(away | settings))
         kit = replace(made, clock=clock)
-        await serve(kit, build)
+        running = await serve(kit, build)
         channel = open_channel(kit.settings.grpc_listen, "test")
         channels.append(channel)
         return Audit(
-            kit, database, Recorder(kit.database, kit.clock), rpc.AuditServiceStub(channel)
+            kit,
+            database,
+            Recorder(kit.database, kit.clock),
+            rpc.AuditServiceStub(channel),
+            rpc.ForwarderServiceStub(channel),
+            running,
         )
 
     yield start

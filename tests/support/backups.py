@@ -99,6 +99,10 @@ def target(database: TestDatabase) -> Target:
     )
 
 
+FORWARDER = UUID(int=0xF0)
+FORWARDER_SECRETS = b"what a webhook is told alone"
+
+
 async def seed(database: TestDatabase, key_file: Path | None = None) -> None:
     """An installation with something in each corner, and the servers' master key or another."""
     connection = await database.superuser()
@@ -124,11 +128,38 @@ async def seed(database: TestDatabase, key_file: Path | None = None) -> None:
                     public.raw,
                     sealed,
                 )
+        await _add_forwarder(connection, key_file)
         async with connection.transaction():
             await audit_store.append(connection, [read_event(*event(n)) for n in range(9)])
         await report(connection)
     finally:
         await connection.close()
+
+
+async def _add_forwarder(connection: asyncpg.Connection[asyncpg.Record], key_file: Path) -> None:
+    if await connection.fetchval("SELECT to_regclass('audit.forwarder')") is None:
+        return
+    sealer = Sealer.from_file(key_file, catalog.SECRETS["audit.forwarder"])
+    await connection.execute(
+        "INSERT INTO audit.forwarder (id, tenant_id, name, kind, enabled, below_too, filter,"
+        " config, sealed_secrets, start_at, revision, created_at, created_by, updated_at)"
+        " VALUES ($1, $2, 'SIEM', 'webhook', true, true, '{}', '{}', $3, 'now', 1, now(), '',"
+        " now())",
+        FORWARDER,
+        ORG,
+        sealer.seal(FORWARDER_SECRETS),
+    )
+    await connection.execute(
+        "INSERT INTO audit.forwarder_state (forwarder_id, tenant_id) VALUES ($1, $2)",
+        FORWARDER,
+        ORG,
+    )
+    await connection.execute(
+        "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence,"
+        " sent) VALUES ($1, $2, $2, 3, 5)",
+        FORWARDER,
+        ORG,
+    )
 
 
 async def report(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -358,3 +358,1153 @@ class RotateAuditKeyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateAuditKeyRequest: _TypeAlias = RotateAuditKeyRequest  # noqa: Y015
+
+@_typing.final
+class Forwarder(_message.Message):
+    """Where entries of the audit log are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    START_AT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    SYSLOG_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    SECOND_SECRET_UNTIL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id."""
+    org_id: _builtins.str
+    """The tenant whose entries it sends, by default with those of all below it."""
+    name: _builtins.str
+    """A name for people to read."""
+    kind: _builtins.str
+    """`webhook` or `syslog`."""
+    enabled: _builtins.bool
+    """Whether it sends."""
+    start_at: _builtins.str
+    """What it began with: `now`, `beginning`, or a time."""
+    created_by: _builtins.str
+    """Who created it."""
+    etag: _builtins.str
+    """Changes with every change of its configuration."""
+    secret: _builtins.str
+    """Once, in the response that makes it: the secret that signs a webhook's
+    messages (Standard Webhooks).
+    """
+    @_builtins.property
+    def filter(self) -> Global___ForwarderFilter:
+        """Which entries it sends."""
+
+    @_builtins.property
+    def webhook(self) -> Global___ForwarderWebhook:
+        """Of a webhook: where and how."""
+
+    @_builtins.property
+    def syslog(self) -> Global___ForwarderSyslog:
+        """Of syslog: where and how."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to know about this configuration, a sentence each."""
+
+    @_builtins.property
+    def state(self) -> Global___ForwarderState:
+        """How it does."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When its configuration was changed last."""
+
+    @_builtins.property
+    def second_secret_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when the secret before signs, too; absent when it does not."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        start_at: _builtins.str = ...,
+        filter: Global___ForwarderFilter | None = ...,
+        webhook: Global___ForwarderWebhook | None = ...,
+        syslog: Global___ForwarderSyslog | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___ForwarderState | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+        secret: _builtins.str | None = ...,
+        second_secret_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_second_secret_until", b"_second_secret_until", "_secret", b"_secret", "_syslog", b"_syslog", "_webhook", b"_webhook", "created_at", b"created_at", "filter", b"filter", "second_secret_until", b"second_secret_until", "secret", b"secret", "state", b"state", "syslog", b"syslog", "updated_at", b"updated_at", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_second_secret_until", b"_second_secret_until", "_secret", b"_secret", "_syslog", b"_syslog", "_webhook", b"_webhook", "created_at", b"created_at", "created_by", b"created_by", "enabled", b"enabled", "etag", b"etag", "filter", b"filter", "id", b"id", "kind", b"kind", "name", b"name", "org_id", b"org_id", "second_secret_until", b"second_secret_until", "secret", b"secret", "start_at", b"start_at", "state", b"state", "syslog", b"syslog", "updated_at", b"updated_at", "warnings", b"warnings", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__second_secret_until: _TypeAlias = _typing.Literal["second_secret_until"]  # noqa: Y015
+    _WhichOneofArgType__second_secret_until: _TypeAlias = _typing.Literal["_second_secret_until", b"_second_secret_until"]  # noqa: Y015
+    _WhichOneofReturnType__secret: _TypeAlias = _typing.Literal["secret"]  # noqa: Y015
+    _WhichOneofArgType__secret: _TypeAlias = _typing.Literal["_secret", b"_secret"]  # noqa: Y015
+    _WhichOneofReturnType__syslog: _TypeAlias = _typing.Literal["syslog"]  # noqa: Y015
+    _WhichOneofArgType__syslog: _TypeAlias = _typing.Literal["_syslog", b"_syslog"]  # noqa: Y015
+    _WhichOneofReturnType__webhook: _TypeAlias = _typing.Literal["webhook"]  # noqa: Y015
+    _WhichOneofArgType__webhook: _TypeAlias = _typing.Literal["_webhook", b"_webhook"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__second_secret_until) -> _WhichOneofReturnType__second_secret_until | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secret) -> _WhichOneofReturnType__secret | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__syslog) -> _WhichOneofReturnType__syslog | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__webhook) -> _WhichOneofReturnType__webhook | None: ...
+
+Global___Forwarder: _TypeAlias = Forwarder  # noqa: Y015
+
+@_typing.final
+class ForwarderFilter(_message.Message):
+    """Which entries a forwarder sends; what is empty leaves nothing out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_ACTIONS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    BELOW_TOO_FIELD_NUMBER: _builtins.int
+    below_too: _builtins.bool
+    """Whether the entries of all tenants below are sent, too; true when not given."""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these actions: `policy.published`, or `policy.*` for all of policy."""
+
+    @_builtins.property
+    def excluded_actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not these actions, in the same form."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these outcomes: `success`, `refused`, `failed`."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[_builtins.str] | None = ...,
+        excluded_actions: _abc.Iterable[_builtins.str] | None = ...,
+        outcomes: _abc.Iterable[_builtins.str] | None = ...,
+        below_too: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_below_too", b"_below_too", "below_too", b"below_too"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_below_too", b"_below_too", "actions", b"actions", "below_too", b"below_too", "excluded_actions", b"excluded_actions", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__below_too: _TypeAlias = _typing.Literal["below_too"]  # noqa: Y015
+    _WhichOneofArgType__below_too: _TypeAlias = _typing.Literal["_below_too", b"_below_too"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__below_too) -> _WhichOneofReturnType__below_too | None: ...
+
+Global___ForwarderFilter: _TypeAlias = ForwarderFilter  # noqa: Y015
+
+@_typing.final
+class ForwarderWebhook(_message.Message):
+    """How entries are sent by HTTP POST."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_SET_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where to, `https://` or, to private addresses alone, `http://`. No user, no
+    fragment; secrets belong into headers.
+    """
+    format: _builtins.str
+    """`cloudevents` (the default), `ocsf` or `splunk-hec`."""
+    batch: _builtins.int
+    """The most entries in a message; 1 when not given."""
+    ca_pem: _builtins.str
+    """The certificates that the target's is trusted by, in PEM; public ones when
+    not given.
+    """
+    client_certificate_pem: _builtins.str
+    """The certificate that Evergreen shows to the target, in PEM."""
+    client_key_set: _builtins.bool
+    """Whether there is a private key; it is sealed, and never shown."""
+    timeout_seconds: _builtins.int
+    """How long the target has for its answer, in seconds."""
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForwarderHeader]:
+        """Headers of each message, for example `Authorization`."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        format: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        headers: _abc.Iterable[Global___ForwarderHeader] | None = ...,
+        ca_pem: _builtins.str = ...,
+        client_certificate_pem: _builtins.str = ...,
+        client_key_set: _builtins.bool = ...,
+        timeout_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "ca_pem", b"ca_pem", "client_certificate_pem", b"client_certificate_pem", "client_key_set", b"client_key_set", "format", b"format", "headers", b"headers", "timeout_seconds", b"timeout_seconds", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwarderWebhook: _TypeAlias = ForwarderWebhook  # noqa: Y015
+
+@_typing.final
+class ForwarderHeader(_message.Message):
+    """A header of a webhook's messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    set: _builtins.bool
+    """Whether it has a value; it is sealed, and never shown."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        set: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "set", b"set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwarderHeader: _TypeAlias = ForwarderHeader  # noqa: Y015
+
+@_typing.final
+class ForwarderSyslog(_message.Message):
+    """How entries are sent by syslog (RFC 5424)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FRAMING_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    FACILITY_FIELD_NUMBER: _builtins.int
+    SD_ID_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_SET_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host, a name or an address."""
+    port: _builtins.int
+    """The port; 6514 with TLS, else 514, when not given."""
+    transport: _builtins.str
+    """`tls` (the default), `tcp` or `udp`."""
+    format: _builtins.str
+    """`json` (the default) or `cef`."""
+    framing: _builtins.str
+    """How messages are told apart: `octet-counting` (the default) or `newline`."""
+    max_bytes: _builtins.int
+    """The most bytes of a message, at least 1,024; 8,192 when not given. What is
+    longer loses `before` and `after`.
+    """
+    facility: _builtins.int
+    """The facility, 0 to 23; 13 (log audit) when not given."""
+    sd_id: _builtins.str
+    """The id of the structured data; `evergreen@32473` when not given."""
+    ca_pem: _builtins.str
+    """The certificates that the target's is trusted by, in PEM; public ones when
+    not given.
+    """
+    server_name: _builtins.str
+    """The name in the target's certificate; the host when not given."""
+    client_certificate_pem: _builtins.str
+    """The certificate that Evergreen shows to the target, in PEM."""
+    client_key_set: _builtins.bool
+    """Whether there is a private key; it is sealed, and never shown."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        port: _builtins.int = ...,
+        transport: _builtins.str = ...,
+        format: _builtins.str = ...,
+        framing: _builtins.str = ...,
+        max_bytes: _builtins.int = ...,
+        facility: _builtins.int | None = ...,
+        sd_id: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+        client_certificate_pem: _builtins.str = ...,
+        client_key_set: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_facility", b"_facility", "facility", b"facility"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_facility", b"_facility", "ca_pem", b"ca_pem", "client_certificate_pem", b"client_certificate_pem", "client_key_set", b"client_key_set", "facility", b"facility", "format", b"format", "framing", b"framing", "host", b"host", "max_bytes", b"max_bytes", "port", b"port", "sd_id", b"sd_id", "server_name", b"server_name", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__facility: _TypeAlias = _typing.Literal["facility"]  # noqa: Y015
+    _WhichOneofArgType__facility: _TypeAlias = _typing.Literal["_facility", b"_facility"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__facility) -> _WhichOneofReturnType__facility | None: ...
+
+Global___ForwarderSyslog: _TypeAlias = ForwarderSyslog  # noqa: Y015
+
+@_typing.final
+class ForwarderState(_message.Message):
+    """How a forwarder does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FAILING_SINCE_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_AT_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """`active`, `failing` or `disabled`."""
+    reason: _builtins.str
+    """Why it is disabled: `BY_USER`, `GONE`, `ADDRESS_REFUSED` or
+    `SECRET_UNREADABLE`; empty when it is not.
+    """
+    attempts: _builtins.int
+    """How often it has tried since it fails."""
+    last_error: _builtins.str
+    """What went wrong last, for example `TIMEOUT`, `HTTP_503` or
+    `CERTIFICATE_EXPIRED`; empty when nothing did.
+    """
+    backlog: _builtins.int
+    """Entries that were recorded and are still to be looked at."""
+    quarantined: _builtins.int
+    """Messages that are quarantined."""
+    @_builtins.property
+    def failing_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when nothing is delivered; absent when something is."""
+
+    @_builtins.property
+    def last_success_at(self) -> _timestamp_pb2.Timestamp:
+        """When something was delivered last; absent for never."""
+
+    @_builtins.property
+    def next_attempt_at(self) -> _timestamp_pb2.Timestamp:
+        """When it tries again; absent when it does not wait."""
+
+    @_builtins.property
+    def oldest_waiting(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest of them happened; absent when there is none."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        failing_since: _timestamp_pb2.Timestamp | None = ...,
+        last_success_at: _timestamp_pb2.Timestamp | None = ...,
+        next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        backlog: _builtins.int = ...,
+        oldest_waiting: _timestamp_pb2.Timestamp | None = ...,
+        quarantined: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failing_since", b"_failing_since", "_last_success_at", b"_last_success_at", "_next_attempt_at", b"_next_attempt_at", "_oldest_waiting", b"_oldest_waiting", "failing_since", b"failing_since", "last_success_at", b"last_success_at", "next_attempt_at", b"next_attempt_at", "oldest_waiting", b"oldest_waiting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failing_since", b"_failing_since", "_last_success_at", b"_last_success_at", "_next_attempt_at", b"_next_attempt_at", "_oldest_waiting", b"_oldest_waiting", "attempts", b"attempts", "backlog", b"backlog", "failing_since", b"failing_since", "last_error", b"last_error", "last_success_at", b"last_success_at", "next_attempt_at", b"next_attempt_at", "oldest_waiting", b"oldest_waiting", "quarantined", b"quarantined", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failing_since: _TypeAlias = _typing.Literal["failing_since"]  # noqa: Y015
+    _WhichOneofArgType__failing_since: _TypeAlias = _typing.Literal["_failing_since", b"_failing_since"]  # noqa: Y015
+    _WhichOneofReturnType__last_success_at: _TypeAlias = _typing.Literal["last_success_at"]  # noqa: Y015
+    _WhichOneofArgType__last_success_at: _TypeAlias = _typing.Literal["_last_success_at", b"_last_success_at"]  # noqa: Y015
+    _WhichOneofReturnType__next_attempt_at: _TypeAlias = _typing.Literal["next_attempt_at"]  # noqa: Y015
+    _WhichOneofArgType__next_attempt_at: _TypeAlias = _typing.Literal["_next_attempt_at", b"_next_attempt_at"]  # noqa: Y015
+    _WhichOneofReturnType__oldest_waiting: _TypeAlias = _typing.Literal["oldest_waiting"]  # noqa: Y015
+    _WhichOneofArgType__oldest_waiting: _TypeAlias = _typing.Literal["_oldest_waiting", b"_oldest_waiting"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failing_since) -> _WhichOneofReturnType__failing_since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_success_at) -> _WhichOneofReturnType__last_success_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_attempt_at) -> _WhichOneofReturnType__next_attempt_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oldest_waiting) -> _WhichOneofReturnType__oldest_waiting | None: ...
+
+Global___ForwarderState: _TypeAlias = ForwarderState  # noqa: Y015
+
+@_typing.final
+class ListForwardersRequest(_message.Message):
+    """Which forwarders to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only those of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most forwarders to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForwardersRequest: _TypeAlias = ListForwardersRequest  # noqa: Y015
+
+@_typing.final
+class ListForwardersResponse(_message.Message):
+    """A page of forwarders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORWARDERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def forwarders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Forwarder]:
+        """The forwarders, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        forwarders: _abc.Iterable[Global___Forwarder] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarders", b"forwarders", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForwardersResponse: _TypeAlias = ListForwardersResponse  # noqa: Y015
+
+@_typing.final
+class GetForwarderRequest(_message.Message):
+    """Which forwarder to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetForwarderRequest: _TypeAlias = GetForwarderRequest  # noqa: Y015
+
+@_typing.final
+class ForwarderFilterInput(_message.Message):
+    """Which entries a forwarder is to send; what is empty leaves nothing out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_ACTIONS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    BELOW_TOO_FIELD_NUMBER: _builtins.int
+    below_too: _builtins.bool
+    """Whether the entries of all tenants below are sent, too; true when not given."""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these actions: `policy.published`, or `policy.*` for all of policy."""
+
+    @_builtins.property
+    def excluded_actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not these actions, in the same form."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these outcomes: `success`, `refused`, `failed`."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[_builtins.str] | None = ...,
+        excluded_actions: _abc.Iterable[_builtins.str] | None = ...,
+        outcomes: _abc.Iterable[_builtins.str] | None = ...,
+        below_too: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_below_too", b"_below_too", "below_too", b"below_too"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_below_too", b"_below_too", "actions", b"actions", "below_too", b"below_too", "excluded_actions", b"excluded_actions", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__below_too: _TypeAlias = _typing.Literal["below_too"]  # noqa: Y015
+    _WhichOneofArgType__below_too: _TypeAlias = _typing.Literal["_below_too", b"_below_too"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__below_too) -> _WhichOneofReturnType__below_too | None: ...
+
+Global___ForwarderFilterInput: _TypeAlias = ForwarderFilterInput  # noqa: Y015
+
+@_typing.final
+class ForwarderWebhookInput(_message.Message):
+    """How entries are to be sent by HTTP POST."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_SET_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where to, `https://` or, to private addresses alone, `http://`. No user, no
+    fragment; secrets belong into headers.
+    """
+    format: _builtins.str
+    """`cloudevents` (the default), `ocsf` or `splunk-hec`."""
+    batch: _builtins.int
+    """The most entries in a message; 1 when not given."""
+    ca_pem: _builtins.str
+    """The certificates that the target's is trusted by, in PEM; public ones when
+    not given.
+    """
+    client_certificate_pem: _builtins.str
+    """The certificate that Evergreen shows to the target, in PEM."""
+    client_key_pem: _builtins.str
+    """Its private key, in PEM. It is sealed, and never shown."""
+    client_key_set: _builtins.bool
+    """As answers have it; ignored."""
+    timeout_seconds: _builtins.int
+    """How long the target has for its answer; 15 when not given."""
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForwarderHeaderInput]:
+        """Headers of each message, for example `Authorization`."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        format: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        headers: _abc.Iterable[Global___ForwarderHeaderInput] | None = ...,
+        ca_pem: _builtins.str = ...,
+        client_certificate_pem: _builtins.str = ...,
+        client_key_pem: _builtins.str = ...,
+        client_key_set: _builtins.bool = ...,
+        timeout_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "ca_pem", b"ca_pem", "client_certificate_pem", b"client_certificate_pem", "client_key_pem", b"client_key_pem", "client_key_set", b"client_key_set", "format", b"format", "headers", b"headers", "timeout_seconds", b"timeout_seconds", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwarderWebhookInput: _TypeAlias = ForwarderWebhookInput  # noqa: Y015
+
+@_typing.final
+class ForwarderHeaderInput(_message.Message):
+    """A header that a webhook's messages are to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    value: _builtins.str
+    """Its value. It is sealed, and never shown."""
+    set: _builtins.bool
+    """As answers have it; ignored."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        set: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "set", b"set", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwarderHeaderInput: _TypeAlias = ForwarderHeaderInput  # noqa: Y015
+
+@_typing.final
+class ForwarderSyslogInput(_message.Message):
+    """How entries are to be sent by syslog (RFC 5424)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FRAMING_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    FACILITY_FIELD_NUMBER: _builtins.int
+    SD_ID_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_PEM_FIELD_NUMBER: _builtins.int
+    CLIENT_KEY_SET_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host, a name or an address."""
+    port: _builtins.int
+    """The port; 6514 with TLS, else 514, when not given."""
+    transport: _builtins.str
+    """`tls` (the default), `tcp` or `udp`."""
+    format: _builtins.str
+    """`json` (the default) or `cef`."""
+    framing: _builtins.str
+    """How messages are told apart: `octet-counting` (the default) or `newline`."""
+    max_bytes: _builtins.int
+    """The most bytes of a message, at least 1,024; 8,192 when not given. What is
+    longer loses `before` and `after`.
+    """
+    facility: _builtins.int
+    """The facility, 0 to 23; 13 (log audit) when not given."""
+    sd_id: _builtins.str
+    """The id of the structured data; `evergreen@32473` when not given."""
+    ca_pem: _builtins.str
+    """The certificates that the target's is trusted by, in PEM; public ones when
+    not given.
+    """
+    server_name: _builtins.str
+    """The name in the target's certificate; the host when not given."""
+    client_certificate_pem: _builtins.str
+    """The certificate that Evergreen shows to the target, in PEM."""
+    client_key_pem: _builtins.str
+    """Its private key, in PEM. It is sealed, and never shown."""
+    client_key_set: _builtins.bool
+    """As answers have it; ignored."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        port: _builtins.int = ...,
+        transport: _builtins.str = ...,
+        format: _builtins.str = ...,
+        framing: _builtins.str = ...,
+        max_bytes: _builtins.int = ...,
+        facility: _builtins.int | None = ...,
+        sd_id: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+        client_certificate_pem: _builtins.str = ...,
+        client_key_pem: _builtins.str = ...,
+        client_key_set: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_facility", b"_facility", "facility", b"facility"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_facility", b"_facility", "ca_pem", b"ca_pem", "client_certificate_pem", b"client_certificate_pem", "client_key_pem", b"client_key_pem", "client_key_set", b"client_key_set", "facility", b"facility", "format", b"format", "framing", b"framing", "host", b"host", "max_bytes", b"max_bytes", "port", b"port", "sd_id", b"sd_id", "server_name", b"server_name", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__facility: _TypeAlias = _typing.Literal["facility"]  # noqa: Y015
+    _WhichOneofArgType__facility: _TypeAlias = _typing.Literal["_facility", b"_facility"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__facility) -> _WhichOneofReturnType__facility | None: ...
+
+Global___ForwarderSyslogInput: _TypeAlias = ForwarderSyslogInput  # noqa: Y015
+
+@_typing.final
+class CreateForwarderRequest(_message.Message):
+    """A new forwarder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    START_AT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    SYSLOG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant whose entries it sends; the caller's own when not given."""
+    name: _builtins.str
+    """A name for people to read."""
+    kind: _builtins.str
+    """`webhook` or `syslog`."""
+    enabled: _builtins.bool
+    """Whether it sends; true when not given."""
+    start_at: _builtins.str
+    """What it begins with: `now` (the default), `beginning`, or a time (RFC 3339)."""
+    @_builtins.property
+    def filter(self) -> Global___ForwarderFilterInput:
+        """Which entries it sends; all when not given."""
+
+    @_builtins.property
+    def webhook(self) -> Global___ForwarderWebhookInput:
+        """Of a webhook: where and how."""
+
+    @_builtins.property
+    def syslog(self) -> Global___ForwarderSyslogInput:
+        """Of syslog: where and how."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        enabled: _builtins.bool | None = ...,
+        start_at: _builtins.str = ...,
+        filter: Global___ForwarderFilterInput | None = ...,
+        webhook: Global___ForwarderWebhookInput | None = ...,
+        syslog: Global___ForwarderSyslogInput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_syslog", b"_syslog", "_webhook", b"_webhook", "enabled", b"enabled", "filter", b"filter", "syslog", b"syslog", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_syslog", b"_syslog", "_webhook", b"_webhook", "enabled", b"enabled", "filter", b"filter", "kind", b"kind", "name", b"name", "org_id", b"org_id", "start_at", b"start_at", "syslog", b"syslog", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__syslog: _TypeAlias = _typing.Literal["syslog"]  # noqa: Y015
+    _WhichOneofArgType__syslog: _TypeAlias = _typing.Literal["_syslog", b"_syslog"]  # noqa: Y015
+    _WhichOneofReturnType__webhook: _TypeAlias = _typing.Literal["webhook"]  # noqa: Y015
+    _WhichOneofArgType__webhook: _TypeAlias = _typing.Literal["_webhook", b"_webhook"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__syslog) -> _WhichOneofReturnType__syslog | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__webhook) -> _WhichOneofReturnType__webhook | None: ...
+
+Global___CreateForwarderRequest: _TypeAlias = CreateForwarderRequest  # noqa: Y015
+
+@_typing.final
+class UpdateForwarderRequest(_message.Message):
+    """What to change of a forwarder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    SYSLOG_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    name: _builtins.str
+    """Its name from now on; as it is when not given."""
+    enabled: _builtins.bool
+    """Whether it sends from now on; as it is when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def filter(self) -> Global___ForwarderFilterInput:
+        """Which entries it sends from now on, as a whole; as it is when not given."""
+
+    @_builtins.property
+    def webhook(self) -> Global___ForwarderWebhookInput:
+        """Where and how from now on, as a whole; as it is when not given."""
+
+    @_builtins.property
+    def syslog(self) -> Global___ForwarderSyslogInput:
+        """Where and how from now on, as a whole; as it is when not given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        enabled: _builtins.bool | None = ...,
+        filter: Global___ForwarderFilterInput | None = ...,
+        webhook: Global___ForwarderWebhookInput | None = ...,
+        syslog: Global___ForwarderSyslogInput | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_filter", b"_filter", "_name", b"_name", "_syslog", b"_syslog", "_webhook", b"_webhook", "enabled", b"enabled", "etag", b"etag", "filter", b"filter", "name", b"name", "syslog", b"syslog", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_filter", b"_filter", "_name", b"_name", "_syslog", b"_syslog", "_webhook", b"_webhook", "enabled", b"enabled", "etag", b"etag", "filter", b"filter", "id", b"id", "name", b"name", "syslog", b"syslog", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__syslog: _TypeAlias = _typing.Literal["syslog"]  # noqa: Y015
+    _WhichOneofArgType__syslog: _TypeAlias = _typing.Literal["_syslog", b"_syslog"]  # noqa: Y015
+    _WhichOneofReturnType__webhook: _TypeAlias = _typing.Literal["webhook"]  # noqa: Y015
+    _WhichOneofArgType__webhook: _TypeAlias = _typing.Literal["_webhook", b"_webhook"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__syslog) -> _WhichOneofReturnType__syslog | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__webhook) -> _WhichOneofReturnType__webhook | None: ...
+
+Global___UpdateForwarderRequest: _TypeAlias = UpdateForwarderRequest  # noqa: Y015
+
+@_typing.final
+class DeleteForwarderRequest(_message.Message):
+    """Which forwarder to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteForwarderRequest: _TypeAlias = DeleteForwarderRequest  # noqa: Y015
+
+@_typing.final
+class DeleteForwarderResponse(_message.Message):
+    """The forwarder is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteForwarderResponse: _TypeAlias = DeleteForwarderResponse  # noqa: Y015
+
+@_typing.final
+class TestForwarderRequest(_message.Message):
+    """Which forwarder to test."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestForwarderRequest: _TypeAlias = TestForwarderRequest  # noqa: Y015
+
+@_typing.final
+class TestForwarderResponse(_message.Message):
+    """What came of a test."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TOOK_MS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    delivered: _builtins.bool
+    """Whether the target took the message. Of UDP, whether it was sent."""
+    status: _builtins.int
+    """The status of the answer to a webhook; 0 without one."""
+    took_ms: _builtins.int
+    """How long it took, in milliseconds."""
+    error: _builtins.str
+    """What went wrong, as `state.lastError`; empty when nothing did."""
+    def __init__(
+        self,
+        *,
+        delivered: _builtins.bool = ...,
+        status: _builtins.int = ...,
+        took_ms: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "error", b"error", "status", b"status", "took_ms", b"took_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestForwarderResponse: _TypeAlias = TestForwarderResponse  # noqa: Y015
+
+@_typing.final
+class ReplayForwarderRequest(_message.Message):
+    """From when on to send again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayForwarderRequest: _TypeAlias = ReplayForwarderRequest  # noqa: Y015
+
+@_typing.final
+class RotateForwarderSecretRequest(_message.Message):
+    """How to rotate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OVERLAP_HOURS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    overlap_hours: _builtins.int
+    """How long the present secret goes on signing beside the new one, in hours, at
+    most 720; 24 when not given.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        overlap_hours: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_overlap_hours", b"_overlap_hours", "overlap_hours", b"overlap_hours"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overlap_hours", b"_overlap_hours", "id", b"id", "overlap_hours", b"overlap_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__overlap_hours: _TypeAlias = _typing.Literal["overlap_hours"]  # noqa: Y015
+    _WhichOneofArgType__overlap_hours: _TypeAlias = _typing.Literal["_overlap_hours", b"_overlap_hours"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap_hours) -> _WhichOneofReturnType__overlap_hours | None: ...
+
+Global___RotateForwarderSecretRequest: _TypeAlias = RotateForwarderSecretRequest  # noqa: Y015
+
+@_typing.final
+class ListForwarderQuarantineRequest(_message.Message):
+    """Whose quarantined messages to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    page_size: _builtins.int
+    """The most messages to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForwarderQuarantineRequest: _TypeAlias = ListForwarderQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class ListForwarderQuarantineResponse(_message.Message):
+    """A page of quarantined messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedMessage]:
+        """The messages."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___QuarantinedMessage] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForwarderQuarantineResponse: _TypeAlias = ListForwarderQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class QuarantinedMessage(_message.Message):
+    """A message that a forwarder's target refused for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_AT_FIELD_NUMBER: _builtins.int
+    DELIVERED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id, with which it is sent once more."""
+    entry_id: _builtins.str
+    """The entry that it tells of."""
+    org_id: _builtins.str
+    """The tenant of the entry."""
+    sequence: _builtins.int
+    """The entry's position in the tenant's chain."""
+    reason: _builtins.str
+    """Why, for example `HTTP_413`."""
+    attempts: _builtins.int
+    """How often it was sent."""
+    @_builtins.property
+    def quarantined_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was quarantined."""
+
+    @_builtins.property
+    def delivered_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was delivered after all; absent when it was not."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        quarantined_at: _timestamp_pb2.Timestamp | None = ...,
+        delivered_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delivered_at", b"_delivered_at", "delivered_at", b"delivered_at", "quarantined_at", b"quarantined_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delivered_at", b"_delivered_at", "attempts", b"attempts", "delivered_at", b"delivered_at", "entry_id", b"entry_id", "id", b"id", "org_id", b"org_id", "quarantined_at", b"quarantined_at", "reason", b"reason", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delivered_at: _TypeAlias = _typing.Literal["delivered_at"]  # noqa: Y015
+    _WhichOneofArgType__delivered_at: _TypeAlias = _typing.Literal["_delivered_at", b"_delivered_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delivered_at) -> _WhichOneofReturnType__delivered_at | None: ...
+
+Global___QuarantinedMessage: _TypeAlias = QuarantinedMessage  # noqa: Y015
+
+@_typing.final
+class RetryForwarderQuarantineRequest(_message.Message):
+    """Which quarantined messages to send once more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The forwarder's id."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The messages' ids; all that were not delivered when not given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryForwarderQuarantineRequest: _TypeAlias = RetryForwarderQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class RetryForwarderQuarantineResponse(_message.Message):
+    """What is sent once more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    """How many messages."""
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryForwarderQuarantineResponse: _TypeAlias = RetryForwarderQuarantineResponse  # noqa: Y015

@@ -371,3 +371,480 @@ class AuditService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ForwarderServiceStub:
+    """Forwarders: where the entries of the audit log are sent, as they are recorded.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListForwarders = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/ListForwarders',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListForwardersRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListForwardersResponse.FromString,
+                _registered_method=True)
+        self.GetForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/GetForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+                _registered_method=True)
+        self.CreateForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/CreateForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.CreateForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+                _registered_method=True)
+        self.UpdateForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/UpdateForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.UpdateForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+                _registered_method=True)
+        self.DeleteForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/DeleteForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteForwarderResponse.FromString,
+                _registered_method=True)
+        self.TestForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/TestForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.TestForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.TestForwarderResponse.FromString,
+                _registered_method=True)
+        self.ReplayForwarder = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/ReplayForwarder',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ReplayForwarderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+                _registered_method=True)
+        self.RotateForwarderSecret = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/RotateForwarderSecret',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.RotateForwarderSecretRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+                _registered_method=True)
+        self.ListForwarderQuarantine = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/ListForwarderQuarantine',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineResponse.FromString,
+                _registered_method=True)
+        self.RetryForwarderQuarantine = channel.unary_unary(
+                '/evergreen.v1.ForwarderService/RetryForwarderQuarantine',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineResponse.FromString,
+                _registered_method=True)
+
+
+class ForwarderServiceServicer:
+    """Forwarders: where the entries of the audit log are sent, as they are recorded.
+    """
+
+    def ListForwarders(self, request, context):
+        """Lists the forwarders of the caller's subtree, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetForwarder(self, request, context):
+        """Returns one forwarder, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateForwarder(self, request, context):
+        """Creates a forwarder. The response of a webhook holds the secret that signs
+        its messages, this once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateForwarder(self, request, context):
+        """Changes a forwarder, and sends at once what waits. A header without a value
+        and a private key that is not given stay as they are, as long as they go to
+        the same scheme, host and port.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteForwarder(self, request, context):
+        """Deletes a forwarder; what waits is not sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestForwarder(self, request, context):
+        """Sends one message now, past all that wait, and says what came of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayForwarder(self, request, context):
+        """Sends all entries again from a time on, in order and with the same ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateForwarderSecret(self, request, context):
+        """Makes a new secret that signs a webhook's messages. The response holds it,
+        this once. Both sign until the overlap ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListForwarderQuarantine(self, request, context):
+        """Lists the messages of a forwarder that its target refused for good, newest
+        first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryForwarderQuarantine(self, request, context):
+        """Sends quarantined messages once more, soon.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ForwarderServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListForwarders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListForwarders,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListForwardersRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListForwardersResponse.SerializeToString,
+            ),
+            'GetForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.SerializeToString,
+            ),
+            'CreateForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.CreateForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.SerializeToString,
+            ),
+            'UpdateForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.UpdateForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.SerializeToString,
+            ),
+            'DeleteForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteForwarderResponse.SerializeToString,
+            ),
+            'TestForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.TestForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.TestForwarderResponse.SerializeToString,
+            ),
+            'ReplayForwarder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayForwarder,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ReplayForwarderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.SerializeToString,
+            ),
+            'RotateForwarderSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateForwarderSecret,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.RotateForwarderSecretRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Forwarder.SerializeToString,
+            ),
+            'ListForwarderQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListForwarderQuarantine,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineResponse.SerializeToString,
+            ),
+            'RetryForwarderQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryForwarderQuarantine,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ForwarderService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ForwarderService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ForwarderService:
+    """Forwarders: where the entries of the audit log are sent, as they are recorded.
+    """
+
+    @staticmethod
+    def ListForwarders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/ListForwarders',
+            evergreen_dot_v1_dot_audit__pb2.ListForwardersRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListForwardersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/GetForwarder',
+            evergreen_dot_v1_dot_audit__pb2.GetForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/CreateForwarder',
+            evergreen_dot_v1_dot_audit__pb2.CreateForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/UpdateForwarder',
+            evergreen_dot_v1_dot_audit__pb2.UpdateForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/DeleteForwarder',
+            evergreen_dot_v1_dot_audit__pb2.DeleteForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.DeleteForwarderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/TestForwarder',
+            evergreen_dot_v1_dot_audit__pb2.TestForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.TestForwarderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayForwarder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/ReplayForwarder',
+            evergreen_dot_v1_dot_audit__pb2.ReplayForwarderRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateForwarderSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/RotateForwarderSecret',
+            evergreen_dot_v1_dot_audit__pb2.RotateForwarderSecretRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Forwarder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListForwarderQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/ListForwarderQuarantine',
+            evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListForwarderQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryForwarderQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ForwarderService/RetryForwarderQuarantine',
+            evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.RetryForwarderQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -154,3 +154,169 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ForwarderServiceStub:
+    """Forwarders: where the entries of the audit log are sent, as they are recorded."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ForwarderServiceAsyncStub: ...
+    ListForwarders: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListForwardersRequest, _audit_pb2.ListForwardersResponse]
+    """Lists the forwarders of the caller's subtree, without secrets."""
+    GetForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetForwarderRequest, _audit_pb2.Forwarder]
+    """Returns one forwarder, without secrets."""
+    CreateForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.CreateForwarderRequest, _audit_pb2.Forwarder]
+    """Creates a forwarder. The response of a webhook holds the secret that signs
+    its messages, this once.
+    """
+    UpdateForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.UpdateForwarderRequest, _audit_pb2.Forwarder]
+    """Changes a forwarder, and sends at once what waits. A header without a value
+    and a private key that is not given stay as they are, as long as they go to
+    the same scheme, host and port.
+    """
+    DeleteForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.DeleteForwarderRequest, _audit_pb2.DeleteForwarderResponse]
+    """Deletes a forwarder; what waits is not sent."""
+    TestForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.TestForwarderRequest, _audit_pb2.TestForwarderResponse]
+    """Sends one message now, past all that wait, and says what came of it."""
+    ReplayForwarder: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReplayForwarderRequest, _audit_pb2.Forwarder]
+    """Sends all entries again from a time on, in order and with the same ids."""
+    RotateForwarderSecret: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RotateForwarderSecretRequest, _audit_pb2.Forwarder]
+    """Makes a new secret that signs a webhook's messages. The response holds it,
+    this once. Both sign until the overlap ends.
+    """
+    ListForwarderQuarantine: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListForwarderQuarantineRequest, _audit_pb2.ListForwarderQuarantineResponse]
+    """Lists the messages of a forwarder that its target refused for good, newest
+    first.
+    """
+    RetryForwarderQuarantine: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RetryForwarderQuarantineRequest, _audit_pb2.RetryForwarderQuarantineResponse]
+    """Sends quarantined messages once more, soon."""
+
+@_typing.type_check_only
+class ForwarderServiceAsyncStub(ForwarderServiceStub):
+    """Forwarders: where the entries of the audit log are sent, as they are recorded."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListForwarders: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListForwardersRequest, _audit_pb2.ListForwardersResponse]  # type: ignore[assignment]
+    """Lists the forwarders of the caller's subtree, without secrets."""
+    GetForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetForwarderRequest, _audit_pb2.Forwarder]  # type: ignore[assignment]
+    """Returns one forwarder, without secrets."""
+    CreateForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.CreateForwarderRequest, _audit_pb2.Forwarder]  # type: ignore[assignment]
+    """Creates a forwarder. The response of a webhook holds the secret that signs
+    its messages, this once.
+    """
+    UpdateForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.UpdateForwarderRequest, _audit_pb2.Forwarder]  # type: ignore[assignment]
+    """Changes a forwarder, and sends at once what waits. A header without a value
+    and a private key that is not given stay as they are, as long as they go to
+    the same scheme, host and port.
+    """
+    DeleteForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.DeleteForwarderRequest, _audit_pb2.DeleteForwarderResponse]  # type: ignore[assignment]
+    """Deletes a forwarder; what waits is not sent."""
+    TestForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.TestForwarderRequest, _audit_pb2.TestForwarderResponse]  # type: ignore[assignment]
+    """Sends one message now, past all that wait, and says what came of it."""
+    ReplayForwarder: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayForwarderRequest, _audit_pb2.Forwarder]  # type: ignore[assignment]
+    """Sends all entries again from a time on, in order and with the same ids."""
+    RotateForwarderSecret: _aio.UnaryUnaryMultiCallable[_audit_pb2.RotateForwarderSecretRequest, _audit_pb2.Forwarder]  # type: ignore[assignment]
+    """Makes a new secret that signs a webhook's messages. The response holds it,
+    this once. Both sign until the overlap ends.
+    """
+    ListForwarderQuarantine: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListForwarderQuarantineRequest, _audit_pb2.ListForwarderQuarantineResponse]  # type: ignore[assignment]
+    """Lists the messages of a forwarder that its target refused for good, newest
+    first.
+    """
+    RetryForwarderQuarantine: _aio.UnaryUnaryMultiCallable[_audit_pb2.RetryForwarderQuarantineRequest, _audit_pb2.RetryForwarderQuarantineResponse]  # type: ignore[assignment]
+    """Sends quarantined messages once more, soon."""
+
+class ForwarderServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Forwarders: where the entries of the audit log are sent, as they are recorded."""
+
+    @_abc_1.abstractmethod
+    def ListForwarders(
+        self,
+        request: _audit_pb2.ListForwardersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListForwardersResponse, _abc.Awaitable[_audit_pb2.ListForwardersResponse]]:
+        """Lists the forwarders of the caller's subtree, without secrets."""
+
+    @_abc_1.abstractmethod
+    def GetForwarder(
+        self,
+        request: _audit_pb2.GetForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Forwarder, _abc.Awaitable[_audit_pb2.Forwarder]]:
+        """Returns one forwarder, without secrets."""
+
+    @_abc_1.abstractmethod
+    def CreateForwarder(
+        self,
+        request: _audit_pb2.CreateForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Forwarder, _abc.Awaitable[_audit_pb2.Forwarder]]:
+        """Creates a forwarder. The response of a webhook holds the secret that signs
+        its messages, this once.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateForwarder(
+        self,
+        request: _audit_pb2.UpdateForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Forwarder, _abc.Awaitable[_audit_pb2.Forwarder]]:
+        """Changes a forwarder, and sends at once what waits. A header without a value
+        and a private key that is not given stay as they are, as long as they go to
+        the same scheme, host and port.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteForwarder(
+        self,
+        request: _audit_pb2.DeleteForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.DeleteForwarderResponse, _abc.Awaitable[_audit_pb2.DeleteForwarderResponse]]:
+        """Deletes a forwarder; what waits is not sent."""
+
+    @_abc_1.abstractmethod
+    def TestForwarder(
+        self,
+        request: _audit_pb2.TestForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.TestForwarderResponse, _abc.Awaitable[_audit_pb2.TestForwarderResponse]]:
+        """Sends one message now, past all that wait, and says what came of it."""
+
+    @_abc_1.abstractmethod
+    def ReplayForwarder(
+        self,
+        request: _audit_pb2.ReplayForwarderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Forwarder, _abc.Awaitable[_audit_pb2.Forwarder]]:
+        """Sends all entries again from a time on, in order and with the same ids."""
+
+    @_abc_1.abstractmethod
+    def RotateForwarderSecret(
+        self,
+        request: _audit_pb2.RotateForwarderSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Forwarder, _abc.Awaitable[_audit_pb2.Forwarder]]:
+        """Makes a new secret that signs a webhook's messages. The response holds it,
+        this once. Both sign until the overlap ends.
+        """
+
+    @_abc_1.abstractmethod
+    def ListForwarderQuarantine(
+        self,
+        request: _audit_pb2.ListForwarderQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListForwarderQuarantineResponse, _abc.Awaitable[_audit_pb2.ListForwarderQuarantineResponse]]:
+        """Lists the messages of a forwarder that its target refused for good, newest
+        first.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryForwarderQuarantine(
+        self,
+        request: _audit_pb2.RetryForwarderQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.RetryForwarderQuarantineResponse, _abc.Awaitable[_audit_pb2.RetryForwarderQuarantineResponse]]:
+        """Sends quarantined messages once more, soon."""
+
+def add_ForwarderServiceServicer_to_server(servicer: ForwarderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

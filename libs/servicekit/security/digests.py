@@ -1,6 +1,7 @@
 """Digests: SHA-256 of what is public or random, keyed BLAKE2b of what must not be guessed.
 
-SHA-1 is here to look something up in lists of others, and protects nothing.
+SHA-1 is here to look something up in lists of others, and protects nothing;
+HMAC is here for receivers that know nothing else.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def derived_key(key: bytes, purpose: str) -> bytes:
 def keyed(key: bytes, data: bytes) -> bytes:
     """32 bytes that stand for the data, and tell nothing of it without the key."""
     return hashlib.blake2b(data, digest_size=_BYTES, key=key).digest()
+
+
+def hmac_sha256(key: bytes, data: bytes) -> bytes:
+    """The HMAC of the data with SHA-256 (RFC 2104): 32 bytes."""
+    return hmac.digest(key, data, "sha256")
 
 
 def equal(one: bytes, other: bytes) -> bool:

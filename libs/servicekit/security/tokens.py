@@ -1,4 +1,5 @@
-"""Random secrets that are shown once and stored as hashes: tokens, links, pre-shared keys."""
+"""Random secrets that are shown once: tokens, links, pre-shared keys, of which hashes are stored;
+and keys."""
 
 from __future__ import annotations
 
@@ -10,6 +11,11 @@ from servicekit.security.digests import sha256
 def new_secret() -> str:
     """256 random bits, safe in a URL."""
     return secrets.token_urlsafe(32)
+
+
+def new_key() -> bytes:
+    """32 random bytes."""
+    return secrets.token_bytes(32)
 
 
 def secret_hash(secret: str) -> bytes:

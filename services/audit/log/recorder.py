@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nats.aio.msg import Msg
 from prometheus_client import Counter
 
+from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Database
 from servicekit.data.quarantine import note, place
 from servicekit.errors import DomainError
@@ -27,11 +28,23 @@ _SET_ASIDE: Final = Counter(
 
 
 class Recorder:
-    """Records events; safe to run in several processes and with messages that come again."""
+    """Records events; safe to run in several processes and with messages that come again.
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    Args:
+        database: the service's.
+        clock: the time.
+        recorded: is told what a batch has added to the log.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        recorded: Callable[[Sequence[Entry]], None] = lambda _: None,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._recorded = recorded
 
     async def handle(self, messages: Sequence[Msg]) -> None:
         """Records a batch.
@@ -50,10 +63,11 @@ class Recorder:
         last = max(message.metadata.sequence.stream for message in messages)
         try:
             async with self._database.system_transaction("a batch spans tenants") as connection:
-                await self._record(connection, arrivals)
+                recorded = await self._record(connection, arrivals)
                 for message, reason in malformed:
                     await self._quarantine(connection, message, reason)
                 await store.advance(connection, last)
+            self._recorded(recorded)
         except DomainError:
             raise
         except Exception as error:
@@ -67,11 +81,11 @@ class Recorder:
                 await self._quarantine(connection, messages[0], type(error).__name__)
                 await store.advance(connection, last)
 
-    async def _record(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    async def _record(self, connection: Connection, arrivals: Sequence[Arrival]) -> Sequence[Entry]:
         if not arrivals:
-            return
+            return ()
         result = await store.append(connection, arrivals)
-        _RECORDED.inc(result.recorded)
+        _RECORDED.inc(len(result.recorded))
         for tenant_id in result.damaged:
             log.error("chain end mismatch; verify the log", tenant=str(tenant_id))
         for arrival in result.contradicting:
@@ -83,6 +97,7 @@ class Recorder:
             ):
                 _SET_ASIDE.inc()
                 note(_PLACE, arrival.id, reason)
+        return result.recorded
 
     async def _quarantine(self, connection: Connection, message: Msg, reason: str) -> None:
         log.error("message quarantined: not an event", subject=message.subject, why=reason)

@@ -29,7 +29,7 @@ _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 class Appended:
     """What became of a batch."""
 
-    recorded: int
+    recorded: Sequence[Entry]
     contradicting: Sequence[Arrival]
     """Events whose id another event has in the log."""
     damaged: Sequence[UUID]
@@ -87,16 +87,26 @@ async def append(connection: Connection, arrivals: Sequence[Arrival]) -> Appende
         arrival = new.pop(row["id"])
         if row["record"] != arrival.record:
             contradicting.append(arrival)
-    rows = []
+    rows, recorded = [], []
     for arrival in new.values():
         tail = tails[arrival.tenant_id]
         previous, tail.sequence = tail.hash, tail.sequence + 1
         tail.hash = entry_hash(str(arrival.tenant_id), tail.sequence, previous, arrival.record)
         tail.written += 1
         rows.append(_row(arrival, tail, previous))
+        recorded.append(
+            Entry(
+                tenant_id=str(arrival.tenant_id),
+                sequence=tail.sequence,
+                previous_hash=previous,
+                hash=tail.hash,
+                record=arrival.record,
+                columns=arrival.columns,
+            )
+        )
     if rows:
         await _insert(connection, rows, tails)
-    return Appended(len(rows), contradicting, damaged)
+    return Appended(recorded, contradicting, damaged)
 
 
 async def _locked_tails(

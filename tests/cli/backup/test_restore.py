@@ -22,9 +22,10 @@ from contract.contexts import CONTEXTS
 from deploy.launcher.home import master_key, password
 from deploy.postgres import roles
 from servicekit.data import migrate
-from servicekit.security.sealing import check_value
+from servicekit.security.sealing import Sealer, check_value
 from tests.support.backups import (
     EVENTS,
+    FORWARDER_SECRETS,
     KEY,
     LEAVES,
     LOCK,
@@ -244,7 +245,24 @@ async def test_what_is_sealed_is_known(world: World) -> None:
             " WHERE table_schema = ANY ($1) AND column_name LIKE 'sealed%'",
             catalog.SCHEMAS,
         )
-    assert {row["name"] for row in rows} == set(catalog.SEALED)
+    assert {row["name"] for row in rows} == set(catalog.SEALED) | set(catalog.SECRETS)
+
+
+async def test_forwarders_go_on_where_they_were(world: World) -> None:
+    """Their secrets open with the installation's master key, and no archive shows them."""
+    await seed(world.first)
+    await world.back_up()
+    assert FORWARDER_SECRETS not in world.archive.read_bytes()
+    world.place.secrets.mkdir()
+    own = master_key()
+    (world.place.secrets / "master_key").write_text(own)
+    await world.restore()
+    sealer = Sealer(SealedKeys(own.encode()).master_key, catalog.SECRETS["audit.forwarder"])
+    async with superuser(world.second) as connection:
+        sealed = await connection.fetchval("SELECT sealed_secrets FROM audit.forwarder")
+        assert sealer.open(sealed) == FORWARDER_SECRETS
+        row = await connection.fetchrow("SELECT sequence, sent FROM audit.forwarder_position")
+    assert tuple(row) == (3, 5)
 
 
 async def test_a_ca_does_not_keep_the_key_of_another_one(world: World) -> None:

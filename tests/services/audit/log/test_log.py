@@ -69,7 +69,7 @@ async def test_what_comes_again_is_recorded_once(audit: Audit) -> None:
 
 async def test_two_processes_keep_the_chains_whole(audit: Audit) -> None:
     """Batches for the same tenants at the same moment, with many of the same events."""
-    other = Audit(audit.kit, audit.database, audit.recorder, audit.api)
+    other = replace(audit)
     tenants = [ORG.id, SISTER.id, ROOT.id]
     events = [event(n, tenants[n % 3]) for n in range(120)]
     batches = [events[i : i + 20] for i in range(0, 120, 10)]

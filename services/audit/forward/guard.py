@@ -1,0 +1,155 @@
+"""The one place where forwarders connect: a name is resolved once, and only that address is used.
+
+Every address that a name has must be allowed, and the connection goes to the very address that was
+looked at, so that a name that changes its address has no moment in which to do so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from services.audit.forward.addresses import Address, Reach, Rules, reach
+from services.audit.forward.domain import Fault, NotDeliveredError
+from services.audit.forward.wire import ClosedError, Wire
+
+_MOST_TRIED: Final = 4
+_MOST_OF_AN_ANSWER: Final = 8 << 10
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port to addresses, as texts."""
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a name, by the system.
+
+    Raises:
+        OSError: there are none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """What connections to public addresses go through, by CONNECT."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def read(cls, url: str) -> Proxy | None:
+        """The proxy of a setting; `None` for an empty one.
+
+        Raises:
+            ValueError: it is no `http://HOST:PORT`.
+        """
+        if not url:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or not parts.port or "@" in parts.netloc:
+            raise ValueError("must be http://HOST:PORT")
+        return cls(parts.hostname, parts.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Connects to what the rules allow, and to nothing else.
+
+    Args:
+        rules: the operator's.
+        proxy: what connections to public addresses go through.
+        lookup: resolves names.
+    """
+
+    rules: Rules
+    proxy: Proxy | None = None
+    lookup: Resolve = resolve
+
+    async def addresses(
+        self, host: str, port: int, *, root: bool, plain_http: bool = False
+    ) -> list[Address]:
+        """The addresses of a host, all of which are allowed.
+
+        Raises:
+            NotDeliveredError: the name has none, or one is not allowed.
+        """
+        try:
+            texts = await self.lookup(host, port)
+        except (OSError, UnicodeError) as error:
+            raise NotDeliveredError(Fault.TARGET, "NAME_NOT_FOUND") from error
+        if not texts:
+            raise NotDeliveredError(Fault.TARGET, "NAME_NOT_FOUND")
+        # The zone of a link-local address plays no part: such an address is refused.
+        found = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
+        if not self.rules.names_host(host, port):
+            for address in found:
+                if self.rules.refusal(address, port, root=root, plain_http=plain_http):
+                    raise NotDeliveredError(Fault.ADDRESS, "ADDRESS_REFUSED")
+        return found
+
+    async def refusal(self, host: str, port: int, *, root: bool, plain_http: bool = False) -> str:
+        """Why a host will not be connected to, as far as can be said now; empty when it will.
+
+        For a message at once: what counts is `connect`.
+        """
+        if self.rules.names_host(host, port):
+            return ""
+        try:
+            texts = await self.lookup(host, port)
+        except (OSError, UnicodeError):
+            return ""
+        for text in texts:
+            address = ipaddress.ip_address(text.partition("%")[0])
+            if why := self.rules.refusal(address, port, root=root, plain_http=plain_http):
+                return why
+        return ""
+
+    async def connect(self, host: str, port: int, *, root: bool, plain_http: bool = False) -> Wire:
+        """A TCP connection.
+
+        Raises:
+            NotDeliveredError: as `addresses`, or nothing listens there.
+        """
+        found = await self.addresses(host, port, root=root, plain_http=plain_http)
+        last: Exception | None = None
+        for address in found[:_MOST_TRIED]:
+            try:
+                if self.proxy is not None and reach(address) is Reach.PUBLIC:
+                    return await self._through(self.proxy, address, port)
+                family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+                return await Wire.connect(family, (str(address), port))
+            except OSError as error:
+                last = error
+        refused = isinstance(last, ConnectionRefusedError)
+        reason = "CONNECTION_REFUSED" if refused else "NO_CONNECTION"
+        raise NotDeliveredError(Fault.TARGET, reason) from last
+
+    async def _through(self, proxy: Proxy, address: Address, port: int) -> Wire:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            proxy.host, proxy.port, type=socket.SOCK_STREAM
+        )
+        family, _, _, _, where = found[0]
+        wire = await Wire.connect(family, where)
+        try:
+            host = f"[{address}]" if address.version == 6 else str(address)
+            asked = f"CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}:{port}\r\n\r\n"
+            await wire.send(asked.encode())
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                # One by one: what comes behind the head is the target's.
+                part = await wire.receive(1)
+                answer += part
+                if not part or len(answer) > _MOST_OF_AN_ANSWER:
+                    raise ClosedError("the proxy gave no answer")
+            if answer.split(b" ", 2)[1:2] != [b"200"]:
+                raise NotDeliveredError(Fault.TARGET, "PROXY_REFUSED")
+        except BaseException:
+            wire.close()
+            raise
+        return wire

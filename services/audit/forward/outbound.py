@@ -1,0 +1,95 @@
+"""What the senders of an installation share, and how one is made for a forwarder."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from servicekit.data.postgres import Database, Scope
+from servicekit.ids import Clock
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.security.sealing import Sealer
+from services.audit.forward.domain import Forwarder, Secrets, Webhook
+from services.audit.forward.formats import Bodies
+from services.audit.forward.guard import Guard
+from services.audit.forward.webhook import WebhookSender
+
+_MOST_LANES: Final = 32
+"""Pages in memory, half a megabyte each."""
+_MOST_OF_A_TENANT: Final = 8
+
+
+@dataclass(slots=True)
+class Lanes:
+    """Bounds how many chains are sent at a time, in all and for the forwarders of one tenant."""
+
+    _all: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_LANES))
+    _own: dict[UUID, asyncio.Semaphore] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def one(self, tenant_id: UUID) -> AsyncIterator[None]:
+        """A lane for a forwarder of a tenant."""
+        own = self._own.setdefault(tenant_id, asyncio.Semaphore(_MOST_OF_A_TENANT))
+        async with own, self._all:
+            yield
+
+
+@dataclass(slots=True)
+class Outbound:
+    """What all senders share."""
+
+    database: Database
+    outbox: Outbox
+    tenants: TenantDirectory
+    sealer: Sealer
+    guard: Guard
+    host: str
+    clock: Clock
+    lanes: Lanes = field(default_factory=Lanes)
+    chance: Callable[[], float] = random.random
+
+    def lane(self, forwarder: Forwarder) -> AbstractAsyncContextManager[None]:
+        """A lane for a forwarder."""
+        return self.lanes.one(forwarder.tenant_id)
+
+    def is_root(self, forwarder: Forwarder) -> bool:
+        """Whether a forwarder is the root tenant's, which is the operator."""
+        node = self.tenants.known(forwarder.tenant_id)
+        return node is not None and node.kind == "root"
+
+    def chains(self, forwarder: Forwarder) -> Scope:
+        """Whose entries a forwarder sends; deleted tenants have entries, too."""
+        if forwarder.below_too:
+            return self.tenants.log_scope(forwarder.tenant_id)
+        return Scope.of(forwarder.tenant_id)
+
+    def secrets(self, forwarder: Forwarder) -> Secrets:
+        """What lies sealed.
+
+        Raises:
+            SealingError, ValueError: it cannot be opened.
+        """
+        return Secrets.from_bytes(self.sealer.open(forwarder.sealed_secrets))
+
+    def webhook(self, forwarder: Forwarder) -> WebhookSender:
+        """What sends for a webhook.
+
+        Raises:
+            SealingError, ValueError: its secrets cannot be opened.
+        """
+        assert isinstance(forwarder.config, Webhook)
+        return WebhookSender(
+            forwarder.config,
+            self.secrets(forwarder),
+            Bodies(forwarder.config.format, self.host),
+            self.guard,
+            root=self.is_root(forwarder),
+            clock=self.clock,
+            second_secret_until=forwarder.second_secret_until,
+        )
