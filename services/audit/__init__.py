@@ -1,6 +1,7 @@
 """Audit: the log of who did what, when and from where, and the proof that it only grew.
 
-RPCs: AuditService. Receives all events, `evergreen.v1.>`; sends `audit.exported`. Of telemetry's
+RPCs: AuditService, ForwarderService. Receives all events, `evergreen.v1.>`; sends `audit.exported`
+and what becomes of forwarders, which send entries elsewhere (`forward`). Of telemetry's
 `device_events`, which tell what devices report about themselves, it takes none.
 
 Every event of an admin's action and of a device's life becomes one entry (its id is the event's

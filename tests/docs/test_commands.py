@@ -18,6 +18,7 @@ RUN_BY: Final = {
     ("docs/console.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/data.md", "make-run"): "tests/docs/test_make_run.py::test_data",
     ("docs/faq.md", "make-run"): "tests/docs/test_make_run.py::test_questions",
+    ("docs/forwarding.md", "make-run"): "tests/docs/test_make_run.py::test_forwarding",
     ("docs/integrators.md", "make-run"): "tests/docs/test_make_run.py::test_integrators",
     ("docs/monitoring.md", "make-run"): "tests/docs/test_make_run.py::test_monitoring",
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",
@@ -74,6 +75,7 @@ BY_HAND: Final = {
     "docs/chaos.md": "it breaks an installation for ten minutes",
     "docs/console.md": "the console and its packages are another project's, from other servers",
     "docs/contributing.md": "starting a clone installs its packages",
+    "docs/forwarding.md": "the receivers are others'; tests/external has rsyslog and syslog-ng",
     "docs/install.md": (
         "a registry, a PostgreSQL, a certificate and CRDs of others; tests/kubernetes installs the"
         " production profile with what stands for them"

@@ -208,6 +208,18 @@ def test_integrators(reader: Reader, stack: Stack) -> None:
         until(lambda: output.read_text().count('"policy.published"') > 1, PATIENCE, "no more")
 
 
+def test_forwarding(reader: Reader, stack: Stack) -> None:
+    """A forwarder is made, seen, disabled and deleted; its secret is in a file of its own."""
+    with Commands("docs/forwarding.md", "make-run") as commands:
+        said = reader.run(commands.take("Make one"))
+    assert "The forwarder SIEM is made" in said
+    assert "https://siem.school.example/evergreen" in said
+    assert "SIEM is deleted." in said
+    secret = (reader.directory / "siem.secret").read_text()
+    assert secret.startswith("whsec_")
+    assert secret.strip() not in said
+
+
 def test_the_simulator(reader: Reader, stack: Stack) -> None:
     """On this machine, and as from another one."""
     with Commands("docs/simulator.md", "make-run") as commands:

@@ -292,6 +292,48 @@ def _attest(me: Recorder, org: Org, agent: Agent, device: str) -> None:
     me.do("attestation.tpm_binding_reset", device, "POST", f"{path}/tpm-binding:reset")
 
 
+def test_forwarders_are_in_the_log(org: Org) -> None:
+    """Each step of a forwarder's life, with its name, and without what it keeps secret."""
+    session = ok(org.owner.get("/auth/session"))
+    me = Recorder(org.owner, session["email"])
+    resource = "forwarders/{id}"
+    header = {"name": "Authorization", "value": "a value that nobody reads"}
+    webhook = {"url": "https://siem.school.example/hook?t=query", "headers": [header]}
+    made = me.do(
+        "audit.forwarder_created",
+        resource,
+        "POST",
+        "/api/forwarders",
+        name="SIEM",
+        kind="webhook",
+        enabled=False,
+        webhook=webhook,
+    )
+    where = f"forwarders/{made['id']}"
+    path = f"/api/{where}"
+    me.do("audit.forwarder_updated", where, "PATCH", path, name="Other")
+    me.do("audit.forwarder_tested", where, "POST", f"{path}/test")
+    replay = {"from": "2026-01-01T00:00:00Z"}
+    me.do("audit.forwarder_replayed", where, "POST", f"{path}/replay", **replay)
+    rotated = me.do("audit.forwarder_secret_rotated", where, "POST", f"{path}/rotate-secret")
+    me.do("audit.forwarder_quarantine_retried", where, "POST", f"{path}/quarantine/retry")
+    ok(org.owner.delete(path))
+    me.wanted[me.actor, "audit.forwarder_deleted", where] += 1
+
+    def entries() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ok(org.owner.get("/api/audit", params={"resource": where}))[
+            "entries"
+        ]
+        return found
+
+    until(lambda: len(entries()) >= me.wanted.total(), PATIENCE, "audit entries are missing")
+    found = entries()
+    assert Counter((e["actor"], e["action"], e["resource"]) for e in found) == me.wanted
+    text = json.dumps(found)
+    for hidden in ("nobody reads", "query", made["secret"], rotated["secret"]):
+        assert hidden not in text
+
+
 def test_roots_of_tpms_are_in_the_root_tenants_log(stack: Stack, root: httpx.Client) -> None:
     """They are the whole installation's: added and removed, with what certificate it was."""
     me = Recorder(root, stack.email)
@@ -411,6 +453,13 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "LearnReferenceValue": "attestation.reference_value_created",
         "UpdateReferenceValue": "attestation.reference_value_updated",
         "DeleteReferenceValue": "attestation.reference_value_deleted",
+        "CreateForwarder": "audit.forwarder_created",
+        "UpdateForwarder": "audit.forwarder_updated",
+        "DeleteForwarder": "audit.forwarder_deleted",
+        "TestForwarder": "audit.forwarder_tested",
+        "ReplayForwarder": "audit.forwarder_replayed",
+        "RotateForwarderSecret": "audit.forwarder_secret_rotated",
+        "RetryForwarderQuarantine": "audit.forwarder_quarantine_retried",
     }
     elsewhere = {
         "Logout",

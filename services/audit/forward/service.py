@@ -28,7 +28,7 @@ from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.rpc.pagination import Page
 from servicekit.security.sealing import SealingError
-from servicekit.times import parse_rfc3339
+from servicekit.times import RULE, is_usable, parse_rfc3339
 from services.audit.forward import messages, store
 from services.audit.forward.domain import (
     MOST_PER_INSTALLATION,
@@ -230,7 +230,7 @@ class Forwarders:
         async with self._database.transaction(scope) as connection:
             before = await self._locked(connection, scope, forwarder_id)
             check_etag(before.etag)
-            after = self._changed(before, change)
+            after, secret = self._changed(before, change)
             if after != before:
                 after = replace(after, revision=before.revision + 1, updated_at=self._clock())
                 await store.update(connection, after)
@@ -243,10 +243,11 @@ class Forwarders:
             if after != before or before.state.next_attempt_at is not None:
                 await store.try_now(connection, forwarder_id)
         self._worker.changed()
-        return await self.get(call, forwarder_id)
+        return replace(await self.get(call, forwarder_id), secret=secret)
 
-    def _changed(self, before: Forwarder, change: Change) -> Forwarder:
-        after = before
+    def _changed(self, before: Forwarder, change: Change) -> tuple[Forwarder, str]:
+        """The forwarder as it will be, and the secret that signs, if it had to be made anew."""
+        after, made = before, ""
         if change.name is not None:
             after = replace(after, name=change.name)
         if change.enabled is not None and change.enabled != before.enabled:
@@ -257,19 +258,21 @@ class Forwarders:
         if change.below_too is not None:
             after = replace(after, below_too=change.below_too)
         if change.target is None:
-            return after
+            return after, made
         config = _checked(change.target.config)
         try:
             known = self._outbound.secrets(before)
         except (SealingError, ValueError):
             # They are given anew.
-            known = Secrets(signing=(new_signing_secret(),) if before.kind is Kind.WEBHOOK else ())
+            made = new_signing_secret() if before.kind is Kind.WEBHOOK else ""
+            known = Secrets(signing=(made,) if made else ())
+            after = replace(after, sealed_secrets=b"")
         secrets = _secrets(change.target, before.config, known)
         _check_certificates(config, secrets)
-        if config != before.config or secrets != known:
+        if config != before.config or secrets != known or not after.sealed_secrets:
             sealed = self._outbound.sealer.seal(secrets.to_bytes())
             after = replace(after, config=config, sealed_secrets=sealed)
-        return after
+        return after, made
 
     async def delete(self, call: Call, forwarder_id: UUID) -> None:
         """Removes a forwarder.
@@ -455,9 +458,12 @@ def _starting(start_at: str) -> datetime | None:
     if start_at in ("", NOW, BEGINNING):
         return None
     try:
-        return parse_rfc3339(start_at)
+        found = parse_rfc3339(start_at)
     except ValueError:
         raise invalid_field("startAt", "must be now, beginning or a time (RFC 3339)") from None
+    if not is_usable(found):
+        raise invalid_field("startAt", RULE)
+    return found
 
 
 def _check_kind(forwarder: Forwarder, target: Target) -> None:

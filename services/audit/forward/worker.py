@@ -49,8 +49,8 @@ _FULL_LOOK_SECONDS: Final = 5.0
 """So long a forwarder is left alone while nothing is recorded: tenants may have been made, or
 quarantined messages asked for."""
 _LINGER_SECONDS: Final = 0.02
-_LEASE_SECONDS: Final = 20.0
-_RENEW_SECONDS: Final = 5.0
+_LEASE_SECONDS: Final = 10.0
+_RENEW_SECONDS: Final = 3.0
 _SHOW_SECONDS: Final = 15.0
 _AGAIN_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 0.8

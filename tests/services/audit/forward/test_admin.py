@@ -233,5 +233,6 @@ async def test_a_lost_master_key_disables(world: World) -> None:
     await world.update(made.id, enabled=True)
     found = await world.until(made.id, lambda f: not f.enabled)
     assert (found.state.reason, found.state.backlog) == ("SECRET_UNREADABLE", 1)
-    await world.update(made.id, enabled=True, webhook={"url": world.receiver.url})
+    healed = await world.update(made.id, enabled=True, webhook={"url": world.receiver.url})
+    assert healed.secret not in ("", made.secret)
     await world.receiver.until_events(1)

@@ -155,9 +155,9 @@ async def test_lines_cef_and_a_short_limit(start_world: StartWorld) -> None:
         await lines.until(1)
     found = HEAD.fullmatch(lines.messages[0])
     assert found is not None
-    header, _, extension = found["text"].rpartition("|")
-    assert header.startswith("CEF:0|Evergreen|Evergreen|")
-    assert header.endswith("|policy.updated|policy updated|4")
+    *header, extension = found["text"].split("|", 7)
+    assert header[:3] == ["CEF:0", "Evergreen", "Evergreen"]
+    assert header[4:] == ["policy.updated", "policy updated", "4"]
     assert "suser=owner@school.example" in extension
     assert "outcome=success" in extension
     assert r"two\\nlines\=" in extension
