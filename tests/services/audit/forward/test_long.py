@@ -33,8 +33,8 @@ ENTRIES = int(os.environ.get("EVERGREEN_TEST_ENTRIES", "1000000"))
 FILL = """
 INSERT INTO audit.entry (tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource,
                          record, previous_hash, hash)
-SELECT $1::uuid, n, gen_random_uuid(), '2026-09-01Z'::timestamptz + n * interval '1 s', 'a@b.example',
-       '', 'policy.updated', 'policies/1',
+SELECT $1::uuid, n, gen_random_uuid(), '2026-09-01Z'::timestamptz + n * interval '1 s',
+       'a@b.example', '', 'policy.updated', 'policies/1',
        '{"data":{"action":"policy.updated","actor":"a@b.example","after":{"text":"'
            || repeat('x', 400) || '"},"before":null,"resource":"policies/1"},"id":"' || n
            || '","source":"/evergreen/policy","specversion":"1.0","tenantid":"' || $1::uuid::text
