@@ -90,7 +90,7 @@ class Worker:
         self._lease = new_id()
         self._wake = asyncio.Event()
         self._runners: dict[UUID, _Runner] = {}
-        self._seen: tuple[str, int] | None = None
+        self._has_any = False
 
     def recorded(self, entries: Sequence[Entry]) -> None:
         """This process has recorded something."""
@@ -119,8 +119,10 @@ class Worker:
                     outage.worked()
                 except Exception as error:
                     outage.failed(error)
+                # Without a forwarder there is nothing to look after but that one is made elsewhere.
+                pause = _LOOK_SECONDS if self._has_any else _FULL_LOOK_SECONDS
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_SECONDS)
+                    await asyncio.wait_for(self._wake.wait(), pause)
                 await asyncio.sleep(_LINGER_SECONDS)
         finally:
             for helper in helpers:
@@ -135,6 +137,7 @@ class Worker:
         ) as connection:
             seen = await store.recorded(connection)
             found = await store.enabled(connection, self._lease)
+            self._has_any = bool(found)
             since = now - TOLD_AFTER
             if any(_is_untold(due.forwarder, since) for due in found):
                 for forwarder in await store.failing_untold(connection, since):
