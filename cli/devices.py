@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="devices",
-    help="Devices: decommission, delete, let in again.",
+    help="Devices: list, label, import, decommission, delete, let in again.",
     no_args_is_help=True,
 )
 

@@ -12,10 +12,12 @@ from cli import (
     bootstrap,
     certificates,
     database,
+    device_lists,
     devices,
     events,
     former_names,
     forwarders,
+    groups,
     init,
     keys,
     migrate,
@@ -64,7 +66,9 @@ app.add_typer(events.app)
 app.add_typer(forwarders.app)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
+device_lists.add_to(devices.app)
 app.add_typer(devices.app)
+app.add_typer(groups.app)
 app.add_typer(tpm_roots.app)
 services.add_to(app)
 

@@ -123,6 +123,11 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "DeviceRegistryService": {
             "ListRegistrations": _USER_READ,
             "GetRegistration": _USER_READ,
+            "UpdateRegistration": _ADMIN_WRITE,
+            # A thousand devices, each with its event.
+            "BatchUpdateRegistrations": replace(_ADMIN_WRITE, timeout=60),
+            "BatchImportRegistrations": replace(_ADMIN_WRITE, timeout=60),
+            "BatchGetRegistrations": _USER_READ,
             "ApproveDevice": _ADMIN_WRITE,
             "RejectDevice": _ADMIN_WRITE,
             "AllowReenrollment": _ADMIN_WRITE,
@@ -131,8 +136,19 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListEnrollmentRefusals": _USER_READ,
             "PrepareDevice": replace(_ADMIN_WRITE, file=_START_FILE),
         },
+        "DeviceGroupService": {
+            "ListDeviceGroups": _USER_READ,
+            "GetDeviceGroup": _USER_READ,
+            "CreateDeviceGroup": _ADMIN_WRITE,
+            "UpdateDeviceGroup": _ADMIN_WRITE,
+            "DeleteDeviceGroup": _ADMIN_WRITE,
+            "ListGroupMembers": _USER_READ,
+            "ChangeGroupMembers": _ADMIN_WRITE,
+            "PreviewDeviceGroup": _USER_READ,
+        },
         "EnrollmentInternalService": {
             "ListDeviceChanges": _services("policy", "telemetry", "attestation"),
+            "ListGroupChanges": _services("policy", "telemetry"),
             "CountEnrollment": _services("identity"),
         },
     },

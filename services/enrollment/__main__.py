@@ -14,8 +14,13 @@ from services.enrollment.admission.http import routes
 from services.enrollment.admission.service import Admission
 from services.enrollment.feed import InternalApi
 from services.enrollment.first_start import FirstStart
+from services.enrollment.groups.api import DeviceGroupApi
+from services.enrollment.groups.catch_up import CatchUp
+from services.enrollment.groups.service import Groups
+from services.enrollment.groups.store import CHANGING as CHANGING_GROUPS
 from services.enrollment.registry.api import DeviceRegistryApi
 from services.enrollment.registry.archive import ArchivedDevices
+from services.enrollment.registry.bulk import Bulk
 from services.enrollment.registry.calling_devices import CallingDevices
 from services.enrollment.registry.peers import Peers
 from services.enrollment.registry.service import Registry
@@ -32,6 +37,9 @@ async def build(kit: Kit) -> Parts:
     peers = Peers(kit.channel("identity"), kit.channel("policy"))
     tokens = Tokens(kit.database, kit.outbox, kit.tenants, kit.clock)
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
+    bulk = Bulk(kit.database, kit.outbox, kit.tenants, kit.clock)
+    catch_up = CatchUp(kit.database, kit.outbox)
+    groups = Groups(kit.database, kit.outbox, kit.tenants, catch_up, kit.clock)
     admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     prepared = CallingDevices(
         kit.database,
@@ -40,6 +48,7 @@ async def build(kit: Kit) -> Parts:
         policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
         kit.clock,
         kit.wait_seconds("policy"),
+        catch_up,
     )
     first_start = FirstStart(
         settings.bootstrap_enrollment_secret_file,
@@ -48,32 +57,38 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         kit.clock,
     )
-    changes = Changes(kit.database.system_lane("the feed tells of all tenants"), CHANGING)
+    changes = Changes(
+        kit.database.system_lane("the feeds tell of all tenants"), CHANGING, CHANGING_GROUPS
+    )
     return Parts(
         public=[
             partial(
                 rpc.add_EnrollmentTokenServiceServicer_to_server,
                 EnrollmentTokenApi(tokens, kit.clock),
             ),
-            partial(rpc.add_DeviceRegistryServiceServicer_to_server, DeviceRegistryApi(registry)),
+            partial(
+                rpc.add_DeviceRegistryServiceServicer_to_server, DeviceRegistryApi(registry, bulk)
+            ),
+            partial(rpc.add_DeviceGroupServiceServicer_to_server, DeviceGroupApi(groups)),
             device_methods(EnrollDevice=DeviceApi(admission).EnrollDevice),
         ],
         internal=[
             partial(
                 rpc.add_EnrollmentInternalServiceServicer_to_server,
-                InternalApi(registry, changes, kit.database, kit.clock),
+                InternalApi(registry, groups, changes, kit.database, kit.clock),
             )
         ],
         services=[
             "evergreen.v1.EnrollmentTokenService",
             "evergreen.v1.DeviceRegistryService",
+            "evergreen.v1.DeviceGroupService",
             "evergreen.v1.DeviceService",
         ],
         changes=changes,
         closing=ArchivedDevices(kit.outbox, kit.clock).work,
         routes=routes(admission),
         batchers=[admission.batcher],
-        tasks=[first_start.run, prepared.run],
+        tasks=[first_start.run, prepared.run, catch_up.run],
         ready=lambda: first_start.done,
     )
 

@@ -13,7 +13,9 @@ from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp
+from services.enrollment.groups.service import Groups
 from services.enrollment.registry import store as device_store
+from services.enrollment.registry.peers import membership_of
 from services.enrollment.registry.service import Registry
 from services.enrollment.tokens import store as token_store
 
@@ -22,9 +24,15 @@ class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     """evergreen.v1.EnrollmentInternalService."""
 
     def __init__(
-        self, registry: Registry, changes: Changes, database: Database, clock: Clock
+        self,
+        registry: Registry,
+        groups: Groups,
+        changes: Changes,
+        database: Database,
+        clock: Clock,
     ) -> None:
         self._registry = registry
+        self._groups = groups
         self._changes = changes
         self._database = database
         self._clock = clock
@@ -70,8 +78,34 @@ class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
                     created_at=optional_timestamp(device.created_at),
                     enrolled_at=optional_timestamp(device.enrolled_at),
                     deleted=device.deleted_at is not None,
+                    membership=membership_of(device),
                 )
                 for device in devices
+            ],
+            next_cursor=str(page.cursor),
+            more=page.more,
+        )
+
+    async def ListGroupChanges(
+        self, request: pb.ListGroupChangesRequest, context: Context
+    ) -> pb.ListGroupChangesResponse:
+        """Feeds the other services."""
+        read = partial(self._groups.changes, request.cursor, request.limit)
+        page, groups = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: bool(found[1])
+        )
+        return pb.ListGroupChangesResponse(
+            groups=[
+                pb.GroupChange(
+                    group_id=str(group.id),
+                    tenant_id=str(group.tenant_id),
+                    name=group.name,
+                    alias=group.alias,
+                    priority=group.priority,
+                    revision=group.revision,
+                    deleted=group.deleted_at is not None,
+                )
+                for group in groups
             ],
             next_cursor=str(page.cursor),
             more=page.more,

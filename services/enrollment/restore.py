@@ -15,6 +15,8 @@ from contract.events.enrollment import TokenRevoked
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 
 TABLES: Final = Tables(signs_of_use=frozenset({"device"}))
+_LOST_REVISIONS: Final = 1_000_000
+"""More than the labels and groups of a device change between two backups."""
 _INSERT: Final = (
     "INSERT INTO enrollment.device (id, tenant_id, serial, model, cpu_model, cpu_count,"
     " total_ram_bytes, has_tpm, status, token_version, created_at, decommissioned_at, enrolled_at)"
@@ -102,6 +104,13 @@ async def repair(connection: Connection, known: Known, tenants: Tenants) -> Repa
     for device_id in known.retired:
         retired += await _retire(connection, device_id, tenants)
     await _revoke(connection, known)
+    await connection.execute(
+        # Above all that was told since the backup, and computed again: not all devices are what
+        # they were.
+        "UPDATE enrollment.device SET groups_computed_at = NULL,"
+        " membership_revision = membership_revision + $1",
+        _LOST_REVISIONS,
+    )
     return Repaired(carried, retired)
 
 

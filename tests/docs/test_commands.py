@@ -19,6 +19,7 @@ RUN_BY: Final = {
     ("docs/data.md", "make-run"): "tests/docs/test_make_run.py::test_data",
     ("docs/faq.md", "make-run"): "tests/docs/test_make_run.py::test_questions",
     ("docs/forwarding.md", "make-run"): "tests/docs/test_make_run.py::test_forwarding",
+    ("docs/groups.md", "make-run"): "tests/docs/test_make_run.py::test_groups",
     ("docs/integrators.md", "make-run"): "tests/docs/test_make_run.py::test_integrators",
     ("docs/monitoring.md", "make-run"): "tests/docs/test_make_run.py::test_monitoring",
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",

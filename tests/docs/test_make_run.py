@@ -177,6 +177,28 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
 
 
+def test_groups(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """Devices are expected, labelled and grouped; a token admits them into a group."""
+    with Commands("docs/groups.md", "make-run") as commands:
+        said = reader.run(commands.take("Before the devices arrive"))
+        assert "2 added" in said
+        assert said.count("waiting") == 2
+        said = reader.run(commands.take("Labels"))
+        assert "2 changed" in said
+        assert said.count("5CD0000001") == 1
+        said = reader.run(commands.take("Groups"))
+        assert "1 waiting" in said
+        assert "1 removed" in said
+        said = reader.run([*day(), *commands.take("What a token gives")])
+        assert '"room": "214"' in said
+        reader.run(commands.take("When it is over"))
+    assert ok(root.get("/api/device-groups"))["deviceGroups"] == []
+    for device in ok(root.get("/api/registrations", params={"status": "expected"}))[
+        "registrations"
+    ]:
+        ok(root.delete(f"/api/devices/{device['id']}"))
+
+
 def test_data(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     """Events are kept as long as it was said, and files are complete."""
     with Commands("docs/data.md", "make-run") as commands:

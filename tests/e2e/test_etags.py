@@ -26,6 +26,9 @@ from tests.support.stack import Stack, until
 
 _FILES = (identity_pb2, enrollment_pb2, policy_pb2, telemetry_pb2, attestation_pb2, audit_pb2)
 _OF_NO_RESOURCE = {
+    "BatchImportRegistrations",
+    "BatchUpdateRegistrations",
+    "ChangeGroupMembers",
     "Logout",
     "ChangePassword",
     "EndSession",
@@ -168,6 +171,13 @@ def _forwarder(org: Org) -> Made:
     return Made(made["id"], made, f"/api/forwarders/{made['id']}")
 
 
+def _group(org: Org) -> Made:
+    alias = f"g{uuid4().hex[:12]}"
+    wanted = {"orgId": org.id, "name": "Cart 3", "alias": alias}
+    made = ok(org.root.post("/api/device-groups", json=wanted))
+    return Made(made["id"], made, f"/api/device-groups/{made['id']}")
+
+
 _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "UpdateTenant": (_tenant, {"name": f"School {uuid4().hex[:6]}"}),
     "UpdateUser": (_user, {"role": "Admin"}),
@@ -176,6 +186,9 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "TakeOverEventCredential": (_credential, {}),
     "RevokeEventCredential": (_credential, {}),
     "RevokeEnrollmentToken": (_token, {}),
+    "UpdateRegistration": (_device, {"labels": {"room": "214"}}),
+    "UpdateDeviceGroup": (_group, {"name": "Cart III"}),
+    "DeleteDeviceGroup": (_group, {}),
     "ApproveDevice": (_waiting, {}),
     "RejectDevice": (_waiting, {}),
     "AllowReenrollment": (_device, {}),
@@ -314,6 +327,18 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         {},
     ),
     "enrollment.token_revoked": (_token, "POST", "/api/enrollment-tokens/{id}/revoke", {}),
+    "enrollment.device_labels_changed": (
+        _device,
+        "PATCH",
+        "/api/registrations/{id}",
+        {"labels": {"room": "214"}},
+    ),
+    "enrollment.group_updated": (
+        _group,
+        "PATCH",
+        "/api/device-groups/{id}",
+        {"description": "Same"},
+    ),
     "enrollment.device_approved": (_waiting, "POST", "/api/devices/{id}/approve", {}),
     "enrollment.device_decommissioned": (_device, "POST", "/api/devices/{id}/decommission", {}),
     "policy.updated": (_policy, "PATCH", "/api/policies/{id}", {"description": "Same"}),

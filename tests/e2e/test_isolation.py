@@ -34,6 +34,7 @@ class Victim:
     quarantined: dict[str, Any]
     reference: dict[str, Any]
     forwarder: dict[str, Any]
+    group: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,8 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
             },
         )
     )
+    named = {"orgId": org.id, "name": "Cart 3", "alias": "cart-3"}
+    group = ok(org.owner.post("/api/device-groups", json=named))
     return Victim(
         org,
         agent,
@@ -88,6 +91,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         quarantined,
         reference,
         forwarder,
+        group,
     )
 
 
@@ -155,12 +159,24 @@ _NAMED: dict[str, Case] = {
     "DeviceRegistryService/ListRegistrations": _list,
     "DeviceRegistryService/ListEnrollmentRefusals": _list,
     "DeviceRegistryService/GetRegistration": _by_id(_device),
+    "DeviceRegistryService/UpdateRegistration": _by_id(_device, labels={"room": "1"}),
+    "DeviceRegistryService/BatchUpdateRegistrations": _in_org(rows=[{"device": "S"}]),
+    "DeviceRegistryService/BatchImportRegistrations": _in_org(rows=[{"serial": "S"}]),
+    "DeviceRegistryService/BatchGetRegistrations": _in_org(serials=["S"]),
     "DeviceRegistryService/ApproveDevice": _by_id(lambda v: v.pending),
     "DeviceRegistryService/RejectDevice": _by_id(lambda v: v.pending),
     "DeviceRegistryService/AllowReenrollment": _by_id(_device),
     "DeviceRegistryService/DecommissionDevice": _by_id(_device),
     "DeviceRegistryService/DeleteDevice": _by_id(_device),
     "DeviceRegistryService/PrepareDevice": _in_org(serial="S"),
+    "DeviceGroupService/ListDeviceGroups": _list,
+    "DeviceGroupService/GetDeviceGroup": _by_id(lambda v: v.group["id"]),
+    "DeviceGroupService/CreateDeviceGroup": _in_org(name="x", alias="x"),
+    "DeviceGroupService/UpdateDeviceGroup": _by_id(lambda v: v.group["id"], name="Taken over"),
+    "DeviceGroupService/DeleteDeviceGroup": _by_id(lambda v: v.group["id"]),
+    "DeviceGroupService/ListGroupMembers": _by_id(lambda v: v.group["id"]),
+    "DeviceGroupService/ChangeGroupMembers": _by_id(lambda v: v.group["id"], add=["S"]),
+    "DeviceGroupService/PreviewDeviceGroup": _in_org(filter="has_tpm = true"),
     "PolicyService/ListPolicies": _list,
     "PolicyService/GetPolicy": _by_id(lambda v: v.policy["id"]),
     "PolicyService/CreatePolicy": _in_org(name="x", bundle=DOCUMENT),
@@ -268,6 +284,7 @@ def test_another_tenants_data_does_not_exist(victim: Victim, stranger: Org, rpc:
         ("/api/event-credentials", "credentials"),
         ("/api/enrollment-tokens", "enrollmentTokens"),
         ("/api/registrations", "registrations"),
+        ("/api/device-groups", "deviceGroups"),
         ("/api/policies", "policies"),
         ("/api/devices", "devices"),
         ("/api/events", "events"),
@@ -300,6 +317,8 @@ def test_after_all_attempts_the_victim_is_as_it_was(victim: Victim) -> None:
     assert forwarder["etag"] == victim.forwarder["etag"]
     assert "secret" in victim.forwarder
     assert "secret" not in forwarder
+    assert ok(owner.get(f"/api/device-groups/{victim.group['id']}")) == victim.group
+    assert ok(owner.get(f"/api/registrations/{victim.agent.device_id}"))["labels"] == {}
     victim.agent.report_state()
 
 

@@ -88,6 +88,7 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     envelope: bytes = ENVELOPE
     called: set[tuple[str, int]] = field(default_factory=set)
     applied: list[policy_pb2.AppliedVersion] = field(default_factory=list)
+    asked: list[policy_pb2.GetDevicePolicyRequest] = field(default_factory=list)
     down: bool = False
 
     async def GetDevicePolicy(  # noqa: N802
@@ -95,6 +96,7 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     ) -> policy_pb2.GetDevicePolicyResponse:
         if self.down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        self.asked.append(request)
         return policy_pb2.GetDevicePolicyResponse(
             envelope=self.envelope,
             statement=device_pb2.PolicyStatement(payload=b"exact") if self.envelope else None,
@@ -157,6 +159,7 @@ class Enrollment:
     agents: httpx.AsyncClient
     tokens: enrollment_pb2_grpc.EnrollmentTokenServiceAsyncStub
     registry: enrollment_pb2_grpc.DeviceRegistryServiceAsyncStub
+    groups: enrollment_pb2_grpc.DeviceGroupServiceAsyncStub
     devices: device_pb2_grpc.DeviceServiceAsyncStub
     internal: enrollment_pb2_grpc.EnrollmentInternalServiceAsyncStub
 
@@ -173,6 +176,34 @@ class Enrollment:
             ),
             metadata=callers.user(org.id, Role.ADMIN, email="admin@school.example"),
         )
+
+    async def group(
+        self, alias: str, org: TenantNode = ORG, **more: Any
+    ) -> enrollment_pb2.DeviceGroup:
+        """A new group."""
+        return await self.groups.CreateDeviceGroup(
+            enrollment_pb2.CreateDeviceGroupRequest(
+                **{"org_id": str(org.id), "name": alias, "alias": alias, **more}
+            ),
+            metadata=callers.user(org.id, Role.ADMIN, email="admin@school.example"),
+        )
+
+    async def label(self, device_id: str, **labels: str) -> enrollment_pb2.Registration:
+        """Labels a device."""
+        return await self.registry.UpdateRegistration(
+            enrollment_pb2.UpdateRegistrationRequest(id=device_id, labels=labels),
+            metadata=self.admin,
+        )
+
+    async def groups_of(self, device_id: str) -> set[str]:
+        """The aliases of the groups that a device is in."""
+        rows = await self.sql(
+            "SELECT coalesce(g.alias, x::text) AS alias FROM enrollment.device d"
+            " CROSS JOIN LATERAL unnest(d.group_ids) x"
+            " LEFT JOIN enrollment.device_group g ON g.id = x WHERE d.id = $1::text::uuid",
+            device_id,
+        )
+        return {row["alias"] for row in rows}
 
     async def post(self, body: bytes) -> httpx.Response:
         """The agent's call with any body."""
@@ -253,6 +284,7 @@ async def running(
             agents,
             enrollment_pb2_grpc.EnrollmentTokenServiceStub(public),
             enrollment_pb2_grpc.DeviceRegistryServiceStub(public),
+            enrollment_pb2_grpc.DeviceGroupServiceStub(public),
             device_pb2_grpc.DeviceServiceStub(public),
             enrollment_pb2_grpc.EnrollmentInternalServiceStub(internal),
         )

@@ -90,6 +90,8 @@ _SUMMARY: Final = {
     "attestationVerdict": "SELF_CONSISTENT",
     "attestedAt": "2026-09-01T07:12:45.120Z",
     "serialNumber": "5CD1234XYZ",
+    "labels": {"room": "214"},
+    "groupIds": [],
 }
 _EVENT: Final = {
     "id": "01936d31-4e5f-7a6b-8c7d-9e0f1a2b3c4d",
@@ -150,7 +152,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     },
     "UserService/UpdateUser": {"request": {"role": "Auditor"}},
     "EnrollmentTokenService/CreateEnrollmentToken": {
-        "request": {"orgId": _ORG, "name": "Cart 3", "maxUses": 30, "requireApproval": False},
+        "request": {
+            "orgId": _ORG,
+            "name": "Cart 3",
+            "maxUses": 30,
+            "requireApproval": False,
+            "labels": {"room": "214"},
+        },
         "answer": {
             "id": "01936d2e-8888-7d31-8d0e-3f6f1a8b2c03",
             "orgId": _ORG,
@@ -165,7 +173,68 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "secret": "k3vT9q0mWx7d",
             "preSharedKey": "hillside:k3vT9q0mWx7d",
             "etag": "f4d5b6c1a2093e8d7760",
+            "labels": {"room": "214"},
+            "groupIds": [],
+            "onlyExpected": False,
         },
+    },
+    "DeviceRegistryService/BatchImportRegistrations": {
+        "request": {
+            "orgId": _ORG,
+            "rows": [
+                {
+                    "line": 2,
+                    "serial": "5CD0000001",
+                    "assetTag": "A-0001",
+                    "labels": {"room": "214"},
+                    "groups": ["cart-3"],
+                }
+            ],
+        },
+        "answer": {
+            "results": [
+                {
+                    "line": 2,
+                    "serial": "5CD0000001",
+                    "id": _DEVICE,
+                    "result": "ADDED",
+                    "field": "",
+                    "reason": "",
+                    "message": "",
+                }
+            ],
+            "applied": True,
+            "added": 1,
+            "changed": 0,
+            "unchanged": 0,
+            "refused": 0,
+        },
+    },
+    "DeviceGroupService/CreateDeviceGroup": {
+        "request": {
+            "orgId": _ORG,
+            "name": "Year 7",
+            "alias": "year-7",
+            "filter": "labels.year = 7 AND has_tpm = true",
+        },
+        "answer": {
+            "id": "01936d2e-aaaa-7d31-8d0e-3f6f1a8b2c05",
+            "orgId": _ORG,
+            "name": "Year 7",
+            "alias": "year-7",
+            "description": "",
+            "priority": 40,
+            "filter": "labels.year = 7 AND has_tpm = true",
+            "members": 28,
+            "waiting": 0,
+            "state": "ready",
+            "createdAt": "2026-08-20T09:10:00Z",
+            "updatedAt": "2026-08-20T09:10:00Z",
+            "etag": "0f4d5b6c1a2093e8d776",
+        },
+    },
+    "DeviceGroupService/ChangeGroupMembers": {
+        "request": {"add": ["5CD0000001", "5CD0000002"], "remove": ["5CD0000009"]},
     },
     "DeviceRegistryService/PrepareDevice": {
         "request": {"orgId": _ORG, "serial": "5CD1234XYZ", "model": "HP ProBook 445 G9"},

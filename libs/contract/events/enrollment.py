@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
-from contract.events.base import AT, ID, TENANT_ID, Action
+from contract.events.base import AT, ID, TENANT_ID, Action, Since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,9 @@ class EnrollmentTokenSnapshot:
     serial_count: int
     require_approval: bool
     revoked_at: datetime | None
+    labels: Annotated[Mapping[str, object], "Texts by key, which its devices get.", Since("0.2.0")]
+    group_ids: Annotated[tuple[UUID, ...], "Groups that its devices come into.", Since("0.2.0")]
+    only_expected: Annotated[bool, "Whether it admits expected devices alone.", Since("0.2.0")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,58 @@ class EnrollmentRefusalSnapshot:
     model: str
     org_id: UUID
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDetails:
+    """What administrators say of a device."""
+
+    serial: str
+    org_id: UUID
+    labels: Annotated[Mapping[str, object], "Texts by key."]
+    asset_tag: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSnapshot:
+    """A group of devices; its filter is null where members are listed."""
+
+    name: str
+    alias: str
+    org_id: UUID
+    description: str
+    priority: int
+    filter: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedMembers:
+    """How many serial numbers came onto a group's list and left it, and the first 100 of each."""
+
+    alias: str
+    added: int
+    removed: int
+    added_serials: tuple[str, ...]
+    removed_serials: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedDevice:
+    """A device, with the ids of groups into which it came and of those that it left."""
+
+    id: UUID
+    serial: str
+    joined: tuple[UUID, ...]
+    left: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedDevices:
+    """Devices of an organisation, at most 500."""
+
+    count: int
+    devices: tuple[MovedDevice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +245,89 @@ class DeviceRestored(_DeviceAction):
     after: DeviceSnapshot
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceExpected(_DeviceAction):
+    """An admin said that a device will enroll."""
+
+    NAME: ClassVar[str] = "enrollment.device_expected"
+    after: DeviceDetails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedDeviceRemoved(_DeviceAction):
+    """A device that never enrolled is not expected any more."""
+
+    NAME: ClassVar[str] = "enrollment.expected_device_removed"
+    before: DeviceDetails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLabelsChanged(_DeviceAction):
+    """An admin changed a device's labels, asset tag or note."""
+
+    NAME: ClassVar[str] = "enrollment.device_labels_changed"
+    before: DeviceDetails
+    after: DeviceDetails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceGroupsChanged(Action):
+    """Devices of an organisation came into groups or left some, for whatever reason."""
+
+    NAME: ClassVar[str] = "enrollment.device_groups_changed"
+    RESOURCE: ClassVar[str] = "tenants/{id}/device-groups"
+    after: MovedDevices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GroupAction(Action):
+    RESOURCE: ClassVar[str] = "device-groups/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCreated(_GroupAction):
+    """A group of devices was made."""
+
+    NAME: ClassVar[str] = "enrollment.group_created"
+    after: GroupSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupUpdated(_GroupAction):
+    """A group of devices was changed."""
+
+    NAME: ClassVar[str] = "enrollment.group_updated"
+    before: GroupSnapshot
+    after: GroupSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDeleted(_GroupAction):
+    """A group of devices was deleted; its devices stay."""
+
+    NAME: ClassVar[str] = "enrollment.group_deleted"
+    before: GroupSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMembersChanged(_GroupAction):
+    """Serial numbers came onto the list of a group, or left it."""
+
+    NAME: ClassVar[str] = "enrollment.group_members_changed"
+    after: ChangedMembers
+
+
+_DETAILS: Final = DeviceDetails(
+    serial="SN-0042", org_id=TENANT_ID, labels={"room": "214"}, asset_tag="A-0417", note=""
+)
+_GROUP: Final = GroupSnapshot(
+    name="Year 7",
+    alias="year-7",
+    org_id=TENANT_ID,
+    description="",
+    priority=40,
+    filter="labels.year = 7",
+)
 _TOKEN: Final = EnrollmentTokenSnapshot(
     name="Room 12",
     org_id=TENANT_ID,
@@ -198,6 +337,9 @@ _TOKEN: Final = EnrollmentTokenSnapshot(
     serial_count=0,
     require_approval=False,
     revoked_at=None,
+    labels={"room": "12"},
+    group_ids=(),
+    only_expected=False,
 )
 _DEVICE: Final = DeviceSnapshot(
     serial="SN-0042",
@@ -234,5 +376,24 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         after=replace(_DEVICE, status="decommissioned", model="", enrollment_token_id=None),
     ),
     DeviceRestored(id=ID, before=replace(_DEVICE, status="decommissioned"), after=_DEVICE),
+    DeviceExpected(id=ID, after=_DETAILS),
+    ExpectedDeviceRemoved(id=ID, before=_DETAILS),
+    DeviceLabelsChanged(id=ID, before=replace(_DETAILS, labels={}), after=_DETAILS),
+    DeviceGroupsChanged(
+        id=TENANT_ID,
+        after=MovedDevices(
+            count=1,
+            devices=(MovedDevice(id=ID, serial="SN-0042", joined=(TENANT_ID,), left=()),),
+        ),
+    ),
+    GroupCreated(id=ID, after=_GROUP),
+    GroupUpdated(id=ID, before=_GROUP, after=replace(_GROUP, priority=50)),
+    GroupDeleted(id=ID, before=_GROUP),
+    GroupMembersChanged(
+        id=ID,
+        after=ChangedMembers(
+            alias="cart-3", added=1, removed=0, added_serials=("SN-0042",), removed_serials=()
+        ),
+    ),
 )
 """One of each; this is the list of what enrollment sends."""

@@ -105,6 +105,26 @@ class EnrollmentToken(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -120,6 +140,9 @@ class EnrollmentToken(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     PRE_SHARED_KEY_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    ONLY_EXPECTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The token's id."""
     org_id: _builtins.str
@@ -144,6 +167,8 @@ class EnrollmentToken(_message.Message):
     """Changes with every change of the token but its use; give it back, or the header `ETag` as
     `If-Match`, to refuse a lost update.
     """
+    only_expected: _builtins.bool
+    """Whether it admits expected devices alone."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -164,6 +189,14 @@ class EnrollmentToken(_message.Message):
     def revoked_at(self) -> _timestamp_pb2.Timestamp:
         """When it was revoked."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that its devices get; those that a device has already stay."""
+
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups with listed members that its devices come into."""
+
     def __init__(
         self,
         *,
@@ -182,10 +215,13 @@ class EnrollmentToken(_message.Message):
         secret: _builtins.str | None = ...,
         pre_shared_key: _builtins.str | None = ...,
         etag: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        only_expected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "pre_shared_key", b"pre_shared_key", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "org_id", b"org_id", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "etag", b"etag", "expires_at", b"expires_at", "group_ids", b"group_ids", "id", b"id", "labels", b"labels", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pre_shared_key: _TypeAlias = _typing.Literal["pre_shared_key"]  # noqa: Y015
     _WhichOneofArgType__pre_shared_key: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key"]  # noqa: Y015
@@ -204,12 +240,35 @@ class CreateEnrollmentTokenRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ORG_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     MAX_USES_FIELD_NUMBER: _builtins.int
     SERIALS_FIELD_NUMBER: _builtins.int
     REQUIRE_APPROVAL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    ONLY_EXPECTED_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation that devices are admitted to."""
     name: _builtins.str
@@ -218,6 +277,8 @@ class CreateEnrollmentTokenRequest(_message.Message):
     """How many devices it admits; 0 for any number."""
     require_approval: _builtins.bool
     """Whether an administrator must approve each device."""
+    only_expected: _builtins.bool
+    """Whether it admits expected devices alone; without `serials` then."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it stops admitting devices, at most ten years from now; 90 days from
@@ -228,6 +289,14 @@ class CreateEnrollmentTokenRequest(_message.Message):
     def serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The serial numbers that it admits; any when empty."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that its devices get; those that a device has already stay."""
+
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups with listed members that its devices come into."""
+
     def __init__(
         self,
         *,
@@ -237,10 +306,13 @@ class CreateEnrollmentTokenRequest(_message.Message):
         max_uses: _builtins.int = ...,
         serials: _abc.Iterable[_builtins.str] | None = ...,
         require_approval: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        only_expected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "max_uses", b"max_uses", "name", b"name", "org_id", b"org_id", "require_approval", b"require_approval", "serials", b"serials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "group_ids", b"group_ids", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "require_approval", b"require_approval", "serials", b"serials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +358,9 @@ class ListRegistrationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -298,6 +373,14 @@ class ListRegistrationsRequest(_message.Message):
     """Whether to list devices that were deleted, too."""
     serial: _builtins.str
     """Only devices with exactly this serial number, whatever its case."""
+    filter: _builtins.str
+    """Only devices that match this filter, as `labels.room = 214 AND has_tpm =
+    true`: the language of groups' filters.
+    """
+    group_id: _builtins.str
+    """Only devices that are in this group."""
+    asset_tag: _builtins.str
+    """Only devices with exactly this asset tag."""
     def __init__(
         self,
         *,
@@ -307,10 +390,13 @@ class ListRegistrationsRequest(_message.Message):
         page_token: _builtins.str = ...,
         show_deleted: _builtins.bool = ...,
         serial: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        asset_tag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "serial", b"serial", "show_deleted", b"show_deleted", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_tag", b"asset_tag", "filter", b"filter", "group_id", b"group_id", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "serial", b"serial", "show_deleted", b"show_deleted", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,6 +458,26 @@ class Registration(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
@@ -391,6 +497,10 @@ class Registration(_message.Message):
     DELETED_BY_FIELD_NUMBER: _builtins.int
     REPORTED_SERIAL_FIELD_NUMBER: _builtins.int
     SERIAL_DUPLICATED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     org_id: _builtins.str
@@ -400,7 +510,9 @@ class Registration(_message.Message):
     model: _builtins.str
     """The hardware's model name."""
     status: _builtins.str
-    """`pending`, `prepared`, `active`, `rejected` or `decommissioned`."""
+    """`expected` before it enrolls, `pending`, `prepared`, `active`, `rejected` or
+    `decommissioned`.
+    """
     enrollment_token_id: _builtins.str
     """The enrollment token that admitted it."""
     cpu_model: _builtins.str
@@ -423,6 +535,10 @@ class Registration(_message.Message):
     """Whether another device of the organisation has the same serial number in
     another spelling: they enrolled before spellings were compared.
     """
+    asset_tag: _builtins.str
+    """The number by which the school knows it; not unique."""
+    note: _builtins.str
+    """A remark for people to read."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -447,6 +563,14 @@ class Registration(_message.Message):
     def deleted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted; absent for a device that was not."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What administrators say of it, as `room`: `214`."""
+
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups that it is in, sorted. A device that is locked out is in none."""
+
     def __init__(
         self,
         *,
@@ -469,16 +593,1114 @@ class Registration(_message.Message):
         deleted_by: _builtins.str = ...,
         reported_serial: _builtins.str | None = ...,
         serial_duplicated: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        asset_tag: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "enrolled_at", b"enrolled_at", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "etag", b"etag", "has_tpm", b"has_tpm", "id", b"id", "model", b"model", "org_id", b"org_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial", "serial", b"serial", "serial_duplicated", b"serial_duplicated", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "asset_tag", b"asset_tag", "cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "etag", b"etag", "group_ids", b"group_ids", "has_tpm", b"has_tpm", "id", b"id", "labels", b"labels", "model", b"model", "note", b"note", "org_id", b"org_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial", "serial", b"serial", "serial_duplicated", b"serial_duplicated", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reported_serial: _TypeAlias = _typing.Literal["reported_serial"]  # noqa: Y015
     _WhichOneofArgType__reported_serial: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reported_serial) -> _WhichOneofReturnType__reported_serial | None: ...
 
 Global___Registration: _TypeAlias = Registration  # noqa: Y015
+
+@_typing.final
+class UpdateRegistrationRequest(_message.Message):
+    """What to change of a registered device; what is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REMOVE_LABELS_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The device's id."""
+    asset_tag: _builtins.str
+    """The number by which the school knows it; empty to remove it."""
+    note: _builtins.str
+    """A remark for people to read; empty to remove it."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels to set; others stay. A key has small letters, digits, `_` and `-` and
+        begins with a letter; a value is one line of at most 128 characters. A
+        device has at most 32.
+        """
+
+    @_builtins.property
+    def remove_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of labels to remove."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove_labels: _abc.Iterable[_builtins.str] | None = ...,
+        asset_tag: _builtins.str | None = ...,
+        note: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_etag", b"_etag", "_note", b"_note", "asset_tag", b"asset_tag", "etag", b"etag", "note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_etag", b"_etag", "_note", b"_note", "asset_tag", b"asset_tag", "etag", b"etag", "id", b"id", "labels", b"labels", "note", b"note", "remove_labels", b"remove_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__asset_tag: _TypeAlias = _typing.Literal["asset_tag"]  # noqa: Y015
+    _WhichOneofArgType__asset_tag: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
+    _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__asset_tag) -> _WhichOneofReturnType__asset_tag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
+
+Global___UpdateRegistrationRequest: _TypeAlias = UpdateRegistrationRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdateRegistrationsRequest(_message.Message):
+    """What to change of many devices of an organisation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SKIP_REFUSED_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    skip_refused: _builtins.bool
+    """Whether to change the other devices when some rows are refused."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistrationChange]:
+        """The devices, each once."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        rows: _abc.Iterable[Global___RegistrationChange] | None = ...,
+        validate_only: _builtins.bool = ...,
+        skip_refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "rows", b"rows", "skip_refused", b"skip_refused", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateRegistrationsRequest: _TypeAlias = BatchUpdateRegistrationsRequest  # noqa: Y015
+
+@_typing.final
+class RegistrationChange(_message.Message):
+    """What to change of one of many devices; what is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REMOVE_LABELS_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    ADD_GROUPS_FIELD_NUMBER: _builtins.int
+    REMOVE_GROUPS_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """The device: its serial number, or its id."""
+    asset_tag: _builtins.str
+    """The number by which the school knows it; empty to remove it."""
+    note: _builtins.str
+    """A remark for people to read; empty to remove it."""
+    line: _builtins.int
+    """A number of the caller's own for the row, as that of a line in a file; it is
+    answered.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels to set; others stay."""
+
+    @_builtins.property
+    def remove_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of labels to remove."""
+
+    @_builtins.property
+    def add_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases of groups that are to list it."""
+
+    @_builtins.property
+    def remove_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases of groups that are not to list it any more."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove_labels: _abc.Iterable[_builtins.str] | None = ...,
+        asset_tag: _builtins.str | None = ...,
+        note: _builtins.str | None = ...,
+        add_groups: _abc.Iterable[_builtins.str] | None = ...,
+        remove_groups: _abc.Iterable[_builtins.str] | None = ...,
+        line: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_note", b"_note", "asset_tag", b"asset_tag", "note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_note", b"_note", "add_groups", b"add_groups", "asset_tag", b"asset_tag", "device", b"device", "labels", b"labels", "line", b"line", "note", b"note", "remove_groups", b"remove_groups", "remove_labels", b"remove_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__asset_tag: _TypeAlias = _typing.Literal["asset_tag"]  # noqa: Y015
+    _WhichOneofArgType__asset_tag: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag"]  # noqa: Y015
+    _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
+    _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__asset_tag) -> _WhichOneofReturnType__asset_tag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
+
+Global___RegistrationChange: _TypeAlias = RegistrationChange  # noqa: Y015
+
+@_typing.final
+class BatchImportRegistrationsRequest(_message.Message):
+    """Devices of an organisation that are expected or known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SKIP_REFUSED_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    skip_refused: _builtins.bool
+    """Whether to import the other devices when some rows are refused."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedRegistration]:
+        """The devices, each once."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        rows: _abc.Iterable[Global___ImportedRegistration] | None = ...,
+        validate_only: _builtins.bool = ...,
+        skip_refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "rows", b"rows", "skip_refused", b"skip_refused", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchImportRegistrationsRequest: _TypeAlias = BatchImportRegistrationsRequest  # noqa: Y015
+
+@_typing.final
+class ImportedRegistration(_message.Message):
+    """What is said of a device that is expected or known; what is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REMOVE_LABELS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    """The hardware's serial number."""
+    model: _builtins.str
+    """The hardware's model name; of a device that has enrolled, its own word counts."""
+    asset_tag: _builtins.str
+    """The number by which the school knows it; empty to remove it."""
+    note: _builtins.str
+    """A remark for people to read; empty to remove it."""
+    line: _builtins.int
+    """A number of the caller's own for the row, as that of a line in a file; it is
+    answered.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels to set; others stay."""
+
+    @_builtins.property
+    def remove_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of labels to remove."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases of groups that are to list it."""
+
+    def __init__(
+        self,
+        *,
+        serial: _builtins.str = ...,
+        model: _builtins.str | None = ...,
+        asset_tag: _builtins.str | None = ...,
+        note: _builtins.str | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove_labels: _abc.Iterable[_builtins.str] | None = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        line: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_model", b"_model", "_note", b"_note", "asset_tag", b"asset_tag", "model", b"model", "note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag", "_model", b"_model", "_note", b"_note", "asset_tag", b"asset_tag", "groups", b"groups", "labels", b"labels", "line", b"line", "model", b"model", "note", b"note", "remove_labels", b"remove_labels", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__asset_tag: _TypeAlias = _typing.Literal["asset_tag"]  # noqa: Y015
+    _WhichOneofArgType__asset_tag: _TypeAlias = _typing.Literal["_asset_tag", b"_asset_tag"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
+    _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__asset_tag) -> _WhichOneofReturnType__asset_tag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
+
+Global___ImportedRegistration: _TypeAlias = ImportedRegistration  # noqa: Y015
+
+@_typing.final
+class BatchGetRegistrationsRequest(_message.Message):
+    """Which devices to find."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SERIALS_FIELD_NUMBER: _builtins.int
+    ASSET_TAGS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only devices of this organisation; of the caller's whole subtree when not given."""
+    @_builtins.property
+    def serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serial numbers, whatever their case."""
+
+    @_builtins.property
+    def asset_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Asset tags."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        serials: _abc.Iterable[_builtins.str] | None = ...,
+        asset_tags: _abc.Iterable[_builtins.str] | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asset_tags", b"asset_tags", "ids", b"ids", "org_id", b"org_id", "serials", b"serials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetRegistrationsRequest: _TypeAlias = BatchGetRegistrationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetRegistrationsResponse(_message.Message):
+    """The devices that were found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRATIONS_FIELD_NUMBER: _builtins.int
+    MISSING_SERIALS_FIELD_NUMBER: _builtins.int
+    MISSING_ASSET_TAGS_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def registrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Registration]:
+        """The devices. One serial number or asset tag may have several, in several
+        organisations or by mistake.
+        """
+
+    @_builtins.property
+    def missing_serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serial numbers that no device has."""
+
+    @_builtins.property
+    def missing_asset_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Asset tags that no device has."""
+
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that no device has."""
+
+    def __init__(
+        self,
+        *,
+        registrations: _abc.Iterable[Global___Registration] | None = ...,
+        missing_serials: _abc.Iterable[_builtins.str] | None = ...,
+        missing_asset_tags: _abc.Iterable[_builtins.str] | None = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_asset_tags", b"missing_asset_tags", "missing_ids", b"missing_ids", "missing_serials", b"missing_serials", "registrations", b"registrations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetRegistrationsResponse: _TypeAlias = BatchGetRegistrationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchUpdateRegistrationsResponse(_message.Message):
+    """What became of many rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    applied: _builtins.bool
+    """Whether it was done: not with `validate_only`, nor when a row was refused
+    and `skip_refused` was not given.
+    """
+    changed: _builtins.int
+    """How many devices were changed, or would be."""
+    unchanged: _builtins.int
+    """How many rows say nothing new."""
+    refused: _builtins.int
+    """How many rows were refused."""
+    added: _builtins.int
+    """How many devices were added, or would be."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistrationResult]:
+        """The results, in the order of the rows."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RegistrationResult] | None = ...,
+        applied: _builtins.bool = ...,
+        changed: _builtins.int = ...,
+        unchanged: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        added: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "applied", b"applied", "changed", b"changed", "refused", b"refused", "results", b"results", "unchanged", b"unchanged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateRegistrationsResponse: _TypeAlias = BatchUpdateRegistrationsResponse  # noqa: Y015
+
+@_typing.final
+class RegistrationResult(_message.Message):
+    """What became of one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """The caller's own number of the row."""
+    serial: _builtins.str
+    """The serial number, or what was given in place of one."""
+    id: _builtins.str
+    """The device's id; empty where there is none."""
+    result: _builtins.str
+    """`ADDED`, `CHANGED`, `UNCHANGED` or `REFUSED`. Of rows that are not refused it
+    is what would be when the batch was not applied.
+    """
+    field: _builtins.str
+    """Of a refused row: the field that breaks a rule."""
+    reason: _builtins.str
+    """Of a refused row: the reason, as `DEVICE_NOT_FOUND`."""
+    message: _builtins.str
+    """Of a refused row: what is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        serial: _builtins.str = ...,
+        id: _builtins.str = ...,
+        result: _builtins.str = ...,
+        field: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "id", b"id", "line", b"line", "message", b"message", "reason", b"reason", "result", b"result", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegistrationResult: _TypeAlias = RegistrationResult  # noqa: Y015
+
+@_typing.final
+class ListDeviceGroupsRequest(_message.Message):
+    """Which groups to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only groups of this organisation; of the caller's whole subtree when not given."""
+    alias: _builtins.str
+    """Only groups with exactly this alias."""
+    page_size: _builtins.int
+    """The most groups to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceGroupsRequest: _TypeAlias = ListDeviceGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeviceGroupsResponse(_message.Message):
+    """A page of groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_GROUPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def device_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceGroup]:
+        """The groups."""
+
+    def __init__(
+        self,
+        *,
+        device_groups: _abc.Iterable[Global___DeviceGroup] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_groups", b"device_groups", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceGroupsResponse: _TypeAlias = ListDeviceGroupsResponse  # noqa: Y015
+
+@_typing.final
+class GetDeviceGroupRequest(_message.Message):
+    """Which group to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeviceGroupRequest: _TypeAlias = GetDeviceGroupRequest  # noqa: Y015
+
+@_typing.final
+class DeviceGroup(_message.Message):
+    """A group of an organisation's devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    org_id: _builtins.str
+    """The organisation whose devices are in it."""
+    name: _builtins.str
+    """A name for people to read."""
+    alias: _builtins.str
+    """The name by which commands and files know it, unique in the organisation."""
+    description: _builtins.str
+    """What it is for."""
+    priority: _builtins.int
+    """Where it stands among the groups of the organisation, each of which has
+    another priority: of two groups that say different things about a device,
+    the one with the greater number counts.
+    """
+    filter: _builtins.str
+    """Which devices are in it; absent for a group with listed members."""
+    members: _builtins.int
+    """How many devices are in it."""
+    waiting: _builtins.int
+    """How many serial numbers it lists that no device has yet."""
+    state: _builtins.str
+    """`ready`, or `computing` while a change is on its way through the devices."""
+    etag: _builtins.str
+    """Changes with every change of the group but its members; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed; its members do not count."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        description: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        filter: _builtins.str | None = ...,
+        members: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        state: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "created_at", b"created_at", "filter", b"filter", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "alias", b"alias", "created_at", b"created_at", "description", b"description", "etag", b"etag", "filter", b"filter", "id", b"id", "members", b"members", "name", b"name", "org_id", b"org_id", "priority", b"priority", "state", b"state", "updated_at", b"updated_at", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+
+Global___DeviceGroup: _TypeAlias = DeviceGroup  # noqa: Y015
+
+@_typing.final
+class CreateDeviceGroupRequest(_message.Message):
+    """A new group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation whose devices are in it."""
+    name: _builtins.str
+    """A name for people to read."""
+    alias: _builtins.str
+    """The name by which commands and files know it: small letters, digits and `-`."""
+    description: _builtins.str
+    """What it is for."""
+    priority: _builtins.int
+    """Where it stands among the groups of the organisation; behind all others when
+    not given.
+    """
+    filter: _builtins.str
+    """Which devices are in it, as `labels.room = 214 AND model = "Book*"`; not
+    given for a group with listed members.
+    """
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        description: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        filter: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "alias", b"alias", "description", b"description", "filter", b"filter", "name", b"name", "org_id", b"org_id", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+
+Global___CreateDeviceGroupRequest: _TypeAlias = CreateDeviceGroupRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeviceGroupRequest(_message.Message):
+    """What to change of a group; what is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    name: _builtins.str
+    """A name for people to read."""
+    alias: _builtins.str
+    """The name by which commands and files know it."""
+    description: _builtins.str
+    """What it is for; empty to remove it."""
+    priority: _builtins.int
+    """Where it stands among the groups of the organisation."""
+    filter: _builtins.str
+    """Which devices are in it; for a group that has a filter."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        alias: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        priority: _builtins.int | None = ...,
+        filter: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alias", b"_alias", "_description", b"_description", "_etag", b"_etag", "_filter", b"_filter", "_name", b"_name", "_priority", b"_priority", "alias", b"alias", "description", b"description", "etag", b"etag", "filter", b"filter", "name", b"name", "priority", b"priority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alias", b"_alias", "_description", b"_description", "_etag", b"_etag", "_filter", b"_filter", "_name", b"_name", "_priority", b"_priority", "alias", b"alias", "description", b"description", "etag", b"etag", "filter", b"filter", "id", b"id", "name", b"name", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alias: _TypeAlias = _typing.Literal["alias"]  # noqa: Y015
+    _WhichOneofArgType__alias: _TypeAlias = _typing.Literal["_alias", b"_alias"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alias) -> _WhichOneofReturnType__alias | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___UpdateDeviceGroupRequest: _TypeAlias = UpdateDeviceGroupRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDeviceGroupRequest(_message.Message):
+    """Which group to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteDeviceGroupRequest: _TypeAlias = DeleteDeviceGroupRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupMembersRequest(_message.Message):
+    """Whose members to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    page_size: _builtins.int
+    """The most members to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupMembersRequest: _TypeAlias = ListGroupMembersRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupMembersResponse(_message.Message):
+    """A page of members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
+        """The members."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___GroupMember] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupMembersResponse: _TypeAlias = ListGroupMembersResponse  # noqa: Y015
+
+@_typing.final
+class GroupMember(_message.Message):
+    """A device in a group, or a serial number that the group lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ADDED_BY_FIELD_NUMBER: _builtins.int
+    ADDED_AT_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    """The serial number."""
+    device_id: _builtins.str
+    """The device; empty where none has the serial number."""
+    model: _builtins.str
+    """The hardware's model name."""
+    status: _builtins.str
+    """The device's status; empty where there is none."""
+    waiting: _builtins.bool
+    """Whether no device with the serial number is in: it has not enrolled, or is
+    locked out.
+    """
+    added_by: _builtins.str
+    """Who listed it; empty in a group with a filter."""
+    @_builtins.property
+    def added_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was listed; absent in a group with a filter."""
+
+    def __init__(
+        self,
+        *,
+        serial: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        status: _builtins.str = ...,
+        waiting: _builtins.bool = ...,
+        added_by: _builtins.str = ...,
+        added_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added_at", b"added_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_at", b"added_at", "added_by", b"added_by", "device_id", b"device_id", "model", b"model", "serial", b"serial", "status", b"status", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupMember: _TypeAlias = GroupMember  # noqa: Y015
+
+@_typing.final
+class ChangeGroupMembersRequest(_message.Message):
+    """Who is to be listed, and who not any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The group's id."""
+    validate_only: _builtins.bool
+    """Whether only to show what would be, without changing anything."""
+    @_builtins.property
+    def add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serial numbers, or ids of devices, to list."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serial numbers, or ids of devices, to list no more."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        add: _abc.Iterable[_builtins.str] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "id", b"id", "remove", b"remove", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeGroupMembersRequest: _TypeAlias = ChangeGroupMembersRequest  # noqa: Y015
+
+@_typing.final
+class ChangeGroupMembersResponse(_message.Message):
+    """What became of serial numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_GROUP_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device_group(self) -> Global___DeviceGroup:
+        """The group afterwards."""
+
+    @_builtins.property
+    def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Came onto the list, and a device has them."""
+
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Came onto the list, and wait for a device that has them."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Left the list."""
+
+    @_builtins.property
+    def unchanged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Were on the list already, or were not on it."""
+
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that no device of the organisation has."""
+
+    def __init__(
+        self,
+        *,
+        device_group: Global___DeviceGroup | None = ...,
+        joined: _abc.Iterable[_builtins.str] | None = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+        unchanged: _abc.Iterable[_builtins.str] | None = ...,
+        unknown: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device_group", b"device_group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_group", b"device_group", "joined", b"joined", "removed", b"removed", "unchanged", b"unchanged", "unknown", b"unknown", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeGroupMembersResponse: _TypeAlias = ChangeGroupMembersResponse  # noqa: Y015
+
+@_typing.final
+class PreviewDeviceGroupRequest(_message.Message):
+    """A filter to try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation whose devices it is tried on."""
+    filter: _builtins.str
+    """The filter."""
+    group_id: _builtins.str
+    """The group whose filter it would be; a new one when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "group_id", b"group_id", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDeviceGroupRequest: _TypeAlias = PreviewDeviceGroupRequest  # noqa: Y015
+
+@_typing.final
+class PreviewDeviceGroupResponse(_message.Message):
+    """What a filter would match."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    JOINING_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    MATCHED_SAMPLE_FIELD_NUMBER: _builtins.int
+    JOINING_SAMPLE_FIELD_NUMBER: _builtins.int
+    LEAVING_SAMPLE_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many devices it matches."""
+    joining: _builtins.int
+    """How many devices would come into the group."""
+    leaving: _builtins.int
+    """How many devices would leave the group."""
+    @_builtins.property
+    def matched_sample(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
+        """The first 50 devices that it matches."""
+
+    @_builtins.property
+    def joining_sample(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
+        """The first 50 devices that would come into the group."""
+
+    @_builtins.property
+    def leaving_sample(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMember]:
+        """The first 50 devices that would leave the group."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        joining: _builtins.int = ...,
+        leaving: _builtins.int = ...,
+        matched_sample: _abc.Iterable[Global___GroupMember] | None = ...,
+        joining_sample: _abc.Iterable[Global___GroupMember] | None = ...,
+        leaving_sample: _abc.Iterable[Global___GroupMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joining", b"joining", "joining_sample", b"joining_sample", "leaving", b"leaving", "leaving_sample", b"leaving_sample", "matched", b"matched", "matched_sample", b"matched_sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDeviceGroupResponse: _TypeAlias = PreviewDeviceGroupResponse  # noqa: Y015
 
 @_typing.final
 class ListEnrollmentRefusalsRequest(_message.Message):
@@ -868,6 +2090,7 @@ class DeviceChange(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device's id."""
     tenant_id: _builtins.str
@@ -890,6 +2113,13 @@ class DeviceChange(_message.Message):
     def enrolled_at(self) -> _timestamp_pb2.Timestamp:
         """When it last enrolled."""
 
+    @_builtins.property
+    def membership(self) -> Global___Membership:
+        """Its labels and groups. Absent while they are not known, because a service of
+        an older release changed the device: then the reader keeps what it has, and
+        hears of them later. Not the same as a membership in nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -902,14 +2132,186 @@ class DeviceChange(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
         deleted: _builtins.bool = ...,
+        membership: Global___Membership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "enrolled_at", b"enrolled_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "created_at", b"created_at", "enrolled_at", b"enrolled_at", "membership", b"membership"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted", b"deleted", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "created_at", b"created_at", "deleted", b"deleted", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "membership", b"membership", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__membership: _TypeAlias = _typing.Literal["membership"]  # noqa: Y015
+    _WhichOneofArgType__membership: _TypeAlias = _typing.Literal["_membership", b"_membership"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__membership) -> _WhichOneofReturnType__membership | None: ...
+
+Global___DeviceChange: _TypeAlias = DeviceChange  # noqa: Y015
+
+@_typing.final
+class Membership(_message.Message):
+    """The labels of a device, and the groups that it is in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Grows with each change of both, so that of two memberships of a device the
+    one with the greater number is the newer one. A restored backup counts on
+    far above what it had told.
+    """
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups, sorted. One that `ListGroupChanges` tells as deleted, or has not
+        told yet, may be among them for a moment.
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels."""
+
+    def __init__(
+        self,
+        *,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "labels", b"labels", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeviceChange: _TypeAlias = DeviceChange  # noqa: Y015
+Global___Membership: _TypeAlias = Membership  # noqa: Y015
+
+@_typing.final
+class ListGroupChangesRequest(_message.Message):
+    """Where to continue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The cursor from the response before; empty to start from nothing."""
+    limit: _builtins.int
+    """The most changes to return."""
+    wait_seconds: _builtins.int
+    """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        wait_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupChangesRequest: _TypeAlias = ListGroupChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupChangesResponse(_message.Message):
+    """Groups since a cursor; a group may be returned more than once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where to continue."""
+    more: _builtins.bool
+    """Whether more is waiting behind the cursor."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupChange]:
+        """The groups as they are now."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___GroupChange] | None = ...,
+        next_cursor: _builtins.str = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "more", b"more", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupChangesResponse: _TypeAlias = ListGroupChangesResponse  # noqa: Y015
+
+@_typing.final
+class GroupChange(_message.Message):
+    """A group as the registry has it now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    """The group's id."""
+    tenant_id: _builtins.str
+    """The organisation whose devices are in it."""
+    name: _builtins.str
+    """A name for people to read."""
+    alias: _builtins.str
+    """The name by which commands and files know it."""
+    priority: _builtins.int
+    """Where it stands among the groups of the organisation; the greater number
+    counts. No two groups of an organisation that are not deleted have one.
+    """
+    revision: _builtins.int
+    """Grows with each change of the group but its members."""
+    deleted: _builtins.bool
+    """Whether it was deleted: no device is in it, or will be."""
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "deleted", b"deleted", "group_id", b"group_id", "name", b"name", "priority", b"priority", "revision", b"revision", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupChange: _TypeAlias = GroupChange  # noqa: Y015
 
 @_typing.final
 class CountEnrollmentRequest(_message.Message):

@@ -254,6 +254,26 @@ class DeviceRegistryServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.GetRegistrationRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
                 _registered_method=True)
+        self.UpdateRegistration = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/UpdateRegistration',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.UpdateRegistrationRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
+                _registered_method=True)
+        self.BatchUpdateRegistrations = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/BatchUpdateRegistrations',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.FromString,
+                _registered_method=True)
+        self.BatchImportRegistrations = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/BatchImportRegistrations',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchImportRegistrationsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.FromString,
+                _registered_method=True)
+        self.BatchGetRegistrations = channel.unary_unary(
+                '/evergreen.v1.DeviceRegistryService/BatchGetRegistrations',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsResponse.FromString,
+                _registered_method=True)
         self.ApproveDevice = channel.unary_unary(
                 '/evergreen.v1.DeviceRegistryService/ApproveDevice',
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ApproveDeviceRequest.SerializeToString,
@@ -309,6 +329,38 @@ class DeviceRegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateRegistration(self, request, context):
+        """Changes what administrators say of a device: labels, asset tag, note.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpdateRegistrations(self, request, context):
+        """Changes what administrators say of many devices of one organisation, and
+        the groups that list them, all or none. Each row has its result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchImportRegistrations(self, request, context):
+        """Registers devices that are expected to enroll, with what is said of them
+        already, and changes what is said of those that are known; all or none. Each
+        row has its result, and the same rows again change nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetRegistrations(self, request, context):
+        """Finds registered and expected devices by exactly these serial numbers, asset
+        tags or ids, and says which of them nobody has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ApproveDevice(self, request, context):
         """Admits a device that waits for approval.
         """
@@ -343,7 +395,7 @@ class DeviceRegistryServiceServicer:
         """Deletes a decommissioned or rejected device: its state, its events and what
         is known of its hardware go. Its id, its serial number, and who deleted it
         when, stay; the serial number cannot enroll again unless an administrator
-        allows it.
+        allows it. A device that is expected is no longer, and nothing of it stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -377,6 +429,26 @@ def add_DeviceRegistryServiceServicer_to_server(servicer, server):
                     servicer.GetRegistration,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.GetRegistrationRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.SerializeToString,
+            ),
+            'UpdateRegistration': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRegistration,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.UpdateRegistrationRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.Registration.SerializeToString,
+            ),
+            'BatchUpdateRegistrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateRegistrations,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.SerializeToString,
+            ),
+            'BatchImportRegistrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchImportRegistrations,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchImportRegistrationsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.SerializeToString,
+            ),
+            'BatchGetRegistrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetRegistrations,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsResponse.SerializeToString,
             ),
             'ApproveDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.ApproveDevice,
@@ -469,6 +541,114 @@ class DeviceRegistryService:
             '/evergreen.v1.DeviceRegistryService/GetRegistration',
             evergreen_dot_v1_dot_enrollment__pb2.GetRegistrationRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRegistration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/UpdateRegistration',
+            evergreen_dot_v1_dot_enrollment__pb2.UpdateRegistrationRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.Registration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateRegistrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/BatchUpdateRegistrations',
+            evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchImportRegistrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/BatchImportRegistrations',
+            evergreen_dot_v1_dot_enrollment__pb2.BatchImportRegistrationsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.BatchUpdateRegistrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetRegistrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceRegistryService/BatchGetRegistrations',
+            evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.BatchGetRegistrationsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -669,6 +849,399 @@ class DeviceRegistryService:
             _registered_method=True)
 
 
+class DeviceGroupServiceStub:
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListDeviceGroups = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/ListDeviceGroups',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsResponse.FromString,
+                _registered_method=True)
+        self.GetDeviceGroup = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/GetDeviceGroup',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.GetDeviceGroupRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+                _registered_method=True)
+        self.CreateDeviceGroup = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/CreateDeviceGroup',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.CreateDeviceGroupRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+                _registered_method=True)
+        self.UpdateDeviceGroup = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/UpdateDeviceGroup',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.UpdateDeviceGroupRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+                _registered_method=True)
+        self.DeleteDeviceGroup = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/DeleteDeviceGroup',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceGroupRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+                _registered_method=True)
+        self.ListGroupMembers = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/ListGroupMembers',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersResponse.FromString,
+                _registered_method=True)
+        self.ChangeGroupMembers = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/ChangeGroupMembers',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersResponse.FromString,
+                _registered_method=True)
+        self.PreviewDeviceGroup = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/PreviewDeviceGroup',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupResponse.FromString,
+                _registered_method=True)
+
+
+class DeviceGroupServiceServicer:
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    def ListDeviceGroups(self, request, context):
+        """Lists the groups of the caller's subtree, by priority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeviceGroup(self, request, context):
+        """Returns one group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDeviceGroup(self, request, context):
+        """Creates a group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDeviceGroup(self, request, context):
+        """Changes a group. One with listed members gets no filter, and the reverse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDeviceGroup(self, request, context):
+        """Deletes a group: its devices leave it, and stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroupMembers(self, request, context):
+        """Lists who is in a group: of one with listed members also the serial numbers
+        that no device has yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeGroupMembers(self, request, context):
+        """Adds serial numbers to a group with listed members, and takes others away,
+        whether or not a device has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewDeviceGroup(self, request, context):
+        """Says which devices a filter would match, and which would come into a group
+        or leave it. Nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DeviceGroupServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListDeviceGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceGroups,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsResponse.SerializeToString,
+            ),
+            'GetDeviceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeviceGroup,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.GetDeviceGroupRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.SerializeToString,
+            ),
+            'CreateDeviceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDeviceGroup,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.CreateDeviceGroupRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.SerializeToString,
+            ),
+            'UpdateDeviceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeviceGroup,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.UpdateDeviceGroupRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.SerializeToString,
+            ),
+            'DeleteDeviceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDeviceGroup,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceGroupRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.SerializeToString,
+            ),
+            'ListGroupMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroupMembers,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersResponse.SerializeToString,
+            ),
+            'ChangeGroupMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeGroupMembers,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersResponse.SerializeToString,
+            ),
+            'PreviewDeviceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewDeviceGroup,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.DeviceGroupService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.DeviceGroupService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DeviceGroupService:
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    @staticmethod
+    def ListDeviceGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/ListDeviceGroups',
+            evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListDeviceGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeviceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/GetDeviceGroup',
+            evergreen_dot_v1_dot_enrollment__pb2.GetDeviceGroupRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDeviceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/CreateDeviceGroup',
+            evergreen_dot_v1_dot_enrollment__pb2.CreateDeviceGroupRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeviceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/UpdateDeviceGroup',
+            evergreen_dot_v1_dot_enrollment__pb2.UpdateDeviceGroupRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDeviceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/DeleteDeviceGroup',
+            evergreen_dot_v1_dot_enrollment__pb2.DeleteDeviceGroupRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.DeviceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroupMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/ListGroupMembers',
+            evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListGroupMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeGroupMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/ChangeGroupMembers',
+            evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewDeviceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/PreviewDeviceGroup',
+            evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class EnrollmentInternalServiceStub:
     """For the other services only; the gateway does not route it.
     """
@@ -683,6 +1256,11 @@ class EnrollmentInternalServiceStub:
                 '/evergreen.v1.EnrollmentInternalService/ListDeviceChanges',
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.FromString,
+                _registered_method=True)
+        self.ListGroupChanges = channel.unary_unary(
+                '/evergreen.v1.EnrollmentInternalService/ListGroupChanges',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesResponse.FromString,
                 _registered_method=True)
         self.CountEnrollment = channel.unary_unary(
                 '/evergreen.v1.EnrollmentInternalService/CountEnrollment',
@@ -702,6 +1280,13 @@ class EnrollmentInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGroupChanges(self, request, context):
+        """Lists the groups that changed since a cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountEnrollment(self, request, context):
         """Counts the devices and enrollment tokens of tenants.
         """
@@ -716,6 +1301,11 @@ def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceChanges,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.SerializeToString,
+            ),
+            'ListGroupChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroupChanges,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesResponse.SerializeToString,
             ),
             'CountEnrollment': grpc.unary_unary_rpc_method_handler(
                     servicer.CountEnrollment,
@@ -751,6 +1341,33 @@ class EnrollmentInternalService:
             '/evergreen.v1.EnrollmentInternalService/ListDeviceChanges',
             evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.ListDeviceChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroupChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EnrollmentInternalService/ListGroupChanges',
+            evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListGroupChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,21 @@ class DeviceRegistryServiceStub:
     """Lists the registered devices of the caller's subtree, newest first."""
     GetRegistration: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetRegistrationRequest, _enrollment_pb2.Registration]
     """Returns one registered device."""
+    UpdateRegistration: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateRegistrationRequest, _enrollment_pb2.Registration]
+    """Changes what administrators say of a device: labels, asset tag, note."""
+    BatchUpdateRegistrations: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.BatchUpdateRegistrationsRequest, _enrollment_pb2.BatchUpdateRegistrationsResponse]
+    """Changes what administrators say of many devices of one organisation, and
+    the groups that list them, all or none. Each row has its result.
+    """
+    BatchImportRegistrations: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.BatchImportRegistrationsRequest, _enrollment_pb2.BatchUpdateRegistrationsResponse]
+    """Registers devices that are expected to enroll, with what is said of them
+    already, and changes what is said of those that are known; all or none. Each
+    row has its result, and the same rows again change nothing.
+    """
+    BatchGetRegistrations: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.BatchGetRegistrationsRequest, _enrollment_pb2.BatchGetRegistrationsResponse]
+    """Finds registered and expected devices by exactly these serial numbers, asset
+    tags or ids, and says which of them nobody has.
+    """
     ApproveDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ApproveDeviceRequest, _enrollment_pb2.Registration]
     """Admits a device that waits for approval."""
     RejectDevice: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RejectDeviceRequest, _enrollment_pb2.Registration]
@@ -121,7 +136,7 @@ class DeviceRegistryServiceStub:
     """Deletes a decommissioned or rejected device: its state, its events and what
     is known of its hardware go. Its id, its serial number, and who deleted it
     when, stay; the serial number cannot enroll again unless an administrator
-    allows it.
+    allows it. A device that is expected is no longer, and nothing of it stays.
     """
     ListEnrollmentRefusals: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentRefusalsRequest, _enrollment_pb2.ListEnrollmentRefusalsResponse]
     """Lists attempts to enroll that were refused although their key is genuine,
@@ -141,6 +156,21 @@ class DeviceRegistryServiceAsyncStub(DeviceRegistryServiceStub):
     """Lists the registered devices of the caller's subtree, newest first."""
     GetRegistration: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetRegistrationRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
     """Returns one registered device."""
+    UpdateRegistration: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateRegistrationRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
+    """Changes what administrators say of a device: labels, asset tag, note."""
+    BatchUpdateRegistrations: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.BatchUpdateRegistrationsRequest, _enrollment_pb2.BatchUpdateRegistrationsResponse]  # type: ignore[assignment]
+    """Changes what administrators say of many devices of one organisation, and
+    the groups that list them, all or none. Each row has its result.
+    """
+    BatchImportRegistrations: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.BatchImportRegistrationsRequest, _enrollment_pb2.BatchUpdateRegistrationsResponse]  # type: ignore[assignment]
+    """Registers devices that are expected to enroll, with what is said of them
+    already, and changes what is said of those that are known; all or none. Each
+    row has its result, and the same rows again change nothing.
+    """
+    BatchGetRegistrations: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.BatchGetRegistrationsRequest, _enrollment_pb2.BatchGetRegistrationsResponse]  # type: ignore[assignment]
+    """Finds registered and expected devices by exactly these serial numbers, asset
+    tags or ids, and says which of them nobody has.
+    """
     ApproveDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ApproveDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
     """Admits a device that waits for approval."""
     RejectDevice: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RejectDeviceRequest, _enrollment_pb2.Registration]  # type: ignore[assignment]
@@ -157,7 +187,7 @@ class DeviceRegistryServiceAsyncStub(DeviceRegistryServiceStub):
     """Deletes a decommissioned or rejected device: its state, its events and what
     is known of its hardware go. Its id, its serial number, and who deleted it
     when, stay; the serial number cannot enroll again unless an administrator
-    allows it.
+    allows it. A device that is expected is no longer, and nothing of it stays.
     """
     ListEnrollmentRefusals: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListEnrollmentRefusalsRequest, _enrollment_pb2.ListEnrollmentRefusalsResponse]  # type: ignore[assignment]
     """Lists attempts to enroll that were refused although their key is genuine,
@@ -186,6 +216,45 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.Registration, _abc.Awaitable[_enrollment_pb2.Registration]]:
         """Returns one registered device."""
+
+    @_abc_1.abstractmethod
+    def UpdateRegistration(
+        self,
+        request: _enrollment_pb2.UpdateRegistrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.Registration, _abc.Awaitable[_enrollment_pb2.Registration]]:
+        """Changes what administrators say of a device: labels, asset tag, note."""
+
+    @_abc_1.abstractmethod
+    def BatchUpdateRegistrations(
+        self,
+        request: _enrollment_pb2.BatchUpdateRegistrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.BatchUpdateRegistrationsResponse, _abc.Awaitable[_enrollment_pb2.BatchUpdateRegistrationsResponse]]:
+        """Changes what administrators say of many devices of one organisation, and
+        the groups that list them, all or none. Each row has its result.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchImportRegistrations(
+        self,
+        request: _enrollment_pb2.BatchImportRegistrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.BatchUpdateRegistrationsResponse, _abc.Awaitable[_enrollment_pb2.BatchUpdateRegistrationsResponse]]:
+        """Registers devices that are expected to enroll, with what is said of them
+        already, and changes what is said of those that are known; all or none. Each
+        row has its result, and the same rows again change nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetRegistrations(
+        self,
+        request: _enrollment_pb2.BatchGetRegistrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.BatchGetRegistrationsResponse, _abc.Awaitable[_enrollment_pb2.BatchGetRegistrationsResponse]]:
+        """Finds registered and expected devices by exactly these serial numbers, asset
+        tags or ids, and says which of them nobody has.
+        """
 
     @_abc_1.abstractmethod
     def ApproveDevice(
@@ -232,7 +301,7 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a decommissioned or rejected device: its state, its events and what
         is known of its hardware go. Its id, its serial number, and who deleted it
         when, stay; the serial number cannot enroll again unless an administrator
-        allows it.
+        allows it. A device that is expected is no longer, and nothing of it stays.
         """
 
     @_abc_1.abstractmethod
@@ -257,6 +326,148 @@ class DeviceRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_DeviceRegistryServiceServicer_to_server(servicer: DeviceRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class DeviceGroupServiceStub:
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DeviceGroupServiceAsyncStub: ...
+    ListDeviceGroups: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceGroupsRequest, _enrollment_pb2.ListDeviceGroupsResponse]
+    """Lists the groups of the caller's subtree, by priority."""
+    GetDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
+    """Returns one group."""
+    CreateDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.CreateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
+    """Creates a group."""
+    UpdateDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
+    """Changes a group. One with listed members gets no filter, and the reverse."""
+    DeleteDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
+    """Deletes a group: its devices leave it, and stay."""
+    ListGroupMembers: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupMembersRequest, _enrollment_pb2.ListGroupMembersResponse]
+    """Lists who is in a group: of one with listed members also the serial numbers
+    that no device has yet.
+    """
+    ChangeGroupMembers: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ChangeGroupMembersRequest, _enrollment_pb2.ChangeGroupMembersResponse]
+    """Adds serial numbers to a group with listed members, and takes others away,
+    whether or not a device has them.
+    """
+    PreviewDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.PreviewDeviceGroupRequest, _enrollment_pb2.PreviewDeviceGroupResponse]
+    """Says which devices a filter would match, and which would come into a group
+    or leave it. Nothing is changed.
+    """
+
+@_typing.type_check_only
+class DeviceGroupServiceAsyncStub(DeviceGroupServiceStub):
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListDeviceGroups: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceGroupsRequest, _enrollment_pb2.ListDeviceGroupsResponse]  # type: ignore[assignment]
+    """Lists the groups of the caller's subtree, by priority."""
+    GetDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
+    """Returns one group."""
+    CreateDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CreateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
+    """Creates a group."""
+    UpdateDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
+    """Changes a group. One with listed members gets no filter, and the reverse."""
+    DeleteDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
+    """Deletes a group: its devices leave it, and stay."""
+    ListGroupMembers: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupMembersRequest, _enrollment_pb2.ListGroupMembersResponse]  # type: ignore[assignment]
+    """Lists who is in a group: of one with listed members also the serial numbers
+    that no device has yet.
+    """
+    ChangeGroupMembers: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChangeGroupMembersRequest, _enrollment_pb2.ChangeGroupMembersResponse]  # type: ignore[assignment]
+    """Adds serial numbers to a group with listed members, and takes others away,
+    whether or not a device has them.
+    """
+    PreviewDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.PreviewDeviceGroupRequest, _enrollment_pb2.PreviewDeviceGroupResponse]  # type: ignore[assignment]
+    """Says which devices a filter would match, and which would come into a group
+    or leave it. Nothing is changed.
+    """
+
+class DeviceGroupServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Groups of an organisation's devices. A device is in a group because the group
+    lists its serial number, or because the group's filter matches it; it is
+    computed in the transaction that changes the device or the group.
+    """
+
+    @_abc_1.abstractmethod
+    def ListDeviceGroups(
+        self,
+        request: _enrollment_pb2.ListDeviceGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListDeviceGroupsResponse, _abc.Awaitable[_enrollment_pb2.ListDeviceGroupsResponse]]:
+        """Lists the groups of the caller's subtree, by priority."""
+
+    @_abc_1.abstractmethod
+    def GetDeviceGroup(
+        self,
+        request: _enrollment_pb2.GetDeviceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.DeviceGroup, _abc.Awaitable[_enrollment_pb2.DeviceGroup]]:
+        """Returns one group."""
+
+    @_abc_1.abstractmethod
+    def CreateDeviceGroup(
+        self,
+        request: _enrollment_pb2.CreateDeviceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.DeviceGroup, _abc.Awaitable[_enrollment_pb2.DeviceGroup]]:
+        """Creates a group."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeviceGroup(
+        self,
+        request: _enrollment_pb2.UpdateDeviceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.DeviceGroup, _abc.Awaitable[_enrollment_pb2.DeviceGroup]]:
+        """Changes a group. One with listed members gets no filter, and the reverse."""
+
+    @_abc_1.abstractmethod
+    def DeleteDeviceGroup(
+        self,
+        request: _enrollment_pb2.DeleteDeviceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.DeviceGroup, _abc.Awaitable[_enrollment_pb2.DeviceGroup]]:
+        """Deletes a group: its devices leave it, and stay."""
+
+    @_abc_1.abstractmethod
+    def ListGroupMembers(
+        self,
+        request: _enrollment_pb2.ListGroupMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListGroupMembersResponse, _abc.Awaitable[_enrollment_pb2.ListGroupMembersResponse]]:
+        """Lists who is in a group: of one with listed members also the serial numbers
+        that no device has yet.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeGroupMembers(
+        self,
+        request: _enrollment_pb2.ChangeGroupMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ChangeGroupMembersResponse, _abc.Awaitable[_enrollment_pb2.ChangeGroupMembersResponse]]:
+        """Adds serial numbers to a group with listed members, and takes others away,
+        whether or not a device has them.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewDeviceGroup(
+        self,
+        request: _enrollment_pb2.PreviewDeviceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.PreviewDeviceGroupResponse, _abc.Awaitable[_enrollment_pb2.PreviewDeviceGroupResponse]]:
+        """Says which devices a filter would match, and which would come into a group
+        or leave it. Nothing is changed.
+        """
+
+def add_DeviceGroupServiceServicer_to_server(servicer: DeviceGroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class EnrollmentInternalServiceStub:
     """For the other services only; the gateway does not route it."""
 
@@ -266,6 +477,8 @@ class EnrollmentInternalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EnrollmentInternalServiceAsyncStub: ...
     ListDeviceChanges: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceChangesRequest, _enrollment_pb2.ListDeviceChangesResponse]
     """Lists the devices that changed since a cursor."""
+    ListGroupChanges: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupChangesRequest, _enrollment_pb2.ListGroupChangesResponse]
+    """Lists the groups that changed since a cursor."""
     CountEnrollment: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]
     """Counts the devices and enrollment tokens of tenants."""
 
@@ -276,6 +489,8 @@ class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListDeviceChanges: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceChangesRequest, _enrollment_pb2.ListDeviceChangesResponse]  # type: ignore[assignment]
     """Lists the devices that changed since a cursor."""
+    ListGroupChanges: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupChangesRequest, _enrollment_pb2.ListGroupChangesResponse]  # type: ignore[assignment]
+    """Lists the groups that changed since a cursor."""
     CountEnrollment: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]  # type: ignore[assignment]
     """Counts the devices and enrollment tokens of tenants."""
 
@@ -289,6 +504,14 @@ class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ListDeviceChangesResponse, _abc.Awaitable[_enrollment_pb2.ListDeviceChangesResponse]]:
         """Lists the devices that changed since a cursor."""
+
+    @_abc_1.abstractmethod
+    def ListGroupChanges(
+        self,
+        request: _enrollment_pb2.ListGroupChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListGroupChangesResponse, _abc.Awaitable[_enrollment_pb2.ListGroupChangesResponse]]:
+        """Lists the groups that changed since a cursor."""
 
     @_abc_1.abstractmethod
     def CountEnrollment(

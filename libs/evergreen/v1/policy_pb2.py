@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from evergreen.v1 import device_pb2 as evergreen_dot_v1_dot_device__pb2
+from evergreen.v1 import enrollment_pb2 as evergreen_dot_v1_dot_enrollment__pb2
 from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
 from evergreen.v1 import rules_pb2 as evergreen_dot_v1_dot_rules__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
@@ -32,7 +33,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65vergreen/v1/policy.proto\x12\x0c\x65vergreen.v1\x1a\x19\x65vergreen/v1/device.proto\x1a\x1b\x65vergreen/v1/identity.proto\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x13ListPoliciesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListPoliciesResponse\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.evergreen.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x10GetPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x16\n\x0ereveal_secrets\x18\x02 \x01(\x08\"\xf5\x02\n\x06Policy\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06signed\x18\x07 \x01(\x08\x12\x18\n\x0b\x64\x65scription\x18\x08 \x01(\tH\x00\x88\x01\x01\x12&\n\x06\x62undle\x18\t \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08in_force\x18\n \x01(\x08\x12\x1f\n\x17has_unpublished_changes\x18\x0b \x01(\x08\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12-\n\x08warnings\x18\r \x03(\x0b\x32\x1b.evergreen.v1.PolicyWarningB\x0e\n\x0c_description\"X\n\rPolicyWarning\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x19\n\x11\x62locks_publishing\x18\x04 \x01(\x08\"\xc3\x01\n\x13\x43reatePolicyRequest\x12\x1d\n\x04name\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x02\xaa\xbb\x18\x07\x08\x01\x10\xc8\x01 \x03\x12\x1a\n\x06org_id\x18\x02 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12,\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueB\x04\xe2\x41\x01\x02\x12\x0e\n\x06signed\x18\x04 \x01(\x08\x12#\n\x0b\x64\x65scription\x18\x05 \x01(\tB\t\xaa\xbb\x18\x05\x10\xd0\x0f \x04H\x00\x88\x01\x01\x42\x0e\n\x0c_description\"\x9f\x02\n\x13UpdatePolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x1e\n\x04name\x18\x02 \x01(\tB\x0b\xaa\xbb\x18\x07\x08\x01\x10\xc8\x01 \x03H\x00\x88\x01\x01\x12\x1b\n\x06org_id\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02 \x01H\x01\x88\x01\x01\x12&\n\x06\x62undle\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x13\n\x06signed\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12#\n\x0b\x64\x65scription\x18\x06 \x01(\tB\t\xaa\xbb\x18\x05\x10\xd0\x0f \x04H\x03\x88\x01\x01\x12\x19\n\x04\x65tag\x18\x07 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x04\x88\x01\x01\x42\x07\n\x05_nameB\t\n\x07_org_idB\t\n\x07_signedB\x0e\n\x0c_descriptionB\x07\n\x05_etag\"`\n\x13\x44\x65letePolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x19\n\x04\x65tag\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"\x16\n\x14\x44\x65letePolicyResponse\"R\n\x14PublishPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x04\x65tag\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"S\n\x15WithdrawPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x04\x65tag\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"\x80\x01\n\x15RollbackPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xaa\xbb\x18\x12\x1a\x10[1-9][0-9]{0,17}\x12\x19\n\x04\x65tag\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"l\n\x19ListPolicyVersionsRequest\x12\x1d\n\tpolicy_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1aListPolicyVersionsResponse\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.evergreen.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\rPolicyVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpublished_by\x18\x03 \x01(\t\x12\x13\n\x0brollback_of\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12\x17\n\x0f\x64ocument_sha256\x18\x06 \x01(\t\"f\n\x1aListOrphanedDevicesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListOrphanedDevicesResponse\x12-\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1c.evergreen.v1.OrphanedDevice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"\xa4\x01\n\x0eOrphanedDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\x12\x11\n\tpolicy_id\x18\x04 \x01(\t\x12\x13\n\x0bpolicy_name\x18\x05 \x01(\t\x12/\n\x0breported_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x11SyncDeviceRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\"F\n\x12SyncDeviceResponse\x12\x30\n\x0crequested_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15ListPolicyKeysRequest\"\x19\n\x17GetPolicyKeysPemRequest\"|\n\x16GetDevicePolicyRequest\x12\x19\n\ttenant_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x19\n\tdevice_id\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1d\n\rtoken_version\x18\x03 \x01(\x05\x42\x06\xaa\xbb\x18\x02\x30\x00\x12\r\n\x05\x66irst\x18\x04 \x01(\x08\"q\n\x17GetDevicePolicyResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x12\n\nhas_called\x18\x02 \x01(\x08\x12\x30\n\tstatement\x18\x03 \x01(\x0b\x32\x1d.evergreen.v1.PolicyStatement\"f\n\x1aListAppliedVersionsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x18\n\x05limit\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\x88\'\x12\x1e\n\x0cwait_seconds\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x30\x00\x38<\"p\n\x1bListAppliedVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.evergreen.v1.AppliedVersion\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"\x8f\x01\n\x0e\x41ppliedVersion\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12/\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rtoken_version\x18\x05 \x01(\x05\"2\n\x14\x43ountPoliciesRequest\x12\x1a\n\ntenant_ids\x18\x01 \x03(\tB\x06\xaa\xbb\x18\x02@$\")\n\x15\x43ountPoliciesResponse\x12\x10\n\x08policies\x18\x01 \x01(\x05\x32\x8c\n\n\rPolicyService\x12l\n\x0cListPolicies\x12!.evergreen.v1.ListPoliciesRequest\x1a\".evergreen.v1.ListPoliciesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/policies\x12]\n\tGetPolicy\x12\x1e.evergreen.v1.GetPolicyRequest\x1a\x14.evergreen.v1.Policy\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/api/policies/{id}\x12\x61\n\x0c\x43reatePolicy\x12!.evergreen.v1.CreatePolicyRequest\x1a\x14.evergreen.v1.Policy\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/api/policies:\x01*\x12\x66\n\x0cUpdatePolicy\x12!.evergreen.v1.UpdatePolicyRequest\x1a\x14.evergreen.v1.Policy\"\x1d\x82\xd3\xe4\x93\x02\x17\x32\x12/api/policies/{id}:\x01*\x12q\n\x0c\x44\x65letePolicy\x12!.evergreen.v1.DeletePolicyRequest\x1a\".evergreen.v1.DeletePolicyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/api/policies/{id}\x12p\n\rPublishPolicy\x12\".evergreen.v1.PublishPolicyRequest\x1a\x14.evergreen.v1.Policy\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/api/policies/{id}/publish:\x01*\x12s\n\x0eWithdrawPolicy\x12#.evergreen.v1.WithdrawPolicyRequest\x1a\x14.evergreen.v1.Policy\"&\x82\xd3\xe4\x93\x02 \"\x1b/api/policies/{id}/withdraw:\x01*\x12s\n\x0eRollbackPolicy\x12#.evergreen.v1.RollbackPolicyRequest\x1a\x14.evergreen.v1.Policy\"&\x82\xd3\xe4\x93\x02 \"\x1b/api/policies/{id}/rollback:\x01*\x12\x93\x01\n\x12ListPolicyVersions\x12\'.evergreen.v1.ListPolicyVersionsRequest\x1a(.evergreen.v1.ListPolicyVersionsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/api/policies/{policy_id}/versions\x12\x89\x01\n\x13ListOrphanedDevices\x12(.evergreen.v1.ListOrphanedDevicesRequest\x1a).evergreen.v1.ListOrphanedDevicesResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/orphaned-devices\x12r\n\nSyncDevice\x12\x1f.evergreen.v1.SyncDeviceRequest\x1a .evergreen.v1.SyncDeviceResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/api/devices/{id}/sync:\x01*2\xec\x01\n\x10PolicyKeyService\x12\x66\n\x0eListPolicyKeys\x12#.evergreen.v1.ListPolicyKeysRequest\x1a\x12.evergreen.v1.Jwks\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/api/v1/policy-keys\x12p\n\x10GetPolicyKeysPem\x12%.evergreen.v1.GetPolicyKeysPemRequest\x1a\x14.google.api.HttpBody\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/policy-keys.pem2\xbd\x02\n\x15PolicyInternalService\x12^\n\x0fGetDevicePolicy\x12$.evergreen.v1.GetDevicePolicyRequest\x1a%.evergreen.v1.GetDevicePolicyResponse\x12j\n\x13ListAppliedVersions\x12(.evergreen.v1.ListAppliedVersionsRequest\x1a).evergreen.v1.ListAppliedVersionsResponse\x12X\n\rCountPolicies\x12\".evergreen.v1.CountPoliciesRequest\x1a#.evergreen.v1.CountPoliciesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65vergreen/v1/policy.proto\x12\x0c\x65vergreen.v1\x1a\x19\x65vergreen/v1/device.proto\x1a\x1d\x65vergreen/v1/enrollment.proto\x1a\x1b\x65vergreen/v1/identity.proto\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x13ListPoliciesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListPoliciesResponse\x12&\n\x08policies\x18\x01 \x03(\x0b\x32\x14.evergreen.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x10GetPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x16\n\x0ereveal_secrets\x18\x02 \x01(\x08\"\xf5\x02\n\x06Policy\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06signed\x18\x07 \x01(\x08\x12\x18\n\x0b\x64\x65scription\x18\x08 \x01(\tH\x00\x88\x01\x01\x12&\n\x06\x62undle\x18\t \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08in_force\x18\n \x01(\x08\x12\x1f\n\x17has_unpublished_changes\x18\x0b \x01(\x08\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12-\n\x08warnings\x18\r \x03(\x0b\x32\x1b.evergreen.v1.PolicyWarningB\x0e\n\x0c_description\"X\n\rPolicyWarning\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x19\n\x11\x62locks_publishing\x18\x04 \x01(\x08\"\xc3\x01\n\x13\x43reatePolicyRequest\x12\x1d\n\x04name\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x02\xaa\xbb\x18\x07\x08\x01\x10\xc8\x01 \x03\x12\x1a\n\x06org_id\x18\x02 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12,\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueB\x04\xe2\x41\x01\x02\x12\x0e\n\x06signed\x18\x04 \x01(\x08\x12#\n\x0b\x64\x65scription\x18\x05 \x01(\tB\t\xaa\xbb\x18\x05\x10\xd0\x0f \x04H\x00\x88\x01\x01\x42\x0e\n\x0c_description\"\x9f\x02\n\x13UpdatePolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x1e\n\x04name\x18\x02 \x01(\tB\x0b\xaa\xbb\x18\x07\x08\x01\x10\xc8\x01 \x03H\x00\x88\x01\x01\x12\x1b\n\x06org_id\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02 \x01H\x01\x88\x01\x01\x12&\n\x06\x62undle\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x13\n\x06signed\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12#\n\x0b\x64\x65scription\x18\x06 \x01(\tB\t\xaa\xbb\x18\x05\x10\xd0\x0f \x04H\x03\x88\x01\x01\x12\x19\n\x04\x65tag\x18\x07 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x04\x88\x01\x01\x42\x07\n\x05_nameB\t\n\x07_org_idB\t\n\x07_signedB\x0e\n\x0c_descriptionB\x07\n\x05_etag\"`\n\x13\x44\x65letePolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x19\n\x04\x65tag\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"\x16\n\x14\x44\x65letePolicyResponse\"R\n\x14PublishPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x04\x65tag\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"S\n\x15WithdrawPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x04\x65tag\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"\x80\x01\n\x15RollbackPolicyRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xaa\xbb\x18\x12\x1a\x10[1-9][0-9]{0,17}\x12\x19\n\x04\x65tag\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x88\x01\x01\x42\x07\n\x05_etag\"l\n\x19ListPolicyVersionsRequest\x12\x1d\n\tpolicy_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1aListPolicyVersionsResponse\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.evergreen.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\rPolicyVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpublished_by\x18\x03 \x01(\t\x12\x13\n\x0brollback_of\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12\x17\n\x0f\x64ocument_sha256\x18\x06 \x01(\t\"f\n\x1aListOrphanedDevicesRequest\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\xf4\x03\x12\x12\n\npage_token\x18\x03 \x01(\t\"y\n\x1bListOrphanedDevicesResponse\x12-\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1c.evergreen.v1.OrphanedDevice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"\xa4\x01\n\x0eOrphanedDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\x12\x11\n\tpolicy_id\x18\x04 \x01(\t\x12\x13\n\x0bpolicy_name\x18\x05 \x01(\t\x12/\n\x0breported_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x11SyncDeviceRequest\x12\x16\n\x02id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\"F\n\x12SyncDeviceResponse\x12\x30\n\x0crequested_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15ListPolicyKeysRequest\"\x19\n\x17GetPolicyKeysPemRequest\"\xbe\x01\n\x16GetDevicePolicyRequest\x12\x19\n\ttenant_id\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x19\n\tdevice_id\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02 \x01\x12\x1d\n\rtoken_version\x18\x03 \x01(\x05\x42\x06\xaa\xbb\x18\x02\x30\x00\x12\r\n\x05\x66irst\x18\x04 \x01(\x08\x12\x31\n\nmembership\x18\x05 \x01(\x0b\x32\x18.evergreen.v1.MembershipH\x00\x88\x01\x01\x42\r\n\x0b_membership\"q\n\x17GetDevicePolicyResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x12\n\nhas_called\x18\x02 \x01(\x08\x12\x30\n\tstatement\x18\x03 \x01(\x0b\x32\x1d.evergreen.v1.PolicyStatement\"f\n\x1aListAppliedVersionsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x18\n\x05limit\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x30\x00\x38\x88\'\x12\x1e\n\x0cwait_seconds\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x30\x00\x38<\"p\n\x1bListAppliedVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.evergreen.v1.AppliedVersion\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"\x8f\x01\n\x0e\x41ppliedVersion\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12/\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rtoken_version\x18\x05 \x01(\x05\"2\n\x14\x43ountPoliciesRequest\x12\x1a\n\ntenant_ids\x18\x01 \x03(\tB\x06\xaa\xbb\x18\x02@$\")\n\x15\x43ountPoliciesResponse\x12\x10\n\x08policies\x18\x01 \x01(\x05\x32\x8c\n\n\rPolicyService\x12l\n\x0cListPolicies\x12!.evergreen.v1.ListPoliciesRequest\x1a\".evergreen.v1.ListPoliciesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/policies\x12]\n\tGetPolicy\x12\x1e.evergreen.v1.GetPolicyRequest\x1a\x14.evergreen.v1.Policy\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/api/policies/{id}\x12\x61\n\x0c\x43reatePolicy\x12!.evergreen.v1.CreatePolicyRequest\x1a\x14.evergreen.v1.Policy\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/api/policies:\x01*\x12\x66\n\x0cUpdatePolicy\x12!.evergreen.v1.UpdatePolicyRequest\x1a\x14.evergreen.v1.Policy\"\x1d\x82\xd3\xe4\x93\x02\x17\x32\x12/api/policies/{id}:\x01*\x12q\n\x0c\x44\x65letePolicy\x12!.evergreen.v1.DeletePolicyRequest\x1a\".evergreen.v1.DeletePolicyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/api/policies/{id}\x12p\n\rPublishPolicy\x12\".evergreen.v1.PublishPolicyRequest\x1a\x14.evergreen.v1.Policy\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/api/policies/{id}/publish:\x01*\x12s\n\x0eWithdrawPolicy\x12#.evergreen.v1.WithdrawPolicyRequest\x1a\x14.evergreen.v1.Policy\"&\x82\xd3\xe4\x93\x02 \"\x1b/api/policies/{id}/withdraw:\x01*\x12s\n\x0eRollbackPolicy\x12#.evergreen.v1.RollbackPolicyRequest\x1a\x14.evergreen.v1.Policy\"&\x82\xd3\xe4\x93\x02 \"\x1b/api/policies/{id}/rollback:\x01*\x12\x93\x01\n\x12ListPolicyVersions\x12\'.evergreen.v1.ListPolicyVersionsRequest\x1a(.evergreen.v1.ListPolicyVersionsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/api/policies/{policy_id}/versions\x12\x89\x01\n\x13ListOrphanedDevices\x12(.evergreen.v1.ListOrphanedDevicesRequest\x1a).evergreen.v1.ListOrphanedDevicesResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/orphaned-devices\x12r\n\nSyncDevice\x12\x1f.evergreen.v1.SyncDeviceRequest\x1a .evergreen.v1.SyncDeviceResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/api/devices/{id}/sync:\x01*2\xec\x01\n\x10PolicyKeyService\x12\x66\n\x0eListPolicyKeys\x12#.evergreen.v1.ListPolicyKeysRequest\x1a\x12.evergreen.v1.Jwks\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/api/v1/policy-keys\x12p\n\x10GetPolicyKeysPem\x12%.evergreen.v1.GetPolicyKeysPemRequest\x1a\x14.google.api.HttpBody\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/policy-keys.pem2\xbd\x02\n\x15PolicyInternalService\x12^\n\x0fGetDevicePolicy\x12$.evergreen.v1.GetDevicePolicyRequest\x1a%.evergreen.v1.GetDevicePolicyResponse\x12j\n\x13ListAppliedVersions\x12(.evergreen.v1.ListAppliedVersionsRequest\x1a).evergreen.v1.ListAppliedVersionsResponse\x12X\n\rCountPolicies\x12\".evergreen.v1.CountPoliciesRequest\x1a#.evergreen.v1.CountPoliciesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -129,68 +130,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYKEYSERVICE'].methods_by_name['ListPolicyKeys']._serialized_options = b'\202\323\344\223\002\025\022\023/api/v1/policy-keys'
   _globals['_POLICYKEYSERVICE'].methods_by_name['GetPolicyKeysPem']._loaded_options = None
   _globals['_POLICYKEYSERVICE'].methods_by_name['GetPolicyKeysPem']._serialized_options = b'\202\323\344\223\002\031\022\027/api/v1/policy-keys.pem'
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=278
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=373
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=375
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=462
-  _globals['_GETPOLICYREQUEST']._serialized_start=464
-  _globals['_GETPOLICYREQUEST']._serialized_end=530
-  _globals['_POLICY']._serialized_start=533
-  _globals['_POLICY']._serialized_end=906
-  _globals['_POLICYWARNING']._serialized_start=908
-  _globals['_POLICYWARNING']._serialized_end=996
-  _globals['_CREATEPOLICYREQUEST']._serialized_start=999
-  _globals['_CREATEPOLICYREQUEST']._serialized_end=1194
-  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1197
-  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1484
-  _globals['_DELETEPOLICYREQUEST']._serialized_start=1486
-  _globals['_DELETEPOLICYREQUEST']._serialized_end=1582
-  _globals['_DELETEPOLICYRESPONSE']._serialized_start=1584
-  _globals['_DELETEPOLICYRESPONSE']._serialized_end=1606
-  _globals['_PUBLISHPOLICYREQUEST']._serialized_start=1608
-  _globals['_PUBLISHPOLICYREQUEST']._serialized_end=1690
-  _globals['_WITHDRAWPOLICYREQUEST']._serialized_start=1692
-  _globals['_WITHDRAWPOLICYREQUEST']._serialized_end=1775
-  _globals['_ROLLBACKPOLICYREQUEST']._serialized_start=1778
-  _globals['_ROLLBACKPOLICYREQUEST']._serialized_end=1906
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=1908
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=2016
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=2018
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=2118
-  _globals['_POLICYVERSION']._serialized_start=2121
-  _globals['_POLICYVERSION']._serialized_end=2287
-  _globals['_LISTORPHANEDDEVICESREQUEST']._serialized_start=2289
-  _globals['_LISTORPHANEDDEVICESREQUEST']._serialized_end=2391
-  _globals['_LISTORPHANEDDEVICESRESPONSE']._serialized_start=2393
-  _globals['_LISTORPHANEDDEVICESRESPONSE']._serialized_end=2514
-  _globals['_ORPHANEDDEVICE']._serialized_start=2517
-  _globals['_ORPHANEDDEVICE']._serialized_end=2681
-  _globals['_SYNCDEVICEREQUEST']._serialized_start=2683
-  _globals['_SYNCDEVICEREQUEST']._serialized_end=2726
-  _globals['_SYNCDEVICERESPONSE']._serialized_start=2728
-  _globals['_SYNCDEVICERESPONSE']._serialized_end=2798
-  _globals['_LISTPOLICYKEYSREQUEST']._serialized_start=2800
-  _globals['_LISTPOLICYKEYSREQUEST']._serialized_end=2823
-  _globals['_GETPOLICYKEYSPEMREQUEST']._serialized_start=2825
-  _globals['_GETPOLICYKEYSPEMREQUEST']._serialized_end=2850
-  _globals['_GETDEVICEPOLICYREQUEST']._serialized_start=2852
-  _globals['_GETDEVICEPOLICYREQUEST']._serialized_end=2976
-  _globals['_GETDEVICEPOLICYRESPONSE']._serialized_start=2978
-  _globals['_GETDEVICEPOLICYRESPONSE']._serialized_end=3091
-  _globals['_LISTAPPLIEDVERSIONSREQUEST']._serialized_start=3093
-  _globals['_LISTAPPLIEDVERSIONSREQUEST']._serialized_end=3195
-  _globals['_LISTAPPLIEDVERSIONSRESPONSE']._serialized_start=3197
-  _globals['_LISTAPPLIEDVERSIONSRESPONSE']._serialized_end=3309
-  _globals['_APPLIEDVERSION']._serialized_start=3312
-  _globals['_APPLIEDVERSION']._serialized_end=3455
-  _globals['_COUNTPOLICIESREQUEST']._serialized_start=3457
-  _globals['_COUNTPOLICIESREQUEST']._serialized_end=3507
-  _globals['_COUNTPOLICIESRESPONSE']._serialized_start=3509
-  _globals['_COUNTPOLICIESRESPONSE']._serialized_end=3550
-  _globals['_POLICYSERVICE']._serialized_start=3553
-  _globals['_POLICYSERVICE']._serialized_end=4845
-  _globals['_POLICYKEYSERVICE']._serialized_start=4848
-  _globals['_POLICYKEYSERVICE']._serialized_end=5084
-  _globals['_POLICYINTERNALSERVICE']._serialized_start=5087
-  _globals['_POLICYINTERNALSERVICE']._serialized_end=5404
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=309
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=404
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=406
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=493
+  _globals['_GETPOLICYREQUEST']._serialized_start=495
+  _globals['_GETPOLICYREQUEST']._serialized_end=561
+  _globals['_POLICY']._serialized_start=564
+  _globals['_POLICY']._serialized_end=937
+  _globals['_POLICYWARNING']._serialized_start=939
+  _globals['_POLICYWARNING']._serialized_end=1027
+  _globals['_CREATEPOLICYREQUEST']._serialized_start=1030
+  _globals['_CREATEPOLICYREQUEST']._serialized_end=1225
+  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1228
+  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1515
+  _globals['_DELETEPOLICYREQUEST']._serialized_start=1517
+  _globals['_DELETEPOLICYREQUEST']._serialized_end=1613
+  _globals['_DELETEPOLICYRESPONSE']._serialized_start=1615
+  _globals['_DELETEPOLICYRESPONSE']._serialized_end=1637
+  _globals['_PUBLISHPOLICYREQUEST']._serialized_start=1639
+  _globals['_PUBLISHPOLICYREQUEST']._serialized_end=1721
+  _globals['_WITHDRAWPOLICYREQUEST']._serialized_start=1723
+  _globals['_WITHDRAWPOLICYREQUEST']._serialized_end=1806
+  _globals['_ROLLBACKPOLICYREQUEST']._serialized_start=1809
+  _globals['_ROLLBACKPOLICYREQUEST']._serialized_end=1937
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=1939
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=2047
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=2049
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=2149
+  _globals['_POLICYVERSION']._serialized_start=2152
+  _globals['_POLICYVERSION']._serialized_end=2318
+  _globals['_LISTORPHANEDDEVICESREQUEST']._serialized_start=2320
+  _globals['_LISTORPHANEDDEVICESREQUEST']._serialized_end=2422
+  _globals['_LISTORPHANEDDEVICESRESPONSE']._serialized_start=2424
+  _globals['_LISTORPHANEDDEVICESRESPONSE']._serialized_end=2545
+  _globals['_ORPHANEDDEVICE']._serialized_start=2548
+  _globals['_ORPHANEDDEVICE']._serialized_end=2712
+  _globals['_SYNCDEVICEREQUEST']._serialized_start=2714
+  _globals['_SYNCDEVICEREQUEST']._serialized_end=2757
+  _globals['_SYNCDEVICERESPONSE']._serialized_start=2759
+  _globals['_SYNCDEVICERESPONSE']._serialized_end=2829
+  _globals['_LISTPOLICYKEYSREQUEST']._serialized_start=2831
+  _globals['_LISTPOLICYKEYSREQUEST']._serialized_end=2854
+  _globals['_GETPOLICYKEYSPEMREQUEST']._serialized_start=2856
+  _globals['_GETPOLICYKEYSPEMREQUEST']._serialized_end=2881
+  _globals['_GETDEVICEPOLICYREQUEST']._serialized_start=2884
+  _globals['_GETDEVICEPOLICYREQUEST']._serialized_end=3074
+  _globals['_GETDEVICEPOLICYRESPONSE']._serialized_start=3076
+  _globals['_GETDEVICEPOLICYRESPONSE']._serialized_end=3189
+  _globals['_LISTAPPLIEDVERSIONSREQUEST']._serialized_start=3191
+  _globals['_LISTAPPLIEDVERSIONSREQUEST']._serialized_end=3293
+  _globals['_LISTAPPLIEDVERSIONSRESPONSE']._serialized_start=3295
+  _globals['_LISTAPPLIEDVERSIONSRESPONSE']._serialized_end=3407
+  _globals['_APPLIEDVERSION']._serialized_start=3410
+  _globals['_APPLIEDVERSION']._serialized_end=3553
+  _globals['_COUNTPOLICIESREQUEST']._serialized_start=3555
+  _globals['_COUNTPOLICIESREQUEST']._serialized_end=3605
+  _globals['_COUNTPOLICIESRESPONSE']._serialized_start=3607
+  _globals['_COUNTPOLICIESRESPONSE']._serialized_end=3648
+  _globals['_POLICYSERVICE']._serialized_start=3651
+  _globals['_POLICYSERVICE']._serialized_end=4943
+  _globals['_POLICYKEYSERVICE']._serialized_start=4946
+  _globals['_POLICYKEYSERVICE']._serialized_end=5182
+  _globals['_POLICYINTERNALSERVICE']._serialized_start=5185
+  _globals['_POLICYINTERNALSERVICE']._serialized_end=5502
 # @@protoc_insertion_point(module_scope)

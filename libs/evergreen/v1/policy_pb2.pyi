@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import device_pb2 as _device_pb2
+from evergreen.v1 import enrollment_pb2 as _enrollment_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -783,6 +784,7 @@ class GetDevicePolicyRequest(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     TOKEN_VERSION_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation that it belongs to."""
     device_id: _builtins.str
@@ -797,6 +799,13 @@ class GetDevicePolicyRequest(_message.Message):
     every start when that one cannot be applied, so that a policy of which this is
     known is not its first one: the device gets it, or a better one, by its polls.
     """
+    @_builtins.property
+    def membership(self) -> _enrollment_pb2.Membership:
+        """The labels and groups of a device that is being enrolled, as of the
+        transaction that let it in: the registry's feed may tell of them later.
+        Absent where the caller does not know them, or is of an older release.
+        """
+
     def __init__(
         self,
         *,
@@ -804,12 +813,15 @@ class GetDevicePolicyRequest(_message.Message):
         device_id: _builtins.str = ...,
         token_version: _builtins.int = ...,
         first: _builtins.bool = ...,
+        membership: _enrollment_pb2.Membership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "membership", b"membership"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "first", b"first", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "device_id", b"device_id", "first", b"first", "membership", b"membership", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__membership: _TypeAlias = _typing.Literal["membership"]  # noqa: Y015
+    _WhichOneofArgType__membership: _TypeAlias = _typing.Literal["_membership", b"_membership"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__membership) -> _WhichOneofReturnType__membership | None: ...
 
 Global___GetDevicePolicyRequest: _TypeAlias = GetDevicePolicyRequest  # noqa: Y015
 

@@ -37,6 +37,8 @@ class ListDevicesRequest(_message.Message):
     SERIAL_FIELD_NUMBER: _builtins.int
     CLONE_SUSPECTED_FIELD_NUMBER: _builtins.int
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -55,6 +57,10 @@ class ListDevicesRequest(_message.Message):
     """Only devices whose states look like those of several machines."""
     attestation_verdict: _builtins.str
     """Only devices with this verdict over their latest boot."""
+    group: _builtins.str
+    """Only devices that are in this group, by its id."""
+    label: _builtins.str
+    """Only devices with this label: `room`, or `room=214` for one value."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -77,10 +83,12 @@ class ListDevicesRequest(_message.Message):
         serial: _builtins.str = ...,
         clone_suspected: _builtins.bool = ...,
         attestation_verdict: _builtins.str = ...,
+        group: _builtins.str = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,6 +138,8 @@ class ExportDevicesRequest(_message.Message):
     SERIAL_FIELD_NUMBER: _builtins.int
     CLONE_SUSPECTED_FIELD_NUMBER: _builtins.int
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -149,6 +159,10 @@ class ExportDevicesRequest(_message.Message):
     """Only devices whose states look like those of several machines."""
     attestation_verdict: _builtins.str
     """Only devices with this verdict over their latest boot."""
+    group: _builtins.str
+    """Only devices that are in this group, by its id."""
+    label: _builtins.str
+    """Only devices with this label: `room`, or `room=214` for one value."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -170,10 +184,12 @@ class ExportDevicesRequest(_message.Message):
         serial: _builtins.str = ...,
         clone_suspected: _builtins.bool = ...,
         attestation_verdict: _builtins.str = ...,
+        group: _builtins.str = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "format", b"format", "health", b"health", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "format", b"format", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,6 +200,26 @@ class DeviceSummary(_message.Message):
     """A device in a list."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ID_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
@@ -200,6 +236,8 @@ class DeviceSummary(_message.Message):
     CLONE_SUSPECTED_AT_FIELD_NUMBER: _builtins.int
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -244,6 +282,14 @@ class DeviceSummary(_message.Message):
     def attested_at(self) -> _timestamp_pb2.Timestamp:
         """When the evidence was taken; absent without any."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What administrators say of it, as `room`: `214`."""
+
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups that it is in."""
+
     def __init__(
         self,
         *,
@@ -262,10 +308,12 @@ class DeviceSummary(_message.Message):
         clone_suspected_at: _timestamp_pb2.Timestamp | None = ...,
         attestation_verdict: _builtins.str = ...,
         attested_at: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,6 +347,26 @@ class Device(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -320,6 +388,8 @@ class Device(_message.Message):
     CLONE_SUSPECTED_AT_FIELD_NUMBER: _builtins.int
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -386,6 +456,14 @@ class Device(_message.Message):
     def attested_at(self) -> _timestamp_pb2.Timestamp:
         """When the evidence was taken; absent without any."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What administrators say of it, as `room`: `214`."""
+
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups that it is in."""
+
     def __init__(
         self,
         *,
@@ -410,10 +488,12 @@ class Device(_message.Message):
         clone_suspected_at: _timestamp_pb2.Timestamp | None = ...,
         attestation_verdict: _builtins.str = ...,
         attested_at: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health_snapshot", b"health_snapshot", "last_seen", b"last_seen", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "labels", b"labels", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

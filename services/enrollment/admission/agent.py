@@ -6,7 +6,7 @@ from evergreen.v1 import device_pb2
 from servicekit.call import Call
 from services.enrollment.admission.domain import Application
 from services.enrollment.registry.domain import Hardware
-from services.enrollment.registry.serials import names_device
+from services.enrollment.serials import names_device
 from services.enrollment.tokens.keys import parse_pre_shared_key
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -22,7 +22,8 @@ from services.enrollment.registry import locks
 from services.enrollment.registry.domain import Device
 from services.enrollment.tokens.domain import EnrollmentToken
 
-_ADMITTING: Final = frozenset({Outcome.ADMITTED, Outcome.HELD, Outcome.READMITTED})
+ADMITTING: Final = frozenset({Outcome.ADMITTED, Outcome.HELD, Outcome.READMITTED})
+"""What registers a device, or changes what is known of it."""
 
 
 class Desk:
@@ -35,6 +36,7 @@ class Desk:
         devices: dict[tuple[UUID, str], Device],
         unnamed: Sequence[Device],
         at: datetime,
+        expected: Mapping[tuple[UUID, str], Device],
     ) -> None:
         self._tokens = tokens
         self._listed = listed
@@ -44,7 +46,9 @@ class Desk:
         for device in unnamed:
             self._keep_unnamed(device)
         self._known = {device.id for device in (*devices.values(), *unnamed)}
+        self._expected = expected
         self._touched: dict[UUID, Device] = {}
+        self._given: dict[UUID, tuple[UUID, ...]] = {}
         self.at = at
         self.uses: Counter[UUID] = Counter()
 
@@ -55,11 +59,13 @@ class Desk:
             decision = self._decide_named(application, token)
         else:
             decision = self._decide_unnamed(application, token)
-        if decision.outcome in _ADMITTING:
+        if decision.outcome in ADMITTING:
             self.uses[token.id] += decision.counts
             self._tokens[token.id] = replace(token, uses=token.uses + decision.counts)
         if decision.device is not None and decision.device is not decision.before:
             self._touched[decision.device.id] = decision.device
+            if decision.outcome in ADMITTING and token.group_ids:
+                self._given[decision.device.id] = token.group_ids
         return decision
 
     def _decide_named(self, application: Application, token: EnrollmentToken) -> Decision:
@@ -72,6 +78,7 @@ class Desk:
             listed=not token.serial_count or (token.id, key) in self._listed,
             new_id=new_id(),
             at=self.at,
+            waiting=self._expected.get((token.tenant_id, key)),
         )
         if decision.device is not None:
             self._devices[name] = decision.device
@@ -95,6 +102,16 @@ class Desk:
     def new(self) -> list[Device]:
         """The devices that the batch registered."""
         return [d for d in self._touched.values() if d.id not in self._known]
+
+    @property
+    def arrived(self) -> list[UUID]:
+        """The devices that were expected, and are registered now."""
+        return [d.id for d in self._expected.values() if d.id in self._touched]
+
+    @property
+    def given(self) -> list[tuple[Device, tuple[UUID, ...]]]:
+        """Devices, and the groups that their enrollment tokens put them into."""
+        return [(self._touched[id_], groups) for id_, groups in self._given.items()]
 
     @property
     def changed(self) -> list[Device]:

@@ -24,7 +24,8 @@ from services.enrollment.registry.domain import (
     already_enrolled,
     awaiting_approval,
 )
-from services.enrollment.registry.serials import unnamed
+from services.enrollment.registry.expected import arriving, labelled
+from services.enrollment.serials import unnamed
 from services.enrollment.tokens.domain import EnrollmentToken
 from services.enrollment.tokens.keys import PreSharedKey
 
@@ -123,6 +124,7 @@ def decide(
     listed: bool,
     new_id: UUID,
     at: datetime,
+    waiting: Device | None = None,
 ) -> Decision:
     """What becomes of an application with a genuine key.
 
@@ -133,6 +135,7 @@ def decide(
         listed: whether the token admits the serial number.
         new_id: the id of the device if it is new.
         at: now.
+        waiting: the device as it is expected, if it is.
     """
     if token.revoked_at is not None:
         return refused(permission_denied("TOKEN_REVOKED", "the enrollment token is revoked"))
@@ -150,6 +153,12 @@ def decide(
             fingerprint=fingerprint,
         )
         return Decision(Outcome.READMITTED, readmitted, known, counts=counts)
+    if token.only_expected and waiting is None:
+        return refused(
+            permission_denied(
+                "DEVICE_NOT_EXPECTED", "the enrollment token admits expected devices alone"
+            )
+        )
     held = token.require_approval
     device = Device(
         id=new_id,
@@ -163,7 +172,9 @@ def decide(
         enrolled_from=application.source,
         created_at=at,
         enrolled_at=None if held else at,
+        labels=token.labels,
     )
+    device = arriving(device, waiting)
     if held:
         return Decision(Outcome.HELD, device, error=awaiting_approval(), counts=True)
     return Decision(Outcome.ADMITTED, device, counts=True)
@@ -185,6 +196,7 @@ def _readmitted(
         archived_status=None,
         deleted_at=None,
         deleted_by=None,
+        labels=labelled(known.labels, token.labels),
     )
 
 
@@ -264,7 +276,9 @@ def decide_unnamed(
         return refused(awaiting_approval())
     if any(device.status is Status.REJECTED for device in candidates):
         return refused(_rejected())
-    closed = _closed(token, listed=not token.serial_count, counts=True, at=at)
+    # Nobody can expect a machine without a serial number.
+    is_listed = not token.serial_count and not token.only_expected
+    closed = _closed(token, listed=is_listed, counts=True, at=at)
     if closed is not None:
         return refused(closed)
     device = Device(
@@ -279,6 +293,7 @@ def decide_unnamed(
         fingerprint=application.likeness(),
         enrolled_from=application.source,
         created_at=at,
+        labels=token.labels,
     )
     return Decision(Outcome.HELD, device, error=awaiting_approval(), counts=True)
 

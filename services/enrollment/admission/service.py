@@ -9,7 +9,7 @@ after a lost answer finds it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -23,7 +23,7 @@ from contract.events.enrollment import (
     EnrollmentRefused,
     ReenrollmentRefused,
 )
-from servicekit.call import Call
+from servicekit.call import SYSTEM_CALL, Call
 from servicekit.data.batcher import Batcher
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import DomainError, permission_denied, unavailable
@@ -34,7 +34,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.serials import serial_key
-from services.enrollment.admission.desk import Desk
+from services.enrollment.admission.desk import ADMITTING, Desk
 from services.enrollment.admission.domain import (
     Application,
     Decision,
@@ -42,7 +42,11 @@ from services.enrollment.admission.domain import (
     refused,
     taken,
 )
-from services.enrollment.registry import locks
+from services.enrollment.groups import members as group_members
+from services.enrollment.groups import membership
+from services.enrollment.groups import store as group_store
+from services.enrollment.groups.domain import members_changed
+from services.enrollment.registry import expected, locks
 from services.enrollment.registry import store as device_store
 from services.enrollment.registry.domain import Device
 from services.enrollment.registry.peers import Issued, Peers
@@ -152,15 +156,25 @@ class Admission:
             if isinstance(token, EnrollmentToken)
         ]
         named = [(token, a.serial) for token, a in genuine if a.is_named]
+        await membership.hold(connection, {token.tenant_id for token, _ in genuine})
         at = self._clock()
+        devices = await locks.lock_devices(
+            connection, {(token.tenant_id, serial) for token, serial in named}
+        )
         desk = Desk(
             tokens={token.id: token for token in tokens.values()},
             listed=await token_store.listed(
                 connection,
                 {(token.id, serial_key(serial)) for token, serial in named if token.serial_count},
             ),
-            devices=await locks.lock_devices(
-                connection, {(token.tenant_id, serial) for token, serial in named}
+            devices=devices,
+            expected=await expected.lock(
+                connection,
+                {
+                    (token.tenant_id, serial_key(serial))
+                    for token, serial in named
+                    if (token.tenant_id, serial) not in devices
+                },
             ),
             unnamed=await locks.lock_unnamed(
                 connection,
@@ -178,6 +192,9 @@ class Admission:
         await token_store.count_uses(connection, desk.uses, desk.at)
         await device_store.insert_devices(connection, desk.new)
         await device_store.update_devices(connection, desk.changed)
+        await expected.remove(connection, desk.arrived)
+        await self._give_groups(connection, desk)
+        decisions = await self._settled(connection, decisions)
         await self._tell(
             connection,
             [(call, decision) for (call, _), decision in zip(batch, decisions, strict=True)],
@@ -194,6 +211,50 @@ class Admission:
             at,
         )
         return decisions
+
+    async def _give_groups(self, connection: Connection, desk: Desk) -> None:
+        """Lists devices in the groups that their enrollment tokens give."""
+        by_org: dict[UUID, list[tuple[UUID, str, str]]] = {}
+        for device, group_ids in desk.given:
+            key = locks.name_of(device)[1]
+            by_org.setdefault(device.tenant_id, []).extend(
+                (group_id, device.serial, key) for group_id in group_ids
+            )
+        for tenant_id, members in by_org.items():
+            by_token = "an enrollment token"
+            added = set(
+                await group_members.add_members(connection, tenant_id, members, by_token, desk.at)
+            )
+            fresh: dict[UUID, list[str]] = {}
+            for group_id, serial, key in members:
+                if (group_id, key) in added:
+                    fresh.setdefault(group_id, []).append(serial)
+            groups = await group_store.groups_by_id(connection, tenant_id, fresh)
+            for group_id, serials in fresh.items():
+                event = members_changed(groups[group_id], serials, [])
+                await self._outbox.append(
+                    connection, CloudEvent(event, tenant_id, call=SYSTEM_CALL)
+                )
+
+    async def _settled(
+        self, connection: Connection, decisions: Sequence[Decision]
+    ) -> list[Decision]:
+        """Computes the groups of devices that came or changed."""
+        devices = {
+            (device.tenant_id, device.id)
+            for decision in decisions
+            # Other outcomes change nothing that groups go by.
+            if (device := decision.device) is not None and decision.outcome in ADMITTING
+        }
+        settled = await membership.settle(connection, membership.by_tenant(devices))
+        if settled.moved:
+            await self._outbox.append(connection, *membership.events_of(settled.moved, SYSTEM_CALL))
+        return [
+            replace(decision, device=device_store.with_groups(decision.device, settled.memberships))
+            if decision.device is not None
+            else decision
+            for decision in decisions
+        ]
 
     def _token(
         self, application: Application, tokens: Mapping[bytes, EnrollmentToken]

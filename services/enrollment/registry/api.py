@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 from uuid import UUID
 
 from google.api import httpbody_pb2
@@ -13,7 +15,9 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import TimePosition, asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
-from services.enrollment.registry.domain import Device
+from services.enrollment.registry.bulk import Batch, Bulk, Row, What
+from services.enrollment.registry.domain import Device, DeviceFilter
+from services.enrollment.registry.labels import Details
 from services.enrollment.registry.refusals import Refusal
 from services.enrollment.registry.service import Registry
 from services.enrollment.registry.start_file import start_file
@@ -41,6 +45,44 @@ def _registration(device: Device) -> pb.Registration:
         etag=device.etag,
         deleted_at=optional_timestamp(device.deleted_at),
         deleted_by=device.deleted_by or "",
+        labels=device.labels,
+        group_ids=map(str, device.group_ids),
+        asset_tag=device.asset_tag,
+        note=device.note,
+    )
+
+
+def _details(
+    request: pb.UpdateRegistrationRequest | pb.RegistrationChange | pb.ImportedRegistration,
+) -> Details:
+    return Details(
+        labels=dict(request.labels),
+        remove_labels=tuple(request.remove_labels),
+        asset_tag=request.asset_tag if request.HasField("asset_tag") else None,
+        note=request.note if request.HasField("note") else None,
+    )
+
+
+def _batch(batch: Batch) -> pb.BatchUpdateRegistrationsResponse:
+    counts = Counter(result.what for result in batch.results)
+    return pb.BatchUpdateRegistrationsResponse(
+        results=[
+            pb.RegistrationResult(
+                line=result.line,
+                serial=result.serial,
+                id=str(result.id) if result.id else "",
+                result=result.what.value,
+                field=result.field,
+                reason=result.reason,
+                message=result.message,
+            )
+            for result in batch.results
+        ],
+        applied=batch.applied,
+        added=counts[What.ADDED],
+        changed=counts[What.CHANGED],
+        unchanged=counts[What.UNCHANGED],
+        refused=counts[What.REFUSED],
     )
 
 
@@ -62,8 +104,9 @@ def _refusal(refusal: Refusal) -> pb.EnrollmentRefusal:
 class DeviceRegistryApi(enrollment_pb2_grpc.DeviceRegistryServiceServicer):
     """evergreen.v1.DeviceRegistryService."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bulk: Bulk) -> None:
         self._registry = registry
+        self._bulk = bulk
 
     async def ListRegistrations(
         self, request: pb.ListRegistrationsRequest, context: Context
@@ -73,11 +116,16 @@ class DeviceRegistryApi(enrollment_pb2_grpc.DeviceRegistryServiceServicer):
         page = await self._registry.list(
             context.call,
             given_id(request.org_id),
-            request.status,
+            DeviceFilter(
+                status=request.status,
+                deleted=request.show_deleted,
+                serial=request.serial,
+                filter=request.filter.strip(),
+                group_id=given_id(request.group_id),
+                asset_tag=request.asset_tag,
+            ),
             before,
             size,
-            deleted=request.show_deleted,
-            serial=request.serial,
         )
         return pb.ListRegistrationsResponse(
             registrations=map(_registration, page.items), next_page_token=page.token
@@ -88,6 +136,77 @@ class DeviceRegistryApi(enrollment_pb2_grpc.DeviceRegistryServiceServicer):
     ) -> pb.Registration:
         """Answers one device."""
         return _registration(await self._registry.get(context.call, UUID(request.id)))
+
+    async def UpdateRegistration(
+        self, request: pb.UpdateRegistrationRequest, context: Context
+    ) -> pb.Registration:
+        """Changes labels, asset tag and note."""
+        return _registration(
+            await self._registry.update(context.call, UUID(request.id), _details(request))
+        )
+
+    async def BatchUpdateRegistrations(
+        self, request: pb.BatchUpdateRegistrationsRequest, context: Context
+    ) -> pb.BatchUpdateRegistrationsResponse:
+        """Changes many devices."""
+        batch = await self._bulk.update(
+            context.call,
+            UUID(request.org_id),
+            [
+                Row(
+                    line=row.line,
+                    device=row.device,
+                    details=_details(row),
+                    add_groups=tuple(row.add_groups),
+                    remove_groups=tuple(row.remove_groups),
+                )
+                for row in request.rows
+            ],
+            validate_only=request.validate_only,
+            skip_refused=request.skip_refused,
+        )
+        return _batch(batch)
+
+    async def BatchImportRegistrations(
+        self, request: pb.BatchImportRegistrationsRequest, context: Context
+    ) -> pb.BatchUpdateRegistrationsResponse:
+        """Expects devices, and changes those that are known."""
+        batch = await self._bulk.import_(
+            context.call,
+            UUID(request.org_id),
+            [
+                Row(
+                    line=row.line,
+                    device=row.serial,
+                    details=replace(
+                        _details(row), model=row.model if row.HasField("model") else None
+                    ),
+                    add_groups=tuple(row.groups),
+                )
+                for row in request.rows
+            ],
+            validate_only=request.validate_only,
+            skip_refused=request.skip_refused,
+        )
+        return _batch(batch)
+
+    async def BatchGetRegistrations(
+        self, request: pb.BatchGetRegistrationsRequest, context: Context
+    ) -> pb.BatchGetRegistrationsResponse:
+        """Finds devices by what names them."""
+        found = await self._registry.find(
+            context.call,
+            given_id(request.org_id),
+            request.serials,
+            request.asset_tags,
+            [*map(UUID, request.ids)],
+        )
+        return pb.BatchGetRegistrationsResponse(
+            registrations=map(_registration, found.devices),
+            missing_serials=found.missing_serials,
+            missing_asset_tags=found.missing_asset_tags,
+            missing_ids=map(str, found.missing_ids),
+        )
 
     async def ApproveDevice(
         self, request: pb.ApproveDeviceRequest, context: Context

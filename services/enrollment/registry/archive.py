@@ -11,6 +11,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.closing import TenantWork
 from servicekit.peers.tenants import TenantNode
+from services.enrollment.groups import membership
 from services.enrollment.registry import domain, store
 
 _DEVICES: Final = 200
@@ -31,6 +32,7 @@ class ArchivedDevices:
 
     async def archive(self, connection: Connection, org: TenantNode) -> int:
         """Decommissions some devices; answers how many."""
+        await membership.hold(connection, [org.id])
         found = await store.devices_to_archive(connection, org.id, _DEVICES)
         at = self._clock()
         await self._change(
@@ -43,6 +45,7 @@ class ArchivedDevices:
 
     async def restore(self, connection: Connection, org: TenantNode) -> int:
         """Brings back some devices that the archive decommissioned; answers how many."""
+        await membership.hold(connection, [org.id])
         found = await store.devices_to_restore(connection, org.id, _DEVICES)
         await store.note_restored(connection, found, self._clock())
         await self._change(
@@ -62,6 +65,9 @@ class ArchivedDevices:
         if not changes:
             return
         await store.update_devices(connection, [after for _, after in changes])
+        settled = await membership.settle(
+            connection, membership.by_tenant([(after.tenant_id, after.id) for _, after in changes])
+        )
         await self._outbox.append(
             connection,
             *(
@@ -72,4 +78,5 @@ class ArchivedDevices:
                 )
                 for before, after in changes
             ),
+            *membership.events_of(settled.moved),
         )

@@ -18,6 +18,7 @@ from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
+from services.enrollment.groups.catch_up import CatchUp
 from services.enrollment.registry import store as device_store
 from services.enrollment.registry.domain import Device, Status
 
@@ -33,7 +34,9 @@ class CallingDevices:
         policy: policy_pb2_grpc.PolicyInternalServiceAsyncStub,
         clock: Clock,
         wait_seconds: int,
+        catch_up: CatchUp,
     ) -> None:
+        self._catch_up = catch_up
         self._database = database
         self._tenants = tenants
         self._outbox = outbox
@@ -79,6 +82,9 @@ class CallingDevices:
                 events = [*map(_enrolled, active), *map(_recovered, recovered)]
                 if events:
                     await self._outbox.append(connection, *events)
+            if events:
+                # Not here: other locks come before those of these devices.
+                self._catch_up.wake()
         return page.next_cursor, page.more
 
 

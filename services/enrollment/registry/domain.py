@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from contract.events.enrollment import DeviceSnapshot
+from contract.events.enrollment import DeviceDetails, DeviceSnapshot
 from servicekit.errors import Code, DomainError, already_exists, failed_precondition, jittered
 from servicekit.etags import etag_of
+from services.enrollment.registry.labels import Details, merged
 
 REENROLLMENT_WINDOW: Final = timedelta(hours=24)
 
@@ -53,6 +55,7 @@ def allow_reenrollment(device: Device, at: datetime) -> Device:
     Raises:
         DomainError: FAILED_PRECONDITION when it has not been let in yet.
     """
+    _refuse_expected(device)
     if device.status is Status.PENDING:
         raise failed_precondition(
             "DEVICE_PENDING", "the device waits for approval; approve or reject it"
@@ -64,7 +67,11 @@ def decommission(device: Device, at: datetime) -> Device:
     """The device, locked out; a permission to enroll again that was open is withdrawn.
 
     One that was decommissioned with its organisation stays out when that is restored.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when it is only expected.
     """
+    _refuse_expected(device)
     if (
         device.status is Status.DECOMMISSIONED
         and not device.may_reenroll(at)
@@ -80,12 +87,21 @@ def decommission(device: Device, at: datetime) -> Device:
     )
 
 
+def _refuse_expected(device: Device) -> None:
+    if device.status is Status.EXPECTED:
+        raise failed_precondition(
+            "DEVICE_EXPECTED", "the device is expected and has not enrolled; it can be deleted"
+        )
+
+
 def delete(device: Device, by: str, at: datetime) -> Device:
-    """What stays of the device, which keeps its serial number out.
+    """What stays of the device, which keeps its serial number out; of an expected one, nothing.
 
     Raises:
         DomainError: FAILED_PRECONDITION when it is not locked out.
     """
+    if device.status is Status.EXPECTED:
+        return replace(device, deleted_at=at, deleted_by=by)
     if device.status not in {Status.DECOMMISSIONED, Status.REJECTED} or device.archived_status:
         raise failed_precondition(
             "DEVICE_NOT_DECOMMISSIONED",
@@ -106,6 +122,31 @@ def delete(device: Device, by: str, at: datetime) -> Device:
         refusal_told_at=None,
         deleted_at=at,
         deleted_by=by,
+        labels={},
+        asset_tag="",
+        note="",
+    )
+
+
+def describe(device: Device, details: Details) -> Device:
+    """The device, of which administrators say something else.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when it was deleted; INVALID_ARGUMENT when its labels
+            become too many.
+    """
+    if device.deleted_at is not None:
+        raise failed_precondition(
+            "DEVICE_DELETED", "the device was deleted; allow it to enroll again first"
+        )
+    return replace(
+        device,
+        labels=merged(device.labels, details.labels, details.remove_labels),
+        asset_tag=device.asset_tag if details.asset_tag is None else details.asset_tag,
+        note=device.note if details.note is None else details.note,
+        hardware=device.hardware
+        if details.model is None or device.status is not Status.EXPECTED
+        else replace(device.hardware, model=details.model),
     )
 
 
@@ -152,6 +193,8 @@ def prepare(known: Device | None, fresh: Device, at: datetime) -> Device:
 class Status(StrEnum):
     """Where a device stands."""
 
+    EXPECTED = "expected"
+    """It has not enrolled, and has no identity yet; `registry.expected` keeps it."""
     PENDING = "pending"
     PREPARED = "prepared"
     ACTIVE = "active"
@@ -200,6 +243,15 @@ class Device:
     """The address from which it enrolled last."""
     claimed_at: datetime | None = None
     """When a machine without a serial number of its own was handed this identity."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    asset_tag: str = ""
+    note: str = ""
+    group_ids: tuple[UUID, ...] = ()
+    """The groups that it is in, sorted; they are computed when it is stored."""
+    revision: int = 1
+    """Of its labels and groups."""
+    groups_are_known: bool = True
+    """Whether its groups were computed since it was last changed."""
 
     @property
     def is_unnamed(self) -> bool:
@@ -233,6 +285,20 @@ class Device:
             self.deleted_at,
             self.reenrollment_refused_at,
             self.reported_serial,
+            sorted(self.labels.items()),
+            self.asset_tag,
+            self.note,
+            self.group_ids,
+        )
+
+    def details(self) -> DeviceDetails:
+        """What events say of its labels."""
+        return DeviceDetails(
+            serial=self.serial,
+            org_id=self.tenant_id,
+            labels=dict(sorted(self.labels.items())),
+            asset_tag=self.asset_tag,
+            note=self.note,
         )
 
     def snapshot(self) -> DeviceSnapshot:
@@ -246,6 +312,20 @@ class Device:
             enrollment_token_id=self.enrollment_token_id,
             reenrollment_allowed_until=self.reenrollment_allowed_until,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFilter:
+    """Which devices to list; what is empty lets all through."""
+
+    status: str = ""
+    deleted: bool = False
+    """Whether to list what stays of deleted ones, too."""
+    serial: str = ""
+    """In any spelling."""
+    filter: str = ""
+    group_id: UUID | None = None
+    asset_tag: str = ""
 
 
 APPROVAL_RETRY_SECONDS: Final = 60.0

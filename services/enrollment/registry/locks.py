@@ -56,6 +56,20 @@ async def lock_devices(
     return answer
 
 
+async def lock_named(
+    connection: Connection, tenant_id: UUID, ids: Collection[UUID], keys: Collection[str]
+) -> list[Device]:
+    """Devices of an organisation by id, or by the key of the serial number, locked."""
+    rows = await connection.fetch(
+        f"SELECT {DEVICE} FROM enrollment.device d WHERE d.tenant_id = $1"
+        " AND (d.id = ANY ($2) OR d.serial_key = ANY ($3)) ORDER BY d.id FOR NO KEY UPDATE",
+        tenant_id,
+        list(ids),
+        list(keys),
+    )
+    return [device_of(row) for row in rows]
+
+
 async def _lock(
     connection: Connection, which: str, names: Sequence[tuple[UUID, Any]], *more: Any
 ) -> list[Device]:

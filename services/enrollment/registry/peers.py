@@ -8,7 +8,14 @@ from typing import Final
 
 import grpc
 
-from evergreen.v1 import device_pb2, identity_pb2, identity_pb2_grpc, policy_pb2, policy_pb2_grpc
+from evergreen.v1 import (
+    device_pb2,
+    enrollment_pb2,
+    identity_pb2,
+    identity_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
 from servicekit.errors import unavailable
 from servicekit.observability import logs
 from services.enrollment.registry.domain import Device
@@ -42,6 +49,15 @@ class Issued:
     statement: device_pb2.PolicyStatement | None = field(default=None, repr=False)
 
 
+def membership_of(device: Device) -> enrollment_pb2.Membership | None:
+    """The labels and groups of a device, as far as they are known."""
+    if not device.groups_are_known:
+        return None
+    return enrollment_pb2.Membership(
+        group_ids=map(str, device.group_ids), labels=device.labels, revision=device.revision
+    )
+
+
 class Peers:
     """Identity and policy."""
 
@@ -71,6 +87,7 @@ class Peers:
                         device_id=str(device.id),
                         token_version=device.token_version if ask_has_called else 0,
                         first=True,
+                        membership=membership_of(device),
                     ),
                     timeout=_SECONDS,
                 ),

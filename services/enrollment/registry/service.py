@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from contract.events.enrollment import (
     DeviceApproved,
     DeviceDecommissioned,
     DeviceDeleted,
+    DeviceLabelsChanged,
     DevicePrepared,
     DeviceRejected,
+    ExpectedDeviceRemoved,
     ReenrollmentAllowed,
 )
 from servicekit.call import Call
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Connection, Database
 from servicekit.errors import DomainError, aborted, not_found
 from servicekit.etags import check_etag
 from servicekit.feeds.feed import Cursor, FeedPage
@@ -25,27 +27,34 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page, TimePosition
-from servicekit.serials import as_printed
-from services.enrollment.registry import locks
+from servicekit.serials import as_printed, serial_key
+from services.enrollment.groups import membership
+from services.enrollment.groups.filters import parse
+from services.enrollment.registry import expected, locks
 from services.enrollment.registry import store as device_store
 from services.enrollment.registry.domain import (
     Device,
+    DeviceFilter,
     Hardware,
     Status,
     allow_reenrollment,
     approve,
     decommission,
     delete,
+    describe,
     prepare,
     reject,
 )
+from services.enrollment.registry.expected import AS_DEVICE as EXPECTED
+from services.enrollment.registry.labels import Details, clean_details
 from services.enrollment.registry.peers import Issued, Peers
 from services.enrollment.registry.refusals import Refusal, list_refusals
-from services.enrollment.registry.serials import names_device, refuse_reserved, unnamed
+from services.enrollment.serials import names_device, refuse_reserved, unnamed
 
 _Decision: TypeAlias = (
     DeviceApproved | DeviceRejected | ReenrollmentAllowed | DeviceDecommissioned | DeviceDeleted
 )
+_Change: TypeAlias = _Decision | DeviceLabelsChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,28 @@ class Prepared:
 
     device: Device
     issued: Issued
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Devices that were looked for by what names them; and what of that nobody has."""
+
+    devices: Sequence[Device]
+    missing_serials: Sequence[str]
+    missing_asset_tags: Sequence[str]
+    missing_ids: Sequence[UUID]
+
+
+_REGISTERED: Final = "enrollment.device"
+
+
+def _sources(wanted: DeviceFilter) -> Sequence[str]:
+    """Where wanted devices are looked for."""
+    if wanted.status == Status.EXPECTED.value:
+        return [EXPECTED]
+    # What is expected is in no group yet.
+    both = not wanted.status and wanted.group_id is None
+    return [_REGISTERED, EXPECTED] if both else [_REGISTERED]
 
 
 class Registry:
@@ -77,23 +108,62 @@ class Registry:
         self,
         call: Call,
         org_id: UUID | None,
-        status: str,
+        wanted: DeviceFilter,
         before: UUID | None,
         limit: int,
-        *,
-        deleted: bool,
-        serial: str = "",
     ) -> Page[Device, UUID]:
         """Devices of the caller's subtree, newest first, behind a position.
 
-        Args:
-            deleted: whether to list what stays of deleted ones, too.
+        Raises:
+            DomainError: NOT_FOUND for the organisation; INVALID_ARGUMENT for the filter.
         """
+        if wanted.filter:
+            parse(wanted.filter)
         scope = await self._tenants.query_scope(call.caller, org_id)
         async with self._database.transaction(scope) as connection:
-            return await device_store.list_devices(
-                connection, scope, status, before, limit, deleted=deleted, serial=serial
-            )
+            pages = [
+                await device_store.list_devices(connection, scope, before, limit, wanted, source)
+                for source in _sources(wanted)
+            ]
+        if len(pages) == 1:
+            return pages[0]
+        found = [device for page in pages for device in page.items]
+        found.sort(key=lambda device: device.id, reverse=True)
+        more = any(page.after is not None for page in pages)
+        return Page.of(found, limit, lambda device: device.id, more=more and bool(found))
+
+    async def find(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        serials: Sequence[str],
+        asset_tags: Sequence[str],
+        ids: Sequence[UUID],
+    ) -> Found:
+        """Devices by exactly what names them; and what of that nobody has.
+
+        Raises:
+            DomainError: NOT_FOUND for the organisation.
+        """
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        keys = {serial_key(serial): serial for serial in serials}
+        async with self._database.transaction(scope) as connection:
+            devices = [
+                device
+                for source in (_REGISTERED, EXPECTED)
+                for device in await device_store.find(
+                    connection, scope, list(keys), asset_tags, ids, source
+                )
+            ]
+        have_keys = {locks.name_of(device)[1].partition("\n")[0] for device in devices}
+        have_tags = {device.asset_tag for device in devices}
+        have_ids = {device.id for device in devices}
+        return Found(
+            sorted(devices, key=lambda device: device.serial),
+            [serial for key, serial in keys.items() if key not in have_keys],
+            [tag for tag in dict.fromkeys(asset_tags) if tag not in have_tags],
+            [id_ for id_ in dict.fromkeys(ids) if id_ not in have_ids],
+        )
 
     async def refusals(
         self,
@@ -117,6 +187,7 @@ class Registry:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             device = await device_store.device(connection, scope, device_id)
+            device = device or await expected.one(connection, scope, device_id)
         if device is None:
             raise not_found("device", device_id)
         return device
@@ -186,11 +257,23 @@ class Registry:
             validate_only=validate_only,
         )
 
+    async def update(self, call: Call, device_id: UUID, details: Details) -> Device:
+        """Changes what administrators say of a device.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; FAILED_PRECONDITION when it
+                was deleted.
+        """
+        details = clean_details(details)
+        return await self._change(
+            call, device_id, DeviceLabelsChanged, lambda device: describe(device, details)
+        )
+
     async def _change(
         self,
         call: Call,
         device_id: UUID,
-        event: type[_Decision],
+        event: type[_Change],
         change: Callable[[Device], Device],
         *,
         validate_only: bool = False,
@@ -198,16 +281,37 @@ class Registry:
         """Changes a device; a change that is made already is no second event."""
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
+            await membership.hold_of(connection, device_id)
             before = await device_store.device(connection, scope, device_id, for_update=True)
+            before = before or await expected.one(connection, scope, device_id, for_update=True)
             if before is None:
                 raise not_found("device", device_id)
             check_etag(before.etag)
             after = change(before)
-            if after != before and not validate_only:
+            if after == before or validate_only:
+                return after
+            if before.status is Status.EXPECTED:
+                await self._change_expected(connection, before, after)
+            else:
                 await device_store.update_devices(connection, [after])
-                happened = event(id=after.id, before=before.snapshot(), after=after.snapshot())
-                await self._outbox.append(connection, CloudEvent(happened, after.tenant_id))
+                settled = await membership.settle(connection, {after.tenant_id: [after.id]})
+                after = device_store.with_groups(after, settled.memberships)
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(happened(event, before, after), after.tenant_id),
+                    *membership.events_of(settled.moved),
+                )
         return after
+
+    async def _change_expected(self, connection: Connection, before: Device, after: Device) -> None:
+        event: DeviceLabelsChanged | ExpectedDeviceRemoved
+        if after.deleted_at is not None:
+            await expected.remove(connection, [after.id])
+            event = ExpectedDeviceRemoved(id=after.id, before=before.details())
+        else:
+            await expected.store(connection, [after])
+            event = DeviceLabelsChanged(id=after.id, before=before.details(), after=after.details())
+        await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
 
     async def prepare(self, call: Call, org_id: UUID, serial: str, model: str) -> Prepared:
         """Registers a device ahead of its first start.
@@ -239,23 +343,32 @@ class Registry:
             enrollment_token_id=None,
             fingerprint=None,
             created_at=at,
+            groups_are_known=False,
         )
         key = (org.id, fresh.serial)
+        name = locks.name_of(fresh)
         async with self._database.transaction(scope) as connection:
             known = (await locks.lock_devices(connection, {key})).get(key)
+            waiting = (await expected.lock(connection, {name})).get(name)
+        if known is None:
+            fresh = expected.arriving(fresh, waiting)
         issued = await self._peers.issue(prepare(known, fresh, at))
         async with self._database.transaction(scope) as connection:
+            await membership.hold(connection, [org.id])
             before = (await locks.lock_devices(connection, {key})).get(key)
-            if before != known:
+            if before != known or (await expected.lock(connection, {name})).get(name) != waiting:
                 raise _changed_meanwhile()
             device = prepare(before, fresh, at)
             try:
                 if before is None:
                     await device_store.insert_devices(connection, [device])
+                    await expected.remove(connection, [device.id])
                 else:
                     await device_store.update_devices(connection, [device])
             except device_store.SerialTakenError as taken:
                 raise _changed_meanwhile() from taken
+            settled = await membership.settle(connection, {org.id: [device.id]})
+            device = device_store.with_groups(device, settled.memberships)
             await self._outbox.append(
                 connection,
                 CloudEvent(
@@ -266,6 +379,7 @@ class Registry:
                     ),
                     org.id,
                 ),
+                *membership.events_of(settled.moved),
             )
         return Prepared(device, issued)
 
@@ -277,6 +391,13 @@ class Registry:
             return await device_store.changed_devices(
                 connection, Cursor.parse(cursor), limit, restricted_only=restricted_only
             )
+
+
+def happened(event: type[_Change], before: Device, after: Device) -> _Change:
+    """The event of a change."""
+    if event is DeviceLabelsChanged:
+        return DeviceLabelsChanged(id=after.id, before=before.details(), after=after.details())
+    return event(id=after.id, before=before.snapshot(), after=after.snapshot())  # type: ignore[arg-type]  # not the one above
 
 
 def _changed_meanwhile() -> DomainError:

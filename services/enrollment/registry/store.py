@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -15,15 +17,22 @@ from servicekit.data.quarantine import place, readable
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.rpc.pagination import Page
 from servicekit.serials import serial_key
-from services.enrollment.registry.domain import Device, Hardware, Status
+from services.enrollment.groups.domain import Membership
+from services.enrollment.groups.filter_sql import FilterSql
+from services.enrollment.groups.filters import parse
+from services.enrollment.registry.domain import Device, DeviceFilter, Hardware, Status
 
 _FEED: Final = place("enrollment", "feed_devices")
+MOST_FOUND: Final = 5_000
+"""Devices of one look-up: each name may be in several organisations."""
 DEVICE: Final = (
     "d.id, d.tenant_id, d.serial, d.model, d.cpu_model, d.cpu_count, d.total_ram_bytes,"
     " d.has_tpm, d.status, d.token_version, d.enrollment_token_id, d.fingerprint, d.created_at,"
     " d.enrolled_at, d.decommissioned_at, d.reenrollment_allowed_until,"
     " d.reenrollment_refused_at, d.refusal_told_at, d.archived_status,"
-    " d.deleted_at, d.deleted_by, d.serial_key, d.reported_serial, d.enrolled_from, d.claimed_at"
+    " d.deleted_at, d.deleted_by, d.serial_key, d.reported_serial, d.enrolled_from, d.claimed_at,"
+    " d.labels, d.asset_tag, d.note, d.group_ids, d.membership_revision,"
+    " d.groups_computed_at IS NOT NULL AS groups_are_known"
 )
 
 
@@ -57,6 +66,22 @@ def device_of(row: asyncpg.Record) -> Device:
         reported_serial=row["reported_serial"],
         enrolled_from=row["enrolled_from"],
         claimed_at=row["claimed_at"],
+        labels=json.loads(row["labels"]),
+        asset_tag=row["asset_tag"],
+        note=row["note"],
+        group_ids=tuple(row["group_ids"]),
+        revision=row["membership_revision"],
+        groups_are_known=row["groups_are_known"],
+    )
+
+
+def with_groups(device: Device, memberships: Mapping[UUID, Membership]) -> Device:
+    """The device with the groups that were computed for it."""
+    found = memberships.get(device.id)
+    if found is None:
+        return device
+    return replace(
+        device, group_ids=found.group_ids, revision=found.revision, groups_are_known=True
     )
 
 
@@ -74,40 +99,88 @@ async def device(
     return device_of(row) if row else None
 
 
+def _conditions(wanted: DeviceFilter, parameters: list[Any], first: int) -> str:
+    """More conditions on `d`, and their parameters, of which the first has a number."""
+    found = ""
+
+    def parameter(value: Any) -> str:
+        parameters.append(value)
+        return f"${first + len(parameters) - 1}"
+
+    if key := serial_key(wanted.serial):
+        # With the one that is kept apart because it is the same in another spelling.
+        k = parameter(key)
+        found += (
+            f" AND (d.serial_key = {k}"
+            f" OR (d.serial_key > {k} || E'\\n' AND d.serial_key < {k} || E'\\v'))"
+        )
+    if wanted.group_id is not None:
+        found += f" AND d.group_ids @> ARRAY[{parameter(wanted.group_id)}::uuid]"
+    if wanted.asset_tag:
+        found += f" AND d.asset_tag <> '' AND d.asset_tag = {parameter(wanted.asset_tag)}"
+    if wanted.filter:
+        filters = FilterSql(f"${first + len(parameters)}")
+        found += f" AND {filters.condition(parse(wanted.filter))}"
+        parameters.append(list(filters.values))
+    return found
+
+
 async def list_devices(
     connection: Connection,
     scope: Scope,
-    status: str,
     before: UUID | None,
     limit: int,
-    *,
-    deleted: bool,
-    serial: str = "",
+    wanted: DeviceFilter,
+    source: str = "enrollment.device",
 ) -> Page[Device, UUID]:
-    """Devices of the scope, newest first: with a status and a serial number where these are given.
+    """Devices of the scope that are wanted, newest first.
 
     Args:
-        deleted: whether to list what stays of deleted ones, too.
-        serial: in any spelling.
+        source: where they are read from, with the columns of `enrollment.device`.
     """
-    key = serial_key(serial)
-    by_serial = (
-        " AND (d.serial_key = $6 OR (d.serial_key > $6 || E'\\n' AND d.serial_key < $6 || E'\\v'))"
-    )
+    parameters: list[Any] = []
+    conditions = _conditions(wanted, parameters, 6)
     rows = await connection.fetch(
-        f"SELECT {DEVICE} FROM enrollment.device d"
+        f"SELECT {DEVICE} FROM {source} d"
         " WHERE ($1::uuid[] IS NULL OR d.tenant_id = ANY ($1)) AND ($2 = '' OR d.status = $2)"
         " AND ($3::uuid IS NULL OR d.id < $3) AND ($5 OR d.deleted_at IS NULL)"
-        f"{by_serial if key else ''}"
-        " ORDER BY d.id DESC LIMIT $4",
+        f"{conditions} ORDER BY d.id DESC LIMIT $4",
         scope.tenant_ids,
-        status,
+        wanted.status,
         before,
         limit + 1,
-        deleted,
-        *((key,) if key else ()),
+        wanted.deleted,
+        *parameters,
     )
     return Page.of([device_of(row) for row in rows], limit, lambda device: device.id)
+
+
+async def find(
+    connection: Connection,
+    scope: Scope,
+    keys: Sequence[str],
+    asset_tags: Sequence[str],
+    ids: Sequence[UUID],
+    source: str,
+) -> list[Device]:
+    """Devices of the scope by keys of serial numbers, asset tags or ids; deleted ones are not."""
+    found: dict[UUID, Device] = {}
+    for column, values in (
+        ("d.serial_key", keys),
+        ("d.asset_tag <> '' AND d.asset_tag", asset_tags),
+        ("d.id", ids),
+    ):
+        if values:
+            rows = await connection.fetch(
+                f"SELECT {DEVICE} FROM {source} d WHERE {column} = ANY ($1)"
+                " AND ($2::uuid[] IS NULL OR d.tenant_id = ANY ($2)) AND d.deleted_at IS NULL"
+                " ORDER BY d.id LIMIT $3",
+                list(values),
+                scope.tenant_ids,
+                MOST_FOUND,
+            )
+            found |= {row["id"]: device_of(row) for row in rows}
+    return list(found.values())
 
 
 CHANGING: Final = "SELECT changed_xid FROM enrollment.device"
@@ -299,6 +372,9 @@ _WRITTEN: Final = (
     ("reported_serial", "text"),
     ("enrolled_from", "text"),
     ("claimed_at", "timestamptz"),
+    ("labels", "jsonb"),
+    ("asset_tag", "text"),
+    ("note", "text"),
 )
 """What a new device has."""
 _CHANGED: Final = (
@@ -338,6 +414,9 @@ def _values(device: Device) -> tuple[Any, ...]:
         device.reported_serial,
         device.enrolled_from,
         device.claimed_at,
+        json.dumps(dict(device.labels), ensure_ascii=False),
+        device.asset_tag,
+        device.note,
     )
 
 

@@ -32,6 +32,9 @@ def _token(shown: Shown, at: datetime) -> pb.EnrollmentToken:
         secret=shown.secret,
         pre_shared_key=shown.pre_shared_key,
         etag=token.etag,
+        labels=token.labels,
+        group_ids=map(str, token.group_ids),
+        only_expected=token.only_expected,
     )
 
 
@@ -72,6 +75,9 @@ class EnrollmentTokenApi(enrollment_pb2_grpc.EnrollmentTokenServiceServicer):
             max_uses=request.max_uses,
             serials=request.serials,
             require_approval=request.require_approval,
+            labels=request.labels,
+            group_ids=[*map(UUID, request.group_ids)],
+            only_expected=request.only_expected,
         )
         return _token(shown, self._clock())
 

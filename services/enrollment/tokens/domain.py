@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -33,6 +34,11 @@ class EnrollmentToken:
     require_approval: bool
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What its devices are labelled with, unless they have a label already."""
+    group_ids: tuple[UUID, ...] = ()
+    """Groups with listed members that its devices come into."""
+    only_expected: bool = False
 
     @property
     def etag(self) -> str:
@@ -46,6 +52,9 @@ class EnrollmentToken:
             self.serial_count,
             self.require_approval,
             self.revoked_at,
+            sorted(self.labels.items()),
+            self.group_ids,
+            self.only_expected,
         )
 
     def status(self, at: datetime) -> str:
@@ -69,4 +78,7 @@ class EnrollmentToken:
             serial_count=self.serial_count,
             require_approval=self.require_approval,
             revoked_at=self.revoked_at,
+            labels=dict(sorted(self.labels.items())),
+            group_ids=self.group_ids,
+            only_expected=self.only_expected,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -19,7 +19,11 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from servicekit.security.tokens import new_secret, secret_hash
-from services.enrollment.registry.serials import clean_serials
+from services.enrollment.groups import membership
+from services.enrollment.groups import store as group_store
+from services.enrollment.groups.domain import Group
+from services.enrollment.registry.labels import clean_labels
+from services.enrollment.serials import clean_serials
 from services.enrollment.tokens import store as token_store
 from services.enrollment.tokens.domain import MAX_TOKEN_LIFE, TOKEN_LIFE, EnrollmentToken
 
@@ -84,6 +88,9 @@ class Tokens:
         max_uses: int,
         serials: Sequence[str],
         require_approval: bool,
+        labels: Mapping[str, str],
+        group_ids: Sequence[UUID],
+        only_expected: bool,
     ) -> Shown:
         """Adds a token; the answer holds its secret, which is stored nowhere.
 
@@ -97,7 +104,9 @@ class Tokens:
             raise invalid_field("expiresAt", "must be in the future")
         if expires_at > at + MAX_TOKEN_LIFE:
             raise invalid_field("expiresAt", f"must be at most {MAX_TOKEN_LIFE.days} days from now")
-        admitted = clean_serials(list(serials))
+        admitted = clean_serials(serials)
+        if only_expected and admitted:
+            raise invalid_field("serials", "must be empty with onlyExpected")
         secret = new_secret()
         token = EnrollmentToken(
             id=new_id(),
@@ -109,8 +118,16 @@ class Tokens:
             uses=0,
             serial_count=len(admitted),
             require_approval=require_approval,
+            labels=clean_labels(labels),
+            group_ids=tuple(sorted(set(group_ids))),
+            only_expected=only_expected,
         )
         async with self._database.transaction(self._tenants.scope(org.id)) as connection:
+            if token.group_ids:
+                await membership.hold(connection, [org.id])
+                known = await group_store.groups_by_id(connection, org.id, group_ids)
+                for index, group_id in enumerate(group_ids):
+                    _check_group(known.get(group_id), f"groupIds[{index}]")
             await token_store.insert_token(connection, token, secret_hash(secret), admitted)
             created = TokenCreated(id=token.id, after=token.snapshot())
             await self._outbox.append(connection, CloudEvent(created, org.id))
@@ -137,6 +154,13 @@ class Tokens:
                 token = revoked
             serials = await token_store.serials_of(connection, scope, [token.id])
         return Shown(token, serials.get(token.id, ()))
+
+
+def _check_group(group: Group | None, field: str) -> None:
+    if group is None:
+        raise invalid_field(field, "is no group of the organisation")
+    if not group.is_listed:
+        raise invalid_field(field, "is a group with a filter; its members cannot be listed")
 
 
 def _fitting(page: Page[EnrollmentToken, UUID]) -> Page[EnrollmentToken, UUID]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -17,8 +18,13 @@ from services.enrollment.tokens.domain import EnrollmentToken
 
 _TOKEN: Final = (
     "id, tenant_id, name, created_at, expires_at, max_uses, uses, serial_count, require_approval,"
-    " last_used_at, revoked_at"
+    " last_used_at, revoked_at, labels, only_expected,"
+    # Those that were deleted are nobody's any more.
+    " ARRAY(SELECT g.id FROM enrollment.device_group g WHERE g.id = ANY (token.group_ids)"
+    " AND g.deleted_at IS NULL ORDER BY g.id) AS group_ids"
 )
+_NO_LIST: Final = 1
+"""The length of a list that admits nobody, for services that do not know `only_expected`."""
 
 
 def _token(row: asyncpg.Record) -> EnrollmentToken:
@@ -30,10 +36,13 @@ def _token(row: asyncpg.Record) -> EnrollmentToken:
         expires_at=row["expires_at"],
         max_uses=row["max_uses"],
         uses=row["uses"],
-        serial_count=row["serial_count"],
+        serial_count=0 if row["only_expected"] else row["serial_count"],
         require_approval=row["require_approval"],
         last_used_at=row["last_used_at"],
         revoked_at=row["revoked_at"],
+        labels=json.loads(row["labels"]),
+        group_ids=tuple(row["group_ids"]),
+        only_expected=row["only_expected"],
     )
 
 
@@ -48,8 +57,8 @@ async def insert_token(
     try:
         await connection.execute(
             "INSERT INTO enrollment.token (id, tenant_id, name, secret_hash, created_at,"
-            " expires_at, max_uses, uses, serial_count, require_approval)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9)",
+            " expires_at, max_uses, uses, serial_count, require_approval, labels, group_ids,"
+            " only_expected) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10, $11, $12)",
             token.id,
             token.tenant_id,
             token.name,
@@ -57,8 +66,11 @@ async def insert_token(
             token.created_at,
             token.expires_at,
             token.max_uses,
-            len(serials),
+            _NO_LIST if token.only_expected else len(serials),
             token.require_approval,
+            json.dumps(dict(token.labels), ensure_ascii=False),
+            list(token.group_ids),
+            token.only_expected,
         )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "token_secret":

@@ -39,6 +39,8 @@ DEVICE_COLUMNS: Final = (
     "neverSeen",
     "attestationVerdict",
     "attestedAt",
+    "labels",
+    "groupIds",
 )
 
 
@@ -83,10 +85,12 @@ def event_row(event: StoredEvent) -> tuple[str, ...]:
 
 def device_json(device: DeviceSummary, online_since: datetime) -> str:
     """A device as one JSON object, as in lists."""
-    values: dict[str, str | bool] = dict(
+    values: dict[str, object] = dict(
         zip(DEVICE_COLUMNS, device_row(device, online_since), strict=True)
     )
     values["neverSeen"] = device.never_seen
+    values["labels"] = dict(device.labels)
+    values["groupIds"] = [str(id_) for id_ in device.group_ids]
     if not values["attestedAt"]:
         del values["attestedAt"]
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
@@ -110,4 +114,6 @@ def device_row(device: DeviceSummary, online_since: datetime) -> tuple[str, ...]
         "true" if device.never_seen else "false",
         device.attestation_verdict,
         format_rfc3339(device.attested_at) if device.attested_at else "",
+        harmless_json(json.dumps(dict(device.labels), ensure_ascii=False)),
+        " ".join(map(str, device.group_ids)),
     )

@@ -88,6 +88,8 @@ def device_filter(
         serial=request.serial,
         clone_suspected=request.clone_suspected,
         attestation_verdict=request.attestation_verdict,
+        group_id=given_id(request.group),
+        label=request.label,
     )
 
 
@@ -113,6 +115,8 @@ def _value(value: object) -> object:
             return str(value)
         case datetime():
             return timestamp(value)
+        case list():
+            return [str(item) for item in value]
         case _:
             return value
 

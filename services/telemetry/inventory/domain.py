@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -10,6 +11,14 @@ from uuid import UUID
 from servicekit.rpc.pagination import Page
 
 DECOMMISSIONED: Final = "decommissioned"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The labels of a device, and the groups that it is in."""
+
+    labels: Mapping[str, str]
+    group_ids: tuple[UUID, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,8 @@ class RegisteredDevice:
     registered_at: datetime
     enrolled_at: datetime | None
     deleted: bool = False
+    membership: Membership | None = None
+    """Its labels and groups; `None` while the registry does not know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,8 @@ class DeviceSummary:
     clone_suspected_at: datetime | None = None
     attestation_verdict: str = "NONE"
     attested_at: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    group_ids: Sequence[UUID] = ()
 
     @property
     def health_detail(self) -> str:
@@ -158,3 +171,6 @@ class DeviceFilter:
     serial: str = ""
     clone_suspected: bool = False
     attestation_verdict: str = ""
+    group_id: UUID | None = None
+    label: str = ""
+    """The key of a label, or key and value, `room=214`."""

@@ -39,6 +39,7 @@ from services.telemetry.inventory.domain import (
     DeviceDetail,
     DeviceFilter,
     DevicePage,
+    Membership,
     NamePosition,
     PolicyInForce,
     RegisteredDevice,
@@ -264,7 +265,14 @@ def _registered(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
         registered_at=change.created_at.ToDatetime(tzinfo=UTC),
         enrolled_at=change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
         deleted=change.deleted,
+        membership=_membership(change),
     )
+
+
+def _membership(change: enrollment_pb2.DeviceChange) -> Membership | None:
+    if not change.HasField("membership"):
+        return None
+    return Membership(dict(change.membership.labels), tuple(map(UUID, change.membership.group_ids)))
 
 
 async def _store_registered(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
@@ -273,6 +281,7 @@ async def _store_registered(connection: Connection, devices: Sequence[Registered
     if staying := [device for device in devices if not device.deleted]:
         await erasure_store.note_back(connection, [device.id for device in staying], now())
         await store.store_registered(connection, staying)
+        await store.store_memberships(connection, staying)
 
 
 DEVICES: Final = Mirror(

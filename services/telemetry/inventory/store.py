@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Final
@@ -84,6 +85,27 @@ async def store_registered(connection: Connection, devices: Sequence[RegisteredD
         " seen_day = greatest(d.seen_day, excluded.seen_day)",
         *columns(rows),
     )
+
+
+async def store_memberships(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    """Stores the labels and groups of devices that are stored, as far as they are known."""
+    rows = sorted(
+        (
+            device.id,
+            json.dumps(dict(device.membership.labels), ensure_ascii=False),
+            f"{{{','.join(map(str, device.membership.group_ids))}}}",
+        )
+        for device in devices
+        if device.membership is not None
+    )
+    if rows:
+        await connection.execute(
+            "UPDATE telemetry.device d SET labels = r.labels, group_ids = r.group_ids::uuid[]"
+            " FROM unnest($1::uuid[], $2::jsonb[], $3::text[]) AS r (id, labels, group_ids)"
+            " WHERE d.id = r.id"
+            " AND (d.labels, d.group_ids) IS DISTINCT FROM (r.labels, r.group_ids::uuid[])",
+            *columns(rows),
+        )
 
 
 async def store_applied(connection: Connection, versions: Sequence[AppliedVersion]) -> None:
@@ -203,6 +225,7 @@ def _wanted(query: DeviceQuery) -> Where:
         else:
             where.filter("coalesce(contact_at < ?, true)", query.online_since)
     _judged(where, wanted)
+    _grouped(where, wanted)
     if wanted.seen_after is not None:
         where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
     if wanted.seen_before is not None:
@@ -228,6 +251,17 @@ def _judged(where: Where, wanted: DeviceFilter) -> None:
         where.add("(health <> 'healthy' AND health = ?)", wanted.health)
     if wanted.attestation_verdict:
         where.filter("attestation_verdict = ?", wanted.attestation_verdict)
+
+
+def _grouped(where: Where, wanted: DeviceFilter) -> None:
+    """Adds what is wanted of a device's labels and groups."""
+    if wanted.group_id is not None:
+        where.filter("group_ids @> ARRAY[?::uuid]", wanted.group_id)
+    key, equals, value = wanted.label.partition("=")
+    if equals:
+        where.filter("coalesce(labels ->> ? = ?, false)", key, value)
+    elif key:
+        where.filter("labels ->> ? IS NOT NULL", key)
 
 
 async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:
@@ -258,4 +292,5 @@ def _fleet(scope: Scope) -> Where:
 
 
 def _summary(row: asyncpg.Record) -> DeviceSummary:
-    return DeviceSummary(**{name: row[name] for name in _SUMMARY_COLUMNS})
+    values = {name: row[name] for name in _SUMMARY_COLUMNS}
+    return DeviceSummary(**{**values, "labels": json.loads(row["labels"])})

@@ -64,6 +64,22 @@ async def test_devices_are_what_they_were_last(database: TestDatabase) -> None:
         assert (repaired.carried, repaired.retired) == (0, 0)
 
 
+async def test_groups_are_computed_again(database: TestDatabase) -> None:
+    """What a reader heard before the restore is older than all that it is told afterwards."""
+    await seed(database)
+    async with repairing(database) as connection:
+        await connection.execute("UPDATE enrollment.device SET groups_computed_at = now()")
+        (before,) = await connection.fetch(
+            "SELECT max(membership_revision) AS last FROM enrollment.device"
+        )
+        await restore.repair(connection, Known(), TENANTS)
+        rows = await connection.fetch(
+            "SELECT membership_revision AS now, groups_computed_at FROM enrollment.device"
+        )
+        assert all(row["now"] >= before["last"] + 1_000_000 for row in rows)
+        assert {row["groups_computed_at"] for row in rows} == {None}
+
+
 async def test_a_list_retires_devices_that_nothing_is_known_of(database: TestDatabase) -> None:
     """They are locked out whether or not the backup has them."""
     await seed(database)

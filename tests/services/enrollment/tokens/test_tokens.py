@@ -61,6 +61,9 @@ async def test_the_secret_is_answered_once(service: Enrollment) -> None:
         "serialCount": 2,
         "requireApproval": True,
         "revokedAt": None,
+        "labels": {},
+        "groupIds": [],
+        "onlyExpected": False,
     }
 
 
@@ -303,3 +306,48 @@ async def test_a_weak_secret_is_refused(service: Enrollment, tmp_path: Path) -> 
     weak.write_text("hunter2")
     with pytest.raises(ValueError, match="at least 32 characters"):
         await _first_start(service, weak).attempt()
+
+
+async def test_a_token_gives_labels_and_groups(service: Enrollment) -> None:
+    """To each device that it admits; labels that a device has already stay."""
+    group = await service.group("cart-3")
+    filtered = await service.group("all", filter="serial = SN*")
+    token = await service.token(labels={"room": " 214 ", "year": "7"}, group_ids=[group.id])
+    assert (dict(token.labels), list(token.group_ids)) == ({"room": "214", "year": "7"}, [group.id])
+    (event,) = await service.events("token_created")
+    assert event["after"]["labels"] == {"room": "214", "year": "7"}
+    assert event["after"]["groupIds"] == [group.id]
+    device = (await service.enrolled(token.pre_shared_key))["device_id"]
+    assert await service.groups_of(device) == {"cart-3", "all"}
+    assert dict((await service.registration(device)).labels) == {"room": "214", "year": "7"}
+    (members,) = await service.events("group_members_changed")
+    assert (members["actor"], members["after"]["addedSerials"]) == ("system", ["SN-1"])
+    await service.label(device, room="215")
+    await service.act("AllowReenrollment", device)
+    await service.enrolled(token.pre_shared_key)
+    assert dict((await service.registration(device)).labels) == {"room": "215", "year": "7"}
+    # A retry is nothing new.
+    assert len(await service.events("group_members_changed")) == 1
+    for more, field in (
+        ({"group_ids": [filtered.id]}, "groupIds[0]"),
+        ({"group_ids": [group.id, str(ORG.id)]}, "groupIds[1]"),
+        ({"group_ids": [(await service.group("x", OTHER)).id]}, "groupIds[0]"),
+        ({"group_ids": ["cart-3"]}, "groupIds[0]"),
+        ({"labels": {"Room": "1"}}, "labels.Room"),
+    ):
+        assert (await refusal(service.token(**more))).fields == [field]
+
+
+async def test_a_token_outlives_its_group(service: Enrollment) -> None:
+    """What is deleted is not given any more; the token admits as before."""
+    group = await service.group("cart-3")
+    token = await service.token(group_ids=[group.id])
+    await service.groups.DeleteDeviceGroup(
+        pb.DeleteDeviceGroupRequest(id=group.id), metadata=service.admin
+    )
+    device = (await service.enrolled(token.pre_shared_key))["device_id"]
+    assert await service.groups_of(device) == set()
+    shown = await service.tokens.GetEnrollmentToken(
+        pb.GetEnrollmentTokenRequest(id=token.id), metadata=service.admin
+    )
+    assert list(shown.group_ids) == []

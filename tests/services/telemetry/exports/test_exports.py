@@ -103,7 +103,8 @@ async def test_devices_as_files(world: World) -> None:
     assert [row[0] for row in rows] == ["'=S1", "'=S2"]
     assert [{c: v.lstrip("'") for c, v in zip(header, row, strict=True)} for row in rows] == [
         # There is no time of evidence that was never sent.
-        {c: v if isinstance(v, str) else json.dumps(v) for c, v in d.items()} | {"attestedAt": ""}
+        {c: v if isinstance(v, str) else json.dumps(v) for c, v in d.items()}
+        | {"attestedAt": "", "groupIds": ""}
         for d in devices
     ]
     assert [column for column in header if column != "attestedAt"] == list(devices[0])

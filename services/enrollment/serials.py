@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -62,18 +63,29 @@ def refuse_reserved(serial: str, field: str = "serial") -> None:
             )
 
 
-def clean_serials(serials: list[str]) -> list[str]:
-    """The serial numbers of an enrollment token's list, each once, in order.
+def clean_listed(text: str, field: str) -> str:
+    """A serial number of a list.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT when it can be no device's serial number.
+    """
+    if _CONTROL.search(text.strip().strip("\0").strip()) is not None:
+        # Two lines of a list that were taken for one, perhaps.
+        raise invalid_field(field, "must not contain control characters")
+    return clean_serial(text, field)
+
+
+def clean_serials(serials: Sequence[str], within: str = "serials") -> list[str]:
+    """The serial numbers of a list, each once, in order.
+
+    Args:
+        within: the request's field that has them.
 
     Raises:
         DomainError: INVALID_ARGUMENT when one of them can be no device's serial number.
     """
     cleaned: dict[str, str] = {}
     for index, text in enumerate(serials):
-        field = f"serials[{index}]"
-        if _CONTROL.search(text.strip().strip("\0").strip()) is not None:
-            # Two lines of a list that were taken for one, perhaps.
-            raise invalid_field(field, "must not contain control characters")
-        serial = clean_serial(text, field)
+        serial = clean_listed(text, f"{within}[{index}]")
         cleaned.setdefault(serial_key(serial), serial)
     return list(cleaned.values())

@@ -1,0 +1,57 @@
+"""What commands name by codes, aliases and serial numbers, found by the server."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import typer
+
+from cli.errors import CliError
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+ALL: Final = sys.maxsize
+AT_ONCE: Final = 1_000
+"""Rows of one call."""
+
+Org: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--org",
+        help="The organisation, by its code or id; the only one that you see when not given.",
+        show_default=False,
+    ),
+]
+
+
+def org_id(api: Api, name: str) -> str:
+    """The id of an organisation.
+
+    Raises:
+        CliError: there is none, or it is not said which.
+    """
+    tenants = [t for t in api.pages("/api/tenants", "tenants", ALL) if t["kind"] == "org"]
+    if name:
+        found = [tenant for tenant in tenants if name in {tenant["id"], tenant["code"]}]
+        if not found:
+            raise CliError(
+                f"you see no organisation with the code or id {name}; `orgs list` shows them"
+            )
+        return str(found[-1]["id"])
+    if len(tenants) == 1:
+        return str(tenants[0]["id"])
+    raise CliError(f"you see {len(tenants)} organisations; name one with --org")
+
+
+def group_of(api: Api, org: str, alias: str) -> Any:
+    """A group of an organisation, by its alias.
+
+    Raises:
+        CliError: there is none.
+    """
+    parameters = {"orgId": org, "alias": alias}
+    for found in api.pages("/api/device-groups", "deviceGroups", 1, **parameters):
+        return found
+    raise CliError(f"no group has the alias {alias}; `groups list` shows them")
