@@ -1,4 +1,4 @@
--- Labels of devices, and the groups that they are in (docs/adr/0060).
+-- Labels of devices, and the groups that they are in (docs/adr/0062).
 ALTER TABLE enrollment.device
     ADD COLUMN labels jsonb NOT NULL DEFAULT '{}',
     ADD COLUMN asset_tag text NOT NULL DEFAULT '',
