@@ -83,6 +83,8 @@ def write_export(api: Api, org: dict[str, Any], path: Path, say: Callable[[str],
             _add_policy(api, files, policy["id"])
         if org["kind"] == "org":
             files.add("event-retention.json", _json(api.get("/api/events/retention", orgId=org_id)))
+            gate = api.get("/api/attestation-gate", orgId=org_id)
+            files.add("attestation-gate.json", _json(gate))
         files.add("events.json", api.stream("/api/events/export", orgId=org_id, format="json"))
         _add_quarantined(api, files, org_id)
         _add_audit(api, files, org_id)

@@ -165,6 +165,9 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "RollbackPolicy": _ADMIN_WRITE,
             "ListPolicyVersions": _USER_READ,
             "ListOrphanedDevices": _USER_READ,
+            "GetAttestationGate": _USER_READ,
+            "UpdateAttestationGate": _ADMIN_WRITE,
+            "PreviewAttestationGate": _USER_READ,
             "SyncDevice": _ADMIN_WRITE,
         },
         "PolicyKeyService": {
@@ -175,6 +178,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetDevicePolicy": _services("enrollment", "telemetry"),
             "ListAppliedVersions": _services("enrollment", "telemetry"),
             "CountPolicies": _services("identity"),
+            "ListAttestationGateChanges": _services("telemetry"),
         },
     },
     "telemetry": {
@@ -219,7 +223,9 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "LearnReferenceValue": _ADMIN_WRITE,
             "PreviewReferenceValues": replace(_USER_READ, timeout=60),
         },
-        "AttestationInternalService": {"ListVerdictChanges": _services("telemetry")},
+        "AttestationInternalService": {
+            "ListVerdictChanges": _services("policy", "telemetry"),
+        },
     },
     "audit": {
         "AuditService": {

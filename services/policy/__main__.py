@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from evergreen.v1 import identity_pb2_grpc
+from evergreen.v1 import attestation_pb2_grpc, identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
@@ -18,6 +18,8 @@ from services.policy.delivery.api import DeviceApi
 from services.policy.delivery.http import routes
 from services.policy.delivery.service import Delivery
 from services.policy.feed import PolicyInternalApi
+from services.policy.gate import store as gate_store
+from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
@@ -29,7 +31,7 @@ async def build(kit: Kit) -> Parts:
     """Wires the service."""
     keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), kit.clock)
     lane = kit.database.system_lane("the feed tells of all tenants")
-    changes = Changes(lane, *delivery_store.CHANGING, syncs_store.CHANGING)
+    changes = Changes(lane, *delivery_store.CHANGING, syncs_store.CHANGING, gate_store.CHANGING)
     devices = kit.device_access(DEVICES)
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
     delivery = Delivery(
@@ -40,16 +42,29 @@ async def build(kit: Kit) -> Parts:
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
         kit.clock,
     )
+    gates = Gates(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        attestation_pb2_grpc.AttestationInternalServiceStub(kit.channel("attestation")),
+        devices,
+        kit.clock,
+        kit.wait_seconds("attestation"),
+    )
     orphans = Orphans(kit.database, kit.tenants)
     service = PolicyService(kit.database, kit.outbox, kit.tenants, keys, changes, kit.clock)
 
     async def prepare() -> None:
         await keys.load()
         await delivery.load()
+        await gates.load()
 
     return Parts(
         public=(
-            partial(rpc.add_PolicyServiceServicer_to_server, PolicyApi(service, syncs, orphans)),
+            partial(
+                rpc.add_PolicyServiceServicer_to_server,
+                PolicyApi(service, syncs, orphans, gates),
+            ),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
@@ -72,6 +87,8 @@ async def build(kit: Kit) -> Parts:
             delivery.write_behind,
             syncs.follower.run,
             orphans.watch,
+            gates.follower.run,
+            gates.watch,
         ),
         before_serving=prepare,
         ready=lambda: delivery.bundles.synced,

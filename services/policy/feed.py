@@ -16,6 +16,9 @@ from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import to_envelope
 from services.policy.delivery.service import Delivery
 from services.policy.delivery.store import Applied
+from services.policy.gate import store as gate_store
+from services.policy.gate.api import to_gate
+from services.policy.gate.domain import Gate
 
 log = logs.get(__name__)
 
@@ -85,4 +88,24 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
             ],
             next_cursor=str(page.cursor),
             more=page.more,
+        )
+
+    async def ListAttestationGateChanges(
+        self, request: policy_pb2.ListAttestationGateChangesRequest, context: Context
+    ) -> policy_pb2.ListAttestationGateChangesResponse:
+        """Answers a page of the feed of gates."""
+
+        async def read() -> tuple[FeedPage, list[Gate]]:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                return await gate_store.gates_since(
+                    connection, Cursor.parse(request.cursor), request.limit
+                )
+
+        page, gates = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda found: bool(found[1])
+        )
+        return policy_pb2.ListAttestationGateChangesResponse(
+            gates=map(to_gate, gates), next_cursor=str(page.cursor), more=page.more
         )

@@ -15,7 +15,12 @@ from contract.events.policy import PolicyPublished, PolicyRolledBack
 from servicekit.data.backup import Connection, Recorded, Tables
 from services.policy.keys.service import PURPOSE
 
-TABLES: Final = Tables(sealed={"signing_keys": PURPOSE}, signs_of_use=frozenset({"policies"}))
+TABLES: Final = Tables(
+    # What attestation tells.
+    made_anew=frozenset({"device_verdict"}),
+    sealed={"signing_keys": PURPOSE},
+    signs_of_use=frozenset({"policies"}),
+)
 LOST_VERSIONS: Final = 1000
 """More policies than an organisation publishes between two backups."""
 

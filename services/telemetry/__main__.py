@@ -84,6 +84,7 @@ async def build(kit: Kit) -> Parts:
         tasks=(
             inventory.applied.run,
             inventory.verdicts.run,
+            inventory.gates.run,
             relay.run,
             relay.watch,
             maintenance.run,

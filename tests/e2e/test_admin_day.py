@@ -180,6 +180,14 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         orgId=org.id,
         days=30,
     )
+    me.do(
+        "policy.attestation_gate_updated",
+        f"tenants/{org.id}/attestation-gate",
+        "PATCH",
+        "/api/attestation-gate",
+        orgId=org.id,
+        mode="OBSERVE",
+    )
     for what, action in {
         "devices": "telemetry.devices_exported",
         "events": "telemetry.events_exported",
@@ -445,6 +453,7 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "WithdrawPolicy": "policy.withdrawn",
         "SyncDevice": "policy.device_sync_requested",
         "UpdateEventRetention": "telemetry.event_retention_updated",
+        "UpdateAttestationGate": "policy.attestation_gate_updated",
         "ImportEndorsementKeys": "attestation.endorsement_keys_imported",
         "ResetTpmBinding": "attestation.tpm_binding_reset",
         "CreateTrustRoot": "attestation.trust_root_added",

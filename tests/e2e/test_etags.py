@@ -153,6 +153,11 @@ def _retention(org: Org) -> Made:
     return Made(org.id, ok(org.root.get(path)), path)
 
 
+def _gate(org: Org) -> Made:
+    path = f"/api/attestation-gate?orgId={org.id}"
+    return Made(org.id, ok(org.root.get(path)), path)
+
+
 def _reference(org: Org) -> Made:
     wanted = {"orgId": org.id, "name": "Image", "pcrs": {"4": "ab" * 32}}
     made = ok(org.root.post("/api/reference-values", json=wanted))
@@ -199,6 +204,7 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "WithdrawPolicy": (_published, {}),
     "RollbackPolicy": (_published, {"version": "1"}),
     "UpdateEventRetention": (_retention, {"days": 30}),
+    "UpdateAttestationGate": (_gate, {"mode": "OBSERVE"}),
     "UpdateReferenceValue": (_reference, {"state": "ACTIVE"}),
     "DeleteReferenceValue": (_reference, {}),
     "UpdateForwarder": (_forwarder, {"name": "Other"}),
@@ -350,7 +356,18 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         {"state": "ACTIVE"},
     ),
     "audit.forwarder_updated": (_forwarder, "PATCH", "/api/forwarders/{id}", {"name": "Same"}),
-    "telemetry.event_retention_updated": (_retention, "PATCH", "/api/events/retention", {}),
+    "telemetry.event_retention_updated": (
+        _retention,
+        "PATCH",
+        "/api/events/retention",
+        {"days": 45},
+    ),
+    "policy.attestation_gate_updated": (
+        _gate,
+        "PATCH",
+        "/api/attestation-gate",
+        {"mode": "OBSERVE"},
+    ),
 }
 """Calls that change something once: the event, what is made first, and the call."""
 
@@ -367,7 +384,7 @@ def test_what_changes_nothing_writes_nothing(stack: Stack, org: Org) -> None:
     org = make_org(stack, root, "Repeated")
     for make, method, path, body in _REPEATED.values():
         made = make(org)
-        given = {"orgId": org.id, "days": 45} if make is _retention else body
+        given = body if "{id}" in path else {"orgId": org.id, **body}
         url = path.format(id=made.id)
         first = ok(root.request(method, url, json=given))
         assert ok(root.request(method, url, json=given)) == first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 import pytest_asyncio
 
 from evergreen.v1 import (
+    attestation_pb2_grpc,
     device_pb2,
     device_pb2_grpc,
     enrollment_pb2,
@@ -33,7 +34,7 @@ from tests.conftest import MakeKit, ServeService, tenant
 from tests.fakes.agent.gojson import unmarshal
 from tests.fakes.agent.structs import ENVELOPE
 from tests.fakes.agent.verify import check_envelope, load_pinned_key
-from tests.support.neighbours import served, until_ready
+from tests.support.neighbours import FakeAttestation, served, until_ready
 from tests.support.servers import TestDatabase
 
 ROOT = tenant(1, kind="root")
@@ -83,12 +84,20 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
 
     devices: list[enrollment_pb2.DeviceChange] = field(default_factory=list)
 
-    def add(self, device_id: UUID, org_id: UUID, status: str = "active") -> None:
-        self.devices.append(
-            enrollment_pb2.DeviceChange(
-                device_id=str(device_id), tenant_id=str(org_id), status=status, token_version=1
-            )
+    def add(
+        self,
+        device_id: UUID,
+        org_id: UUID,
+        status: str = "active",
+        enrolled_at: datetime | None = None,
+        **more: Any,
+    ) -> None:
+        change = enrollment_pb2.DeviceChange(
+            device_id=str(device_id), tenant_id=str(org_id), status=status, token_version=1, **more
         )
+        if enrolled_at is not None:
+            change.enrolled_at.FromDatetime(enrolled_at)
+        self.devices.append(change)
 
     async def ListDeviceChanges(  # noqa: N802
         self, request: enrollment_pb2.ListDeviceChangesRequest, context: Any
@@ -105,12 +114,13 @@ class Neighbours:
 
     identity: FakeIdentity
     registry: FakeRegistry
+    attestation: FakeAttestation
 
 
 @asynccontextmanager
 async def neighbours(kit: Kit) -> AsyncIterator[Neighbours]:
     """Serves the fakes where the kit's settings say that their originals are."""
-    found = Neighbours(FakeIdentity(), FakeRegistry())
+    found = Neighbours(FakeIdentity(), FakeRegistry(), FakeAttestation(ORG.id))
     async with (
         served(
             kit.settings.identity_target,
@@ -122,7 +132,16 @@ async def neighbours(kit: Kit) -> AsyncIterator[Neighbours]:
             enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server,
             found.registry,
         ),
+        AsyncExitStack() as more,
     ):
+        if kit.context != "attestation":
+            await more.enter_async_context(
+                served(
+                    kit.settings.attestation_target,
+                    attestation_pb2_grpc.add_AttestationInternalServiceServicer_to_server,
+                    found.attestation,
+                )
+            )
         yield found
 
 

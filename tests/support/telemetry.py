@@ -16,7 +16,6 @@ import httpx
 import pytest_asyncio
 
 from evergreen.v1 import (
-    attestation_pb2,
     attestation_pb2_grpc,
     device_pb2_grpc,
     enrollment_pb2,
@@ -33,7 +32,7 @@ from servicekit.rpc.channels import open_channel
 from services.telemetry.__main__ import build
 from services.telemetry.settings import TelemetrySettings
 from tests.conftest import MakeKit, ServeService, tenant
-from tests.support.neighbours import served, until_ready
+from tests.support.neighbours import FakeAttestation, served, until_ready
 from tests.support.servers import TestDatabase
 
 ROOT = tenant(1, kind="root")
@@ -96,6 +95,21 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     versions: list[policy_pb2.AppliedVersion] = field(default_factory=list)
     in_force: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The documents in force, by organisation."""
+    gates: list[policy_pb2.AttestationGate] = field(default_factory=list)
+
+    def ask(self, at_least: str, org: UUID = ORG.id, mode: str = "OBSERVE", hours: int = 1) -> None:
+        self.gates.append(
+            policy_pb2.AttestationGate(
+                org_id=str(org), mode=mode, at_least=at_least, grace_hours=hours
+            )
+        )
+
+    async def ListAttestationGateChanges(  # noqa: N802
+        self, request: policy_pb2.ListAttestationGateChangesRequest, context: Any
+    ) -> policy_pb2.ListAttestationGateChangesResponse:
+        return policy_pb2.ListAttestationGateChangesResponse(
+            gates=self.gates[int(request.cursor or 0) :], next_cursor=str(len(self.gates))
+        )
 
     def tell(self, device_id: UUID, version: str, org: UUID = ORG.id) -> None:
         applied = policy_pb2.AppliedVersion(
@@ -118,29 +132,6 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     ) -> policy_pb2.ListAppliedVersionsResponse:
         return policy_pb2.ListAppliedVersionsResponse(
             versions=self.versions[int(request.cursor or 0) :], next_cursor=str(len(self.versions))
-        )
-
-
-@dataclass
-class FakeAttestation(attestation_pb2_grpc.AttestationInternalServiceServicer):
-    """Tells of the verdicts that a test puts into it."""
-
-    verdicts: list[attestation_pb2.DeviceVerdict] = field(default_factory=list)
-
-    def tell(self, device_id: UUID, verdict: str, org: UUID = ORG.id) -> datetime:
-        at = datetime.now(UTC)
-        told = attestation_pb2.DeviceVerdict(
-            device_id=str(device_id), tenant_id=str(org), verdict=verdict
-        )
-        told.attested_at.FromDatetime(at)
-        self.verdicts.append(told)
-        return at
-
-    async def ListVerdictChanges(  # noqa: N802
-        self, request: attestation_pb2.ListVerdictChangesRequest, context: Any
-    ) -> attestation_pb2.ListVerdictChangesResponse:
-        return attestation_pb2.ListVerdictChangesResponse(
-            verdicts=self.verdicts[int(request.cursor or 0) :], next_cursor=str(len(self.verdicts))
         )
 
 
@@ -337,7 +328,7 @@ async def running(
 ) -> AsyncIterator[World]:
     """The service and its neighbours."""
     kit = await make_kit("telemetry", TelemetrySettings, tenants=TREE, **settings)
-    registry, policy, attestation = FakeRegistry(), FakePolicy(), FakeAttestation()
+    registry, policy, attestation = FakeRegistry(), FakePolicy(), FakeAttestation(ORG.id)
     async with (
         served(
             kit.settings.target("identity"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
+from contract.events.attestation import VerdictName
 from contract.events.base import AT, ID, TENANT_ID, Action, Since
 
 
@@ -50,6 +51,17 @@ class TokenExpiry:
     """When the token expires."""
 
     expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateSnapshot:
+    """What an organisation asks of its devices' boots."""
+
+    mode: Literal["OFF", "OBSERVE"]
+    at_least: Annotated[VerdictName, "The least verdict."]
+    grace_hours: Annotated[
+        int, "So many hours after its enrollment a device that sent no evidence falls short."
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +151,16 @@ class DeviceTokenRotated(_DeviceAction):
     after: TokenExpiry
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationGateUpdated(Action):
+    """An organisation asks for another verdict over its devices' boots."""
+
+    NAME: ClassVar[str] = "policy.attestation_gate_updated"
+    RESOURCE: ClassVar[str] = "tenants/{id}/attestation-gate"
+    before: GateSnapshot
+    after: GateSnapshot
+
+
 _POLICY: Final = PolicySnapshot(
     name="Laptops",
     description="",
@@ -170,6 +192,11 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         id=ID,
         before=TokenExpiry(expires_at=AT),
         after=TokenExpiry(expires_at=datetime(2027, 9, 1, 7, 58, 3, tzinfo=UTC)),
+    ),
+    AttestationGateUpdated(
+        id=ID,
+        before=GateSnapshot(mode="OFF", at_least="SELF_CONSISTENT", grace_hours=24),
+        after=GateSnapshot(mode="OBSERVE", at_least="KNOWN_TPM", grace_hours=24),
     ),
 )
 """One of each; this is the list of what policy sends."""

@@ -695,6 +695,323 @@ class OrphanedDevice(_message.Message):
 Global___OrphanedDevice: _TypeAlias = OrphanedDevice  # noqa: Y015
 
 @_typing.final
+class GetAttestationGateRequest(_message.Message):
+    """Whose gate to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAttestationGateRequest: _TypeAlias = GetAttestationGateRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAttestationGateRequest(_message.Message):
+    """What an organisation is to ask of its devices' boots. What is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    mode: _builtins.str
+    """Whether devices are looked at."""
+    at_least: _builtins.str
+    """The least verdict."""
+    grace_hours: _builtins.int
+    """So many hours after its enrollment a device that sent no evidence falls short."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        mode: _builtins.str | None = ...,
+        at_least: _builtins.str | None = ...,
+        grace_hours: _builtins.int | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_mode", b"_mode", "at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_mode", b"_mode", "at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
+    _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__grace_hours: _TypeAlias = _typing.Literal["grace_hours"]  # noqa: Y015
+    _WhichOneofArgType__grace_hours: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours"]  # noqa: Y015
+    _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
+    _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_least) -> _WhichOneofReturnType__at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_hours) -> _WhichOneofReturnType__grace_hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+
+Global___UpdateAttestationGateRequest: _TypeAlias = UpdateAttestationGateRequest  # noqa: Y015
+
+@_typing.final
+class AttestationGate(_message.Message):
+    """What an organisation asks of its devices' boots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    mode: _builtins.str
+    """`OFF`: nothing is asked. `OBSERVE`: devices that fall short are shown, and
+    nothing else happens to them.
+    """
+    at_least: _builtins.str
+    """The least verdict: `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`."""
+    grace_hours: _builtins.int
+    """So many hours after its enrollment a device that sent no evidence falls short."""
+    etag: _builtins.str
+    """Changes with every change; give it back, or the header `ETag` as `If-Match`, to
+    refuse a lost update.
+    """
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed; absent when it never was."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        at_least: _builtins.str = ...,
+        grace_hours: _builtins.int = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode", "org_id", b"org_id", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestationGate: _TypeAlias = AttestationGate  # noqa: Y015
+
+@_typing.final
+class PreviewAttestationGateRequest(_message.Message):
+    """Which devices would fall short."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    at_least: _builtins.str
+    """The least verdict; the organisation's own when not given."""
+    grace_hours: _builtins.int
+    """The hours after its enrollment that a device has to send evidence; the
+    organisation's own when not given.
+    """
+    page_size: _builtins.int
+    """The most devices to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        at_least: _builtins.str = ...,
+        grace_hours: _builtins.int | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours", "grace_hours", b"grace_hours"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours", "at_least", b"at_least", "grace_hours", b"grace_hours", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grace_hours: _TypeAlias = _typing.Literal["grace_hours"]  # noqa: Y015
+    _WhichOneofArgType__grace_hours: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_hours) -> _WhichOneofReturnType__grace_hours | None: ...
+
+Global___PreviewAttestationGateRequest: _TypeAlias = PreviewAttestationGateRequest  # noqa: Y015
+
+@_typing.final
+class PreviewAttestationGateResponse(_message.Message):
+    """Devices that would fall short."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DEVICES_IN_USE_FIELD_NUMBER: _builtins.int
+    FALLING_SHORT_FIELD_NUMBER: _builtins.int
+    IN_GRACE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    devices_in_use: _builtins.int
+    """How many devices of the organisation are in use."""
+    falling_short: _builtins.int
+    """How many of them would fall short, on all pages."""
+    in_grace: _builtins.int
+    """How many have sent no evidence yet and still have time for it."""
+    at_least: _builtins.str
+    """The least verdict that was asked for."""
+    grace_hours: _builtins.int
+    """The hours after their enrollment that devices were given."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFallingShort]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceFallingShort] | None = ...,
+        next_page_token: _builtins.str = ...,
+        devices_in_use: _builtins.int = ...,
+        falling_short: _builtins.int = ...,
+        in_grace: _builtins.int = ...,
+        at_least: _builtins.str = ...,
+        grace_hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "devices", b"devices", "devices_in_use", b"devices_in_use", "falling_short", b"falling_short", "grace_hours", b"grace_hours", "in_grace", b"in_grace", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewAttestationGateResponse: _TypeAlias = PreviewAttestationGateResponse  # noqa: Y015
+
+@_typing.final
+class DeviceFallingShort(_message.Message):
+    """A device whose boot is not what is asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    org_id: _builtins.str
+    """The organisation that it belongs to."""
+    verdict: _builtins.str
+    """The verdict over its latest boot; `NONE` without evidence."""
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the evidence was taken; absent without any."""
+
+    @_builtins.property
+    def enrolled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it enrolled."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
+        enrolled_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "enrolled_at", b"enrolled_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "org_id", b"org_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceFallingShort: _TypeAlias = DeviceFallingShort  # noqa: Y015
+
+@_typing.final
+class ListAttestationGateChangesRequest(_message.Message):
+    """Which gates to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The cursor from the response before; empty to start from nothing."""
+    limit: _builtins.int
+    """The most changes to return."""
+    wait_seconds: _builtins.int
+    """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        wait_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttestationGateChangesRequest: _TypeAlias = ListAttestationGateChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListAttestationGateChangesResponse(_message.Message):
+    """Gates since a cursor; an organisation may be returned more than once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATES_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where to continue."""
+    more: _builtins.bool
+    """Whether more is waiting behind the cursor."""
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationGate]:
+        """The gates as they are now."""
+
+    def __init__(
+        self,
+        *,
+        gates: _abc.Iterable[Global___AttestationGate] | None = ...,
+        next_cursor: _builtins.str = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "more", b"more", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttestationGateChangesResponse: _TypeAlias = ListAttestationGateChangesResponse  # noqa: Y015
+
+@_typing.final
 class SyncDeviceRequest(_message.Message):
     """Which device to synchronise."""
 

@@ -87,6 +87,21 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesResponse.FromString,
                 _registered_method=True)
+        self.GetAttestationGate = channel.unary_unary(
+                '/evergreen.v1.PolicyService/GetAttestationGate',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetAttestationGateRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.AttestationGate.FromString,
+                _registered_method=True)
+        self.UpdateAttestationGate = channel.unary_unary(
+                '/evergreen.v1.PolicyService/UpdateAttestationGate',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.UpdateAttestationGateRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.AttestationGate.FromString,
+                _registered_method=True)
+        self.PreviewAttestationGate = channel.unary_unary(
+                '/evergreen.v1.PolicyService/PreviewAttestationGate',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.FromString,
+                _registered_method=True)
         self.SyncDevice = channel.unary_unary(
                 '/evergreen.v1.PolicyService/SyncDevice',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.SyncDeviceRequest.SerializeToString,
@@ -182,6 +197,29 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAttestationGate(self, request, context):
+        """Returns which verdict over their boots an organisation asks of its devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAttestationGate(self, request, context):
+        """Says which verdict over their boots an organisation asks of its devices. It is
+        observed only: whatever a device's verdict is, it gets its policy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewAttestationGate(self, request, context):
+        """Counts and lists the devices that fall short of a verdict, whether the
+        organisation asks for it or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SyncDevice(self, request, context):
         """Has a device apply its policy again at its next poll.
         """
@@ -241,6 +279,21 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ListOrphanedDevices,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesResponse.SerializeToString,
+            ),
+            'GetAttestationGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAttestationGate,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetAttestationGateRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.AttestationGate.SerializeToString,
+            ),
+            'UpdateAttestationGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAttestationGate,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.UpdateAttestationGateRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.AttestationGate.SerializeToString,
+            ),
+            'PreviewAttestationGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewAttestationGate,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.SerializeToString,
             ),
             'SyncDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncDevice,
@@ -530,6 +583,87 @@ class PolicyService:
             _registered_method=True)
 
     @staticmethod
+    def GetAttestationGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/GetAttestationGate',
+            evergreen_dot_v1_dot_policy__pb2.GetAttestationGateRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.AttestationGate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAttestationGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/UpdateAttestationGate',
+            evergreen_dot_v1_dot_policy__pb2.UpdateAttestationGateRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.AttestationGate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewAttestationGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/PreviewAttestationGate',
+            evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SyncDevice(request,
             target,
             options=(),
@@ -702,6 +836,11 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.FromString,
                 _registered_method=True)
+        self.ListAttestationGateChanges = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListAttestationGateChanges',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyInternalServiceServicer:
@@ -729,6 +868,14 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAttestationGateChanges(self, request, context):
+        """Lists the organisations that changed since a cursor what they ask of their
+        devices' boots.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -746,6 +893,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.CountPolicies,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.SerializeToString,
+            ),
+            'ListAttestationGateChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttestationGateChanges,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -830,6 +982,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/CountPolicies',
             evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.CountPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttestationGateChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListAttestationGateChanges',
+            evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

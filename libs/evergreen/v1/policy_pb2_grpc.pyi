@@ -76,6 +76,16 @@ class PolicyServiceStub:
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
     """
+    GetAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetAttestationGateRequest, _policy_pb2.AttestationGate]
+    """Returns which verdict over their boots an organisation asks of its devices."""
+    UpdateAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateAttestationGateRequest, _policy_pb2.AttestationGate]
+    """Says which verdict over their boots an organisation asks of its devices. It is
+    observed only: whatever a device's verdict is, it gets its policy.
+    """
+    PreviewAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PreviewAttestationGateRequest, _policy_pb2.PreviewAttestationGateResponse]
+    """Counts and lists the devices that fall short of a verdict, whether the
+    organisation asks for it or not.
+    """
     SyncDevice: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]
     """Has a device apply its policy again at its next poll."""
 
@@ -124,6 +134,16 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
+    """
+    GetAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetAttestationGateRequest, _policy_pb2.AttestationGate]  # type: ignore[assignment]
+    """Returns which verdict over their boots an organisation asks of its devices."""
+    UpdateAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateAttestationGateRequest, _policy_pb2.AttestationGate]  # type: ignore[assignment]
+    """Says which verdict over their boots an organisation asks of its devices. It is
+    observed only: whatever a device's verdict is, it gets its policy.
+    """
+    PreviewAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.PreviewAttestationGateRequest, _policy_pb2.PreviewAttestationGateResponse]  # type: ignore[assignment]
+    """Counts and lists the devices that fall short of a verdict, whether the
+    organisation asks for it or not.
     """
     SyncDevice: _aio.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]  # type: ignore[assignment]
     """Has a device apply its policy again at its next poll."""
@@ -233,6 +253,34 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetAttestationGate(
+        self,
+        request: _policy_pb2.GetAttestationGateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.AttestationGate, _abc.Awaitable[_policy_pb2.AttestationGate]]:
+        """Returns which verdict over their boots an organisation asks of its devices."""
+
+    @_abc_1.abstractmethod
+    def UpdateAttestationGate(
+        self,
+        request: _policy_pb2.UpdateAttestationGateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.AttestationGate, _abc.Awaitable[_policy_pb2.AttestationGate]]:
+        """Says which verdict over their boots an organisation asks of its devices. It is
+        observed only: whatever a device's verdict is, it gets its policy.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewAttestationGate(
+        self,
+        request: _policy_pb2.PreviewAttestationGateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PreviewAttestationGateResponse, _abc.Awaitable[_policy_pb2.PreviewAttestationGateResponse]]:
+        """Counts and lists the devices that fall short of a verdict, whether the
+        organisation asks for it or not.
+        """
+
+    @_abc_1.abstractmethod
     def SyncDevice(
         self,
         request: _policy_pb2.SyncDeviceRequest,
@@ -298,6 +346,10 @@ class PolicyInternalServiceStub:
     """Lists the devices whose applied policy version changed since a cursor."""
     CountPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]
     """Counts the policies of tenants."""
+    ListAttestationGateChanges: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]
+    """Lists the organisations that changed since a cursor what they ask of their
+    devices' boots.
+    """
 
 @_typing.type_check_only
 class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
@@ -310,6 +362,10 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     """Lists the devices whose applied policy version changed since a cursor."""
     CountPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]  # type: ignore[assignment]
     """Counts the policies of tenants."""
+    ListAttestationGateChanges: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]  # type: ignore[assignment]
+    """Lists the organisations that changed since a cursor what they ask of their
+    devices' boots.
+    """
 
 class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -337,5 +393,15 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.CountPoliciesResponse, _abc.Awaitable[_policy_pb2.CountPoliciesResponse]]:
         """Counts the policies of tenants."""
+
+    @_abc_1.abstractmethod
+    def ListAttestationGateChanges(
+        self,
+        request: _policy_pb2.ListAttestationGateChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListAttestationGateChangesResponse, _abc.Awaitable[_policy_pb2.ListAttestationGateChangesResponse]]:
+        """Lists the organisations that changed since a cursor what they ask of their
+        devices' boots.
+        """
 
 def add_PolicyInternalServiceServicer_to_server(servicer: PolicyInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

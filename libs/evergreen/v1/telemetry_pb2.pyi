@@ -39,6 +39,7 @@ class ListDevicesRequest(_message.Message):
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    FALLS_SHORT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -61,6 +62,8 @@ class ListDevicesRequest(_message.Message):
     """Only devices that are in this group, by its id."""
     label: _builtins.str
     """Only devices with this label: `room`, or `room=214` for one value."""
+    falls_short: _builtins.bool
+    """Only devices whose latest boot falls short of what their organisation asks for."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -85,10 +88,11 @@ class ListDevicesRequest(_message.Message):
         attestation_verdict: _builtins.str = ...,
         group: _builtins.str = ...,
         label: _builtins.str = ...,
+        falls_short: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,6 +144,7 @@ class ExportDevicesRequest(_message.Message):
     ATTESTATION_VERDICT_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    FALLS_SHORT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -163,6 +168,8 @@ class ExportDevicesRequest(_message.Message):
     """Only devices that are in this group, by its id."""
     label: _builtins.str
     """Only devices with this label: `room`, or `room=214` for one value."""
+    falls_short: _builtins.bool
+    """Only devices whose latest boot falls short of what their organisation asks for."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -186,10 +193,11 @@ class ExportDevicesRequest(_message.Message):
         attestation_verdict: _builtins.str = ...,
         group: _builtins.str = ...,
         label: _builtins.str = ...,
+        falls_short: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "format", b"format", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "format", b"format", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,6 +246,7 @@ class DeviceSummary(_message.Message):
     ATTESTED_AT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
+    FALLS_SHORT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -265,6 +274,10 @@ class DeviceSummary(_message.Message):
     attestation_verdict: _builtins.str
     """The verdict over its latest boot: `NONE` without evidence, `FAILED`,
     `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`.
+    """
+    falls_short: _builtins.bool
+    """Whether that falls short of what its organisation asks for
+    (`PolicyService.UpdateAttestationGate`).
     """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
@@ -310,10 +323,11 @@ class DeviceSummary(_message.Message):
         attested_at: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        falls_short: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +404,7 @@ class Device(_message.Message):
     ATTESTED_AT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
+    FALLS_SHORT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -423,6 +438,10 @@ class Device(_message.Message):
     attestation_verdict: _builtins.str
     """The verdict over its latest boot: `NONE` without evidence, `FAILED`,
     `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`.
+    """
+    falls_short: _builtins.bool
+    """Whether that falls short of what its organisation asks for
+    (`PolicyService.UpdateAttestationGate`).
     """
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
@@ -490,10 +509,11 @@ class Device(_message.Message):
         attested_at: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        falls_short: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health_snapshot", b"health_snapshot", "last_seen", b"last_seen", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "labels", b"labels", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "labels", b"labels", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,7 @@ import json
 from uuid import UUID
 
 from contract.access import Role
-from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from evergreen.v1 import policy_pb2
 from servicekit.call import Caller
 from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
@@ -15,16 +15,21 @@ from servicekit.rpc.values import from_value, timestamp, to_value
 from services.policy.authoring.domain import Policy, Published, warnings_of
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide
 from services.policy.authoring.service import Change, PolicyService
+from services.policy.gate.api import GateApi
+from services.policy.gate.service import Gates
 from services.policy.orphans.domain import Orphan
 from services.policy.orphans.service import Orphans
 from services.policy.syncs.service import Syncs
 from services.policy.versions import MAX_VERSION
 
 
-class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
+class PolicyApi(GateApi):
     """evergreen.v1.PolicyService."""
 
-    def __init__(self, service: PolicyService, syncs: Syncs, orphans: Orphans) -> None:
+    def __init__(
+        self, service: PolicyService, syncs: Syncs, orphans: Orphans, gates: Gates
+    ) -> None:
+        super().__init__(gates)
         self._service = service
         self._syncs = syncs
         self._orphans = orphans

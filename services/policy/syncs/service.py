@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Final, TypeAlias
+from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID
 
 from contract.events.policy import DeviceSyncRequested, RequestedSync
@@ -22,7 +22,7 @@ from servicekit.observability import logs
 from servicekit.peers.devices import DeviceAccess, Mirror
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.syncs import store
-from services.policy.syncs.store import Sync
+from services.policy.syncs.store import RegisteredDevice, Sync
 
 log = logs.get(__name__)
 
@@ -30,29 +30,34 @@ _PLACE: Final = place("policy", "write_syncs")
 _IN_USE: Final = frozenset({"active", "prepared"})
 
 
-_Device: TypeAlias = tuple[UUID, UUID, str, bool]
-"""Device, organisation, status, and whether it was deleted."""
+def _device(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
+    enrolled = change.HasField("enrolled_at")
+    return RegisteredDevice(
+        device_id=UUID(change.device_id),
+        tenant_id=UUID(change.tenant_id),
+        status=change.status,
+        enrolled_at=change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
+        deleted=change.deleted,
+    )
 
 
-def _device(change: enrollment_pb2.DeviceChange) -> _Device:
-    return UUID(change.device_id), UUID(change.tenant_id), change.status, change.deleted
-
-
-async def _write(connection: Connection, devices: Sequence[_Device]) -> None:
-    if staying := [device[:3] for device in devices if not device[3]]:
+async def _write(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    if staying := [device for device in devices if not device.deleted]:
         await store.write_devices(connection, staying)
-    await store.delete_devices(connection, [device[0] for device in devices if device[3]])
+    await store.delete_devices(
+        connection, [device.device_id for device in devices if device.deleted]
+    )
 
 
 DEVICES: Final = Mirror(
     place=place("policy", "follow_devices"),
     make=_device,
-    device_of=lambda device: device[0],
+    device_of=lambda device: device.device_id,
     write=_write,
     read_position=store.devices_cursor,
     write_position=store.write_devices_cursor,
 )
-"""What policy keeps of the registry: which device belongs to which organisation."""
+"""What policy keeps of the registry: which device belongs to which organisation, since when."""
 
 
 class Syncs:

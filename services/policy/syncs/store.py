@@ -27,6 +27,17 @@ class Sync:
     served_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class RegisteredDevice:
+    """A device as the registry has it."""
+
+    device_id: UUID
+    tenant_id: UUID
+    status: str
+    enrolled_at: datetime | None
+    deleted: bool
+
+
 CHANGING = "SELECT changed_xid FROM policy.device_syncs"
 """What the feed of syncs tells of (`servicekit.feeds.changes`)."""
 
@@ -79,7 +90,9 @@ async def write_served(connection: Connection, syncs: Sequence[Sync]) -> None:
 
 async def devices_cursor(connection: Connection) -> str:
     """How far the registry's feed was read; empty for not at all."""
-    cursor: str | None = await connection.fetchval("SELECT cursor FROM policy.devices_cursor")
+    cursor: str | None = await connection.fetchval(
+        "SELECT enrolled_cursor FROM policy.devices_cursor"
+    )
     return cursor or ""
 
 
@@ -88,7 +101,7 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
     if not device_ids:
         return
     await DELETED.wait_for_writers(connection)
-    for table in ("devices", "applied_versions", "device_syncs"):
+    for table in ("devices", "applied_versions", "device_syncs", "device_verdict"):
         await connection.execute(
             f"DELETE FROM policy.{table} WHERE device_id = ANY ($1)", device_ids
         )
@@ -97,21 +110,23 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
 async def write_devices_cursor(connection: Connection, cursor: str) -> None:
     """Stores how far the registry's feed was read."""
     await connection.execute(
-        "INSERT INTO policy.devices_cursor (cursor) VALUES ($1)"
-        " ON CONFLICT (only_row) DO UPDATE SET cursor = excluded.cursor",
+        # The last release reads the other one.
+        "INSERT INTO policy.devices_cursor (cursor, enrolled_cursor) VALUES ($1, $1)"
+        " ON CONFLICT (only_row) DO UPDATE SET cursor = excluded.cursor,"
+        " enrolled_cursor = excluded.enrolled_cursor",
         cursor,
     )
 
 
-async def write_devices(connection: Connection, devices: Sequence[tuple[UUID, UUID, str]]) -> None:
-    """Stores devices as the registry has them now: id, org, status."""
+async def write_devices(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+    """Stores devices as the registry has them now."""
     await connection.execute(
-        "INSERT INTO policy.devices (device_id, tenant_id, status)"
-        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[])"
-        " AS u(device_id, tenant_id, status) ORDER BY device_id"
+        "INSERT INTO policy.devices (device_id, tenant_id, status, enrolled_at)"
+        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
+        " AS u(device_id, tenant_id, status, enrolled_at) ORDER BY device_id"
         " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id,"
-        " status = excluded.status",
-        *columns(devices),
+        " status = excluded.status, enrolled_at = excluded.enrolled_at",
+        *columns([(d.device_id, d.tenant_id, d.status, d.enrolled_at) for d in devices]),
     )
 
 

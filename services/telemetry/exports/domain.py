@@ -41,6 +41,7 @@ DEVICE_COLUMNS: Final = (
     "attestedAt",
     "labels",
     "groupIds",
+    "fallsShort",
 )
 
 
@@ -91,6 +92,7 @@ def device_json(device: DeviceSummary, online_since: datetime) -> str:
     values["neverSeen"] = device.never_seen
     values["labels"] = dict(device.labels)
     values["groupIds"] = [str(id_) for id_ in device.group_ids]
+    values["fallsShort"] = device.falls_short
     if not values["attestedAt"]:
         del values["attestedAt"]
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
@@ -116,4 +118,5 @@ def device_row(device: DeviceSummary, online_since: datetime) -> tuple[str, ...]
         format_rfc3339(device.attested_at) if device.attested_at else "",
         harmless_json(json.dumps(dict(device.labels), ensure_ascii=False)),
         " ".join(map(str, device.group_ids)),
+        "true" if device.falls_short else "false",
     )

@@ -163,6 +163,7 @@ class Exports:
                     serial=wanted.serial,
                     cloneSuspected=wanted.clone_suspected,
                     attestationVerdict=wanted.attestation_verdict,
+                    fallsShort=wanted.falls_short,
                     lastSeenAfter=wanted.seen_after,
                     lastSeenBefore=wanted.seen_before,
                 )
@@ -174,7 +175,10 @@ class Exports:
             while True:
                 async with self._database.transaction(scope) as connection:
                     page = await device_store.list_devices(
-                        connection, DeviceQuery(scope, wanted, position, EXPORT_PAGE, since)
+                        connection,
+                        DeviceQuery(
+                            scope, wanted, position, EXPORT_PAGE, since, self._inventory.now()
+                        ),
                     )
                 if page.items or not begun:
                     yield page.items

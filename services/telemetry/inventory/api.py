@@ -90,6 +90,7 @@ def device_filter(
         attestation_verdict=request.attestation_verdict,
         group_id=given_id(request.group),
         label=request.label,
+        falls_short=request.falls_short,
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from servicekit.rpc.pagination import Page
 
+ACTIVE: Final = "active"
 DECOMMISSIONED: Final = "decommissioned"
+NO_VERDICT: Final = "NONE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,17 @@ class AppliedVersion:
     tenant_id: UUID
     version: str
     reported_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BootGate:
+    """What an organisation asks of its devices' boots, as policy has it."""
+
+    tenant_id: UUID
+    below: tuple[str, ...]
+    """The verdicts that are not enough; none where nothing is asked."""
+    grace: timedelta
+    """So long after its enrollment a device may be without evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,8 @@ class DeviceSummary:
     attested_at: datetime | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     group_ids: Sequence[UUID] = ()
+    falls_short: bool = False
+    """Whether that is not what its organisation asks for; no column."""
 
     @property
     def health_detail(self) -> str:
@@ -118,6 +133,14 @@ class DeviceSummary:
     def last_seen(self) -> datetime:
         """When the device last called; when it was registered if it never did, even to enroll."""
         return self.contact_at or self.registered_at
+
+    def is_short_of(self, gate: BootGate, at: datetime) -> bool:
+        """Whether its latest boot is not what its organisation asks for at a time."""
+        if self.registry_status != ACTIVE or self.attestation_verdict not in gate.below:
+            return False
+        if self.attestation_verdict != NO_VERDICT:
+            return True
+        return self.enrolled_at is not None and self.enrolled_at + gate.grace <= at
 
     def status(self, online_since: datetime) -> str:
         """`decommissioned`, `online` (heard of since then) or `offline`."""
@@ -174,3 +197,4 @@ class DeviceFilter:
     group_id: UUID | None = None
     label: str = ""
     """The key of a label, or key and value, `room=214`."""
+    falls_short: bool = False

@@ -21,6 +21,7 @@ class DeviceQuery:
         after: behind which one; `None` for the first page.
         limit: how many.
         online_since: a device that was heard of since then is online.
+        at: the time as of which devices fall short of what is asked of their boots.
         scan: how many devices may be read for it.
     """
 
@@ -29,6 +30,7 @@ class DeviceQuery:
     after: NamePosition | None
     limit: int
     online_since: datetime
+    at: datetime
     scan: int = SCAN
 
     def is_answered(self, page: DevicePage) -> bool:

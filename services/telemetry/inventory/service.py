@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, get_args
 from uuid import UUID
 
 import grpc
 
+from contract.events.attestation import VerdictName
 from evergreen.v1 import (
     attestation_pb2,
     attestation_pb2_grpc,
@@ -35,6 +36,7 @@ from services.telemetry.events.domain import EventFilter, StoredEvent
 from services.telemetry.inventory import store
 from services.telemetry.inventory.domain import (
     AppliedVersion,
+    BootGate,
     BootVerdict,
     DeviceDetail,
     DeviceFilter,
@@ -50,6 +52,9 @@ log = logs.get(__name__)
 
 _APPLIED: Final = place("telemetry", "follow_applied")
 _VERDICTS: Final = place("telemetry", "follow_verdicts")
+_GATES: Final = place("telemetry", "follow_gates")
+_VERDICT_NAMES: Final[tuple[str, ...]] = get_args(VerdictName)
+"""From the least to the most."""
 LATEST_EVENTS: Final = 20
 _REFRESH_SECONDS: Final = 1.0
 _CONNECTED: Final = frozenset({"active", "decommissioned"})
@@ -99,15 +104,31 @@ class Inventory:
             ),
         )
 
+        self.gates = Follower(
+            "attestation gates",
+            self._fetch_gates,
+            asking(
+                policy.ListAttestationGateChanges,
+                policy_pb2.ListAttestationGateChangesRequest(),
+                "gates",
+                seconds=wait_seconds,
+            ),
+        )
+
     async def load(self) -> None:
-        """Goes on where the feeds of applied versions and of verdicts were left."""
+        """Goes on where the feeds were left."""
         async with self._database.system_transaction("the feed tells of all tenants") as connection:
             self.applied.start_at(await store.read_cursor(connection, "applied"))
             self.verdicts.start_at(await store.read_cursor(connection, "verdicts"))
+            self.gates.start_at(await store.read_cursor(connection, "gates"))
 
     def online_since(self) -> datetime:
         """A device that was heard of since then is online."""
         return self._clock() - self._online_for
+
+    def now(self) -> datetime:
+        """The time as of which devices are shown."""
+        return self._clock()
 
     async def list_devices(
         self,
@@ -126,7 +147,8 @@ class Inventory:
         await self.refresh()
         async with self._database.transaction(scope) as connection:
             return await store.list_devices(
-                connection, DeviceQuery(scope, wanted, after, limit, self.online_since())
+                connection,
+                DeviceQuery(scope, wanted, after, limit, self.online_since(), self.now()),
             )
 
     async def get_device(
@@ -142,7 +164,7 @@ class Inventory:
         scope = await self._tenants.query_scope(call.caller)
         await self.refresh()
         async with self._database.transaction(scope) as connection:
-            device = await store.get_device(connection, scope, device_id)
+            device = await store.get_device(connection, scope, device_id, self.now())
             if device is None:
                 raise not_found("device", device_id)
             latest = await event_store.list_events(
@@ -245,6 +267,28 @@ class Inventory:
             ) as connection:
                 await store.store_cursor(connection, cursor, "verdicts")
 
+    async def _fetch_gates(self, cursor: str) -> tuple[str, bool]:
+        page = await self._policy.ListAttestationGateChanges(
+            policy_pb2.ListAttestationGateChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
+        )
+        found = readable(_GATES, page.gates, _gate, lambda gate: gate.org_id)
+        gates = {
+            gate.tenant_id: gate for gate in found if not self._tenants.is_going(gate.tenant_id)
+        }
+
+        async def write(some: Sequence[BootGate]) -> None:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_gates(connection, some)
+                # Only all of them bring the feed on.
+                if len(some) == len(gates):
+                    await store.store_cursor(connection, page.next_cursor, "gates")
+
+        if gates:
+            await write_readable(_GATES, [*gates.values()], write, lambda gate: gate.tenant_id)
+        return page.next_cursor, page.more
+
 
 def update_channel(envelope: bytes) -> str:
     """The update channel of a policy in its envelope; empty when that is."""
@@ -310,4 +354,13 @@ def _verdict(verdict: attestation_pb2.DeviceVerdict) -> BootVerdict:
         tenant_id=UUID(verdict.tenant_id),
         verdict=verdict.verdict,
         attested_at=verdict.attested_at.ToDatetime(tzinfo=UTC),
+    )
+
+
+def _gate(gate: policy_pb2.AttestationGate) -> BootGate:
+    asks = gate.mode not in {"", "OFF"}
+    return BootGate(
+        tenant_id=UUID(gate.org_id),
+        below=_VERDICT_NAMES[: _VERDICT_NAMES.index(gate.at_least)] if asks else (),
+        grace=timedelta(hours=gate.grace_hours),
     )

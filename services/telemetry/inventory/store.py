@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from services.telemetry.inventory import search
 from services.telemetry.inventory.domain import (
     DECOMMISSIONED,
     AppliedVersion,
+    BootGate,
     BootVerdict,
     DeviceDetail,
     DeviceFilter,
@@ -27,7 +29,9 @@ from services.telemetry.inventory.domain import (
 from services.telemetry.inventory.query import DeviceQuery
 from services.telemetry.where import HIDDEN, NOT_DELETED, Where
 
-_SUMMARY_COLUMNS: Final = tuple(field.name for field in fields(DeviceSummary))
+_SUMMARY_COLUMNS: Final = tuple(
+    field.name for field in fields(DeviceSummary) if field.name != "falls_short"
+)
 _SUMMARY: Final = ", ".join(_SUMMARY_COLUMNS)
 _LAST_SEEN: Final = "coalesce(contact_at, registered_at)"
 
@@ -145,7 +149,46 @@ async def store_verdicts(connection: Connection, verdicts: Sequence[BootVerdict]
     )
 
 
+async def store_gates(connection: Connection, gates: Sequence[BootGate]) -> None:
+    """Stores what organisations, each once, ask of their devices' boots."""
+    silent = [gate.tenant_id for gate in gates if not gate.below]
+    await connection.execute(
+        "DELETE FROM telemetry.attestation_gate WHERE tenant_id = ANY ($1)", silent
+    )
+    await connection.executemany(
+        "INSERT INTO telemetry.attestation_gate (tenant_id, below, grace) VALUES ($1, $2, $3)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET below = excluded.below, grace = excluded.grace",
+        [(gate.tenant_id, gate.below, gate.grace) for gate in gates if gate.below],
+    )
+
+
+async def _judged_by_gates(
+    connection: Connection, found: Sequence[DeviceSummary], at: datetime
+) -> list[DeviceSummary]:
+    """Devices with whether each falls short of what its organisation asks for."""
+    rows = await connection.fetch(
+        "SELECT tenant_id, below, grace FROM telemetry.attestation_gate WHERE tenant_id = ANY ($1)",
+        list({device.tenant_id for device in found}),
+    )
+    gates = {
+        row["tenant_id"]: BootGate(row["tenant_id"], tuple(row["below"]), row["grace"])
+        for row in rows
+    }
+    return [
+        replace(device, falls_short=True)
+        if (gate := gates.get(device.tenant_id)) and device.is_short_of(gate, at)
+        else device
+        for device in found
+    ]
+
+
 async def list_devices(connection: Connection, query: DeviceQuery) -> DevicePage:
+    """One page of the fleet's list."""
+    page = await _list(connection, query)
+    return DevicePage(await _judged_by_gates(connection, page.items, query.at), page.after)
+
+
+async def _list(connection: Connection, query: DeviceQuery) -> DevicePage:
     """One page of the fleet's list.
 
     The first devices of the list are read, which finds what is frequent. If that is not enough for
@@ -224,7 +267,7 @@ def _wanted(query: DeviceQuery) -> Where:
             where.filter("coalesce(contact_at >= ?, false)", query.online_since)
         else:
             where.filter("coalesce(contact_at < ?, true)", query.online_since)
-    _judged(where, wanted)
+    _judged(where, wanted, query.at)
     _grouped(where, wanted)
     if wanted.seen_after is not None:
         where.filter(f"{_LAST_SEEN} > ?", wanted.seen_after)
@@ -243,7 +286,7 @@ def _wanted(query: DeviceQuery) -> Where:
     return where
 
 
-def _judged(where: Where, wanted: DeviceFilter) -> None:
+def _judged(where: Where, wanted: DeviceFilter, at: datetime) -> None:
     """Adds what is wanted of a device's health and of its latest boot."""
     if wanted.health == "healthy":
         where.filter("health = ?", wanted.health)
@@ -251,6 +294,15 @@ def _judged(where: Where, wanted: DeviceFilter) -> None:
         where.add("(health <> 'healthy' AND health = ?)", wanted.health)
     if wanted.attestation_verdict:
         where.filter("attestation_verdict = ?", wanted.attestation_verdict)
+    if wanted.falls_short:
+        # As `DeviceSummary.is_short_of` says it.
+        where.add("registry_status = 'active'")
+        where.filter(
+            "EXISTS (SELECT FROM telemetry.attestation_gate g WHERE g.tenant_id = device.tenant_id"
+            " AND device.attestation_verdict = ANY (g.below)"
+            " AND (device.attestation_verdict <> 'NONE' OR device.enrolled_at + g.grace <= ?))",
+            at,
+        )
 
 
 def _grouped(where: Where, wanted: DeviceFilter) -> None:
@@ -264,8 +316,10 @@ def _grouped(where: Where, wanted: DeviceFilter) -> None:
         where.filter("labels ->> ? IS NOT NULL", key)
 
 
-async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> DeviceDetail | None:
-    """One device of a scope."""
+async def get_device(
+    connection: Connection, scope: Scope, device_id: UUID, at: datetime
+) -> DeviceDetail | None:
+    """One device of a scope, as it is at a time."""
     where = _fleet(scope)
     where.add("id = ?", device_id)
     row = await connection.fetchrow(
@@ -275,8 +329,9 @@ async def get_device(connection: Connection, scope: Scope, device_id: UUID) -> D
     )
     if row is None:
         return None
+    (summary,) = await _judged_by_gates(connection, [_summary(row)], at)
     return DeviceDetail(
-        summary=_summary(row),
+        summary=summary,
         installed_apps=row["installed_apps"],
         update_status=row["update_status"],
         last_error=row["last_error"],

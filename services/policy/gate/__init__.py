@@ -1,0 +1,1 @@
+"""What an organisation asks of its devices' boots, and which devices fall short of it."""

@@ -1,0 +1,88 @@
+"""Gates over gRPC."""
+
+from __future__ import annotations
+
+from typing import cast
+from uuid import UUID
+
+from contract.events.attestation import VerdictName
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from servicekit.ids import given_id
+from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.server import Context
+from servicekit.rpc.values import timestamp
+from services.policy.gate.domain import Gate, Mode, ShortDevice
+from services.policy.gate.service import Change, Gates
+
+
+class GateApi(policy_pb2_grpc.PolicyServiceServicer):
+    """The methods of evergreen.v1.PolicyService that say what is asked of devices' boots."""
+
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+
+    async def GetAttestationGate(
+        self, request: policy_pb2.GetAttestationGateRequest, context: Context
+    ) -> policy_pb2.AttestationGate:
+        """Answers what an organisation asks."""
+        return to_gate(await self._gates.get(context.call, given_id(request.org_id)))
+
+    async def UpdateAttestationGate(
+        self, request: policy_pb2.UpdateAttestationGateRequest, context: Context
+    ) -> policy_pb2.AttestationGate:
+        """Says what an organisation asks."""
+        change = Change(
+            mode=Mode(request.mode) if request.HasField("mode") else None,
+            at_least=_verdict(request.at_least),
+            grace_hours=request.grace_hours if request.HasField("grace_hours") else None,
+        )
+        return to_gate(await self._gates.update(context.call, given_id(request.org_id), change))
+
+    async def PreviewAttestationGate(
+        self, request: policy_pb2.PreviewAttestationGateRequest, context: Context
+    ) -> policy_pb2.PreviewAttestationGateResponse:
+        """Counts and lists who would fall short."""
+        after, size = asked_page(request, UUID)
+        wanted = Change(
+            at_least=_verdict(request.at_least),
+            grace_hours=request.grace_hours if request.HasField("grace_hours") else None,
+        )
+        found = await self._gates.preview(
+            context.call, given_id(request.org_id), wanted, after, size
+        )
+        return policy_pb2.PreviewAttestationGateResponse(
+            devices=map(_to_device, found.page.items),
+            next_page_token=found.page.token,
+            devices_in_use=found.counts.in_use,
+            falling_short=found.counts.short,
+            in_grace=found.counts.in_grace,
+            at_least=found.demand.at_least,
+            grace_hours=found.demand.grace_hours,
+        )
+
+
+def _verdict(name: str) -> VerdictName | None:
+    # The proto's rules let no other name through.
+    return cast(VerdictName, name) if name else None
+
+
+def to_gate(gate: Gate) -> policy_pb2.AttestationGate:
+    """A gate as the API answers it."""
+    return policy_pb2.AttestationGate(
+        org_id=str(gate.tenant_id),
+        mode=gate.mode,
+        at_least=gate.demand.at_least,
+        grace_hours=gate.demand.grace_hours,
+        updated_at=timestamp(gate.updated_at) if gate.updated_at else None,
+        etag=gate.etag,
+    )
+
+
+def _to_device(device: ShortDevice) -> policy_pb2.DeviceFallingShort:
+    return policy_pb2.DeviceFallingShort(
+        device_id=str(device.device_id),
+        org_id=str(device.tenant_id),
+        verdict=device.verdict,
+        attested_at=timestamp(device.attested_at) if device.attested_at else None,
+        enrolled_at=timestamp(device.enrolled_at) if device.enrolled_at else None,
+    )
