@@ -18,7 +18,14 @@ from bench.rounds import Rounds, devices, show_memory
 
 _PROFILE_SECONDS = 8.0
 _EVENTS_A_BATCH = 100
-_KINDS = (traffic.POLL, traffic.STATE, traffic.EVENTS, traffic.EVENTS_100, traffic.ENROLL)
+_KINDS = (
+    traffic.POLL,
+    traffic.STATE,
+    traffic.EVENTS,
+    traffic.EVENTS_100,
+    traffic.ENROLL,
+    traffic.ATTEST,
+)
 
 
 @dataclass(slots=True)

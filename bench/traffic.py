@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
+from bench.evidence import KEYS, attest_body, key
 from cli.sim import device as agent
 from cli.sim.bodies import enroll_body, events_body, poll_body, state_body
 from cli.sim.traffic import FLEET_MIX as MIX_OF_KINDS
@@ -20,6 +21,7 @@ EVENTS: Final = agent.KINDS[agent.EVENTS]
 EVENTS_100: Final = "events of 100"
 ENROLL: Final = agent.KINDS[agent.ENROLL]
 LOGIN: Final = "login"
+ATTEST: Final = "attestation"
 MIX: Final = "fleet mix"
 
 FLEET_MIX: Final = {agent.KINDS[kind]: share for kind, share in MIX_OF_KINDS.items()}
@@ -29,6 +31,7 @@ _PATHS: Final = {
     **dict(zip(agent.KINDS, agent.PATHS, strict=False)),
     EVENTS_100: agent.PATHS[agent.EVENTS],
     LOGIN: b"/auth/login",
+    ATTEST: b"/api/v1/devices/attest",
 }
 _BATCH: Final = {EVENTS: 5, EVENTS_100: 100}
 
@@ -74,6 +77,8 @@ class Traffic:
         order = list(devices)
         self._random.shuffle(order)
         self._turn = itertools.cycle(order)
+        # Each with a key of its own.
+        self._attesting = itertools.cycle(list(enumerate(order[:KEYS])))
         self._event_id = itertools.count(time.time_ns())
         self._pre_shared_key = pre_shared_key
         self._number = itertools.count()
@@ -102,6 +107,9 @@ class Traffic:
             return Call(kind, _PATHS[kind], "", enroll_body(serial, self._pre_shared_key))
         if kind == LOGIN:
             return Call(kind, _PATHS[kind], "", self._login)
+        if kind == ATTEST:
+            number, device = next(self._attesting)
+            return Call(kind, _PATHS[kind], device.token, attest_body(device.id, key(number)))
         device = next(self._turn)
         if kind == POLL:
             body = self._poll

@@ -15,6 +15,7 @@ KINDS: Final = {
     "mix": traffic.MIX,
     "enroll": traffic.ENROLL,
     "login": traffic.LOGIN,
+    "attest": traffic.ATTEST,
 }
 """Kinds of calls, by the word on the command line."""
 DEFAULT: Final = "poll,mix,enroll"
@@ -22,7 +23,7 @@ MOST_CONNECTIONS: Final = 64
 _LOGIN_CONNECTIONS: Final = 4
 """A password costs a processor's time and memory; an installation takes few at a time."""
 _SLICE_SECONDS: Final = 0.4
-_MOST: Final = {traffic.ENROLL: 2_000, traffic.LOGIN: 60}
+_MOST: Final = {traffic.ENROLL: 2_000, traffic.LOGIN: 60, traffic.ATTEST: 2_000}
 """Calls a round at most: an installation is to stay as it was, and not to become a larger one."""
 
 

@@ -98,7 +98,7 @@ def test_a_section_that_is_none_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize("per_second", [3, 80, 700, 9000])
-@pytest.mark.parametrize("kind", [traffic.POLL, traffic.ENROLL, traffic.LOGIN])
+@pytest.mark.parametrize("kind", [traffic.POLL, traffic.ENROLL, traffic.LOGIN, traffic.ATTEST])
 def test_a_round_is_cut_into_turns(kind: str, per_second: float) -> None:
     """An even number, none so short that its connections are not busy, and not too many calls."""
     section = Section("x", kind)
