@@ -16,6 +16,7 @@ from pathlib import Path
 
 KEY = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"
 LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+MEASURED = Path("/run/log/systemd/tpm2-measure.log")
 CREDENTIAL = bytes.fromhex("badcc0de00000001")  # what tpm2_activatecredential expects first
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     options.add_argument("--state", type=Path, default=Path())
     options.add_argument("--chain", type=Path, action="append", default=[], help="a CA, in DER")
     options.add_argument("--event-log", type=Path, default=LOG, help="as the firmware wrote it")
+    options.add_argument("--userspace-log", type=Path, default=MEASURED, help="as systemd wrote it")
     asked = options.parse_args()
     backend = Backend(asked.url, asked.token_file.read_text().strip(), asked.ca_file)
     tpm = Tpm(asked.state)
@@ -35,8 +37,9 @@ def main() -> None:
     if not mark.exists():
         enroll(backend, tpm, asked.device_id, [part.read_bytes() for part in asked.chain])
         mark.touch()
-    log = asked.event_log.read_bytes() if asked.event_log.exists() else None
-    print(json.dumps(attest(backend, tpm, asked.device_id, log)))
+    logs = {"event_log": asked.event_log, "userspace_log": asked.userspace_log}
+    sent = {name: path.read_bytes() for name, path in logs.items() if path.exists()}
+    print(json.dumps(attest(backend, tpm, asked.device_id, sent)))
 
 
 def enroll(backend: "Backend", tpm: "Tpm", device_id: str, chain: list[bytes]) -> None:
@@ -57,7 +60,7 @@ def enroll(backend: "Backend", tpm: "Tpm", device_id: str, chain: list[bytes]) -
         sys.exit(f"not bound: {', '.join(bound['reasons'])}")
 
 
-def attest(backend: "Backend", tpm: "Tpm", device_id: str, log: bytes | None) -> dict:
+def attest(backend: "Backend", tpm: "Tpm", device_id: str, logs: dict[str, bytes]) -> dict:
     """Signs the registers for a fresh challenge."""
     nonce = decoded(backend.post("challenge")["nonce"])
     public = tpm.signing_key()
@@ -75,7 +78,7 @@ def attest(backend: "Backend", tpm: "Tpm", device_id: str, log: bytes | None) ->
                 {"version": "2.0", "quote": encoded(quote), "signature": encoded(signature)}
             ],
             "pcrs": {str(index): value.hex() for index, value in enumerate(registers)},
-            **({} if log is None else {"event_log": encoded(log)}),
+            **{name: encoded(log) for name, log in logs.items()},
         },
     )
 

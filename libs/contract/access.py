@@ -48,6 +48,7 @@ _AUDIT_FILE: Final = File(about=_CHOSEN, media=("application/jsonl", _CSV))
 _EVENT_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Event")
 _DEVICE_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="DeviceSummary")
 _ATTESTATION_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Attestation")
+_KEY_FILE: Final = File(about="The keys as CSV", media=(_CSV,))
 _RAW_EVENT: Final = File(about="The event as it was sent", media=("text/plain",))
 _START_FILE: Final = File(
     about="The file that the agent starts from",
@@ -212,6 +213,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CreateTrustRoot": _OWNER_WRITE,
             "DeleteTrustRoot": _OWNER_WRITE,
             "ImportEndorsementKeys": _ADMIN_WRITE,
+            "ExportEndorsementKeys": replace(_DOWNLOAD, roles=_OWN, file=_KEY_FILE),
             "ListAttestations": _USER_READ,
             "GetAttestation": _USER_READ,
             "ListAttestationVerdicts": _USER_READ,

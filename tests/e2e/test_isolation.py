@@ -206,6 +206,7 @@ _NAMED: dict[str, Case] = {
     "AttestationService/ExportAttestations": _list,
     "AttestationService/ResetTpmBinding": lambda v, _: {"device_id": _device(v)},
     "AttestationService/ImportEndorsementKeys": _in_org(csv="serial,ek_hash\n"),
+    "AttestationService/ExportEndorsementKeys": _list,
     "AttestationService/ListReferenceValues": _list,
     "AttestationService/CreateReferenceValue": _in_org(name="x", pcrs={"4": "ab" * 32}),
     "AttestationService/UpdateReferenceValue": _by_id(lambda v: v.reference["id"], state="ACTIVE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 
@@ -43,6 +44,28 @@ class Event:
             + little(len(self.data), 4)
             + self.data
         )
+
+
+def userspace_log(*phases: str) -> bytes:
+    """What systemd writes of its measurements."""
+    records = [
+        {
+            "pcr": 11,
+            "digests": [
+                {"hashAlg": "sha1", "digest": sha1(phase.encode()).hexdigest()},
+                {"hashAlg": "sha256", "digest": sha256(phase.encode()).hexdigest()},
+            ],
+            "content_type": "systemd",
+            "content": {
+                "eventType": "phase",
+                "string": phase,
+                "bootId": "5f3a09c2d1e84b0f9a3c1b2d4e5f6071",
+                "timestamp": 1_000_000 + number,
+            },
+        }
+        for number, phase in enumerate(phases)
+    ]
+    return b"".join(b"\x1e" + json.dumps(record).encode() + b"\n" for record in records)
 
 
 def secure_boot(on: bool) -> Event:

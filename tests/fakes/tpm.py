@@ -163,6 +163,7 @@ class Tpm:
         )
         self.ak = SigningKey()
         self.pcrs = {index: sha256(bytes([index])).digest() for index in range(24)}
+        self.reset_count = 1
 
     @property
     def ek(self) -> rsa.RSAPublicKey:
@@ -208,7 +209,7 @@ class Tpm:
         return {
             "nonce": base64.b64encode(nonce).decode(),
             "ak_public": base64.b64encode(key.public).decode(),
-            "quotes": [key.quote(extra, self.pcrs)],
+            "quotes": [key.quote(extra, self.pcrs, self.reset_count)],
             "pcrs": {str(index): value.hex() for index, value in self.pcrs.items()},
         }
 

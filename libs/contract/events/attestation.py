@@ -177,6 +177,15 @@ class AttestationsExported(Action):
     after: Export
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndorsementKeysExported(Action):
+    """An Owner began to export serial numbers and endorsement keys."""
+
+    NAME: ClassVar[str] = "attestation.endorsement_keys_exported"
+    RESOURCE: ClassVar[str] = "tenants/{id}/tpm-endorsement-keys"
+    after: Export
+
+
 _ROOT: Final = RootSnapshot(
     subject="CN=Example TPM Root CA,O=Example,C=DE",
     sha256="9f5c3f7b1d2e4a60b8c7d6e5f4a3928170f1e2d3c4b5a69788796a5b4c3d2e1f",
@@ -211,6 +220,7 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ReferenceValueUpdated(id=ID, before=_REFERENCE, after=_REFERENCE),
     ReferenceValueRetired(id=ID, before=_REFERENCE, after=_REFERENCE),
     ReferenceValueDeleted(id=ID, before=_REFERENCE),
+    EndorsementKeysExported(id=ID, after=Export(format="csv", filter={"source": "BOUND"})),
     AttestationsExported(id=ID, after=Export(format="csv", filter={"verdict": "FAILED"})),
 )
 """One of each; this is the list of what attestation sends."""

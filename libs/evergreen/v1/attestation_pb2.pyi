@@ -457,6 +457,34 @@ class ImportEndorsementKeysResponse(_message.Message):
 Global___ImportEndorsementKeysResponse: _TypeAlias = ImportEndorsementKeysResponse  # noqa: Y015
 
 @_typing.final
+class ExportEndorsementKeysRequest(_message.Message):
+    """Which endorsement keys to download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    source: _builtins.str
+    """`LISTED`: those that it lists. `BOUND`: those that its devices are bound to, by
+    which it can make a list. `LISTED` when not given.
+    """
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEndorsementKeysRequest: _TypeAlias = ExportEndorsementKeysRequest  # noqa: Y015
+
+@_typing.final
 class ListAttestationsRequest(_message.Message):
     """Which verdicts to list."""
 

@@ -76,6 +76,11 @@ class AttestationServiceStub:
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.FromString,
                 _registered_method=True)
+        self.ExportEndorsementKeys = channel.unary_stream(
+                '/evergreen.v1.AttestationService/ExportEndorsementKeys',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ExportEndorsementKeysRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.ListAttestations = channel.unary_unary(
                 '/evergreen.v1.AttestationService/ListAttestations',
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListAttestationsRequest.SerializeToString,
@@ -190,6 +195,15 @@ class AttestationServiceServicer:
     def ImportEndorsementKeys(self, request, context):
         """Takes a list of devices and their TPMs: a TPM is known that is listed for the
         serial number of its device, be it certified or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportEndorsementKeys(self, request, context):
+        """Downloads serial numbers and endorsement keys of an organisation as a file,
+        in the form in which it takes them. Only for Owners: such a key names a machine
+        for life.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -312,6 +326,11 @@ def add_AttestationServiceServicer_to_server(servicer, server):
                     servicer.ImportEndorsementKeys,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.SerializeToString,
+            ),
+            'ExportEndorsementKeys': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEndorsementKeys,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ExportEndorsementKeysRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'ListAttestations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttestations,
@@ -581,6 +600,33 @@ class AttestationService:
             '/evergreen.v1.AttestationService/ImportEndorsementKeys',
             evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.ImportEndorsementKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportEndorsementKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.AttestationService/ExportEndorsementKeys',
+            evergreen_dot_v1_dot_attestation__pb2.ExportEndorsementKeysRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,11 @@ class AttestationServiceStub:
     """Takes a list of devices and their TPMs: a TPM is known that is listed for the
     serial number of its device, be it certified or not.
     """
+    ExportEndorsementKeys: _grpc.UnaryStreamMultiCallable[_attestation_pb2.ExportEndorsementKeysRequest, _httpbody_pb2.HttpBody]
+    """Downloads serial numbers and endorsement keys of an organisation as a file,
+    in the form in which it takes them. Only for Owners: such a key names a machine
+    for life.
+    """
     ListAttestations: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]
     """Lists the latest verdict of each device of the caller's subtree that is in
     use.
@@ -127,6 +132,11 @@ class AttestationServiceAsyncStub(AttestationServiceStub):
     ImportEndorsementKeys: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ImportEndorsementKeysRequest, _attestation_pb2.ImportEndorsementKeysResponse]  # type: ignore[assignment]
     """Takes a list of devices and their TPMs: a TPM is known that is listed for the
     serial number of its device, be it certified or not.
+    """
+    ExportEndorsementKeys: _aio.UnaryStreamMultiCallable[_attestation_pb2.ExportEndorsementKeysRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Downloads serial numbers and endorsement keys of an organisation as a file,
+    in the form in which it takes them. Only for Owners: such a key names a machine
+    for life.
     """
     ListAttestations: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListAttestationsRequest, _attestation_pb2.ListAttestationsResponse]  # type: ignore[assignment]
     """Lists the latest verdict of each device of the caller's subtree that is in
@@ -237,6 +247,17 @@ class AttestationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_attestation_pb2.ImportEndorsementKeysResponse, _abc.Awaitable[_attestation_pb2.ImportEndorsementKeysResponse]]:
         """Takes a list of devices and their TPMs: a TPM is known that is listed for the
         serial number of its device, be it certified or not.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportEndorsementKeys(
+        self,
+        request: _attestation_pb2.ExportEndorsementKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Downloads serial numbers and endorsement keys of an organisation as a file,
+        in the form in which it takes them. Only for Owners: such a key names a machine
+        for life.
         """
 
     @_abc_1.abstractmethod

@@ -917,6 +917,7 @@ class AttestationEvidence(_message.Message):
     QUOTES_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
     EVENT_LOG_FIELD_NUMBER: _builtins.int
+    USERSPACE_LOG_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """What the quotes were made over: 16 to 64 bytes."""
     ak_public: _builtins.bytes
@@ -924,6 +925,10 @@ class AttestationEvidence(_message.Message):
     event_log: _builtins.bytes
     """The firmware's event log (TCG crypto-agile format), at most 1 MiB; absent
     from agents that do not send it.
+    """
+    userspace_log: _builtins.bytes
+    """What user space measured (systemd's `tpm2-measure.log`), at most 256 KiB;
+    absent from agents that do not send it, and of no use without `event_log`.
     """
     @_builtins.property
     def quotes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationQuote]:
@@ -941,14 +946,20 @@ class AttestationEvidence(_message.Message):
         quotes: _abc.Iterable[Global___AttestationQuote] | None = ...,
         pcrs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         event_log: _builtins.bytes | None = ...,
+        userspace_log: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "event_log", b"event_log"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "_userspace_log", b"_userspace_log", "event_log", b"event_log", "userspace_log", b"userspace_log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "ak_public", b"ak_public", "event_log", b"event_log", "nonce", b"nonce", "pcrs", b"pcrs", "quotes", b"quotes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_log", b"_event_log", "_userspace_log", b"_userspace_log", "ak_public", b"ak_public", "event_log", b"event_log", "nonce", b"nonce", "pcrs", b"pcrs", "quotes", b"quotes", "userspace_log", b"userspace_log"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_log: _TypeAlias = _typing.Literal["event_log"]  # noqa: Y015
     _WhichOneofArgType__event_log: _TypeAlias = _typing.Literal["_event_log", b"_event_log"]  # noqa: Y015
+    _WhichOneofReturnType__userspace_log: _TypeAlias = _typing.Literal["userspace_log"]  # noqa: Y015
+    _WhichOneofArgType__userspace_log: _TypeAlias = _typing.Literal["_userspace_log", b"_userspace_log"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_log) -> _WhichOneofReturnType__event_log | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__userspace_log) -> _WhichOneofReturnType__userspace_log | None: ...
 
 Global___AttestationEvidence: _TypeAlias = AttestationEvidence  # noqa: Y015
 

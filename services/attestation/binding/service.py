@@ -36,6 +36,7 @@ from services.attestation.devices import store as device_store
 from services.attestation.evidence.domain import RefusedError, name_of, read_signing_key
 from services.attestation.evidence.examiners import Examiners
 from services.attestation.grades import BindingReason, Reason
+from services.attestation.trust import store as trust_store
 from services.attestation.trust.certificates import CertificateError, Root, follow
 from services.attestation.trust.service import Trust
 
@@ -155,14 +156,28 @@ class Bindings:
         bound = await store.binding_of(connection, device_id)
         if bound is not None and bound.ek_sha256 != candidate.ek_sha256:
             raise _NotBoundError(BindingReason.BOUND_TO_ANOTHER_TPM)
-        serial = serial_key(await store.serial_of(connection, device_id))
-        listed = await store.is_listed(connection, tenant_id, serial, candidate.ek_sha256)
-        # A list says which TPM is a machine's: another one's certificate does not count against it.
-        if listed is False or not (listed or found.certified):
+        if not await self._is_known(
+            connection, device_id, tenant_id, candidate, certified=found.certified
+        ):
             raise _NotBoundError(BindingReason.EK_UNTRUSTED)
         holder = await store.holder_of_name(connection, candidate.ak_name)
         if holder not in {None, device_id}:
             raise _NotBoundError(BindingReason.AK_OF_ANOTHER_DEVICE)
+
+    async def _is_known(
+        self,
+        connection: Connection,
+        device_id: UUID,
+        tenant_id: UUID,
+        candidate: Candidate,
+        *,
+        certified: bool,
+    ) -> bool:
+        """Whether a TPM is one that the device may be bound to, by a root or by a list."""
+        serial = serial_key(await store.serial_of(connection, device_id))
+        listed = await store.is_listed(connection, tenant_id, serial, candidate.ek_sha256)
+        # A list says which TPM is a machine's: another one's certificate does not count against it.
+        return certified if listed is None else listed
 
     async def activate(self, call: Call, enrollment_id: UUID, proof: bytes) -> Activated:
         """Binds the calling device to the TPM of its open enrollment; there is one attempt."""
@@ -182,8 +197,19 @@ class Bindings:
                 return Activated(None, BindingReason.ACTIVATION_WRONG)
             before = await store.binding_of(connection, device_id)
             candidate = opened.candidate
-            if not await store.bind(connection, new_id(), device_id, tenant_id, candidate, now):
-                return Activated(None, BindingReason.EK_OF_ANOTHER_DEVICE)
+            root = candidate.root_sha256
+            # A root or a list may have changed since the enrollment was opened.
+            if not await self._is_known(
+                connection,
+                device_id,
+                tenant_id,
+                candidate,
+                certified=root is not None and await trust_store.is_trusted(connection, root),
+            ):
+                return Activated(None, BindingReason.EK_UNTRUSTED)
+            taken = await store.bind(connection, new_id(), device_id, tenant_id, candidate, now)
+            if taken is not None:
+                return Activated(None, taken)
             if before is None:
                 event = TpmBound(
                     id=device_id,

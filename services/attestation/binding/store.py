@@ -7,7 +7,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from servicekit.data.postgres import Connection, Scope
+from services.attestation.grades import BindingReason
 
 _KEPT: Final = ("tpm_enrollment", "challenge")
 
@@ -165,11 +168,37 @@ async def bind(
     tenant_id: UUID,
     found: Candidate,
     now: datetime,
-) -> bool:
-    """Binds a device; answers whether the TPM and its key are no other device's.
+) -> BindingReason | None:
+    """Binds a device; answers why not when the TPM or its key are another device's.
 
     A device that is bound to the same TPM has the new key from now on.
     """
+    try:
+        # What a refusal has changed is undone.
+        async with connection.transaction():
+            if await _bind(connection, binding_id, device_id, tenant_id, found, now):
+                return None
+            raise _TakenError
+    except (_TakenError, asyncpg.UniqueViolationError):
+        # Of two that are bound at once, the later one.
+        holder = await holder_of_name(connection, found.ak_name)
+        if holder not in {None, device_id}:
+            return BindingReason.AK_OF_ANOTHER_DEVICE
+        return BindingReason.EK_OF_ANOTHER_DEVICE
+
+
+class _TakenError(Exception):
+    pass
+
+
+async def _bind(
+    connection: Connection,
+    binding_id: UUID,
+    device_id: UUID,
+    tenant_id: UUID,
+    found: Candidate,
+    now: datetime,
+) -> bool:
     await connection.execute(
         "DELETE FROM attestation.seen_key WHERE ak_name = $1 AND device_id <> $2",
         found.ak_name,
@@ -198,7 +227,10 @@ async def bind(
         return True
     renewed: str = await connection.execute(
         "UPDATE attestation.tpm_binding b SET ek_certificate = $3, root_sha256 = $4, ak_name = $5,"
-        " ak_public = $6, bound_at = $7 WHERE device_id = $1 AND ek_sha256 = $2"
+        " ak_public = $6, bound_at = $7,"
+        # Another key blurs the counter in another way.
+        " reset_count = CASE WHEN b.ak_name = $5 THEN b.reset_count END"
+        " WHERE device_id = $1 AND ek_sha256 = $2"
         " AND NOT EXISTS (SELECT FROM attestation.tpm_binding o"
         " WHERE o.ak_name = $5 AND o.device_id <> $1)",
         device_id,

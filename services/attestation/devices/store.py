@@ -45,6 +45,8 @@ class LockedDevice:
     binding_id: UUID | None
     ak_name: bytes | None
     """The name of the key that the device is bound to."""
+    reset_count: int | None
+    """How often its TPM had been reset at the latest evidence."""
 
 
 async def write_devices(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
@@ -124,7 +126,8 @@ async def lock_device(
         tenant_id,
     )
     row = await connection.fetchrow(
-        "SELECT d.told_verdict, d.told_on, d.told_times, d.model, d.binding_id, b.ak_name"
+        "SELECT d.told_verdict, d.told_on, d.told_times, d.model, d.binding_id, b.ak_name,"
+        " b.reset_count"
         " FROM attestation.device d LEFT JOIN attestation.tpm_binding b ON b.id = d.binding_id"
         " WHERE d.device_id = $1 FOR UPDATE OF d",
         device_id,
@@ -136,4 +139,5 @@ async def lock_device(
         model=row["model"],
         binding_id=row["binding_id"],
         ak_name=row["ak_name"],
+        reset_count=row["reset_count"],
     )

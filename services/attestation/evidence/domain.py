@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from servicekit.security.digests import sha256
-from services.attestation.evidence import event_log, signatures, structures
+from services.attestation.evidence import event_log, signatures, structures, userspace_log
 from services.attestation.evidence.event_log import LogError, replay
 from services.attestation.evidence.structures import (
     DIGEST_BYTES,
@@ -23,6 +23,11 @@ from services.attestation.evidence.structures import (
     Alg,
     MalformedError,
     Public,
+)
+from services.attestation.evidence.userspace_log import (
+    IMAGE,
+    UserspaceLogError,
+    replay_userspace,
 )
 from services.attestation.grades import Reason, Verdict
 
@@ -39,6 +44,7 @@ _BANKS: Final = {20: Alg.SHA1, 32: Alg.SHA256, 48: Alg.SHA384}
 """By the length of a value."""
 _FIRMWARE: Final = range(8)
 """The registers that firmware extends at every measured boot."""
+_COUNTER: Final = 1 << 32
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+").fullmatch
 _INDICES: Final = {str(index): index for index in range(REGISTERS)}
 
@@ -49,6 +55,7 @@ MOST_BYTES: Final = {
     "quote": MOST_ATTEST,
     "signature": MOST_SIGNATURE,
     "event_log": event_log.MOST_BYTES,
+    "userspace_log": userspace_log.MOST_BYTES,
 }
 """The longest that the parts of evidence are decoded and parsed."""
 
@@ -72,6 +79,8 @@ class Evidence:
     pcrs: Mapping[str, str]
     event_log: bytes | None
     """The firmware's event log; `None` from agents that do not send it."""
+    userspace_log: bytes | None
+    """What user space measured; likewise."""
     sha256: bytes
     """Of all of it, however it was written down."""
 
@@ -88,6 +97,10 @@ class Facts:
     """Whether the event log shows it; `None` without a log."""
     for_device: bool
     """Whether the quotes are over the nonce, the device and the key, and not the nonce alone."""
+    image: str | None
+    """Register 11 before user space measured into it; `None` where no log shows that."""
+    reset_count: int
+    """How often the TPM was reset, blurred by the same number in all quotes of a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +156,7 @@ def _judge(evidence: Evidence, device_id: str) -> Judgement:
     joined = b"".join(bytes.fromhex(values[index]) for index in range(REGISTERS))
     if signatures.digest(public.scheme.hash, joined) != quotes[bank].digest:
         raise RefusedError(Reason.PCR_DIGEST_MISMATCH)
-    secure_boot = None
-    if evidence.event_log is not None and bank is Alg.SHA256:
-        try:
-            secure_boot = replay(evidence.event_log, values).secure_boot
-        except LogError as wrong:
-            raise RefusedError(wrong.reason) from wrong
+    secure_boot, image = _replayed(evidence, values) if bank is Alg.SHA256 else (None, None)
     limits = [Reason.DEVICE_CHOSE_NONCE, Reason.AK_NOT_BOUND]
     limits += unmeasured(values)
     facts = Facts(
@@ -158,8 +166,29 @@ def _judge(evidence: Evidence, device_id: str) -> Judgement:
         ak_name=name,
         secure_boot=secure_boot,
         for_device=quotes[bank].nonce == bound_nonce,
+        image=image,
+        reset_count=quotes[bank].boot.reset_count,
     )
     return Judgement(Verdict.SELF_CONSISTENT, tuple(limits), facts)
+
+
+def _replayed(evidence: Evidence, values: Mapping[int, str]) -> tuple[bool | None, str | None]:
+    """Whether secure boot was on, and register 11 before user space, as far as logs show it."""
+    if evidence.event_log is None:
+        return None, None
+    try:
+        found = replay(evidence.event_log, values)
+        if evidence.userspace_log is None:
+            return found.secure_boot, None
+        replay_userspace(evidence.userspace_log, found.image, values[IMAGE])
+    except (LogError, UserspaceLogError) as wrong:
+        raise RefusedError(wrong.reason) from wrong
+    return found.secure_boot, found.image.hex()
+
+
+def went_back(before: int, now: int) -> bool:
+    """Whether a counter of 32 bits, perhaps blurred by a fixed number, is lower than it was."""
+    return (now - before) % _COUNTER >= _COUNTER // 2
 
 
 def unmeasured(pcrs: Mapping[int, str]) -> list[Reason]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from servicekit.security.digests import sha256
 from services.attestation.evidence.structures import DIGEST_BYTES, Alg, MalformedError
+from services.attestation.evidence.userspace_log import IMAGE
 from services.attestation.grades import Reason
 
 MOST_BYTES: Final = 1 << 20
@@ -55,6 +56,8 @@ class Replayed:
     """What a log proves."""
 
     secure_boot: bool
+    image: bytes
+    """Register 11, as far as the log explains it."""
 
 
 @dataclass(slots=True)
@@ -104,7 +107,8 @@ def replay(log: bytes, pcrs: Mapping[int, str]) -> Replayed:
             raise LogError(Reason.LOG_INCOMPLETE if missing else Reason.LOG_MISMATCH)
     if not state.separated.issuperset(_SEPARATED):
         raise LogError(Reason.LOG_INCOMPLETE)
-    return Replayed(secure_boot=state.secure_boot is True)
+    image = state.registers.get(IMAGE, bytes(DIGEST_BYTES[Alg.SHA256]))
+    return Replayed(secure_boot=state.secure_boot is True, image=image)
 
 
 def _read(log: bytes) -> _State:

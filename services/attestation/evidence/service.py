@@ -27,10 +27,11 @@ from services.attestation.evidence.domain import (
     failed,
     judge,
     unmeasured,
+    went_back,
 )
 from services.attestation.evidence.examiners import Examiners
 from services.attestation.evidence.metrics import EVIDENCE, FAILURES
-from services.attestation.grades import Reason, Verdict
+from services.attestation.grades import VERDICTS, Reason, Verdict
 from services.attestation.references import store as references
 from services.attestation.references.domain import grade
 
@@ -159,9 +160,16 @@ class Attestations:
         values = await references.values_of(connection, tenant_id)
         # The values are of this bank.
         comparable = facts.pcrs if facts.bank == "sha256" else {}
-        found = grade(comparable, device.model, facts.secure_boot, values)
+        found = grade(comparable, device.model, facts.secure_boot, values, facts.image)
         reasons = (*found.reasons, *unmeasured(facts.pcrs))
-        return Judgement(found.verdict, reasons, facts, found.matched)
+        verdict = found.verdict
+        if device.reset_count is not None and went_back(device.reset_count, facts.reset_count):
+            # The TPM was cleared, or is one of a machine that was taken back to an earlier state.
+            verdict = min(verdict, Verdict.KNOWN_TPM, key=VERDICTS.index)
+            reasons = (Reason.RESET_COUNT_WENT_BACK, *reasons)
+        elif device.reset_count != facts.reset_count:
+            await store.write_reset_count(connection, device_id, facts.reset_count)
+        return Judgement(verdict, reasons, facts, found.matched)
 
     async def _tell(
         self,

@@ -18,7 +18,10 @@ from services.attestation.evidence.domain import Facts, Judgement
 from services.attestation.grades import Reason, Verdict
 
 MOST_VERDICTS: Final = 100
-"""Verdicts that are kept of a device."""
+"""The newest verdicts of a device that are kept."""
+MOST_GOOD: Final = 20
+"""Verdicts better than `FAILED` that are kept of a device, however many are newer: whoever has its
+token can send bad evidence as often as it likes."""
 MOST_SEEN: Final = 2_000
 """Nonces and keys of a device that are kept: two a day for longer than they are kept anyway."""
 
@@ -66,6 +69,15 @@ async def find_verdict(
         verdict=Verdict(row["verdict"]),
         reasons=tuple(row["reasons"]),
         attested_at=row["attested_at"],
+    )
+
+
+async def write_reset_count(connection: Connection, device_id: UUID, count: int) -> None:
+    """Stores how often the TPM of a device had been reset."""
+    await connection.execute(
+        "UPDATE attestation.tpm_binding SET reset_count = $2 WHERE device_id = $1",
+        device_id,
+        count,
     )
 
 
@@ -150,7 +162,7 @@ async def write_verdict(
     await connection.execute(
         "UPDATE attestation.device SET verdict = $2, reasons = $3, bank = $4, pcrs = $5,"
         " attested_at = $6, secure_boot = $7, reference_value_ids = $8,"
-        " changed_xid = pg_current_xact_id() WHERE device_id = $1",
+        " image = $9, changed_xid = pg_current_xact_id() WHERE device_id = $1",
         device_id,
         judgement.verdict,
         reasons,
@@ -159,12 +171,16 @@ async def write_verdict(
         now,
         facts.secure_boot if facts else None,
         judgement.matched,
+        facts.image if facts else None,
     )
     await connection.execute(
         "DELETE FROM attestation.boot_verdict WHERE id IN (SELECT id FROM attestation.boot_verdict"
-        " WHERE device_id = $1 ORDER BY id DESC OFFSET $2)",
+        " WHERE device_id = $1 ORDER BY id DESC OFFSET $2)"
+        " AND id NOT IN (SELECT id FROM attestation.boot_verdict WHERE device_id = $1"
+        " AND verdict <> 'FAILED' ORDER BY id DESC LIMIT $3)",
         device_id,
         MOST_VERDICTS,
+        MOST_GOOD,
     )
     for table, key in (("seen_nonce", "nonce_sha256"), ("seen_key", "ak_name")):
         await connection.execute(

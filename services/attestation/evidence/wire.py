@@ -12,6 +12,7 @@ from servicekit.rpc.rules import DEFAULT_MAX_ITEMS
 from servicekit.security.digests import sha256
 from services.attestation.evidence.domain import MOST_BYTES, Evidence, EvidenceQuote
 
+_LOGS: Final = ("event_log", "userspace_log")
 _JSON: Final[dict[type, str]] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -30,6 +31,7 @@ def shaped(evidence: Any) -> dict[str, Any]:
     _require("evidence.nonce", evidence.get("nonce"), str)
     _require("evidence.ak_public", evidence.get("ak_public"), str)
     _require("evidence.event_log", evidence.get("event_log"), str)
+    _require("evidence.userspace_log", evidence.get("userspace_log"), str)
     quotes, pcrs = evidence.get("quotes"), evidence.get("pcrs")
     _require("evidence.quotes", quotes, list)
     _require("evidence.pcrs", pcrs, dict)
@@ -70,9 +72,11 @@ def from_json(value: dict[str, Any]) -> Evidence:
         for quote in value.get("quotes") or ()
     )
     pcrs = digest.pcrs(value.get("pcrs") or {})
-    sent = value.get("event_log")
-    log = None if sent is None else digest.text("event_log", sent) or _unreadable(sent)
-    return Evidence(nonce, ak_public, quotes, pcrs, log, digest.done())
+    firmware, userspace = (
+        None if (sent := value.get(name)) is None else digest.text(name, sent) or _unreadable(sent)
+        for name in _LOGS
+    )
+    return Evidence(nonce, ak_public, quotes, pcrs, firmware, userspace, digest.done())
 
 
 def from_message(message: device_pb2.AttestationEvidence) -> Evidence:
@@ -89,11 +93,14 @@ def from_message(message: device_pb2.AttestationEvidence) -> Evidence:
         for quote in message.quotes
     )
     pcrs = digest.pcrs(message.pcrs)
-    sent = message.event_log
-    log = None
+    firmware = userspace = None
     if message.HasField("event_log"):
-        log = digest.octets("event_log", sent) or _unreadable(sent)
-    return Evidence(nonce, ak_public, quotes, pcrs, log, digest.done())
+        sent = message.event_log
+        firmware = digest.octets("event_log", sent) or _unreadable(sent)
+    if message.HasField("userspace_log"):
+        sent = message.userspace_log
+        userspace = digest.octets("userspace_log", sent) or _unreadable(sent)
+    return Evidence(nonce, ak_public, quotes, pcrs, firmware, userspace, digest.done())
 
 
 def _unreadable(sent: str | bytes) -> bytes:

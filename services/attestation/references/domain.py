@@ -56,6 +56,11 @@ REGISTERS: Final[Mapping[Kind, tuple[int, ...]]] = {
     Kind.OS_IMAGE: (4, 11),
 }
 """The registers that are compared, by kind."""
+LOADER: Final = 4
+IMAGE: Final = 11
+SECURE_BOOT: Final = 7
+"""Register 11 is filled by the image itself, and so by any program that is started in its place.
+Register 4 says which program that was, or register 7 whose signature it needed."""
 _UNKNOWN: Final = {
     Kind.FIRMWARE: Reason.FIRMWARE_UNKNOWN,
     Kind.OS_IMAGE: Reason.OS_IMAGE_UNKNOWN,
@@ -108,6 +113,7 @@ def grade(
     model: str,
     secure_boot: bool | None,
     values: Iterable[ReferenceValue],
+    image: str | None = None,
 ) -> Grade:
     """Grades evidence of a known TPM by the active values of its organisation.
 
@@ -116,6 +122,7 @@ def grade(
         model: of the device.
         secure_boot: whether the event log shows it; `None` without a log.
         values: those of the organisation, in whatever state.
+        image: register 11 before user space measured into it, where a log shows that.
     """
     mine = [v for v in values if v.state is State.ACTIVE and v.applies_to(model)]
     if not mine:
@@ -126,12 +133,20 @@ def grade(
     elif not secure_boot:
         reasons.append(Reason.SECURE_BOOT_OFF)
     matched: list[UUID] = []
+    # A value may be of the image alone, or of how far the start had come.
+    boots = (pcrs,) if image is None else (pcrs, {**pcrs, IMAGE: image})
+    fitting = [v for v in mine if any(map(v.matches, boots))]
+    # The values that vouch for more come first.
+    fitting.sort(key=lambda v: not v.pcrs.keys() & {LOADER, SECURE_BOOT})
     for kind in Kind:
-        found = next((v.id for v in mine if v.kind is kind and v.matches(pcrs)), None)
+        found = next((v for v in fitting if v.kind is kind), None)
         if found is None:
             reasons.append(_UNKNOWN[kind])
         else:
-            matched.append(found)
+            matched.append(found.id)
+    anchored = any(v.pcrs.keys() & {LOADER, SECURE_BOOT} for v in fitting)
+    if len(matched) == len(Kind) and not anchored:
+        reasons.append(Reason.OS_IMAGE_NOT_ANCHORED)
     verdict = Verdict.KNOWN_TPM if reasons else Verdict.VERIFIED
     return Grade(verdict, tuple(reasons), tuple(matched))
 

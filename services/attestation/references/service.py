@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,8 +24,10 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
+from services.attestation.grades import Verdict
 from services.attestation.references import store
 from services.attestation.references.domain import (
+    IMAGE,
     REGISTERS,
     Kind,
     ReferenceValue,
@@ -32,11 +35,16 @@ from services.attestation.references.domain import (
     State,
     grade,
 )
+from services.attestation.references.store import Boots
 
 MOST_REFERENCES: Final = 1_000
 """Of an organisation."""
 MOST_DIGESTS: Final = 10_000
 """In all values of an organisation: they are read with all evidence of its devices."""
+
+
+_GRADED_AT_ONCE: Final = 1_000
+"""Boots that one look at a thread grades: so long a preview keeps the others' calls waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +144,8 @@ class References:
                 "TPM_NOT_KNOWN",
                 "what a device booted is learned from a verdict of KNOWN_TPM or VERIFIED only",
             )
-        pcrs = {index: (known.pcrs[index],) for index in registers or REGISTERS[kind]}
+        booted = known.pcrs if known.image is None else {**known.pcrs, IMAGE: known.image}
+        pcrs = {index: (booted[index],) for index in registers or REGISTERS[kind]}
         wanted = Wanted(name, kind, known.model, pcrs, Source.LEARNED)
         return await self.create(call, org_id, wanted)
 
@@ -194,17 +203,28 @@ class References:
             DomainError: NOT_FOUND for an org that is not in the subtree.
         """
         scope = await self._tenants.query_scope(call.caller, org_id)
-        devices = gained = lost = 0
         async with self._database.transaction(scope) as connection:
             page = await store.list_values(connection, scope, None, MOST_REFERENCES)
-            values = [_as_if(value, activate, retire) for value in page.items]
-            async for known in store.known_devices(connection, org_id):
-                devices += 1
-                found = grade(known.pcrs, known.model, known.secure_boot, values)
-                is_verified, would_be = known.verdict == "VERIFIED", found.verdict == "VERIFIED"
-                gained += would_be and not is_verified
-                lost += is_verified and not would_be
-        return Preview(devices, gained, lost)
+            boots = await store.known_boots(connection, org_id)
+        values = [_as_if(value, activate, retire) for value in page.items]
+        values = [value for value in values if value.state is State.ACTIVE]
+        found = Preview(0, 0, 0)
+        # A fleet of equal machines has few boots, but each may be another one.
+        for at in range(0, len(boots), _GRADED_AT_ONCE):
+            part = boots[at : at + _GRADED_AT_ONCE]
+            found = await asyncio.to_thread(_graded, found, part, values)
+        return found
+
+
+def _graded(so_far: Preview, boots: Sequence[Boots], values: Sequence[ReferenceValue]) -> Preview:
+    devices, gained, lost = so_far.devices, so_far.would_be_verified, so_far.would_not_be_verified
+    for boot in boots:
+        grading = grade(boot.pcrs, boot.model, boot.secure_boot, values, boot.image)
+        would_be = grading.verdict is Verdict.VERIFIED
+        devices += boot.devices
+        gained += boot.devices * (would_be and not boot.is_verified)
+        lost += boot.devices * (boot.is_verified and not would_be)
+    return Preview(devices, gained, lost)
 
 
 def _as_if(

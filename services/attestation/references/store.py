@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -12,7 +11,13 @@ import asyncpg
 
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
-from services.attestation.references.domain import Kind, ReferenceValue, Source, State
+from services.attestation.references.domain import (
+    REGISTERS,
+    Kind,
+    ReferenceValue,
+    Source,
+    State,
+)
 
 _COLUMNS: Final = "id, tenant_id, name, kind, model, pcrs, state, source, created_at, updated_at"
 
@@ -113,12 +118,12 @@ class Known:
 
     device_id: UUID
     model: str
-    verdict: str
-    secure_boot: bool | None
     pcrs: dict[int, str]
+    image: str | None
+    """Register 11 before user space measured into it, where a log shows that."""
 
 
-_KNOWN: Final = "device_id, model, verdict, secure_boot, pcrs"
+_KNOWN: Final = "device_id, model, pcrs, image"
 
 
 async def known_device(connection: Connection, scope: Scope, device_id: UUID) -> Known | None:
@@ -144,23 +149,50 @@ async def tenant_of(connection: Connection, scope: Scope, device_id: UUID) -> UU
     return found
 
 
-async def known_devices(connection: Connection, tenant_id: UUID) -> AsyncIterator[Known]:
+@dataclass(frozen=True, slots=True)
+class Boots:
+    """Devices whose latest boots are alike, as far as they are compared."""
+
+    model: str
+    is_verified: bool
+    secure_boot: bool | None
+    pcrs: dict[int, str]
+    image: str | None
+    devices: int
+
+
+_COMPARED: Final = tuple(sorted(index for indices in REGISTERS.values() for index in indices))
+_VALUES: Final = ", ".join(f"pcrs->>'{index}'" for index in _COMPARED)
+
+
+async def known_boots(connection: Connection, tenant_id: UUID) -> list[Boots]:
     """The latest boots of an organisation's devices in use whose verdicts need their TPMs."""
-    async for row in connection.cursor(
-        f"SELECT {_KNOWN} FROM attestation.device WHERE tenant_id = $1"
+    rows = await connection.fetch(
+        "SELECT lower(model) AS model, verdict = 'VERIFIED' AS is_verified, secure_boot,"
+        f" ARRAY[{_VALUES}] AS pcrs, image, count(*)::int AS devices"
+        " FROM attestation.device WHERE tenant_id = $1"
         " AND verdict IN ('KNOWN_TPM', 'VERIFIED') AND bank = 'sha256'"
-        " AND status IN ('active', 'prepared')",
+        " AND status IN ('active', 'prepared') GROUP BY 1, 2, 3, 4, 5",
         tenant_id,
-    ):
-        yield _known(row)
+    )
+    return [
+        Boots(
+            model=row["model"],
+            is_verified=row["is_verified"],
+            secure_boot=row["secure_boot"],
+            pcrs=dict(zip(_COMPARED, row["pcrs"], strict=True)),
+            image=row["image"],
+            devices=row["devices"],
+        )
+        for row in rows
+    ]
 
 
 def _known(row: asyncpg.Record) -> Known:
     return Known(
         device_id=row["device_id"],
         model=row["model"],
-        verdict=row["verdict"],
-        secure_boot=row["secure_boot"],
+        image=row["image"],
         pcrs={int(index): value for index, value in json.loads(row["pcrs"]).items()},
     )
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from typing import Final
 from uuid import UUID
+
+from google.api.httpbody_pb2 import HttpBody
 
 from evergreen.v1 import attestation_pb2 as pb
 from evergreen.v1 import attestation_pb2_grpc
+from servicekit.data.quarantine import place
+from servicekit.rpc.files import CsvFile, send_file
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
-from services.attestation.trust.domain import TrustRoot
+from services.attestation.trust.domain import ListedKey, Source, TrustRoot
 from services.attestation.trust.service import Trust
+
+_EXPORT: Final = place("attestation", "export_endorsement_keys")
+_COLUMNS: Final = ("serial", "ek_hash")
 
 
 class TrustApi(attestation_pb2_grpc.AttestationServiceServicer):
@@ -55,6 +64,19 @@ class TrustApi(attestation_pb2_grpc.AttestationServiceServicer):
         return pb.ImportEndorsementKeysResponse(
             added=done.added, unchanged=done.unchanged, removed=done.removed
         )
+
+    def ExportEndorsementKeys(
+        self, request: pb.ExportEndorsementKeysRequest, context: Context
+    ) -> AsyncGenerator[HttpBody, None]:
+        """Streams endorsement keys as a file."""
+        source = Source(request.source or Source.LISTED)
+        pages = self._trust.export_keys(context.call, UUID(request.org_id), source)
+        form = CsvFile(_EXPORT, _COLUMNS, lambda key: (key.serial, key.ek_sha256.hex()), _serial_of)
+        return send_file(context, "evergreen-endorsement-keys", form, pages)
+
+
+def _serial_of(key: ListedKey) -> object:
+    return key.serial
 
 
 def _to_root(root: TrustRoot) -> pb.TrustRoot:

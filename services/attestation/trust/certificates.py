@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 MOST_BYTES: Final = 8192
 """Of a certificate; those of TPMs have one to two thousand."""
@@ -23,6 +25,13 @@ _OF_ENDORSEMENT_KEYS: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate, the usage of a certificate of an endorsement key."""
 _MAKER_OF_TPM: Final = x509.ObjectIdentifier("2.23.133.2.1")
 """tcg-at-tpmManufacturer, by which it names the maker."""
+_WEAK_HASHES: Final = (hashes.MD5, hashes.SHA1)
+_LEAST_RSA_BITS: Final = 2048
+_LEAST_EC_BITS: Final = 256
+MOST_PARSED: Final = 1_000
+"""Roots that are kept parsed: more than there can be."""
+_PADDING: Final = frozenset({b"", b"\0", b"\xff"})
+"""What fills a TPM's memory behind a certificate, as a set of its bytes."""
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -68,6 +77,11 @@ def read_root(pem: str) -> NewRoot:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode())
         if not _is_ca(certificate):
             raise CertificateError("must be the certificate of a CA")
+        if not _has_strong_key(certificate):
+            raise CertificateError(
+                f"must have an RSA key of {_LEAST_RSA_BITS} bits or more, or an elliptic one of"
+                f" {_LEAST_EC_BITS}"
+            )
         der = certificate.public_bytes(serialization.Encoding.DER)
         return NewRoot(
             sha256=certificate.fingerprint(hashes.SHA256()),
@@ -114,7 +128,7 @@ def follow(
     try:
         certificate = _load(der)
         between = [_load(part) for part in chain]
-        trusted = {key: _load(root.certificate) for key, root in roots.items()}
+        trusted = {key: _load_root(root.certificate) for key, root in roots.items()}
         spki = certificate.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -156,14 +170,15 @@ def _names_tpm(certificate: x509.Certificate) -> bool:
 def _root_of(
     certificate: x509.Certificate,
     between: Sequence[x509.Certificate],
-    roots: Mapping[bytes, x509.Certificate],
+    roots: Mapping[bytes, _Pinned],
 ) -> tuple[bytes | None, list[x509.Certificate]]:
     steps: list[x509.Certificate] = []
     current = certificate
     for _ in range(_MOST_STEPS):
+        issued_by = current.issuer
         for key, root in roots.items():
-            if _issued(current, root):
-                return key, [*steps, root]
+            if issued_by == root.subject and _issued(current, root.certificate):
+                return key, [*steps, root.certificate]
         issuer = next((found for found in between if _issued(current, found)), None)
         if issuer is None:
             break
@@ -176,6 +191,11 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     if certificate.issuer != issuer.subject or not _is_ca(issuer):
         return False
     try:
+        # Whoever finds a collision, or the key's factors, makes certificates of its own.
+        if isinstance(certificate.signature_hash_algorithm, _WEAK_HASHES):
+            return False
+        if not _has_strong_key(issuer):
+            return False
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
@@ -190,7 +210,42 @@ def _is_ca(certificate: x509.Certificate) -> bool:
     return found.value.ca
 
 
+def _has_strong_key(certificate: x509.Certificate) -> bool:
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size >= _LEAST_RSA_BITS
+    return not isinstance(key, ec.EllipticCurvePublicKey) or key.key_size >= _LEAST_EC_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """A root as it was read."""
+
+    certificate: x509.Certificate
+    subject: x509.Name
+
+
+@lru_cache(maxsize=MOST_PARSED)
+def _load_root(der: bytes) -> _Pinned:
+    """Reads a root, once: all of them are compared with each certificate."""
+    certificate = _load(der)
+    return _Pinned(certificate, certificate.subject)
+
+
 def _load(der: bytes) -> x509.Certificate:
     if len(der) > MOST_BYTES:
         raise ValueError("a certificate that is too long")
-    return x509.load_der_x509_certificate(der)
+    return x509.load_der_x509_certificate(_without_padding(der))
+
+
+def _without_padding(der: bytes) -> bytes:
+    """A certificate as it was read from a TPM's memory, which may be larger than it.
+
+    What is behind the outer SEQUENCE is left out if it is padding; all else is left to the parser,
+    which takes DER alone.
+    """
+    if len(der) < 4 or der[:2] != b"\x30\x82":
+        return der
+    end = 4 + int.from_bytes(der[2:4], "big")
+    rest = der[end:]
+    return der[:end] if rest[:1] in _PADDING and rest == rest[:1] * len(rest) else der

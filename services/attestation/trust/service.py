@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from contract.events.attestation import (
+    EndorsementKeysExported,
     EndorsementKeysImported,
     ImportedKeys,
     RootSnapshot,
     TrustRootAdded,
     TrustRootRemoved,
 )
+from contract.events.base import Export
 from servicekit.call import Call
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Database, Scope
 from servicekit.errors import (
     already_exists,
     failed_precondition,
@@ -33,11 +35,12 @@ from servicekit.serials import serial_key
 from servicekit.times import TOO_LATE
 from services.attestation.trust import store
 from services.attestation.trust.certificates import CertificateError, Root, read_root
-from services.attestation.trust.domain import TrustRoot
+from services.attestation.trust.domain import ListedKey, Source, TrustRoot
 
 MOST_ROOTS: Final = 500
 MOST_LISTED: Final = 200_000
 """Keys that an organisation lists."""
+_EXPORT_PAGE: Final = 2_000
 _HEADER: Final = ["serial", "ek_hash"]
 _HASH_BYTES: Final = 32
 
@@ -52,12 +55,18 @@ class Trust:
         self._outbox = outbox
         self._tenants = tenants
         self._clock = clock
+        self._roots: dict[bytes, Root] = {}
 
     async def roots(self) -> Mapping[bytes, Root]:
-        """The roots by SHA-256."""
-        return {
-            root.sha256: Root(root.sha256, root.certificate) for root in await self.list_roots()
-        }
+        """The roots by SHA-256, as they are now; their content is read once."""
+        known = self._roots
+        async with self._database.system_transaction("roots belong to no tenant") as connection:
+            digests = await store.root_digests(connection)
+            new = await store.root_certificates(connection, [d for d in digests if d not in known])
+        known = known | {digest: Root(digest, certificate) for digest, certificate in new.items()}
+        # One that was removed in between is none.
+        self._roots = {digest: known[digest] for digest in digests if digest in known}
+        return self._roots
 
     async def list_roots(self) -> list[TrustRoot]:
         """The roots by subject."""
@@ -135,6 +144,30 @@ class Trust:
                 event = EndorsementKeysImported(id=org_id, after=done)
                 await self._outbox.append(connection, CloudEvent(event, org_id))
         return done
+
+    async def export_keys(
+        self, call: Call, org_id: UUID, source: Source
+    ) -> AsyncGenerator[Sequence[ListedKey], None]:
+        """Serial numbers and endorsement keys of an organisation, in order.
+
+        There is always a first page, be it empty. The audit log hears of it when it begins.
+
+        Raises:
+            DomainError: NOT_FOUND for an org that is not in the subtree.
+        """
+        await self._tenants.require_org(call.caller, org_id)
+        scope = Scope.of(org_id)
+        given = {"source": source.value}
+        event = EndorsementKeysExported(id=org_id, after=Export(format="csv", filter=given))
+        async with self._database.transaction(scope) as connection:
+            await self._outbox.append(connection, CloudEvent(event, org_id))
+        after: ListedKey | None = None
+        begun = False
+        while not begun or after is not None:
+            async with self._database.transaction(scope) as connection:
+                page = await store.list_keys(connection, org_id, source, after, _EXPORT_PAGE)
+            yield page.items
+            after, begun = page.after, True
 
     async def _root_tenant(self, call: Call) -> UUID:
         scope = await self._tenants.query_scope(call.caller, None)

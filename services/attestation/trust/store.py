@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 from uuid import UUID
 
 from servicekit.data.postgres import Connection, columns
-from services.attestation.trust.domain import TrustRoot
+from servicekit.rpc.pagination import Page
+from services.attestation.trust.domain import ListedKey, Source, TrustRoot
 
 
 async def list_roots(connection: Connection) -> list[TrustRoot]:
@@ -16,6 +18,30 @@ async def list_roots(connection: Connection) -> list[TrustRoot]:
         " FROM attestation.trust_root ORDER BY subject, id"
     )
     return [TrustRoot(**row) for row in rows]
+
+
+async def root_digests(connection: Connection) -> list[bytes]:
+    """The SHA-256 of all of them."""
+    rows = await connection.fetch("SELECT sha256 FROM attestation.trust_root ORDER BY sha256")
+    return [row["sha256"] for row in rows]
+
+
+async def root_certificates(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Some of them, by their SHA-256."""
+    if not digests:
+        return {}
+    rows = await connection.fetch(
+        "SELECT sha256, certificate FROM attestation.trust_root WHERE sha256 = ANY ($1)", digests
+    )
+    return {row["sha256"]: row["certificate"] for row in rows}
+
+
+async def is_trusted(connection: Connection, sha256: bytes) -> bool:
+    """Whether a root is there, by its SHA-256."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM attestation.trust_root WHERE sha256 = $1)", sha256
+    )
+    return found
 
 
 async def insert_root(connection: Connection, root: TrustRoot) -> bool:
@@ -50,6 +76,32 @@ async def count_listed(connection: Connection, tenant_id: UUID) -> int:
         "SELECT count(*) FROM attestation.listed_key WHERE tenant_id = $1", tenant_id
     )
     return found
+
+
+_KEYS: Final = {
+    Source.LISTED: "SELECT serial_key AS serial, ek_sha256 FROM attestation.listed_key"
+    " WHERE tenant_id = $1",
+    Source.BOUND: "SELECT d.serial, b.ek_sha256 FROM attestation.tpm_binding b"
+    " JOIN attestation.device d ON d.binding_id = b.id"
+    " WHERE b.tenant_id = $1 AND d.tenant_id = $1 AND d.serial <> ''",
+}
+
+
+async def list_keys(
+    connection: Connection, tenant_id: UUID, source: Source, after: ListedKey | None, limit: int
+) -> Page[ListedKey, ListedKey]:
+    """Keys of an organisation behind one of them, by serial number."""
+    rows = await connection.fetch(
+        f"SELECT serial, ek_sha256 FROM ({_KEYS[source]}) AS k"
+        " WHERE $2::text IS NULL OR (serial, ek_sha256) > ($2, $3)"
+        " ORDER BY serial, ek_sha256 LIMIT $4",
+        tenant_id,
+        after.serial if after else None,
+        after.ek_sha256 if after else None,
+        limit + 1,
+    )
+    found = [ListedKey(row["serial"], row["ek_sha256"]) for row in rows]
+    return Page.of(found, limit, lambda key: key)
 
 
 async def add_listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 from datetime import timedelta
@@ -229,6 +230,101 @@ async def test_a_tpm_is_of_one_device_and_a_device_has_one_tpm(world: World) -> 
     evidence = tpm.evidence(await challenge(world, device), device)
     assert (await world.attest(device, evidence))[0] == "KNOWN_TPM"
     assert len(await world.events("attestation.tpm_bound")) == 1
+
+
+async def proofs(world: World, devices: list[UUID], tpms: list[Tpm]) -> list[tuple[str, bytes]]:
+    """Enrollments that are open at the same time, each with its proof."""
+    found = []
+    for device, tpm in zip(devices, tpms, strict=True):
+        offer = await ask(world, device, tpm)
+        secret = tpm.give_away(offer.credential_blob, offer.encrypted_secret)
+        assert secret is not None, list(offer.reasons)
+        found.append((offer.id, proof_of(secret, device)))
+    return found
+
+
+@pytest.mark.parametrize("bound_before", [False, True])
+async def test_of_two_devices_with_one_key_one_is_bound(world: World, bound_before: bool) -> None:
+    """However close they come; the other one is told why, and keeps what it had."""
+    await trust(world)
+    devices, tpms = [world.add(), world.add()], [Tpm(), Tpm()]
+    if bound_before:
+        for device, tpm in zip(devices, tpms, strict=True):
+            await bind(world, device, tpm)
+    own, shared = [tpm.ak for tpm in tpms], SigningKey()
+    for tpm in tpms:
+        tpm.ak = shared
+    opened = await proofs(world, devices, tpms)
+    done = await asyncio.gather(
+        *(activate(world, device, *one) for device, one in zip(devices, opened, strict=True))
+    )
+    assert sorted((binding.bound, *binding.reasons) for binding in done) == [
+        (False, "AK_OF_ANOTHER_DEVICE"),
+        (True,),
+    ]
+    winner = [binding.bound for binding in done].index(True)
+    for index, (device, tpm) in enumerate(zip(devices, tpms, strict=True)):
+        if index != winner and not bound_before:
+            continue
+        tpm.ak = shared if index == winner else own[index]
+        evidence = tpm.evidence(await challenge(world, device), device)
+        assert (await world.attest(device, evidence))[0] == "KNOWN_TPM"
+
+
+async def test_a_key_that_is_being_bound_elsewhere_is_waited_for(world: World) -> None:
+    """The one that commits first has it; the other one is refused by a constraint."""
+    await trust(world)
+    devices, tpms = [world.add(), world.add()], [Tpm(), Tpm()]
+    for device, tpm in zip(devices, tpms, strict=True):
+        await bind(world, device, tpm)
+    tpms[1].ak = shared = SigningKey()
+    ((enrollment, proof),) = await proofs(world, devices[1:], tpms[1:])
+    other = await world.database.superuser()
+    try:
+        async with other.transaction():
+            await other.execute(
+                "UPDATE attestation.tpm_binding SET ak_name = $2 WHERE device_id = $1",
+                devices[0],
+                shared.name,
+            )
+            activation = asyncio.ensure_future(activate(world, devices[1], enrollment, proof))
+
+            async def waits() -> bool:
+                return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+            await eventually(waits)
+        done = await activation
+    finally:
+        await other.close()
+    assert list(done.reasons) == ["AK_OF_ANOTHER_DEVICE"]
+
+
+async def test_what_is_not_trusted_any_more_is_not_bound(world: World) -> None:
+    """A root that was removed, or a list that says otherwise, since the enrollment was opened."""
+    root = await trust(world)
+    device, tpm = world.add(serial="SN-7"), Tpm()
+    await world.list()
+
+    async def list_keys(csv: str) -> None:
+        await world.admin.ImportEndorsementKeys(
+            pb.ImportEndorsementKeysRequest(org_id=str(ORG.id), csv=csv, replace=True),
+            metadata=callers.user(ORG.id, Role.ADMIN),
+        )
+
+    ((enrollment, proof),) = await proofs(world, [device], [tpm])
+    await list_keys(f"serial,ek_hash\nsn-7,{'ab' * 32}\n")
+    refused = await activate(world, device, enrollment, proof)
+    assert (refused.bound, list(refused.reasons)) == (False, ["EK_UNTRUSTED"])
+    await list_keys("serial,ek_hash\n")
+    ((enrollment, proof),) = await proofs(world, [device], [tpm])
+    await world.admin.DeleteTrustRoot(
+        pb.DeleteTrustRootRequest(id=root.id), metadata=callers.user(ROOT.id)
+    )
+    refused = await activate(world, device, enrollment, proof)
+    assert (refused.bound, list(refused.reasons)) == (False, ["EK_UNTRUSTED"])
+    assert list((await ask(world, device, tpm)).reasons) == ["EK_UNTRUSTED"]
+    await trust(world)
+    assert (await bind(world, device, tpm)).bound
 
 
 async def test_a_listed_tpm_is_known_without_a_certificate(world: World) -> None:

@@ -333,6 +333,7 @@ async def test_what_is_kept_of_a_device_is_bounded(
 ) -> None:
     """The newest verdicts, nonces and keys stay; what was seen long ago is forgotten."""
     monkeypatch.setattr(store, "MOST_VERDICTS", 3)
+    monkeypatch.setattr(store, "MOST_GOOD", 2)
     monkeypatch.setattr(store, "MOST_SEEN", 2)
     device = world.add()
     for minutes, name in enumerate((GOOD, *OTHERS)):
@@ -350,6 +351,23 @@ async def test_what_is_kept_of_a_device_is_bounded(
     await attestations.forget_once()
     for table in ("seen_nonce", "seen_key"):
         assert await world.sql(f"SELECT FROM attestation.{table}") == []
+
+
+async def test_bad_evidence_does_not_drive_out_the_good(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much of it a device sends, its newest better verdicts stay."""
+    monkeypatch.setattr(store, "MOST_VERDICTS", 3)
+    monkeypatch.setattr(store, "MOST_GOOD", 2)
+    device = world.add()
+    for name in (GOOD, *OTHERS[:2]):
+        await world.attest(device, evidence_of(name))
+    for number in range(5):
+        await world.attest(device, {"nonce": "", "pcrs": {"0": str(number)}})
+    shown = (await world.history(device)).verdicts
+    assert [v.verdict for v in shown] == ["FAILED"] * 3 + ["SELF_CONSISTENT"] * 2
+    assert dict(shown[3].pcrs) == evidence_of(OTHERS[1])["pcrs"]
+    assert dict(shown[4].pcrs) == evidence_of(OTHERS[0])["pcrs"]
 
 
 async def test_of_a_deleted_device_nothing_is_left_and_nothing_comes_back(world: World) -> None:

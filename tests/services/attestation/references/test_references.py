@@ -14,8 +14,8 @@ from contract.access import Role
 from evergreen.v1 import attestation_pb2 as pb
 from services.attestation.references import service
 from services.attestation.references.domain import uki_pcr11
-from tests.fakes.boot import Boot
-from tests.fakes.tpm import Tpm
+from tests.fakes.boot import IPL, Boot, Event, userspace_log
+from tests.fakes.tpm import SigningKey, Tpm
 from tests.services.attestation.binding.test_binding import bind, challenge, trust
 from tests.support import callers
 from tests.support.attestation import ORG, SISTER, STRANGER, World, world
@@ -35,12 +35,20 @@ async def bound(world: World, model: str = "Book") -> tuple[UUID, Tpm]:
 
 
 async def booted(
-    world: World, device: UUID, tpm: Tpm, boot: Boot, *, log: bytes | None = None
+    world: World,
+    device: UUID,
+    tpm: Tpm,
+    boot: Boot,
+    *,
+    log: bytes | None = None,
+    userspace: bytes | None = None,
 ) -> tuple[str, list[str]]:
     """The verdict over a boot."""
     tpm.pcrs = boot.registers()
     evidence = tpm.evidence(await challenge(world, device), device)
     evidence["event_log"] = base64.b64encode(boot.log() if log is None else log).decode()
+    if userspace is not None:
+        evidence["userspace_log"] = base64.b64encode(userspace).decode()
     return await world.attest(device, evidence)
 
 
@@ -208,6 +216,125 @@ async def test_a_preview_counts_what_a_change_would_do(world: World) -> None:
         refused = await refusal(preview([newer.id, wrong], []))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.fields == ["activate[1]"]
+
+
+async def test_a_preview_counts_equal_boots_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many devices as there are; different boots are graded in parts."""
+    monkeypatch.setattr(service, "_GRADED_AT_ONCE", 2)
+    await trust(world)
+    teacher, tpm = await bound(world)
+    await booted(world, teacher, tpm, Boot())
+    firmware, image = await accept(world, teacher)
+    copied = (
+        "INSERT INTO attestation.tpm_binding SELECT gen_random_uuid(), tenant_id, d,"
+        " d::text::bytea, NULL, NULL, d::text::bytea, ak_public, bound_at"
+        " FROM attestation.tpm_binding, gen_random_uuid() AS d LIMIT 1 RETURNING id, device_id"
+    )
+    for number in range(7):
+        ((binding, device),) = await world.sql(copied)
+        await world.sql(
+            "INSERT INTO attestation.device (device_id, tenant_id, status, model, verdict, bank,"
+            " pcrs, attested_at, binding_id, secure_boot)"
+            " SELECT $1, tenant_id, status, $2, verdict, bank,"
+            " CASE WHEN $3::text IS NULL THEN pcrs ELSE jsonb_set(pcrs, '{4}', to_jsonb($3)) END,"
+            " attested_at, $4, true FROM attestation.device WHERE device_id = $5",
+            device,
+            "BOOK" if number % 2 else "Book",
+            f"{number:064x}" if number > 3 else None,
+            binding,
+            teacher,
+        )
+    found = await world.admin.PreviewReferenceValues(
+        pb.PreviewReferenceValuesRequest(org_id=str(ORG.id)), metadata=world.owner
+    )
+    assert (found.devices, found.would_be_verified, found.would_not_be_verified) == (8, 5, 0)
+    assert firmware.id != image.id
+
+
+def started(*phases: str) -> Boot:
+    """A unified kernel image that the firmware's log shows, and how far its start has come."""
+    boot = Boot(kernel=tuple(sha256(phase.encode()).hexdigest() for phase in phases))
+    boot.events += [Event(11, IPL, part) for part in (b".linux\0", b"a kernel", b".initrd\0")]
+    return boot
+
+
+async def test_what_user_space_measured_makes_no_other_image(world: World) -> None:
+    """With its log the image alone is learned and compared, whatever was measured since."""
+    await trust(world)
+    (teacher, tpm), (pupil, other) = await bound(world), await bound(world)
+    phases = ("enter-initrd", "leave-initrd")
+    await booted(world, teacher, tpm, started(*phases), userspace=userspace_log(*phases))
+    _, image = await accept(world, teacher)
+    assert image.accepted[1].values == [started().registers()[11].hex()]
+    assert (await world.get(teacher)).pcrs["11"] == started(*phases).registers()[11].hex()
+    later = (*phases, "sysinit", "ready", "our own")
+    for so_far in range(6):
+        now = later[:so_far]
+        told = await booted(world, pupil, other, started(*now), userspace=userspace_log(*now))
+        assert told == ("VERIFIED", []), now
+    found = await world.admin.PreviewReferenceValues(
+        pb.PreviewReferenceValuesRequest(org_id=str(ORG.id)), metadata=world.owner
+    )
+    assert (found.devices, found.would_be_verified) == (2, 1)
+    # Without it, what was measured since is in the register.
+    told = await booted(world, pupil, other, started(*later))
+    assert told == ("KNOWN_TPM", ["OS_IMAGE_UNKNOWN"])
+    assert await booted(world, pupil, other, started()) == ("VERIFIED", [])
+    for log, reason in (
+        (userspace_log(*phases), "USERSPACE_LOG_MISMATCH"),
+        (userspace_log(*reversed(later)), "USERSPACE_LOG_MISMATCH"),
+        (b"", "USERSPACE_LOG_MISMATCH"),
+        (b"no log", "USERSPACE_LOG_MALFORMED"),
+        (userspace_log(*later)[:-3], "USERSPACE_LOG_MALFORMED"),
+    ):
+        told = await booted(world, pupil, other, started(*later), userspace=log)
+        assert told == ("FAILED", [reason]), log
+    evidence = other.evidence(await challenge(world, pupil), pupil)
+    # It says nothing without the firmware's log.
+    told = await world.attest(pupil, evidence | {"userspace_log": "no base64!"})
+    assert told == ("KNOWN_TPM", ["NO_EVENT_LOG", "OS_IMAGE_UNKNOWN"])
+
+
+async def test_a_boot_counter_that_went_back_is_told(world: World) -> None:
+    """The TPM was cleared, or its machine was taken back; until it is bound by a new key."""
+    await trust(world)
+    device, tpm = await bound(world)
+    # Blurred by a number of the key, which may make it begin anew.
+    tpm.reset_count = (1 << 32) - 2
+    await booted(world, device, tpm, Boot())
+    await accept(world, device)
+    tpm.reset_count = 3
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+    tpm.reset_count = 2
+    for _ in range(2):
+        told = await booted(world, device, tpm, Boot())
+        assert told == ("KNOWN_TPM", ["RESET_COUNT_WENT_BACK"])
+    assert (await bind(world, device, tpm)).bound
+    assert (await booted(world, device, tpm, Boot()))[1] == ["RESET_COUNT_WENT_BACK"]
+    tpm.ak = SigningKey()
+    assert (await bind(world, device, tpm)).bound
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+
+
+async def test_register_11_alone_is_no_image(world: World) -> None:
+    """Any program that is started instead can fill it: the loader is compared, or who signed it."""
+    await trust(world)
+    device, tpm = await bound(world)
+    boot = Boot(kernel=(sha256(b"a kernel").hexdigest(),))
+    await booted(world, device, tpm, boot)
+    await turn(world, await learn(world, device, "FIRMWARE", pcrs=[0, 2]), "ACTIVE")
+    alone = await turn(world, await learn(world, device, "OS_IMAGE", pcrs=[11]), "ACTIVE")
+    assert await booted(world, device, tpm, boot) == ("KNOWN_TPM", ["OS_IMAGE_NOT_ANCHORED"])
+    whole = await turn(world, await learn(world, device, "OS_IMAGE", pcrs=[4, 11]), "ACTIVE")
+    assert await booted(world, device, tpm, boot) == ("VERIFIED", [])
+    assert whole.id in (await world.get(device)).reference_value_ids
+    await turn(world, whole, "RETIRED")
+    anchor = await turn(world, await learn(world, device, "FIRMWARE", pcrs=[7]), "ACTIVE")
+    assert await booted(world, device, tpm, boot) == ("VERIFIED", [])
+    assert set((await world.get(device)).reference_value_ids) == {anchor.id, alone.id}
 
 
 async def test_only_boots_of_known_tpms_are_learned(world: World) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import grpc
+import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from contract.access import Role
 from evergreen.v1 import attestation_pb2 as pb
 from servicekit.ids import now
+from services.attestation.trust import certificates, service
 from services.attestation.trust.certificates import CertificateError, Root, follow
-from tests.fakes.tpm import Maker, Tpm
+from tests.fakes.tpm import OF_ENDORSEMENT_KEYS, Maker, Tpm
 from tests.support import callers
 from tests.support.attestation import ORG, RESELLER, ROOT, SISTER, STRANGER, World, world
 from tests.support.refusals import refusal
@@ -97,6 +101,82 @@ def test_only_a_certificate_of_an_endorsement_key_leads_to_a_root() -> None:
     assert not leads(ca=True)
 
 
+def _ca(key: Any, hashed: hashes.HashAlgorithm | None = None) -> tuple[x509.Certificate, Any]:
+    """A root with a key, and what makes certificates of endorsement keys with it."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Weak")])
+
+    def made(public: Any, subject: x509.Name, extension: Any) -> x509.Certificate:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now() - timedelta(days=1))
+            .not_valid_after(now() + timedelta(days=1))
+            .add_extension(extension, critical=False)
+            .sign(key, hashed or hashes.SHA256())
+        )
+
+    root = made(key.public_key(), name, x509.BasicConstraints(ca=True, path_length=None))
+    return root, lambda public: made(public, x509.Name([]), OF_ENDORSEMENT_KEYS)
+
+
+def test_weak_signatures_lead_to_no_root() -> None:
+    """With SHA-1, or by a key that can be factored, anybody makes certificates."""
+    ek = Tpm().ek
+
+    def leads(key: Any, hashed: hashes.HashAlgorithm | None = None) -> bool:
+        root, certify = _ca(key, hashed)
+        pinned = Root(b"root", root.public_bytes(serialization.Encoding.DER))
+        der = certify(ek).public_bytes(serialization.Encoding.DER)
+        return follow(der, [], {b"root": pinned}, now()).root is not None
+
+    strong = rsa.generate_private_key(65537, 2048)
+    assert leads(strong)
+    assert not leads(strong, hashes.SHA1())
+    assert not leads(rsa.generate_private_key(65537, 1024))
+    assert leads(ec.generate_private_key(ec.SECP256R1()))
+    assert not leads(ec.generate_private_key(ec.SECP192R1()))
+
+
+async def test_a_root_with_a_short_key_is_refused(world: World) -> None:
+    """400, with what it must have."""
+    root, _ = _ca(rsa.generate_private_key(65537, 1024))
+    pem = root.public_bytes(serialization.Encoding.PEM).decode()
+    request = pb.CreateTrustRootRequest(certificate_pem=pem, validate_only=True)
+    refused = await refusal(world.admin.CreateTrustRoot(request, metadata=OWNER))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "2048" in refused.body["message"]
+
+
+def test_a_certificate_may_be_padded() -> None:
+    """A TPM's memory is larger than what is in it; anything else behind it is refused."""
+    maker, ek = Maker(), Tpm().ek
+    root = Root(b"root", maker.root.public_bytes(serialization.Encoding.DER))
+    der = maker.certify(ek)
+
+    def read(data: bytes) -> bytes | None:
+        return follow(data, maker.chain, {b"root": root}, now()).root
+
+    for padding in (b"", b"\0", b"\xff" * 700, b"\0" * 700):
+        assert read(der + padding) == b"root"
+    for wrong in (der + b"x", der + b"\0\xff", der[:-1], b"\x30\x80" + der[4:] + b"\0\0"):
+        with pytest.raises(CertificateError):
+            read(wrong)
+
+
+def test_a_root_is_read_once() -> None:
+    """All roots are compared with each certificate."""
+    maker = Maker()
+    roots = {b"root": Root(b"root", maker.root.public_bytes(serialization.Encoding.DER))}
+    follow(maker.certify(Tpm().ek), maker.chain, roots, now())
+    before = certificates._load_root.cache_info()
+    follow(maker.certify(Tpm().ek), maker.chain, roots, now())
+    after = certificates._load_root.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+
+
 def test_a_certificate_that_cannot_be_read_is_refused_as_such() -> None:
     """Whatever byte of it is wrong: some parts are read late."""
     maker = Maker()
@@ -110,6 +190,59 @@ def test_a_certificate_that_cannot_be_read_is_refused_as_such() -> None:
             except CertificateError:
                 refused += 1
     assert refused > 100
+
+
+async def exported(world: World, by: callers.Metadata, **request: Any) -> str:
+    """The file."""
+    asked = pb.ExportEndorsementKeysRequest(**{"org_id": str(ORG.id), **request})
+    parts = [part.data async for part in world.admin.ExportEndorsementKeys(asked, metadata=by)]
+    return b"".join(parts).decode().removeprefix("\ufeff")
+
+
+async def test_owners_export_keys_as_a_list(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is listed, or what devices are bound to; it can be imported again. Nobody else may."""
+    monkeypatch.setattr(service, "_EXPORT_PAGE", 2)
+    assert (await exported(world, callers.user(ORG.id))).splitlines() == ["serial,ek_hash"]
+    lines = [f"sn-{number},{number:064x}" for number in range(5)]
+    request = pb.ImportEndorsementKeysRequest(
+        org_id=str(ORG.id), csv="\n".join(["serial,ek_hash", *lines]), replace=True
+    )
+    owner = callers.user(ORG.id)
+    await world.admin.ImportEndorsementKeys(request, metadata=owner)
+    file = await exported(world, owner)
+    assert file.splitlines()[0] == "serial,ek_hash"
+    assert [line.casefold() for line in file.splitlines()[1:]] == lines
+    request.csv = file
+    again = await world.admin.ImportEndorsementKeys(request, metadata=owner)
+    assert (again.added, again.unchanged, again.removed) == (0, 5, 0)
+    device = world.add(serial="SN-9")
+    await world.list()
+    await world.attest(device, {})
+    await world.sql(
+        "WITH b AS (INSERT INTO attestation.tpm_binding (id, tenant_id, device_id, ek_sha256,"
+        " ak_name, ak_public, bound_at) VALUES (gen_random_uuid(), $1, $2, $3, '', '', now())"
+        " RETURNING id) UPDATE attestation.device d SET binding_id = b.id FROM b"
+        " WHERE d.device_id = $2",
+        ORG.id,
+        device,
+        bytes.fromhex(HASH),
+    )
+    bound = await exported(world, callers.user(RESELLER.id), source="BOUND")
+    assert bound.splitlines() == ["serial,ek_hash", f"SN-9,{HASH}"]
+    for by, code in (
+        (callers.user(ORG.id, Role.ADMIN), grpc.StatusCode.PERMISSION_DENIED),
+        (callers.user(ORG.id, Role.AUDITOR), grpc.StatusCode.PERMISSION_DENIED),
+        (callers.user(SISTER.id), grpc.StatusCode.NOT_FOUND),
+        (callers.user(STRANGER.id), grpc.StatusCode.NOT_FOUND),
+    ):
+        assert (await refusal(exported(world, by))).code is code
+    assert (await refusal(exported(world, owner, source="ALL"))).fields == ["source"]
+    told = await world.events("attestation.endorsement_keys_exported")
+    assert [event["data"]["after"]["filter"]["source"] for event in told] == [
+        "LISTED",
+        "LISTED",
+        "BOUND",
+    ]
 
 
 def _changed(der: bytes, at: int) -> bytes:
