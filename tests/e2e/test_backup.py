@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import httpx
 import pytest
 
 from deploy.launcher.home import Home
+from tests.e2e.test_attestation import attest, b64, bind
 from tests.e2e.test_audit_cli import evergreen
-from tests.e2e.world import DOCUMENT, make_org, ok
+from tests.e2e.world import DOCUMENT, Org, make_org, ok
 from tests.fakes.agent import Agent
 from tests.fakes.agent.agent import CallError
+from tests.fakes.boot import Boot
+from tests.fakes.tpm import Maker, Tpm, proof_of
 from tests.support import stack as test_stack
 from tests.support.stack import PATIENCE, Stack, until
 
@@ -96,6 +101,7 @@ def test_a_restored_installation_goes_on(tmp_path: Path) -> None:
         devices = [org.device() for _ in range(3)]
         stays, leaves, _ = devices
         lives = ("--home", first.home)
+        attested = Attested.of(org)
         load = Load(devices)
         with load.running():
             checkpoint(first, old_checkpoint)
@@ -158,6 +164,9 @@ def test_a_restored_installation_goes_on(tmp_path: Path) -> None:
         patiently(stays.send_events)
         patiently(stays.report_state)
 
+        # What was asked of a TPM before is void; its binding and what may boot are as they were.
+        attested.go_on(second)
+
         # Retired stays retired; who came since goes on, and is in the registry.
         with pytest.raises(CallError) as refused:
             patiently(leaves.pull)
@@ -180,6 +189,69 @@ def test_a_restored_installation_goes_on(tmp_path: Path) -> None:
         assert lost.returncode == 2, lost.stdout
         assert "RESTORED" in lost.stdout
         assert "TAMPERED" not in lost.stdout
+
+
+@dataclass
+class Attested:
+    """A device whose boots are verified, with a challenge and an enrollment that are open."""
+
+    agent: Agent
+    tpm: Tpm
+    values: Any
+    nonce: str = ""
+    enrollment: str = ""
+    proof: str = ""
+
+    @classmethod
+    def of(cls, org: Org) -> Attested:
+        maker, tpm, agent = Maker(), Tpm(), org.device()
+        ok(org.root.post("/api/tpm-roots", json={"certificatePem": maker.root_pem}))
+        certificates = {
+            "ek_certificate": b64(maker.certify(tpm.ek)),
+            "ek_chain": [b64(part) for part in maker.chain],
+        }
+        assert bind(org, agent, tpm, **certificates)["verdict"] == "KNOWN_TPM"
+        tpm.pcrs = Boot().registers()
+        found = cls(agent, tpm, [])
+        with org.stack.client(agent.device_token) as client:
+            assert found.boot(client)["verdict"] == "KNOWN_TPM"
+            for kind in ("FIRMWARE", "OS_IMAGE"):
+                path = f"/api/devices/{agent.device_id}/attestation:learn"
+                value = ok(org.root.post(path, json={"name": kind, "kind": kind}))
+                active = {"state": "ACTIVE"}
+                ok(org.root.patch(f"/api/reference-values/{value['id']}", json=active))
+            assert found.boot(client)["verdict"] == "VERIFIED"
+            found.nonce = ok(client.post("/api/v1/devices/challenge", json={}))["nonce"]
+            keys = {"ek_public": b64(tpm.ek_public), "ak_public": b64(tpm.ak.public)}
+            offer = ok(client.post("/api/v1/devices/tpm-enrollments", json=keys | certificates))
+        blob, seed = b64decode(offer["credential_blob"]), b64decode(offer["encrypted_secret"])
+        secret = tpm.give_away(blob, seed)
+        assert secret is not None
+        found.enrollment, found.proof = offer["id"], b64(proof_of(secret, agent.device_id))
+        found.values = ok(org.root.get("/api/reference-values", params={"orgId": org.id}))
+        return found
+
+    def boot(self, client: httpx.Client, nonce: str = "") -> dict[str, Any]:
+        """The verdict over a boot, for a new challenge or another one."""
+        nonce = nonce or ok(client.post("/api/v1/devices/challenge", json={}))["nonce"]
+        evidence = self.tpm.evidence(b64decode(nonce), self.agent.device_id)
+        return attest(client, self.agent, evidence | {"event_log": b64(Boot().log())})
+
+    def go_on(self, stack: Stack) -> None:
+        """Behind a restore."""
+        with stack.client(self.agent.device_token) as client:
+            late = self.boot(client, self.nonce)
+            assert (late["verdict"], late["reasons"]) == ("FAILED", ["CHALLENGE_UNKNOWN"])
+            path = f"/api/v1/devices/tpm-enrollments/{self.enrollment}:activate"
+            told = ok(client.post(path, json={"proof": self.proof}))
+            assert told["reasons"] == ["ENROLLMENT_UNKNOWN"]
+            assert self.boot(client)["verdict"] == "VERIFIED"
+        with stack.client(stack.login()["token"]) as root:
+            shown = ok(root.get(f"/api/devices/{self.agent.device_id}/attestation"))
+            assert (shown["bound"], shown["verdict"]) == (True, "VERIFIED")
+            listed = ok(root.get("/api/reference-values", params={"orgId": shown["orgId"]}))
+            assert listed == self.values
+            assert len(ok(root.get("/api/tpm-roots"))["roots"]) == 1
 
 
 def patiently(call: Callable[[], T]) -> T:
