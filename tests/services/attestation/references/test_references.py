@@ -298,7 +298,7 @@ async def test_what_user_space_measured_makes_no_other_image(world: World) -> No
 
 
 async def test_a_boot_counter_that_went_back_is_told(world: World) -> None:
-    """The TPM was cleared, or its machine was taken back; until it is bound by a new key."""
+    """The TPM was cleared, or its machine was taken back; until it is bound anew."""
     await trust(world)
     device, tpm = await bound(world)
     # Blurred by a number of the key, which may make it begin anew.
@@ -315,6 +315,13 @@ async def test_a_boot_counter_that_went_back_is_told(world: World) -> None:
     assert (await bind(world, device, tpm)).bound
     assert (await booted(world, device, tpm, Boot()))[1] == ["RESET_COUNT_WENT_BACK"]
     tpm.ak = SigningKey()
+    assert (await bind(world, device, tpm)).bound
+    assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
+    tpm.reset_count = 1
+    assert (await booted(world, device, tpm, Boot()))[0] == "KNOWN_TPM"
+    await world.admin.ResetTpmBinding(
+        pb.ResetTpmBindingRequest(device_id=str(device)), metadata=world.owner
+    )
     assert (await bind(world, device, tpm)).bound
     assert await booted(world, device, tpm, Boot()) == ("VERIFIED", [])
 
