@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from hashlib import sha1
 from typing import Any
 
 import grpc
@@ -101,7 +102,25 @@ def test_only_a_certificate_of_an_endorsement_key_leads_to_a_root() -> None:
     assert not leads(ca=True)
 
 
-def _ca(key: Any, hashed: hashes.HashAlgorithm | None = None) -> tuple[x509.Certificate, Any]:
+_WITH_SHA256, _WITH_SHA1 = (bytes.fromhex(f"2a864886f70d0101{last}") for last in ("0b", "05"))
+_SHA1 = bytes.fromhex("3021300906052b0e03021a05000414")
+"""What stands before a digest of SHA-1 in a signature (RFC 8017, 9.2)."""
+
+
+def _signed_with_sha1(certificate: x509.Certificate, key: rsa.RSAPrivateKey) -> bytes:
+    """A certificate as CAs once signed them; libraries do not any more."""
+    numbers = key.private_numbers()
+    size = key.key_size // 8
+    signed = certificate.tbs_certificate_bytes.replace(_WITH_SHA256, _WITH_SHA1)
+    digest = _SHA1 + sha1(signed).digest()
+    block = b"\0\1" + b"\xff" * (size - len(digest) - 3) + b"\0" + digest
+    number = pow(int.from_bytes(block, "big"), numbers.d, numbers.public_numbers.n)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    der = der.replace(_WITH_SHA256, _WITH_SHA1)
+    return der.replace(certificate.signature, number.to_bytes(size, "big"))
+
+
+def _ca(key: Any) -> tuple[x509.Certificate, Any]:
     """A root with a key, and what makes certificates of endorsement keys with it."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Weak")])
 
@@ -115,7 +134,7 @@ def _ca(key: Any, hashed: hashes.HashAlgorithm | None = None) -> tuple[x509.Cert
             .not_valid_before(now() - timedelta(days=1))
             .not_valid_after(now() + timedelta(days=1))
             .add_extension(extension, critical=False)
-            .sign(key, hashed or hashes.SHA256())
+            .sign(key, hashes.SHA256())
         )
 
     root = made(key.public_key(), name, x509.BasicConstraints(ca=True, path_length=None))
@@ -126,15 +145,21 @@ def test_weak_signatures_lead_to_no_root() -> None:
     """With SHA-1, or by a key that can be factored, anybody makes certificates."""
     ek = Tpm().ek
 
-    def leads(key: Any, hashed: hashes.HashAlgorithm | None = None) -> bool:
-        root, certify = _ca(key, hashed)
+    def leads(key: Any, *, with_sha1: bool = False) -> bool:
+        root, certify = _ca(key)
         pinned = Root(b"root", root.public_bytes(serialization.Encoding.DER))
-        der = certify(ek).public_bytes(serialization.Encoding.DER)
+        made = certify(ek)
+        der = made.public_bytes(serialization.Encoding.DER)
+        if with_sha1:
+            der = _signed_with_sha1(made, key)
+            assert isinstance(
+                x509.load_der_x509_certificate(der).signature_hash_algorithm, hashes.SHA1
+            )
         return follow(der, [], {b"root": pinned}, now()).root is not None
 
     strong = rsa.generate_private_key(65537, 2048)
     assert leads(strong)
-    assert not leads(strong, hashes.SHA1())
+    assert not leads(strong, with_sha1=True)
     assert not leads(rsa.generate_private_key(65537, 1024))
     assert leads(ec.generate_private_key(ec.SECP256R1()))
     assert not leads(ec.generate_private_key(ec.SECP192R1()))
