@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from servicekit.data.postgres import Connection, columns
+from servicekit.data.postgres import Connection
 from servicekit.rpc.pagination import Page
 from services.attestation.trust.domain import ListedKey, Source, TrustRoot
 
@@ -112,7 +112,8 @@ async def add_listed(
         "INSERT INTO attestation.listed_key (tenant_id, serial_key, ek_sha256)"
         " SELECT $1, * FROM unnest($2::text[], $3::bytea[]) ON CONFLICT DO NOTHING",
         tenant_id,
-        *columns(keys),
+        [serial for serial, _ in keys],
+        [ek_sha256 for _, ek_sha256 in keys],
     )
     return int(done.rsplit(" ", 1)[1])
 
@@ -126,6 +127,7 @@ async def keep_listed(
         " (SELECT FROM unnest($2::text[], $3::bytea[]) AS k (serial_key, ek_sha256)"
         " WHERE k.serial_key = l.serial_key AND k.ek_sha256 = l.ek_sha256)",
         tenant_id,
-        *columns(keys),
+        [serial for serial, _ in keys],
+        [ek_sha256 for _, ek_sha256 in keys],
     )
     return int(done.rsplit(" ", 1)[1])

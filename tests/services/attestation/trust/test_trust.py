@@ -240,6 +240,13 @@ async def test_owners_export_keys_as_a_list(world: World, monkeypatch: pytest.Mo
     request.csv = file
     again = await world.admin.ImportEndorsementKeys(request, metadata=owner)
     assert (again.added, again.unchanged, again.removed) == (0, 5, 0)
+    # A list of nothing is one, too.
+    request.csv = "serial,ek_hash\n"
+    emptied = await world.admin.ImportEndorsementKeys(request, metadata=owner)
+    assert (emptied.added, emptied.unchanged, emptied.removed) == (0, 0, 5)
+    request.replace = False
+    same = await world.admin.ImportEndorsementKeys(request, metadata=owner)
+    assert (same.added, same.unchanged, same.removed) == (0, 0, 0)
     device = world.add(serial="SN-9")
     await world.list()
     await world.attest(device, {})
