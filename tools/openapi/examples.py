@@ -88,6 +88,7 @@ _SUMMARY: Final = {
     "healthDetail": "",
     "neverSeen": False,
     "attestationVerdict": "SELF_CONSISTENT",
+    "fallsShort": False,
     "attestedAt": "2026-09-01T07:12:45.120Z",
     "serialNumber": "5CD1234XYZ",
     "labels": {"room": "214"},
@@ -260,6 +261,17 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 }
             },
         }
+    },
+    "PolicyService/UpdateAttestationGate": {
+        "request": {"orgId": _ORG, "mode": "OBSERVE", "atLeast": "KNOWN_TPM", "graceHours": 24},
+        "answer": {
+            "orgId": _ORG,
+            "mode": "OBSERVE",
+            "atLeast": "KNOWN_TPM",
+            "graceHours": 24,
+            "updatedAt": "2026-09-01T07:58:03.221Z",
+            "etag": "b52c7c9acd5bea402be3",
+        },
     },
     "PolicyService/PublishPolicy": {"request": {}, "answer": _AUTHORED},
     "PolicyService/RollbackPolicy": {"request": {"version": "6"}},
