@@ -27,6 +27,9 @@ _FAILED = 2
 _PARTLY = 8
 _SHOWN = 20
 _COLUMNS = ("SERIAL", "ASSET", "STATUS", "MODEL", "LABELS", "ID")
+_EXPORTED = ("serial", "asset_tag", "model", "groups", "note")
+_MADE_UP = ("unnamed:", "recovered:", "retired:")
+"""What the registry calls devices whose serial number it does not know."""
 _SET = re.compile(r"([a-z][a-z0-9_-]{0,62})=(.+)", re.DOTALL)
 _UNSET = re.compile(r"([a-z][a-z0-9_-]{0,62})-")
 
@@ -36,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("list")(list_devices)
     app.command("label")(label)
     app.command("import")(import_devices)
+    app.command("export")(export_devices)
 
 
 def list_devices(
@@ -192,6 +196,61 @@ def import_devices(
                 dry_run=dry_run,
                 what="line ",
             )
+
+
+def export_devices(
+    file: Annotated[
+        Path | None, typer.Argument(help="The file; standard output when not given.")
+    ] = None,
+    filter_: Annotated[
+        str, typer.Option("--filter", help="As 'labels.room = 214'.", show_default=False)
+    ] = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write the devices as CSV that `devices import` takes: edit a column, and import the file.
+
+    Machines without a serial number of their own are left out. Groups are those that list devices.
+    """
+    from cli.files import written  # noqa: PLC0415
+    from servicekit.spreadsheet import BYTE_ORDER_MARK, LINE_BREAK, csv_line  # noqa: PLC0415
+
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        parameters = {"orgId": org_id(api, org), "filter": filter_}
+        found = api.pages("/api/registrations", "registrations", ALL, **parameters)
+        devices = [device for device in found if not device["serial"].startswith(_MADE_UP)]
+        groups = _groups(api, parameters["orgId"])
+        keys = sorted({key for device in devices for key in device["labels"]})
+        lines = [csv_line([*_EXPORTED, *(f"label:{key}" for key in keys)])]
+        for device in sorted(devices, key=lambda device: str(device["serial"])):
+            aliases = "|".join(sorted(groups.get(_key(device["serial"]), ())))
+            said = (device["serial"], device["assetTag"], device["model"], aliases, device["note"])
+            labels = (device["labels"].get(key, "") for key in keys)
+            lines.append(csv_line([*said, *labels]))
+        with written(file) as out:
+            out.write((BYTE_ORDER_MARK + LINE_BREAK.join(lines) + LINE_BREAK).encode())
+        typer.echo(f"{len(devices):,} devices.", err=True)
+
+
+def _groups(api: Api, org: str) -> dict[str, list[str]]:
+    """Serial number → the groups that list it."""
+    found: dict[str, list[str]] = {}
+    for group in api.pages("/api/device-groups", "deviceGroups", ALL, orgId=org):
+        if "filter" not in group:
+            path = f"/api/device-groups/{group['id']}/members"
+            for member in api.pages(path, "members", ALL):
+                found.setdefault(_key(member["serial"]), []).append(group["alias"])
+    return found
+
+
+def _key(serial: str) -> str:
+    from servicekit.serials import serial_key  # noqa: PLC0415
+
+    return serial_key(serial)
 
 
 def _meanings(mapped: list[str]) -> Iterator[tuple[str, str]]:

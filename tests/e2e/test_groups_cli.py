@@ -68,6 +68,12 @@ def test_a_cart_is_expected_and_grouped(stack: Stack, org: Org, tmp_path: Path) 
         lambda: ok(org.root.get(f"/api/devices/{device}")).get("labels"), PATIENCE, "no labels"
     )
     assert found == {"room": "214"}
+    # What is exported can be imported, and changes nothing.
+    said = run(stack, org, "devices", "export", str(file))
+    assert "2 devices." in said
+    assert f"{first},A-1,Evergreen Book 14,cart-3,,214\r\n" in file.read_bytes().decode()
+    said = run(stack, org, "devices", "import", str(file))
+    assert "0 added, 0 changed, 2 unchanged, 0 refused." in said
     run(stack, org, "devices", "label", first, "year=7", "room-")
     run(stack, org, "groups", "create", "year-7", "--filter", "labels.year = 7")
     (group,) = [
