@@ -20,6 +20,8 @@ MOST_MEMBERS: Final = 100_000
 """That a group lists."""
 PRIORITY_STEP: Final = 10
 """Between the priorities that groups get when none is given, so that others fit between."""
+MOST_TOMBSTONES: Final = 10_000
+"""Deleted groups of an organisation whose names are known; the latest stay."""
 MAX_PRIORITY: Final = 1_000_000
 
 

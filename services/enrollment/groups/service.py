@@ -33,6 +33,7 @@ from services.enrollment.groups.domain import (
     MOST_GROUPS,
     MOST_MEMBERS,
     MOST_TERMS,
+    MOST_TOMBSTONES,
     PRIORITY_STEP,
     Counted,
     Group,
@@ -261,6 +262,7 @@ class Groups:
             )
             await store.update_group(connection, after)
             await group_members.remove_all_members(connection, after.id)
+            await store.forget_deleted(connection, after.tenant_id, MOST_TOMBSTONES)
             await self._outbox.append(
                 connection,
                 CloudEvent(GroupDeleted(id=after.id, before=before.snapshot()), after.tenant_id),

@@ -203,6 +203,17 @@ async def update_group(connection: Connection, group: Group) -> None:
         raise _taken(error) from error
 
 
+async def forget_deleted(connection: Connection, tenant_id: UUID, most: int) -> None:
+    """Forgets groups of an organisation that were deleted before the latest ones."""
+    await connection.execute(
+        "DELETE FROM enrollment.device_group WHERE id IN (SELECT g.id"
+        " FROM enrollment.device_group g WHERE g.tenant_id = $1 AND g.deleted_at IS NOT NULL"
+        " AND g.computing_after IS NULL ORDER BY g.deleted_at DESC, g.id DESC OFFSET $2)",
+        tenant_id,
+        most,
+    )
+
+
 def _taken(error: asyncpg.UniqueViolationError) -> Exception:
     known = {"device_group_alias": alias_taken(), "device_group_priority": priority_taken()}
     found: Exception = known.get(error.constraint_name or "") or error

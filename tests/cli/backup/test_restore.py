@@ -44,6 +44,8 @@ __all__ = ["world"]
 
 
 CHANGED = {
+    # Groups are computed again.
+    "enrollment.device": ("changed_xid", "groups_computed_at", "membership_revision"),
     # As if all had been here now.
     "identity.account": ("seen_at",),
     "identity.session": ("ended_at", "changed_xid"),

@@ -230,6 +230,20 @@ async def test_a_group_is_changed_and_deleted(service: Enrollment) -> None:
     assert (event["before"]["alias"], event["after"]["alias"]) == ("cart-3", "cart-iii")
 
 
+async def test_the_latest_deleted_groups_are_known(
+    service: Enrollment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names stay, and the oldest go."""
+    monkeypatch.setattr(groups_module, "MOST_TOMBSTONES", 2)
+    for n in range(4):
+        group = await service.group(f"g{n}")
+        await service.groups.DeleteDeviceGroup(
+            pb.DeleteDeviceGroupRequest(id=group.id), metadata=service.admin
+        )
+    rows = await service.sql("SELECT alias FROM enrollment.device_group ORDER BY alias")
+    assert [row["alias"] for row in rows] == ["g2", "g3"]
+
+
 _CREATE: list[tuple[dict[str, Any], str, str]] = [
     ({"alias": "Cart 3"}, "INVALID_ARGUMENT", "alias"),
     ({"alias": "-a"}, "INVALID_ARGUMENT", "alias"),
