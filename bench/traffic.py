@@ -89,6 +89,10 @@ class Traffic:
         """Requests of one kind, or of the fleet's mix."""
         if kind == MIX:
             return self._mix()
+        if kind == ATTEST:
+            # A key takes a tenth of a second, in which no answer would be noticed.
+            for number in range(min(KEYS, len(self.devices))):
+                key(number)
         return (self._call(kind) for _ in itertools.repeat(None))
 
     def one_each(self) -> Iterator[Call]:
