@@ -26,6 +26,12 @@ MOST_SEEN: Final = 2_000
 """Nonces and keys of a device that are kept: two a day for longer than they are kept anyway."""
 
 
+_SEEN_TOO_MUCH: Final = (
+    "DELETE FROM attestation.{table} WHERE {key} IN (SELECT {key} FROM attestation.{table}"
+    " WHERE device_id = $3 ORDER BY seen_at DESC OFFSET $16)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """The verdict over evidence that was sent before."""
@@ -139,56 +145,37 @@ async def write_verdict(
 ) -> None:
     """Stores a verdict as the device's latest one, and forgets the oldest of too many."""
     facts = judgement.facts
-    bank = facts.bank if facts else ""
-    pcrs = json.dumps(facts.pcrs) if facts else None
-    reasons = [str(reason) for reason in judgement.reasons]
+    # One statement, for it is what a device's boot costs most: none of its parts sees the others.
     await connection.execute(
-        "INSERT INTO attestation.boot_verdict (id, tenant_id, device_id, verdict, reasons, bank,"
-        " pcrs, evidence_sha256, attested_at, binding_id, secure_boot, reference_value_ids)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "WITH written AS (INSERT INTO attestation.boot_verdict (id, tenant_id, device_id, verdict,"
+        " reasons, bank, pcrs, evidence_sha256, attested_at, binding_id, secure_boot,"
+        " reference_value_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)),"
+        " latest AS (UPDATE attestation.device SET verdict = $4, reasons = $5, bank = $6,"
+        " pcrs = $7, attested_at = $9, secure_boot = $11, reference_value_ids = $12, image = $13,"
+        " changed_xid = pg_current_xact_id() WHERE device_id = $3),"
+        f" old_nonces AS ({_SEEN_TOO_MUCH.format(table='seen_nonce', key='nonce_sha256')}),"
+        f" old_keys AS ({_SEEN_TOO_MUCH.format(table='seen_key', key='ak_name')})"
+        " DELETE FROM attestation.boot_verdict WHERE id IN (SELECT id FROM attestation.boot_verdict"
+        " WHERE device_id = $3 ORDER BY id DESC OFFSET $14 - 1)"
+        " AND id NOT IN (SELECT id FROM attestation.boot_verdict WHERE device_id = $3"
+        " AND verdict <> 'FAILED' ORDER BY id DESC LIMIT $15)",
         verdict_id,
         tenant_id,
         device_id,
         judgement.verdict,
-        reasons,
-        bank,
-        pcrs,
+        [str(reason) for reason in judgement.reasons],
+        facts.bank if facts else "",
+        json.dumps(facts.pcrs) if facts else None,
         evidence_sha256,
         now,
         binding_id,
         facts.secure_boot if facts else None,
         judgement.matched,
-    )
-    await connection.execute(
-        "UPDATE attestation.device SET verdict = $2, reasons = $3, bank = $4, pcrs = $5,"
-        " attested_at = $6, secure_boot = $7, reference_value_ids = $8,"
-        " image = $9, changed_xid = pg_current_xact_id() WHERE device_id = $1",
-        device_id,
-        judgement.verdict,
-        reasons,
-        bank,
-        pcrs,
-        now,
-        facts.secure_boot if facts else None,
-        judgement.matched,
         facts.image if facts else None,
-    )
-    await connection.execute(
-        "DELETE FROM attestation.boot_verdict WHERE id IN (SELECT id FROM attestation.boot_verdict"
-        " WHERE device_id = $1 ORDER BY id DESC OFFSET $2)"
-        " AND id NOT IN (SELECT id FROM attestation.boot_verdict WHERE device_id = $1"
-        " AND verdict <> 'FAILED' ORDER BY id DESC LIMIT $3)",
-        device_id,
         MOST_VERDICTS,
-        MOST_GOOD,
+        MOST_GOOD - (judgement.verdict is not Verdict.FAILED),
+        MOST_SEEN,
     )
-    for table, key in (("seen_nonce", "nonce_sha256"), ("seen_key", "ak_name")):
-        await connection.execute(
-            f"DELETE FROM attestation.{table} WHERE {key} IN (SELECT {key}"
-            f" FROM attestation.{table} WHERE device_id = $1 ORDER BY seen_at DESC OFFSET $2)",
-            device_id,
-            MOST_SEEN,
-        )
 
 
 async def write_told(connection: Connection, device_id: UUID, told: Told) -> None:
