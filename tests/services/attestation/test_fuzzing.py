@@ -110,6 +110,7 @@ def _inputs(seed: int, good: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.hypothesis
+@pytest.mark.timeout(3_600)
 def test_what_is_sent_is_read_or_refused() -> None:
     """Whatever it is, nothing else is raised, and no input holds much memory.
 

@@ -80,6 +80,7 @@ async def test_the_corpus_as_devices_send_it(world: World) -> None:
 
 
 @pytest.mark.hypothesis
+@pytest.mark.timeout(3_600)
 def test_no_change_of_evidence_is_better_than_failed() -> None:
     """Whatever is changed in good evidence, a check finds it, and nothing raises.
 
