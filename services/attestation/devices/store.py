@@ -118,6 +118,9 @@ async def lock_device(
     `None` when the device is deleted, of which nothing is stored.
     """
     await DELETED.keep_out(connection)
+    found = await _locked(connection, device_id)
+    if found is not None:
+        return found
     await connection.execute(
         "INSERT INTO attestation.device (device_id, tenant_id, status)"
         " SELECT $1, $2, 'active'"
@@ -125,6 +128,10 @@ async def lock_device(
         device_id,
         tenant_id,
     )
+    return await _locked(connection, device_id)
+
+
+async def _locked(connection: Connection, device_id: UUID) -> LockedDevice | None:
     row = await connection.fetchrow(
         "SELECT d.told_verdict, d.told_on, d.told_times, d.model, d.binding_id, b.ak_name,"
         " b.reset_count"

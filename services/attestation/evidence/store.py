@@ -116,20 +116,21 @@ async def note_seen(
         )
         return Reason.EVIDENCE_REPLAYED if same else Reason.NONCE_REPLAYED
     # A device may use its key again. Whoever holds a key keeps it.
-    holder = await connection.fetchval(
-        "INSERT INTO attestation.seen_key AS k (ak_name, tenant_id, device_id, seen_at)"
+    holders = await connection.fetchrow(
+        "WITH seen AS (INSERT INTO attestation.seen_key AS k"
+        " (ak_name, tenant_id, device_id, seen_at)"
         " VALUES ($1, $2, $3, $4) ON CONFLICT (ak_name) DO UPDATE"
         " SET seen_at = CASE WHEN k.device_id = excluded.device_id"
-        " THEN excluded.seen_at ELSE k.seen_at END RETURNING device_id",
+        " THEN excluded.seen_at ELSE k.seen_at END RETURNING device_id)"
+        " SELECT (SELECT device_id FROM seen),"
+        " (SELECT device_id FROM attestation.tpm_binding WHERE ak_name = $1)",
         facts.ak_name,
         tenant_id,
         device_id,
         now,
     )
-    bound_to = await connection.fetchval(
-        "SELECT device_id FROM attestation.tpm_binding WHERE ak_name = $1", facts.ak_name
-    )
-    others = {holder, bound_to} - {device_id, None}
+    assert holders is not None
+    others = {*holders.values()} - {device_id, None}
     return Reason.AK_OF_ANOTHER_DEVICE if others else None
 
 
