@@ -101,6 +101,8 @@ class Inventory:
                 attestation.ListVerdictChanges,
                 attestation_pb2.ListVerdictChangesRequest(),
                 "verdicts",
+                # As near as policy.
+                seconds=wait_seconds,
             ),
         )
 
