@@ -96,7 +96,11 @@ class ReferenceValue:
 
     def matches(self, pcrs: Mapping[int, str]) -> bool:
         """Whether a boot is this one."""
-        return all(pcrs.get(index) in values for index, values in self.pcrs.items())
+        # A loop takes half as long as a generator, and a preview makes millions of comparisons.
+        for index, values in self.pcrs.items():  # noqa: SIM110 - as said
+            if pcrs.get(index) not in values:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ def grade(
         reasons.append(Reason.SECURE_BOOT_OFF)
     matched: list[UUID] = []
     # A value may be of the image alone, or of how far the start had come.
-    boots = (pcrs,) if image is None else (pcrs, {**pcrs, IMAGE: image})
-    fitting = [v for v in mine if any(map(v.matches, boots))]
+    started = pcrs if image is None else {**pcrs, IMAGE: image}
+    fitting = [v for v in mine if v.matches(pcrs) or (started is not pcrs and v.matches(started))]
     # The values that vouch for more come first.
     fitting.sort(key=lambda v: not v.pcrs.keys() & {LOADER, SECURE_BOOT})
     for kind in Kind:
