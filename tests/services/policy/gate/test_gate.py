@@ -261,13 +261,20 @@ async def test_telemetry_is_told_of_gates(world: World) -> None:
     request = policy_pb2.ListAttestationGateChangesRequest(limit=1)
     async with open_channel(world.kit.settings.internal_listen, "telemetry") as channel:
         stub = policy_pb2_grpc.PolicyInternalServiceStub(channel)
-        found = []
-        more = True
-        while more:
-            page = await stub.ListAttestationGateChanges(request)
-            found += [(gate.org_id, gate.mode, gate.grace_hours) for gate in page.gates]
-            request.cursor, more = page.next_cursor, page.more
-        assert found == [(str(ORG.id), "OBSERVE", 24), (str(SISTER.id), "OFF", 5)]
+
+        async def read() -> list[tuple[str, str, int]]:
+            found, more = [], True
+            while more:
+                page = await stub.ListAttestationGateChanges(request)
+                found += [(gate.org_id, gate.mode, gate.grace_hours) for gate in page.gates]
+                request.cursor, more = page.next_cursor, page.more
+            return found
+
+        assert await read() == [(str(ORG.id), "OBSERVE", 24), (str(SISTER.id), "OFF", 5)]
+        # What was written while another transaction ran is told until that is over.
+        async with asyncio.timeout(PATIENCE):
+            while await read():
+                await asyncio.sleep(0.05)
         request.wait_seconds = 20
         asked = asyncio.ensure_future(stub.ListAttestationGateChanges(request))
         await world.admin.call("UpdateAttestationGate", mode="OFF")

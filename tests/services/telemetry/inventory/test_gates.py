@@ -35,11 +35,13 @@ async def test_devices_show_whether_they_fall_short(world: World) -> None:
         world.attestation.tell(device, "SELF_CONSISTENT", org)
     reseller = Admin(world.channel, RESELLER.id)
 
+    async def filtered(admin: Admin) -> set[str]:
+        return {device.id for device in (await admin.devices(falls_short=True)).devices}
+
     async def short(admin: Admin) -> set[str]:
         page = await admin.devices()
         shown = {device.id for device in page.devices if device.falls_short}
-        filtered = {device.id for device in (await admin.devices(falls_short=True)).devices}
-        assert filtered == shown
+        assert await filtered(admin) == shown
         return shown
 
     async def known() -> bool:
@@ -51,10 +53,10 @@ async def test_devices_show_whether_they_fall_short(world: World) -> None:
     world.policy.ask("KNOWN_TPM")
 
     async def judged() -> bool:
-        return bool(await short(world.admin))
+        return await filtered(world.admin) == mine
 
-    await eventually(judged)
     mine = {str(bad), str(old)}
+    await eventually(judged)
     assert await short(world.admin) == mine
     assert await short(reseller) == mine
     for device in (good, bad, old, new, out):
@@ -69,15 +71,17 @@ async def test_devices_show_whether_they_fall_short(world: World) -> None:
     world.policy.ask("VERIFIED", SISTER.id)
 
     async def both() -> bool:
-        return await short(reseller) == {*mine, str(theirs)}
+        return await filtered(reseller) == {*mine, str(theirs)}
 
     await eventually(both)
+    assert await short(reseller) == {*mine, str(theirs)}
     world.policy.ask("KNOWN_TPM", mode="OFF")
 
     async def off() -> bool:
-        return await short(world.admin) == set()
+        return await filtered(world.admin) == set()
 
     await eventually(off)
+    assert await short(world.admin) == set()
     assert await short(reseller) == {str(theirs)}
 
 
