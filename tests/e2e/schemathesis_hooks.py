@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import RejectedPositiveData
 
+from services.identity.authenticators import password_rules
 from services.policy.authoring.agent_rules import RULES
 
 _CONTRACT: dict[str, Any] = json.loads(Path(os.environ["EVERGREEN_CONTRACT"]).read_text())
@@ -37,6 +38,13 @@ schemathesis.openapi.format(
     ),
 )
 
+_PASSWORD_RULES = (
+    password_rules.REPEATS,
+    password_rules.NAMES,
+    password_rules.COMMON,
+    password_rules.BREACHED,
+    password_rules.SAME,
+)
 _ABOUT_CONTENT = re.compile(
     "|".join(
         [
@@ -48,7 +56,9 @@ _ABOUT_CONTENT = re.compile(
             "orgId: must stay what it is.*",
             "orgId: must be the same as tenantId.*",
             # Without it the caller's own tenant is meant, which need not be an organisation.
-            "orgId: must be an organisation.*",
+            "orgId: (must be an organisation.*|is required)",
+            # A language of its own, of which a schema knows the length.
+            "filter: at character .*",
             # Both may be given, and have to agree.
             "etag: must be the etag in If-Match.*",
             # Time goes on, also while a generated request waits.
@@ -66,6 +76,9 @@ _ABOUT_CONTENT = re.compile(
             r"ukiSections: must (be of|have SHA-256 digests) .*",
             # A list of keys, as text.
             r"csv: (must begin with the header .*|line \d+ must be .*|is no CSV: .*)",
+            # What is guessed first is no password.
+            r"(password|newPassword): must have at least \d+ characters",
+            *(rf"(password|newPassword): {re.escape(rule)}" for rule in _PASSWORD_RULES),
             # What devices could not apply; and a mask for what is not stored.
             *(rf"bundle\..*: {re.escape(rule.text)}( \(and .*)?" for rule in RULES),
             "bundle.*: stands for a stored value.*",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pyrage
 import pytest
 from prometheus_client import REGISTRY
 
@@ -31,8 +30,8 @@ from servicekit.data.postgres import Database
 from services.audit.backups.service import Backups
 from services.audit.settings import AuditSettings
 from tests.cli.backup.test_killed import DIES
+from tests.support.backups import IDENTITY, KEY, World, seed, superuser, target, world
 from tests.support.backups import ROOT as ROOT_TENANT
-from tests.support.backups import World, seed, superuser, target, world
 from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, until
 from tests.support.stores import S3, s3
@@ -66,15 +65,25 @@ class Machine:
         for name in (*OLD, *FOREIGN):
             (self.store / name).write_text("before")
         passphrase, password = world.directory / "passphrase", world.directory / "password"
+        recipients = world.directory / "recipients"
         to = target(world.first)
-        for path, text in ((passphrase, PASSPHRASE), (password, to.password or "")):
+        for path, text in (
+            (passphrase, PASSPHRASE),
+            (password, to.password or ""),
+            (recipients, f"# the safe\n{IDENTITY.to_public()}"),
+        ):
             path.write_text(text + "\n")
             path.chmod(0o600)
+        self.with_passphrase = {
+            "EVERGREEN_BACKUP_RECIPIENT_FILE": "",
+            "EVERGREEN_BACKUP_PASSPHRASE_FILE": str(passphrase),
+        }
+        """In the place of the public key: each use takes seconds."""
         self.environment = {
             "EVERGREEN_MIGRATE_DATABASE_URL": to.dsn,
             "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(password),
             "EVERGREEN_BACKUP_TARGET": str(self.store),
-            "EVERGREEN_BACKUP_PASSPHRASE_FILE": str(passphrase),
+            "EVERGREEN_BACKUP_RECIPIENT_FILE": str(recipients),
             "EVERGREEN_BACKUP_WORK_DIRECTORY": str(self.work),
             "EVERGREEN_HOME": str(world.servers.home.root),
         }
@@ -126,7 +135,7 @@ async def machine(world: World) -> Machine:
 async def test_a_backup_is_verified_stored_and_noted(machine: Machine) -> None:
     """Old ones of this installation go, and nothing else; the newest can be restored."""
     assert (await machine.status())["lastSuccess"] is None
-    done = await machine.run("--keep", "3")
+    done = await machine.run("--keep", "3", **machine.with_passphrase)
     assert done.returncode == 0, done.stderr
     (new,) = machine.files() - {*OLD, *FOREIGN}
     assert machine.files() == {new, *OLD[2:], *FOREIGN}
@@ -150,17 +159,15 @@ async def test_what_was_just_made_stays_beside_names_of_the_future(machine: Mach
     done = await machine.run("--keep", "1")
     assert done.returncode == 0, done.stderr
     (made,) = machine.files() - {*FOREIGN, later}
-    assert verify(machine.store / made, Key(passphrase=PASSPHRASE)).rows
+    assert verify(machine.store / made, KEY).rows
 
 
 async def test_s3_has_it_and_a_restore_fetches_it(machine: Machine, bucket: S3) -> None:
     """With public keys, of which this machine has no private one: it is verified all the same."""
     bucket.clear()
-    identity = pyrage.x25519.Identity.generate()
-    recipients, key = machine.world.directory / "recipients", machine.world.directory / "key"
-    recipients.write_text(f"# the safe\n{identity.to_public()}\n")
-    key.write_text(str(identity))
-    settings = bucket.environment | {"EVERGREEN_BACKUP_RECIPIENT_FILE": str(recipients)}
+    key = machine.world.directory / "key"
+    key.write_text(str(IDENTITY))
+    settings = bucket.environment
     assert (await machine.run(**settings)).returncode == 0
     assert (await machine.run("--keep", "1", **settings)).returncode == 0
     (name,) = bucket.objects()
@@ -238,7 +245,7 @@ async def examined(machine: Machine) -> list[Any]:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"EVERGREEN_BACKUP_PASSPHRASE_FILE": ""}, "always encrypted"),
+        ({"EVERGREEN_BACKUP_RECIPIENT_FILE": ""}, "always encrypted"),
         ({"EVERGREEN_BACKUP_TARGET": ""}, "EVERGREEN_BACKUP_TARGET"),
         ({"EVERGREEN_BACKUP_KEEP": "some"}, "EVERGREEN_BACKUP_KEEP"),
         ({"EVERGREEN_BACKUP_SCHEDULE": "at night"}, "EVERGREEN_BACKUP_SCHEDULE"),
@@ -256,7 +263,7 @@ async def test_settings_that_are_wrong(
 
 async def test_a_secret_that_others_may_read_is_refused(machine: Machine) -> None:
     (machine.world.directory / "passphrase").chmod(0o644)
-    done = await machine.run()
+    done = await machine.run(**machine.with_passphrase)
     assert done.returncode == 1
     assert "chmod 600" in done.stderr
 
@@ -284,9 +291,17 @@ async def test_a_backup_that_was_killed_leaves_nothing_for_long(machine: Machine
 
 async def test_one_at_a_time(machine: Machine) -> None:
     """A backup by hand and the scheduled one do not meet, nor remove each other's half archive."""
-    slow = "from cli.backup import run as m; import time; v = m.verify;" + (
-        "m.verify = lambda *a: (time.sleep(4), v(*a))[1]"
-    )
+    go_on = machine.world.directory / "go on"
+    slow = f"""
+import pathlib, time
+from cli.backup import run as m
+v = m.verify
+def waits(*a):
+    while not pathlib.Path({str(go_on)!r}).exists():
+        time.sleep(0.05)
+    return v(*a)
+m.verify = waits
+"""
     first = asyncio.create_task(machine.run(cut=slow))
     await asyncio.to_thread(
         until, lambda: any(machine.store.glob(".*")), PATIENCE, "no backup is made"
@@ -294,6 +309,7 @@ async def test_one_at_a_time(machine: Machine) -> None:
     second = await machine.run()
     assert second.returncode == 1
     assert "another backup" in second.stderr
+    go_on.touch()
     assert (await first).returncode == 0
 
 
