@@ -79,6 +79,8 @@ def write_export(api: Api, org: dict[str, Any], path: Path, say: Callable[[str],
             more = {"showDeleted": "true"} if items == "registrations" else {}
             files.add(name, _lines(api.pages(path_of_list, items, _ALL, orgId=org_id, **more)))
         files.add("devices.json", api.stream("/api/devices/export", orgId=org_id, format="json"))
+        for group in api.pages("/api/device-groups", "deviceGroups", _ALL, orgId=org_id):
+            _add_group(api, files, group)
         for policy in api.pages("/api/policies", "policies", _ALL, orgId=org_id):
             _add_policy(api, files, policy["id"])
         if org["kind"] == "org":
@@ -96,6 +98,13 @@ def write_export(api: Api, org: dict[str, Any], path: Path, say: Callable[[str],
         }
         archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2))
     return len(files.files)
+
+
+def _add_group(api: Api, files: _Archive, group: dict[str, Any]) -> None:
+    name = f"device-groups/{group['id']}"
+    files.add(f"{name}/group.json", _json(group))
+    members = api.pages(f"/api/device-groups/{group['id']}/members", "members", _ALL)
+    files.add(f"{name}/members.jsonl", _lines(members))
 
 
 def _add_policy(api: Api, files: _Archive, policy_id: str) -> None:

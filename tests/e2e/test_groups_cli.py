@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from tests.e2e.world import Org, make_org, ok
 from tests.fakes.agent import Hardware
-from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, Stack, until
 
 
@@ -23,18 +21,10 @@ def org(stack: Stack, root: httpx.Client) -> Org:
 
 
 def run(stack: Stack, org: Org, *words: str, code: int = 0) -> str:
-    """What a command prints, with what went wrong behind it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.entry", *words, "--org", org.id],
-        env={**os.environ, "EVERGREEN_HOME": str(stack.home)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """What a command prints, with what it says beside it."""
+    done = CliRunner().invoke(app, [*words, "--org", org.id, "--home", str(stack.home)])
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def test_a_cart_is_expected_and_grouped(stack: Stack, org: Org, tmp_path: Path) -> None:

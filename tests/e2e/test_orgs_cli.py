@@ -27,6 +27,10 @@ def test_an_organisation_is_exported_archived_and_deleted(
     agent.record("", {"message": "a bad one"})
     agent.send_events()
     _ = org.owner
+    wanted = {"orgId": org.id, "name": "Cart 3", "alias": "cart-3"}
+    group = ok(root.post("/api/device-groups", json=wanted))
+    path = f"/api/device-groups/{group['id']}/members"
+    ok(root.post(path, json={"add": [agent.device_id, "5CD0000001"]}))
 
     def logged() -> bool:
         entries = ok(root.get("/api/audit", params={"orgId": org.id}))["entries"]
@@ -50,6 +54,8 @@ def test_an_organisation_is_exported_archived_and_deleted(
     assert "secret.event" in (out / "events.json").read_text()
     assert len((out / "quarantined-events.jsonl").read_text().splitlines()) == 1
     assert "owner-" in (out / "users.jsonl").read_text()
+    listed = (out / "device-groups" / group["id"] / "members.jsonl").read_text()
+    assert len(listed.splitlines()) == 2
     versions = (out / "policies" / policy["id"] / "versions.jsonl").read_text()
     assert len(versions.splitlines()) == 1
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
