@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 _FAILED = 2
 _PARTLY = 8
+_DONE = {name: name for name in ("added", "changed", "unchanged", "refused")}
+_TO_DO = {**_DONE, "added": "to add", "changed": "to change"}
 _SHOWN = 20
 _COLUMNS = ("SERIAL", "ASSET", "STATUS", "MODEL", "LABELS", "ID")
 _EXPORTED = ("serial", "asset_tag", "model", "groups", "note")
 _MADE_UP = ("unnamed:", "recovered:", "retired:")
 """What the registry calls devices whose serial number it does not know."""
-_SET = re.compile(r"([a-z][a-z0-9_-]{0,62})=(.+)", re.DOTALL)
+_SET = re.compile(r"([^=]+)=(.+)", re.DOTALL)
 _UNSET = re.compile(r"([a-z][a-z0-9_-]{0,62})-")
 
 
@@ -304,11 +306,9 @@ def _send(
         typer.echo(f"and {len(refused) - _SHOWN} more", err=True)
     does = not dry_run and (skip_refused or not refused)
     done = [send(part, validate_only=False) for part in parts] if does else seen
-    counts = {
-        name: sum(answer[name] for answer in done)
-        for name in ("added", "changed", "unchanged", "refused")
-    }
-    said = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    counts = {name: sum(answer[name] for answer in done) for name in _DONE}
+    names = _DONE if does else _TO_DO
+    said = ", ".join(f"{number:,} {names[name]}" for name, number in counts.items())
     typer.echo(f"{said}.{'' if does else ' Nothing was changed.'}")
     if counts["refused"]:
         raise typer.Exit(_PARTLY if does else _FAILED)

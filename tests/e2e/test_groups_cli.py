@@ -34,7 +34,7 @@ def test_a_cart_is_expected_and_grouped(stack: Stack, org: Org, tmp_path: Path) 
     file.write_text(f"Serial Number;Room;Groups\n{first};214;cart-3\n{second};214;cart-3\n")
     said = run(stack, org, "devices", "import", str(file), code=2)
     assert "groups[0]: no group has the alias cart-3" in said
-    assert "Nothing was changed" in said
+    assert "0 to add, 0 to change, 0 unchanged, 2 refused. Nothing was changed." in said
     said = run(stack, org, "devices", "import", str(file), "--create-groups")
     assert "2 added, 0 changed, 0 unchanged, 0 refused." in said
     said = run(stack, org, "devices", "import", str(file))
@@ -88,5 +88,7 @@ def test_a_cart_is_expected_and_grouped(stack: Stack, org: Org, tmp_path: Path) 
     run(stack, org, "groups", "delete", "year-7", "--yes")
     said = run(stack, org, "groups", "show", "year-7", code=2)
     assert "no group has the alias year-7" in said
+    said = run(stack, org, "devices", "label", first, "Room=7", code=2)
+    assert "labels.Room: keys have small letters" in said
     said = run(stack, org, "devices", "label", "GC-0", "year=7", code=2)
     assert "GC-0  no device of the organisation has this serial number" in said
