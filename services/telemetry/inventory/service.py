@@ -50,6 +50,9 @@ from services.telemetry.inventory.query import DeviceQuery
 
 log = logs.get(__name__)
 
+_DEVICES_FEED: Final = "devices and memberships"
+"""The position of a release that knows labels and groups: once, it reads of all devices what a
+release that did not know them had passed over (`devices`)."""
 _APPLIED: Final = place("telemetry", "follow_applied")
 _VERDICTS: Final = place("telemetry", "follow_verdicts")
 _GATES: Final = place("telemetry", "follow_gates")
@@ -335,8 +338,8 @@ DEVICES: Final = Mirror(
     make=_registered,
     device_of=lambda device: device.id,
     write=_store_registered,
-    read_position=partial(store.read_cursor, feed="devices"),
-    write_position=partial(store.store_cursor, feed="devices"),
+    read_position=partial(store.read_cursor, feed=_DEVICES_FEED),
+    write_position=partial(store.store_cursor, feed=_DEVICES_FEED),
 )
 """What telemetry keeps of the registry: every device, for the list."""
 

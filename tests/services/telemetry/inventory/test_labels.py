@@ -71,3 +71,13 @@ async def test_what_is_not_known_is_kept(world: World) -> None:
     assert await shown() == ({"room": "214"}, [str(group)])
     world.registry.tell(device, membership=_membership())
     assert await shown() == ({}, [])
+
+
+async def test_what_a_release_before_passed_over_is_read_once(world: World) -> None:
+    """It had read the feed without memberships: its position is not this release's."""
+    device = uuid4()
+    world.registry.tell(device, membership=_membership(room="214"))
+    assert (await world.admin.devices()).devices
+    names = {row["feed"] for row in await world.rows("SELECT feed FROM telemetry.feed_cursor")}
+    assert "devices" not in names
+    assert "devices and memberships" in names

@@ -312,7 +312,9 @@ async def test_a_feed_goes_on_where_it_was(
             world.registry.tell(device_id(number))
         await world.admin.devices()
         await world.running.stop(0)
-    (row,) = await world.rows("SELECT cursor FROM telemetry.feed_cursor WHERE feed = 'devices'")
+    (row,) = await world.rows(
+        "SELECT cursor FROM telemetry.feed_cursor WHERE feed LIKE 'devices and%'"
+    )
     assert row["cursor"] == "5"
     async with running(make_kit, serve, database) as again:
         assert again.registry.cursors[0] == "5"
