@@ -16,6 +16,8 @@ from servicekit.serials import as_printed, names_one_machine, serial_key
 _RESERVED: Final = ("recovered:", "retired:", "unnamed:")
 
 
+_LONGEST_KEY: Final = 256
+"""An index keeps keys, and one character may be a dozen in a key (NFKC)."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -41,6 +43,8 @@ def clean_serial(serial: str, field: str = "serial") -> str:
     cleaned = as_printed(serial)
     if not cleaned:
         raise invalid_field(field, "is required")
+    if len(serial_key(cleaned)) > _LONGEST_KEY:
+        raise invalid_field(field, "has too many characters that stand for several")
     if not names_one_machine(cleaned):
         raise invalid_field(
             field, "is a placeholder that many devices share, not a serial number of this device"

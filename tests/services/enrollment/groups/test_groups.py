@@ -130,6 +130,7 @@ async def test_members_are_named_by_serial_or_id(service: Enrollment) -> None:
         ({"add": ["SN-1", "Default string"]}, "add[1]"),
         ({"add": [""]}, "add[0]"),
         ({"remove": ["a\nb"]}, "remove[0]"),
+        ({"add": ["\ufdfa" * 100]}, "add[0]"),
         ({"add": ["SN-1"], "remove": ["sn-1"]}, "remove"),
         ({"add": [f"SN-{n}" for n in range(1001)]}, "add"),
     ],
