@@ -220,7 +220,10 @@ class Admission:
             by_org.setdefault(device.tenant_id, []).extend(
                 (group_id, device.serial, key) for group_id in group_ids
             )
-        for tenant_id, members in by_org.items():
+        for tenant_id, given in by_org.items():
+            # One may have been deleted since the token was read.
+            groups = await group_store.groups_by_id(connection, tenant_id, {g for g, _, _ in given})
+            members = [member for member in given if member[0] in groups]
             by_token = "an enrollment token"
             added = set(
                 await group_members.add_members(connection, tenant_id, members, by_token, desk.at)
@@ -229,7 +232,6 @@ class Admission:
             for group_id, serial, key in members:
                 if (group_id, key) in added:
                     fresh.setdefault(group_id, []).append(serial)
-            groups = await group_store.groups_by_id(connection, tenant_id, fresh)
             for group_id, serials in fresh.items():
                 event = members_changed(groups[group_id], serials, [])
                 await self._outbox.append(

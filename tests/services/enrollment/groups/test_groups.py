@@ -582,9 +582,13 @@ async def test_any_history_ends_with_what_python_says(
     """Calls in random order, several at a time: what was computed bit by bit is the whole."""
     monkeypatch.setattr(groups_module, "_AT_ONCE", 2)
     random = Random(55)
-    keys = [(await service.token(name=name)).pre_shared_key for name in ("Cart 1", "Room")]
+    given = (await service.group("given")).id
+    keys = [
+        (await service.token(name=name, group_ids=ids, labels={"cart": "1"})).pre_shared_key
+        for name, ids in (("Cart 1", [given]), ("Room", []))
+    ]
     serials = [f"SN-{n}" for n in range(8)]
-    groups: list[str] = []
+    groups: list[str] = [given]
 
     async def device_id() -> str | None:
         rows = await service.sql("SELECT id::text FROM enrollment.device ORDER BY id")
