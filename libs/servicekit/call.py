@@ -102,7 +102,7 @@ class Call:
     request_id: str
     source_ip: str = ""
     user_agent: str = ""
-    """What a caller without a token says of itself: who logs in."""
+    """What a program or a browser says of itself; of devices it is not kept."""
 
 
 _CANONICAL: Final = re.compile(
@@ -188,7 +188,7 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
 def call_from_headers(rpc: str, headers: Mapping[str, str], caller: Caller) -> Call:
     """Builds the call's context from the gateway's headers."""
     request_id = headers.get(H_REQUEST_ID) or str(new_id())
-    if caller is not ANONYMOUS:
+    if caller.kind is CallerKind.DEVICE:
         return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""))
     agent = headers.get(H_USER_AGENT, "")
     return Call(rpc, caller, request_id, headers.get(H_SOURCE, ""), agent)

@@ -36,6 +36,7 @@ from services.identity.pages.browsers import Browsers
 from services.identity.pages.http import Surroundings
 from services.identity.sessions.api import AuthApi, SessionApi
 from services.identity.sessions.overview import SessionsOverview
+from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sessions.service import Sessions
 from services.identity.sessions.store import CHANGING, end_sessions_of
 from services.identity.settings import IdentitySettings
@@ -81,6 +82,7 @@ async def build(kit: Kit) -> Parts:
     await until_done("make or open the signing keys", keys.load)
     signer = TokenSigner(keys.ring, device_life)
     sealer = Sealer.from_file(settings.master_key_file, "identity-guesses")
+    unknown = UnknownLogins(kit.database, kit.outbox, kit.clock)
     sessions = Sessions(
         kit.database,
         kit.outbox,
@@ -89,6 +91,7 @@ async def build(kit: Kit) -> Parts:
         Guesses(kit.database, sealer, kit.clock),
         signer,
         session_life,
+        unknown,
         kit.clock,
     )
     objects = TenantObjects(
@@ -202,6 +205,7 @@ async def build(kit: Kit) -> Parts:
         tasks=[
             forget_old_sessions,
             forget_old_guesses,
+            unknown.run,
             *([deactivate_unseen] if settings.inactive_days else []),
             deletions.run,
             deletions.purge,

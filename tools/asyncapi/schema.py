@@ -18,11 +18,12 @@ from contract.events.base import (
     Event,
     JsonText,
     Member,
+    Outcome,
     description_of,
     members_of,
     summary_of,
 )
-from servicekit.messaging.encoding import sides, writer
+from servicekit.messaging.encoding import name_of, reason_of, sides, writer
 
 Schema = Mapping[str, Any]
 
@@ -107,10 +108,26 @@ def _data(event: type[Event]) -> Schema:
         "before": sides.get("before", {"type": "null"}),
         "after": sides.get("after", {"type": "null"}),
     }
+    # Events of earlier releases are without them.
+    later = {
+        "outcome": {"enum": list(get_args(Outcome)), "description": "How it went."},
+        "reason": {**text, "description": "Why it failed or was refused; empty for a success."},
+        "resourceName": {
+            **text,
+            "description": "How people name the resource, as it was then: an e-mail address, a"
+            " serial number, a name; may be empty.",
+        },
+        "actorKind": {"enum": ["user", "device", "system", "anonymous"]},
+        "sessionId": {**text, "description": "The session of a user; else empty."},
+        "userAgent": {
+            **text,
+            "description": "What the user's program says of itself, at most 256 characters.",
+        },
+    }
     return {
         "type": "object",
         "description": "Who did what.",
-        "properties": members,
+        "properties": {**members, **later},
         "required": list(members),
     }
 
@@ -131,6 +148,12 @@ def _example(event: Event) -> Mapping[str, Any]:
         "requestId": "6f0e1a52-64a8-4f8e-9b39-0d1f5b7a9c11",
         "before": json.loads(before),
         "after": json.loads(after),
+        "outcome": event.OUTCOME,
+        "reason": reason_of(event),
+        "resourceName": name_of(event),
+        "actorKind": "user",
+        "sessionId": "01936d2e-7b1f-7d40-8f02-0c9e8a7b6c5d",
+        "userAgent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
     }
 
 

@@ -17,6 +17,7 @@ from typing import (
     Any,
     ClassVar,
     Final,
+    Literal,
     NewType,
     Self,
     get_args,
@@ -27,6 +28,10 @@ from uuid import UUID
 
 JsonText = NewType("JsonText", str)
 """JSON that is sent exactly as it came."""
+
+
+Outcome = Literal["success", "refused", "failed"]
+"""How an action went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ class Action(Event):
 
     RESOURCE: ClassVar[str]
     """What it happened to, with `{id}` for its id."""
+    OUTCOME: ClassVar[Outcome] = "success"
+    """How it went. Where it is another one, the reason is a member `reason` of `after`."""
     id: UUID
 
     @property

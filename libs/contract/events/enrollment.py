@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
-from contract.events.base import AT, ID, TENANT_ID, Action, Since
+from contract.events.base import AT, ID, TENANT_ID, Action, Outcome, Since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +135,7 @@ class EnrollmentRefused(_TokenAction):
     """A machine with a genuine key was not let in; told at most once an hour for each."""
 
     NAME: ClassVar[str] = "enrollment.refused"
+    OUTCOME: ClassVar[Outcome] = "refused"
     after: EnrollmentRefusalSnapshot
 
 
@@ -214,6 +215,7 @@ class ReenrollmentRefused(_DeviceAction):
     """Something with a known serial number tried to enroll and was refused."""
 
     NAME: ClassVar[str] = "enrollment.reenrollment_refused"
+    OUTCOME: ClassVar[Outcome] = "refused"
     before: DeviceSnapshot | None
     after: DeviceSnapshot
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.base import AT, EMAIL, ID, TENANT_ID, Action, KeyRotation, Since
+from contract.events.base import AT, EMAIL, ID, TENANT_ID, Action, KeyRotation, Outcome, Since
 
 TenantKind: TypeAlias = Literal["root", "reseller", "org"]
 TenantStatus: TypeAlias = Literal["active", "archived", "deleting", "deleted"]
@@ -287,7 +287,50 @@ class LoginFailed(_UserAction):
     """Somebody tried to log in as a user and could not."""
 
     NAME: ClassVar[str] = "identity.login_failed"
+    OUTCOME: ClassVar[Outcome] = "failed"
     after: LoginAttempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedLogin:
+    """With what address somebody tried."""
+
+    email: Annotated[str, "Empty where what was typed does not look like an address."]
+    reason: Literal["UNKNOWN_ADDRESS"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginRefused(Action):
+    """Somebody tried to log in with an address that no user has; told in the root tenant's log.
+
+    Of a network (a /24 or /64) once in ten minutes; the others are in `identity.logins_refused`.
+    """
+
+    NAME: ClassVar[str] = "identity.login_refused"
+    OUTCOME: ClassVar[Outcome] = "refused"
+    RESOURCE: ClassVar[str] = "logins/{id}"
+    after: RefusedLogin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedLogins:
+    """How many tried, and from where."""
+
+    count: int
+    sources: Annotated[tuple[str, ...], "The ten networks with the most attempts."]
+    reason: Literal["UNKNOWN_ADDRESS"]
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginsRefused(Action):
+    """Further logins of ten minutes with addresses that no user has."""
+
+    NAME: ClassVar[str] = "identity.logins_refused"
+    OUTCOME: ClassVar[Outcome] = "refused"
+    RESOURCE: ClassVar[str] = "logins/{id}"
+    after: RefusedLogins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +377,7 @@ class RefreshTokenReused(_UserAction):
     """A refresh token was used twice; its session was ended."""
 
     NAME: ClassVar[str] = "identity.refresh_token_reused"
+    OUTCOME: ClassVar[Outcome] = "refused"
     after: ReusedSession
 
 
@@ -441,6 +485,13 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     PasswordReset(id=ID, before=_USER, after=replace(_USER, status="invited")),
     LoginSucceeded(id=ID, after=_OPENED),
     LoginFailed(id=ID, after=LoginAttempt(email=EMAIL)),
+    LoginRefused(id=ID, after=RefusedLogin(email=EMAIL, reason="UNKNOWN_ADDRESS")),
+    LoginsRefused(
+        id=ID,
+        after=RefusedLogins(
+            count=12, sources=("192.0.2.0/24",), reason="UNKNOWN_ADDRESS", since=AT, until=AT
+        ),
+    ),
     AccountUnderAttack(id=ID, after=Attack(email=EMAIL, failures=100, until=AT)),
     LoggedOut(id=ID, after=EndedSession(session_id=TENANT_ID)),
     SessionsEnded(id=ID, after=EndedSessions(email=EMAIL, count=1, session_id=TENANT_ID)),

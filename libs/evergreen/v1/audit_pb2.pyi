@@ -146,6 +146,13 @@ class AuditEntry(_message.Message):
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     ORG_NAME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RESOURCE_NAME_FIELD_NUMBER: _builtins.int
+    ACTOR_KIND_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The entry's id: the id of the event that it records."""
     actor: _builtins.str
@@ -172,6 +179,22 @@ class AuditEntry(_message.Message):
     """The hash of this entry, in hexadecimal."""
     org_name: _builtins.str
     """The tenant's name today, or the one that it had when it was deleted."""
+    outcome: _builtins.str
+    """How it went: `success`, `refused` or `failed`. Empty in entries of 0.1.0."""
+    reason: _builtins.str
+    """Why it was refused or failed; empty for a success."""
+    resource_name: _builtins.str
+    """How people name the resource, as it was then: an e-mail address, a serial
+    number, a name. Empty in entries of 0.1.0.
+    """
+    actor_kind: _builtins.str
+    """What kind of party did it: `user`, `device`, `system` or `anonymous`. Empty
+    in entries of 0.1.0.
+    """
+    session_id: _builtins.str
+    """The session of a user; empty for everybody else."""
+    user_agent: _builtins.str
+    """What the user's program said of itself."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -183,6 +206,10 @@ class AuditEntry(_message.Message):
     @_builtins.property
     def after(self) -> _struct_pb2.Struct:
         """What it was afterwards, without secrets."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditChange]:
+        """What differs between `before` and `after`. Only `GetAuditEntry` answers it."""
 
     def __init__(
         self,
@@ -203,14 +230,62 @@ class AuditEntry(_message.Message):
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
         org_name: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        resource_name: _builtins.str = ...,
+        actor_kind: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+        changes: _abc.Iterable[Global___AuditChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_role", b"actor_role", "after", b"after", "before", b"before", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "previous_hash", b"previous_hash", "request_id", b"request_id", "resource", b"resource", "sequence", b"sequence", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_kind", b"actor_kind", "actor_role", b"actor_role", "after", b"after", "before", b"before", "changes", b"changes", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "request_id", b"request_id", "resource", b"resource", "resource_name", b"resource_name", "sequence", b"sequence", "session_id", b"session_id", "source_ip", b"source_ip", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class AuditChange(_message.Message):
+    """A value that differs between `before` and `after`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where it is: a JSON Pointer (RFC 6901). Lists are compared as a whole."""
+    @_builtins.property
+    def before(self) -> _struct_pb2.Value:
+        """The value before; absent for none."""
+
+    @_builtins.property
+    def after(self) -> _struct_pb2.Value:
+        """The value afterwards; absent for none."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        before: _struct_pb2.Value | None = ...,
+        after: _struct_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+
+Global___AuditChange: _TypeAlias = AuditChange  # noqa: Y015
 
 @_typing.final
 class GetAuditCheckpointRequest(_message.Message):

@@ -61,6 +61,28 @@ def sides(event: Action) -> tuple[str, str]:
     return before(event), after(event)
 
 
+NAMED_BY: Final = ("email", "name", "serial", "serial_number", "hostname", "subject")
+"""The members of `after` or `before` that name a resource for people, the best first."""
+
+
+def name_of(event: Action) -> str:
+    """How people name what an event happened to, as it was then; empty where it says no name."""
+    for side in ("after", "before"):
+        part = getattr(event, side, None)
+        for member in NAMED_BY if part is not None else ():
+            found = getattr(part, member, None)
+            if isinstance(found, str) and found:
+                return found
+    return ""
+
+
+def reason_of(event: Action) -> str:
+    """Why something did not go as it was wanted; empty for what did, or where nothing says it."""
+    if event.OUTCOME == "success":
+        return ""
+    return str(getattr(getattr(event, "after", None), "reason", ""))
+
+
 @functools.cache
 def _sides(kind: type[Action]) -> tuple[Writer, Writer]:
     members = {member.attribute: member.type for member in members_of(kind)}

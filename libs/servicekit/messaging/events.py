@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from contract.events.base import Action
 from contract.subjects import SUBJECT_ROOT
 from servicekit.call import Call, CallerKind, current_call
 from servicekit.ids import new_id, now
-from servicekit.messaging.encoding import quoted, sides
+from servicekit.messaging.encoding import name_of, quoted, reason_of, sides
 from servicekit.times import format_rfc3339
+
+_MOST_OF_AN_AGENT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +57,24 @@ class CloudEvent:
             f',"resource":{resource},"actor":{quoted(actor)}'
             f',"actorId":{quoted(self.actor_id or caller.id)},"actorRole":{quoted(role)}'
             f',"sourceIp":{quoted(call.source_ip)},"requestId":{quoted(call.request_id)}'
-            f',"before":{before},"after":{after}}}}}'
+            f',"before":{before},"after":{after},"outcome":"{event.OUTCOME}"'
+            f',"reason":{quoted(reason_of(event))},"resourceName":{quoted(name_of(event))}'
+            f',"actorKind":"{_kind_of(actor)}","sessionId":{quoted(caller.session_id)}'
+            f',"userAgent":{quoted(_shown(call.user_agent))}}}}}'
         )
+
+
+def _kind_of(actor: str) -> str:
+    """What kind of party an actor is, by the form of its name."""
+    if actor.startswith("device:"):
+        return "device"
+    if actor == CallerKind.ANONYMOUS.value:
+        return "anonymous"
+    return "user" if "@" in actor else "system"
+
+
+def _shown(user_agent: str) -> str:
+    """What a program says of itself, without what could control a terminal."""
+    if user_agent.isprintable():
+        return user_agent[:_MOST_OF_AN_AGENT]
+    return "".join(filter(str.isprintable, user_agent))[:_MOST_OF_AN_AGENT]

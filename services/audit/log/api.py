@@ -21,9 +21,17 @@ from servicekit.keys.service import SigningKeys
 from servicekit.rpc.files import CsvFile, TextFile, send_file
 from servicekit.rpc.pagination import TimePosition, asked_page
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import filling, given_time, timestamp
+from servicekit.rpc.values import filling, given_time, timestamp, to_value
 from servicekit.security.signing import pem_bundle
-from services.audit.log.domain import CHECKPOINTS, CSV_COLUMNS, Filters, csv_row, data_of, key_of
+from services.audit.log.domain import (
+    CHECKPOINTS,
+    CSV_COLUMNS,
+    Filters,
+    changes_of,
+    csv_row,
+    data_of,
+    key_of,
+)
 from services.audit.log.service import AuditLog
 
 _LISTED = place("audit", "list_entries")
@@ -65,7 +73,25 @@ async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
         sequence=entry.sequence,
         previous_hash=entry.previous_hash,
         hash=entry.hash,
+        outcome=text("outcome"),
+        reason=text("reason"),
+        resource_name=text("resourceName"),
+        actor_kind=text("actorKind"),
+        session_id=text("sessionId"),
+        user_agent=text("userAgent"),
     )
+
+
+async def _changes(entry: Entry) -> list[pb.AuditChange]:
+    data = data_of(entry.record)
+    answer = []
+    for change in changes_of(data.get("before"), data.get("after")):
+        shown = pb.AuditChange(path=change.path)
+        for side, value in change.sides.items():
+            to_value(value, getattr(shown, side))
+        answer.append(shown)
+        await asyncio.sleep(0)
+    return answer
 
 
 class AuditApi(audit_pb2_grpc.AuditServiceServicer):
@@ -97,7 +123,10 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
         self, request: pb.GetAuditEntryRequest, context: Context
     ) -> pb.AuditEntry:
         """Answers one entry."""
-        return await self._named(await self._log.get(context.call, UUID(request.id)))
+        found = await self._log.get(context.call, UUID(request.id))
+        answer = await self._named(found)
+        answer.changes.extend(await _changes(found))
+        return answer
 
     async def _named(self, entry: Entry) -> pb.AuditEntry:
         return await _entry(entry, self._log.name_of(UUID(entry.tenant_id)))

@@ -121,6 +121,46 @@ def key_of(entry: Entry) -> str:
     return f"{entry.tenant_id}/{entry.sequence}"
 
 
+MOST_CHANGES: Final = 1_000
+_DEEPEST: Final = 32
+_NONE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A value that differs; a side that has none is without it."""
+
+    path: str
+    sides: Mapping[str, Any]
+    """`before` and `after`, those that there are."""
+
+
+def changes_of(before: Any, after: Any) -> list[Change]:
+    """What differs between two values, member by member, at most `MOST_CHANGES`; lists as a whole.
+
+    Nothing, where one of them is no object: then it was made, or is no more.
+    """
+    found: list[Change] = []
+    if isinstance(before, dict) and isinstance(after, dict):
+        _compare("", before, after, found)
+    return found
+
+
+def _compare(path: str, before: Any, after: Any, found: list[Change]) -> None:
+    if before == after and type(before) is type(after):
+        return
+    if len(found) >= MOST_CHANGES:
+        return
+    deeper = path.count("/") < _DEEPEST
+    if isinstance(before, dict) and isinstance(after, dict) and deeper:
+        for name in dict.fromkeys((*before, *after)):
+            pointer = f"{path}/{name.replace('~', '~0').replace('/', '~1')}"
+            _compare(pointer, before.get(name, _NONE), after.get(name, _NONE), found)
+        return
+    sides = {"before": before, "after": after}
+    found.append(Change(path, {side: v for side, v in sides.items() if v is not _NONE}))
+
+
 CSV_COLUMNS: Final = (
     "occurredAt",
     "tenantId",
@@ -136,6 +176,12 @@ CSV_COLUMNS: Final = (
     "before",
     "after",
     "hash",
+    "outcome",
+    "reason",
+    "resourceName",
+    "actorKind",
+    "sessionId",
+    "userAgent",
 )
 
 
@@ -166,4 +212,10 @@ def csv_row(entry: Entry) -> tuple[str, ...]:
         part("before"),
         part("after"),
         entry.hash,
+        part("outcome"),
+        part("reason"),
+        part("resourceName"),
+        part("actorKind"),
+        part("sessionId"),
+        part("userAgent"),
     )

@@ -36,6 +36,7 @@ from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
+from services.identity.sessions.refusals import UnknownLogins
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
 from services.identity.users import store as users_store
@@ -70,8 +71,10 @@ class Sessions:
         guesses: Guesses,
         signer: TokenSigner,
         session_life: timedelta,
+        unknown: UnknownLogins,
         clock: Clock,
     ) -> None:
+        self._unknown = unknown
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -109,10 +112,9 @@ class Sessions:
                 stranger=attempt.standing is Standing.STRANGE,
             )
             if found is None or not right or found.user.status != "active":
-                # Only a user's failures are recorded. The time that takes must not tell that
-                # there is such a user.
+                # The time that recording it takes must not tell whether there is such a user.
                 await asyncio.gather(
-                    self._login_failed(found.user if found else None, attempt),
+                    self._login_failed(call, email, found.user if found else None, attempt),
                     asyncio.sleep(_WRONG_SECONDS),
                 )
                 raise _wrong_credentials()
@@ -155,9 +157,12 @@ class Sessions:
                 "ORGANISATION_ARCHIVED", "your organisation is archived; nobody can log in"
             )
 
-    async def _login_failed(self, user: User | None, attempt: Attempt) -> None:
+    async def _login_failed(
+        self, call: Call, email: str, user: User | None, attempt: Attempt
+    ) -> None:
         if user is None:
-            return  # no tenant whose log could hold it
+            await self._unknown.note(call, email)
+            return
         async with self._database.transaction(Scope.of(user.tenant_id)) as connection:
             events = [
                 CloudEvent(

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from auditlog.chain import Checkpoint
@@ -264,3 +265,34 @@ async def test_an_export_is_in_the_log(audit: Audit) -> None:
     ]
     assert {e["data"]["action"] for e in told} == {"audit.exported"}
     assert all(e["data"]["actorRole"] for e in told)
+
+
+async def test_an_entry_says_what_changed(audit: Audit) -> None:
+    """Member by member, with what is new and what is gone; lists as a whole; not in lists."""
+    before = {"name": "old", "a/b": {"~": 1, "same": True}, "list": [1, 2], "gone": None}
+    after = {"name": "new", "a/b": {"~": 2, "same": True}, "list": [1, 3], "new": {"x": "y"}}
+    sent = event(1, before=before, after=after)
+    await audit.record(sent, event(2, before=None, after={"name": "made"}))
+    entry = await audit.api.GetAuditEntry(
+        pb.GetAuditEntryRequest(id=str(sent.id)), metadata=audit.owner
+    )
+    found = {
+        change.path: tuple(
+            MessageToDict(getattr(change, side)) if change.HasField(side) else "none"
+            for side in ("before", "after")
+        )
+        for change in entry.changes
+    }
+    assert found == {
+        "/name": ("old", "new"),
+        "/a~1b/~0": (1, 2),
+        "/list": ([1, 2], [1, 3]),
+        "/gone": (None, "none"),
+        "/new": ("none", {"x": "y"}),
+    }
+    listed = await audit.entries()
+    assert not any(one.changes for one in listed)
+    made = await audit.api.GetAuditEntry(
+        pb.GetAuditEntryRequest(id=listed[0].id), metadata=audit.owner
+    )
+    assert not made.changes
