@@ -21,6 +21,7 @@ import grpc
 import uvloop
 
 from contract.contexts import SEALERS
+from contract.events.base import CallsRefused
 from evergreen.v1 import enrollment_pb2_grpc, identity_pb2_grpc
 from servicekit.build import current
 from servicekit.data import key_check
@@ -46,6 +47,7 @@ from servicekit.peers.devices import DeviceAccess, Mirror
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.chain import CallChain
 from servicekit.rpc.channels import connect
+from servicekit.rpc.refused import RefusedCalls
 from servicekit.rpc.server import GrpcServer, Register
 from servicekit.security.sealing import SealingError, read_master_key
 from servicekit.settings import ServiceSettings
@@ -114,6 +116,8 @@ class Kit:
 class Parts:
     """What a service consists of."""
 
+    calls_refused: type[CallsRefused] | None = None
+    """The event that tells of refused calls of users."""
     public: Sequence[Register] = ()
     """Servicers that the gateway reaches."""
     internal: Sequence[Register] = ()
@@ -297,7 +301,17 @@ async def start(kit: Kit, build: Build) -> Running:
     most = kit.settings.max_calls
     tls = kit.settings.tls
     make_chain = CallChain if kit.tracer is None else _traced_chain(kit.tracer)
-    chain = make_chain(max_calls=most, tenants=kit.tenants, devices=parts.devices, clock=kit.clock)
+    refused = None
+    if parts.calls_refused is not None:
+        refused = RefusedCalls(kit.database, kit.outbox, parts.calls_refused, kit.clock)
+        kit.tenants.on_foreign = refused.note_foreign
+    chain = make_chain(
+        max_calls=most,
+        tenants=kit.tenants,
+        devices=parts.devices,
+        refused=refused.note if refused else None,
+        clock=kit.clock,
+    )
     public = GrpcServer(
         kit.settings.grpc_listen,
         chain,
@@ -354,6 +368,7 @@ async def start(kit: Kit, build: Build) -> Running:
         *([_supervised(expiry.run)] if (expiry := Expiry(kit.settings)).has_any else []),
         *([_supervised(parts.devices.follower.run)] if parts.devices else []),
         *([_supervised(parts.changes.run)] if parts.changes else []),
+        *([_supervised(refused.run)] if refused else []),
         *(_supervised(task) for task in parts.tasks),
     ]
     tasks.append(_supervised(lambda: _watch_readiness(kit, parts, public, internal)))

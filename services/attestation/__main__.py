@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from functools import partial
 
+from contract.events.attestation import AttestationCallsRefused
 from evergreen.v1 import attestation_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
@@ -46,6 +47,7 @@ async def build(kit: Kit) -> Parts:
     )
     admin = AttestationApi(verdicts, bindings, trust, references)
     return Parts(
+        calls_refused=AttestationCallsRefused,
         public=(
             partial(rpc.add_AttestationServiceServicer_to_server, admin),
             device_methods(AttestBoot=DeviceApi(attestations).attest_boot),

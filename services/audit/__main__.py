@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 from auditlog.verify import Entry
-from contract.events.audit import KeyRotated
+from contract.events.audit import AuditCallsRefused, KeyRotated
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2_grpc
 from servicekit.app import Kit, Parts, run
@@ -81,6 +81,7 @@ async def build(kit: Kit) -> Parts:
         await kit.messaging.consume(AUDIT, f"{SUBJECT_ROOT}.>", recorder.handle)
 
     return Parts(
+        calls_refused=AuditCallsRefused,
         public=[
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, keys)),
             partial(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from contract.events.enrollment import EnrollmentCallsRefused
 from evergreen.v1 import enrollment_pb2_grpc as rpc
 from evergreen.v1 import policy_pb2_grpc
 from servicekit.app import Kit, Parts, run
@@ -61,6 +62,7 @@ async def build(kit: Kit) -> Parts:
         kit.database.system_lane("the feeds tell of all tenants"), CHANGING, CHANGING_GROUPS
     )
     return Parts(
+        calls_refused=EnrollmentCallsRefused,
         public=[
             partial(
                 rpc.add_EnrollmentTokenServiceServicer_to_server,

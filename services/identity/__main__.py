@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from functools import partial
 
-from contract.events.identity import KeyRotated
+from contract.events.identity import IdentityCallsRefused, KeyRotated
 from evergreen.v1 import enrollment_pb2_grpc, policy_pb2_grpc, telemetry_pb2_grpc
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done
@@ -169,6 +169,7 @@ async def build(kit: Kit) -> Parts:
 
     changes = Changes(kit.database.system_lane("the feed tells of all tenants"), *CHANGING)
     return Parts(
+        calls_refused=IdentityCallsRefused,
         public=[
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
             partial(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from contract.events.policy import PolicyCallsRefused
 from evergreen.v1 import attestation_pb2_grpc, identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
@@ -60,6 +61,7 @@ async def build(kit: Kit) -> Parts:
         await gates.load()
 
     return Parts(
+        calls_refused=PolicyCallsRefused,
         public=(
             partial(
                 rpc.add_PolicyServiceServicer_to_server,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from functools import partial
 
+from contract.events.telemetry import TelemetryCallsRefused
 from evergreen.v1 import attestation_pb2_grpc, policy_pb2_grpc
 from evergreen.v1 import telemetry_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
@@ -59,6 +60,7 @@ async def build(kit: Kit) -> Parts:
         await storage.load()
 
     return Parts(
+        calls_refused=TelemetryCallsRefused,
         public=(
             device_methods(ReportState=devices.report_state, ReportEvents=devices.report_events),
             partial(

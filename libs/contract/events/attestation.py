@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, Literal
 
-from contract.events.base import AT, ID, Action, Export
+from contract.events.base import AT, ID, Action, CallsRefused, Export
 
 VerdictName = Literal["NONE", "FAILED", "SELF_CONSISTENT", "KNOWN_TPM", "VERIFIED"]
 """Verdicts, from the least to the most."""
@@ -201,6 +201,18 @@ _REFERENCE: Final = ReferenceValueSnapshot(
     pcrs=(4, 11),
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationCallsRefused(CallsRefused):
+    """Calls of a user to attestation were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "attestation.calls_refused"
+
+
 EXAMPLES: Final[tuple[Action, ...]] = (
     VerdictChanged(
         id=ID,
@@ -222,5 +234,6 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ReferenceValueDeleted(id=ID, before=_REFERENCE),
     EndorsementKeysExported(id=ID, after=Export(format="csv", filter={"source": "BOUND"})),
     AttestationsExported(id=ID, after=Export(format="csv", filter={"verdict": "FAILED"})),
+    AttestationCallsRefused.example("AttestationService/CreateReferenceValue"),
 )
 """One of each; this is the list of what attestation sends."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
-from contract.events.base import AT, ID, Action, Export, KeyRotation
+from contract.events.base import AT, ID, Action, CallsRefused, Export, KeyRotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +224,18 @@ _FORWARDER: Final = ForwarderSnapshot(
     disabled_reason="",
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCallsRefused(CallsRefused):
+    """Calls of a user to audit were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "audit.calls_refused"
+
+
 EXAMPLES: Final[tuple[Action, ...]] = (
     AuditExported(
         id=ID, after=Export(format="csv", filter={"occurredAfter": "2026-09-01T07:58:03Z"})
@@ -249,5 +261,6 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         id=ID, after=ForwarderQuarantined(name="SIEM", entry_id=ID, reason="HTTP_413")
     ),
     ForwarderQuarantineRetried(id=ID, after=ForwarderRetry(name="SIEM", messages=3)),
+    AuditCallsRefused.example("ForwarderService/CreateForwarder"),
 )
 """One of each; this is the list of what audit sends."""

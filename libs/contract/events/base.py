@@ -130,6 +130,32 @@ class KeyRotation(Action):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRefusals:
+    """What was called, why it was refused, and how often within some seconds."""
+
+    rpc: Annotated[str, "`<Service>/<Method>`."]
+    reason: Literal["ROLE_MAY_NOT", "FOREIGN_TENANT"]
+    count: int
+    first: datetime
+    last: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallsRefused(Action):
+    """Calls of a user were refused: the role may not, or the tenant that they name is not below."""
+
+    RESOURCE: ClassVar[str] = "users/{id}/calls"
+    OUTCOME: ClassVar[Outcome] = "refused"
+    after: CallRefusals
+
+    @classmethod
+    def example(cls, rpc: str) -> Self:
+        """One of these."""
+        after = CallRefusals(rpc=rpc, reason="ROLE_MAY_NOT", count=3, first=AT, last=AT)
+        return cls(id=ID, after=after)
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A member of an event or of a part of one."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
-from contract.events.base import AT, ID, TENANT_ID, Action, Outcome, Since
+from contract.events.base import AT, ID, TENANT_ID, Action, CallsRefused, Outcome, Since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +353,18 @@ _DEVICE: Final = DeviceSnapshot(
     reenrollment_allowed_until=None,
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentCallsRefused(CallsRefused):
+    """Calls of a user to enrollment were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "enrollment.calls_refused"
+
+
 EXAMPLES: Final[tuple[Action, ...]] = (
     TokenCreated(id=ID, after=_TOKEN),
     TokenRevoked(id=ID, before=_TOKEN, after=replace(_TOKEN, revoked_at=AT)),
@@ -397,5 +409,6 @@ EXAMPLES: Final[tuple[Action, ...]] = (
             alias="cart-3", added=1, removed=0, added_serials=("SN-0042",), removed_serials=()
         ),
     ),
+    EnrollmentCallsRefused.example("EnrollmentTokenService/CreateEnrollmentToken"),
 )
 """One of each; this is the list of what enrollment sends."""

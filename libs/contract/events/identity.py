@@ -9,7 +9,17 @@ from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.base import AT, EMAIL, ID, TENANT_ID, Action, KeyRotation, Outcome, Since
+from contract.events.base import (
+    AT,
+    EMAIL,
+    ID,
+    TENANT_ID,
+    Action,
+    CallsRefused,
+    KeyRotation,
+    Outcome,
+    Since,
+)
 
 TenantKind: TypeAlias = Literal["root", "reseller", "org"]
 TenantStatus: TypeAlias = Literal["active", "archived", "deleting", "deleted"]
@@ -453,6 +463,17 @@ class KeyRotated(KeyRotation):
     NAME: ClassVar[str] = "identity.key_rotated"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityCallsRefused(CallsRefused):
+    """Calls of a user to identity were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "identity.calls_refused"
+
+
 EXAMPLES: Final[tuple[Action, ...]] = (
     TenantCreated(id=ID, after=_TENANT),
     TenantUpdated(id=ID, before=_TENANT, after=_TENANT),
@@ -505,5 +526,6 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         id=ID, before=_ORPHAN, after=replace(_CREDENTIAL, held_by="owner@school.example")
     ),
     KeyRotated.example("users"),
+    IdentityCallsRefused.example("UserService/CreateUser"),
 )
 """One of each; this is the list of what identity sends."""

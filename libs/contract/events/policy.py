@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
 from contract.events.attestation import VerdictName
-from contract.events.base import AT, ID, TENANT_ID, Action, Since
+from contract.events.base import AT, ID, TENANT_ID, Action, CallsRefused, Since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +179,18 @@ _RESTORED: Final = RestoredPolicySnapshot(
     rollback_of="1",
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyCallsRefused(CallsRefused):
+    """Calls of a user to policy were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "policy.calls_refused"
+
+
 EXAMPLES: Final[tuple[Action, ...]] = (
     PolicyCreated(id=ID, after=_POLICY),
     PolicyUpdated(id=ID, before=_POLICY, after=_POLICY),
@@ -198,5 +210,6 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         before=GateSnapshot(mode="OFF", at_least="SELF_CONSISTENT", grace_hours=24),
         after=GateSnapshot(mode="OBSERVE", at_least="KNOWN_TPM", grace_hours=24),
     ),
+    PolicyCallsRefused.example("PolicyService/PublishPolicy"),
 )
 """One of each; this is the list of what policy sends."""

@@ -7,7 +7,17 @@ from datetime import datetime
 from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
-from contract.events.base import AT, ID, TENANT_ID, Action, AtLeast, Event, Export, JsonText
+from contract.events.base import (
+    AT,
+    ID,
+    TENANT_ID,
+    Action,
+    AtLeast,
+    CallsRefused,
+    Event,
+    Export,
+    JsonText,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +112,17 @@ class CloneSuspected(Action):
     after: CloneEvidence
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryCallsRefused(CallsRefused):
+    """Calls of a user to telemetry were refused.
+
+    Told every ten seconds, once for each user, RPC and reason. `ROLE_MAY_NOT`: the user's role may
+    not do this. `FOREIGN_TENANT`: the call names a tenant that exists, and is not below the user's.
+    """
+
+    NAME: ClassVar[str] = "telemetry.calls_refused"
+
+
 EXAMPLES: Final[tuple[Event, ...]] = (
     EventRetentionUpdated(id=ID, before=RetentionDays(days=None), after=RetentionDays(days=90)),
     DevicesExported(id=ID, after=Export(format="csv", filter={"status": "online"})),
@@ -129,5 +150,6 @@ EXAMPLES: Final[tuple[Event, ...]] = (
             ),
         )
     ),
+    TelemetryCallsRefused.example("EventService/UpdateEventRetention"),
 )
 """One of each; this is the list of what telemetry sends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -89,6 +89,9 @@ class TenantDirectory:
         self._children: dict[UUID, list[UUID]] = {}
         self._scopes: dict[UUID, Scope] = {}
         self._closed: set[str] = set()
+        self.on_foreign: Callable[[Caller], None] = lambda _: None
+        """Is told of a caller who names a tenant that is there, and is not the caller's or below.
+        """
         self.closed_changed = asyncio.Event()
         """Set when a tenant has become other than active, or active again."""
         self._ended: dict[str, datetime] = {}
@@ -258,6 +261,8 @@ class TenantDirectory:
         """
         node = await self._known(tenant_id)
         if node is None or not self._contains(UUID(caller.tenant_id), node.id):
+            if node is not None:
+                self.on_foreign(caller)
             raise not_found("organisation", tenant_id)
         if node.going and not deleted:
             raise not_found("organisation", tenant_id)

@@ -58,6 +58,7 @@ from servicekit.observability import logs
 from servicekit.observability.metrics import CALLS
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.refused import ROLE_MAY_NOT, NoteRefused
 from servicekit.rpc.rules import is_uuid, violations
 
 log = logs.get(__name__)
@@ -75,6 +76,7 @@ class CallChain:
         tenants: where ended sessions and archived organisations are known; `None` in a chain that
             neither users nor devices call.
         devices: where locked-out devices are known; `None` in one that devices do not call.
+        refused: is told of calls that the caller's role may not make.
         clock: by which devices' tokens lapse.
     """
 
@@ -84,9 +86,11 @@ class CallChain:
         max_calls: int,
         tenants: TenantDirectory | None = None,
         devices: DeviceAccess | None = None,
+        refused: NoteRefused | None = None,
         clock: Clock = now,
     ) -> None:
         self._clock = clock
+        self._refused = refused
         self._places = Shares(max_calls)
         self._tenants = tenants
         self._devices = devices
@@ -147,8 +151,17 @@ class CallChain:
             self._tenants.check_session(caller)
         if caller.role not in rule.roles:
             role = caller.role.value if caller.role else "no role"
-            raise permission_denied("ROLE_MAY_NOT", f"the role {role} may not do this")
+            raise permission_denied(ROLE_MAY_NOT, f"the role {role} may not do this")
         return caller
+
+    def _note_refused(self, rpc: str, headers: Mapping[str, str], error: Exception) -> None:
+        if (
+            self._refused is not None
+            and isinstance(error, DomainError)
+            and error.reason == ROLE_MAY_NOT
+        ):
+            call = call_from_headers(rpc, headers, caller_from_headers(headers))
+            self._refused(call, ROLE_MAY_NOT)
 
     def _refuse_lapsed(self, device: Caller) -> None:
         # The gateway lets a lapsed token of a device through, for the sake of the policy call.
@@ -182,6 +195,7 @@ class CallChain:
                 rpc, headers, internal_listener=internal_listener, time_remaining=time_remaining
             )
         except Exception as error:
+            self._note_refused(rpc, headers, error)
             _refuse(rpc, headers, started, error)
         token = current_call.set(call)
         try:
