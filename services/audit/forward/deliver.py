@@ -66,6 +66,25 @@ class Delivery:
         self.outbound = outbound
         self.forwarder = forwarder
         self.lease = lease
+        self._last = UUID(int=0)
+        """The last chain that had its turn."""
+
+    async def waiting(self) -> list[Waiting]:
+        """Chains with entries to send now, each in its turn."""
+        outbound = self.outbound
+        async with outbound.database.system_transaction(
+            "a forwarder reads the chains of a subtree"
+        ) as connection:
+            found = await store.waiting(
+                connection,
+                self.forwarder.id,
+                outbound.chains(self.forwarder),
+                outbound.clock(),
+                self._last,
+            )
+        if found:
+            self._last = found[-1].chain_id
+        return found
 
     async def succeeded(self, connection: Connection, count: int) -> None:
         """Notes that something was delivered."""
@@ -201,15 +220,7 @@ class WebhookDelivery(Delivery):
         """Sends until nothing waits; answers whether that was so, and not an error the end."""
         self._error = None
         while True:
-            async with self.outbound.database.system_transaction(
-                "a forwarder reads the chains of a subtree"
-            ) as connection:
-                found = await store.waiting(
-                    connection,
-                    self.forwarder.id,
-                    self.outbound.chains(self.forwarder),
-                    self.outbound.clock(),
-                )
+            found = await self.waiting()
             if not found:
                 return await self._again()
             await self._send_all(found)

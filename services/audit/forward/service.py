@@ -234,6 +234,9 @@ class Forwarders:
             if after != before:
                 after = replace(after, revision=before.revision + 1, updated_at=self._clock())
                 await store.update(connection, after)
+                if after.below_too and not before.below_too:
+                    # Those below begin with what comes.
+                    await store.start_now(connection, after, self._outbound.chains(after))
                 event = ForwarderUpdated(
                     id=after.id,
                     before=messages.snapshot(before),

@@ -251,16 +251,18 @@ async def lag(connection: Connection, forwarder_id: UUID, chains: Scope) -> Lag:
 
 
 async def waiting(
-    connection: Connection, forwarder_id: UUID, chains: Scope, at: datetime
+    connection: Connection, forwarder_id: UUID, chains: Scope, at: datetime, after: UUID
 ) -> list[Waiting]:
-    """Chains with entries to send now; the same ones come again until they are sent."""
+    """Chains with entries to send now, those behind one first, so that all have their turn."""
     rows = await connection.fetch(
         f"SELECT chain_id, sequence, sent, attempts FROM ({_BEHIND}) AS behind"
-        " WHERE next_attempt_at IS NULL OR next_attempt_at <= $3 ORDER BY chain_id LIMIT $4",
+        " WHERE next_attempt_at IS NULL OR next_attempt_at <= $3"
+        " ORDER BY chain_id <= $5, chain_id LIMIT $4",
         forwarder_id,
         chains.tenant_ids,
         at,
         _TO_SEND,
+        after,
     )
     return [
         Waiting(
@@ -422,11 +424,12 @@ async def hold(
 
 
 async def start_now(connection: Connection, forwarder: Forwarder, chains: Scope) -> None:
-    """Lets a new forwarder begin behind all that there is."""
+    """Lets a forwarder begin behind all that there is, in chains in which it has no position."""
     await connection.execute(
         "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence, sent)"
         " SELECT $1, $2, tenant_id, sequence, sequence FROM audit.chain_head"
-        " WHERE ($3::uuid[] IS NULL OR tenant_id = ANY ($3)) AND sequence > 0",
+        " WHERE ($3::uuid[] IS NULL OR tenant_id = ANY ($3)) AND sequence > 0"
+        " ON CONFLICT (forwarder_id, chain_id) DO NOTHING",
         forwarder.id,
         forwarder.tenant_id,
         chains.tenant_ids,

@@ -239,7 +239,7 @@ class SyslogDelivery(Delivery):
         """Sends until nothing waits; answers whether that was so, and not an error the end."""
         try:
             await self._confirm()
-            while found := await self._waiting():
+            while found := await self.waiting():
                 if not self._connection.is_open:
                     await self._connect()
                     continue
@@ -263,17 +263,6 @@ class SyslogDelivery(Delivery):
         marks = {mark.chain_id: mark for mark in self._marks}
         if await self._connection.finish() and marks:
             await self._confirm_all(list(marks.values()))
-
-    async def _waiting(self) -> list[Waiting]:
-        async with self.outbound.database.system_transaction(
-            "a forwarder reads the chains of a subtree"
-        ) as connection:
-            return await store.waiting(
-                connection,
-                self.forwarder.id,
-                self.outbound.chains(self.forwarder),
-                self.outbound.clock(),
-            )
 
     async def _connect(self) -> None:
         """Connects, behind what the receiver has for certain."""

@@ -98,6 +98,21 @@ async def test_whose_entries_are_sent(world: World) -> None:
     assert only["tenantid"] == str(RESELLER.id)
 
 
+async def test_those_below_are_added_with_what_comes(world: World) -> None:
+    """A change of `belowToo` sends nothing of before."""
+    reseller = callers.user(RESELLER.id)
+    await world.record(event(1, RESELLER.id), event(2))
+    made = await world.create(reseller, filter={"below_too": False})
+    await world.receiver.until_events(1)
+    await world.audit.forwarders.UpdateForwarder(
+        pb.UpdateForwarderRequest(id=made.id, filter={"below_too": True}), metadata=reseller
+    )
+    await world.record(event(3), event(4, SISTER.id))
+    await world.receiver.until_events(3)
+    sent = sorted((e["tenantid"], e["auditsequence"]) for e in world.receiver.events)
+    assert sent == sorted([(str(RESELLER.id), 1), (str(ORG.id), 2), (str(SISTER.id), 1)])
+
+
 async def test_a_filter_leaves_entries_out(world: World) -> None:
     """By action and by outcome; the position goes on over what is left out."""
     names = [
