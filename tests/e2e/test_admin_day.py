@@ -337,6 +337,15 @@ def test_forwarders_are_in_the_log(org: Org) -> None:
     until(lambda: len(entries()) >= me.wanted.total(), PATIENCE, "audit entries are missing")
     found = entries()
     assert Counter((e["actor"], e["action"], e["resource"]) for e in found) == me.wanted
+    for entry in found:
+        assert (entry["actorKind"], entry["outcome"]) == ("user", "success")
+        assert entry["userAgent"].startswith("python-httpx/")
+        assert entry["sessionId"]
+        assert entry["resourceName"] in {"SIEM", "Other"}
+    (renamed,) = (e for e in found if e["action"] == "audit.forwarder_updated")
+    assert ok(org.owner.get(f"/api/audit/entries/{renamed['id']}"))["changes"] == [
+        {"path": "/name", "before": "SIEM", "after": "Other"}
+    ]
     text = json.dumps(found)
     for hidden in ("nobody reads", "query", made["secret"], rotated["secret"]):
         assert hidden not in text
