@@ -318,6 +318,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                     "previousHash": "9f" * 32,
                     "hash": "3c" * 32,
                     "orgName": "Hillside School",
+                    "outcome": "success",
+                    "reason": "",
+                    "resourceName": "Classrooms",
+                    "actorKind": "user",
+                    "sessionId": "01936d2e-7b1f-7d40-8f02-0c9e8a7b6c5d",
+                    "userAgent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
+                    "changes": [],
                 }
             ],
             "nextPageToken": "",
