@@ -389,12 +389,14 @@ def _received(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _relevant(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the test's own helpers: the Auditor it made and that user's logins."""
+    """Without the test's own helpers: the Auditor it made, that user's logins and attempts."""
     return [
         e
         for e in entries
         if not (
             e["action"] in {"identity.login_succeeded"}
+            # Of the Auditor's attempt to write, some seconds later.
+            or e["action"].endswith(".calls_refused")
             or (
                 e["action"] == "identity.user_created"
                 and (e["after"] or {}).get("email", "").startswith("auditor-")
