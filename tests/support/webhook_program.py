@@ -23,7 +23,7 @@ def main(port: int, path: Path) -> None:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             lines = [
-                f'id="{e["id"]}" tenant="{e["tenantid"]}" sequence="{e["auditsequence"]}"\n'
+                f'id="{e["id"]}" tenant="{e["tenantid"]}" sequence="{e.get("auditsequence", 0)}"\n'
                 for e in (body if isinstance(body, list) else [body])
             ]
             os.write(file, "".join(lines).encode())
