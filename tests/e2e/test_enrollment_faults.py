@@ -16,6 +16,8 @@ from tests.e2e.world import make_org, ok
 from tests.support import stack as test_stack
 from tests.support.stack import PATIENCE, Stack, until
 
+pytestmark = pytest.mark.servers
+
 LAPTOPS = 120
 
 

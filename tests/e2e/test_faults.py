@@ -21,6 +21,8 @@ from tests.fakes.agent import CallError
 from tests.support import stack as test_stack
 from tests.support.stack import PATIENCE, Stack, until
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:

@@ -38,6 +38,8 @@ from tests.support.stores import S3, s3
 
 __all__ = ["world"]
 
+pytestmark = pytest.mark.servers
+
 TAG = ROOT_TENANT.hex[-12:]
 PASSPHRASE = "correct horse battery"
 OLD = [name_of(TAG, datetime(2026, 1, day, tzinfo=UTC)) for day in range(1, 5)]
