@@ -94,6 +94,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateUser": _ADMIN_WRITE,
             "DeactivateUser": _ADMIN_WRITE,
             "DeleteUser": _ADMIN_WRITE,
+            "ReactivateUser": _ADMIN_WRITE,
             "InviteUser": _ADMIN_WRITE,
         },
         "EventCredentialService": {
@@ -101,6 +102,22 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CreateEventCredential": _ADMIN_WRITE,
             "TakeOverEventCredential": _OWNER_WRITE,
             "RevokeEventCredential": _ADMIN_WRITE,
+        },
+        "DirectoryService": {
+            "ListDirectories": _USER_READ,
+            "GetDirectory": _USER_READ,
+            "CreateDirectory": _OWNER_WRITE,
+            "UpdateDirectory": replace(_OWNER_WRITE, timeout=30),
+            "DeleteDirectory": replace(_OWNER_WRITE, timeout=30),
+            # They wait for somebody else's server.
+            "TestDirectory": replace(_OWNER_WRITE, timeout=45),
+            "SyncDirectory": replace(_OWNER_WRITE, timeout=60),
+        },
+        "EmailDomainService": {
+            "ListEmailDomains": _USER_READ,
+            "CreateEmailDomain": _OWNER_WRITE,
+            "UpdateEmailDomain": _OWNER_WRITE,
+            "DeleteEmailDomain": _OWNER_WRITE,
         },
         "TokenKeyService": {
             "GetJwks": _OPEN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -24,6 +25,16 @@ from servicekit.settings import read_secret
 from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.guesses import Guesses
 from services.identity.authenticators.passwords import Passwords
+from services.identity.directories.api import DirectoryApi
+from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
+from services.identity.directories.logins import DirectoryLogins
+from services.identity.directories.service import Directories
+from services.identity.directories.syncs import Syncs
+from services.identity.directories.threads import DirectoryThreads
+from services.identity.directories.trials import Trials
+from services.identity.directories.tries import Tries
+from services.identity.email_domains.api import EmailDomainApi
+from services.identity.email_domains.service import EmailDomains
 from services.identity.event_access.api import EventCredentialApi
 from services.identity.event_access.gatekeeper import Gatekeeper
 from services.identity.event_access.nats_tokens import NatsSigner
@@ -40,6 +51,7 @@ from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sessions.service import Sessions
 from services.identity.sessions.store import CHANGING, end_sessions_of
 from services.identity.settings import IdentitySettings
+from services.identity.sources.service import SourceAccounts
 from services.identity.tenants.api import TenantApi
 from services.identity.tenants.deletions import Deletions, erase
 from services.identity.tenants.life import TenantLife
@@ -56,6 +68,40 @@ _FORGET_EVERY_SECONDS = 3600
 _FORGET_GUESSES_EVERY_SECONDS = 60
 _UNSEEN_EVERY_SECONDS = 600
 _UNSEEN_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Directories:
+    """What has to do with directories (LDAP)."""
+
+    api: DirectoryApi
+    logins: DirectoryLogins
+    syncs: Syncs
+
+
+def _directories(
+    kit: Kit, settings: IdentitySettings, accounts: SourceAccounts, guesses: Sealer
+) -> _Directories:
+    """Wires them.
+
+    Args:
+        guesses: makes keys of what guesses are counted by.
+    """
+    base = (kit.database, kit.outbox, kit.tenants)
+    threads = DirectoryThreads(settings.ldap_threads, settings.ldap_seconds)
+    tries = Tries(kit.database, guesses, kit.clock)
+    directories = Directories(
+        *base,
+        accounts,
+        threads,
+        Sealer.from_file(settings.master_key_file, DIRECTORY_SEALED_FOR),
+        kit.clock,
+        allow_private=settings.ldap_allow_private,
+    )
+    trials = Trials(*base, directories, threads, tries)
+    syncs = Syncs(*base, directories, accounts, kit.clock)
+    logins = DirectoryLogins(*base, directories, accounts, threads, tries, kit.clock)
+    return _Directories(DirectoryApi(directories, trials, syncs), logins, syncs)
 
 
 async def build(kit: Kit) -> Parts:
@@ -83,17 +129,6 @@ async def build(kit: Kit) -> Parts:
     signer = TokenSigner(keys.ring, device_life)
     sealer = Sealer.from_file(settings.master_key_file, "identity-guesses")
     unknown = UnknownLogins(kit.database, kit.outbox, kit.clock)
-    sessions = Sessions(
-        kit.database,
-        kit.outbox,
-        kit.tenants,
-        passwords,
-        Guesses(kit.database, sealer, kit.clock),
-        signer,
-        session_life,
-        unknown,
-        kit.clock,
-    )
     objects = TenantObjects(
         enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
         policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
@@ -129,6 +164,21 @@ async def build(kit: Kit) -> Parts:
         end_sessions_of,
         credentials.orphan,
         hold,
+        kit.clock,
+    )
+
+    accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
+    directories = _directories(kit, settings, accounts, sealer)
+    sessions = Sessions(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        passwords,
+        Guesses(kit.database, sealer, kit.clock),
+        directories.logins,
+        signer,
+        session_life,
+        unknown,
         kit.clock,
     )
 
@@ -182,6 +232,11 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_EventCredentialServiceServicer_to_server,
                 EventCredentialApi(credentials, settings.events_url, kit.clock),
             ),
+            partial(rpc.add_DirectoryServiceServicer_to_server, directories.api),
+            partial(
+                rpc.add_EmailDomainServiceServicer_to_server,
+                EmailDomainApi(EmailDomains(kit.database, kit.outbox, kit.tenants, kit.clock)),
+            ),
             partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(keys)),
             # The gateway sends reflection here.
             add_reflection,
@@ -198,6 +253,8 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.TenantService",
             "evergreen.v1.UserService",
             "evergreen.v1.EventCredentialService",
+            "evergreen.v1.DirectoryService",
+            "evergreen.v1.EmailDomainService",
             "evergreen.v1.TokenKeyService",
         ],
         changes=changes,
@@ -210,6 +267,7 @@ async def build(kit: Kit) -> Parts:
             *([deactivate_unseen] if settings.inactive_days else []),
             deletions.run,
             deletions.purge,
+            directories.syncs.run,
             keys.follower.run,
             *([partial(gatekeeper.guard, credentials)] if gatekeeper else []),
             *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),

@@ -35,6 +35,8 @@ class Victim:
     reference: dict[str, Any]
     forwarder: dict[str, Any]
     group: dict[str, Any]
+    directory: dict[str, Any]
+    domain: str
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,22 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     )
     named = {"orgId": org.id, "name": "Cart 3", "alias": "cart-3"}
     group = ok(org.owner.post("/api/device-groups", json=named))
+    directory = ok(
+        org.owner.post(
+            "/api/directories",
+            json={
+                "name": "Directory",
+                "kind": "openldap",
+                "urls": ["ldaps://127.0.0.1:1"],
+                "bindDn": "cn=evergreen",
+                "bindPassword": PASSWORD,
+                "baseDn": "dc=victim",
+                "disabled": True,
+            },
+        )
+    )
+    domain = f"{org.id}.example"
+    ok(root.post("/api/email-domains", json={"domain": domain, "orgId": org.id}))
     return Victim(
         org,
         agent,
@@ -92,6 +110,8 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         reference,
         forwarder,
         group,
+        directory,
+        domain,
     )
 
 
@@ -146,6 +166,25 @@ _NAMED: dict[str, Case] = {
     "UserService/DeactivateUser": _by_id(lambda v: v.user["id"]),
     "UserService/DeleteUser": _by_id(lambda v: v.user["id"]),
     "UserService/InviteUser": _by_id(lambda v: v.user["id"]),
+    "UserService/ReactivateUser": _by_id(lambda v: v.user["id"]),
+    "DirectoryService/ListDirectories": _list,
+    "DirectoryService/GetDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/CreateDirectory": _in_org(
+        name="x",
+        kind="ad",
+        urls=["ldaps://127.0.0.1:1"],
+        bindDn="x",
+        bindPassword="x",
+        baseDn="x",
+    ),
+    "DirectoryService/UpdateDirectory": _by_id(lambda v: v.directory["id"], name="x"),
+    "DirectoryService/DeleteDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/TestDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/SyncDirectory": _by_id(lambda v: v.directory["id"]),
+    "EmailDomainService/ListEmailDomains": _list,
+    "EmailDomainService/CreateEmailDomain": _in_org(domain="stranger.example"),
+    "EmailDomainService/UpdateEmailDomain": lambda v, _: {"domain": v.domain, "json": {}},
+    "EmailDomainService/DeleteEmailDomain": lambda v, _: {"domain": v.domain},
     "EventCredentialService/ListEventCredentials": _list,
     "EventCredentialService/CreateEventCredential": lambda v, _: {
         "json": {"name": "x", "tenantId": v.org.id}

@@ -41,6 +41,8 @@ class Identity:
     users: rpc.UserServiceAsyncStub
     credentials: rpc.EventCredentialServiceAsyncStub
     keys: rpc.TokenKeyServiceAsyncStub
+    directories: rpc.DirectoryServiceAsyncStub
+    domains: rpc.EmailDomainServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
 
     async def login(self, email: str = OWNER, password: str = PASSWORD) -> pb.Session:
@@ -135,6 +137,8 @@ async def running(
             rpc.UserServiceStub(public),
             rpc.EventCredentialServiceStub(public),
             rpc.TokenKeyServiceStub(public),
+            rpc.DirectoryServiceStub(public),
+            rpc.EmailDomainServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
         )
 
