@@ -102,10 +102,9 @@ async def test_an_entry_that_a_target_refuses_stops_its_own_chain_alone(
 
 
 async def test_a_slow_target_lets_others_have_their_turn(
-    world: World, start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two messages, however many wait."""
-    await world.audit.running.stop(0)
     monkeypatch.setattr(outbound, "_MOST_LANES", 1)
     monkeypatch.setattr(deliver, "TURN_SECONDS", 0)
     world = await start_world()
