@@ -241,7 +241,8 @@ class Forwarders:
                 after = replace(after, revision=before.revision + 1, updated_at=self._clock())
                 await store.update(connection, after)
                 if after.below_too and not before.below_too:
-                    # Those below begin with what comes.
+                    # Those below begin with what comes; what waits of its own stays.
+                    await store.keep_beginning(connection, after)
                     await store.start_now(connection, after, self._outbound.chains(after))
                 event = ForwarderUpdated(
                     id=after.id,

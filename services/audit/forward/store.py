@@ -423,6 +423,16 @@ async def hold(
     )
 
 
+async def keep_beginning(connection: Connection, forwarder: Forwarder) -> None:
+    """Notes that a forwarder is at the beginning of its tenant's chain, unless it is further."""
+    await connection.execute(
+        "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence, sent)"
+        " VALUES ($1, $2, $2, 0, 0) ON CONFLICT (forwarder_id, chain_id) DO NOTHING",
+        forwarder.id,
+        forwarder.tenant_id,
+    )
+
+
 async def start_now(connection: Connection, forwarder: Forwarder, chains: Scope) -> None:
     """Lets a forwarder begin behind all that there is, in chains in which it has no position."""
     await connection.execute(

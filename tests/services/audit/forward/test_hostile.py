@@ -165,13 +165,18 @@ async def test_those_below_begin_as_the_forwarder_does(world: World) -> None:
     """When they are sent from some time on: not with their whole log."""
     reseller = callers.user(RESELLER.id)
     await world.record(event(1), event(2))
+    world.receiver.answer = lambda _: 503
     made = await world.create(reseller, start_at="now", filter={"below_too": False})
+    await world.record(event(4, RESELLER.id))
     wanted = pb.ForwarderFilterInput(below_too=True)
     request = pb.UpdateForwarderRequest(id=made.id, filter=wanted)
     await world.audit.forwarders.UpdateForwarder(request, metadata=reseller)
     await world.record(event(3))
-    await world.receiver.until_events(1)
-    assert [e["auditsequence"] for e in world.receiver.events] == [3]
+    world.receiver.answer = lambda _: 204
+    world.time.move(minutes=5)
+    await world.receiver.until_events(2)
+    found = {(e["tenantid"], e["auditsequence"]) for e in world.receiver.events}
+    assert found == {(str(RESELLER.id), 1), (str(ORG.id), 3)}
 
 
 async def test_a_target_is_not_tried_without_a_pause(world: World) -> None:
