@@ -202,7 +202,7 @@ async def test_one_process_sends_at_a_time(world: World, start_world: StartWorld
     await other.record(event(2))
     await other.receiver.until_events(2)
     assert [e["auditsequence"] for e in other.receiver.events] == [1, 2]
-    assert (await other.get(made.id)).state.backlog == 0
+    await other.until(made.id, lambda found: found.state.backlog == 0)
 
 
 async def test_a_process_that_died_loses_its_lease(world: World, start_world: StartWorld) -> None:
