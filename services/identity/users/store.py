@@ -179,11 +179,16 @@ async def renew_hashes(connection: Connection, user: User, password: PasswordHas
 
 
 async def note_seen(connection: Connection, user: User, at: datetime, *, login: bool) -> None:
-    """Notes that a user is here, and perhaps has just logged in."""
+    """Notes that a user is here, and perhaps has just logged in.
+
+    Not while another transaction changes the user: it may wait for the session, which a refresh
+    holds already.
+    """
     await connection.execute(
         "UPDATE identity.account SET seen_at = greatest(seen_at, $3),"
         " last_login_at = CASE WHEN $4 THEN $3 ELSE last_login_at END"
-        " WHERE id = $1 AND tenant_id = $2",
+        " WHERE id = (SELECT a.id FROM identity.account a WHERE a.id = $1 AND a.tenant_id = $2"
+        " FOR NO KEY UPDATE SKIP LOCKED)",
         user.id,
         user.tenant_id,
         at,
