@@ -59,6 +59,8 @@ _ABOUT_CONTENT = re.compile(
             "orgId: (must be an organisation.*|is required)",
             # A language of its own, of which a schema knows the length.
             "filter: at character .*",
+            # Which of them is needed depends on the kind.
+            "(webhook|syslog): must be given.*",
             # Both may be given, and have to agree.
             "etag: must be the etag in If-Match.*",
             # Time goes on, also while a generated request waits.

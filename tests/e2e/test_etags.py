@@ -432,11 +432,17 @@ def test_what_changes_nothing_writes_nothing(stack: Stack, org: Org) -> None:
         given = body if "{id}" in path else {"orgId": org.id, **body}
         url = path.format(id=made.id)
         first = ok(root.request(method, url, json=given))
-        assert ok(root.request(method, url, json=given)) == first
+        assert _settings(ok(root.request(method, url, json=given))) == _settings(first)
         known = {"if-match": f'"{first["etag"]}"'}
-        assert ok(root.request(method, url, json=given, headers=known)) == first
+        again = ok(root.request(method, url, json=given, headers=known))
+        assert _settings(again) == _settings(first)
     with stack.first_owner() as later:
         _wrote_once(replace(org, root=later))
+
+
+def _settings(resource: dict[str, Any]) -> dict[str, Any]:
+    """All but how a forwarder gets on, which is no setting of it."""
+    return {k: v for k, v in resource.items() if not (k == "state" and isinstance(v, dict))}
 
 
 def _wrote_once(org: Org) -> None:
