@@ -20,6 +20,7 @@ _SPELLED: Final[Mapping[str, str]] = {
     "BSD 3-Clause License": "BSD-3-Clause",
     "GPLv2": "GPL-2.0-only",
     "ISC License": "ISC",
+    "LGPL v3": "LGPL-3.0-only",
     "MIT License": "MIT",
     "MIT license": "MIT",
     "The MIT License (MIT)": "MIT",

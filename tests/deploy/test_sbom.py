@@ -21,8 +21,9 @@ PERMISSIVE = frozenset(
         *("Unlicense", "Zlib"),
     }
 )
-# Its conditions are about its own files, which nobody here changes.
-WEAK = frozenset({"MPL-2.0"})
+# Their conditions are about their own files, which nobody here changes, and which anybody can
+# replace: a package of Python is no part of what imports it.
+WEAK = frozenset({"LGPL-3.0-only", "MPL-2.0"})
 # Runs beside the product in tests, and is given to nobody.
 FOR_TESTS_ALONE = {"libfaketime": frozenset({"GPL-2.0-only"})}
 # The package's bill does not know it; the crate says Unicode-3.0.

@@ -280,7 +280,7 @@ class Forwarder:
     below_too: bool
     filter: Filter
     config: Config
-    sealed_secrets: bytes
+    sealed_secrets: bytes = field(repr=False)
     second_secret_until: datetime | None
     start_at: str
     revision: int

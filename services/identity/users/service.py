@@ -308,8 +308,9 @@ class Users:
         Args:
             most: how many at once.
         """
-        why = "inactive users of all tenants are disabled"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction(
+            "inactive users of all tenants are disabled"
+        ) as connection:
             reached = await tenants_store.purge_reached(connection)
             before = min(self._clock(), reached) - unseen_for
             found = await store.unseen(connection, before, most)

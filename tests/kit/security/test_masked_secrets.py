@@ -42,6 +42,8 @@ _TEXTS = re.compile(r"\b(str|bytes|Mapping|dict)\b")
 _HARMLESS = {
     # A policy that was compiled, on its way to be encoded; its own secrets are masked.
     "services.policy.authoring.document.Document",
+    # The names of tables.
+    "servicekit.data.backup.Tables",
 }
 
 
