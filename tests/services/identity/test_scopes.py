@@ -16,6 +16,9 @@ from servicekit.app import Kit
 from servicekit.data.postgres import SYSTEM, Connection, Scope
 from servicekit.ids import new_id, now
 from servicekit.security.passwords import PasswordHashes
+from services.identity.api_tokens import account_store as accounts
+from services.identity.api_tokens import store as tokens
+from services.identity.api_tokens.domain import ApiToken, ServiceAccount
 from services.identity.event_access import store as credentials
 from services.identity.event_access.domain import EventCredential
 from services.identity.tenants import store as tenants
@@ -34,6 +37,8 @@ class School:
     tenant: Tenant
     user: User
     credential: EventCredential
+    account: ServiceAccount
+    token: ApiToken
 
     @property
     def scope(self) -> Scope:
@@ -64,7 +69,23 @@ async def _school(connection: Connection, root: UUID, name: str) -> School:
     await tenants.insert_tenant(connection, tenant)
     await users.insert_user(connection, user, password=HASHES)
     await credentials.insert(connection, credential, name.encode().ljust(32))
-    return School(tenant, user, credential)
+    account = ServiceAccount(new_id(), tenant.id, name, Role.ADMIN, at, user.email)
+    token = ApiToken(
+        id=new_id(),
+        tenant_id=tenant.id,
+        name=name,
+        role=Role.ADMIN,
+        scopes=("users:read",),
+        held_by=user.email,
+        created_at=at,
+        created_by=user.email,
+        expires_at=at + timedelta(days=1),
+        ends_at=at + timedelta(days=1),
+        account_id=user.id,
+    )
+    await accounts.insert(connection, account)
+    await tokens.insert(connection, token)
+    return School(tenant, user, credential, account, token)
 
 
 @pytest.fixture
@@ -91,6 +112,12 @@ _READS: dict[str, Read] = {
     ),
     "tenant": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id),
     "tenant, locked": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id, for_update=True),
+    "service account": lambda c, scope, of: accounts.account(c, scope, of.account.id),
+    "service account, locked": lambda c, scope, of: accounts.account(
+        c, scope, of.account.id, for_update=True
+    ),
+    "API token": lambda c, scope, of: tokens.token(c, scope, of.token.id),
+    "API token, locked": lambda c, scope, of: tokens.token(c, scope, of.token.id, for_update=True),
     "event credential": lambda c, scope, of: credentials.credential(c, scope, of.credential.id),
 }
 
@@ -126,3 +153,18 @@ async def test_a_write_changes_no_other_tenants_user(schools: Schools) -> None:
         changed = await users.user(connection, SYSTEM, user.id)
         assert changed is not None
         assert changed.role is Role.AUDITOR
+
+
+async def test_a_write_changes_no_other_tenants_token(schools: Schools) -> None:
+    """Nor its service account; one that is said to be another tenant's is not written."""
+    mine, at = schools.mine, now()
+    other = schools.other.tenant.id
+    async with schools.open as connection:
+        ended = replace(mine.token, ends_at=at, ended_because="revoked")
+        await tokens.end(connection, replace(ended, tenant_id=other))
+        await accounts.update(connection, replace(mine.account, tenant_id=other, name="other"))
+        assert await tokens.token(connection, SYSTEM, mine.token.id) == mine.token
+        assert await accounts.account(connection, SYSTEM, mine.account.id) == mine.account
+        await tokens.end(connection, ended)
+        await accounts.update(connection, replace(mine.account, name="other"))
+        assert await tokens.token(connection, SYSTEM, mine.token.id) == ended
