@@ -25,8 +25,10 @@ from cli import (
     orgs,
     postgres,
     service,
+    service_accounts,
     services,
     simulate,
+    tokens,
     tpm_roots,
     up,
     users,
@@ -67,6 +69,8 @@ app.add_typer(forwarders.app)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
 device_lists.add_to(devices.app)
+app.add_typer(tokens.app)
+app.add_typer(service_accounts.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 app.add_typer(tpm_roots.app)
