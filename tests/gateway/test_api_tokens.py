@@ -7,9 +7,10 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from deploy.gateway.limits import Limits, Rate
 from tests.gateway.harness import Gateway, bearer, error_of, eventually, running_gateway
 from tests.gateway.test_tokens import USERS_ROUTE, USERS_RPC, _altered
-from tests.gateway.tokens import API_TOKEN, TENANT, USER, Signer
+from tests.gateway.tokens import API_TOKEN, DEVICE, SESSION, TENANT, USER, Signer
 
 CLAIMS = {
     "x-evergreen-kind": "token",
@@ -119,3 +120,17 @@ async def test_a_key_of_another_purpose_makes_no_token() -> None:
         }
         for _ in range(20):
             assert await opens(users.user())
+
+
+async def test_each_token_has_a_rate_of_its_own() -> None:
+    """One that calls too often leaves the others of its holder alone, and the holder."""
+    limits = Limits(user=Rate(burst=3, per_second=1))
+    async with running_gateway(limits=limits) as gateway:
+        busy, quiet = gateway.signer.api_token(), gateway.signer.api_token(sub=SESSION)
+
+        async def status(token: str) -> int:
+            return (await gateway.http.get(USERS_ROUTE, headers=bearer(token))).status_code
+
+        assert 429 in [await status(busy) for _ in range(20)]
+        assert await status(quiet) == 200
+        assert await status(gateway.signer.user(sub=DEVICE)) == 200
