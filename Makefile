@@ -27,7 +27,7 @@ test-servers: .venv/.installed ## Run what upgrades, restores and releases whole
 	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(TWO) -rs -m=servers
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
-	@EVERGREEN_TEST_LONG=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
+	@EVERGREEN_TEST_LONG=1 EVERGREEN_TEST_SERVERS=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
 
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
 	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/services/identity/event_access/test_integrators_cluster.py

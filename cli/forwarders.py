@@ -315,7 +315,11 @@ def _found(api: Api, named: str) -> Any:
     Raises:
         CliError: there is none, or there are several.
     """
-    found = [one for one in _all(api) if named in (one["id"], one["name"])]
+    known = _all(api)
+    # An id first: whoever is below may have given it to a forwarder as a name.
+    found = [one for one in known if one["id"] == named] or [
+        one for one in known if one["name"] == named
+    ]
     if len(found) == 1:
         return found[0]
     if found:

@@ -14,6 +14,7 @@ from cli import (
     database,
     device_lists,
     devices,
+    directories,
     events,
     former_names,
     forwarders,
@@ -71,6 +72,8 @@ app.add_typer(users.app)
 device_lists.add_to(devices.app)
 app.add_typer(tokens.app)
 app.add_typer(service_accounts.app)
+app.add_typer(directories.app)
+app.add_typer(directories.domains)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 app.add_typer(tpm_roots.app)

@@ -198,6 +198,20 @@ def end_sessions(
 
 
 @app.command()
+def reactivate(
+    user: User,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Let a deactivated user of a directory in again; its role mappings decide as what."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        _say(api, api.post(f"/api/users/{_found(api, user)['id']}/reactivate", {}))
+
+
+@app.command()
 def delete(
     user: User,
     yes: Yes = False,

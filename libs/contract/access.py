@@ -104,6 +104,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateUser": _ADMIN_WRITE,
             "DeactivateUser": _ADMIN_WRITE,
             "DeleteUser": _ADMIN_WRITE,
+            "ReactivateUser": _ADMIN_WRITE,
             "InviteUser": _ADMIN_WRITE,
         },
         "EventCredentialService": {
@@ -111,6 +112,22 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CreateEventCredential": _ADMIN_WRITE,
             "TakeOverEventCredential": _OWNER_WRITE,
             "RevokeEventCredential": _ADMIN_WRITE,
+        },
+        "DirectoryService": {
+            "ListDirectories": _USER_READ,
+            "GetDirectory": _USER_READ,
+            "CreateDirectory": _OWNER_WRITE,
+            "UpdateDirectory": replace(_OWNER_WRITE, timeout=30),
+            "DeleteDirectory": replace(_OWNER_WRITE, timeout=30),
+            # They wait for somebody else's server.
+            "TestDirectory": replace(_OWNER_WRITE, timeout=45),
+            "SyncDirectory": replace(_OWNER_WRITE, timeout=60),
+        },
+        "EmailDomainService": {
+            "ListEmailDomains": _USER_READ,
+            "CreateEmailDomain": _OWNER_WRITE,
+            "UpdateEmailDomain": _OWNER_WRITE,
+            "DeleteEmailDomain": _OWNER_WRITE,
         },
         "ApiTokenService": {
             "ListApiTokens": _USER_READ,
@@ -298,6 +315,8 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "AuthService": "",
     "ApiTokenService": "",
     "ServiceAccountService": "",
+    "DirectoryService": "",
+    "EmailDomainService": "",
     "TokenKeyService": "",
 }
 """The areas of services that users call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -30,6 +31,16 @@ from services.identity.api_tokens.store import CHANGING as TOKENS_CHANGING
 from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.guesses import Guesses
 from services.identity.authenticators.passwords import Passwords
+from services.identity.directories.api import DirectoryApi
+from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
+from services.identity.directories.logins import DirectoryLogins
+from services.identity.directories.service import Directories
+from services.identity.directories.syncs import Syncs
+from services.identity.directories.threads import DirectoryThreads
+from services.identity.directories.trials import Trials
+from services.identity.directories.tries import Tries
+from services.identity.email_domains.api import EmailDomainApi
+from services.identity.email_domains.service import EmailDomains
 from services.identity.event_access.api import EventCredentialApi
 from services.identity.event_access.gatekeeper import Gatekeeper
 from services.identity.event_access.nats_tokens import NatsSigner
@@ -46,6 +57,7 @@ from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sessions.service import Sessions
 from services.identity.sessions.store import CHANGING, end_sessions_of
 from services.identity.settings import IdentitySettings
+from services.identity.sources.service import SourceAccounts
 from services.identity.tenants.api import TenantApi
 from services.identity.tenants.deletions import Deletions, erase
 from services.identity.tenants.life import TenantLife
@@ -59,6 +71,40 @@ from services.identity.users.service import Users
 log = logs.get(__name__)
 
 _UNSEEN_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Directories:
+    """What has to do with directories (LDAP)."""
+
+    api: DirectoryApi
+    logins: DirectoryLogins
+    syncs: Syncs
+
+
+def _directories(
+    kit: Kit, settings: IdentitySettings, accounts: SourceAccounts, guesses: Sealer
+) -> _Directories:
+    """Wires them.
+
+    Args:
+        guesses: makes keys of what guesses are counted by.
+    """
+    base = (kit.database, kit.outbox, kit.tenants)
+    threads = DirectoryThreads(settings.ldap_threads, settings.ldap_seconds)
+    tries = Tries(kit.database, guesses, kit.clock)
+    directories = Directories(
+        *base,
+        accounts,
+        threads,
+        Sealer.from_file(settings.master_key_file, DIRECTORY_SEALED_FOR),
+        kit.clock,
+        allow_private=settings.ldap_allow_private,
+    )
+    trials = Trials(*base, directories, threads, tries)
+    syncs = Syncs(*base, directories, accounts, kit.clock)
+    logins = DirectoryLogins(*base, directories, accounts, threads, tries, kit.clock)
+    return _Directories(DirectoryApi(directories, trials, syncs), logins, syncs)
 
 
 async def build(kit: Kit) -> Parts:
@@ -86,17 +132,6 @@ async def build(kit: Kit) -> Parts:
     signer = TokenSigner(keys.ring, device_life)
     sealer = Sealer.from_file(settings.master_key_file, "identity-guesses")
     unknown = UnknownLogins(kit.database, kit.outbox, kit.clock)
-    sessions = Sessions(
-        kit.database,
-        kit.outbox,
-        kit.tenants,
-        passwords,
-        Guesses(kit.database, sealer, kit.clock),
-        signer,
-        session_life,
-        unknown,
-        kit.clock,
-    )
     objects = TenantObjects(
         enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
         policy_pb2_grpc.PolicyInternalServiceStub(kit.channel("policy")),
@@ -125,7 +160,7 @@ async def build(kit: Kit) -> Parts:
         kit.clock,
     )
     api_tokens = ApiTokens(kit.database, kit.outbox, kit.tenants, signer, kit.clock)
-    accounts = ServiceAccounts(
+    service_accounts = ServiceAccounts(
         kit.database, kit.outbox, kit.tenants, api_tokens.holder_changed, kit.clock
     )
     users = Users(
@@ -137,6 +172,21 @@ async def build(kit: Kit) -> Parts:
         credentials.orphan,
         hold,
         api_tokens,
+        kit.clock,
+    )
+
+    accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
+    directories = _directories(kit, settings, accounts, sealer)
+    sessions = Sessions(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        passwords,
+        Guesses(kit.database, sealer, kit.clock),
+        directories.logins,
+        signer,
+        session_life,
+        unknown,
         kit.clock,
     )
 
@@ -174,8 +224,15 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_EventCredentialServiceServicer_to_server,
                 EventCredentialApi(credentials, settings.events_url, kit.clock),
             ),
+            partial(rpc.add_DirectoryServiceServicer_to_server, directories.api),
+            partial(
+                rpc.add_EmailDomainServiceServicer_to_server,
+                EmailDomainApi(EmailDomains(kit.database, kit.outbox, kit.tenants, kit.clock)),
+            ),
             partial(rpc.add_ApiTokenServiceServicer_to_server, ApiTokenApi(api_tokens, kit.clock)),
-            partial(rpc.add_ServiceAccountServiceServicer_to_server, ServiceAccountApi(accounts)),
+            partial(
+                rpc.add_ServiceAccountServiceServicer_to_server, ServiceAccountApi(service_accounts)
+            ),
             partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(keys)),
             # The gateway sends reflection here.
             add_reflection,
@@ -192,6 +249,8 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.TenantService",
             "evergreen.v1.UserService",
             "evergreen.v1.EventCredentialService",
+            "evergreen.v1.DirectoryService",
+            "evergreen.v1.EmailDomainService",
             "evergreen.v1.ApiTokenService",
             "evergreen.v1.ServiceAccountService",
             "evergreen.v1.TokenKeyService",
@@ -211,6 +270,7 @@ async def build(kit: Kit) -> Parts:
             ),
             deletions.run,
             deletions.purge,
+            directories.syncs.run,
             keys.follower.run,
             *([partial(gatekeeper.guard, credentials)] if gatekeeper else []),
             *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),

@@ -17,7 +17,7 @@ from services.identity.authenticators import guess_store
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
-from services.identity.users.domain import User, invitation_link, spellings
+from services.identity.users.domain import User, check_local, invitation_link, spellings
 
 RESET_LIFE: Final = timedelta(days=1)
 ACTOR: Final = "operator (evergreen users reset-password)"
@@ -69,6 +69,7 @@ async def reset_password(
             "the user's organisation is archived, and nobody of it can log in; an Owner above it"
             " restores it first",
         )
+    check_local(user)
     if user.status == "disabled" and not reactivate and not await _is_needed(connection, user):
         raise failed_precondition(
             "USER_DISABLED", "the user is deactivated; to let the user in again, add --reactivate"

@@ -23,12 +23,14 @@ from contract.events.identity import (
     ServiceAccountDeleted,
 )
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
+from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
 from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
     # Failed logins of the last hours.
     made_anew=frozenset({"guess"}),
     sealed={"signing_key": SEALED_FOR},
+    secrets={"directory": DIRECTORY_SEALED_FOR},
     signs_of_use=frozenset({"tenant"}),
 )
 
@@ -54,6 +56,8 @@ class KnownUser:
     voided: bool = False
     """Whether an invitation has ended the password of the backup, or was itself used."""
     login: Login | None = None
+    origin: str = ""
+    disabled_by: str = ""
 
 
 @dataclass(slots=True)
@@ -91,6 +95,8 @@ class Known:
             "SELECT id, tenant_id, role, status, password_hash,"
             # An older database has no such column.
             " to_jsonb(account) ->> 'prepared_hash' AS prepared_hash, invitation_hash,"
+            " coalesce(to_jsonb(account) ->> 'origin', 'local') AS origin,"
+            " coalesce(to_jsonb(account) ->> 'disabled_by', '') AS disabled_by,"
             " invitation_expires_at FROM identity.account"
         ):
             login = Login(
@@ -100,7 +106,16 @@ class Known:
                 invitation_expires_at=row["invitation_expires_at"],
             )
             self.user(
-                row["id"], KnownUser(now, row["role"], row["status"], row["tenant_id"], login=login)
+                row["id"],
+                KnownUser(
+                    now,
+                    row["role"],
+                    row["status"],
+                    row["tenant_id"],
+                    login=login,
+                    origin=row["origin"],
+                    disabled_by=row["disabled_by"],
+                ),
             )
         if await connection.fetchval("SELECT to_regclass('identity.user_tombstone')") is not None:
             # Who was deleted was deactivated before; the backup may have the user active.
@@ -182,6 +197,8 @@ async def repair(connection: Connection, known: Known) -> Repaired:
     if await _has_column(connection, "seen_at"):
         # Nobody could be seen between the backup and now.
         await connection.execute("UPDATE identity.account SET seen_at = now()")
+    if await _has_column(connection, "origin"):
+        await _bring_origins(connection, known)
     # An older archive has no such table.
     if await _has_credentials(connection):
         await connection.execute(
@@ -268,6 +285,30 @@ async def _bring_users(connection: Connection, known: Known) -> None:
             for user_id, user in known.users.items()
             if not user.login
         ],
+    )
+
+
+async def _bring_origins(connection: Connection, known: Known) -> None:
+    """Keeps those out whom an administrator has disabled, whatever a directory says of them, and
+    lets those be local again who became so since; who is neither is invited, and comes by the
+    directory again."""
+    users = known.users.items()
+    await connection.execute(
+        "UPDATE identity.account SET disabled_by = 'admin'"
+        " WHERE id = ANY ($1) AND status = 'disabled'",
+        [i for i, user in users if user.status == "disabled" and user.disabled_by != "source"],
+    )
+    local = [user_id for user_id, user in users if user.origin == "local"]
+    await connection.execute(
+        "DELETE FROM identity.external_identity WHERE account_id = ANY ($1)", local
+    )
+    await connection.execute(
+        "UPDATE identity.account SET origin = 'local' WHERE id = ANY ($1)", local
+    )
+    await connection.execute(
+        "UPDATE identity.account SET status = 'invited' WHERE origin = 'local'"
+        " AND status = 'active' AND password_hash IS NULL AND id = ANY ($1)",
+        [user_id for user_id, user in users if user.origin not in {"", "local"}],
     )
 
 

@@ -71,3 +71,20 @@ class IdentitySettings(KeySettings):
     nats_gatekeeper_password_file: Path | None = Field(
         default=None, description="File with the password of identity's user for that."
     )
+    ldap_threads: int = Field(
+        default=4,
+        ge=2,
+        le=64,
+        description="How many conversations with directories (LDAP) may be under way for logins.",
+    )
+    ldap_seconds: int = Field(
+        default=8,
+        ge=2,
+        le=30,
+        description="What one of them may take as a whole, however the directory's server answers.",
+    )
+    ldap_allow_private: bool = Field(
+        default=True,
+        description="Whether directories may be at private addresses; say false where strangers are"
+        " Owners, so that none reaches into your network.",
+    )

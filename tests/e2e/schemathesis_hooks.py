@@ -59,6 +59,21 @@ _ABOUT_CONTENT = re.compile(
             "orgId: (must be an organisation.*|is required)",
             # A language of its own, of which a schema knows the length.
             "filter: at character .*",
+            # URLs, names of hosts and certificates; which of them is needed depends on the kind.
+            r"(webhook|syslog)(\..*)?: .*",
+            r"(urls\[\d+\]|caPem|userFilter|syncMinutes|graceHours|roleMappings.*): .*",
+            "startAt: must be now, beginning or a time.*",
+            "filter.outcomes: must be of .*",
+            # One of several has to be given, or not beside another.
+            "role: give what to change: .*",
+            "from: must be given",
+            "email: is required with a password",
+            "filter: a group with listed members has none",
+            r"remove(Groups)?: .* is to be added, too",
+            # Aliases of groups, and the grammar of labels' keys.
+            r".*\[\d+\]: no group has the alias .*",
+            r"(rows\[\d+\]\.)?labels.*: must .*",
+            r"rows\[\d+\]\..*: is also on .*",
             # Both may be given, and have to agree.
             "etag: must be the etag in If-Match.*",
             # Time goes on, also while a generated request waits.

@@ -39,7 +39,7 @@ def device_token(org: Org) -> str:
 def _call(client: httpx.Client, rpc: Rpc, **headers: str) -> httpx.Response:
     some = str(uuid4())
     body = {} if rpc.method in {"POST", "PATCH"} else None
-    url = rpc.url(id=some, policy_id=some, device_id=some)
+    url = rpc.url(id=some, policy_id=some, device_id=some, domain=some)
     return client.request(rpc.method, url, json=body, headers=headers)
 
 

@@ -493,6 +493,35 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         # test_keys.py
         "RotateTokenKey",
         "RotateAuditKey",
+        # tests/services/identity/sessions/test_overview.py
+        "EndSession",
+        "EndOtherSessions",
+        "EndUserSessions",
+        # tests/services/identity/api_tokens
+        "CreateApiToken",
+        "RotateApiToken",
+        "RevokeApiToken",
+        "CreateServiceAccount",
+        "UpdateServiceAccount",
+        "DeleteServiceAccount",
+        # tests/services/identity/directories
+        "CreateDirectory",
+        "UpdateDirectory",
+        "DeleteDirectory",
+        "TestDirectory",
+        "SyncDirectory",
+        "CreateEmailDomain",
+        "UpdateEmailDomain",
+        "DeleteEmailDomain",
+        "ReactivateUser",
+        # tests/services/enrollment/groups, registry/test_labels.py, registry/test_expected.py
+        "CreateDeviceGroup",
+        "UpdateDeviceGroup",
+        "DeleteDeviceGroup",
+        "ChangeGroupMembers",
+        "UpdateRegistration",
+        "BatchUpdateRegistrations",
+        "BatchImportRegistrations",
     }
     writes = {
         r.name.rpartition("/")[2]

@@ -37,6 +37,8 @@ class Victim:
     reference: dict[str, Any]
     forwarder: dict[str, Any]
     group: dict[str, Any]
+    directory: dict[str, Any]
+    domain: str
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,22 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     )
     named = {"orgId": org.id, "name": "Cart 3", "alias": "cart-3"}
     group = ok(org.owner.post("/api/device-groups", json=named))
+    directory = ok(
+        org.owner.post(
+            "/api/directories",
+            json={
+                "name": "Directory",
+                "kind": "openldap",
+                "urls": ["ldaps://127.0.0.1:1"],
+                "bindDn": "cn=evergreen",
+                "bindPassword": PASSWORD,
+                "baseDn": "dc=victim",
+                "disabled": True,
+            },
+        )
+    )
+    domain = f"{org.id}.example"
+    ok(root.post("/api/email-domains", json={"domain": domain, "orgId": org.id}))
     return Victim(
         org,
         agent,
@@ -96,6 +114,8 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         reference,
         forwarder,
         group,
+        directory,
+        domain,
     )
 
 
@@ -148,8 +168,6 @@ _NAMED: dict[str, Case] = {
     },
     "UserService/UpdateUser": _by_id(lambda v: v.user["id"], role="Auditor"),
     "UserService/DeactivateUser": _by_id(lambda v: v.user["id"]),
-    "UserService/DeleteUser": _by_id(lambda v: v.user["id"]),
-    "UserService/InviteUser": _by_id(lambda v: v.user["id"]),
     "ApiTokenService/ListApiTokens": _list,
     "ApiTokenService/GetApiToken": _by_id(lambda v: v.api_token),
     "ApiTokenService/CreateApiToken": _in_org(name="x", scopes=["users:read"]),
@@ -160,6 +178,27 @@ _NAMED: dict[str, Case] = {
     "ServiceAccountService/CreateServiceAccount": _in_org(name="x", role="Auditor"),
     "ServiceAccountService/UpdateServiceAccount": _by_id(lambda v: v.service_account, name="y"),
     "ServiceAccountService/DeleteServiceAccount": _by_id(lambda v: v.service_account),
+    "UserService/DeleteUser": _by_id(lambda v: v.user["id"]),
+    "UserService/InviteUser": _by_id(lambda v: v.user["id"]),
+    "UserService/ReactivateUser": _by_id(lambda v: v.user["id"]),
+    "DirectoryService/ListDirectories": _list,
+    "DirectoryService/GetDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/CreateDirectory": _in_org(
+        name="x",
+        kind="ad",
+        urls=["ldaps://127.0.0.1:1"],
+        bindDn="x",
+        bindPassword="x",
+        baseDn="x",
+    ),
+    "DirectoryService/UpdateDirectory": _by_id(lambda v: v.directory["id"], name="x"),
+    "DirectoryService/DeleteDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/TestDirectory": _by_id(lambda v: v.directory["id"]),
+    "DirectoryService/SyncDirectory": _by_id(lambda v: v.directory["id"]),
+    "EmailDomainService/ListEmailDomains": _list,
+    "EmailDomainService/CreateEmailDomain": _in_org(domain="stranger.example"),
+    "EmailDomainService/UpdateEmailDomain": lambda v, _: {"domain": v.domain, "json": {}},
+    "EmailDomainService/DeleteEmailDomain": lambda v, _: {"domain": v.domain},
     "EventCredentialService/ListEventCredentials": _list,
     "EventCredentialService/CreateEventCredential": lambda v, _: {
         "json": {"name": "x", "tenantId": v.org.id}

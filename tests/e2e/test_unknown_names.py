@@ -32,7 +32,7 @@ def _violation(answer: httpx.Response) -> dict[str, str]:
 def test_every_call_of_users_names_what_it_does_not_know(org: Org, rpc: Rpc) -> None:
     """In the query and in the body; logins as well."""
     some = str(uuid4())
-    url = rpc.url(id=some, policy_id=some, device_id=some)
+    url = rpc.url(id=some, policy_id=some, device_id=some, domain=some)
     body = {} if rpc.method in {"POST", "PATCH"} else None
     answer = org.owner.request(rpc.method, f"{url}?nosuch=1", json=body)
     violation = _violation(answer)

@@ -34,6 +34,8 @@ from tests.support.servers import Servers, TestDatabase
 IDENTITY = pyrage.x25519.Identity.generate()
 LOCK, KEY = Lock(recipients=(str(IDENTITY.to_public()),)), Key(identity=str(IDENTITY))
 ROOT, ORG, STAYS, LEAVES = (UUID(int=n) for n in (1, 2, 11, 12))
+DIRECTORY = UUID(int=0x1DA9)
+DIRECTORY_PASSWORD = b"the account that searches"
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 EVENTS = 25
 
@@ -129,6 +131,7 @@ async def seed(database: TestDatabase, key_file: Path | None = None) -> None:
                     sealed,
                 )
         await _add_forwarder(connection, key_file)
+        await _add_directory(connection, key_file)
         async with connection.transaction():
             await audit_store.append(connection, [read_event(*event(n)) for n in range(9)])
         await report(connection)
@@ -159,6 +162,29 @@ async def _add_forwarder(connection: asyncpg.Connection[asyncpg.Record], key_fil
         " sent) VALUES ($1, $2, $2, 3, 5)",
         FORWARDER,
         ORG,
+    )
+
+
+async def _add_directory(connection: asyncpg.Connection[asyncpg.Record], key_file: Path) -> None:
+    """A directory, whose password the master key seals; not where the schema has none yet."""
+    if await connection.fetchval("SELECT to_regclass('identity.directory')") is None:
+        return
+    purpose = catalog.SECRETS["identity.directory"]
+    await connection.execute(
+        "INSERT INTO identity.source VALUES"
+        " ($1, $2, 'directory', 'School directory', true, 24, now(), now())",
+        DIRECTORY,
+        ORG,
+    )
+    await connection.execute(
+        "INSERT INTO identity.directory (id, tenant_id, kind, urls, tls, ca_pem, bind_dn,"
+        " sealed_secrets, base_dn, user_filter, id_attribute, email_attribute,"
+        " name_attribute, group_base_dn, group_mode, sync_minutes, sync_next_at)"
+        " VALUES ($1, $2, 'ad', '{}', 'ldaps', '', '', $3, '', '', '', '', '', '', 'none', 15,"
+        " now())",
+        DIRECTORY,
+        ORG,
+        Sealer.from_file(key_file, purpose).seal(DIRECTORY_PASSWORD),
     )
 
 

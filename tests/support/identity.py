@@ -44,6 +44,8 @@ class Identity:
     tokens: rpc.ApiTokenServiceAsyncStub
     accounts: rpc.ServiceAccountServiceAsyncStub
     keys: rpc.TokenKeyServiceAsyncStub
+    directories: rpc.DirectoryServiceAsyncStub
+    domains: rpc.EmailDomainServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
 
     async def login(self, email: str = OWNER, password: str = PASSWORD) -> pb.Session:
@@ -150,6 +152,8 @@ async def running(
             rpc.ApiTokenServiceStub(public),
             rpc.ServiceAccountServiceStub(public),
             rpc.TokenKeyServiceStub(public),
+            rpc.DirectoryServiceStub(public),
+            rpc.EmailDomainServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
         )
 

@@ -149,6 +149,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "tenantId": _ORG,
             "invitationToken": "hZp8m2Xr1q0t5v7y",
             "etag": "2c70e12b7a0646f92279",
+            "origin": "local",
         },
     },
     "UserService/UpdateUser": {"request": {"role": "Auditor"}},

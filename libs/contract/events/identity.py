@@ -24,6 +24,7 @@ from contract.events.base import (
 TenantKind: TypeAlias = Literal["root", "reseller", "org"]
 TenantStatus: TypeAlias = Literal["active", "archived", "deleting", "deleted"]
 UserStatus: TypeAlias = Literal["active", "invited", "disabled", "deleted"]
+UserOrigin: TypeAlias = Literal["local", "directory", "sso", "scim"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,23 @@ class UserSnapshot:
     role: Role
     status: UserStatus
     tenant_id: UUID
+    origin: Annotated[UserOrigin, Since("0.2.0"), "Where the user comes from."] = "local"
+    groups: Annotated[
+        tuple[str, ...],
+        Since("0.2.0"),
+        "The groups of the directory or provider that decided role and tenant.",
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginAttempt:
-    """Who tried."""
+    """Who tried, and why it failed where somebody else's server judged it."""
 
     email: str
+    reason: Annotated[str, Since("0.2.0"), "What a directory said, as `AD_533`; else empty."] = ""
+    source: Annotated[UUID | None, Since("0.2.0"), "The directory or provider that was asked."] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +147,82 @@ class EventCredentialSnapshot:
     revoked_at: datetime | None
     held_by: Annotated[str, Since("0.2.0")]
     orphaned_at: Annotated[datetime | None, Since("0.2.0")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedRole:
+    """What a group may do."""
+
+    group: str
+    role: Role
+    tenant_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySnapshot:
+    """A directory; never its password."""
+
+    name: str
+    kind: str
+    tenant_id: UUID
+    enabled: bool
+    urls: tuple[str, ...]
+    tls: str
+    bind_dn: str
+    base_dn: str
+    user_filter: str
+    group_mode: str
+    sync_minutes: int
+    grace_hours: int
+    role_mappings: tuple[MappedRole, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryTest:
+    """How far a try came."""
+
+    name: str
+    ok: bool
+    last_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySync:
+    """What came of a sync."""
+
+    name: str
+    error: Annotated[str, "Why it failed; empty when it did not."]
+    deactivates: Annotated[int, "How many users it deactivates, or would."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedPerson:
+    """Whom a directory let in and this system did not, and why."""
+
+    email: str
+    reason: str
+    source: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailDomainSnapshot:
+    """Whose e-mail addresses a domain has."""
+
+    domain: str
+    tenant_id: UUID
+    source_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DirectoryAction(Action):
+    RESOURCE: ClassVar[str] = "directories/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EmailDomainAction(Action):
+    """The id is the tenant's."""
+
+    RESOURCE: ClassVar[str] = "email-domains/{id}"
 
 
 ApiTokenEnd: TypeAlias = Literal["revoked", "rotated", "holder"]
@@ -308,6 +395,15 @@ class UserDeactivated(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserReactivated(_UserAction):
+    """An administrator no longer keeps a user of a directory out."""
+
+    NAME: ClassVar[str] = "identity.user_reactivated"
+    before: UserSnapshot
+    after: UserSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UserInvited(_UserAction):
     """A user was invited (again)."""
 
@@ -468,6 +564,96 @@ class EventCredentialTakenOver(_EventCredentialAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryCreated(_DirectoryAction):
+    """A directory was added."""
+
+    NAME: ClassVar[str] = "identity.directory_created"
+    after: DirectorySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryUpdated(_DirectoryAction):
+    """A directory was changed."""
+
+    NAME: ClassVar[str] = "identity.directory_updated"
+    before: DirectorySnapshot
+    after: DirectorySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryDeleted(_DirectoryAction):
+    """A directory was deleted; its users were deactivated."""
+
+    NAME: ClassVar[str] = "identity.directory_deleted"
+    before: DirectorySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryTested(_DirectoryAction):
+    """An Owner tried a directory."""
+
+    NAME: ClassVar[str] = "identity.directory_tested"
+    after: DirectoryTest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySyncFailed(_DirectoryAction):
+    """A directory could not be compared with its users; told once until it works again."""
+
+    NAME: ClassVar[str] = "identity.directory_sync_failed"
+    after: DirectorySync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySyncHeld(_DirectoryAction):
+    """A sync would deactivate too many users; nothing is changed until an Owner confirms it."""
+
+    NAME: ClassVar[str] = "identity.directory_sync_held"
+    after: DirectorySync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySyncConfirmed(_DirectoryAction):
+    """An Owner confirmed a held sync."""
+
+    NAME: ClassVar[str] = "identity.directory_sync_confirmed"
+    after: DirectorySync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryLoginRefused(_DirectoryAction):
+    """A directory knew a person and the password, and no login came of it."""
+
+    NAME: ClassVar[str] = "identity.directory_login_refused"
+    after: RefusedPerson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailDomainAssigned(_EmailDomainAction):
+    """An e-mail domain was assigned to a tenant."""
+
+    NAME: ClassVar[str] = "identity.email_domain_assigned"
+    after: EmailDomainSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailDomainUpdated(_EmailDomainAction):
+    """People with addresses of a domain log in elsewhere from now on."""
+
+    NAME: ClassVar[str] = "identity.email_domain_updated"
+    before: EmailDomainSnapshot
+    after: EmailDomainSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailDomainDeleted(_EmailDomainAction):
+    """An e-mail domain was taken back."""
+
+    NAME: ClassVar[str] = "identity.email_domain_deleted"
+    before: EmailDomainSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiTokenCreated(_ApiTokenAction):
     """An API token was made."""
 
@@ -562,6 +748,29 @@ _CREDENTIAL: Final = EventCredentialSnapshot(
     orphaned_at=None,
 )
 _ORPHAN: Final = replace(_CREDENTIAL, orphaned_at=AT)
+_DIRECTORY: Final = DirectorySnapshot(
+    name="School directory",
+    kind="ad",
+    tenant_id=TENANT_ID,
+    enabled=True,
+    urls=("ldaps://dc1.school.example",),
+    tls="ldaps",
+    bind_dn="evergreen@school.example",
+    base_dn="DC=school,DC=example",
+    user_filter="(&(objectClass=user)(mail={login}))",
+    group_mode="in-chain",
+    sync_minutes=15,
+    grace_hours=24,
+    role_mappings=(
+        MappedRole(
+            group="CN=EG-Admins,OU=Groups,DC=school,DC=example",
+            role=Role.ADMIN,
+            tenant_id=TENANT_ID,
+        ),
+    ),
+)
+_SYNC: Final = DirectorySync(name="School directory", error="", deactivates=12)
+_DOMAIN: Final = EmailDomainSnapshot(domain="school.example", tenant_id=TENANT_ID, source_id=None)
 
 
 _TOKEN: Final = ApiTokenSnapshot(
@@ -626,6 +835,11 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         before=replace(_USER, status="disabled"),
         after=replace(_USER, status="deleted"),
     ),
+    UserReactivated(
+        id=ID,
+        before=replace(_USER, status="disabled", origin="directory"),
+        after=replace(_USER, status="disabled", origin="directory"),
+    ),
     UserInvited(id=ID, before=_USER, after=_USER),
     PasswordReset(id=ID, before=_USER, after=replace(_USER, status="invited")),
     LoginSucceeded(id=ID, after=_OPENED),
@@ -661,5 +875,19 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ServiceAccountDeleted(id=ID, before=_SERVICE_ACCOUNT),
     KeyRotated.example("users"),
     IdentityCallsRefused.example("UserService/CreateUser"),
+    DirectoryCreated(id=ID, after=_DIRECTORY),
+    DirectoryUpdated(id=ID, before=_DIRECTORY, after=replace(_DIRECTORY, enabled=False)),
+    DirectoryDeleted(id=ID, before=_DIRECTORY),
+    DirectoryTested(id=ID, after=DirectoryTest(name="School directory", ok=False, last_step="tls")),
+    DirectorySyncFailed(
+        id=ID,
+        after=DirectorySync(name="School directory", error="no server answered", deactivates=0),
+    ),
+    DirectorySyncHeld(id=ID, after=_SYNC),
+    DirectorySyncConfirmed(id=ID, after=_SYNC),
+    DirectoryLoginRefused(id=ID, after=RefusedPerson(email=EMAIL, reason="NO_ROLE", source=ID)),
+    EmailDomainAssigned(id=TENANT_ID, after=_DOMAIN),
+    EmailDomainUpdated(id=TENANT_ID, before=_DOMAIN, after=replace(_DOMAIN, source_id=ID)),
+    EmailDomainDeleted(id=TENANT_ID, before=_DOMAIN),
 )
 """One of each; this is the list of what identity sends."""

@@ -1232,6 +1232,9 @@ class User(_message.Message):
     DELETED_AT_FIELD_NUMBER: _builtins.int
     DELETED_BY_FIELD_NUMBER: _builtins.int
     LAST_LOGIN_AT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    DISABLED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
     email: _builtins.str
@@ -1257,6 +1260,14 @@ class User(_message.Message):
     """
     deleted_by: _builtins.str
     """Who deleted the user."""
+    origin: _builtins.str
+    """Where the user comes from: `local` (a password of the user's own),
+    `directory`, `sso` or `scim`.
+    """
+    source_id: _builtins.str
+    """The directory or provider that the user comes from; absent for `local`."""
+    disabled_by: _builtins.str
+    """Who disabled the user: `admin` or `source`; absent unless disabled."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the user was created."""
@@ -1286,23 +1297,34 @@ class User(_message.Message):
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_by: _builtins.str | None = ...,
         last_login_at: _timestamp_pb2.Timestamp | None = ...,
+        origin: _builtins.str = ...,
+        source_id: _builtins.str | None = ...,
+        disabled_by: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "source_id", b"source_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "email", b"email", "etag", b"etag", "id", b"id", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "role", b"role", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "email", b"email", "etag", b"etag", "id", b"id", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "origin", b"origin", "role", b"role", "source_id", b"source_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deleted_by: _TypeAlias = _typing.Literal["deleted_by"]  # noqa: Y015
     _WhichOneofArgType__deleted_by: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by"]  # noqa: Y015
+    _WhichOneofReturnType__disabled_by: _TypeAlias = _typing.Literal["disabled_by"]  # noqa: Y015
+    _WhichOneofArgType__disabled_by: _TypeAlias = _typing.Literal["_disabled_by", b"_disabled_by"]  # noqa: Y015
     _WhichOneofReturnType__invitation_link: _TypeAlias = _typing.Literal["invitation_link"]  # noqa: Y015
     _WhichOneofArgType__invitation_link: _TypeAlias = _typing.Literal["_invitation_link", b"_invitation_link"]  # noqa: Y015
     _WhichOneofReturnType__invitation_token: _TypeAlias = _typing.Literal["invitation_token"]  # noqa: Y015
     _WhichOneofArgType__invitation_token: _TypeAlias = _typing.Literal["_invitation_token", b"_invitation_token"]  # noqa: Y015
+    _WhichOneofReturnType__source_id: _TypeAlias = _typing.Literal["source_id"]  # noqa: Y015
+    _WhichOneofArgType__source_id: _TypeAlias = _typing.Literal["_source_id", b"_source_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deleted_by) -> _WhichOneofReturnType__deleted_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disabled_by) -> _WhichOneofReturnType__disabled_by | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_link) -> _WhichOneofReturnType__invitation_link | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_token) -> _WhichOneofReturnType__invitation_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source_id) -> _WhichOneofReturnType__source_id | None: ...
 
 Global___User: _TypeAlias = User  # noqa: Y015
 
@@ -1474,6 +1496,34 @@ class DeactivateUserRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DeactivateUserRequest: _TypeAlias = DeactivateUserRequest  # noqa: Y015
+
+@_typing.final
+class ReactivateUserRequest(_message.Message):
+    """Which user to let in again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The user's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___ReactivateUserRequest: _TypeAlias = ReactivateUserRequest  # noqa: Y015
 
 @_typing.final
 class InviteUserRequest(_message.Message):
@@ -1748,6 +1798,914 @@ class RevokeEventCredentialRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___RevokeEventCredentialRequest: _TypeAlias = RevokeEventCredentialRequest  # noqa: Y015
+
+@_typing.final
+class ListDirectoriesRequest(_message.Message):
+    """Which directories to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only directories of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most directories to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectoriesRequest: _TypeAlias = ListDirectoriesRequest  # noqa: Y015
+
+@_typing.final
+class ListDirectoriesResponse(_message.Message):
+    """A page of directories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Directory]:
+        """The directories, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        directories: _abc.Iterable[Global___Directory] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectoriesResponse: _TypeAlias = ListDirectoriesResponse  # noqa: Y015
+
+@_typing.final
+class GetDirectoryRequest(_message.Message):
+    """Which directory to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDirectoryRequest: _TypeAlias = GetDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class RoleMapping(_message.Message):
+    """What a group of a directory or provider may do here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The group: in a directory its distinguished name (DN), or `*` for everybody
+    whom the directory's filter finds.
+    """
+    role: _builtins.str
+    """The role of its members."""
+    org_id: _builtins.str
+    """The tenant that its members belong to; the directory's own when not given."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        role: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "org_id", b"org_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleMapping: _TypeAlias = RoleMapping  # noqa: Y015
+
+@_typing.final
+class MappedRole(_message.Message):
+    """What a group of a directory or provider may do here, as it is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The group."""
+    role: _builtins.str
+    """The role of its members."""
+    org_id: _builtins.str
+    """The tenant that its members belong to."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        role: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "org_id", b"org_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MappedRole: _TypeAlias = MappedRole  # noqa: Y015
+
+@_typing.final
+class Directory(_message.Message):
+    """A directory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    URLS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    BIND_DN_FIELD_NUMBER: _builtins.int
+    BASE_DN_FIELD_NUMBER: _builtins.int
+    USER_FILTER_FIELD_NUMBER: _builtins.int
+    ID_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    EMAIL_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    NAME_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    GROUP_BASE_DN_FIELD_NUMBER: _builtins.int
+    GROUP_MODE_FIELD_NUMBER: _builtins.int
+    SYNC_MINUTES_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    SYNCED_AT_FIELD_NUMBER: _builtins.int
+    SYNC_STATUS_FIELD_NUMBER: _builtins.int
+    SYNC_ERROR_FIELD_NUMBER: _builtins.int
+    SYNC_HELD_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    tenant_id: _builtins.str
+    """The tenant that it belongs to."""
+    name: _builtins.str
+    """A name for people to read."""
+    kind: _builtins.str
+    """`ad` (Active Directory), `openldap` or `custom`."""
+    tls: _builtins.str
+    """How connections are encrypted: `ldaps` or `starttls`."""
+    ca_pem: _builtins.str
+    """The CAs that sign the servers' certificates, in PEM; the system's when empty."""
+    bind_dn: _builtins.str
+    """The account that searches, by its DN or, in Active Directory, its UPN."""
+    base_dn: _builtins.str
+    """Where people are searched."""
+    user_filter: _builtins.str
+    """How a person is found; `{login}` stands for what was typed as the address."""
+    id_attribute: _builtins.str
+    """The attribute with a person's unchanging id."""
+    email_attribute: _builtins.str
+    """The attribute with a person's e-mail address."""
+    name_attribute: _builtins.str
+    """The attribute with a person's name."""
+    group_base_dn: _builtins.str
+    """Where groups are searched; `base_dn` when empty."""
+    group_mode: _builtins.str
+    """How nested groups are found: `in-chain` (Active Directory's rule), `walk`
+    (group by group), or `none`.
+    """
+    sync_minutes: _builtins.int
+    """Minutes between two syncs."""
+    grace_hours: _builtins.int
+    """How many hours users stay logged in while the directory does not answer."""
+    enabled: _builtins.bool
+    """Whether people log in with it."""
+    sync_status: _builtins.str
+    """What came of that: `ok`, `failed`, or `held`; empty before the first time."""
+    sync_error: _builtins.str
+    """Why it failed."""
+    sync_held: _builtins.int
+    """How many users the held sync would deactivate."""
+    users: _builtins.int
+    """How many users come from it."""
+    etag: _builtins.str
+    """Changes with every change of the directory; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The servers (ldaps://HOST[:PORT] or ldap://HOST[:PORT]), tried in order."""
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappedRole]:
+        """What its groups may do. The first row whose group a person is in decides the
+        tenant, the highest role among that tenant's rows the role.
+        """
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed."""
+
+    @_builtins.property
+    def synced_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last compared with its users."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        urls: _abc.Iterable[_builtins.str] | None = ...,
+        tls: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+        bind_dn: _builtins.str = ...,
+        base_dn: _builtins.str = ...,
+        user_filter: _builtins.str = ...,
+        id_attribute: _builtins.str = ...,
+        email_attribute: _builtins.str = ...,
+        name_attribute: _builtins.str = ...,
+        group_base_dn: _builtins.str = ...,
+        group_mode: _builtins.str = ...,
+        sync_minutes: _builtins.int = ...,
+        grace_hours: _builtins.int = ...,
+        enabled: _builtins.bool = ...,
+        role_mappings: _abc.Iterable[Global___MappedRole] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        synced_at: _timestamp_pb2.Timestamp | None = ...,
+        sync_status: _builtins.str = ...,
+        sync_error: _builtins.str = ...,
+        sync_held: _builtins.int = ...,
+        users: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "synced_at", b"synced_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_dn", b"base_dn", "bind_dn", b"bind_dn", "ca_pem", b"ca_pem", "created_at", b"created_at", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id", b"id", "id_attribute", b"id_attribute", "kind", b"kind", "name", b"name", "name_attribute", b"name_attribute", "role_mappings", b"role_mappings", "sync_error", b"sync_error", "sync_held", b"sync_held", "sync_minutes", b"sync_minutes", "sync_status", b"sync_status", "synced_at", b"synced_at", "tenant_id", b"tenant_id", "tls", b"tls", "updated_at", b"updated_at", "urls", b"urls", "user_filter", b"user_filter", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Directory: _TypeAlias = Directory  # noqa: Y015
+
+@_typing.final
+class CreateDirectoryRequest(_message.Message):
+    """A new directory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    URLS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    BIND_DN_FIELD_NUMBER: _builtins.int
+    BIND_PASSWORD_FIELD_NUMBER: _builtins.int
+    BASE_DN_FIELD_NUMBER: _builtins.int
+    USER_FILTER_FIELD_NUMBER: _builtins.int
+    ID_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    EMAIL_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    NAME_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    GROUP_BASE_DN_FIELD_NUMBER: _builtins.int
+    GROUP_MODE_FIELD_NUMBER: _builtins.int
+    SYNC_MINUTES_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant that it belongs to; the caller's own when not given."""
+    name: _builtins.str
+    """A name for people to read."""
+    kind: _builtins.str
+    """`ad` (Active Directory), `openldap` or `custom`. It says how people, their
+    ids and nested groups are found, where the fields below do not.
+    """
+    tls: _builtins.str
+    """How connections are encrypted: `ldaps` or `starttls`; as the servers'
+    addresses say when not given. Nothing is ever sent in the clear.
+    """
+    ca_pem: _builtins.str
+    """The CAs that sign the servers' certificates, in PEM; the system's when not
+    given.
+    """
+    bind_dn: _builtins.str
+    """The account that searches, by its DN or, in Active Directory, its UPN."""
+    bind_password: _builtins.str
+    """Its password. It is sealed, and never shown."""
+    base_dn: _builtins.str
+    """Where people are searched."""
+    user_filter: _builtins.str
+    """How a person is found, as an LDAP filter in which `{login}` stands for what
+    was typed as the address.
+    """
+    id_attribute: _builtins.str
+    """The attribute with a person's unchanging id."""
+    email_attribute: _builtins.str
+    """The attribute with a person's e-mail address."""
+    name_attribute: _builtins.str
+    """The attribute with a person's name."""
+    group_base_dn: _builtins.str
+    """Where groups are searched; `base_dn` when not given."""
+    group_mode: _builtins.str
+    """How nested groups are found: `in-chain` (Active Directory's rule), `walk`
+    (group by group), or `none`.
+    """
+    sync_minutes: _builtins.int
+    """Minutes between two syncs; 15 when not given."""
+    grace_hours: _builtins.int
+    """How many hours users stay logged in while the directory does not answer; 24
+    when not given.
+    """
+    disabled: _builtins.bool
+    """Whether people do not log in with it yet."""
+    @_builtins.property
+    def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The servers (ldaps://HOST[:PORT] or ldap://HOST[:PORT]), tried in order."""
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do; a person in none of them does not log in."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        urls: _abc.Iterable[_builtins.str] | None = ...,
+        tls: _builtins.str | None = ...,
+        ca_pem: _builtins.str = ...,
+        bind_dn: _builtins.str = ...,
+        bind_password: _builtins.str = ...,
+        base_dn: _builtins.str = ...,
+        user_filter: _builtins.str = ...,
+        id_attribute: _builtins.str = ...,
+        email_attribute: _builtins.str = ...,
+        name_attribute: _builtins.str = ...,
+        group_base_dn: _builtins.str = ...,
+        group_mode: _builtins.str | None = ...,
+        sync_minutes: _builtins.int = ...,
+        grace_hours: _builtins.int = ...,
+        disabled: _builtins.bool = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_mode", b"_group_mode", "_tls", b"_tls", "group_mode", b"group_mode", "tls", b"tls"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_mode", b"_group_mode", "_tls", b"_tls", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "disabled", b"disabled", "email_attribute", b"email_attribute", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id_attribute", b"id_attribute", "kind", b"kind", "name", b"name", "name_attribute", b"name_attribute", "org_id", b"org_id", "role_mappings", b"role_mappings", "sync_minutes", b"sync_minutes", "tls", b"tls", "urls", b"urls", "user_filter", b"user_filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_mode: _TypeAlias = _typing.Literal["group_mode"]  # noqa: Y015
+    _WhichOneofArgType__group_mode: _TypeAlias = _typing.Literal["_group_mode", b"_group_mode"]  # noqa: Y015
+    _WhichOneofReturnType__tls: _TypeAlias = _typing.Literal["tls"]  # noqa: Y015
+    _WhichOneofArgType__tls: _TypeAlias = _typing.Literal["_tls", b"_tls"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_mode) -> _WhichOneofReturnType__group_mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tls) -> _WhichOneofReturnType__tls | None: ...
+
+Global___CreateDirectoryRequest: _TypeAlias = CreateDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDirectoryRequest(_message.Message):
+    """A changed directory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    URLS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    BIND_DN_FIELD_NUMBER: _builtins.int
+    BIND_PASSWORD_FIELD_NUMBER: _builtins.int
+    BASE_DN_FIELD_NUMBER: _builtins.int
+    USER_FILTER_FIELD_NUMBER: _builtins.int
+    ID_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    EMAIL_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    NAME_ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    GROUP_BASE_DN_FIELD_NUMBER: _builtins.int
+    GROUP_MODE_FIELD_NUMBER: _builtins.int
+    SYNC_MINUTES_FIELD_NUMBER: _builtins.int
+    GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    name: _builtins.str
+    """A name for people to read."""
+    tls: _builtins.str
+    """How connections are encrypted: `ldaps` or `starttls`."""
+    ca_pem: _builtins.str
+    """The CAs that sign the servers' certificates, in PEM; the system's when empty."""
+    bind_dn: _builtins.str
+    """The account that searches."""
+    bind_password: _builtins.str
+    """Its password. It has to be given again with other servers, CAs or another
+    account, so that nobody has it sent elsewhere.
+    """
+    base_dn: _builtins.str
+    """Where people are searched."""
+    user_filter: _builtins.str
+    """How a person is found."""
+    id_attribute: _builtins.str
+    """The attribute with a person's unchanging id. It cannot change once the
+    directory has users.
+    """
+    email_attribute: _builtins.str
+    """The attribute with a person's e-mail address."""
+    name_attribute: _builtins.str
+    """The attribute with a person's name."""
+    group_base_dn: _builtins.str
+    """Where groups are searched; `base_dn` when empty."""
+    group_mode: _builtins.str
+    """How nested groups are found."""
+    sync_minutes: _builtins.int
+    """Minutes between two syncs."""
+    grace_hours: _builtins.int
+    """How many hours users stay logged in while the directory does not answer."""
+    enabled: _builtins.bool
+    """Whether people log in with it. Without, all sessions of its users end."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The servers, tried in order; as they are when none are given."""
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do; as it is when no row is given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        urls: _abc.Iterable[_builtins.str] | None = ...,
+        tls: _builtins.str | None = ...,
+        ca_pem: _builtins.str | None = ...,
+        bind_dn: _builtins.str | None = ...,
+        bind_password: _builtins.str | None = ...,
+        base_dn: _builtins.str | None = ...,
+        user_filter: _builtins.str | None = ...,
+        id_attribute: _builtins.str | None = ...,
+        email_attribute: _builtins.str | None = ...,
+        name_attribute: _builtins.str | None = ...,
+        group_base_dn: _builtins.str | None = ...,
+        group_mode: _builtins.str | None = ...,
+        sync_minutes: _builtins.int | None = ...,
+        grace_hours: _builtins.int | None = ...,
+        enabled: _builtins.bool | None = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn", "_bind_dn", b"_bind_dn", "_bind_password", b"_bind_password", "_ca_pem", b"_ca_pem", "_email_attribute", b"_email_attribute", "_enabled", b"_enabled", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_group_base_dn", b"_group_base_dn", "_group_mode", b"_group_mode", "_id_attribute", b"_id_attribute", "_name", b"_name", "_name_attribute", b"_name_attribute", "_sync_minutes", b"_sync_minutes", "_tls", b"_tls", "_user_filter", b"_user_filter", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id_attribute", b"id_attribute", "name", b"name", "name_attribute", b"name_attribute", "sync_minutes", b"sync_minutes", "tls", b"tls", "user_filter", b"user_filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn", "_bind_dn", b"_bind_dn", "_bind_password", b"_bind_password", "_ca_pem", b"_ca_pem", "_email_attribute", b"_email_attribute", "_enabled", b"_enabled", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_group_base_dn", b"_group_base_dn", "_group_mode", b"_group_mode", "_id_attribute", b"_id_attribute", "_name", b"_name", "_name_attribute", b"_name_attribute", "_sync_minutes", b"_sync_minutes", "_tls", b"_tls", "_user_filter", b"_user_filter", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id", b"id", "id_attribute", b"id_attribute", "name", b"name", "name_attribute", b"name_attribute", "role_mappings", b"role_mappings", "sync_minutes", b"sync_minutes", "tls", b"tls", "urls", b"urls", "user_filter", b"user_filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base_dn: _TypeAlias = _typing.Literal["base_dn"]  # noqa: Y015
+    _WhichOneofArgType__base_dn: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn"]  # noqa: Y015
+    _WhichOneofReturnType__bind_dn: _TypeAlias = _typing.Literal["bind_dn"]  # noqa: Y015
+    _WhichOneofArgType__bind_dn: _TypeAlias = _typing.Literal["_bind_dn", b"_bind_dn"]  # noqa: Y015
+    _WhichOneofReturnType__bind_password: _TypeAlias = _typing.Literal["bind_password"]  # noqa: Y015
+    _WhichOneofArgType__bind_password: _TypeAlias = _typing.Literal["_bind_password", b"_bind_password"]  # noqa: Y015
+    _WhichOneofReturnType__ca_pem: _TypeAlias = _typing.Literal["ca_pem"]  # noqa: Y015
+    _WhichOneofArgType__ca_pem: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem"]  # noqa: Y015
+    _WhichOneofReturnType__email_attribute: _TypeAlias = _typing.Literal["email_attribute"]  # noqa: Y015
+    _WhichOneofArgType__email_attribute: _TypeAlias = _typing.Literal["_email_attribute", b"_email_attribute"]  # noqa: Y015
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__grace_hours: _TypeAlias = _typing.Literal["grace_hours"]  # noqa: Y015
+    _WhichOneofArgType__grace_hours: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours"]  # noqa: Y015
+    _WhichOneofReturnType__group_base_dn: _TypeAlias = _typing.Literal["group_base_dn"]  # noqa: Y015
+    _WhichOneofArgType__group_base_dn: _TypeAlias = _typing.Literal["_group_base_dn", b"_group_base_dn"]  # noqa: Y015
+    _WhichOneofReturnType__group_mode: _TypeAlias = _typing.Literal["group_mode"]  # noqa: Y015
+    _WhichOneofArgType__group_mode: _TypeAlias = _typing.Literal["_group_mode", b"_group_mode"]  # noqa: Y015
+    _WhichOneofReturnType__id_attribute: _TypeAlias = _typing.Literal["id_attribute"]  # noqa: Y015
+    _WhichOneofArgType__id_attribute: _TypeAlias = _typing.Literal["_id_attribute", b"_id_attribute"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__name_attribute: _TypeAlias = _typing.Literal["name_attribute"]  # noqa: Y015
+    _WhichOneofArgType__name_attribute: _TypeAlias = _typing.Literal["_name_attribute", b"_name_attribute"]  # noqa: Y015
+    _WhichOneofReturnType__sync_minutes: _TypeAlias = _typing.Literal["sync_minutes"]  # noqa: Y015
+    _WhichOneofArgType__sync_minutes: _TypeAlias = _typing.Literal["_sync_minutes", b"_sync_minutes"]  # noqa: Y015
+    _WhichOneofReturnType__tls: _TypeAlias = _typing.Literal["tls"]  # noqa: Y015
+    _WhichOneofArgType__tls: _TypeAlias = _typing.Literal["_tls", b"_tls"]  # noqa: Y015
+    _WhichOneofReturnType__user_filter: _TypeAlias = _typing.Literal["user_filter"]  # noqa: Y015
+    _WhichOneofArgType__user_filter: _TypeAlias = _typing.Literal["_user_filter", b"_user_filter"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base_dn) -> _WhichOneofReturnType__base_dn | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bind_dn) -> _WhichOneofReturnType__bind_dn | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bind_password) -> _WhichOneofReturnType__bind_password | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ca_pem) -> _WhichOneofReturnType__ca_pem | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__email_attribute) -> _WhichOneofReturnType__email_attribute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_hours) -> _WhichOneofReturnType__grace_hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_base_dn) -> _WhichOneofReturnType__group_base_dn | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_mode) -> _WhichOneofReturnType__group_mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id_attribute) -> _WhichOneofReturnType__id_attribute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name_attribute) -> _WhichOneofReturnType__name_attribute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sync_minutes) -> _WhichOneofReturnType__sync_minutes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tls) -> _WhichOneofReturnType__tls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_filter) -> _WhichOneofReturnType__user_filter | None: ...
+
+Global___UpdateDirectoryRequest: _TypeAlias = UpdateDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDirectoryRequest(_message.Message):
+    """Which directory to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteDirectoryRequest: _TypeAlias = DeleteDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class TestDirectoryRequest(_message.Message):
+    """A try of a directory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    email: _builtins.str
+    """What a person would type as the address; nobody is looked for without."""
+    password: _builtins.str
+    """What the person would type as the password; it is not tried without. It counts
+    as a login, of which the directory sees only so many wrong ones.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        email: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "id", b"id", "password", b"password"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestDirectoryRequest: _TypeAlias = TestDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class TestDirectoryResponse(_message.Message):
+    """What came of a try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    OK_FIELD_NUMBER: _builtins.int
+    ok: _builtins.bool
+    """Whether every step was done."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectoryTestStep]:
+        """The steps as far as they came; the last one may have failed."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___DirectoryTestStep] | None = ...,
+        ok: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ok", b"ok", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestDirectoryResponse: _TypeAlias = TestDirectoryResponse  # noqa: Y015
+
+@_typing.final
+class DirectoryTestStep(_message.Message):
+    """One step of a try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    OK_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """`resolve`, `connect`, `tls`, `bind`, `search`, `groups`, `password` or `role`."""
+    ok: _builtins.bool
+    """Whether it was done."""
+    detail: _builtins.str
+    """What was found, or what is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        ok: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "ok", b"ok", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectoryTestStep: _TypeAlias = DirectoryTestStep  # noqa: Y015
+
+@_typing.final
+class SyncDirectoryRequest(_message.Message):
+    """Which directory to compare with its users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONFIRM_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The directory's id."""
+    confirm: _builtins.bool
+    """Whether to deactivate as many users as the held sync said (`sync_held`). When
+    there are more by now it is held again.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        confirm: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm", b"confirm", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncDirectoryRequest: _TypeAlias = SyncDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class ListEmailDomainsRequest(_message.Message):
+    """Which e-mail domains to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only domains of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most domains to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEmailDomainsRequest: _TypeAlias = ListEmailDomainsRequest  # noqa: Y015
+
+@_typing.final
+class ListEmailDomainsResponse(_message.Message):
+    """A page of e-mail domains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmailDomain]:
+        """The domains, by name."""
+
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[Global___EmailDomain] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEmailDomainsResponse: _TypeAlias = ListEmailDomainsResponse  # noqa: Y015
+
+@_typing.final
+class EmailDomain(_message.Message):
+    """Whose e-mail addresses a domain has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    ASSIGNED_BY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain, lower case; its subdomains are others."""
+    tenant_id: _builtins.str
+    """The tenant that it is assigned to."""
+    source_id: _builtins.str
+    """The directory of that tenant that people with such an address log in with;
+    empty for none.
+    """
+    assigned_by: _builtins.str
+    """Who assigned it."""
+    etag: _builtins.str
+    """Changes with every change of the domain; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was assigned."""
+
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
+        assigned_by: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_by", b"assigned_by", "created_at", b"created_at", "domain", b"domain", "etag", b"etag", "source_id", b"source_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmailDomain: _TypeAlias = EmailDomain  # noqa: Y015
+
+@_typing.final
+class CreateEmailDomainRequest(_message.Message):
+    """A domain to assign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain, unique in the whole system."""
+    org_id: _builtins.str
+    """The tenant that it is assigned to."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateEmailDomainRequest: _TypeAlias = CreateEmailDomainRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEmailDomainRequest(_message.Message):
+    """A changed e-mail domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain."""
+    source_id: _builtins.str
+    """The directory of the tenant that people log in with; empty for none."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        source_id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "domain", b"domain", "etag", b"etag", "source_id", b"source_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___UpdateEmailDomainRequest: _TypeAlias = UpdateEmailDomainRequest  # noqa: Y015
+
+@_typing.final
+class DeleteEmailDomainRequest(_message.Message):
+    """Which domain to take back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "domain", b"domain", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteEmailDomainRequest: _TypeAlias = DeleteEmailDomainRequest  # noqa: Y015
 
 @_typing.final
 class ListApiTokensRequest(_message.Message):

@@ -1052,6 +1052,11 @@ class UserServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.User.FromString,
                 _registered_method=True)
+        self.ReactivateUser = channel.unary_unary(
+                '/evergreen.v1.UserService/ReactivateUser',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ReactivateUserRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.User.FromString,
+                _registered_method=True)
         self.InviteUser = channel.unary_unary(
                 '/evergreen.v1.UserService/InviteUser',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.InviteUserRequest.SerializeToString,
@@ -1110,6 +1115,15 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReactivateUser(self, request, context):
+        """Lets a deactivated user of a directory in again, as far as the directory's
+        role mappings still do: at the next sync or login. Users with a password of
+        their own are invited again instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InviteUser(self, request, context):
         """Invites a user (again): the old password and all sessions end, and the
         response holds a new invitation token. Only an Owner may do this to a user
@@ -1150,6 +1164,11 @@ def add_UserServiceServicer_to_server(servicer, server):
             'DeleteUser': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteUser,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.User.SerializeToString,
+            ),
+            'ReactivateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReactivateUser,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ReactivateUserRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.User.SerializeToString,
             ),
             'InviteUser': grpc.unary_unary_rpc_method_handler(
@@ -1320,6 +1339,33 @@ class UserService:
             target,
             '/evergreen.v1.UserService/DeleteUser',
             evergreen_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReactivateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.UserService/ReactivateUser',
+            evergreen_dot_v1_dot_identity__pb2.ReactivateUserRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.User.FromString,
             options,
             channel_credentials,
@@ -1558,6 +1604,564 @@ class EventCredentialService:
             '/evergreen.v1.EventCredentialService/RevokeEventCredential',
             evergreen_dot_v1_dot_identity__pb2.RevokeEventCredentialRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.EventCredential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class DirectoryServiceStub:
+    """Directories (LDAP, Active Directory) whose people log in here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListDirectories = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/ListDirectories',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListDirectoriesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListDirectoriesResponse.FromString,
+                _registered_method=True)
+        self.GetDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/GetDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+                _registered_method=True)
+        self.CreateDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/CreateDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+                _registered_method=True)
+        self.UpdateDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/UpdateDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+                _registered_method=True)
+        self.DeleteDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/DeleteDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+                _registered_method=True)
+        self.TestDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/TestDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.TestDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TestDirectoryResponse.FromString,
+                _registered_method=True)
+        self.SyncDirectory = channel.unary_unary(
+                '/evergreen.v1.DirectoryService/SyncDirectory',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.SyncDirectoryRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+                _registered_method=True)
+
+
+class DirectoryServiceServicer:
+    """Directories (LDAP, Active Directory) whose people log in here.
+    """
+
+    def ListDirectories(self, request, context):
+        """Lists the directories of the caller's subtree, without their passwords.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDirectory(self, request, context):
+        """Returns one directory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDirectory(self, request, context):
+        """Adds a directory. Nobody logs in with it before an e-mail domain names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDirectory(self, request, context):
+        """Changes a directory. Fields that are not given stay. Users whom other role
+        mappings give less, or nothing, have less at once; others get more with the
+        next sync or login.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDirectory(self, request, context):
+        """Deletes a directory. Its users are deactivated; an Owner may invite them as
+        users with a password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestDirectory(self, request, context):
+        """Tries a directory step by step, and a person's login where one is named.
+        Nobody is logged in by it, and nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SyncDirectory(self, request, context):
+        """Compares a directory with its users, now. When too many would be deactivated
+        nothing is changed, until an Owner confirms it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DirectoryServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListDirectories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDirectories,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListDirectoriesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListDirectoriesResponse.SerializeToString,
+            ),
+            'GetDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Directory.SerializeToString,
+            ),
+            'CreateDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Directory.SerializeToString,
+            ),
+            'UpdateDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Directory.SerializeToString,
+            ),
+            'DeleteDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Directory.SerializeToString,
+            ),
+            'TestDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.TestDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TestDirectoryResponse.SerializeToString,
+            ),
+            'SyncDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.SyncDirectory,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.SyncDirectoryRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Directory.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.DirectoryService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.DirectoryService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DirectoryService:
+    """Directories (LDAP, Active Directory) whose people log in here.
+    """
+
+    @staticmethod
+    def ListDirectories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/ListDirectories',
+            evergreen_dot_v1_dot_identity__pb2.ListDirectoriesRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListDirectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/GetDirectory',
+            evergreen_dot_v1_dot_identity__pb2.GetDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/CreateDirectory',
+            evergreen_dot_v1_dot_identity__pb2.CreateDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/UpdateDirectory',
+            evergreen_dot_v1_dot_identity__pb2.UpdateDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/DeleteDirectory',
+            evergreen_dot_v1_dot_identity__pb2.DeleteDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/TestDirectory',
+            evergreen_dot_v1_dot_identity__pb2.TestDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TestDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SyncDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DirectoryService/SyncDirectory',
+            evergreen_dot_v1_dot_identity__pb2.SyncDirectoryRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Directory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class EmailDomainServiceStub:
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListEmailDomains = channel.unary_unary(
+                '/evergreen.v1.EmailDomainService/ListEmailDomains',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsResponse.FromString,
+                _registered_method=True)
+        self.CreateEmailDomain = channel.unary_unary(
+                '/evergreen.v1.EmailDomainService/CreateEmailDomain',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateEmailDomainRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
+                _registered_method=True)
+        self.UpdateEmailDomain = channel.unary_unary(
+                '/evergreen.v1.EmailDomainService/UpdateEmailDomain',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateEmailDomainRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
+                _registered_method=True)
+        self.DeleteEmailDomain = channel.unary_unary(
+                '/evergreen.v1.EmailDomainService/DeleteEmailDomain',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteEmailDomainRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
+                _registered_method=True)
+
+
+class EmailDomainServiceServicer:
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    def ListEmailDomains(self, request, context):
+        """Lists the e-mail domains of the caller's subtree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateEmailDomain(self, request, context):
+        """Assigns an e-mail domain to a tenant. Only an Owner of a tenant above it may
+        do this, so that nobody claims another's domain; for the root tenant its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEmailDomain(self, request, context):
+        """Says where people with addresses of a domain log in: with one of the tenant's
+        own directories, or, without one, with passwords of their own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEmailDomain(self, request, context):
+        """Takes an e-mail domain back. Users who are there stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EmailDomainServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListEmailDomains': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEmailDomains,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsResponse.SerializeToString,
+            ),
+            'CreateEmailDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEmailDomain,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateEmailDomainRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.SerializeToString,
+            ),
+            'UpdateEmailDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEmailDomain,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateEmailDomainRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.SerializeToString,
+            ),
+            'DeleteEmailDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEmailDomain,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteEmailDomainRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.EmailDomain.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.EmailDomainService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.EmailDomainService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EmailDomainService:
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    @staticmethod
+    def ListEmailDomains(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EmailDomainService/ListEmailDomains',
+            evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListEmailDomainsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEmailDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EmailDomainService/CreateEmailDomain',
+            evergreen_dot_v1_dot_identity__pb2.CreateEmailDomainRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEmailDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EmailDomainService/UpdateEmailDomain',
+            evergreen_dot_v1_dot_identity__pb2.UpdateEmailDomainRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEmailDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EmailDomainService/DeleteEmailDomain',
+            evergreen_dot_v1_dot_identity__pb2.DeleteEmailDomainRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.EmailDomain.FromString,
             options,
             channel_credentials,
             insecure,

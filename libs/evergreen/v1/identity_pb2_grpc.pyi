@@ -410,6 +410,11 @@ class UserServiceStub:
     """Deletes a deactivated user. The e-mail address is free again; the id, the
     address, and who deleted the user when, stay.
     """
+    ReactivateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ReactivateUserRequest, _identity_pb2.User]
+    """Lets a deactivated user of a directory in again, as far as the directory's
+    role mappings still do: at the next sync or login. Users with a password of
+    their own are invited again instead.
+    """
     InviteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]
     """Invites a user (again): the old password and all sessions end, and the
     response holds a new invitation token. Only an Owner may do this to a user
@@ -440,6 +445,11 @@ class UserServiceAsyncStub(UserServiceStub):
     DeleteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """Deletes a deactivated user. The e-mail address is free again; the id, the
     address, and who deleted the user when, stay.
+    """
+    ReactivateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReactivateUserRequest, _identity_pb2.User]  # type: ignore[assignment]
+    """Lets a deactivated user of a directory in again, as far as the directory's
+    role mappings still do: at the next sync or login. Users with a password of
+    their own are invited again instead.
     """
     InviteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.InviteUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """Invites a user (again): the old password and all sessions end, and the
@@ -504,6 +514,17 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
         """Deletes a deactivated user. The e-mail address is free again; the id, the
         address, and who deleted the user when, stay.
+        """
+
+    @_abc_1.abstractmethod
+    def ReactivateUser(
+        self,
+        request: _identity_pb2.ReactivateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
+        """Lets a deactivated user of a directory in again, as far as the directory's
+        role mappings still do: at the next sync or login. Users with a password of
+        their own are invited again instead.
         """
 
     @_abc_1.abstractmethod
@@ -594,6 +615,221 @@ class EventCredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Revokes an event credential; its connections are cut within seconds."""
 
 def add_EventCredentialServiceServicer_to_server(servicer: EventCredentialServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class DirectoryServiceStub:
+    """Directories (LDAP, Active Directory) whose people log in here."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DirectoryServiceAsyncStub: ...
+    ListDirectories: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListDirectoriesRequest, _identity_pb2.ListDirectoriesResponse]
+    """Lists the directories of the caller's subtree, without their passwords."""
+    GetDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetDirectoryRequest, _identity_pb2.Directory]
+    """Returns one directory."""
+    CreateDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateDirectoryRequest, _identity_pb2.Directory]
+    """Adds a directory. Nobody logs in with it before an e-mail domain names it."""
+    UpdateDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateDirectoryRequest, _identity_pb2.Directory]
+    """Changes a directory. Fields that are not given stay. Users whom other role
+    mappings give less, or nothing, have less at once; others get more with the
+    next sync or login.
+    """
+    DeleteDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteDirectoryRequest, _identity_pb2.Directory]
+    """Deletes a directory. Its users are deactivated; an Owner may invite them as
+    users with a password.
+    """
+    TestDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.TestDirectoryRequest, _identity_pb2.TestDirectoryResponse]
+    """Tries a directory step by step, and a person's login where one is named.
+    Nobody is logged in by it, and nothing is changed.
+    """
+    SyncDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.SyncDirectoryRequest, _identity_pb2.Directory]
+    """Compares a directory with its users, now. When too many would be deactivated
+    nothing is changed, until an Owner confirms it.
+    """
+
+@_typing.type_check_only
+class DirectoryServiceAsyncStub(DirectoryServiceStub):
+    """Directories (LDAP, Active Directory) whose people log in here."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListDirectories: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListDirectoriesRequest, _identity_pb2.ListDirectoriesResponse]  # type: ignore[assignment]
+    """Lists the directories of the caller's subtree, without their passwords."""
+    GetDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
+    """Returns one directory."""
+    CreateDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
+    """Adds a directory. Nobody logs in with it before an e-mail domain names it."""
+    UpdateDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
+    """Changes a directory. Fields that are not given stay. Users whom other role
+    mappings give less, or nothing, have less at once; others get more with the
+    next sync or login.
+    """
+    DeleteDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
+    """Deletes a directory. Its users are deactivated; an Owner may invite them as
+    users with a password.
+    """
+    TestDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.TestDirectoryRequest, _identity_pb2.TestDirectoryResponse]  # type: ignore[assignment]
+    """Tries a directory step by step, and a person's login where one is named.
+    Nobody is logged in by it, and nothing is changed.
+    """
+    SyncDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.SyncDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
+    """Compares a directory with its users, now. When too many would be deactivated
+    nothing is changed, until an Owner confirms it.
+    """
+
+class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Directories (LDAP, Active Directory) whose people log in here."""
+
+    @_abc_1.abstractmethod
+    def ListDirectories(
+        self,
+        request: _identity_pb2.ListDirectoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListDirectoriesResponse, _abc.Awaitable[_identity_pb2.ListDirectoriesResponse]]:
+        """Lists the directories of the caller's subtree, without their passwords."""
+
+    @_abc_1.abstractmethod
+    def GetDirectory(
+        self,
+        request: _identity_pb2.GetDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
+        """Returns one directory."""
+
+    @_abc_1.abstractmethod
+    def CreateDirectory(
+        self,
+        request: _identity_pb2.CreateDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
+        """Adds a directory. Nobody logs in with it before an e-mail domain names it."""
+
+    @_abc_1.abstractmethod
+    def UpdateDirectory(
+        self,
+        request: _identity_pb2.UpdateDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
+        """Changes a directory. Fields that are not given stay. Users whom other role
+        mappings give less, or nothing, have less at once; others get more with the
+        next sync or login.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteDirectory(
+        self,
+        request: _identity_pb2.DeleteDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
+        """Deletes a directory. Its users are deactivated; an Owner may invite them as
+        users with a password.
+        """
+
+    @_abc_1.abstractmethod
+    def TestDirectory(
+        self,
+        request: _identity_pb2.TestDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TestDirectoryResponse, _abc.Awaitable[_identity_pb2.TestDirectoryResponse]]:
+        """Tries a directory step by step, and a person's login where one is named.
+        Nobody is logged in by it, and nothing is changed.
+        """
+
+    @_abc_1.abstractmethod
+    def SyncDirectory(
+        self,
+        request: _identity_pb2.SyncDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
+        """Compares a directory with its users, now. When too many would be deactivated
+        nothing is changed, until an Owner confirms it.
+        """
+
+def add_DirectoryServiceServicer_to_server(servicer: DirectoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EmailDomainServiceStub:
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EmailDomainServiceAsyncStub: ...
+    ListEmailDomains: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListEmailDomainsRequest, _identity_pb2.ListEmailDomainsResponse]
+    """Lists the e-mail domains of the caller's subtree."""
+    CreateEmailDomain: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateEmailDomainRequest, _identity_pb2.EmailDomain]
+    """Assigns an e-mail domain to a tenant. Only an Owner of a tenant above it may
+    do this, so that nobody claims another's domain; for the root tenant its own.
+    """
+    UpdateEmailDomain: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateEmailDomainRequest, _identity_pb2.EmailDomain]
+    """Says where people with addresses of a domain log in: with one of the tenant's
+    own directories, or, without one, with passwords of their own.
+    """
+    DeleteEmailDomain: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteEmailDomainRequest, _identity_pb2.EmailDomain]
+    """Takes an e-mail domain back. Users who are there stay."""
+
+@_typing.type_check_only
+class EmailDomainServiceAsyncStub(EmailDomainServiceStub):
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListEmailDomains: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListEmailDomainsRequest, _identity_pb2.ListEmailDomainsResponse]  # type: ignore[assignment]
+    """Lists the e-mail domains of the caller's subtree."""
+    CreateEmailDomain: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateEmailDomainRequest, _identity_pb2.EmailDomain]  # type: ignore[assignment]
+    """Assigns an e-mail domain to a tenant. Only an Owner of a tenant above it may
+    do this, so that nobody claims another's domain; for the root tenant its own.
+    """
+    UpdateEmailDomain: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateEmailDomainRequest, _identity_pb2.EmailDomain]  # type: ignore[assignment]
+    """Says where people with addresses of a domain log in: with one of the tenant's
+    own directories, or, without one, with passwords of their own.
+    """
+    DeleteEmailDomain: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteEmailDomainRequest, _identity_pb2.EmailDomain]  # type: ignore[assignment]
+    """Takes an e-mail domain back. Users who are there stay."""
+
+class EmailDomainServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Whose e-mail addresses a domain has: whether people with such an address log
+    in with a password of their own, or elsewhere.
+    """
+
+    @_abc_1.abstractmethod
+    def ListEmailDomains(
+        self,
+        request: _identity_pb2.ListEmailDomainsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListEmailDomainsResponse, _abc.Awaitable[_identity_pb2.ListEmailDomainsResponse]]:
+        """Lists the e-mail domains of the caller's subtree."""
+
+    @_abc_1.abstractmethod
+    def CreateEmailDomain(
+        self,
+        request: _identity_pb2.CreateEmailDomainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EmailDomain, _abc.Awaitable[_identity_pb2.EmailDomain]]:
+        """Assigns an e-mail domain to a tenant. Only an Owner of a tenant above it may
+        do this, so that nobody claims another's domain; for the root tenant its own.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateEmailDomain(
+        self,
+        request: _identity_pb2.UpdateEmailDomainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EmailDomain, _abc.Awaitable[_identity_pb2.EmailDomain]]:
+        """Says where people with addresses of a domain log in: with one of the tenant's
+        own directories, or, without one, with passwords of their own.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteEmailDomain(
+        self,
+        request: _identity_pb2.DeleteEmailDomainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EmailDomain, _abc.Awaitable[_identity_pb2.EmailDomain]]:
+        """Takes an e-mail domain back. Users who are there stay."""
+
+def add_EmailDomainServiceServicer_to_server(servicer: EmailDomainServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ApiTokenServiceStub:
     """API tokens: what programs call with. Who has one acts as its holder, a user

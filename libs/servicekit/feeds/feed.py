@@ -31,6 +31,8 @@ LAST_READ: Final = Gauge(
     ["feed"],
 )
 DEFAULT_LIMIT: Final = 1000
+PAGE_BYTES: Final = 8 << 20
+"""Bytes of a page whose rows differ much in size; one row may have more."""
 POLL_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 4
 """So long a reader's question waits for something to tell, over a network. No longer, because a
@@ -95,13 +97,22 @@ class FeedPage:
 
 
 async def read_page(
-    connection: Connection, sql: str, cursor: Cursor, limit: int, *arguments: Any
+    connection: Connection,
+    sql: str,
+    cursor: Cursor,
+    limit: int,
+    *arguments: Any,
+    size_of: Callable[[asyncpg.Record], int] | None = None,
 ) -> FeedPage:
     """Reads the next page of a feed.
 
     `sql` selects `changed_xid::text` and `key` beside what it feeds, from rows with
     `(changed_xid, key) > ($1::text::xid8, $2)`, ordered by both, `LIMIT $3`; further arguments
     are $4 and on.
+
+    Args:
+        size_of: the bytes of a row, where they differ much; the page ends with the row before the
+            one for which there is no more room.
     """
     snapshot = await connection.fetchrow(
         "SELECT pg_snapshot_xmin(s)::text AS oldest, pg_snapshot_xmax(s)::text AS next"
@@ -116,11 +127,25 @@ async def read_page(
     limit = limit or DEFAULT_LIMIT
     rows = await connection.fetch(sql, str(cursor.xid), cursor.key, limit, *arguments)
     begun = cursor.next_pass or oldest
-    if len(rows) == limit:
+    told = rows if size_of is None else _within(rows, size_of)
+    if len(rows) == limit or len(told) < len(rows):
+        rows = told
         last = rows[-1]
         return FeedPage(rows, Cursor(int(last["changed_xid"]), last["key"], begun), more=True)
     # One below, because rows of the transaction `begun` itself are wanted too.
     return FeedPage(rows, Cursor(max(begun - 1, 0), UUID(int=(1 << 128) - 1)), more=False)
+
+
+def _within(
+    rows: list[asyncpg.Record], size_of: Callable[[asyncpg.Record], int]
+) -> list[asyncpg.Record]:
+    """The first rows, as many as there is room for, and at least one."""
+    room = PAGE_BYTES
+    for count, row in enumerate(rows):
+        room -= size_of(row)
+        if room < 0 and count:
+            return rows[:count]
+    return rows
 
 
 def wait_seconds(target: str) -> int:

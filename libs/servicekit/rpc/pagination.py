@@ -70,6 +70,16 @@ class Page(Generic[T, P]):
         items = found[:limit]
         return cls(items, position(items[-1]) if more or len(found) > limit else None)
 
+    def within(
+        self, size_of: Callable[[T], int], position: Callable[[T], P], room: int
+    ) -> Page[T, P]:
+        """The first items, as many as there is room for, and at least one."""
+        for count, item in enumerate(self.items):
+            room -= size_of(item)
+            if room < 0 and count:
+                return Page.of(self.items, count, position)
+        return self
+
     @property
     def token(self) -> str:
         """The token with which the list goes on; empty at its end."""

@@ -19,7 +19,7 @@ Network = IPv4Network | IPv6Network
 
 
 class Reach(Enum):
-    """Who may connect to an address."""
+    """Who may connect to an address, the widest first."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -65,14 +65,26 @@ def meant(address: Address) -> Address:
         return low
     if address in _COMPATIBLE and int(address) > 1:
         return low
-    if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
-        return low
     return address
+
+
+def _tunnelled(address: Address) -> IPv4Address | None:
+    """The IPv4 address that an ISATAP address ends with: its network counts, too."""
+    if isinstance(address, IPv6Address) and (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
 
 
 def reach(address: Address) -> Reach:
     """Who may connect to an address."""
     found = meant(address)
+    inside = _tunnelled(found)
+    if inside is not None:
+        return max(_reach(found), _reach(inside), key=list(Reach).index)
+    return _reach(found)
+
+
+def _reach(found: Address) -> Reach:
     if any(found in network for network in _NEVER):
         return Reach.NEVER
     if any(found in network for network in _PRIVATE):
@@ -159,7 +171,8 @@ class Rules:
             for n in self.allowed
         ):
             return ""
-        if any(address in network or found in network for network in self.denied):
+        named = {address, found, _tunnelled(found) or found}
+        if any(one in network for network in self.denied for one in named):
             return "its address is denied by EVERGREEN_FORWARD_DENY"
         reached = reach(address)
         if reached is Reach.NEVER:

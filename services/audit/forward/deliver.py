@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from servicekit.observability.tracing import step
 from services.audit.forward import messages, store
 from services.audit.forward.domain import (
     ATTEMPTS,
+    JITTER,
     LONGEST_WAIT,
     MOST_QUARANTINED,
     Disabled,
@@ -51,6 +53,10 @@ _LANES: Final = 4
 """Chains of a forwarder that are sent at a time."""
 _PAGES: Final = 20
 """Pages of a chain, before others have their turn."""
+TURN_SECONDS: Final = 10.0
+"""So long a chain is sent, before others have their turn: a target may be slow."""
+_AFTER_OTHERS: Final = timedelta(seconds=30)
+_SHORTEST_WAIT: Final = timedelta(seconds=5)
 _MOST_OF_A_BODY: Final = 1 << 20
 _MOVED_SECONDS: Final = 0.2
 
@@ -97,21 +103,22 @@ class Delivery:
         """Counts messages."""
         DELIVERIES.labels(self.forwarder.kind, outcome).inc(number)
 
-    async def failed(self, error: NotDeliveredError) -> None:
-        """Notes that the target is at fault, and when it is tried again."""
+    async def failed(self, error: NotDeliveredError) -> datetime | None:
+        """Notes that the target is at fault, and when it is tried again, which it answers."""
         self.count("failed")
         forwarder, at = self.forwarder, self.outbound.clock()
         if error.fault is Fault.GONE:
             await disable(self.outbound, forwarder, Disabled.GONE)
-            return
+            return None
         if error.fault is Fault.ADDRESS:
             await disable(self.outbound, forwarder, Disabled.ADDRESS_REFUSED)
-            return
+            return None
         async with self.outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
             attempts = await store.attempts(connection, forwarder.id) + 1
             wait = error.retry_after
             if wait is None:
                 wait = delay(attempts, self.outbound.chance())
+            wait = max(wait, _SHORTEST_WAIT * (1 - JITTER))
             await store.failed(connection, forwarder.id, error.reason, at, attempts, at + wait)
         log.info(
             "forwarder waits",
@@ -120,6 +127,7 @@ class Delivery:
             attempts=attempts,
             seconds=round(wait.total_seconds()),
         )
+        return at + wait
 
     async def quarantine(
         self, entry: Entry, reason: str, attempts: int, known: int, confirmed: int | None = None
@@ -187,6 +195,8 @@ class _Lane:
     attempts: int
     size: int
     """Entries in the next message."""
+    until: float
+    """When others have their turn, by the loop's clock."""
 
 
 @dataclass(slots=True)
@@ -210,6 +220,8 @@ class WebhookDelivery(Delivery):
         self._batch = forwarder.config.batch
         self._sender = sender
         self._error: NotDeliveredError | None = None
+        self._refused_lane: _Lane | None = None
+        """Whose message was answered with the error."""
 
     @property
     def watch_seconds(self) -> float | None:
@@ -218,14 +230,18 @@ class WebhookDelivery(Delivery):
 
     async def run(self) -> bool:
         """Sends until nothing waits; answers whether that was so, and not an error the end."""
-        self._error = None
+        self._error = self._refused_lane = None
         while True:
             found = await self.waiting()
             if not found:
                 return await self._again()
             await self._send_all(found)
             if self._error is not None:
-                await self.failed(self._error)
+                again = await self.failed(self._error)
+                if again is not None and self._refused_lane is not None and len(found) > 1:
+                    # It may be this chain's message that the target does not like: then those of
+                    # others go before it is tried again.
+                    await self._hold(self._refused_lane, again + _AFTER_OTHERS)
                 return False
 
     async def close(self) -> None:
@@ -252,6 +268,7 @@ class WebhookDelivery(Delivery):
             waiting.sent,
             waiting.attempts,
             1 if waiting.attempts else self._batch,
+            asyncio.get_running_loop().time() + TURN_SECONDS,
         )
         try:
             for _ in range(_PAGES):
@@ -268,7 +285,9 @@ class WebhookDelivery(Delivery):
         except MovedError:
             await asyncio.sleep(_MOVED_SECONDS)
         except NotDeliveredError as error:
-            self._error = error
+            if self._error is None:
+                self._error = error
+                self._refused_lane = lane if error.status else None
 
     async def _page(self, lane: _Lane, entries: Sequence[Entry]) -> bool:
         """Sends a page; answers whether the lane goes on."""
@@ -310,6 +329,8 @@ class WebhookDelivery(Delivery):
             await self._move(lane, entries[message.behind - 1].sequence, len(message.items))
             at = message.behind
             lane.size = min(self._batch, lane.size * 2)
+            if asyncio.get_running_loop().time() >= lane.until:
+                return False
         return True
 
     def _next(self, lane: _Lane, entries: Sequence[Entry], at: int) -> _Message:
@@ -369,6 +390,14 @@ class WebhookDelivery(Delivery):
             lane.position, lane.attempts = entry.sequence, 0
             return True
         at = self.outbound.clock()
+        await self._hold(lane, at + delay(lane.attempts, self.outbound.chance()))
+        async with self.outbound.database.transaction(
+            Scope.of(self.forwarder.tenant_id)
+        ) as connection:
+            await store.note_error(connection, self.forwarder.id, error.reason, at)
+        return False
+
+    async def _hold(self, lane: _Lane, until: datetime) -> None:
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
@@ -379,10 +408,8 @@ class WebhookDelivery(Delivery):
                 lane.chain_id,
                 known=lane.position,
                 attempts=lane.attempts,
-                next_attempt_at=at + delay(lane.attempts, self.outbound.chance()),
+                next_attempt_at=until,
             )
-            await store.note_error(connection, self.forwarder.id, error.reason, at)
-        return False
 
     async def _again(self) -> bool:
         """Sends quarantined messages once more; answers whether the target did what it should."""

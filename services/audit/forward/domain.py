@@ -28,7 +28,7 @@ LONGEST_WAIT: Final = timedelta(hours=1)
 ATTEMPTS: Final = 6
 """With a message that the target refuses, before it is quarantined."""
 _DELAYS: Final = (5, 30, 120, 600, 1800, 3600)
-_JITTER: Final = 0.2
+JITTER: Final = 0.2
 _PATTERN: Final = re.compile(r"\*|[a-z]{1,40}\.(\*|[a-z0-9_]{1,80})")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _SD_ID: Final = re.compile(r"[!#-<>-\\^-~]{1,32}")
@@ -348,7 +348,7 @@ def check_webhook(given: Webhook) -> Webhook:
         raise invalid_field("webhook.url", "is not a URL") from None
     wrong = {
         "must begin with https:// or http://": parts.scheme not in {"https", "http"},
-        "must name a host": not parts.hostname,
+        "must name a host": not parts.hostname or not _is_name(parts.hostname),
         "must have no user and no password; put secrets into headers": "@" in parts.netloc,
         "must have no fragment": "#" in given.url,
         "must have no backslash, no blank and only ASCII characters": not given.url.isascii()
@@ -393,15 +393,25 @@ def check_header_value(index: int, value: str) -> str:
     return value
 
 
+def _is_name(host: str) -> bool:
+    """Whether a host can be one in DNS, or is an address."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def check_syslog(given: Syslog) -> Syslog:
     """A syslog target of a request.
 
     Raises:
         DomainError: INVALID_ARGUMENT with the field.
     """
-    if _HOST.fullmatch(given.host) is None:
+    if _HOST.fullmatch(given.host) is None or not _is_name(given.host):
         raise invalid_field("syslog.host", "must be a name or an address, without a port")
-    if given.server_name and _HOST.fullmatch(given.server_name) is None:
+    if given.server_name and (
+        _HOST.fullmatch(given.server_name) is None or not _is_name(given.server_name)
+    ):
         raise invalid_field("syslog.serverName", "must be a name or an address")
     if given.max_bytes < 1024:
         raise invalid_field("syslog.maxBytes", "must be at least 1024")
@@ -424,7 +434,7 @@ def delay(attempts: int, random: float) -> timedelta:
         random: from 0 to 1; the delay is up to 20 % longer or shorter by it.
     """
     seconds = _DELAYS[min(attempts, len(_DELAYS)) - 1]
-    return timedelta(seconds=seconds * (1 + _JITTER * (2 * random - 1)))
+    return timedelta(seconds=seconds * (1 + JITTER * (2 * random - 1)))
 
 
 class Fault(StrEnum):

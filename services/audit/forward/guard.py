@@ -7,8 +7,10 @@ looked at, so that a name that changes its address has no moment in which to do 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +22,11 @@ from services.audit.forward.wire import ClosedError, Wire
 
 _MOST_TRIED: Final = 4
 _MOST_OF_AN_ANSWER: Final = 8 << 10
+_LOOKUP_SECONDS: Final = 4.0
+_EACH_SECONDS: Final = 3.0
+"""For an address, while others are left."""
+_MOST_LOOKUPS: Final = 64
+_lookups: Final = threading.BoundedSemaphore(_MOST_LOOKUPS)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses, as texts."""
@@ -28,11 +35,40 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, by the system.
 
+    In a thread of its own: whoever has a forwarder has name servers, too, and those that do not
+    answer must hold up neither the threads that the service needs nor its end.
+
     Raises:
         OSError: there are none.
+        UnicodeError: it is no name.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def say(found: list[str] | Exception) -> None:
+        if answer.done():
+            return
+        if isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def look() -> None:
+        found: list[str] | Exception
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = list(dict.fromkeys(str(address[0]) for *_, address in infos))
+        except Exception as error:
+            found = error
+        finally:
+            _lookups.release()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(say, found)
+
+    if not _lookups.acquire(blocking=False):
+        raise OSError("too many names are looked up")
+    threading.Thread(target=look, name="name lookup", daemon=True).start()
+    return await answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +116,7 @@ class Guard:
             NotDeliveredError: the name has none, or one is not allowed.
         """
         try:
-            texts = await self.lookup(host, port)
+            texts = await self._look_up(host, port)
         except (OSError, UnicodeError) as error:
             raise NotDeliveredError(Fault.TARGET, "NAME_NOT_FOUND") from error
         if not texts:
@@ -101,7 +137,7 @@ class Guard:
         if self.rules.names_host(host, port):
             return ""
         try:
-            texts = await self.lookup(host, port)
+            texts = await self._look_up(host, port)
         except (OSError, UnicodeError):
             return ""
         for text in texts:
@@ -109,6 +145,10 @@ class Guard:
             if why := self.rules.refusal(address, port, root=root, plain_http=plain_http):
                 return why
         return ""
+
+    async def _look_up(self, host: str, port: int) -> Sequence[str]:
+        async with asyncio.timeout(_LOOKUP_SECONDS):
+            return await self.lookup(host, port)
 
     async def connect(self, host: str, port: int, *, root: bool, plain_http: bool = False) -> Wire:
         """A TCP connection.
@@ -118,12 +158,15 @@ class Guard:
         """
         found = await self.addresses(host, port, root=root, plain_http=plain_http)
         last: Exception | None = None
-        for address in found[:_MOST_TRIED]:
+        tried = found[:_MOST_TRIED]
+        for address in tried:
             try:
-                if self.proxy is not None and reach(address) is Reach.PUBLIC:
-                    return await self._through(self.proxy, address, port)
-                family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-                return await Wire.connect(family, (str(address), port))
+                # One that is silent leaves time for those behind it.
+                async with asyncio.timeout(None if address is tried[-1] else _EACH_SECONDS):
+                    if self.proxy is not None and reach(address) is Reach.PUBLIC:
+                        return await self._through(self.proxy, address, port)
+                    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+                    return await Wire.connect(family, (str(address), port))
             except OSError as error:
                 last = error
         refused = isinstance(last, ConnectionRefusedError)

@@ -20,6 +20,9 @@ _SD_ESCAPED: Final = re.compile(r'(["\\\]])')
 _NOT_PRINTED: Final = re.compile(r"[^\x21-\x7e]")
 _CEF_SEVERITY: Final = {_INFORMATIONAL: 2, _NOTICE: 4, _WARNING: 7}
 _LONGEST_PARAMETER: Final = 256
+_NAMING: Final = ("id", "type", "time", "tenantid", "auditsequence", "audithash")
+_SHORT: Final = 48
+"""Characters of a text in the shortest message, which has to fit into 1,024 bytes."""
 
 
 class Lines:
@@ -47,6 +50,9 @@ class Lines:
             data = {**item.data, "before": None, "after": None}
             shorter = {**item.record, "data": data, "audittruncated": True}
             cut = self._line(item, shorter, truncated=True)
+            if len(cut) > self._syslog.max_bytes:
+                # Whoever writes much into an entry does not keep the receiver from hearing of it.
+                cut = self._line(item, _least(item.record), truncated=True)
         except (ValueError, TypeError, KeyError, RecursionError) as broken:
             raise UnreadableError("no line can be made of it") from broken
         if len(cut) > self._syslog.max_bytes:
@@ -93,6 +99,16 @@ class Lines:
             f' {name}="{_parameter(value)}"' for name, value in values.items() if value != ""
         )
         return f"[{self._syslog.sd_id}{parameters}]"
+
+
+def _least(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What tells an entry from others, and lets it be found in the log."""
+    data = record["data"]
+    named = {name: record[name] for name in _NAMING if name in record}
+    texts = {name: str(data.get(name, ""))[:_SHORT] for name in ("action", "resource", "actor")}
+    short = {name: text.encode("ascii", "replace").decode() for name, text in texts.items()}
+    short["outcome"] = outcome_of(record).value
+    return {**named, "data": short, "audittruncated": True}
 
 
 def _parameter(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,18 +26,27 @@ _MOST_LANES: Final = 32
 _MOST_OF_A_TENANT: Final = 8
 
 
-@dataclass(slots=True)
 class Lanes:
-    """Bounds how many chains are sent at a time, in all and for the forwarders of one tenant."""
+    """Bounds how much is done at a time, in all and for the forwarders of one tenant.
 
-    _all: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_LANES))
-    _own: dict[UUID, asyncio.Semaphore] = field(default_factory=dict)
+    Those of the root tenant, which is the operator, have their own places: no other tenant's
+    targets hold them up.
+
+    Args:
+        most: in all, beside the root tenant's.
+        of_a_tenant: for one tenant.
+    """
+
+    def __init__(self, most: int, of_a_tenant: int) -> None:
+        self._all = asyncio.Semaphore(most)
+        self._of_a_tenant = of_a_tenant
+        self._own: dict[UUID, asyncio.Semaphore] = {}
 
     @asynccontextmanager
-    async def one(self, tenant_id: UUID) -> AsyncIterator[None]:
-        """A lane for a forwarder of a tenant."""
-        own = self._own.setdefault(tenant_id, asyncio.Semaphore(_MOST_OF_A_TENANT))
-        async with own, self._all:
+    async def one(self, tenant_id: UUID, *, root: bool) -> AsyncIterator[None]:
+        """A place for a forwarder of a tenant."""
+        own = self._own.setdefault(tenant_id, asyncio.Semaphore(self._of_a_tenant))
+        async with own, contextlib.nullcontext() if root else self._all:
             yield
 
 
@@ -51,12 +61,12 @@ class Outbound:
     guard: Guard
     host: str
     clock: Clock
-    lanes: Lanes = field(default_factory=Lanes)
+    lanes: Lanes = field(default_factory=lambda: Lanes(_MOST_LANES, _MOST_OF_A_TENANT))
     chance: Callable[[], float] = random.random
 
     def lane(self, forwarder: Forwarder) -> AbstractAsyncContextManager[None]:
         """A lane for a forwarder."""
-        return self.lanes.one(forwarder.tenant_id)
+        return self.lanes.one(forwarder.tenant_id, root=self.is_root(forwarder))
 
     def is_root(self, forwarder: Forwarder) -> bool:
         """Whether a forwarder is the root tenant's, which is the operator."""

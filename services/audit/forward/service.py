@@ -49,7 +49,8 @@ from services.audit.forward.domain import (
     check_syslog,
     check_webhook,
 )
-from services.audit.forward.outbound import Outbound
+from services.audit.forward.formats import UnreadableError
+from services.audit.forward.outbound import Lanes, Outbound
 from services.audit.forward.syslog import send_syslog_test
 from services.audit.forward.webhook import new_signing_secret
 from services.audit.forward.wire import client_context
@@ -58,7 +59,11 @@ from services.audit.forward.worker import Worker
 NOW: Final = "now"
 BEGINNING: Final = "beginning"
 _MOST_TESTS: Final = 8
-"""Tests at a time, of all tenants."""
+"""Tests at a time, of all tenants;"""
+_MOST_LOOKUPS: Final = 16
+"""names that are looked up for a message at once;"""
+_MOST_OF_A_TENANT: Final = 2
+"""and of either for one tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,8 @@ class Forwarders:
         self._clock = outbound.clock
         self._worker = worker
         self._most = most
-        self._tests = asyncio.Semaphore(_MOST_TESTS)
+        self._tests = Lanes(_MOST_TESTS, _MOST_OF_A_TENANT)
+        self._lookups = Lanes(_MOST_LOOKUPS, _MOST_OF_A_TENANT)
 
     async def list_forwarders(
         self, call: Call, org_id: UUID | None, after: UUID | None, limit: int
@@ -165,7 +171,7 @@ class Forwarders:
         """
         tenant_id = org_id or UUID(call.caller.tenant_id)
         await self._tenants.require(call.caller, tenant_id, to_add=True)
-        starting = _starting(wanted.start_at)
+        _starting(wanted.start_at)
         config = _checked(wanted.target.config)
         secrets = _secrets(wanted.target, None, Secrets())
         if wanted.kind is Kind.WEBHOOK:
@@ -191,23 +197,21 @@ class Forwarders:
         )
         _check_certificates(config, secrets)
         await self._check_address(forwarder)
-        chains = self._outbound.chains(forwarder)
         async with self._database.system_transaction(
             "a forwarder begins in the chains of a subtree"
         ) as connection:
             await store.lock_all(connection)
             own, found = await store.count(connection, tenant_id)
-            if own >= self._most or found >= MOST_PER_INSTALLATION:
+            # What other tenants have made keeps the operator from nothing.
+            full = found >= MOST_PER_INSTALLATION and not self._outbound.is_root(forwarder)
+            if own >= self._most or full:
                 raise failed_precondition(
                     "TOO_MANY_FORWARDERS",
                     f"a tenant has at most {self._most}, an installation {MOST_PER_INSTALLATION};"
                     " delete one",
                 )
             await store.insert(connection, forwarder)
-            if starting is not None:
-                await store.start_from(connection, forwarder, chains, starting, back=False)
-            elif forwarder.start_at == NOW:
-                await store.start_now(connection, forwarder, chains)
+            await self._begin(connection, forwarder)
             event = ForwarderCreated(id=forwarder.id, after=messages.snapshot(forwarder))
             await self._outbox.append(connection, CloudEvent(event, tenant_id))
         self._worker.changed()
@@ -227,7 +231,9 @@ class Forwarders:
             # Before the row is held: a name may take seconds to resolve.
             _check_kind(before, change.target)
             await self._check_address(replace(before, config=_checked(change.target.config)))
-        async with self._database.transaction(scope) as connection:
+        async with self._database.system_transaction(
+            "a forwarder begins in the chains of a subtree"
+        ) as connection:
             before = await self._locked(connection, scope, forwarder_id)
             check_etag(before.etag)
             after, secret = self._changed(before, change)
@@ -235,7 +241,8 @@ class Forwarders:
                 after = replace(after, revision=before.revision + 1, updated_at=self._clock())
                 await store.update(connection, after)
                 if after.below_too and not before.below_too:
-                    # Those below begin with what comes.
+                    # Those below begin with what comes; what waits of its own stays.
+                    await store.keep_beginning(connection, after)
                     await store.start_now(connection, after, self._outbound.chains(after))
                 event = ForwarderUpdated(
                     id=after.id,
@@ -277,6 +284,15 @@ class Forwarders:
             after = replace(after, config=config, sealed_secrets=sealed)
         return after, made
 
+    async def _begin(self, connection: Connection, forwarder: Forwarder) -> None:
+        """Begins where the forwarder was told to, in the chains where it has not begun yet."""
+        chains = self._outbound.chains(forwarder)
+        starting = _starting(forwarder.start_at)
+        if starting is not None:
+            await store.start_from(connection, forwarder, chains, starting)
+        elif forwarder.start_at == NOW:
+            await store.start_now(connection, forwarder, chains)
+
     async def delete(self, call: Call, forwarder_id: UUID) -> None:
         """Removes a forwarder.
 
@@ -301,7 +317,8 @@ class Forwarders:
         forwarder = await self._found(call, forwarder_id)
         loop = asyncio.get_running_loop()
         status, error = 0, ""
-        async with self._tests:
+        is_root = self._outbound.is_root(forwarder)
+        async with self._tests.one(forwarder.tenant_id, root=is_root):
             begun = loop.time()
             try:
                 status = await self._send_test(forwarder)
@@ -309,6 +326,8 @@ class Forwarders:
                 status, error = wrong.status, wrong.reason
             except (SealingError, ValueError):
                 error = Disabled.SECRET_UNREADABLE.value
+            except UnreadableError:
+                error = "UNREADABLE"
             took = timedelta(seconds=loop.time() - begun)
         async with self._database.transaction(Scope.of(forwarder.tenant_id)) as connection:
             if not error:
@@ -340,7 +359,7 @@ class Forwarders:
         ) as connection:
             found = await self._locked(connection, Scope.of(forwarder.tenant_id), forwarder_id)
             chains = self._outbound.chains(found)
-            await store.start_from(connection, found, chains, since, back=True)
+            await store.go_back(connection, found, chains, since)
             replayed = ForwarderReplay(name=found.name, starting=since)
             event = ForwarderReplayed(id=forwarder_id, after=replayed)
             await self._outbox.append(connection, CloudEvent(event, found.tenant_id))
@@ -442,14 +461,15 @@ class Forwarders:
         Raises:
             DomainError: INVALID_ARGUMENT with the field.
         """
-        config = forwarder.config
+        config, root = forwarder.config, self._outbound.is_root(forwarder)
         is_webhook = isinstance(config, Webhook)
-        why = await self._outbound.guard.refusal(
-            config.host,
-            config.port,
-            root=self._outbound.is_root(forwarder),
-            plain_http=isinstance(config, Webhook) and config.parts.scheme == "http",
-        )
+        async with self._lookups.one(forwarder.tenant_id, root=root):
+            why = await self._outbound.guard.refusal(
+                config.host,
+                config.port,
+                root=root,
+                plain_http=isinstance(config, Webhook) and config.parts.scheme == "http",
+            )
         if why:
             raise invalid_field(
                 "webhook.url" if is_webhook else "syslog.host",

@@ -423,6 +423,16 @@ async def hold(
     )
 
 
+async def keep_beginning(connection: Connection, forwarder: Forwarder) -> None:
+    """Notes that a forwarder is at the beginning of its tenant's chain, unless it is further."""
+    await connection.execute(
+        "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence, sent)"
+        " VALUES ($1, $2, $2, 0, 0) ON CONFLICT (forwarder_id, chain_id) DO NOTHING",
+        forwarder.id,
+        forwarder.tenant_id,
+    )
+
+
 async def start_now(connection: Connection, forwarder: Forwarder, chains: Scope) -> None:
     """Lets a forwarder begin behind all that there is, in chains in which it has no position."""
     await connection.execute(
@@ -436,27 +446,44 @@ async def start_now(connection: Connection, forwarder: Forwarder, chains: Scope)
     )
 
 
-async def start_from(
-    connection: Connection, forwarder: Forwarder, chains: Scope, at: datetime, *, back: bool
-) -> None:
-    """Lets a forwarder begin with the first entry of each chain that happened since a time.
+_SINCE: Final = (
+    "(SELECT h.tenant_id AS chain_id, coalesce((SELECT min(e.sequence) - 1 FROM audit.entry e"
+    " WHERE e.tenant_id = h.tenant_id AND e.occurred_at >= $3), h.sequence) AS first"
+    " FROM audit.chain_head h"
+    " WHERE ($2::uuid[] IS NULL OR h.tenant_id = ANY ($2)) AND h.sequence > 0)"
+)
+"""Chains, and the sequence before the first entry that happened since a time."""
 
-    Args:
-        back: whether positions that are before it stay.
+
+async def start_from(
+    connection: Connection, forwarder: Forwarder, chains: Scope, at: datetime
+) -> None:
+    """Lets a forwarder begin with the first entry of each chain that happened since a time, where
+    it has not begun yet."""
+    await connection.execute(
+        "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence, sent)"
+        f" SELECT $1, $4, f.chain_id, f.first, f.first FROM {_SINCE} AS f"
+        " ON CONFLICT (forwarder_id, chain_id) DO NOTHING",
+        forwarder.id,
+        chains.tenant_ids,
+        at,
+        forwarder.tenant_id,
+    )
+
+
+async def go_back(
+    connection: Connection, forwarder: Forwarder, chains: Scope, at: datetime
+) -> None:
+    """Has all sent again that happened since a time.
+
+    Positions that are before it stay, and chains without one: nothing of them was sent yet.
     """
     await connection.execute(
-        "INSERT INTO audit.forwarder_position AS p"
-        " (forwarder_id, tenant_id, chain_id, sequence, sent)"
-        " SELECT $1, $2, h.tenant_id, f.first, f.first FROM audit.chain_head h"
-        " CROSS JOIN LATERAL (SELECT coalesce((SELECT min(e.sequence) - 1 FROM audit.entry e"
-        " WHERE e.tenant_id = h.tenant_id AND e.occurred_at >= $4), h.sequence) AS first) AS f"
-        " WHERE ($3::uuid[] IS NULL OR h.tenant_id = ANY ($3)) AND h.sequence > 0"
-        f"{' AND f.first < h.sequence' if back else ''}"
-        " ON CONFLICT (forwarder_id, chain_id) DO UPDATE SET"
-        " sequence = least(p.sequence, excluded.sequence), sent = least(p.sent, excluded.sent),"
-        " attempts = 0, next_attempt_at = NULL",
+        "UPDATE audit.forwarder_position p SET sequence = least(p.sequence, f.first),"
+        " sent = least(p.sent, f.first), attempts = 0, next_attempt_at = NULL"
+        f" FROM {_SINCE} AS f"
+        " WHERE p.forwarder_id = $1 AND p.chain_id = f.chain_id AND f.first < p.sent",
         forwarder.id,
-        forwarder.tenant_id,
         chains.tenant_ids,
         at,
     )

@@ -22,7 +22,7 @@ from auditlog.verify import Entry
 from servicekit.data.postgres import Scope
 from servicekit.observability.tracing import step
 from services.audit.forward import store
-from services.audit.forward.deliver import Delivery, MovedError
+from services.audit.forward.deliver import TURN_SECONDS, Delivery, MovedError
 from services.audit.forward.domain import (
     CONFIRMED_AFTER,
     Fault,
@@ -198,6 +198,8 @@ def _told(error: BaseException) -> BaseException:
         return NotDeliveredError(Fault.TARGET, "TIMEOUT")
     if isinstance(error, OSError):
         return NotDeliveredError(Fault.TARGET, "CONNECTION_LOST")
+    if isinstance(error, ValueError):
+        return NotDeliveredError(Fault.TARGET, "CERTIFICATE_UNUSABLE")
     return error
 
 
@@ -280,6 +282,8 @@ class SyslogDelivery(Delivery):
 
     async def _lane(self, waiting: Waiting) -> None:
         chain_id, position, confirmed = waiting.chain_id, waiting.sent, waiting.sequence
+        loop = asyncio.get_running_loop()
+        until = loop.time() + TURN_SECONDS
         for _ in range(_PAGES):
             async with self.outbound.database.transaction(Scope.of(chain_id)) as connection:
                 head, entries = await store.page(connection, chain_id, position)
@@ -291,6 +295,8 @@ class SyslogDelivery(Delivery):
                 position, confirmed = await self._some(
                     chain_id, position, confirmed, entries[first : first + _AT_ONCE]
                 )
+                if loop.time() >= until:
+                    return
 
     async def _some(
         self, chain_id: UUID, position: int, confirmed: int, entries: Sequence[Entry]

@@ -29,7 +29,7 @@ from services.audit.forward.domain import (
 )
 from services.audit.forward.formats import Bodies, Body, Item
 from services.audit.forward.guard import Guard
-from services.audit.forward.wire import Wire, client_context
+from services.audit.forward.wire import ClosedError, Wire, client_context
 
 if TYPE_CHECKING:
     import httpcore
@@ -38,6 +38,9 @@ _LONGEST_CONNECTION: Final = 60.0
 """So long a connection is used, so that a name's new address counts within it."""
 _MOST_OF_AN_ANSWER: Final = 4 << 10
 _ANSWER_SECONDS: Final = 1.0
+_MOST_RECEIVED: Final = 128 << 10
+"""For one message, with the head and all interim answers (1xx)."""
+_AT_ONCE: Final = 8 << 10
 _PREFIX: Final = "whsec_"
 _ATTEMPTS_AT_ONCE: Final = 2
 _EXPIRED, _NOT_YET = 10, 9
@@ -62,15 +65,21 @@ def _key(secret: str) -> bytes:
 
 
 class _Stream:
-    """A connection as httpcore takes it."""
+    """A connection as httpcore takes it; a target that answers without end is cut off."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self._left = _MOST_RECEIVED
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
-        return await self._wire.receive(max_bytes)
+        data = await self._wire.receive(min(max_bytes, _AT_ONCE))
+        self._left -= len(data)
+        if self._left < 0:
+            raise ClosedError("too long an answer")
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's
+        self._left = _MOST_RECEIVED
         await self._wire.send(buffer)
 
     async def aclose(self) -> None:

@@ -20,6 +20,8 @@ from typing import Final
 
 _CHUNK: Final = 64 << 10
 _POLL_SECONDS: Final = 0.005
+_MOST_CHUNKS: Final = 16
+"""That are thrown away at once of what a peer says unasked."""
 _KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -106,7 +108,7 @@ class Wire:
             OSError: the connection is broken.
         """
         if self._tls is None:
-            return await asyncio.get_running_loop().sock_recv(self._socket, most)
+            return await self._received(most)
         while True:
             try:
                 return self._tls.read(most)
@@ -119,7 +121,9 @@ class Wire:
 
     def is_closed(self) -> bool:
         """Whether the peer has closed, as far as our kernel knows; what it said is thrown away."""
-        while not self._ended:
+        for _ in range(_MOST_CHUNKS):
+            if self._ended:
+                break
             try:
                 data = self._socket.recv(_CHUNK)
             except (BlockingIOError, InterruptedError):
@@ -184,7 +188,7 @@ class Wire:
                 self._tls.unwrap()
             await self._flush()
         self._socket.shutdown(socket.SHUT_WR)
-        while await asyncio.get_running_loop().sock_recv(self._socket, _CHUNK):
+        while await self._received(_CHUNK):
             pass
 
     def close(self) -> None:
@@ -196,8 +200,14 @@ class Wire:
         if data := self._out.read():
             await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
+    async def _received(self, most: int) -> bytes:
+        # `sock_recv` does not wait while there is something: a peer that never stops would keep
+        # the loop, and with it all timeouts.
+        await asyncio.sleep(0)
+        return await asyncio.get_running_loop().sock_recv(self._socket, most)
+
     async def _fill(self) -> bool:
-        data = await asyncio.get_running_loop().sock_recv(self._socket, _CHUNK)
+        data = await self._received(_CHUNK)
         if data:
             self._in.write(data)
         else:
@@ -215,7 +225,8 @@ def client_context(ca_pem: str, certificate_pem: str, key_pem: str) -> ssl.SSLCo
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         if ca_pem:
-            context.load_verify_locations(cadata=ca_pem)
+            # What is not ASCII is a remark between certificates.
+            context.load_verify_locations(cadata=ca_pem.encode("ascii", "ignore").decode())
         else:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     except (ssl.SSLError, ValueError) as broken:

@@ -38,6 +38,13 @@ class CatchUp:
         self._database = database
         self._outbox = outbox
         self._news = asyncio.Event()
+        self._share = 1
+        """So many times fewer devices a transaction has after some that failed: those of an
+        organisation with many filters may take longer than a statement may."""
+        self._tenant_id: UUID | None = None
+        """Whose devices are computed."""
+        self._later: set[UUID] = set()
+        """Organisations that failed: their turn is after all others."""
 
     def wake(self, state: str = "computing") -> None:
         """Tells that there may be something."""
@@ -50,12 +57,20 @@ class CatchUp:
         while True:
             self._news.clear()
             try:
-                while await self.step():  # noqa: ASYNC110 - it waits for nobody
+                while await self.step():
+                    self._share = max(self._share // 2, 1)
                     await asyncio.sleep(_PAUSE_SECONDS)
-                outage.worked()
-                pause = _LOOK_SECONDS
+                if self._later:
+                    self._later.clear()
+                    pause = _RETRY_SECONDS
+                else:
+                    outage.worked()
+                    pause = _LOOK_SECONDS
             except Exception as error:
                 outage.failed(error)
+                self._share = min(self._share * 4, _DEVICES)
+                if self._tenant_id is not None:
+                    self._later.add(self._tenant_id)
                 pause = _RETRY_SECONDS
             try:
                 await asyncio.wait_for(self._news.wait(), pause)
@@ -66,13 +81,19 @@ class CatchUp:
         """Computes some devices; answers whether there may be more."""
         return await self._devices() or await self._group()
 
+    @property
+    def _most(self) -> int:
+        return max(_DEVICES // self._share, 1)
+
     async def _devices(self) -> bool:
+        self._tenant_id = None
         async with self._database.system_transaction("groups of all tenants") as connection:
-            tenant_id = await group_devices.uncomputed_org(connection)
+            tenant_id = await group_devices.uncomputed_org(connection, self._later)
+            self._tenant_id = tenant_id
             if tenant_id is None:
                 return False
             await membership.hold(connection, [tenant_id])
-            ids = await group_devices.uncomputed_devices(connection, tenant_id, _DEVICES)
+            ids = await group_devices.uncomputed_devices(connection, tenant_id, self._most)
             await group_devices.absorb_expected(connection, ids)
             settled = await membership.settle(connection, {tenant_id: ids})
             if settled.moved:
@@ -83,8 +104,10 @@ class CatchUp:
         return bool(ids)
 
     async def _group(self) -> bool:
+        self._tenant_id = None
         async with self._database.system_transaction("groups of all tenants") as connection:
-            tenant_id = await group_devices.computing_org(connection)
+            tenant_id = await group_devices.computing_org(connection, self._later)
+            self._tenant_id = tenant_id
             if tenant_id is None:
                 return False
             await membership.hold(connection, [tenant_id])
@@ -93,7 +116,7 @@ class CatchUp:
                 # Another process computes it.
                 return False
             behind = group.computing_after or UUID(int=0)
-            moved, behind_next = await group_devices.compute(connection, group, behind, _DEVICES)
+            moved, behind_next = await group_devices.compute(connection, group, behind, self._most)
             await group_devices.note_computed(connection, group.id, behind_next)
             if moved:
                 await self._outbox.append(connection, *membership.events_of(moved, SYSTEM_CALL))

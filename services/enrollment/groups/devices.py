@@ -77,11 +77,12 @@ async def note_computed(connection: Connection, group_id: UUID, after: UUID | No
     )
 
 
-async def computing_org(connection: Connection) -> UUID | None:
-    """An organisation with a group that is to be computed further."""
+async def computing_org(connection: Connection, but: Collection[UUID]) -> UUID | None:
+    """An organisation, none of some, with a group that is to be computed further."""
     found: UUID | None = await connection.fetchval(
         "SELECT g.tenant_id FROM enrollment.device_group g WHERE g.computing_after IS NOT NULL"
-        " ORDER BY g.id LIMIT 1"
+        " AND g.tenant_id <> ALL ($1::uuid[]) ORDER BY g.id LIMIT 1",
+        list(but),
     )
     return found
 
@@ -99,10 +100,12 @@ async def computing_group(connection: Connection, tenant_id: UUID) -> Group | No
     return group_of(row) if row else None
 
 
-async def uncomputed_org(connection: Connection) -> UUID | None:
-    """An organisation with devices whose groups are to be computed."""
+async def uncomputed_org(connection: Connection, but: Collection[UUID]) -> UUID | None:
+    """An organisation, none of some, with devices whose groups are to be computed."""
     found: UUID | None = await connection.fetchval(
-        "SELECT d.tenant_id FROM enrollment.device d WHERE d.groups_computed_at IS NULL LIMIT 1"
+        "SELECT d.tenant_id FROM enrollment.device d WHERE d.groups_computed_at IS NULL"
+        " AND d.tenant_id <> ALL ($1::uuid[]) LIMIT 1",
+        list(but),
     )
     return found
 

@@ -8,6 +8,7 @@ readers of other languages do not expect. What it means in SQL is in `filter_sql
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -323,12 +324,13 @@ def _compared(
     match kind:
         case Kind.SERIAL:
             value = serial_key(value)
-        case Kind.TEXT | Kind.TOKEN:
+        case Kind.TEXT:
             value = value.translate(_LOWER)
         case Kind.LABEL if operator in _ORDER:
             value = _number(value, at)
-        case Kind.LABEL:
-            value = value.translate(_LOWER)
+        case Kind.LABEL | Kind.TOKEN:
+            # As what people type is kept; some keyboards send letters and accents apart.
+            value = unicodedata.normalize("NFC", value).translate(_LOWER)
         case Kind.NUMBER:
             value = _number(value, at, is_prefix=is_prefix)
         case Kind.FLAG:

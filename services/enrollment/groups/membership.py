@@ -22,6 +22,8 @@ from services.enrollment.groups.filters import parse
 
 _TOLD: Final = 500
 """Devices that one event tells of."""
+_TOLD_MOVES: Final = 10_000
+"""Groups that came or went, of all devices of one event, which NATS would not take if larger."""
 IN_GROUPS: Final = "d.status IN ('pending', 'prepared', 'active') AND d.deleted_at IS NULL"
 """Devices that are locked out are in no group."""
 KEY: Final = "split_part(d.serial_key, E'\\n', 1)"
@@ -129,8 +131,7 @@ def events_of(moved: Iterable[Moved], call: Call | None = None) -> Iterator[Clou
         by_org.setdefault(one.tenant_id, []).append(one)
     for tenant_id, some in by_org.items():
         some.sort(key=lambda one: one.serial)
-        for begin in range(0, len(some), _TOLD):
-            told = some[begin : begin + _TOLD]
+        for told in _portions(some):
             event = DeviceGroupsChanged(
                 id=tenant_id,
                 after=MovedDevices(count=len(told), devices=tuple(map(_told, told))),
@@ -140,6 +141,20 @@ def events_of(moved: Iterable[Moved], call: Call | None = None) -> Iterator[Clou
                 if call is None
                 else CloudEvent(event, tenant_id, call=call)
             )
+
+
+def _portions(moved: Iterable[Moved]) -> Iterator[list[Moved]]:
+    portion: list[Moved] = []
+    moves = 0
+    for one in moved:
+        more = len(set(one.before) ^ set(one.after))
+        if portion and (len(portion) == _TOLD or moves + more > _TOLD_MOVES):
+            yield portion
+            portion, moves = [], 0
+        portion.append(one)
+        moves += more
+    if portion:
+        yield portion
 
 
 def _told(one: Moved) -> MovedDevice:

@@ -26,7 +26,7 @@ from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
-from servicekit.rpc.pagination import Page, TimePosition
+from servicekit.rpc.pagination import PAGE_BYTES, Page, TimePosition
 from servicekit.serials import as_printed, serial_key
 from services.enrollment.groups import membership
 from services.enrollment.groups.filters import parse
@@ -87,6 +87,12 @@ def _sources(wanted: DeviceFilter) -> Sequence[str]:
     return [_REGISTERED, EXPECTED] if both else [_REGISTERED]
 
 
+def _size(device: Device) -> int:
+    """About how much a page has of a device, beyond what each has."""
+    labels = sum(len(key) + len(value) for key, value in device.labels.items())
+    return labels + device_store.GROUP_BYTES * len(device.group_ids)
+
+
 class Registry:
     """The use cases around registered devices."""
 
@@ -125,12 +131,13 @@ class Registry:
                 await device_store.list_devices(connection, scope, before, limit, wanted, source)
                 for source in _sources(wanted)
             ]
-        if len(pages) == 1:
-            return pages[0]
-        found = [device for page in pages for device in page.items]
-        found.sort(key=lambda device: device.id, reverse=True)
-        more = any(page.after is not None for page in pages)
-        return Page.of(found, limit, lambda device: device.id, more=more and bool(found))
+        page = pages[0]
+        if len(pages) > 1:
+            found = [device for page in pages for device in page.items]
+            found.sort(key=lambda device: device.id, reverse=True)
+            more = any(page.after is not None for page in pages)
+            page = Page.of(found, limit, lambda device: device.id, more=more and bool(found))
+        return page.within(_size, lambda device: device.id, PAGE_BYTES)
 
     async def find(
         self,

@@ -183,6 +183,8 @@ async def find(
     return list(found.values())
 
 
+GROUP_BYTES: Final = 38
+"""Of a group's id in a message."""
 CHANGING: Final = "SELECT changed_xid FROM enrollment.device"
 """What the feed of devices tells of (`servicekit.feeds.changes`)."""
 
@@ -211,7 +213,13 @@ async def changed_devices(
             f"({_FED} AND ({part}) ORDER BY d.changed_xid, d.id LIMIT $3)" for part in parts
         )
         sql = f"SELECT * FROM ({both}) AS fed ORDER BY fed.changed_xid::xid8, fed.key LIMIT $3"
-    page = await read_page(connection, sql, cursor, limit)
+    page = await read_page(
+        connection,
+        sql,
+        cursor,
+        limit,
+        size_of=lambda row: len(row["labels"].encode()) + GROUP_BYTES * len(row["group_ids"]),
+    )
     return page, readable(_FEED, page.rows, device_of, lambda row: row["key"])
 
 

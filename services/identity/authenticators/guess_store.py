@@ -113,6 +113,14 @@ async def failures(connection: Connection, key: bytes, at: datetime) -> int:
     return found or 0
 
 
+async def counted_until(connection: Connection, key: bytes) -> datetime | None:
+    """Until when a counter counts."""
+    found: datetime | None = await connection.fetchval(
+        "SELECT expires_at FROM identity.guess WHERE key = $1", key
+    )
+    return found
+
+
 async def forgive(connection: Connection, forgiven: bytes, others: Sequence[bytes]) -> None:
     """After a success: sets one counter to nothing, and takes its own attempt off the others.
 

@@ -31,12 +31,19 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.tokens import new_secret, secret_hash
-from services.identity.authenticators.guesses import Attempt, Guesses, Standing
+from services.identity.authenticators.guesses import Attempt, Counted, Guesses, Standing
 from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
+from services.identity.directories.domain import Directory
+from services.identity.directories.logins import (
+    DirectoryLogins,
+    RefusedByDirectoryError,
+    password_is_elsewhere,
+)
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
+from services.identity.sources.domain import NotAdmittedError
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
 from services.identity.users import store as users_store
@@ -69,6 +76,7 @@ class Sessions:
         tenants: TenantDirectory,
         passwords: Passwords,
         guesses: Guesses,
+        directories: DirectoryLogins,
         signer: TokenSigner,
         session_life: timedelta,
         unknown: UnknownLogins,
@@ -80,6 +88,7 @@ class Sessions:
         self._tenants = tenants
         self._passwords = passwords
         self._guesses = guesses
+        self._directories = directories
         self._signer = signer
         self._session_life = session_life
         self._clock = clock
@@ -105,7 +114,13 @@ class Sessions:
             attempt = await self._guesses.recognise(
                 connection, email, found.user.id if found else None, call.source_ip, device or ""
             )
+            directory = await self._directories.route(connection, found, email)
         async with self._guesses.attempt(attempt) as counted:
+            if directory is not None:
+                user = found.user if found else None
+                return await self._login_elsewhere(
+                    call, directory, user, email, password, attempt, counted, device
+                )
             right = await self._passwords.verify(
                 found.hashes if found else None,
                 password,
@@ -139,6 +154,55 @@ class Sessions:
                 await self._guesses.succeeded(connection, counted)
                 return await self._open(connection, now.user, LoginSucceeded, device)
 
+    async def _login_elsewhere(
+        self,
+        call: Call,
+        directory: Directory,
+        user: User | None,
+        email: str,
+        password: str,
+        attempt: Attempt,
+        counted: Counted,
+        device: str | None,
+    ) -> OpenSession:
+        """Opens a session of a person whom a directory recognises; the password goes there alone.
+
+        Args:
+            user: the account with the address, if there is one.
+            counted: what the attempt was counted by.
+
+        Raises:
+            DomainError: as `login`; UNAVAILABLE when the directory does not answer.
+        """
+        try:
+            recognised = await self._directories.verify(
+                directory, email, password, attempt.standing
+            )
+        except RefusedByDirectoryError as refused:
+            await asyncio.gather(
+                self._login_failed(call, email, user, attempt, refused.reason, directory.id),
+                asyncio.sleep(_WRONG_SECONDS),
+            )
+            raise (refused.told or _wrong_credentials()) from None
+        # What the directory says of the person is committed, also when there is no login.
+        refusal: NotAdmittedError | None = None
+        async with self._database.system_transaction(
+            "an address is one in the whole system"
+        ) as connection:
+            try:
+                admitted = await self._directories.admit(connection, recognised)
+                await self._check_open(connection, admitted)
+                await self._guesses.succeeded(connection, counted)
+                opened = await self._open(connection, admitted, LoginSucceeded, device)
+            except NotAdmittedError as error:
+                refusal = error
+        if refusal is not None:
+            told = await self._directories.not_admitted(recognised, email, refusal.reason)
+            await self._refresh_directory()
+            raise told
+        self._directories.admitted()
+        return opened
+
     async def _still_right(self, found: Credentials, now: Credentials, password: str) -> bool:
         """Whether the password is right now; another login may have renewed its hash."""
         return now.hashes == found.hashes or await self._passwords.verify(now.hashes, password)
@@ -158,7 +222,13 @@ class Sessions:
             )
 
     async def _login_failed(
-        self, call: Call, email: str, user: User | None, attempt: Attempt
+        self,
+        call: Call,
+        email: str,
+        user: User | None,
+        attempt: Attempt,
+        reason: str = "",
+        source: UUID | None = None,
     ) -> None:
         if user is None:
             await self._unknown.note(call, email)
@@ -166,7 +236,11 @@ class Sessions:
         async with self._database.transaction(Scope.of(user.tenant_id)) as connection:
             events = [
                 CloudEvent(
-                    LoginFailed(id=user.id, after=LoginAttempt(email=user.email)), user.tenant_id
+                    LoginFailed(
+                        id=user.id,
+                        after=LoginAttempt(email=user.email, reason=reason, source=source),
+                    ),
+                    user.tenant_id,
                 )
             ]
             if (attack := await self._guesses.attacked(connection, attempt)) is not None:
@@ -240,6 +314,7 @@ class Sessions:
             user = await users_store.user(connection, Scope.of(token.tenant_id), token.account_id)
             if user is None or user.status != "active":
                 raise _wrong_refresh_token()
+            await self._directories.check_confirmed(connection, user)
             if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
             if token.used_at is None or at <= token.used_at + REFRESH_GRACE:
@@ -319,6 +394,8 @@ class Sessions:
         async with self._guesses.attempt(attempt) as counted:
             async with self._database.transaction(scope) as connection:
                 found = await users_store.credentials(connection, scope, user_id)
+            if found is not None and found.user.origin != "local":
+                raise password_is_elsewhere()
             if found is None or not await self._passwords.verify(found.hashes, current):
                 raise invalid_field("currentPassword", "is wrong")
             async with self._database.transaction(scope) as connection:

@@ -32,6 +32,9 @@ def _user(
         last_login_at=optional_timestamp(user.last_login_at),
         deleted_at=optional_timestamp(user.deleted_at),
         deleted_by=user.deleted_by or None,
+        origin=user.origin,
+        source_id=str(user.source_id) if user.source_id else None,
+        disabled_by=user.disabled_by,
     )
 
 
@@ -106,6 +109,10 @@ class UserApi(identity_pb2_grpc.UserServiceServicer):
     async def DeactivateUser(self, request: pb.DeactivateUserRequest, context: Context) -> pb.User:
         """Disables a user."""
         return _user(await self._users.deactivate(context.call, UUID(request.id)))
+
+    async def ReactivateUser(self, request: pb.ReactivateUserRequest, context: Context) -> pb.User:
+        """Lets a deactivated user of a directory in again."""
+        return _user(await self._users.reactivate(context.call, UUID(request.id)))
 
     async def InviteUser(self, request: pb.InviteUserRequest, context: Context) -> pb.User:
         """Invites a user (again)."""

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import UserSnapshot, UserStatus
+from contract.events.identity import UserOrigin, UserSnapshot, UserStatus
 from servicekit.errors import DomainError, failed_precondition, permission_denied
 from servicekit.etags import etag_of
 from servicekit.texts import normal_email
@@ -33,16 +33,28 @@ class User:
     """`None` where it is not known: never, or before release 0.2.0."""
     deleted_at: datetime | None = None
     deleted_by: str = ""
+    origin: UserOrigin = "local"
+    source_id: UUID | None = None
+    """The directory or provider that the user comes from."""
+    disabled_by: str | None = None
+    """`admin` or `source`; what an admin disabled, no source enables."""
 
     @property
     def etag(self) -> str:
         """Changes with every change of what the API shows of the user."""
-        return etag_of(self.id, self.tenant_id, self.email, self.role.value, self.status)
+        elsewhere = (self.origin, self.disabled_by) if self.origin != "local" else ()
+        return etag_of(
+            self.id, self.tenant_id, self.email, self.role.value, self.status, *elsewhere
+        )
 
     def snapshot(self) -> UserSnapshot:
         """What events say of the user."""
         return UserSnapshot(
-            email=self.email, role=self.role, status=self.status, tenant_id=self.tenant_id
+            email=self.email,
+            role=self.role,
+            status=self.status,
+            tenant_id=self.tenant_id,
+            origin=self.origin,
         )
 
 
@@ -123,6 +135,20 @@ def invitation_link(public_url: str, token: str) -> str | None:
         return None
     # Behind "#", so that no server's log and no other site gets to know it.
     return f"{public_url.rstrip('/')}/auth/accept#token={token}"
+
+
+def check_local(user: User) -> None:
+    """Role, tenant, address and password of a user from elsewhere are decided there.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION.
+    """
+    if user.origin != "local":
+        raise failed_precondition(
+            "SOURCE_DECIDES",
+            "the user comes from a directory or provider, which decides role, organisation,"
+            " address and password: change groups there, or the role mappings here",
+        )
 
 
 def check_not_self(actor_id: str, user: User) -> None:

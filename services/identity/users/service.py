@@ -17,6 +17,7 @@ from contract.events.identity import (
     UserInvited,
     UserMovedAway,
     UserMovedIn,
+    UserReactivated,
     UserUpdated,
 )
 from servicekit.call import Call
@@ -38,6 +39,7 @@ from services.identity.users import store
 from services.identity.users.domain import (
     INVITATION_LIFE,
     User,
+    check_local,
     check_may_invite,
     check_may_manage,
     check_may_readdress,
@@ -45,7 +47,7 @@ from services.identity.users.domain import (
     check_not_self,
 )
 
-_Change: TypeAlias = UserUpdated | UserDeactivated | UserInvited
+_Change: TypeAlias = UserUpdated | UserDeactivated | UserInvited | UserReactivated
 EndSessions: TypeAlias = Callable[[Connection, UUID, datetime], Awaitable[object]]
 """Ends all sessions of a user."""
 OrphanCredentials: TypeAlias = Callable[[Connection, User, datetime, Scope | None], Awaitable[None]]
@@ -218,6 +220,9 @@ class Users:
             )
             if after == before:
                 return before, None
+            check_local(before)
+            if (after.role, after.tenant_id) != (before.role, before.tenant_id):
+                await self._check_owner_stays(connection, call, before)
             if (after.role, after.tenant_id) != (before.role, before.tenant_id):
                 check_not_self(caller.id, before)
             if after.tenant_id != before.tenant_id:
@@ -301,9 +306,10 @@ class Users:
         async with self._database.transaction(scope) as connection:
             before = await self._manageable(connection, scope, call, user_id)
             check_not_self(call.caller.id, before)
-            if before.status == "disabled":
+            if before.status == "disabled" and before.disabled_by == "admin":
                 return before
-            after = replace(before, status="disabled")
+            await self._check_owner_stays(connection, call, before)
+            after = replace(before, status="disabled", disabled_by="admin")
             await self._write(connection, UserDeactivated, before, after)
             await self._orphan_credentials(connection, after, self._clock(), None)
             await self._check_owner_left(connection, call, before)
@@ -332,7 +338,9 @@ class Users:
                 user = await store.user(connection, scope, user_id, for_update=True)
                 if user is None or not await store.is_unseen(connection, user, before):
                     continue
-                after = replace(user, status="disabled")
+                if await store.is_last_local_owner(connection, user):
+                    continue  # who may be here for the day when a directory does not answer
+                after = replace(user, status="disabled", disabled_by="admin")
                 actor = f"system (not seen for {unseen_for.days} days)"
                 await self._write(connection, UserDeactivated, user, after, actor)
                 await self._orphan_credentials(connection, after, self._clock(), None)
@@ -340,6 +348,27 @@ class Users:
         if found:
             await self._directory.follower.try_refresh()
         return count
+
+    async def reactivate(self, call: Call, user_id: UUID) -> User:
+        """No longer keeps a user from elsewhere out: the next sync or login lets the user in, if
+        the role mappings do.
+
+        Raises:
+            DomainError: NOT_FOUND, PERMISSION_DENIED, or FAILED_PRECONDITION for a user with a
+                password of the own, who is invited again instead.
+        """
+        scope = await self._directory.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._manageable(connection, scope, call, user_id)
+            if before.origin == "local":
+                raise failed_precondition(
+                    "USER_IS_LOCAL", "the user logs in with a password here; invite the user again"
+                )
+            if before.status != "disabled" or before.disabled_by != "admin":
+                return before
+            after = replace(before, disabled_by="source")
+            await self._write(connection, UserReactivated, before, after)
+        return after
 
     async def invite(self, call: Call, user_id: UUID) -> tuple[User, str]:
         """Invites a user (again); the old password and all sessions end.
@@ -354,6 +383,8 @@ class Users:
             before = await self._manageable(connection, scope, call, user_id)
             check_not_self(call.caller.id, before)
             check_may_invite(call.caller.role, before)
+            check_local(before)
+            await self._check_owner_stays(connection, call, before)
             after = replace(before, status="invited")
             at = self._clock()
             await store.set_invitation(
@@ -381,6 +412,26 @@ class Users:
         check_may_manage(call.caller.role, found.role, *([role] if role else []))
         check_etag(found.etag)
         return found
+
+    async def _check_owner_stays(self, connection: Connection, call: Call, user: User) -> None:
+        """Keeps a tenant whose people come from elsewhere one Owner with a password here, who gets
+        in when the directory or provider does not answer.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        if not await store.is_last_local_owner(connection, user):
+            return
+        actor = await store.user(
+            connection, Scope.of(UUID(call.caller.tenant_id)), UUID(call.caller.id)
+        )
+        foreign = actor is not None and actor.origin != "local"
+        if foreign or await store.has_source(connection, user.tenant_id):
+            raise failed_precondition(
+                "LAST_LOCAL_OWNER",
+                "the user is the last Owner of the organisation with a password here, who gets in"
+                " when its directory does not answer; make another one first",
+            )
 
     async def _check_actor(self, connection: Connection, scope: Scope, call: Call) -> None:
         """Refuses an actor who lost the role a moment ago.

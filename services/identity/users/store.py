@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -16,10 +17,16 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.passwords import PasswordHashes
 from services.identity.users.domain import User
 
-_USER: Final = "id, tenant_id, email, role, status, created_at, activated_at, last_login_at"
+_USER: Final = (
+    "id, tenant_id, email, role, status, created_at, activated_at, last_login_at, origin,"
+    " disabled_by,"
+    " CASE WHEN origin <> 'local' THEN (SELECT e.source_id FROM identity.external_identity e"
+    " WHERE e.account_id = account.id ORDER BY e.source_id LIMIT 1) END AS source_id"
+)
 _TOMBSTONE: Final = (
     "id, tenant_id, email, role, 'deleted' AS status, created_at,"
-    " NULL::timestamptz AS activated_at, NULL::timestamptz AS last_login_at, deleted_at, deleted_by"
+    " NULL::timestamptz AS activated_at, NULL::timestamptz AS last_login_at, 'local' AS origin,"
+    " NULL::text AS disabled_by, NULL::uuid AS source_id, deleted_at, deleted_by"
 )
 _OF_SCOPE: Final = "($2::uuid[] IS NULL OR tenant_id = ANY ($2))"
 
@@ -42,6 +49,10 @@ def _user(row: asyncpg.Record) -> User:
         created_at=row["created_at"],
         activated=row["activated_at"] is not None,
         last_login_at=row["last_login_at"],
+        origin=row["origin"],
+        source_id=row["source_id"],
+        # The release before does not say who it was.
+        disabled_by=(row["disabled_by"] or "admin") if row["status"] == "disabled" else None,
     )
 
 
@@ -73,8 +84,9 @@ async def insert_user(
     try:
         await connection.execute(
             "INSERT INTO identity.account (id, tenant_id, email, role, status, password_hash,"
-            " prepared_hash, invitation_hash, invitation_expires_at, created_at, updated_at)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)",
+            " prepared_hash, invitation_hash, invitation_expires_at, created_at, updated_at,"
+            " origin)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $11)",
             user.id,
             user.tenant_id,
             user.email,
@@ -83,6 +95,7 @@ async def insert_user(
             *((password.typed, password.prepared) if password else (None, None)),
             *(invitation or (None, None)),
             user.created_at,
+            user.origin,
         )
     except asyncpg.UniqueViolationError as error:
         raise _conflict(error) from error
@@ -95,7 +108,7 @@ def _conflict(error: asyncpg.UniqueViolationError) -> DomainError:
 
 
 async def update_user(connection: Connection, before: User, user: User, at: datetime) -> None:
-    """Writes a user's role, status, address and tenant.
+    """Writes a user's role, status, address, tenant and origin.
 
     Raises:
         DomainError: ALREADY_EXISTS when the address is taken.
@@ -103,7 +116,7 @@ async def update_user(connection: Connection, before: User, user: User, at: date
     try:
         await connection.execute(
             "UPDATE identity.account SET tenant_id = $3, email = $4, role = $5, status = $6,"
-            " updated_at = $7 WHERE id = $1 AND tenant_id = $2",
+            " updated_at = $7, origin = $8, disabled_by = $9 WHERE id = $1 AND tenant_id = $2",
             user.id,
             before.tenant_id,
             user.tenant_id,
@@ -111,6 +124,8 @@ async def update_user(connection: Connection, before: User, user: User, at: date
             user.role.value,
             user.status,
             at,
+            user.origin,
+            user.disabled_by if user.status == "disabled" else None,
         )
     except asyncpg.UniqueViolationError as error:
         raise _conflict(error) from error
@@ -164,11 +179,16 @@ async def renew_hashes(connection: Connection, user: User, password: PasswordHas
 
 
 async def note_seen(connection: Connection, user: User, at: datetime, *, login: bool) -> None:
-    """Notes that a user is here, and perhaps has just logged in."""
+    """Notes that a user is here, and perhaps has just logged in.
+
+    Not while another transaction changes the user: it may wait for the session, which a refresh
+    holds already.
+    """
     await connection.execute(
         "UPDATE identity.account SET seen_at = greatest(seen_at, $3),"
         " last_login_at = CASE WHEN $4 THEN $3 ELSE last_login_at END"
-        " WHERE id = $1 AND tenant_id = $2",
+        " WHERE id = (SELECT a.id FROM identity.account a WHERE a.id = $1 AND a.tenant_id = $2"
+        " FOR NO KEY UPDATE SKIP LOCKED)",
         user.id,
         user.tenant_id,
         at,
@@ -225,6 +245,17 @@ async def set_invitation(
     )
 
 
+async def end_invitation(connection: Connection, user: User, at: datetime) -> None:
+    """Takes an open invitation back."""
+    await connection.execute(
+        "UPDATE identity.account SET invitation_hash = NULL, invitation_expires_at = NULL,"
+        " updated_at = $3 WHERE id = $1 AND tenant_id = $2",
+        user.id,
+        user.tenant_id,
+        at,
+    )
+
+
 async def user(
     connection: Connection, scope: Scope, user_id: UUID, *, for_update: bool = False
 ) -> User | None:
@@ -236,6 +267,14 @@ async def user(
         scope.tenant_ids,
     )
     return _user(row) if row else None
+
+
+async def users_by_id(connection: Connection, user_ids: Sequence[UUID]) -> dict[UUID, User]:
+    """Some users of any tenant, locked."""
+    rows = await connection.fetch(
+        f"SELECT {_USER} FROM identity.account WHERE id = ANY ($1) ORDER BY id FOR UPDATE", user_ids
+    )
+    return {row["id"]: _user(row) for row in rows}
 
 
 async def credentials(
@@ -288,6 +327,30 @@ async def has_active_owner(connection: Connection, tenant_id: UUID) -> bool:
     found: bool = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM identity.account WHERE tenant_id = $1 AND role = 'Owner'"
         " AND status = 'active')",
+        tenant_id,
+    )
+    return found
+
+
+async def is_last_local_owner(connection: Connection, user: User) -> bool:
+    """Whether a user is the only active Owner of a tenant with a password here."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.account WHERE id = $2 AND role = 'Owner'"
+        " AND status = 'active' AND origin = 'local' AND password_hash IS NOT NULL)"
+        " AND NOT EXISTS (SELECT FROM identity.account WHERE tenant_id = $1 AND id <> $2"
+        " AND role = 'Owner' AND status = 'active' AND origin = 'local'"
+        " AND password_hash IS NOT NULL)",
+        user.tenant_id,
+        user.id,
+    )
+    return found
+
+
+async def has_source(connection: Connection, tenant_id: UUID) -> bool:
+    """Whether people come into a tenant from a directory or provider."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.source WHERE tenant_id = $1)"
+        " OR EXISTS (SELECT FROM identity.role_mapping WHERE tenant_id = $1)",
         tenant_id,
     )
     return found

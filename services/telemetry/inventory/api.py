@@ -16,6 +16,7 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import given_time, timestamp
+from servicekit.texts import tidy
 from services.telemetry.events.api import shown_events
 from services.telemetry.inventory.domain import (
     DeviceDetail,
@@ -89,7 +90,7 @@ def device_filter(
         clone_suspected=request.clone_suspected,
         attestation_verdict=request.attestation_verdict,
         group_id=given_id(request.group),
-        label=request.label,
+        label=tidy(request.label),
         falls_short=request.falls_short,
     )
 

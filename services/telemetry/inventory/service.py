@@ -30,6 +30,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess, Mirror
 from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.pagination import PAGE_BYTES
 from services.telemetry.erasure import store as erasure_store
 from services.telemetry.events import store as event_store
 from services.telemetry.events.domain import EventFilter, StoredEvent
@@ -41,6 +42,7 @@ from services.telemetry.inventory.domain import (
     DeviceDetail,
     DeviceFilter,
     DevicePage,
+    DeviceSummary,
     Membership,
     NamePosition,
     PolicyInForce,
@@ -60,6 +62,8 @@ _VERDICT_NAMES: Final[tuple[str, ...]] = get_args(VerdictName)
 """From the least to the most."""
 LATEST_EVENTS: Final = 20
 _REFRESH_SECONDS: Final = 1.0
+_GROUP_BYTES: Final = 38
+"""Of a group's id in a message."""
 _CONNECTED: Final = frozenset({"active", "decommissioned"})
 """In these states of the registry a device has called to enroll."""
 
@@ -151,10 +155,11 @@ class Inventory:
         scope = await self._tenants.query_scope(call.caller, org_id)
         await self.refresh()
         async with self._database.transaction(scope) as connection:
-            return await store.list_devices(
+            page = await store.list_devices(
                 connection,
                 DeviceQuery(scope, wanted, after, limit, self.online_since(), self.now()),
             )
+        return page.within(_size, lambda device: device.position, PAGE_BYTES)
 
     async def get_device(
         self, call: Call, device_id: UUID
@@ -316,6 +321,12 @@ def _registered(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
         deleted=change.deleted,
         membership=_membership(change),
     )
+
+
+def _size(device: DeviceSummary) -> int:
+    """About how much a page has of a device, beyond what each has."""
+    labels = sum(len(key) + len(value) for key, value in device.labels.items())
+    return labels + _GROUP_BYTES * len(device.group_ids)
 
 
 def _membership(change: enrollment_pb2.DeviceChange) -> Membership | None:

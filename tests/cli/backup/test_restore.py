@@ -24,6 +24,7 @@ from deploy.postgres import roles
 from servicekit.data import migrate
 from servicekit.security.sealing import Sealer, check_value
 from tests.support.backups import (
+    DIRECTORY_PASSWORD,
     EVENTS,
     FORWARDER_SECRETS,
     KEY,
@@ -264,7 +265,12 @@ async def test_forwarders_go_on_where_they_were(world: World) -> None:
         sealed = await connection.fetchval("SELECT sealed_secrets FROM audit.forwarder")
         assert sealer.open(sealed) == FORWARDER_SECRETS
         row = await connection.fetchrow("SELECT sequence, sent FROM audit.forwarder_position")
+        purpose = catalog.SECRETS["identity.directory"]
+        secret = await connection.fetchval("SELECT sealed_secrets FROM identity.directory")
     assert tuple(row) == (3, 5)
+    assert DIRECTORY_PASSWORD not in world.archive.read_bytes()
+    opened = Sealer(SealedKeys(own.encode()).master_key, purpose).open(secret)
+    assert opened == DIRECTORY_PASSWORD
 
 
 async def test_a_ca_does_not_keep_the_key_of_another_one(world: World) -> None:

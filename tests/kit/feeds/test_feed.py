@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+import pytest
+
 from servicekit.app import Kit
 from servicekit.data.postgres import SYSTEM, Connection
+from servicekit.feeds import feed
 from servicekit.feeds.feed import Cursor, earlier, read_page
 from servicekit.ids import new_id, now
 from services.identity.tenants import store
@@ -83,6 +86,30 @@ async def test_a_row_that_changes_between_two_pages_is_told_as_it_is(make_kit: M
         )
     _, names = await _pass(kit, str(first.cursor), 2)
     assert names == ["b", "c", "A"]
+
+
+async def test_a_page_ends_where_there_is_no_more_room(
+    make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least one row is told, and none is missed."""
+    kit = await make_kit("identity")
+    monkeypatch.setattr(feed, "PAGE_BYTES", 10)
+    async with kit.database.system_transaction("a test works on all rows") as connection:
+        root = await _insert(connection, "root", None)
+        for name in ("a", "b", "c", "d"):
+            await _insert(connection, name, root)
+        pages, cursor, more = [], Cursor(), True
+        while more:
+            page = await read_page(
+                connection,
+                store.TENANT_CHANGES,
+                cursor,
+                0,
+                size_of=lambda row: 11 if row["name"] == "b" else 5,
+            )
+            pages.append([row["name"] for row in page.rows])
+            cursor, more = page.cursor, page.more
+    assert pages == [["root", "a"], ["b"], ["c", "d"]]
 
 
 def test_of_two_positions_the_earlier_one_misses_nothing() -> None:

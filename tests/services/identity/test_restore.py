@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -161,6 +163,77 @@ async def add_credentials(connection: Connection, *ids: UUID) -> None:
         " created_by) VALUES ($1, $2, 'n', sha256('x'), now(), 'a')",
         [(id_, ORG) for id_ in ids],
     )
+
+
+async def test_whom_an_administrator_kept_out_stays_out(database: TestDatabase) -> None:
+    """Whatever a directory of the backup says; who became local since is local, and who came by
+    the directory since comes by it again."""
+    await seed(database)
+    source = uuid4()
+
+    async def come_by_directory(connection: Connection) -> None:
+        await connection.execute(
+            "INSERT INTO identity.source VALUES"
+            " ($1, $2, 'directory', 'AD', true, 24, now(), now())",
+            source,
+            ORG,
+        )
+        await connection.execute(
+            "INSERT INTO identity.external_identity (source_id, subject, account_id, tenant_id,"
+            " email_seen, groups_seen, seen_at) VALUES ($1, 'a', $2, $3, '', '{}', now())",
+            source,
+            STAYS,
+            ORG,
+        )
+        await connection.execute(
+            "UPDATE identity.account SET origin = 'directory', status = 'active',"
+            " password_hash = NULL WHERE id = $1",
+            STAYS,
+        )
+
+    async def state(connection: Connection) -> tuple[Any, ...]:
+        row = await connection.fetchrow(
+            "SELECT a.origin, a.status, a.disabled_by, count(e.subject) FROM identity.account a"
+            " LEFT JOIN identity.external_identity e ON e.account_id = a.id WHERE a.id = $1"
+            " GROUP BY a.id",
+            STAYS,
+        )
+        return tuple(row or ())
+
+    @asynccontextmanager
+    async def trying(connection: Connection) -> AsyncIterator[None]:
+        """Takes back what was done."""
+        trial = connection.transaction()
+        await trial.start()
+        yield
+        await trial.rollback()
+
+    async with repairing(database) as connection:
+        async with trying(connection):
+            known = Known()
+            await come_by_directory(connection)
+            await connection.execute(
+                "UPDATE identity.account SET status = 'disabled', disabled_by = 'admin'"
+            )
+            await known.read(connection)
+            await connection.execute(
+                "UPDATE identity.account SET status = 'active', disabled_by = NULL"
+            )
+            await restore.repair(connection, known)
+            assert await state(connection) == ("directory", "disabled", "admin", 1)
+        async with trying(connection):
+            known = Known()
+            await known.read(connection)
+            await come_by_directory(connection)
+            await restore.repair(connection, known)
+            assert (await state(connection))[0::3] == ("local", 0)
+        known = Known()
+        async with trying(connection):
+            await come_by_directory(connection)
+            await known.read(connection)
+        await connection.execute("UPDATE identity.account SET password_hash = NULL")
+        await restore.repair(connection, known)
+        assert await state(connection) == ("local", "invited", None, 0)
 
 
 async def test_tokens_that_were_ended_stay_so(database: TestDatabase) -> None:

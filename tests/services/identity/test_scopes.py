@@ -19,8 +19,14 @@ from servicekit.security.passwords import PasswordHashes
 from services.identity.api_tokens import account_store as accounts
 from services.identity.api_tokens import store as tokens
 from services.identity.api_tokens.domain import ApiToken, ServiceAccount
+from services.identity.directories import store as directories
+from services.identity.directories.domain import READINGS, Directory
+from services.identity.email_domains import store as domains
+from services.identity.email_domains.domain import EmailDomain
 from services.identity.event_access import store as credentials
 from services.identity.event_access.domain import EventCredential
+from services.identity.sources import store as sources
+from services.identity.sources.domain import Source
 from services.identity.tenants import store as tenants
 from services.identity.tenants.domain import Tenant
 from services.identity.users import store as users
@@ -37,6 +43,8 @@ class School:
     tenant: Tenant
     user: User
     credential: EventCredential
+    directory: Directory
+    domain: EmailDomain
     account: ServiceAccount
     token: ApiToken
 
@@ -69,6 +77,25 @@ async def _school(connection: Connection, root: UUID, name: str) -> School:
     await tenants.insert_tenant(connection, tenant)
     await users.insert_user(connection, user, password=HASHES)
     await credentials.insert(connection, credential, name.encode().ljust(32))
+    hour = timedelta(hours=1)
+    source = Source(new_id(), tenant.id, "directory", name, True, hour, at, at)
+    directory = Directory(
+        source=source,
+        kind="ad",
+        urls=("ldaps://dc1.school.example",),
+        tls="ldaps",
+        ca_pem="",
+        bind_dn="x",
+        sealed_secrets=b"sealed",
+        base_dn="x",
+        reading=READINGS["ad"],
+        group_base_dn="",
+        sync_minutes=15,
+        mappings=(),
+    )
+    await directories.insert(connection, directory, at)
+    domain = EmailDomain(f"{name}.example", tenant.id, source.id, user.email, at)
+    await domains.insert(connection, domain)
     account = ServiceAccount(new_id(), tenant.id, name, Role.ADMIN, at, user.email)
     token = ApiToken(
         id=new_id(),
@@ -85,7 +112,7 @@ async def _school(connection: Connection, root: UUID, name: str) -> School:
     )
     await accounts.insert(connection, account)
     await tokens.insert(connection, token)
-    return School(tenant, user, credential, account, token)
+    return School(tenant, user, credential, directory, domain, account, token)
 
 
 @pytest.fixture
@@ -112,6 +139,12 @@ _READS: dict[str, Read] = {
     ),
     "tenant": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id),
     "tenant, locked": lambda c, scope, of: tenants.tenant(c, scope, of.tenant.id, for_update=True),
+    "source": lambda c, scope, of: sources.source(c, scope, of.directory.id),
+    "directory": lambda c, scope, of: directories.directory(c, scope, of.directory.id),
+    "directory, locked": lambda c, scope, of: directories.directory(
+        c, scope, of.directory.id, lock="FOR UPDATE"
+    ),
+    "email domain": lambda c, scope, of: domains.domain(c, scope, of.domain.domain),
     "service account": lambda c, scope, of: accounts.account(c, scope, of.account.id),
     "service account, locked": lambda c, scope, of: accounts.account(
         c, scope, of.account.id, for_update=True

@@ -21,6 +21,7 @@ from tests.support.refusals import refusal
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"webhook": {"url": "ftp://x.example/"}}, "webhook.url"),
     ({"webhook": {"url": "https:///x"}}, "webhook.url"),
+    ({"webhook": {"url": "https://a..b/"}}, "webhook.url"),
     ({"webhook": {"url": "https://user:secret@x.example/"}}, "webhook.url"),
     ({"webhook": {"url": "https://x.example/#a"}}, "webhook.url"),
     ({"webhook": {"url": "https://x.example:99999/"}}, "webhook.url"),
@@ -49,6 +50,8 @@ async def test_what_is_wrong_is_named(world: World) -> None:
         assert refused.fields[0] == field, refused.body
     for syslog, field in (
         ({"host": "a b"}, "syslog.host"),
+        ({"host": "a..b"}, "syslog.host"),
+        ({"host": "9.9.9.9", "server_name": "." + "a" * 64}, "syslog.serverName"),
         ({"host": "9.9.9.9", "max_bytes": 10}, "syslog.maxBytes"),
         ({"host": "9.9.9.9", "sd_id": "evergreen"}, "syslog.sdId"),
         ({"host": "9.9.9.9", "transport": "udp", "ca_pem": "x"}, "syslog.transport"),
@@ -199,7 +202,7 @@ async def test_one_process_sends_at_a_time(world: World, start_world: StartWorld
     await other.record(event(2))
     await other.receiver.until_events(2)
     assert [e["auditsequence"] for e in other.receiver.events] == [1, 2]
-    assert (await other.get(made.id)).state.backlog == 0
+    await other.until(made.id, lambda found: found.state.backlog == 0)
 
 
 async def test_a_process_that_died_loses_its_lease(world: World, start_world: StartWorld) -> None:

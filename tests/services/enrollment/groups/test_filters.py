@@ -62,6 +62,13 @@ def test_a_filter_says_what_it_seems_to_say(text: str, is_matched: bool) -> None
     assert matches(parse(text), BOOK) is is_matched
 
 
+def test_letters_with_accents_are_found_however_they_are_typed() -> None:
+    """Labels and the names of tokens are kept composed; macOS sends some texts decomposed."""
+    facts = Facts("SN-1", labels={"room": "Büro 1"}, token=(uuid4(), "Büro"))
+    for text in ("labels.room = 'Bu\u0308ro*'", "enrollment_token = 'bu\u0308ro'"):
+        assert matches(parse(text), facts)
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Collection, Mapping
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,10 +14,16 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import enrollment_pb2 as pb
+from servicekit.call import SYSTEM_CALL
+from servicekit.data.postgres import Connection
 from services.enrollment.groups import catch_up as catch_up_module
+from services.enrollment.groups import membership
 from services.enrollment.groups import service as groups_module
 from services.enrollment.groups.catch_up import CatchUp
+from services.enrollment.groups.domain import Moved
 from services.enrollment.groups.filters import parse
+from services.enrollment.groups.membership import events_of
+from services.enrollment.registry import service as registry_module
 from services.enrollment.registry.archive import ArchivedDevices
 from tests.services.enrollment.groups.reference import Facts, matches
 from tests.support import callers
@@ -310,6 +317,64 @@ async def test_an_organisation_has_a_bounded_number_of_groups(service: Enrollmen
     assert len(await service.groups_of(device)) == 1000
 
 
+async def test_a_token_gives_no_group_that_is_just_deleted(
+    service: Enrollment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device enrolls; also when the group goes after the token was read."""
+    gone, stays = await service.group("gone"), await service.group("stays")
+    token = await service.token(group_ids=[gone.id, stays.id])
+    hold = membership.hold
+
+    async def deleting(connection: Connection, tenant_ids: Collection[UUID]) -> None:
+        monkeypatch.setattr(membership, "hold", hold)
+        await service.groups.DeleteDeviceGroup(
+            pb.DeleteDeviceGroupRequest(id=gone.id), metadata=service.admin
+        )
+        await hold(connection, tenant_ids)
+
+    monkeypatch.setattr(membership, "hold", deleting)
+    device = (await service.enrolled(token.pre_shared_key))["device_id"]
+    assert await service.groups_of(device) == {"stays"}
+    listed = await service.sql("SELECT group_id FROM enrollment.group_member")
+    assert [str(row["group_id"]) for row in listed] == [stays.id]
+
+
+def test_an_event_of_moved_devices_is_one_that_is_taken() -> None:
+    """However many groups they came into; each device is told once."""
+    org = uuid4()
+    groups = tuple(uuid4() for _ in range(1_000))
+    moved = [Moved(uuid4(), org, f"SN-{n:03}", (), groups) for n in range(501)]
+    events = [json.loads(event.payload()) for event in events_of(moved, SYSTEM_CALL)]
+    told = [device["serial"] for event in events for device in event["data"]["after"]["devices"]]
+    assert told == [one.serial for one in moved]
+    assert max(len(json.dumps(event)) for event in events) < 1 << 20
+    few = [Moved(uuid4(), org, f"SN-{n:03}", (), groups[:1]) for n in range(501)]
+    counts = [
+        json.loads(e.payload())["data"]["after"]["count"] for e in events_of(few, SYSTEM_CALL)
+    ]
+    assert counts == [500, 1]
+
+
+async def test_a_page_of_devices_ends_where_there_is_no_more_room(
+    service: Enrollment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some have many long labels; the list goes on behind them, and misses none."""
+    token = await service.token()
+    for n in range(3):
+        device = (await service.enrolled(token.pre_shared_key, f"SN-{n}"))["device_id"]
+        await service.label(device, **{f"k{k}": "x" * 128 for k in range(32)})
+    monkeypatch.setattr(registry_module, "PAGE_BYTES", 9_000)
+    found: list[list[str]] = []
+    page_token = ""
+    while not found or page_token:
+        page = await service.registry.ListRegistrations(
+            pb.ListRegistrationsRequest(page_token=page_token), metadata=service.admin
+        )
+        found.append([device.serial for device in page.registrations])
+        page_token = page.next_page_token
+    assert found == [["SN-2", "SN-1"], ["SN-0"]]
+
+
 async def test_a_preview_tells_who_would_come_and_go(service: Enrollment) -> None:
     """Counts and the first devices; nothing is changed."""
     ids = [await _device(service, f"SN-{n}", cpu_count=n) for n in range(4)]
@@ -402,6 +467,46 @@ async def test_the_feed_of_devices_has_their_membership(service: Enrollment) -> 
     third = (await _told(service))[device].membership
     assert list(third.group_ids) == [group.id]
     assert third.revision > second.revision
+
+
+async def test_an_organisation_that_takes_too_long_holds_up_no_other(
+    service: Enrollment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are computed meanwhile, and it is computed in smaller steps."""
+    asked: list[tuple[UUID, int]] = []
+    settle = membership.settle
+
+    async def slow(
+        connection: Connection, devices: Mapping[UUID, Collection[UUID]]
+    ) -> membership.Settled:
+        for tenant_id, ids in devices.items():
+            asked.append((tenant_id, len(ids)))
+            if tenant_id == ORG.id and (len(ids) > 1 or len(asked) < 3):
+                raise TimeoutError
+        return await settle(connection, devices)
+
+    monkeypatch.setattr(catch_up_module, "_DEVICES", 4)
+    monkeypatch.setattr(catch_up_module, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(membership, "settle", slow)
+    for org in (ORG, OTHER):
+        await service.sql(
+            "INSERT INTO enrollment.device (id, tenant_id, serial, model, cpu_model, cpu_count,"
+            " total_ram_bytes, has_tpm, status, token_version, created_at)"
+            " SELECT gen_random_uuid(), $1, 'SN-' || n, 'M', '', n, 0, false, 'active', 1, now()"
+            " FROM generate_series(1, 4) n",
+            org.id,
+        )
+    running = asyncio.create_task(CatchUp(service.kit.database, service.kit.outbox).run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while await service.sql(
+                "SELECT FROM enrollment.device WHERE groups_computed_at IS NULL"
+            ):
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+    tenants = [tenant_id for tenant_id, _ in asked]
+    assert {ORG.id, OTHER.id} == {*tenants}
 
 
 async def test_the_first_policy_is_asked_for_with_the_membership(service: Enrollment) -> None:

@@ -163,6 +163,21 @@ async def test_who_manages_users_sees_and_ends_their_sessions(identity: Identity
     assert shown["tenantid"] == org.id
 
 
+async def test_a_refresh_waits_for_nobody_who_changes_the_user(identity: Identity) -> None:
+    """Who holds the user may wait for the session, which the refresh holds."""
+    session = await identity.login()
+    other = await identity.database.superuser()
+    try:
+        async with other.transaction():
+            await other.execute("SELECT FROM identity.account FOR NO KEY UPDATE")
+            fresh = await identity.auth.RefreshSession(
+                pb.RefreshSessionRequest(refresh_token=session.refresh_token), timeout=60
+            )
+    finally:
+        await other.close()
+    assert fresh.refresh_token != session.refresh_token
+
+
 async def test_a_user_shows_the_last_login(identity: Identity) -> None:
     """Absent before the first one; a refresh is none."""
     owner = await identity.as_user()

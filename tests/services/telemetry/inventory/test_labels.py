@@ -25,7 +25,7 @@ async def test_devices_show_labels_and_groups(world: World) -> None:
     one, two, none = sorted(uuid4() for _ in range(3))
     cart, year = sorted(uuid4() for _ in range(2))
     world.registry.tell(one, membership=_membership(cart, year, room="214", year="7"))
-    world.registry.tell(two, membership=_membership(year, room="=1"))
+    world.registry.tell(two, membership=_membership(year, room="=1", raum="Büro"))
     world.registry.tell(none)
 
     async def found(**more: str) -> set[str]:
@@ -42,6 +42,7 @@ async def test_devices_show_labels_and_groups(world: World) -> None:
     assert await found(label="room") == {str(one), str(two)}
     assert await found(label="room=214", group=str(cart)) == {str(one)}
     assert await found(label="room==1") == {str(two)}
+    assert await found(label="raum=Bu\u0308ro") == {str(two)}
     assert await found(label="year=8") == set()
     for wrong in ({"group": "cart-3"}, {"label": "Room"}, {"label": "=1"}):
         with pytest.raises(grpc.aio.AioRpcError) as refused:

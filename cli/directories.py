@@ -1,0 +1,449 @@
+"""`evergreen directories`: whose people log in with a directory (LDAP, Active Directory)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+app = typer.Typer(
+    name="directories",
+    help="Directories (LDAP, Active Directory): add, try, change, sync, delete.",
+    no_args_is_help=True,
+)
+domains = typer.Typer(
+    name="email-domains",
+    help="E-mail domains: whose they are, and where people with such addresses log in.",
+    no_args_is_help=True,
+)
+
+_Directory = Annotated[str, typer.Argument(help="The directory, by its name or id.")]
+_Domain = Annotated[str, typer.Argument(help="The domain, as linden.example.")]
+_Org = Annotated[str, typer.Option("--org", help="An organisation or reseller, by its code or id.")]
+_Urls = Annotated[
+    list[str] | None,
+    typer.Option("--server", help="A server: ldaps://HOST or ldap://HOST. Repeat it for more."),
+]
+_CaOfServers = Annotated[
+    Path | None,
+    typer.Option("--server-ca-file", help="File with the CAs of the servers' certificates."),
+]
+_BindDn = Annotated[str, typer.Option("--bind-dn", help="The account that searches.")]
+_BindFile = Annotated[
+    Path | None, typer.Option("--bind-password-file", help="File with its password.")
+]
+_BaseDn = Annotated[str, typer.Option("--base-dn", help="Where people are searched.")]
+_Filter = Annotated[
+    str, typer.Option("--user-filter", help="How a person is found; {login} is the address.")
+]
+_GroupMode = Annotated[
+    str, typer.Option("--group-mode", help="in-chain, walk or none; as the kind says if not given.")
+]
+_Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", help="GROUP=ROLE or GROUP=ROLE@ORG, in their order. Repeat it."),
+]
+
+_FAILED: Final = 2
+_ALL: Final = sys.maxsize
+_COLUMNS: Final = ("NAME", "KIND", "TENANT", "ENABLED", "USERS", "SYNC", "ID")
+
+
+@contextmanager
+def _api(
+    home: Path | None, url: str, ca_file: Path | None, email: str, password_file: Path | None
+) -> Iterator[Api]:
+    from cli.client import find_access, logged_in  # noqa: PLC0415
+
+    with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
+        yield api
+
+
+@app.command("list")
+def list_directories(
+    org: _Org = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the directories that you can see."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = list(_directories(api, _tenant(api, org) if org else ""))
+        for line in (
+            [json.dumps(one, ensure_ascii=False) for one in found]
+            if as_json
+            else _table(api, found)
+        ):
+            typer.echo(line)
+
+
+@app.command()
+def show(
+    directory: _Directory,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show a directory as JSON, without its password."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        typer.echo(json.dumps(_found(api, directory), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="A name for people to read.")],
+    kind: Annotated[str, typer.Option("--kind", help="ad (Active Directory), openldap or custom.")],
+    bind_dn: _BindDn,
+    bind_password_file: _BindFile,
+    base_dn: _BaseDn,
+    server: _Urls = None,
+    server_ca_file: _CaOfServers = None,
+    user_filter: _Filter = "",
+    group_mode: _GroupMode = "",
+    mapping: _Map = None,
+    org: _Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Add a directory. Nobody logs in with it before an e-mail domain names it."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        body = {
+            "name": name,
+            "kind": kind,
+            **_given(
+                api, server, server_ca_file, bind_dn, bind_password_file, base_dn, user_filter,
+                group_mode, mapping,
+            ),
+        }  # fmt: skip
+        if org:
+            body["orgId"] = _tenant(api, org)
+        _say(api, api.post("/api/directories", body))
+
+
+@app.command()
+def edit(
+    directory: _Directory,
+    new_name: Annotated[str, typer.Option("--new-name", help="Another name.")] = "",
+    enabled: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="Whether people log in with it.")
+    ] = None,
+    server: _Urls = None,
+    server_ca_file: _CaOfServers = None,
+    bind_dn: _BindDn = "",
+    bind_password_file: _BindFile = None,
+    base_dn: _BaseDn = "",
+    user_filter: _Filter = "",
+    group_mode: _GroupMode = "",
+    mapping: _Map = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Change a directory. `--map` puts all its rows in the place of those before."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, directory)
+        body = _given(
+            api, server, server_ca_file, bind_dn, bind_password_file, base_dn, user_filter,
+            group_mode, mapping,
+        )  # fmt: skip
+        if new_name:
+            body["name"] = new_name
+        if enabled is not None:
+            body["enabled"] = enabled
+        if not body:
+            raise CliError("say what to change, as --map or --disable")
+        _say(api, api.patch(f"/api/directories/{found['id']}", body | {"etag": found["etag"]}))
+
+
+@app.command()
+def test(
+    directory: _Directory,
+    login: Annotated[
+        str, typer.Option("--login", help="What a person would type as the address.")
+    ] = "",
+    login_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--login-password-file", help="File with the person's password, - for the terminal."
+        ),
+    ] = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Try a directory step by step, and a person's login. Nothing is changed."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, directory)
+        body = {"email": login, "password": _secret(login_password_file)}
+        answer = api.post(f"/api/directories/{found['id']}/test", body)
+        for step in answer["steps"]:
+            typer.echo(f"{'ok    ' if step['ok'] else 'FAILED'} {step['step']}: {step['detail']}")
+        if not answer["ok"]:
+            raise CliError("the directory does not work as it is")
+
+
+@app.command()
+def sync(
+    directory: _Directory,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Deactivate as many users as the held sync said.")
+    ] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Compare a directory with its users, now."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, directory)
+        done = api.post(f"/api/directories/{found['id']}/sync", {"confirm": confirm})
+        if done["syncStatus"] == "failed":
+            raise CliError(f"nothing was changed: {done['syncError']}")
+        if done["syncStatus"] == "held":
+            raise CliError(
+                f"nothing was changed: {done['syncHeld']} users would be deactivated; if that is"
+                " right, run it again with --confirm"
+            )
+        typer.echo(f"{done['name']}: as the directory says; users: {done['users']}")
+
+
+@app.command()
+def delete(
+    directory: _Directory,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Delete a directory; its users are deactivated."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        found = _found(api, directory)
+        _confirm(f"Delete {found['name']} and deactivate its {found['users']} users?", yes)
+        api.delete(f"/api/directories/{found['id']}", etag=found["etag"])
+        typer.echo(f"{found['name']} is deleted; its users are deactivated.")
+
+
+@domains.command("list")
+def list_domains(
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the e-mail domains that you can see."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        for line in _domain_table(api, list(_domains(api))):
+            typer.echo(line)
+
+
+@domains.command()
+def assign(
+    domain: _Domain,
+    org: _Org,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Assign an e-mail domain to an organisation below yours."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        body = {"domain": domain, "orgId": _tenant(api, org)}
+        for line in _domain_table(api, [api.post("/api/email-domains", body)]):
+            typer.echo(line)
+
+
+@domains.command()
+def use(
+    domain: _Domain,
+    directory: Annotated[
+        str,
+        typer.Option("--directory", help="A directory; without one, people have passwords here."),
+    ] = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Say where people with addresses of a domain log in."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        source = _found(api, directory)["id"] if directory else ""
+        changed = api.patch(f"/api/email-domains/{domain}", {"sourceId": source})
+        for line in _domain_table(api, [changed]):
+            typer.echo(line)
+
+
+@domains.command()
+def release(
+    domain: _Domain,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Take an e-mail domain back; users who are there stay."""
+    with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        _confirm(f"Take {domain} back?", yes)
+        api.delete(f"/api/email-domains/{domain}")
+        typer.echo(f"{domain} is assigned to nobody.")
+
+
+def _given(
+    api: Api,
+    servers: list[str] | None,
+    server_ca_file: Path | None,
+    bind_dn: str,
+    bind_password_file: Path | None,
+    base_dn: str,
+    user_filter: str,
+    group_mode: str,
+    mapping: list[str] | None,
+) -> dict[str, Any]:
+    """What the options say, as the API takes it."""
+    from cli.client import read_text  # noqa: PLC0415
+
+    body: dict[str, Any] = {
+        "urls": servers or [],
+        "caPem": read_text(server_ca_file) if server_ca_file is not None else "",
+        "bindDn": bind_dn,
+        "bindPassword": _secret(bind_password_file),
+        "baseDn": base_dn,
+        "userFilter": user_filter,
+        "groupMode": group_mode,
+        "roleMappings": [_row(api, one) for one in mapping or []],
+    }
+    return {name: value for name, value in body.items() if value}
+
+
+def _row(api: Api, text: str) -> dict[str, str]:
+    """GROUP=ROLE or GROUP=ROLE@ORG; a group's name has equals signs of its own.
+
+    Raises:
+        CliError: it is neither.
+    """
+    group, equals, rest = text.rpartition("=")
+    role, _, org = rest.partition("@")
+    if not equals or not group or role not in {"Owner", "Admin", "Auditor"}:
+        raise CliError(
+            f"--map {text}: say GROUP=ROLE or GROUP=ROLE@ORG, with Owner, Admin or Auditor"
+        )
+    return {"group": group, "role": role} | ({"orgId": _tenant(api, org)} if org else {})
+
+
+def _secret(path: Path | None) -> str:
+    from cli.client import read_text  # noqa: PLC0415
+
+    if path is None:
+        return ""
+    if str(path) == "-":
+        return str(typer.prompt("Password", hide_input=True, err=True))
+    return read_text(path).rstrip("\r\n")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CliError("nobody can be asked here; give --yes. Nothing was changed")
+    typer.confirm(question, abort=True)
+
+
+def _directories(api: Api, org_id: str = "") -> Iterator[dict[str, Any]]:
+    yield from api.pages("/api/directories", "directories", _ALL, orgId=org_id)
+
+
+def _domains(api: Api) -> Iterator[dict[str, Any]]:
+    yield from api.pages("/api/email-domains", "domains", _ALL)
+
+
+def _found(api: Api, name: str) -> dict[str, Any]:
+    """The directory with a name or an id.
+
+    Raises:
+        CliError: there is none, or more than one with the name.
+    """
+    found = [one for one in _directories(api) if name in {one["id"], one["name"]}]
+    if not found:
+        raise CliError(f"you see no directory with the name or id {name}")
+    if len(found) > 1:
+        raise CliError(f"there are {len(found)} directories with the name {name}; give the id")
+    return found[0]
+
+
+def _tenants(api: Api) -> dict[str, str]:
+    tenants = api.pages("/api/tenants", "tenants", _ALL)
+    return {tenant["id"]: tenant["code"] for tenant in tenants}
+
+
+def _tenant(api: Api, name: str) -> str:
+    for tenant_id, code in _tenants(api).items():
+        if name in {tenant_id, code}:
+            return tenant_id
+    raise CliError(f"you see no tenant with the code or id {name}")
+
+
+def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
+    codes = _tenants(api)
+    rows = [
+        (
+            one["name"],
+            one["kind"],
+            codes.get(one["tenantId"], one["tenantId"]),
+            "yes" if one["enabled"] else "no",
+            str(one["users"]),
+            one["syncStatus"] or "-",
+            one["id"],
+        )
+        for one in found
+    ]
+    return table(_COLUMNS, rows)
+
+
+def _domain_table(api: Api, found: list[dict[str, Any]]) -> list[str]:
+    codes = _tenants(api)
+    names = {one["id"]: one["name"] for one in _directories(api)}
+    rows = [
+        (
+            one["domain"],
+            codes.get(one["tenantId"], one["tenantId"]),
+            names.get(one["sourceId"], one["sourceId"]) or "-",
+        )
+        for one in found
+    ]
+    return table(("DOMAIN", "TENANT", "LOGS IN WITH"), rows)
+
+
+def _say(api: Api, directory: dict[str, Any]) -> None:
+    for line in _table(api, [directory]):
+        typer.echo(line)

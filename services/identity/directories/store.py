@@ -1,0 +1,195 @@
+"""Directories in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, Scope
+from servicekit.rpc.pagination import Page
+from services.identity.directories.domain import Directory, Reading
+from services.identity.sources import store as sources_store
+from services.identity.sources.domain import RoleMapping, Source
+
+_COLUMNS: Final = (
+    "s.id, s.tenant_id, s.name, s.enabled, s.grace_hours, s.created_at, s.updated_at,"
+    " d.kind, d.urls, d.tls, d.ca_pem, d.bind_dn, d.sealed_secrets, d.base_dn, d.user_filter,"
+    " d.id_attribute, d.email_attribute, d.name_attribute, d.group_base_dn, d.group_mode,"
+    " d.sync_minutes, d.synced_at, d.sync_status, d.sync_error, d.sync_held,"
+    " (SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
+)
+_TABLES: Final = "identity.source s JOIN identity.directory d ON d.id = s.id"
+
+
+def _directory(row: asyncpg.Record, mappings: Sequence[RoleMapping]) -> Directory:
+    return Directory(
+        source=Source(
+            id=row["id"],
+            tenant_id=row["tenant_id"],
+            kind="directory",
+            name=row["name"],
+            enabled=row["enabled"],
+            grace=timedelta(hours=row["grace_hours"]),
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+        ),
+        kind=row["kind"],
+        urls=tuple(row["urls"]),
+        tls=row["tls"],
+        ca_pem=row["ca_pem"],
+        bind_dn=row["bind_dn"],
+        sealed_secrets=row["sealed_secrets"],
+        base_dn=row["base_dn"],
+        reading=Reading(
+            user_filter=row["user_filter"],
+            id_attribute=row["id_attribute"],
+            email_attribute=row["email_attribute"],
+            name_attribute=row["name_attribute"],
+            group_mode=row["group_mode"],
+        ),
+        group_base_dn=row["group_base_dn"],
+        sync_minutes=row["sync_minutes"],
+        mappings=tuple(mappings),
+        synced_at=row["synced_at"],
+        sync_status=row["sync_status"],
+        sync_error=row["sync_error"],
+        sync_held=row["sync_held"],
+        users=row["users"],
+    )
+
+
+def _written(directory: Directory) -> tuple[Any, ...]:
+    reading = directory.reading
+    return (
+        directory.id,
+        directory.source.tenant_id,
+        directory.kind,
+        list(directory.urls),
+        directory.tls,
+        directory.ca_pem,
+        directory.bind_dn,
+        directory.sealed_secrets,
+        directory.base_dn,
+        reading.user_filter,
+        reading.id_attribute,
+        reading.email_attribute,
+        reading.name_attribute,
+        directory.group_base_dn,
+        reading.group_mode,
+        directory.sync_minutes,
+    )
+
+
+async def insert(connection: Connection, directory: Directory, next_sync: datetime) -> None:
+    """Adds a directory with its source and its mappings."""
+    await sources_store.insert_source(connection, directory.source)
+    await connection.execute(
+        "INSERT INTO identity.directory (id, tenant_id, kind, urls, tls, ca_pem, bind_dn,"
+        " sealed_secrets, base_dn, user_filter, id_attribute, email_attribute,"
+        " name_attribute, group_base_dn, group_mode, sync_minutes, sync_next_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        *_written(directory),
+        next_sync,
+    )
+    await sources_store.replace_mappings(connection, directory.id, directory.mappings)
+
+
+async def update(connection: Connection, directory: Directory, next_sync: datetime) -> None:
+    """Writes a directory as it was changed; what a sync said of the one before is forgotten."""
+    await sources_store.update_source(connection, directory.source)
+    await connection.execute(
+        "UPDATE identity.directory SET kind = $3, urls = $4, tls = $5, ca_pem = $6, bind_dn = $7,"
+        " sealed_secrets = $8, base_dn = $9, user_filter = $10, id_attribute = $11,"
+        " email_attribute = $12, name_attribute = $13, group_base_dn = $14, group_mode = $15,"
+        " sync_minutes = $16, sync_next_at = $17, sync_status = '', sync_error = '',"
+        " sync_held = NULL WHERE id = $1 AND tenant_id = $2",
+        *_written(directory),
+        next_sync,
+    )
+    await sources_store.replace_mappings(connection, directory.id, directory.mappings)
+
+
+async def directory(
+    connection: Connection, scope: Scope, directory_id: UUID, *, lock: str = ""
+) -> Directory | None:
+    """One directory of the scope's tenants.
+
+    Args:
+        lock: `FOR UPDATE` or `FOR SHARE`, of its source.
+    """
+    of = f"{lock} OF s" if lock else ""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM {_TABLES}"
+        f" WHERE s.id = $1 AND ($2::uuid[] IS NULL OR s.tenant_id = ANY ($2)) {of}",
+        directory_id,
+        scope.tenant_ids,
+    )
+    if row is None:
+        return None
+    return _directory(row, await sources_store.mappings(connection, directory_id))
+
+
+async def list_directories(
+    connection: Connection, scope: Scope, after: UUID | None, limit: int
+) -> Page[Directory, UUID]:
+    """Directories of the scope's tenants behind a position, oldest first."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM {_TABLES}"
+        " WHERE ($1::uuid[] IS NULL OR s.tenant_id = ANY ($1)) AND ($2::uuid IS NULL OR s.id > $2)"
+        " ORDER BY s.id LIMIT $3",
+        scope.tenant_ids,
+        after,
+        limit + 1,
+    )
+    found = [_directory(row, await sources_store.mappings(connection, row["id"])) for row in rows]
+    return Page.of(found, limit, lambda one: one.id)
+
+
+async def due(connection: Connection, at: datetime, most: int) -> list[UUID]:
+    """The directories whose next sync has come, the longest due first."""
+    rows = await connection.fetch(
+        f"SELECT s.id FROM {_TABLES} JOIN identity.tenant t ON t.id = s.tenant_id"
+        " WHERE s.enabled AND d.sync_next_at <= $1 AND t.archived_at IS NULL"
+        " ORDER BY d.sync_next_at, s.id LIMIT $2",
+        at,
+        most,
+    )
+    return [row["id"] for row in rows]
+
+
+async def note_sync(
+    connection: Connection, directory: Directory, synced_at: datetime, next_at: datetime
+) -> None:
+    """Writes what came of a sync."""
+    await connection.execute(
+        "UPDATE identity.directory SET synced_at = $3, sync_status = $4, sync_error = $5,"
+        " sync_held = $6, sync_next_at = $7 WHERE id = $1 AND tenant_id = $2",
+        directory.id,
+        directory.source.tenant_id,
+        synced_at,
+        directory.sync_status,
+        directory.sync_error,
+        directory.sync_held,
+        next_at,
+    )
+
+
+async def try_lock(connection: Connection, directory_id: UUID) -> bool:
+    """Takes the turn to sync a directory, for as long as the connection lasts."""
+    taken: bool = await connection.fetchval(
+        "SELECT pg_try_advisory_lock(hashtext('identity:directory'), hashtext($1))",
+        str(directory_id),
+    )
+    return taken
+
+
+async def unlock(connection: Connection, directory_id: UUID) -> None:
+    """Gives the turn back."""
+    await connection.execute(
+        "SELECT pg_advisory_unlock(hashtext('identity:directory'), hashtext($1))",
+        str(directory_id),
+    )

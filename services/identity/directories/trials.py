@@ -1,0 +1,146 @@
+"""Directories tried step by step, so that an Owner sees what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from contract.events.identity import DirectoryTest, DirectoryTested
+from servicekit.call import Call
+from servicekit.data.postgres import Database, Scope
+from servicekit.errors import invalid_field
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.security.sealing import SealingError
+from servicekit.texts import normal_email
+from services.identity.authenticators.guesses import Standing
+from services.identity.directories.asking import AwayError, Entry, WrongPasswordError
+from services.identity.directories.domain import Directory
+from services.identity.directories.service import Directories
+from services.identity.directories.threads import DirectoryThreads
+from services.identity.directories.tries import Tries
+from services.identity.sources.domain import decide
+
+if TYPE_CHECKING:
+    from services.identity.directories.ldap import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a try."""
+
+    step: str
+    ok: bool
+    detail: str
+
+
+class Trials:
+    """Tries directories."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        directories: Directories,
+        threads: DirectoryThreads,
+        tries: Tries,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._directories = directories
+        self._threads = threads
+        self._tries = tries
+
+    async def test(self, call: Call, directory_id: UUID, login: str, password: str) -> list[Step]:
+        """Tries a directory, step by step; the last step may have failed.
+
+        Args:
+            login: what a person types as the address; empty to look for nobody.
+            password: what the person types as the password; empty not to try it.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT; RESOURCE_EXHAUSTED when the directory has
+                seen enough wrong passwords of the person, or too many wait for it.
+        """
+        if password and not login:
+            raise invalid_field("email", "is required with a password")
+        directory = await self._directories.get(call, directory_id)
+        login = normal_email(login)
+        tried = (
+            [await self._tries.begin(directory.id, f"login:{login}", Standing.OWN)]
+            if password
+            else []
+        )
+        steps = await self._tried(directory, login, password)
+        failed = next((step for step in steps if not step.ok), None)
+        if tried and not (failed is not None and failed.step == "password"):
+            await self._tries.not_made(*tried)
+        event = DirectoryTested(
+            id=directory.id,
+            after=DirectoryTest(
+                name=directory.source.name, ok=failed is None, last_step=steps[-1].step
+            ),
+        )
+        scope = Scope.of(directory.source.tenant_id)
+        async with self._database.transaction(scope) as connection:
+            await self._outbox.append(connection, CloudEvent(event, directory.source.tenant_id))
+        return steps
+
+    async def _tried(self, directory: Directory, login: str, password: str) -> list[Step]:
+        done: list[tuple[str, str]] = []
+
+        def look(conversation: Conversation) -> tuple[Entry | None, frozenset[str]]:
+            conversation.steps = done
+            if not login:
+                conversation.tell("search", f"{conversation.count()} people, or more")
+                missing = conversation.missing_group()
+                if missing is not None:
+                    raise AwayError("groups", f"{missing} is not there; check roleMappings")
+                conversation.tell("groups", f"{len(directory.groups)} mapped groups are there")
+                return None, frozenset()
+            entry = conversation.find(login)
+            if entry is None:
+                return None, frozenset()
+            groups = conversation.groups_of([entry])[entry.subject]
+            conversation.tell("groups", "; ".join(sorted(groups)) or "in no mapped group")
+            if not entry.active:
+                raise AwayError("password", "the account is disabled in the directory")
+            if password:
+                conversation.verify(entry, password)
+                conversation.tell("password", "is right")
+            return entry, groups
+
+        try:
+            entry, groups = await self._threads.run(
+                directory.id, self._directories.settings(directory), look
+            )
+        except SealingError as error:
+            return [*_steps(done), Step("bind", False, str(error))]
+        except AwayError as error:
+            return [*_steps(done), Step(error.step, False, str(error))]
+        except WrongPasswordError as error:
+            return [*_steps(done), Step("password", False, f"is refused ({error.reason})")]
+        steps = _steps(done)
+        if not login:
+            return steps
+        if entry is None:
+            return [*steps[:-1], replace(steps[-1], ok=False)]
+        decision = decide(directory.mappings, groups)
+        if decision is None:
+            return [*steps, Step("role", False, "no row of roleMappings matches: no login")]
+        tenant = self._tenants.known(decision.tenant_id)
+        where = tenant.name if tenant is not None else str(decision.tenant_id)
+        return [*steps, Step("role", True, f"{decision.role.value} of {where}")]
+
+
+def _steps(done: Sequence[tuple[str, str]]) -> list[Step]:
+    """What was done, each step once: a password is tried on a connection of its own."""
+    found: dict[str, Step] = {}
+    for step, detail in done:
+        found.setdefault(step, Step(step, True, detail))
+    return list(found.values())

@@ -1,0 +1,83 @@
+"""How often a directory sees wrong passwords of one person: so that guessing here locks nobody
+there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from servicekit.data.postgres import Database
+from servicekit.errors import Code, DomainError
+from servicekit.ids import Clock
+from servicekit.security.sealing import Sealer
+from services.identity.authenticators import guess_store
+from services.identity.authenticators.guesses import Standing
+
+MOST: Final = 2
+"""Wrong passwords of a person that a directory sees within the window."""
+STRANGERS: Final = 1
+"""Of these, tries from where the person has not logged in lately: one is left to the person."""
+WINDOW: Final = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A try that was counted, until it turns out to be none."""
+
+    key: bytes
+
+
+class Tries:
+    """Counts in the database, for all replicas, by keys that tell nothing."""
+
+    def __init__(self, database: Database, sealer: Sealer, clock: Clock) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._clock = clock
+
+    async def begin(self, directory_id: UUID, who: str, standing: Standing) -> Try:
+        """Counts a try before it is made, so that tries side by side count each other.
+
+        Args:
+            who: the person, as typed or by the directory's own id.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED when there were enough wrong ones.
+        """
+        at = self._clock()
+        key = self._sealer.mark("\0".join(("directory", str(directory_id), who)))
+        counter = guess_store.Counter(key, at + WINDOW, sliding=False)
+        most = STRANGERS if standing is Standing.STRANGE else MOST
+        async with self._database.system_transaction("counters have no tenant") as connection:
+            before = (await guess_store.count(connection, [counter], at))[key]
+            if before >= most:
+                # This one was not made.
+                await guess_store.forgive(connection, b"", [key])
+                until = await guess_store.counted_until(connection, key)
+                raise _enough((until - at).total_seconds() if until is not None else 0.0)
+        return Try(key)
+
+    async def succeeded(self, *tries: Try) -> None:
+        """After a right password: wrong ones before it count no more."""
+        async with self._database.system_transaction("counters have no tenant") as connection:
+            for one in sorted(tries, key=lambda one: one.key):
+                await guess_store.forgive(connection, one.key, [])
+
+    async def not_made(self, *tries: Try) -> None:
+        """After a try that came to no answer: it counts no more."""
+        async with self._database.system_transaction("counters have no tenant") as connection:
+            for one in sorted(tries, key=lambda one: one.key):
+                await guess_store.forgive(connection, b"", [one.key])
+
+
+def _enough(seconds: float) -> DomainError:
+    minutes = max(1, round(seconds / 60 + 0.5))
+    return DomainError(
+        Code.RESOURCE_EXHAUSTED,
+        "TOO_MANY_DIRECTORY_TRIES",
+        f"the password was wrong; try again in {minutes} minutes, for more wrong ones would lock"
+        " the account in your organisation's directory",
+        retry_after=max(1.0, seconds),
+    )

@@ -1,0 +1,1 @@
+"""Sources of accounts: what directories, single sign-on and SCIM have in common."""

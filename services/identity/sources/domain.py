@@ -1,0 +1,109 @@
+"""Sources of accounts: their rules. Which kind a source is makes no difference here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from contract.access import Role
+from contract.events.identity import UserOrigin
+
+EVERYBODY: Final = "*"
+"""The group that every person of a source is in."""
+_RANK: Final = {Role.AUDITOR: 0, Role.ADMIN: 1, Role.OWNER: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where accounts come from."""
+
+    id: UUID
+    tenant_id: UUID
+    kind: UserOrigin
+    name: str
+    enabled: bool
+    grace: timedelta
+    """How long its users stay logged in after it last confirmed them."""
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def actor(self) -> str:
+        """How audit entries name it."""
+        return f"{self.kind}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoleMapping:
+    """What the members of a group may do, and where."""
+
+    group: str
+    role: Role
+    tenant_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the groups of a person come to."""
+
+    role: Role
+    tenant_id: UUID
+    groups: tuple[str, ...]
+    """Those that decided."""
+
+
+def decide(rows: Sequence[RoleMapping], groups: Collection[str]) -> Decision | None:
+    """The first row that matches decides the tenant, the highest role of that tenant's rows the
+    role; `None` when no row matches: then there is no login.
+
+    Args:
+        rows: in their order.
+        groups: those of the rows' groups that the person is in, spelt as in the rows.
+    """
+    matching = [row for row in rows if row.group == EVERYBODY or row.group in groups]
+    if not matching:
+        return None
+    tenant_id = matching[0].tenant_id
+    deciding = [row for row in matching if row.tenant_id == tenant_id]
+    role = max((row.role for row in deciding), key=_RANK.__getitem__)
+    return Decision(role, tenant_id, tuple(dict.fromkeys(row.group for row in deciding)))
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody, as a source knows them."""
+
+    subject: str
+    """The source's own id, which stays when name and address change."""
+    email: str
+    """Normalised; empty when the source has none."""
+    groups: frozenset[str]
+    """Those of the mapped groups that the person is in, nested ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalIdentity:
+    """Which account a person of a source has."""
+
+    source_id: UUID
+    subject: str
+    account_id: UUID
+    tenant_id: UUID
+    groups_seen: frozenset[str]
+    seen_at: datetime
+
+
+class NotAdmittedError(Exception):
+    """A source knows a person who gets no login all the same; `reason` is UPPER_SNAKE."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def domain_of(email: str) -> str:
+    """The domain of a normalised address; empty when it has none."""
+    return email.rpartition("@")[2] if "@" in email else ""

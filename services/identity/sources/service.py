@@ -1,0 +1,387 @@
+"""Accounts as their sources want them: made, changed, disabled and enabled again.
+
+Only accounts whose origin is the source's kind are touched, and invited ones without a password,
+which become such. So a source never reaches a local account that somebody can log in with, and
+no local Owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from contract.events.identity import (
+    UserCreated,
+    UserDeactivated,
+    UserMovedAway,
+    UserMovedIn,
+    UserSnapshot,
+    UserUpdated,
+)
+from servicekit.data.postgres import SYSTEM, Connection, Scope
+from servicekit.errors import DomainError
+from servicekit.ids import new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.texts import email_fault
+from services.identity.sources import store
+from services.identity.sources.domain import (
+    Decision,
+    ExternalIdentity,
+    NotAdmittedError,
+    Person,
+    RoleMapping,
+    Source,
+    decide,
+    domain_of,
+)
+from services.identity.tenants import store as tenants_store
+from services.identity.users import store as users_store
+from services.identity.users.domain import User
+from services.identity.users.service import EndSessions, HoldCredentials, OrphanCredentials
+
+log = logs.get(__name__)
+
+_Event: TypeAlias = UserCreated | UserUpdated | UserDeactivated | UserMovedAway | UserMovedIn
+GUARD_LEAST: Final = 5
+GUARD_SHARE: Final = 0.2
+"""A sync that disables more than so many, and more than such a share, is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of an account."""
+
+    before: User
+    after: User
+    identity: ExternalIdentity
+    person: Person | None
+    """As the source knows the person now; `None` when it does not."""
+    decision: Decision | None
+
+    @property
+    def disables(self) -> bool:
+        """Whether somebody who could log in no longer can."""
+        return self.before.status == "active" and self.after.status == "disabled"
+
+
+class SourceAccounts:
+    """What sources do to accounts, in the transactions of their callers."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        end_sessions: EndSessions,
+        orphan_credentials: OrphanCredentials,
+        hold_credentials: HoldCredentials,
+    ) -> None:
+        self._outbox = outbox
+        self._tenants = tenants
+        self._end_sessions = end_sessions
+        self._orphan_credentials = orphan_credentials
+        self._hold_credentials = hold_credentials
+
+    async def admit(
+        self, connection: Connection, source: Source, person: Person, at: datetime
+    ) -> User:
+        """The account of a person whom a source has just recognised, as its mappings want it now.
+
+        Whoever lost the last role is disabled; the caller commits that, although this raises.
+
+        Args:
+            connection: sees the source's subtree and all accounts by their addresses.
+            source: locked against changes.
+
+        Raises:
+            NotAdmittedError: NO_ROLE, DISABLED, EMAIL, EMAIL_DOMAIN or OTHER_ACCOUNT.
+        """
+        await users_store.take_turns(connection)
+        rows = await self._rows(connection, source)
+        decision = decide(rows, person.groups)
+        known = await store.identity(connection, source.id, person.subject)
+        if known is None:
+            return await self._welcome(connection, source, person, decision, at)
+        account = await users_store.user(connection, SYSTEM, known.account_id, for_update=True)
+        if account is None or account.origin != source.kind:
+            raise NotAdmittedError("OTHER_ACCOUNT")
+        change = await self._change(connection, source, known, account, person, decision)
+        await self._apply(connection, source, change, at)
+        if decision is None:
+            raise NotAdmittedError("NO_ROLE")
+        if change.after.status != "active":
+            raise NotAdmittedError("DISABLED")
+        await self._note(connection, change.after, source, person, at, login=True)
+        return change.after
+
+    async def changes(
+        self, connection: Connection, source: Source, people: Mapping[str, Person]
+    ) -> list[Change]:
+        """What a source's accounts become, if it knows these people, by their subjects, and no
+        others; everything is locked."""
+        await users_store.take_turns(connection)
+        rows = await self._rows(connection, source)
+        found = []
+        identities = await store.identities(connection, source.id, for_update=True)
+        accounts = await users_store.users_by_id(connection, [one.account_id for one in identities])
+        for known in identities:
+            account = accounts.get(known.account_id)
+            if account is None or account.origin != source.kind:
+                continue
+            person = people.get(known.subject)
+            decision = decide(rows, person.groups) if person is not None else None
+            found.append(await self._change(connection, source, known, account, person, decision))
+        return found
+
+    async def apply(
+        self, connection: Connection, source: Source, changes: Sequence[Change], at: datetime
+    ) -> None:
+        """Does what `changes` found."""
+        same = []
+        for change in changes:
+            known, person = change.identity, change.person
+            await self._apply(connection, source, change, at)
+            if person is None:
+                await store.miss(connection, known, at)
+            elif change.after == change.before and person.groups == known.groups_seen:
+                same.append(known.subject)
+            else:
+                await self._note(connection, change.after, source, person, at, login=False)
+        await store.confirm(connection, source.id, same, at)
+
+    async def remap(self, connection: Connection, source: Source, at: datetime) -> None:
+        """After a change of mappings: what they no longer give is taken at once.
+
+        New rows only count for groups that were seen before; the others wait for the source.
+        """
+        people = {
+            known.subject: Person(known.subject, "", known.groups_seen)
+            for known in await store.identities(connection, source.id)
+        }
+        for change in await self.changes(connection, source, people):
+            after = change.after
+            if change.before.status == "disabled":
+                # The source was not asked: nobody comes back.
+                after = replace(after, status="disabled", disabled_by=change.before.disabled_by)
+            await self._apply(connection, source, replace(change, after=after), at)
+
+    async def release(self, connection: Connection, source: Source, at: datetime) -> None:
+        """Before a source goes: its accounts are disabled, and local ones without a password."""
+        await users_store.take_turns(connection)
+        for known in await store.identities(connection, source.id, for_update=True):
+            account = await users_store.user(connection, SYSTEM, known.account_id, for_update=True)
+            if account is None or account.origin != source.kind:
+                continue
+            after = replace(
+                account,
+                origin="local",
+                source_id=None,
+                status="disabled",
+                disabled_by=account.disabled_by or "source",
+            )
+            await self._write(connection, source, account, after, (), at, by_source=False)
+
+    async def end_sessions(self, connection: Connection, source: Source, at: datetime) -> None:
+        """Ends the sessions of everybody who comes from a source."""
+        for known in await store.identities(connection, source.id):
+            await self._end_sessions(connection, known.account_id, at)
+
+    async def _rows(self, connection: Connection, source: Source) -> list[RoleMapping]:
+        """The mappings that lead into the source's subtree: others count for nothing."""
+        scope = self._tenants.scope(source.tenant_id)
+        return [
+            row
+            for row in await store.mappings(connection, source.id)
+            if scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
+        ]
+
+    async def _welcome(
+        self,
+        connection: Connection,
+        source: Source,
+        person: Person,
+        decision: Decision | None,
+        at: datetime,
+    ) -> User:
+        """The account of a person whom the source has not sent before: a new one, or the one that
+        was invited by the address."""
+        if decision is None:
+            raise NotAdmittedError("NO_ROLE")
+        if not person.email or email_fault(person.email) is not None:
+            raise NotAdmittedError("EMAIL")
+        if await store.source_of_domain(connection, domain_of(person.email)) != source.id:
+            raise NotAdmittedError("EMAIL_DOMAIN")
+        found = await users_store.credentials_by_email(connection, person.email, person.email)
+        if found is None:
+            user = User(
+                id=new_id(),
+                tenant_id=decision.tenant_id,
+                email=person.email,
+                role=decision.role,
+                status="active",
+                created_at=at,
+                origin=source.kind,
+                source_id=source.id,
+            )
+            await users_store.insert_user(connection, user)
+            await self._note(connection, user, source, person, at, login=True)
+            event = UserCreated(id=user.id, after=self._snapshot(user, decision.groups))
+            await self._tell(connection, source, (event, user.tenant_id))
+            return user
+        invited = found.user
+        scope = self._tenants.scope(source.tenant_id)
+        if (
+            invited.origin != "local"
+            or invited.status != "invited"
+            or found.hashes is not None
+            or await store.identities_of(connection, invited.id)
+            or not (scope.tenant_ids is None or invited.tenant_id in scope.tenant_ids)
+        ):
+            raise NotAdmittedError("OTHER_ACCOUNT")
+        before = await users_store.user(connection, SYSTEM, invited.id, for_update=True)
+        if before is None or before != invited:
+            raise NotAdmittedError("OTHER_ACCOUNT")
+        user = replace(
+            before,
+            origin=source.kind,
+            source_id=source.id,
+            status="active",
+            role=decision.role,
+            tenant_id=decision.tenant_id,
+        )
+        await users_store.end_invitation(connection, before, at)
+        await self._write(connection, source, before, user, decision.groups, at)
+        await self._note(connection, user, source, person, at, login=True)
+        return user
+
+    async def _change(
+        self,
+        connection: Connection,
+        source: Source,
+        known: ExternalIdentity,
+        before: User,
+        person: Person | None,
+        decision: Decision | None,
+    ) -> Change:
+        after = before
+        if decision is None:
+            if before.status == "active":
+                after = replace(before, status="disabled", disabled_by="source")
+        else:
+            after = replace(before, role=decision.role, tenant_id=decision.tenant_id)
+            if before.status == "disabled" and before.disabled_by == "source":
+                after = replace(after, status="active", disabled_by=None)
+        if person is not None and person.email and person.email != before.email:
+            after = replace(after, email=await self._address(connection, source, before, person))
+        return Change(before, after, known, person, decision)
+
+    async def _address(
+        self, connection: Connection, source: Source, account: User, person: Person
+    ) -> str:
+        """The address of a person, if the source may say it; else the one that the account has."""
+        if (
+            email_fault(person.email) is None
+            and await store.source_of_domain(connection, domain_of(person.email)) == source.id
+            and await users_store.credentials_by_email(connection, person.email, person.email)
+            is None
+        ):
+            return person.email
+        return account.email
+
+    async def _apply(
+        self, connection: Connection, source: Source, change: Change, at: datetime
+    ) -> None:
+        if change.after != change.before:
+            groups = change.decision.groups if change.decision is not None else ()
+            await self._write(connection, source, change.before, change.after, groups, at)
+
+    async def _write(
+        self,
+        connection: Connection,
+        source: Source,
+        before: User,
+        after: User,
+        groups: tuple[str, ...],
+        at: datetime,
+        *,
+        by_source: bool = True,
+    ) -> None:
+        """Writes what became of an account; its sessions, which say what was, end."""
+        try:
+            async with connection.transaction():
+                await users_store.update_user(connection, before, after, at)
+        except DomainError:
+            # Somebody else took the address in this moment: it stays, and is tried again.
+            after = replace(after, email=before.email)
+            await users_store.update_user(connection, before, after, at)
+        await self._end_sessions(connection, after.id, at)
+        old, new = self._snapshot(before, ()), self._snapshot(after, groups)
+        if after.tenant_id != before.tenant_id:
+            await store.follow_account(connection, after.id, after.tenant_id)
+            seen = self._tenants.scope(after.tenant_id)
+            await self._orphan_credentials(connection, before, at, seen)
+            await self._tell(
+                connection,
+                source,
+                (UserMovedAway(id=after.id, before=old), before.tenant_id),
+                (UserMovedIn(id=after.id, after=new), after.tenant_id),
+                by_source=by_source,
+            )
+        elif after.status == "disabled" and before.status != "disabled":
+            event = UserDeactivated(id=after.id, before=old, after=new)
+            await self._tell(connection, source, (event, after.tenant_id), by_source=by_source)
+        else:
+            changed = UserUpdated(id=after.id, before=old, after=new)
+            await self._tell(connection, source, (changed, after.tenant_id), by_source=by_source)
+        if after.status == "disabled":
+            await self._orphan_credentials(connection, after, at, None)
+        if after.email != before.email:
+            await self._hold_credentials(connection, after.id, before.email, after.email)
+
+    async def _tell(
+        self,
+        connection: Connection,
+        source: Source,
+        *events: tuple[_Event, UUID],
+        by_source: bool = True,
+    ) -> None:
+        actor = (source.actor, str(source.id)) if by_source else ("", "")
+        await self._outbox.append(
+            connection,
+            *(CloudEvent(event, tenant_id, *actor) for event, tenant_id in events),
+        )
+
+    async def _note(
+        self,
+        connection: Connection,
+        user: User,
+        source: Source,
+        person: Person,
+        at: datetime,
+        *,
+        login: bool,
+    ) -> None:
+        seen = ExternalIdentity(
+            source.id, person.subject, user.id, user.tenant_id, person.groups, at
+        )
+        await store.write_identity(connection, seen, person.email, login_at=at if login else None)
+
+    @staticmethod
+    def _snapshot(user: User, groups: tuple[str, ...]) -> UserSnapshot:
+        return replace(user.snapshot(), groups=groups)
+
+
+async def check_tenants(
+    connection: Connection, scope: Scope, tenant_ids: Sequence[UUID]
+) -> UUID | None:
+    """The first of some tenants that is not one of the scope's in use."""
+    for tenant_id in dict.fromkeys(tenant_ids):
+        tenant = await tenants_store.tenant(connection, scope, tenant_id)
+        if tenant is None or tenant.status != "active":
+            return tenant_id
+    return None
