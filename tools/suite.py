@@ -43,7 +43,8 @@ class _Outcome:
 
 def _run(arguments: list[str]) -> tuple[int, _Outcome]:
     outcome = _Outcome()
-    return int(pytest.main(arguments, plugins=[outcome])), outcome
+    # A copy: pytest puts the options of pyproject.toml into the list that it is given.
+    return int(pytest.main([*arguments], plugins=[outcome])), outcome
 
 
 def _alone(arguments: list[str]) -> int:

@@ -104,14 +104,22 @@ async def repair(connection: Connection, known: Known, tenants: Tenants) -> Repa
     for device_id in known.retired:
         retired += await _retire(connection, device_id, tenants)
     await _revoke(connection, known)
-    await connection.execute(
-        # Above all that was told since the backup, and computed again: not all devices are what
-        # they were.
-        "UPDATE enrollment.device SET groups_computed_at = NULL,"
-        " membership_revision = membership_revision + $1",
-        _LOST_REVISIONS,
-    )
+    await _compute_groups_again(connection)
     return Repaired(carried, retired)
+
+
+async def _compute_groups_again(connection: Connection) -> None:
+    """Makes memberships newer than all that was told since the backup: devices have changed."""
+    if await connection.fetchval(
+        # A backup of 0.1.0 is repaired before its schema is brought forward, and has no groups.
+        "SELECT EXISTS (SELECT FROM information_schema.columns WHERE table_schema = 'enrollment'"
+        " AND table_name = 'device' AND column_name = 'membership_revision')"
+    ):
+        await connection.execute(
+            "UPDATE enrollment.device SET groups_computed_at = NULL,"
+            " membership_revision = membership_revision + $1",
+            _LOST_REVISIONS,
+        )
 
 
 async def _revoke(connection: Connection, known: Known) -> None:
