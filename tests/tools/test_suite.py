@@ -34,7 +34,7 @@ FIXTURE = "@pytest.fixture\ndef part():\n    yield\n    assert nth() > 1\n"
 
 def _start(folder: Path, source: str, *options: str) -> subprocess.Popen[str]:
     (folder / "test_some.py").write_text(ONCE + source, "utf-8")
-    (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:doctest\n", "utf-8")
     # Not what the run around it was told, and of all plugins one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.Popen(
