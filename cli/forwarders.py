@@ -316,7 +316,7 @@ def _found(api: Api, named: str) -> Any:
         CliError: there is none, or there are several.
     """
     known = _all(api)
-    # An id first: whoever is below may have given it to a forwarder as a name.
+    # An id first: a tenant below may have given it to a forwarder as a name.
     found = [one for one in known if one["id"] == named] or [
         one for one in known if one["name"] == named
     ]
