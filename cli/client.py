@@ -25,6 +25,8 @@ _FIRST_PASSWORD: Final = (
     ". That was the password of the first start, in bootstrap.json; if it was changed, give the new"
     " one with --password-file"
 )
+API_TOKEN: Final = "EVERGREEN_API_TOKEN"
+API_TOKEN_FILE: Final = "EVERGREEN_API_TOKEN_FILE"
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -40,6 +42,8 @@ class Access:
     """HOST:PORT of the gateway, where the public address may lead nowhere from here."""
     advice: str = ""
     """What to do when the login is refused."""
+    token: str = field(default="", repr=False)
+    """An API token, with which nobody logs in."""
 
 
 def find_access(
@@ -55,6 +59,9 @@ def find_access(
         CliError: something is missing or cannot be read.
     """
     noted: dict[str, str] = {} if url else bootstrap(home_of(home))
+    token = "" if email or password_file is not None else _api_token()
+    if token:
+        return _access(noted, url, ca_file, token=token)
     email = email or noted.get("email", "")
     if not email:
         raise CliError("say who logs in: --email")
@@ -68,11 +75,35 @@ def find_access(
         password = typer.prompt(f"Password of {email}", hide_input=True, err=True)
     else:
         raise CliError(f"give the password of {email}: --password-file")
+    return _access(noted, url, ca_file, email=email, password=password, advice=advice)
+
+
+def _api_token() -> str:
+    """The API token of the environment, or of the file that it names.
+
+    Raises:
+        CliError: the file cannot be read.
+    """
+    file = os.environ.get(API_TOKEN_FILE, "")
+    return os.environ.get(API_TOKEN, "") or (read_text(Path(file)).strip() if file else "")
+
+
+def _access(
+    noted: Mapping[str, str],
+    url: str,
+    ca_file: Path | None,
+    *,
+    email: str = "",
+    password: str = "",
+    token: str = "",
+    advice: str = "",
+) -> Access:
     if ca_file is None and noted.get("ca_file"):
         ca_file = Path(noted["ca_file"])
     # In containers the public address may be another machine's, or a proxy's with another CA.
     connect = os.environ.get("EVERGREEN_CONNECT", "") if noted else ""
-    return Access((url or noted["url"]).rstrip("/"), ca_file, email, password, connect, advice)
+    where = (url or noted["url"]).rstrip("/")
+    return Access(where, ca_file, email, password, connect, advice, token)
 
 
 def bootstrap(home: Path, otherwise: str = "name its address with --url") -> dict[str, str]:
@@ -252,13 +283,17 @@ def _decoded(line: bytes) -> str:
 
 @contextmanager
 def logged_in(access: Access) -> Iterator[Api]:
-    """The API with a session of its own, which is ended afterwards.
+    """The API with an API token, or with a session of its own, which is ended afterwards.
 
     Raises:
         CliError: the installation cannot be reached or refuses the user.
     """
     with connected(access.url, access.ca_file, access.connect) as client:
         api = Api(client)
+        if access.token:
+            client.headers["authorization"] = f"Bearer {access.token}"
+            yield api
+            return
         try:
             session = api.post("/auth/login", {"email": access.email, "password": access.password})
         except RefusedError as error:

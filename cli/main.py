@@ -26,8 +26,10 @@ from cli import (
     orgs,
     postgres,
     service,
+    service_accounts,
     services,
     simulate,
+    tokens,
     tpm_roots,
     up,
     users,
@@ -68,6 +70,8 @@ app.add_typer(forwarders.app)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
 device_lists.add_to(devices.app)
+app.add_typer(tokens.app)
+app.add_typer(service_accounts.app)
 app.add_typer(directories.app)
 app.add_typer(directories.domains)
 app.add_typer(devices.app)

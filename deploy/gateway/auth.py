@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from contract.access import Audience
@@ -14,14 +15,20 @@ JWKS_PATH: Final = "/.well-known/jwks.json"
 
 _USERS: Final = "users"
 _DEVICES: Final = "devices"
+_TOKENS: Final = "tokens"
+_CALLERS: Final = "callers"
 _NOBODY: Final = "nobody"
 _GUESTS: Final = "guests"
 
+PREFIX: Final = "evt_"
+"""What API tokens begin with, so that people and scanners of secrets know them."""
+_TOKENS_KEPT: Final = 1_000
+"""Verified API tokens kept per worker."""
 _LAPSE_SECONDS: Final = 90 * 24 * 3600
 _CLOCK_SKEW_SECONDS: Final = 30
 
 _REQUIREMENT_OF: Final = {
-    Audience.USER: _USERS,
+    Audience.USER: _CALLERS,
     Audience.GUEST_OR_USER: _GUESTS,
     Audience.DEVICE: _DEVICES,
     Audience.DEVICE_LAPSED: _DEVICES,
@@ -34,20 +41,34 @@ def jwt_filter(settings: GatewaySettings) -> Config:
         settings, _USERS, "evergreen:users", "evergreen:api", from_cookies=["session"]
     )
     devices = _provider(settings, _DEVICES, "evergreen:devices", "evergreen:devices")
+    # API tokens have keys, an issuer and a prefix of their own, so that neither kind is ever read
+    # as the other; only of theirs services get to know scopes.
+    tokens = _provider(settings, _TOKENS, "evergreen:tokens", "evergreen:api")
+    tokens["from_headers"] = [{"name": "authorization", "value_prefix": f"Bearer {PREFIX}"}]
+    tokens["claim_to_headers"] = _headers(call.TOKEN_CLAIMS)
+    tokens["jwt_cache_config"] = {
+        "jwt_cache_size": min(settings.limits.cached_tokens, _TOKENS_KEPT)
+    }
     # One provider is one memory of verified tokens, so a device is in it once. That a token has
     # lapsed is for the services to see (servicekit.rpc.chain): they take it for the policy alone.
     # The leeway holds for "not before" too, which does no harm: identity dates no token ahead.
     devices["clock_skew_seconds"] = _LAPSE_SECONDS
-    providers = {_USERS: users, _DEVICES: devices}
+    providers = {_USERS: users, _DEVICES: devices, _TOKENS: tokens}
     one_of = {name: {"provider_name": name} for name in providers}
     # Two kinds of token in one place: no request can have that.
     nobody = {"requires_all": {"requirements": [one_of[_USERS], one_of[_DEVICES]]}}
-    guests = {"requires_any": {"requirements": [one_of[_USERS], {"allow_missing": {}}]}}
+    callers = [one_of[_USERS], one_of[_TOKENS]]
+    guests = {"requires_any": {"requirements": [*callers, {"allow_missing": {}}]}}
     return extension(
         JWT,
         "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         providers=providers,
-        requirement_map={**one_of, _GUESTS: guests, _NOBODY: nobody},
+        requirement_map={
+            **one_of,
+            _CALLERS: {"requires_any": {"requirements": callers}},
+            _GUESTS: guests,
+            _NOBODY: nobody,
+        },
         rules=[{"match": {"prefix": "/"}, "requirement_name": _NOBODY}],
     )
 
@@ -63,9 +84,7 @@ def _provider(
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         **where,
         "forward": False,
-        "claim_to_headers": [
-            {"claim_name": claim, "header_name": name} for claim, name in call.CLAIMS.items()
-        ],
+        "claim_to_headers": _headers(call.CLAIMS),
         "jwt_cache_config": {"jwt_cache_size": settings.limits.cached_tokens},
         "remote_jwks": {
             "http_uri": {
@@ -82,6 +101,10 @@ def _provider(
             "async_fetch": {"failed_refetch_duration": seconds(1)},
         },
     }
+
+
+def _headers(claims: Mapping[str, str]) -> list[Config]:
+    return [{"claim_name": claim, "header_name": name} for claim, name in claims.items()]
 
 
 def required(audience: Audience) -> Config:

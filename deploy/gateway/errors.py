@@ -267,19 +267,20 @@ _TOKENS: Final = [
     (
         "Jwt_is_missing",
         "TOKEN_MISSING",
-        "log in first: this call needs the token of a user's session",
+        "log in first: this call needs the token of a user's session, or an API token",
         "a device token is needed: the one that enrollment gave the device",
     ),
     (
         "Jwt_is_expired",
         "TOKEN_EXPIRED",
-        "the session's token has expired: refresh the session, or log in again",
+        "the session's token has expired: refresh the session, or log in again; an API token that"
+        " has expired needs a successor",
         "the device token has expired: enroll the device again",
     ),
     (
         "",
         "TOKEN_INVALID",
-        "this is not a valid token of a user's session: log in again",
+        "this is not a valid token of a user's session, nor a valid API token: log in again",
         "this is not a valid device token",
     ),
 ]

@@ -12,9 +12,19 @@ from dataclasses import replace
 from typing import Final
 
 from contract.contexts import CONTEXTS
-from contract.rows import ENDLESS, Audience, Body, File, RateClass, Role, Rule
+from contract.rows import (
+    ENDLESS,
+    Audience,
+    Body,
+    File,
+    RateClass,
+    Role,
+    Rule,
+    read_scope,
+    write_scope,
+)
 
-__all__ = ["ACCESS", "PACKAGE", "Audience", "Role", "Rule"]
+__all__ = ["ACCESS", "AREAS", "PACKAGE", "SCOPES", "Audience", "Role", "Rule"]
 
 PACKAGE: Final = "evergreen.v1"
 
@@ -119,6 +129,20 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateEmailDomain": _OWNER_WRITE,
             "DeleteEmailDomain": _OWNER_WRITE,
         },
+        "ApiTokenService": {
+            "ListApiTokens": _USER_READ,
+            "GetApiToken": _USER_READ,
+            "CreateApiToken": _USER_OWN,
+            "RotateApiToken": _USER_OWN,
+            "RevokeApiToken": _USER_OWN,
+        },
+        "ServiceAccountService": {
+            "ListServiceAccounts": _USER_READ,
+            "GetServiceAccount": _USER_READ,
+            "CreateServiceAccount": _ADMIN_WRITE,
+            "UpdateServiceAccount": _ADMIN_WRITE,
+            "DeleteServiceAccount": _ADMIN_WRITE,
+        },
         "TokenKeyService": {
             "GetJwks": _OPEN,
             "ListTokenKeys": _USER_READ,
@@ -127,6 +151,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "IdentityInternalService": {
             "IssueDeviceToken": _services("enrollment", "policy"),
             "ListAccessChanges": _services(*CONTEXTS),
+            "NoteTokenUses": _services(*CONTEXTS),
             "ReportTenantErasure": _services(*CONTEXTS),
         },
     },
@@ -272,10 +297,69 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
     },
 }
 
+_AREA_OF: Final[Mapping[str, str]] = {
+    "TenantService": "tenants",
+    "UserService": "users",
+    "SessionService": "users",
+    "EventCredentialService": "events",
+    "EnrollmentTokenService": "enrollment",
+    "DeviceRegistryService": "devices",
+    "DeviceGroupService": "devices",
+    "PolicyService": "policies",
+    "InventoryService": "devices",
+    "EventService": "events",
+    "AttestationService": "attestation",
+    "AuditService": "audit",
+    "ForwarderService": "audit",
+    # Of these no token may call anything.
+    "AuthService": "",
+    "ApiTokenService": "",
+    "ServiceAccountService": "",
+    "DirectoryService": "",
+    "EmailDomainService": "",
+    "TokenKeyService": "",
+}
+"""The areas of services that users call."""
+_PEOPLE_ONLY: Final = frozenset(
+    {
+        # One's own sessions: a token has none.
+        "ListSessions",
+        "EndSession",
+        "EndOtherSessions",
+        # Whoever gets what they answer can log in, or read on when the token has ended.
+        "CreateUser",
+        "InviteUser",
+        "CreateEventCredential",
+        "TakeOverEventCredential",
+        # A forwarder goes on sending when the token has ended.
+        "CreateForwarder",
+        "UpdateForwarder",
+        "RotateForwarderSecret",
+        # The installation's keys.
+        "RotateAuditKey",
+    }
+)
+"""What no API token may do, of services that have an area."""
+
+
+def _row(context: str, service: str, method: str, row: Rule) -> Rule:
+    if row.audience is not Audience.USER:
+        return replace(row, context=context)
+    if service not in _AREA_OF:
+        raise ValueError(f"{service} is for users: name its area in _AREA_OF, or none for tokens")
+    area = "" if method in _PEOPLE_ONLY else _AREA_OF[service]
+    return replace(row, context=context, area=area)
+
+
 ACCESS: Final[Mapping[str, Rule]] = {
-    f"/{PACKAGE}.{service}/{method}": replace(row, context=context)
+    f"/{PACKAGE}.{service}/{method}": _row(context, service, method, row)
     for context, services in _TABLE.items()
     for service, methods in services.items()
     for method, row in methods.items()
 }
 """Every RPC by its full method name, `/evergreen.v1.<Service>/<Method>`."""
+
+AREAS: Final = tuple(sorted({row.area for row in ACCESS.values() if row.area}))
+"""What API tokens can be for."""
+SCOPES: Final = tuple(scope for area in AREAS for scope in (read_scope(area), write_scope(area)))
+"""All that an API token can be given."""

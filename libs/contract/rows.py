@@ -75,6 +75,16 @@ ENDLESS: Final = 0.0
 """The timeout of a download: it lasts as long as its reader takes."""
 
 
+def read_scope(area: str) -> str:
+    """What an API token needs to read an area."""
+    return f"{area}:read"
+
+
+def write_scope(area: str) -> str:
+    """What an API token needs to change an area; it may read it then, too."""
+    return f"{area}:write"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """An answer that is a file, `google.api.HttpBody` in the proto."""
@@ -104,6 +114,9 @@ class Rule:
     """The roles that may call it; only for `Audience.USER`."""
     callers: frozenset[str] = frozenset()
     """The contexts whose services may call it; only for `Audience.INTERNAL`."""
+    area: str = ""
+    """What it is about, in scopes of API tokens; the table fills it in. Empty where only a user who
+    is logged in may call, and no token."""
     writes: bool = False
     """Whether it changes state; every such call of a user is found in the audit log."""
     rate: RateClass | None = None
@@ -129,11 +142,19 @@ class Rule:
     offered: bool = True
     """Whether this release does what the RPC says; else it checks the caller and answers 501."""
 
+    @property
+    def scope(self) -> str:
+        """What an API token needs to call it; empty where no token may."""
+        if not self.area:
+            return ""
+        return write_scope(self.area) if self.writes else read_scope(self.area)
+
     def __post_init__(self) -> None:
         internal = self.audience is Audience.INTERNAL
         wrong = {
             "only an address takes both": self.audience is Audience.GUEST_OR_USER,
             "roles are for users": bool(self.roles) is not (self.audience is Audience.USER),
+            "areas are for users": bool(self.area) and self.audience is not Audience.USER,
             "callers are for internal RPCs": bool(self.callers) is not internal,
             "the rate is another audience's": self.rate not in _RATES[self.audience],
             "the gateway serves no internal RPC": internal

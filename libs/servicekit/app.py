@@ -361,6 +361,7 @@ async def start(kit: Kit, build: Build) -> Running:
     await kit.tenants.follower.try_refresh()
     tasks = [
         _supervised(kit.tenants.follower.run),
+        _supervised(kit.tenants.api_tokens.run),
         _supervised(lambda: kit.outbox.run(kit.messaging)),
         _supervised(Keeper(kit.database, kit.context).run),
         _supervised(closing.run),

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from typing import Final
+from urllib.parse import unquote
 from uuid import UUID
 
 from contract.access import Role
@@ -27,6 +28,14 @@ H_SESSION: Final = "x-evergreen-session"
 H_TOKEN_VERSION: Final = "x-evergreen-token-version"
 H_TOKEN_ISSUED: Final = "x-evergreen-token-issued"
 H_TOKEN_EXPIRES: Final = "x-evergreen-token-expires"
+H_OWNER: Final = "x-evergreen-token-owner"
+"""Of an API token: the user or service account that it acts for."""
+H_TOKEN_NAME: Final = "x-evergreen-token-name"
+"""Its name, percent-encoded, for names are in all letters and headers are not."""
+H_TOKEN_WHO: Final = "x-evergreen-token-who"
+"""Who it acts for, in words, percent-encoded."""
+H_SCOPES: Final = "x-evergreen-token-scopes"
+"""What it may do, with spaces between."""
 H_SERVICE: Final = "x-evergreen-service"
 H_UNKNOWN: Final = "x-evergreen-unknown"
 """Names in a JSON call that no field has, as the gateway found them (`servicekit.rpc.members`)."""
@@ -51,6 +60,20 @@ CLAIMS: Final = {
     "exp": H_TOKEN_EXPIRES,
 }
 """The header that says what a token's claim says."""
+TOKEN_CLAIMS: Final = {
+    "knd": H_KIND,
+    # The token's own id, so that each token has the gateway's rate of a user for itself.
+    "sub": H_SUBJECT,
+    "own": H_OWNER,
+    "who": H_TOKEN_WHO,
+    "nam": H_TOKEN_NAME,
+    "scp": H_SCOPES,
+    "tid": H_TENANT,
+    "role": H_ROLE,
+    "iat": H_TOKEN_ISSUED,
+    "exp": H_TOKEN_EXPIRES,
+}
+"""The same of API tokens."""
 HEADERS: Final = (
     H_KIND, H_SUBJECT, H_TENANT, H_ROLE, H_EMAIL, H_SESSION, H_TOKEN_VERSION, H_TOKEN_ISSUED,
     H_TOKEN_EXPIRES, H_REQUEST_ID, H_TIMEOUT, H_SOURCE, H_TRACEPARENT,
@@ -68,6 +91,15 @@ class CallerKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenOfCaller:
+    """The API token with which a call is made."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls, as the gateway (or, on the internal listener, a service) vouches."""
 
@@ -80,10 +112,15 @@ class Caller:
     token_version: int = 0
     issued_at: datetime | None = None
     expires_at: datetime | None = None
+    token: TokenOfCaller | None = None
+    """With an API token the caller is who made it: a user or a service account, with the role and
+    the tenant of the token. `None` for somebody who is logged in."""
 
     @property
     def name(self) -> str:
         """How audit entries name the caller."""
+        if self.token is not None:
+            return f"token:{self.token.name} ({self.email})"
         if self.kind is CallerKind.USER:
             return self.email
         return f"{self.kind.value}:{self.id}" if self.id else self.kind.value
@@ -179,6 +216,22 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
                 token_version=int(headers[H_TOKEN_VERSION]),
                 issued_at=issued,
                 expires_at=expires,
+            )
+        if kind == "token":
+            return Caller(
+                CallerKind.USER,
+                id=_uuid(headers[H_OWNER]),
+                tenant_id=tenant,
+                role=Role(headers[H_ROLE]),
+                email=unquote(headers[H_TOKEN_WHO]),
+                session_id=subject,
+                issued_at=issued,
+                expires_at=expires,
+                token=TokenOfCaller(
+                    subject,
+                    unquote(headers[H_TOKEN_NAME]),
+                    frozenset(headers[H_SCOPES].split()),
+                ),
             )
     except (KeyError, ValueError) as broken:
         raise unauthenticated("BAD_TOKEN", "the token lacks claims that it needs") from broken

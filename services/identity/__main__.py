@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from contract.events.identity import IdentityCallsRefused, KeyRotated
 from evergreen.v1 import enrollment_pb2_grpc, policy_pb2_grpc, telemetry_pb2_grpc
@@ -22,6 +24,10 @@ from servicekit.rpc.chain import CallChain
 from servicekit.rpc.reflection import add_reflection
 from servicekit.security.sealing import Sealer
 from servicekit.settings import read_secret
+from services.identity.api_tokens.accounts import ServiceAccounts
+from services.identity.api_tokens.api import ApiTokenApi, ServiceAccountApi
+from services.identity.api_tokens.service import ApiTokens
+from services.identity.api_tokens.store import CHANGING as TOKENS_CHANGING
 from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.guesses import Guesses
 from services.identity.authenticators.passwords import Passwords
@@ -64,9 +70,6 @@ from services.identity.users.service import Users
 
 log = logs.get(__name__)
 
-_FORGET_EVERY_SECONDS = 3600
-_FORGET_GUESSES_EVERY_SECONDS = 60
-_UNSEEN_EVERY_SECONDS = 600
 _UNSEEN_AT_ONCE = 200
 
 
@@ -156,6 +159,10 @@ async def build(kit: Kit) -> Parts:
         gatekeeper.changed if gatekeeper else None,
         kit.clock,
     )
+    api_tokens = ApiTokens(kit.database, kit.outbox, kit.tenants, signer, kit.clock)
+    service_accounts = ServiceAccounts(
+        kit.database, kit.outbox, kit.tenants, api_tokens.holder_changed, kit.clock
+    )
     users = Users(
         kit.database,
         kit.outbox,
@@ -164,6 +171,7 @@ async def build(kit: Kit) -> Parts:
         end_sessions_of,
         credentials.orphan,
         hold,
+        api_tokens,
         kit.clock,
     )
 
@@ -182,27 +190,10 @@ async def build(kit: Kit) -> Parts:
         kit.clock,
     )
 
-    async def forget_old_sessions() -> None:
-        while True:
-            await sessions.forget_old()
-            await asyncio.sleep(_FORGET_EVERY_SECONDS)
-
-    async def forget_old_guesses() -> None:
-        while True:
-            await sessions.forget_guesses()
-            await asyncio.sleep(_FORGET_GUESSES_EVERY_SECONDS)
-
     async def deactivate_unseen() -> None:
-        outage = Repeated(log, "inactive users wait")
-        while True:
-            try:
-                unseen_for = timedelta(days=settings.inactive_days)
-                while await users.deactivate_unseen(unseen_for, _UNSEEN_AT_ONCE) == _UNSEEN_AT_ONCE:
-                    pass
-                outage.worked()
-            except Exception as error:
-                outage.failed(error)
-            await asyncio.sleep(_UNSEEN_EVERY_SECONDS)
+        unseen_for = timedelta(days=settings.inactive_days)
+        while await users.deactivate_unseen(unseen_for, _UNSEEN_AT_ONCE) == _UNSEEN_AT_ONCE:
+            pass
 
     def portal(chain: CallChain) -> AsgiApp:
         browsers = Browsers(chain, sessions, signer, session_life)
@@ -217,7 +208,8 @@ async def build(kit: Kit) -> Parts:
         )
         return identity_app(chain, kit.channel, signer, around)
 
-    changes = Changes(kit.database.system_lane("the feed tells of all tenants"), *CHANGING)
+    lane = kit.database.system_lane("the feed tells of all tenants")
+    changes = Changes(lane, *CHANGING, *TOKENS_CHANGING)
     return Parts(
         calls_refused=IdentityCallsRefused,
         public=[
@@ -237,6 +229,10 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_EmailDomainServiceServicer_to_server,
                 EmailDomainApi(EmailDomains(kit.database, kit.outbox, kit.tenants, kit.clock)),
             ),
+            partial(rpc.add_ApiTokenServiceServicer_to_server, ApiTokenApi(api_tokens, kit.clock)),
+            partial(
+                rpc.add_ServiceAccountServiceServicer_to_server, ServiceAccountApi(service_accounts)
+            ),
             partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(keys)),
             # The gateway sends reflection here.
             add_reflection,
@@ -244,7 +240,7 @@ async def build(kit: Kit) -> Parts:
         internal=[
             partial(
                 rpc.add_IdentityInternalServiceServicer_to_server,
-                InternalApi(kit.database, changes, signer, deletions, kit.clock),
+                InternalApi(kit.database, changes, signer, deletions, api_tokens, kit.clock),
             )
         ],
         services=[
@@ -255,16 +251,23 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.EventCredentialService",
             "evergreen.v1.DirectoryService",
             "evergreen.v1.EmailDomainService",
+            "evergreen.v1.ApiTokenService",
+            "evergreen.v1.ServiceAccountService",
             "evergreen.v1.TokenKeyService",
         ],
         changes=changes,
         portal=portal,
         closing=TenantWork(erase=erase),
         tasks=[
-            forget_old_sessions,
-            forget_old_guesses,
+            _regularly("old sessions stay", 3600, sessions.forget_old),
+            _regularly("old failures of logins stay", 60, sessions.forget_guesses),
             unknown.run,
-            *([deactivate_unseen] if settings.inactive_days else []),
+            _regularly("ends of API tokens not told", 600, api_tokens.tell_of_ends),
+            *(
+                [_regularly("inactive users wait", 600, deactivate_unseen)]
+                if settings.inactive_days
+                else []
+            ),
             deletions.run,
             deletions.purge,
             directories.syncs.run,
@@ -273,6 +276,30 @@ async def build(kit: Kit) -> Parts:
             *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),
         ],
     )
+
+
+def _regularly(
+    waits: str, seconds: float, work: Callable[[], Awaitable[None]]
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A loop that does some work for as long as the service lives.
+
+    Args:
+        waits: what the log says where it cannot be done.
+        seconds: between two times.
+        work: what is to be done.
+    """
+
+    async def run() -> None:
+        outage = Repeated(log, waits)
+        while True:
+            try:
+                await work()
+                outage.worked()
+            except Exception as error:
+                outage.failed(error)
+            await asyncio.sleep(seconds)
+
+    return run
 
 
 def main() -> None:

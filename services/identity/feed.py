@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -14,7 +16,9 @@ from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import Clock
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import timestamp
+from servicekit.rpc.values import optional_timestamp, timestamp
+from services.identity.api_tokens import store as tokens_store
+from services.identity.api_tokens.service import ApiTokens
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.tenants.api import tenant_message
@@ -29,6 +33,14 @@ def _key(row: asyncpg.Record) -> object:
     return row["key"]
 
 
+def _token_state(row: asyncpg.Record) -> pb.ApiTokenState:
+    return pb.ApiTokenState(
+        token_id=str(row["id"]),
+        works_until=optional_timestamp(row["works_until"]),
+        expires_at=timestamp(row["expires_at"]),
+    )
+
+
 class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
     """evergreen.v1.IdentityInternalService."""
 
@@ -38,10 +50,12 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         changes: Changes,
         signer: TokenSigner,
         deletions: Deletions,
+        api_tokens: ApiTokens,
         clock: Clock,
     ) -> None:
         self._database = database
         self._deletions = deletions
+        self._api_tokens = api_tokens
         self._changes = changes
         self._signer = signer
         self._clock = clock
@@ -70,8 +84,9 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
     ) -> pb.ListAccessChangesResponse:
         """Feeds the other services; the cursor holds one position per source."""
         tenants_at, _, sessions_at = request.cursor.partition("/")
+        asks_for_tokens = request.HasField("api_token_cursor")
 
-        async def read() -> tuple[FeedPage, FeedPage]:
+        async def read() -> tuple[FeedPage, FeedPage, FeedPage]:
             async with self._database.system_transaction(
                 "the feed tells of all tenants"
             ) as connection:
@@ -88,9 +103,17 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
                         Cursor.parse(sessions_at),
                         request.limit,
                     ),
+                    await read_page(
+                        connection,
+                        tokens_store.TOKENS,
+                        Cursor.parse(request.api_token_cursor),
+                        request.limit,
+                    )
+                    if asks_for_tokens
+                    else FeedPage((), Cursor(), more=False),
                 )
 
-        tenants, sessions = await self._changes.answer(
+        tenants, sessions, tokens = await self._changes.answer(
             read, request.wait_seconds, has_news=lambda found: any(page.rows for page in found)
         )
         return pb.ListAccessChangesResponse(
@@ -106,5 +129,16 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
                 _key,
             ),
             next_cursor=f"{tenants.cursor}/{sessions.cursor}",
-            more=tenants.more or sessions.more,
+            more=tenants.more or sessions.more or tokens.more,
+            api_tokens=readable(_FEED, tokens.rows, _token_state, _key),
+            next_api_token_cursor=str(tokens.cursor) if asks_for_tokens else None,
         )
+
+    async def NoteTokenUses(
+        self, request: pb.NoteTokenUsesRequest, context: Context
+    ) -> pb.NoteTokenUsesResponse:
+        """Takes note of which API tokens were used."""
+        await self._api_tokens.note_uses(
+            (UUID(use.token_id), use.used_at.ToDatetime(UTC), use.address) for use in request.uses
+        )
+        return pb.NoteTokenUsesResponse()

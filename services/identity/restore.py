@@ -2,7 +2,9 @@
 
 After going back in time nobody is logged in: sessions end, and the key that signs users' tokens is
 made anew, for a token of a session that began after the backup cannot be recognised. Users are what
-they were last known to be, and credentials that were revoked stay revoked.
+they were last known to be, and credentials and API tokens that were revoked stay revoked. Keys of
+API tokens stay, for the services refuse a token that the database does not know
+(`servicekit.peers.api_tokens`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from typing import Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import EventCredentialRevoked, InvitationAccepted
+from contract.events.identity import (
+    ApiTokenRevoked,
+    ApiTokenRotated,
+    EventCredentialRevoked,
+    InvitationAccepted,
+    ServiceAccountDeleted,
+)
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
 from services.identity.token_keys.tokens import SEALED_FOR
@@ -58,6 +66,8 @@ class Known:
 
     users: dict[UUID, KnownUser] = field(default_factory=dict)
     revoked_credentials: set[UUID] = field(default_factory=set)
+    ended_tokens: set[UUID] = field(default_factory=set)
+    deleted_service_accounts: set[UUID] = field(default_factory=set)
 
     def user(self, user_id: UUID, user: KnownUser) -> None:
         """Takes what is known of a user; the newest counts, and what it does not say stays."""
@@ -116,6 +126,16 @@ class Known:
                 "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
             )
             self.revoked_credentials.update(row["id"] for row in credentials)
+        if await _has_tokens(connection):
+            # One that was rotated has a successor that the backup may not have: it ends, too.
+            ended = await connection.fetch(
+                "SELECT id FROM identity.api_token WHERE ended_because IS NOT NULL"
+            )
+            self.ended_tokens.update(row["id"] for row in ended)
+            deleted = await connection.fetch(
+                "SELECT id FROM identity.service_account WHERE deleted_at IS NOT NULL"
+            )
+            self.deleted_service_accounts.update(row["id"] for row in deleted)
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
@@ -131,6 +151,10 @@ class Known:
             self.user(UUID(entry.name), KnownUser(entry.at, voided=True))
         elif entry.action == EventCredentialRevoked.NAME:
             self.revoked_credentials.add(UUID(entry.name))
+        elif entry.action in {ApiTokenRevoked.NAME, ApiTokenRotated.NAME}:
+            self.ended_tokens.add(UUID(entry.name))
+        elif entry.action == ServiceAccountDeleted.NAME:
+            self.deleted_service_accounts.add(UUID(entry.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +205,18 @@ async def repair(connection: Connection, known: Known) -> Repaired:
             "UPDATE identity.event_credential SET revoked_at = now()"
             " WHERE id = ANY ($1) AND revoked_at IS NULL",
             list(known.revoked_credentials),
+        )
+    if await _has_tokens(connection):
+        # After the users, whose tokens may have ended with what they are now.
+        await connection.execute(
+            "UPDATE identity.api_token SET ends_at = now(), ended_because = 'revoked',"
+            " changed_xid = pg_current_xact_id() WHERE id = ANY ($1) AND ends_at > now()",
+            list(known.ended_tokens),
+        )
+        await connection.execute(
+            "UPDATE identity.service_account SET deleted_at = now(), deleted_by = 'restore'"
+            " WHERE id = ANY ($1) AND deleted_at IS NULL",
+            list(known.deleted_service_accounts),
         )
     default = await connection.fetchval("SELECT id FROM identity.tenant WHERE code = 'default'")
     return Repaired(
@@ -297,4 +333,9 @@ async def _has_column(connection: Connection, name: str) -> bool:
 
 async def _has_credentials(connection: Connection) -> bool:
     table = await connection.fetchval("SELECT to_regclass('identity.event_credential')")
+    return table is not None
+
+
+async def _has_tokens(connection: Connection) -> bool:
+    table = await connection.fetchval("SELECT to_regclass('identity.api_token')")
     return table is not None

@@ -11,7 +11,7 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 import evergreen.v1
-from contract.access import ACCESS, PACKAGE
+from contract.access import ACCESS, AREAS, PACKAGE, SCOPES
 from contract.addresses import FORMS, GRPC, HTTP
 from contract.contexts import CONTEXTS
 from contract.rows import (
@@ -34,6 +34,9 @@ _OWN_ACCOUNT = {
         "AuthService/ChangePassword",
         "SessionService/EndSession",
         "SessionService/EndOtherSessions",
+        "ApiTokenService/CreateApiToken",
+        "ApiTokenService/RotateApiToken",
+        "ApiTokenService/RevokeApiToken",
     )
 }
 _FILE = File(about="A file", media=("text/plain",))
@@ -148,3 +151,26 @@ def test_every_address_has_one_server() -> None:
     assert [row for row in HTTP if row.is_grpc] == list(GRPC)
     taken = [(row.path, verb, row.needs) for row in HTTP for verb in row.verbs]
     assert len(set(taken)) == len(taken)
+
+
+def test_tokens_open_nothing_that_opens_more() -> None:
+    """Every call of users has a scope, or none because it hands out what opens something, or
+    because it is about the caller's own account. What writes needs a scope that writes."""
+    of_users = {rpc: row for rpc, row in ACCESS.items() if row.audience is Audience.USER}
+    assert {row.scope for row in of_users.values()} - {""} <= set(SCOPES)
+    assert set(SCOPES) == {f"{area}:{verb}" for area in AREAS for verb in ("read", "write")}
+    for row in of_users.values():
+        assert not row.scope or row.scope.endswith(":write") is row.writes
+    assert all(not row.area for row in ACCESS.values() if row.audience is not Audience.USER)
+    closed = {rpc for rpc, row in of_users.items() if not row.scope}
+    for secret in ("Password", "ApiToken", "ServiceAccount", "CreateUser", "InviteUser"):
+        assert {rpc for rpc in of_users if secret in rpc} <= closed, secret
+    for own in ("/AuthService/", "TokenKeyService/", "CreateEventCredential", "RotateAuditKey"):
+        assert {rpc for rpc in of_users if own in rpc} <= closed, own
+
+
+def test_an_area_is_for_users() -> None:
+    """A row of devices or services has no scope that a token could have."""
+    for row in (_PUBLIC, _REPORT, _INTERNAL):
+        with pytest.raises(ValueError, match="areas are for users"):
+            replace(row, area="devices")

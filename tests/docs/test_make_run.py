@@ -168,6 +168,21 @@ def test_people(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     assert f"{stack.url}/auth/accept#" in said
 
 
+def test_api_tokens(reader: Reader, stack: Stack) -> None:
+    """A program reads the inventory with one, until it is revoked."""
+    with Commands("docs/api-tokens.md", "make-run") as commands:
+        made, used, rotated, revoked = commands.take("A program that reads the inventory")
+    said = reader.run([made])
+    assert "inventory" in said
+    assert "devices:read" in said
+    assert reader.run([*day()[:1], used]).strip().isdigit()
+    assert "rotated" not in reader.run([rotated])
+    assert (reader.directory / "inventory.token").read_text().startswith("evt_")
+    said = reader.run([revoked])
+    assert "revoked" in said
+    assert "rotated" not in said  # the overlap is not over
+
+
 def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     """A network of the console's form gets its passphrase by a call."""
     form = {

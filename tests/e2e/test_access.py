@@ -11,7 +11,7 @@ import httpx
 import jwt
 import pytest
 
-from contract.access import Audience, Role
+from contract.access import AREAS, SCOPES, Audience, Role
 from tests.e2e import tokens
 from tests.e2e.rpcs import Rpc, rpcs
 from tests.e2e.world import Org, assert_error, make_org
@@ -69,6 +69,38 @@ def test_user_calls_refuse_everybody_else(
         }
         if _name(rpc) != "AuthService/Logout":
             assert_error(_call(client, rpc, **forged), 401, "UNAUTHENTICATED")
+
+
+@pytest.fixture(scope="module")
+def without(org: Org) -> dict[str, str]:
+    """An Owner's API tokens with all scopes but those of an area; by `""` one with all."""
+    found = {}
+    for area in ("", *AREAS):
+        scopes = [scope for scope in SCOPES if scope.partition(":")[0] != area]
+        made = org.owner.post("/api/tokens", json={"name": f"not {area}", "scopes": scopes})
+        found[area] = made.raise_for_status().json()["token"]
+    return found
+
+
+@pytest.mark.parametrize("rpc", _USER, ids=_name)
+def test_api_tokens_may_what_their_scopes_say(
+    stack: Stack, without: dict[str, str], rpc: Rpc
+) -> None:
+    """All other scopes together do not open a call, and some calls no scope does."""
+
+    def reason(token: str) -> str:
+        with stack.client(token) as client:
+            answer = _call(client, rpc)
+        if answer.status_code != 403:
+            assert answer.status_code < 500 or not rpc.rule.offered, answer.text
+            return ""
+        return str(answer.json()["details"][0]["reason"])
+
+    if rpc.rule.scope:
+        assert reason(without[rpc.rule.area]) == "SCOPE_MISSING"
+        assert reason(without[""]) not in {"SCOPE_MISSING", "TOKEN_MAY_NOT"}
+    else:
+        assert reason(without[""]) == "TOKEN_MAY_NOT"
 
 
 @pytest.mark.parametrize("rpc", _USER, ids=_name)

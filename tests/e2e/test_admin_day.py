@@ -497,6 +497,13 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "EndSession",
         "EndOtherSessions",
         "EndUserSessions",
+        # tests/services/identity/api_tokens
+        "CreateApiToken",
+        "RotateApiToken",
+        "RevokeApiToken",
+        "CreateServiceAccount",
+        "UpdateServiceAccount",
+        "DeleteServiceAccount",
         # tests/services/identity/directories
         "CreateDirectory",
         "UpdateDirectory",

@@ -115,6 +115,18 @@ def _credential(org: Org) -> Made:
     return Made(made["id"], made)
 
 
+def _api_token(org: Org) -> Made:
+    wanted = {"name": uuid4().hex, "scopes": ["devices:read"], "orgId": org.id}
+    made = ok(org.root.post("/api/tokens", json=wanted))
+    return Made(made["id"], made, f"/api/tokens/{made['id']}")
+
+
+def _service_account(org: Org) -> Made:
+    wanted = {"name": uuid4().hex, "role": "Admin", "orgId": org.id}
+    made = ok(org.root.post("/api/service-accounts", json=wanted))
+    return Made(made["id"], made, f"/api/service-accounts/{made['id']}")
+
+
 def _token(org: Org) -> Made:
     made = org.enrollment_token()
     return Made(made["id"], made, f"/api/enrollment-tokens/{made['id']}")
@@ -217,6 +229,10 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "UpdateUser": (_user, {"role": "Admin"}),
     "DeactivateUser": (_user, {}),
     "InviteUser": (_user, {}),
+    "RotateApiToken": (_api_token, {}),
+    "RevokeApiToken": (_api_token, {}),
+    "UpdateServiceAccount": (_service_account, {"role": "Auditor"}),
+    "DeleteServiceAccount": (_service_account, {}),
     "TakeOverEventCredential": (_credential, {}),
     "RevokeEventCredential": (_credential, {}),
     "RevokeEnrollmentToken": (_token, {}),
@@ -359,6 +375,13 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
     "identity.tenant_updated": (_tenant, "PATCH", "/api/tenants/{id}", {"name": "Same"}),
     "identity.user_updated": (_user, "PATCH", "/api/users/{id}", {"role": "Admin"}),
     "identity.user_deactivated": (_user, "POST", "/api/users/{id}/deactivate", {}),
+    "identity.api_token_revoked": (_api_token, "POST", "/api/tokens/{id}/revoke", {}),
+    "identity.service_account_updated": (
+        _service_account,
+        "PATCH",
+        "/api/service-accounts/{id}",
+        {"role": "Auditor"},
+    ),
     "identity.event_credential_revoked": (
         _credential,
         "POST",

@@ -30,6 +30,8 @@ class Victim:
     credential: dict[str, Any]
     user: dict[str, Any]
     session: str
+    api_token: str
+    service_account: str
     entry: dict[str, Any]
     quarantined: dict[str, Any]
     reference: dict[str, Any]
@@ -105,6 +107,8 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         credential,
         user,
         ok(org.owner.get("/auth/sessions"))["sessions"][0]["id"],
+        ok(org.owner.post("/api/tokens", json={"name": "x", "scopes": ["users:read"]}))["id"],
+        ok(org.owner.post("/api/service-accounts", json={"name": "x", "role": "Admin"}))["id"],
         entries[0],
         quarantined,
         reference,
@@ -164,6 +168,16 @@ _NAMED: dict[str, Case] = {
     },
     "UserService/UpdateUser": _by_id(lambda v: v.user["id"], role="Auditor"),
     "UserService/DeactivateUser": _by_id(lambda v: v.user["id"]),
+    "ApiTokenService/ListApiTokens": _list,
+    "ApiTokenService/GetApiToken": _by_id(lambda v: v.api_token),
+    "ApiTokenService/CreateApiToken": _in_org(name="x", scopes=["users:read"]),
+    "ApiTokenService/RotateApiToken": _by_id(lambda v: v.api_token),
+    "ApiTokenService/RevokeApiToken": _by_id(lambda v: v.api_token),
+    "ServiceAccountService/ListServiceAccounts": _list,
+    "ServiceAccountService/GetServiceAccount": _by_id(lambda v: v.service_account),
+    "ServiceAccountService/CreateServiceAccount": _in_org(name="x", role="Auditor"),
+    "ServiceAccountService/UpdateServiceAccount": _by_id(lambda v: v.service_account, name="y"),
+    "ServiceAccountService/DeleteServiceAccount": _by_id(lambda v: v.service_account),
     "UserService/DeleteUser": _by_id(lambda v: v.user["id"]),
     "UserService/InviteUser": _by_id(lambda v: v.user["id"]),
     "UserService/ReactivateUser": _by_id(lambda v: v.user["id"]),
@@ -325,6 +339,8 @@ def test_another_tenants_data_does_not_exist(victim: Victim, stranger: Org, rpc:
         ("/api/tenants", "tenants"),
         ("/api/users", "users"),
         ("/api/event-credentials", "credentials"),
+        ("/api/tokens", "tokens"),
+        ("/api/service-accounts", "serviceAccounts"),
         ("/api/enrollment-tokens", "enrollmentTokens"),
         ("/api/registrations", "registrations"),
         ("/api/device-groups", "deviceGroups"),

@@ -191,7 +191,7 @@ def test_a_row_is_all_that_an_address_of_users_needs(
     assert "priority" not in upload["route"]
     assert upload["metadata"]["filter_metadata"]["evergreen"]["limit"] == "user"
     token = upload["typed_per_filter_config"]["envoy.filters.http.jwt_authn"]
-    assert token["requirement_name"] == "users"
+    assert token["requirement_name"] == "callers"
     assert upload["request_headers_to_remove"] == ["authorization", "cookie"]
     assert other["direct_response"]["status"] == 405
 

@@ -18,6 +18,7 @@ import pytest_asyncio
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc as rpc
+from servicekit.call import TOKEN_CLAIMS
 from servicekit.ids import Clock, now
 from servicekit.rpc.channels import open_channel
 from services.identity.__main__ import build
@@ -40,6 +41,8 @@ class Identity:
     tenants: rpc.TenantServiceAsyncStub
     users: rpc.UserServiceAsyncStub
     credentials: rpc.EventCredentialServiceAsyncStub
+    tokens: rpc.ApiTokenServiceAsyncStub
+    accounts: rpc.ServiceAccountServiceAsyncStub
     keys: rpc.TokenKeyServiceAsyncStub
     directories: rpc.DirectoryServiceAsyncStub
     domains: rpc.EmailDomainServiceAsyncStub
@@ -97,6 +100,16 @@ def as_caller(token: str) -> callers.Metadata:
     )
 
 
+def as_token(token: str) -> callers.Metadata:
+    """The metadata that the gateway would make of an API token."""
+    found = claims(token.removeprefix("evt_"))
+    return (
+        *((header, str(found[claim])) for claim, header in TOKEN_CLAIMS.items()),
+        ("x-request-id", str(uuid4())),
+        ("x-envoy-external-address", "192.0.2.44"),
+    )
+
+
 def refused(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> dict[str, Any]:
     """The error body that the gateway would answer."""
     trailing = dict(error.value.trailing_metadata() or ())
@@ -136,6 +149,8 @@ async def running(
             rpc.TenantServiceStub(public),
             rpc.UserServiceStub(public),
             rpc.EventCredentialServiceStub(public),
+            rpc.ApiTokenServiceStub(public),
+            rpc.ServiceAccountServiceStub(public),
             rpc.TokenKeyServiceStub(public),
             rpc.DirectoryServiceStub(public),
             rpc.EmailDomainServiceStub(public),

@@ -91,7 +91,8 @@ def _security_schemes() -> Schema:
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",
-            "description": "The `token` of a user's session.",
+            "description": "The `token` of a user's session, or an API token (`evt_…`), where the"
+            " call takes one.",
         },
         "session": {
             "type": "apiKey",

@@ -64,7 +64,10 @@ def _operation(contract: Contract, schemas: Schemas, operation: Operation, form:
     notes = [rest] if rest else []
     if access.audience is Audience.USER:
         roles = " or ".join(sorted((role.value for role in access.roles), key=_RANK.index))
-        notes.append(f"Needs the role {roles}.")
+        scope = f"An API token needs the scope `{access.scope}`."
+        notes.append(
+            f"Needs the role {roles}. {scope if access.scope else 'No API token may call it.'}"
+        )
     elif access.audience is Audience.DEVICE_LAPSED:
         notes.append("A token that expired at most 90 days ago is accepted, and replaced.")
     if not access.offered:

@@ -225,6 +225,37 @@ class _EmailDomainAction(Action):
     RESOURCE: ClassVar[str] = "email-domains/{id}"
 
 
+ApiTokenEnd: TypeAlias = Literal["revoked", "rotated", "holder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenSnapshot:
+    """An API token; never what opens anything."""
+
+    name: str
+    tenant_id: UUID
+    role: Role
+    scopes: tuple[str, ...]
+    held_by: Annotated[str, "The user, by the e-mail address, or the service account, by its name."]
+    service_account_id: UUID | None
+    expires_at: datetime
+    ends_at: Annotated[datetime, "Until when it works: earlier, where somebody ended it."]
+    ended_because: Annotated[
+        ApiTokenEnd | None,
+        "Who or what ended it: somebody, a rotation, or that its holder may no longer do what it"
+        " may.",
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccountSnapshot:
+    """A program that calls the API."""
+
+    name: str
+    role: Role
+    tenant_id: UUID
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TenantAction(Action):
     RESOURCE: ClassVar[str] = "tenants/{id}"
@@ -238,6 +269,16 @@ class _UserAction(Action):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EventCredentialAction(Action):
     RESOURCE: ClassVar[str] = "event-credentials/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ApiTokenAction(Action):
+    RESOURCE: ClassVar[str] = "tokens/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ServiceAccountAction(Action):
+    RESOURCE: ClassVar[str] = "service-accounts/{id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -612,6 +653,73 @@ class EmailDomainDeleted(_EmailDomainAction):
     before: EmailDomainSnapshot
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenCreated(_ApiTokenAction):
+    """An API token was made."""
+
+    NAME: ClassVar[str] = "identity.api_token_created"
+    after: ApiTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenRotated(_ApiTokenAction):
+    """An API token got a successor, and works on for as long as was asked for."""
+
+    NAME: ClassVar[str] = "identity.api_token_rotated"
+    before: ApiTokenSnapshot
+    after: ApiTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenRevoked(_ApiTokenAction):
+    """An API token was ended before its time."""
+
+    NAME: ClassVar[str] = "identity.api_token_revoked"
+    before: ApiTokenSnapshot
+    after: ApiTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenExpiresSoon(_ApiTokenAction):
+    """An API token without a successor expires within two weeks."""
+
+    NAME: ClassVar[str] = "identity.api_token_expires_soon"
+    after: ApiTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiTokenExpired(_ApiTokenAction):
+    """An API token has expired."""
+
+    NAME: ClassVar[str] = "identity.api_token_expired"
+    after: ApiTokenSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccountCreated(_ServiceAccountAction):
+    """A service account was made."""
+
+    NAME: ClassVar[str] = "identity.service_account_created"
+    after: ServiceAccountSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccountUpdated(_ServiceAccountAction):
+    """A service account got another name or role."""
+
+    NAME: ClassVar[str] = "identity.service_account_updated"
+    before: ServiceAccountSnapshot
+    after: ServiceAccountSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccountDeleted(_ServiceAccountAction):
+    """A service account was deleted; its API tokens have ended."""
+
+    NAME: ClassVar[str] = "identity.service_account_deleted"
+    before: ServiceAccountSnapshot
+
+
 _TENANT: Final = TenantSnapshot(
     name="North school",
     code="north",
@@ -663,6 +771,22 @@ _DIRECTORY: Final = DirectorySnapshot(
 )
 _SYNC: Final = DirectorySync(name="School directory", error="", deactivates=12)
 _DOMAIN: Final = EmailDomainSnapshot(domain="school.example", tenant_id=TENANT_ID, source_id=None)
+
+
+_TOKEN: Final = ApiTokenSnapshot(
+    name="Nightly report",
+    tenant_id=TENANT_ID,
+    role=Role.ADMIN,
+    scopes=("devices:read", "policies:write"),
+    held_by=EMAIL,
+    service_account_id=None,
+    expires_at=AT,
+    ends_at=AT,
+    ended_because=None,
+)
+_SERVICE_ACCOUNT: Final = ServiceAccountSnapshot(
+    name="Inventory sync", role=Role.ADMIN, tenant_id=TENANT_ID
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -739,6 +863,16 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     EventCredentialTakenOver(
         id=ID, before=_ORPHAN, after=replace(_CREDENTIAL, held_by="owner@school.example")
     ),
+    ApiTokenCreated(id=ID, after=_TOKEN),
+    ApiTokenRotated(id=ID, before=_TOKEN, after=replace(_TOKEN, ended_because="rotated")),
+    ApiTokenRevoked(id=ID, before=_TOKEN, after=replace(_TOKEN, ended_because="revoked")),
+    ApiTokenExpiresSoon(id=ID, after=_TOKEN),
+    ApiTokenExpired(id=ID, after=_TOKEN),
+    ServiceAccountCreated(id=ID, after=_SERVICE_ACCOUNT),
+    ServiceAccountUpdated(
+        id=ID, before=_SERVICE_ACCOUNT, after=replace(_SERVICE_ACCOUNT, role=Role.AUDITOR)
+    ),
+    ServiceAccountDeleted(id=ID, before=_SERVICE_ACCOUNT),
     KeyRotated.example("users"),
     IdentityCallsRefused.example("UserService/CreateUser"),
     DirectoryCreated(id=ID, after=_DIRECTORY),

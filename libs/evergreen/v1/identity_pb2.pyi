@@ -2708,6 +2708,579 @@ class DeleteEmailDomainRequest(_message.Message):
 Global___DeleteEmailDomainRequest: _TypeAlias = DeleteEmailDomainRequest  # noqa: Y015
 
 @_typing.final
+class ListApiTokensRequest(_message.Message):
+    """Which API tokens to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MINE_FIELD_NUMBER: _builtins.int
+    SHOW_ENDED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only tokens of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    service_account_id: _builtins.str
+    """Only tokens of this service account."""
+    mine: _builtins.bool
+    """Only the caller's own."""
+    show_ended: _builtins.bool
+    """Whether to list tokens that have ended, too."""
+    page_size: _builtins.int
+    """The most tokens to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        service_account_id: _builtins.str = ...,
+        mine: _builtins.bool = ...,
+        show_ended: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mine", b"mine", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "service_account_id", b"service_account_id", "show_ended", b"show_ended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiTokensRequest: _TypeAlias = ListApiTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListApiTokensResponse(_message.Message):
+    """A page of API tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiToken]:
+        """The tokens, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___ApiToken] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiTokensResponse: _TypeAlias = ListApiTokensResponse  # noqa: Y015
+
+@_typing.final
+class GetApiTokenRequest(_message.Message):
+    """Which API token to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The token's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApiTokenRequest: _TypeAlias = GetApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class ApiToken(_message.Message):
+    """An API token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ENDS_AT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLACED_BY_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    LAST_USED_FROM_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The token's id."""
+    name: _builtins.str
+    """A name for people to read; entries of the audit log have it."""
+    tenant_id: _builtins.str
+    """The tenant in which it may be used, with all tenants below."""
+    role: _builtins.str
+    """`Owner`, `Admin` or `Auditor`."""
+    held_by: _builtins.str
+    """Whom it acts for: the e-mail address of a user, or the name of a service
+    account.
+    """
+    user_id: _builtins.str
+    """The user that it acts for; empty for a service account's."""
+    service_account_id: _builtins.str
+    """The service account that it acts for; empty for a user's."""
+    created_by: _builtins.str
+    """Who created it."""
+    status: _builtins.str
+    """`active`, `expired`, `revoked`, `rotated`, or `ended`, with its holder or the
+    holder's role.
+    """
+    replaced_by: _builtins.str
+    """The token that took its place, where it was rotated."""
+    last_used_from: _builtins.str
+    """The network address from which it was used then."""
+    token: _builtins.str
+    """Once, in the response that creates it: the token itself, for the header
+    `Authorization: Bearer`.
+    """
+    etag: _builtins.str
+    """Changes with every change of the token but its use; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it may do: `<area>:read`, or `<area>:write`, which reads as well."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it expires."""
+
+    @_builtins.property
+    def ends_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when it works: earlier than that, where it was ended."""
+
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last used, about to the minute; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        role: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        held_by: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        service_account_id: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        ends_at: _timestamp_pb2.Timestamp | None = ...,
+        status: _builtins.str = ...,
+        replaced_by: _builtins.str = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        last_used_from: _builtins.str = ...,
+        token: _builtins.str | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "created_at", b"created_at", "ends_at", b"ends_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "created_at", b"created_at", "created_by", b"created_by", "ends_at", b"ends_at", "etag", b"etag", "expires_at", b"expires_at", "held_by", b"held_by", "id", b"id", "last_used_at", b"last_used_at", "last_used_from", b"last_used_from", "name", b"name", "replaced_by", b"replaced_by", "role", b"role", "scopes", b"scopes", "service_account_id", b"service_account_id", "status", b"status", "tenant_id", b"tenant_id", "token", b"token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
+    _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token) -> _WhichOneofReturnType__token | None: ...
+
+Global___ApiToken: _TypeAlias = ApiToken  # noqa: Y015
+
+@_typing.final
+class CreateApiTokenRequest(_message.Message):
+    """A new API token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people to read, which no other working token of its holder has."""
+    role: _builtins.str
+    """Its role, at most the caller's and its service account's; the lower of the
+    two when not given.
+    """
+    org_id: _builtins.str
+    """The tenant in which it may be used, the holder's or below; the holder's own
+    when not given.
+    """
+    service_account_id: _builtins.str
+    """The service account that it acts for; the caller when not given."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it may do: `<area>:read`, or `<area>:write`, which reads as well."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it expires: at most 400 days from now; in 90 days when not given."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        role: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        service_account_id: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "org_id", b"org_id", "role", b"role", "scopes", b"scopes", "service_account_id", b"service_account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateApiTokenRequest: _TypeAlias = CreateApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class RotateApiTokenRequest(_message.Message):
+    """Which API token to rotate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OVERLAP_HOURS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The token's id."""
+    overlap_hours: _builtins.int
+    """For how many hours the old token works on; not at all when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless the old token still has this etag."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the new token expires; it lives as long as the old one was to when not
+        given.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        overlap_hours: _builtins.int = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "overlap_hours", b"overlap_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___RotateApiTokenRequest: _TypeAlias = RotateApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class RevokeApiTokenRequest(_message.Message):
+    """Which API token to revoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The token's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___RevokeApiTokenRequest: _TypeAlias = RevokeApiTokenRequest  # noqa: Y015
+
+@_typing.final
+class ListServiceAccountsRequest(_message.Message):
+    """Which service accounts to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only service accounts of this tenant and of those below it; of the caller's
+    whole subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most service accounts to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    show_deleted: _builtins.bool
+    """Whether to list service accounts that were deleted, too."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceAccountsRequest: _TypeAlias = ListServiceAccountsRequest  # noqa: Y015
+
+@_typing.final
+class ListServiceAccountsResponse(_message.Message):
+    """A page of service accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ACCOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def service_accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceAccount]:
+        """The service accounts, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        service_accounts: _abc.Iterable[Global___ServiceAccount] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "service_accounts", b"service_accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceAccountsResponse: _TypeAlias = ListServiceAccountsResponse  # noqa: Y015
+
+@_typing.final
+class GetServiceAccountRequest(_message.Message):
+    """Which service account to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The service account's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServiceAccountRequest: _TypeAlias = GetServiceAccountRequest  # noqa: Y015
+
+@_typing.final
+class ServiceAccount(_message.Message):
+    """A program that calls the API."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
+    DELETED_BY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The service account's id."""
+    tenant_id: _builtins.str
+    """The tenant that it belongs to."""
+    name: _builtins.str
+    """A name for people to read."""
+    role: _builtins.str
+    """The most that its API tokens can be: `Owner`, `Admin` or `Auditor`."""
+    created_by: _builtins.str
+    """Who created it."""
+    etag: _builtins.str
+    """Changes with every change of the service account; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    deleted_by: _builtins.str
+    """Who deleted it."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        deleted_by: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "created_at", b"created_at", "created_by", b"created_by", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "etag", b"etag", "id", b"id", "name", b"name", "role", b"role", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deleted_by: _TypeAlias = _typing.Literal["deleted_by"]  # noqa: Y015
+    _WhichOneofArgType__deleted_by: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deleted_by) -> _WhichOneofReturnType__deleted_by | None: ...
+
+Global___ServiceAccount: _TypeAlias = ServiceAccount  # noqa: Y015
+
+@_typing.final
+class CreateServiceAccountRequest(_message.Message):
+    """A new service account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people to read, which no other one of the tenant has."""
+    role: _builtins.str
+    """The most that its API tokens can be; at most the caller's role."""
+    org_id: _builtins.str
+    """The tenant that it belongs to; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "org_id", b"org_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateServiceAccountRequest: _TypeAlias = CreateServiceAccountRequest  # noqa: Y015
+
+@_typing.final
+class UpdateServiceAccountRequest(_message.Message):
+    """A changed service account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The service account's id."""
+    name: _builtins.str
+    """A name for people to read; as it is when not given."""
+    role: _builtins.str
+    """The most that its API tokens can be from now on; as it is when not given."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        role: _builtins.str | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_name", b"_name", "_role", b"_role", "etag", b"etag", "name", b"name", "role", b"role"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_name", b"_name", "_role", b"_role", "etag", b"etag", "id", b"id", "name", b"name", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+
+Global___UpdateServiceAccountRequest: _TypeAlias = UpdateServiceAccountRequest  # noqa: Y015
+
+@_typing.final
+class DeleteServiceAccountRequest(_message.Message):
+    """Which service account to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The service account's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteServiceAccountRequest: _TypeAlias = DeleteServiceAccountRequest  # noqa: Y015
+
+@_typing.final
 class GetJwksRequest(_message.Message):
     """Asks for the token keys."""
 
@@ -2816,7 +3389,7 @@ class RotateTokenKeyRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     purpose: _builtins.str
-    """What the keys are for: `users` or `devices`."""
+    """What the keys are for: `users`, `devices` or `tokens`."""
     request_id: _builtins.str
     """An id that the caller makes. A repeated request with it changes nothing
     and has the same answer.
@@ -2876,7 +3449,9 @@ class SigningKey(_message.Message):
     key_id: _builtins.str
     """The key id: the key's thumbprint (RFC 7638)."""
     purpose: _builtins.str
-    """What it signs: tokens of `users` or `devices`, or `audit` checkpoints."""
+    """What it signs: tokens of `users` or `devices`, API `tokens`, or `audit`
+    checkpoints.
+    """
     tenant_id: _builtins.str
     """The tenant whose key it is; empty for the installation's."""
     algorithm: _builtins.str
@@ -2986,24 +3561,32 @@ class ListAccessChangesRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    API_TOKEN_CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The cursor from the response before; empty to start from nothing."""
     limit: _builtins.int
     """The most changes to return."""
     wait_seconds: _builtins.int
     """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
+    api_token_cursor: _builtins.str
+    """The cursor of API tokens from the response before; empty to start from
+    nothing. Without it nothing is said of them, as the last release asks.
+    """
     def __init__(
         self,
         *,
         cursor: _builtins.str = ...,
         limit: _builtins.int = ...,
         wait_seconds: _builtins.int = ...,
+        api_token_cursor: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_api_token_cursor", b"_api_token_cursor", "api_token_cursor", b"api_token_cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_api_token_cursor", b"_api_token_cursor", "api_token_cursor", b"api_token_cursor", "cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__api_token_cursor: _TypeAlias = _typing.Literal["api_token_cursor"]  # noqa: Y015
+    _WhichOneofArgType__api_token_cursor: _TypeAlias = _typing.Literal["_api_token_cursor", b"_api_token_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__api_token_cursor) -> _WhichOneofReturnType__api_token_cursor | None: ...
 
 Global___ListAccessChangesRequest: _TypeAlias = ListAccessChangesRequest  # noqa: Y015
 
@@ -3017,10 +3600,14 @@ class ListAccessChangesResponse(_message.Message):
     ENDED_SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    API_TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_API_TOKEN_CURSOR_FIELD_NUMBER: _builtins.int
     next_cursor: _builtins.str
     """Where to continue."""
     more: _builtins.bool
     """Whether more is waiting behind the cursor."""
+    next_api_token_cursor: _builtins.str
+    """Where to continue with them; absent where it was not asked for them."""
     @_builtins.property
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]:
         """Tenants as they are now."""
@@ -3029,6 +3616,10 @@ class ListAccessChangesResponse(_message.Message):
     def ended_sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedSession]:
         """Sessions whose tokens are refused from now on."""
 
+    @_builtins.property
+    def api_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiTokenState]:
+        """API tokens that have not expired, as they are now."""
+
     def __init__(
         self,
         *,
@@ -3036,14 +3627,125 @@ class ListAccessChangesResponse(_message.Message):
         ended_sessions: _abc.Iterable[Global___EndedSession] | None = ...,
         next_cursor: _builtins.str = ...,
         more: _builtins.bool = ...,
+        api_tokens: _abc.Iterable[Global___ApiTokenState] | None = ...,
+        next_api_token_cursor: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_api_token_cursor", b"_next_api_token_cursor", "next_api_token_cursor", b"next_api_token_cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_sessions", b"ended_sessions", "more", b"more", "next_cursor", b"next_cursor", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_api_token_cursor", b"_next_api_token_cursor", "api_tokens", b"api_tokens", "ended_sessions", b"ended_sessions", "more", b"more", "next_api_token_cursor", b"next_api_token_cursor", "next_cursor", b"next_cursor", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_api_token_cursor: _TypeAlias = _typing.Literal["next_api_token_cursor"]  # noqa: Y015
+    _WhichOneofArgType__next_api_token_cursor: _TypeAlias = _typing.Literal["_next_api_token_cursor", b"_next_api_token_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_api_token_cursor) -> _WhichOneofReturnType__next_api_token_cursor | None: ...
+
+Global___ListAccessChangesResponse: _TypeAlias = ListAccessChangesResponse  # noqa: Y015
+
+@_typing.final
+class ApiTokenState(_message.Message):
+    """Until when an API token works."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    WORKS_UNTIL_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """The token's id."""
+    @_builtins.property
+    def works_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when it works; absent when it does not."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it expires, as it says itself."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        works_until: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "works_until", b"works_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token_id", b"token_id", "works_until", b"works_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAccessChangesResponse: _TypeAlias = ListAccessChangesResponse  # noqa: Y015
+Global___ApiTokenState: _TypeAlias = ApiTokenState  # noqa: Y015
+
+@_typing.final
+class NoteTokenUsesRequest(_message.Message):
+    """Uses of API tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenUse]:
+        """The latest use of each token."""
+
+    def __init__(
+        self,
+        *,
+        uses: _abc.Iterable[Global___TokenUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteTokenUsesRequest: _TypeAlias = NoteTokenUsesRequest  # noqa: Y015
+
+@_typing.final
+class TokenUse(_message.Message):
+    """The latest use of an API token that a service has seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    USED_AT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """The token's id."""
+    address: _builtins.str
+    """The network address from which it was used."""
+    @_builtins.property
+    def used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was used."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        used_at: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["used_at", b"used_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "token_id", b"token_id", "used_at", b"used_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenUse: _TypeAlias = TokenUse  # noqa: Y015
+
+@_typing.final
+class NoteTokenUsesResponse(_message.Message):
+    """Uses that were noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteTokenUsesResponse: _TypeAlias = NoteTokenUsesResponse  # noqa: Y015
 
 @_typing.final
 class ReportTenantErasureRequest(_message.Message):

@@ -2173,8 +2173,525 @@ class EmailDomainService:
             _registered_method=True)
 
 
+class ApiTokenServiceStub:
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListApiTokens = channel.unary_unary(
+                '/evergreen.v1.ApiTokenService/ListApiTokens',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListApiTokensRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListApiTokensResponse.FromString,
+                _registered_method=True)
+        self.GetApiToken = channel.unary_unary(
+                '/evergreen.v1.ApiTokenService/GetApiToken',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetApiTokenRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+                _registered_method=True)
+        self.CreateApiToken = channel.unary_unary(
+                '/evergreen.v1.ApiTokenService/CreateApiToken',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateApiTokenRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+                _registered_method=True)
+        self.RotateApiToken = channel.unary_unary(
+                '/evergreen.v1.ApiTokenService/RotateApiToken',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.RotateApiTokenRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+                _registered_method=True)
+        self.RevokeApiToken = channel.unary_unary(
+                '/evergreen.v1.ApiTokenService/RevokeApiToken',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.RevokeApiTokenRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+                _registered_method=True)
+
+
+class ApiTokenServiceServicer:
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    def ListApiTokens(self, request, context):
+        """Lists the API tokens of the caller's subtree, without what opens anything.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApiToken(self, request, context):
+        """Returns one API token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateApiToken(self, request, context):
+        """Creates an API token, for the caller or for a service account. The response
+        holds the token itself, this once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiToken(self, request, context):
+        """Creates the successor of an API token: it may do the same, and lives as long.
+        The response holds the successor itself, this once. The old one works for the
+        overlap. Only its holder does this, or who may manage its service account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiToken(self, request, context):
+        """Ends an API token; it is refused everywhere within seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ApiTokenServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListApiTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiTokens,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListApiTokensRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListApiTokensResponse.SerializeToString,
+            ),
+            'GetApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApiToken,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetApiTokenRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.SerializeToString,
+            ),
+            'CreateApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiToken,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateApiTokenRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.SerializeToString,
+            ),
+            'RotateApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiToken,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.RotateApiTokenRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.SerializeToString,
+            ),
+            'RevokeApiToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiToken,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.RevokeApiTokenRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ApiToken.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ApiTokenService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ApiTokenService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ApiTokenService:
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    @staticmethod
+    def ListApiTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ApiTokenService/ListApiTokens',
+            evergreen_dot_v1_dot_identity__pb2.ListApiTokensRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListApiTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ApiTokenService/GetApiToken',
+            evergreen_dot_v1_dot_identity__pb2.GetApiTokenRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ApiTokenService/CreateApiToken',
+            evergreen_dot_v1_dot_identity__pb2.CreateApiTokenRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ApiTokenService/RotateApiToken',
+            evergreen_dot_v1_dot_identity__pb2.RotateApiTokenRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ApiTokenService/RevokeApiToken',
+            evergreen_dot_v1_dot_identity__pb2.RevokeApiTokenRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ApiToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ServiceAccountServiceStub:
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListServiceAccounts = channel.unary_unary(
+                '/evergreen.v1.ServiceAccountService/ListServiceAccounts',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsResponse.FromString,
+                _registered_method=True)
+        self.GetServiceAccount = channel.unary_unary(
+                '/evergreen.v1.ServiceAccountService/GetServiceAccount',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetServiceAccountRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+                _registered_method=True)
+        self.CreateServiceAccount = channel.unary_unary(
+                '/evergreen.v1.ServiceAccountService/CreateServiceAccount',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateServiceAccountRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+                _registered_method=True)
+        self.UpdateServiceAccount = channel.unary_unary(
+                '/evergreen.v1.ServiceAccountService/UpdateServiceAccount',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateServiceAccountRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+                _registered_method=True)
+        self.DeleteServiceAccount = channel.unary_unary(
+                '/evergreen.v1.ServiceAccountService/DeleteServiceAccount',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteServiceAccountRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+                _registered_method=True)
+
+
+class ServiceAccountServiceServicer:
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    def ListServiceAccounts(self, request, context):
+        """Lists the service accounts of the caller's subtree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServiceAccount(self, request, context):
+        """Returns one service account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateServiceAccount(self, request, context):
+        """Creates a service account, with a role that is at most the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateServiceAccount(self, request, context):
+        """Changes a service account's name or role. API tokens of it that may do more
+        than it from then on end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteServiceAccount(self, request, context):
+        """Deletes a service account; its API tokens end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ServiceAccountServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListServiceAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServiceAccounts,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsResponse.SerializeToString,
+            ),
+            'GetServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServiceAccount,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetServiceAccountRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.SerializeToString,
+            ),
+            'CreateServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateServiceAccount,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateServiceAccountRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.SerializeToString,
+            ),
+            'UpdateServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateServiceAccount,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateServiceAccountRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.SerializeToString,
+            ),
+            'DeleteServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteServiceAccount,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteServiceAccountRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ServiceAccount.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ServiceAccountService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ServiceAccountService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ServiceAccountService:
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    @staticmethod
+    def ListServiceAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ServiceAccountService/ListServiceAccounts',
+            evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListServiceAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ServiceAccountService/GetServiceAccount',
+            evergreen_dot_v1_dot_identity__pb2.GetServiceAccountRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ServiceAccountService/CreateServiceAccount',
+            evergreen_dot_v1_dot_identity__pb2.CreateServiceAccountRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ServiceAccountService/UpdateServiceAccount',
+            evergreen_dot_v1_dot_identity__pb2.UpdateServiceAccountRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ServiceAccountService/DeleteServiceAccount',
+            evergreen_dot_v1_dot_identity__pb2.DeleteServiceAccountRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TokenKeyServiceStub:
-    """The public keys that verify session and device tokens.
+    """The public keys that verify session, device and API tokens.
     """
 
     def __init__(self, channel):
@@ -2201,7 +2718,7 @@ class TokenKeyServiceStub:
 
 
 class TokenKeyServiceServicer:
-    """The public keys that verify session and device tokens.
+    """The public keys that verify session, device and API tokens.
     """
 
     def GetJwks(self, request, context):
@@ -2253,7 +2770,7 @@ def add_TokenKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenKeyService:
-    """The public keys that verify session and device tokens.
+    """The public keys that verify session, device and API tokens.
     """
 
     @staticmethod
@@ -2358,6 +2875,11 @@ class IdentityInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.FromString,
                 _registered_method=True)
+        self.NoteTokenUses = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/NoteTokenUses',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesResponse.FromString,
+                _registered_method=True)
         self.ReportTenantErasure = channel.unary_unary(
                 '/evergreen.v1.IdentityInternalService/ReportTenantErasure',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.SerializeToString,
@@ -2377,7 +2899,15 @@ class IdentityInternalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAccessChanges(self, request, context):
-        """Lists the tenants that changed and the sessions that ended since a cursor.
+        """Lists the tenants that changed, the sessions that ended and the API tokens that
+        changed since a cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteTokenUses(self, request, context):
+        """Takes note of which API tokens were used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -2403,6 +2933,11 @@ def add_IdentityInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAccessChanges,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.SerializeToString,
+            ),
+            'NoteTokenUses': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteTokenUses,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesResponse.SerializeToString,
             ),
             'ReportTenantErasure': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportTenantErasure,
@@ -2465,6 +3000,33 @@ class IdentityInternalService:
             '/evergreen.v1.IdentityInternalService/ListAccessChanges',
             evergreen_dot_v1_dot_identity__pb2.ListAccessChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ListAccessChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteTokenUses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/NoteTokenUses',
+            evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.NoteTokenUsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -831,8 +831,202 @@ class EmailDomainServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_EmailDomainServiceServicer_to_server(servicer: EmailDomainServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class ApiTokenServiceStub:
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ApiTokenServiceAsyncStub: ...
+    ListApiTokens: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListApiTokensRequest, _identity_pb2.ListApiTokensResponse]
+    """Lists the API tokens of the caller's subtree, without what opens anything."""
+    GetApiToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetApiTokenRequest, _identity_pb2.ApiToken]
+    """Returns one API token."""
+    CreateApiToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateApiTokenRequest, _identity_pb2.ApiToken]
+    """Creates an API token, for the caller or for a service account. The response
+    holds the token itself, this once.
+    """
+    RotateApiToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RotateApiTokenRequest, _identity_pb2.ApiToken]
+    """Creates the successor of an API token: it may do the same, and lives as long.
+    The response holds the successor itself, this once. The old one works for the
+    overlap. Only its holder does this, or who may manage its service account.
+    """
+    RevokeApiToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiTokenRequest, _identity_pb2.ApiToken]
+    """Ends an API token; it is refused everywhere within seconds."""
+
+@_typing.type_check_only
+class ApiTokenServiceAsyncStub(ApiTokenServiceStub):
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListApiTokens: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListApiTokensRequest, _identity_pb2.ListApiTokensResponse]  # type: ignore[assignment]
+    """Lists the API tokens of the caller's subtree, without what opens anything."""
+    GetApiToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetApiTokenRequest, _identity_pb2.ApiToken]  # type: ignore[assignment]
+    """Returns one API token."""
+    CreateApiToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateApiTokenRequest, _identity_pb2.ApiToken]  # type: ignore[assignment]
+    """Creates an API token, for the caller or for a service account. The response
+    holds the token itself, this once.
+    """
+    RotateApiToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.RotateApiTokenRequest, _identity_pb2.ApiToken]  # type: ignore[assignment]
+    """Creates the successor of an API token: it may do the same, and lives as long.
+    The response holds the successor itself, this once. The old one works for the
+    overlap. Only its holder does this, or who may manage its service account.
+    """
+    RevokeApiToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiTokenRequest, _identity_pb2.ApiToken]  # type: ignore[assignment]
+    """Ends an API token; it is refused everywhere within seconds."""
+
+class ApiTokenServiceServicer(metaclass=_abc_1.ABCMeta):
+    """API tokens: what programs call with. Who has one acts as its holder, a user
+    or a service account, with the token's role, in its tenant and all below, as
+    far as its scopes go. No token may call this service.
+    """
+
+    @_abc_1.abstractmethod
+    def ListApiTokens(
+        self,
+        request: _identity_pb2.ListApiTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListApiTokensResponse, _abc.Awaitable[_identity_pb2.ListApiTokensResponse]]:
+        """Lists the API tokens of the caller's subtree, without what opens anything."""
+
+    @_abc_1.abstractmethod
+    def GetApiToken(
+        self,
+        request: _identity_pb2.GetApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ApiToken, _abc.Awaitable[_identity_pb2.ApiToken]]:
+        """Returns one API token."""
+
+    @_abc_1.abstractmethod
+    def CreateApiToken(
+        self,
+        request: _identity_pb2.CreateApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ApiToken, _abc.Awaitable[_identity_pb2.ApiToken]]:
+        """Creates an API token, for the caller or for a service account. The response
+        holds the token itself, this once.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateApiToken(
+        self,
+        request: _identity_pb2.RotateApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ApiToken, _abc.Awaitable[_identity_pb2.ApiToken]]:
+        """Creates the successor of an API token: it may do the same, and lives as long.
+        The response holds the successor itself, this once. The old one works for the
+        overlap. Only its holder does this, or who may manage its service account.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeApiToken(
+        self,
+        request: _identity_pb2.RevokeApiTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ApiToken, _abc.Awaitable[_identity_pb2.ApiToken]]:
+        """Ends an API token; it is refused everywhere within seconds."""
+
+def add_ApiTokenServiceServicer_to_server(servicer: ApiTokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ServiceAccountServiceStub:
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ServiceAccountServiceAsyncStub: ...
+    ListServiceAccounts: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListServiceAccountsRequest, _identity_pb2.ListServiceAccountsResponse]
+    """Lists the service accounts of the caller's subtree."""
+    GetServiceAccount: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetServiceAccountRequest, _identity_pb2.ServiceAccount]
+    """Returns one service account."""
+    CreateServiceAccount: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateServiceAccountRequest, _identity_pb2.ServiceAccount]
+    """Creates a service account, with a role that is at most the caller's."""
+    UpdateServiceAccount: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateServiceAccountRequest, _identity_pb2.ServiceAccount]
+    """Changes a service account's name or role. API tokens of it that may do more
+    than it from then on end.
+    """
+    DeleteServiceAccount: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteServiceAccountRequest, _identity_pb2.ServiceAccount]
+    """Deletes a service account; its API tokens end."""
+
+@_typing.type_check_only
+class ServiceAccountServiceAsyncStub(ServiceAccountServiceStub):
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListServiceAccounts: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListServiceAccountsRequest, _identity_pb2.ListServiceAccountsResponse]  # type: ignore[assignment]
+    """Lists the service accounts of the caller's subtree."""
+    GetServiceAccount: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetServiceAccountRequest, _identity_pb2.ServiceAccount]  # type: ignore[assignment]
+    """Returns one service account."""
+    CreateServiceAccount: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateServiceAccountRequest, _identity_pb2.ServiceAccount]  # type: ignore[assignment]
+    """Creates a service account, with a role that is at most the caller's."""
+    UpdateServiceAccount: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateServiceAccountRequest, _identity_pb2.ServiceAccount]  # type: ignore[assignment]
+    """Changes a service account's name or role. API tokens of it that may do more
+    than it from then on end.
+    """
+    DeleteServiceAccount: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteServiceAccountRequest, _identity_pb2.ServiceAccount]  # type: ignore[assignment]
+    """Deletes a service account; its API tokens end."""
+
+class ServiceAccountServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Service accounts: programs that call the API and belong to a tenant, so that
+    their API tokens go on when the people leave who made them.
+    """
+
+    @_abc_1.abstractmethod
+    def ListServiceAccounts(
+        self,
+        request: _identity_pb2.ListServiceAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListServiceAccountsResponse, _abc.Awaitable[_identity_pb2.ListServiceAccountsResponse]]:
+        """Lists the service accounts of the caller's subtree."""
+
+    @_abc_1.abstractmethod
+    def GetServiceAccount(
+        self,
+        request: _identity_pb2.GetServiceAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ServiceAccount, _abc.Awaitable[_identity_pb2.ServiceAccount]]:
+        """Returns one service account."""
+
+    @_abc_1.abstractmethod
+    def CreateServiceAccount(
+        self,
+        request: _identity_pb2.CreateServiceAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ServiceAccount, _abc.Awaitable[_identity_pb2.ServiceAccount]]:
+        """Creates a service account, with a role that is at most the caller's."""
+
+    @_abc_1.abstractmethod
+    def UpdateServiceAccount(
+        self,
+        request: _identity_pb2.UpdateServiceAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ServiceAccount, _abc.Awaitable[_identity_pb2.ServiceAccount]]:
+        """Changes a service account's name or role. API tokens of it that may do more
+        than it from then on end.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteServiceAccount(
+        self,
+        request: _identity_pb2.DeleteServiceAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ServiceAccount, _abc.Awaitable[_identity_pb2.ServiceAccount]]:
+        """Deletes a service account; its API tokens end."""
+
+def add_ServiceAccountServiceServicer_to_server(servicer: ServiceAccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TokenKeyServiceStub:
-    """The public keys that verify session and device tokens."""
+    """The public keys that verify session, device and API tokens."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -849,7 +1043,7 @@ class TokenKeyServiceStub:
 
 @_typing.type_check_only
 class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
-    """The public keys that verify session and device tokens."""
+    """The public keys that verify session, device and API tokens."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJwks: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetJwksRequest, _identity_pb2.Jwks]  # type: ignore[assignment]
@@ -862,7 +1056,7 @@ class TokenKeyServiceAsyncStub(TokenKeyServiceStub):
     """
 
 class TokenKeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The public keys that verify session and device tokens."""
+    """The public keys that verify session, device and API tokens."""
 
     @_abc_1.abstractmethod
     def GetJwks(
@@ -902,7 +1096,11 @@ class IdentityInternalServiceStub:
     IssueDeviceToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.IssueDeviceTokenRequest, _identity_pb2.IssueDeviceTokenResponse]
     """Issues a token that is bound to one device."""
     ListAccessChanges: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]
-    """Lists the tenants that changed and the sessions that ended since a cursor."""
+    """Lists the tenants that changed, the sessions that ended and the API tokens that
+    changed since a cursor.
+    """
+    NoteTokenUses: _grpc.UnaryUnaryMultiCallable[_identity_pb2.NoteTokenUsesRequest, _identity_pb2.NoteTokenUsesResponse]
+    """Takes note of which API tokens were used."""
     ReportTenantErasure: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ReportTenantErasureRequest, _identity_pb2.ReportTenantErasureResponse]
     """Takes note of how far a service is with the rows of a tenant that is being
     deleted.
@@ -916,7 +1114,11 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     IssueDeviceToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.IssueDeviceTokenRequest, _identity_pb2.IssueDeviceTokenResponse]  # type: ignore[assignment]
     """Issues a token that is bound to one device."""
     ListAccessChanges: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAccessChangesRequest, _identity_pb2.ListAccessChangesResponse]  # type: ignore[assignment]
-    """Lists the tenants that changed and the sessions that ended since a cursor."""
+    """Lists the tenants that changed, the sessions that ended and the API tokens that
+    changed since a cursor.
+    """
+    NoteTokenUses: _aio.UnaryUnaryMultiCallable[_identity_pb2.NoteTokenUsesRequest, _identity_pb2.NoteTokenUsesResponse]  # type: ignore[assignment]
+    """Takes note of which API tokens were used."""
     ReportTenantErasure: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReportTenantErasureRequest, _identity_pb2.ReportTenantErasureResponse]  # type: ignore[assignment]
     """Takes note of how far a service is with the rows of a tenant that is being
     deleted.
@@ -939,7 +1141,17 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.ListAccessChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ListAccessChangesResponse, _abc.Awaitable[_identity_pb2.ListAccessChangesResponse]]:
-        """Lists the tenants that changed and the sessions that ended since a cursor."""
+        """Lists the tenants that changed, the sessions that ended and the API tokens that
+        changed since a cursor.
+        """
+
+    @_abc_1.abstractmethod
+    def NoteTokenUses(
+        self,
+        request: _identity_pb2.NoteTokenUsesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.NoteTokenUsesResponse, _abc.Awaitable[_identity_pb2.NoteTokenUsesResponse]]:
+        """Takes note of which API tokens were used."""
 
     @_abc_1.abstractmethod
     def ReportTenantErasure(

@@ -70,6 +70,8 @@ def _kind_of(actor: str) -> str:
         return "device"
     if actor == CallerKind.ANONYMOUS.value:
         return "anonymous"
+    if actor.startswith("token:"):
+        return "service"
     return "user" if "@" in actor else "system"
 
 

@@ -20,8 +20,9 @@ from servicekit.errors import (
     unauthenticated,
     unavailable,
 )
-from servicekit.feeds.feed import ANSWER_SECONDS, WAIT_SECONDS, Follower, asking
+from servicekit.feeds.feed import ANSWER_SECONDS, WAIT_SECONDS, Follower
 from servicekit.ids import Clock
+from servicekit.peers.api_tokens import ApiTokens
 
 _TOKEN_LIFE: Final = timedelta(hours=2)
 """Longer than a session token lives: a session that ended earlier has none left to refuse."""
@@ -95,30 +96,50 @@ class TenantDirectory:
         self.closed_changed = asyncio.Event()
         """Set when a tenant has become other than active, or active again."""
         self._ended: dict[str, datetime] = {}
-        self.follower = Follower(
-            "identity",
-            self._fetch,
-            asking(
-                identity.ListAccessChanges,
-                identity_pb2.ListAccessChangesRequest(),
-                "tenants",
-                "ended_sessions",
-                seconds=wait_seconds,
-            ),
+        self.api_tokens = ApiTokens(identity, clock)
+        self._asked_at: datetime | None = None
+        """When the reading began that is in progress, page by page."""
+        self._wait_seconds = wait_seconds
+        self.follower = Follower("identity", self._fetch, self._wait)
+
+    def _question(self, cursor: str) -> identity_pb2.ListAccessChangesRequest:
+        """What is asked behind a position, which has a part of its own for API tokens.
+
+        Identity of the last release answers nothing of them, and their part stays as it is.
+        """
+        access, _, tokens = cursor.partition("|")
+        return identity_pb2.ListAccessChangesRequest(cursor=access, api_token_cursor=tokens)
+
+    async def _wait(self, cursor: str) -> bool:
+        """Returns when there is something to tell, as `servicekit.feeds.feed.asking` has it."""
+        question = self._question(cursor)
+        question.limit, question.wait_seconds = 1, self._wait_seconds
+        page = await self._identity.ListAccessChanges(
+            question, timeout=self._wait_seconds + ANSWER_SECONDS
         )
+        return bool(page.tenants or page.ended_sessions or page.api_tokens)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
-        page = await self._identity.ListAccessChanges(
-            identity_pb2.ListAccessChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
-        )
+        self._asked_at = self._asked_at or self._clock()
+        question = self._question(cursor)
+        page = await self._identity.ListAccessChanges(question, timeout=ANSWER_SECONDS)
         if page.tenants:
             self.learn(map(_node, page.tenants))
         for session in page.ended_sessions:
             self._ended[session.session_id] = session.ended_at.ToDatetime(tzinfo=UTC)
+        self.api_tokens.learn(page.api_tokens)
         if not page.more:
             oldest = self._clock() - _TOKEN_LIFE
             self._ended = {k: t for k, t in self._ended.items() if t > oldest}
-        return page.next_cursor, page.more
+            if page.HasField("next_api_token_cursor"):
+                self.api_tokens.all_known(self._asked_at)
+            self._asked_at = None
+        tokens = (
+            page.next_api_token_cursor
+            if page.HasField("next_api_token_cursor")
+            else question.api_token_cursor
+        )
+        return f"{page.next_cursor}|{tokens}", page.more
 
     def learn(self, nodes: Iterable[TenantNode]) -> None:
         """Takes tenants as they are now; parents come before children or are known."""
@@ -166,14 +187,21 @@ class TenantDirectory:
         node = self._nodes.get(tenant_id)
         return node is not None and node.going
 
-    def check_session(self, caller: Caller) -> None:
-        """Refuses a user's token whose session has ended.
+    def check_session(self, caller: Caller, source_ip: str = "") -> None:
+        """Refuses a user's token whose session has ended, and an API token that has.
 
         Raises:
             DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from identity.
         """
         if not self.follower.synced:
             raise unavailable("the service is starting")
+        if caller.token is not None:
+            if caller.tenant_id in self._closed:
+                raise unauthenticated(
+                    "ORGANISATION_ARCHIVED", "the API token's organisation is archived"
+                )
+            self.api_tokens.check(caller, source_ip)
+            return
         if caller.session_id in self._ended:
             raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
 

@@ -24,16 +24,19 @@ from typing import Any, NoReturn, TypeVar
 from google.protobuf.message import Message
 
 from contract.access import ACCESS, Audience, Rule
+from contract.rows import write_scope
 from servicekit.admission.fair import Shares
 from servicekit.call import (
     ANONYMOUS,
     H_REQUEST_ID,
     H_SERVICE,
+    H_SOURCE,
     H_TIMEOUT,
     RETURN_SECONDS,
     Call,
     Caller,
     CallerKind,
+    TokenOfCaller,
     call_from_headers,
     caller_from_headers,
     current_call,
@@ -148,7 +151,9 @@ class CallChain:
         if caller.kind is not CallerKind.USER:
             raise unauthenticated("NO_USER_TOKEN", "log in first")
         if self._tenants is not None:
-            self._tenants.check_session(caller)
+            self._tenants.check_session(caller, headers.get(H_SOURCE, ""))
+        if caller.token is not None:
+            _check_scope(rule, caller.token)
         if caller.role not in rule.roles:
             role = caller.role.value if caller.role else "no role"
             raise permission_denied(ROLE_MAY_NOT, f"the role {role} may not do this")
@@ -296,6 +301,14 @@ def _note(rpc: str, code: str, started: float) -> None:
         log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
     elif logging.root.level <= logging.DEBUG:
         log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
+
+
+def _check_scope(rule: Rule, token: TokenOfCaller) -> None:
+    """Refuses an API token that was not made for this."""
+    if not rule.scope:
+        raise permission_denied("TOKEN_MAY_NOT", "API tokens may not do this; log in")
+    if token.scopes.isdisjoint({rule.scope, write_scope(rule.area)}):
+        raise permission_denied("SCOPE_MISSING", f"the API token lacks the scope {rule.scope}")
 
 
 def _service(rule: Rule, name: str) -> Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -12,6 +13,10 @@ from servicekit.security import jwt
 from servicekit.security.signing import PublicKey
 from services.identity.users.domain import User
 
+API_TOKEN_PREFIX: Final = "evt_"
+"""What API tokens begin with, so that people and scanners of secrets know them (the gateway, too:
+`deploy.gateway.auth`)."""
+API_TOKEN_LIFE_MAX: Final = timedelta(days=400)
 SESSION_TOKEN_LIFE: Final = timedelta(hours=1)
 DEVICE_LAPSE: Final = timedelta(days=90)
 """How long a device token that has expired still fetches the policy, and so a new token."""
@@ -19,11 +24,17 @@ SEALED_FOR: Final = "identity-keys"
 """The purpose for which the master key seals the keys."""
 USERS: Final = "users"
 DEVICES: Final = "devices"
+TOKENS: Final = "tokens"
 ISSUER_USERS: Final = "evergreen:users"
 ISSUER_DEVICES: Final = "evergreen:devices"
+ISSUER_TOKENS: Final = "evergreen:tokens"
 AUDIENCE_USERS: Final = "evergreen:api"
 AUDIENCE_DEVICES: Final = "evergreen:devices"
-TYPES: Final = {USERS: "evergreen-user+jwt", DEVICES: "evergreen-device+jwt"}
+TYPES: Final = {
+    USERS: "evergreen-user+jwt",
+    DEVICES: "evergreen-device+jwt",
+    TOKENS: "evergreen-token+jwt",
+}
 """What a token's header says that it is (RFC 8725, 3.11)."""
 _TYPE_BEFORE: Final = "JWT"
 """What it says in tokens of release 0.1.0."""
@@ -31,7 +42,11 @@ _TYPE_BEFORE: Final = "JWT"
 
 def purposes(device_life: timedelta) -> tuple[Purpose, ...]:
     """What identity has token keys for."""
-    return Purpose(USERS, SESSION_TOKEN_LIFE), Purpose(DEVICES, device_life + DEVICE_LAPSE)
+    return (
+        Purpose(USERS, SESSION_TOKEN_LIFE),
+        Purpose(DEVICES, device_life + DEVICE_LAPSE),
+        Purpose(TOKENS, API_TOKEN_LIFE_MAX),
+    )
 
 
 class TokenSigner:
@@ -85,6 +100,24 @@ class TokenSigner:
             "exp": int(expires.timestamp()),
         }
         return self._sign(DEVICES, claims), expires
+
+    def api_token(self, claims: Mapping[str, str], issued_at: datetime, until: datetime) -> str:
+        """An API token with its prefix.
+
+        Args:
+            claims: who it acts for, what it may do (`servicekit.call.TOKEN_CLAIMS`).
+            issued_at: when it was made.
+            until: when it ends.
+        """
+        whole = {
+            "iss": ISSUER_TOKENS,
+            "aud": AUDIENCE_USERS,
+            "knd": "token",
+            **claims,
+            "iat": int(issued_at.timestamp()),
+            "exp": int(until.timestamp()),
+        }
+        return API_TOKEN_PREFIX + self._sign(TOKENS, whole)
 
     def session_claims(self, token: str, *, lapsed: bool = False) -> dict[str, Any] | None:
         """What a session token of ours says; `None` when it is not one, or has expired.

@@ -107,6 +107,18 @@ def check_may_readdress(actor_role: Role | None, actor_id: str, user: User) -> N
         )
 
 
+def check_may_readdress_by_token(by_token: bool) -> None:
+    """Whoever has the address can set a new password, which no API token may.
+
+    Raises:
+        DomainError: PERMISSION_DENIED.
+    """
+    if by_token:
+        raise permission_denied(
+            "TOKEN_MAY_NOT", "API tokens may not correct e-mail addresses; log in"
+        )
+
+
 def may_invite(actor_role: Role | None, user: User) -> bool:
     """Whether one may invite a user again."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
@@ -43,6 +43,7 @@ from services.identity.users.domain import (
     check_may_invite,
     check_may_manage,
     check_may_readdress,
+    check_may_readdress_by_token,
     check_not_self,
 )
 
@@ -54,6 +55,16 @@ OrphanCredentials: TypeAlias = Callable[[Connection, User, datetime, Scope | Non
 HoldCredentials: TypeAlias = Callable[[Connection, UUID, str, str], Awaitable[None]]
 """Names a user as the holder of the user's event credentials: by id, and the address after the old
 one."""
+
+
+class HeldTokens(Protocol):
+    """What users need to know of API tokens; the database ends those of a user who changes."""
+
+    async def holder_changed(self, connection: Connection, holder_id: UUID) -> None:
+        """Tells which tokens ended because of what the transaction did to their holder."""
+
+    async def still_works(self, connection: Connection, token_id: UUID) -> bool:
+        """Whether the token of a call works now."""
 
 
 @asynccontextmanager
@@ -82,6 +93,7 @@ class Users:
         end_sessions: EndSessions,
         orphan_credentials: OrphanCredentials,
         hold_credentials: HoldCredentials,
+        api_tokens: HeldTokens,
         clock: Clock,
     ) -> None:
         self._database = database
@@ -91,6 +103,7 @@ class Users:
         self._end_sessions = end_sessions
         self._orphan_credentials = orphan_credentials
         self._hold_credentials = hold_credentials
+        self._api_tokens = api_tokens
         self._clock = clock
 
     async def list(
@@ -215,12 +228,14 @@ class Users:
             if after.tenant_id != before.tenant_id:
                 await self._directory.require(caller, after.tenant_id, to_add=True)
             if after.email != before.email:
+                check_may_readdress_by_token(caller.token is not None)
                 check_may_readdress(caller.role, caller.id, before)
             invitation = None
             async with _undone(connection, validate_only):
                 if after.email != before.email and before.status == "invited":
                     invitation = new_secret()
                 await self._change(connection, before, after, invitation)
+                await self._check_owner_left(connection, call, before)
         if validate_only:
             return after, None
         await self._directory.follower.try_refresh()
@@ -241,6 +256,7 @@ class Users:
             seen = self._directory.scope(after.tenant_id)
             await self._orphan_credentials(connection, before, at, seen)
             # To each tenant what concerns it: neither learns of the other one.
+            await self._api_tokens.holder_changed(connection, after.id)
             await self._outbox.append(
                 connection,
                 CloudEvent(UserMovedAway(id=before.id, before=before.snapshot()), before.tenant_id),
@@ -296,6 +312,7 @@ class Users:
             after = replace(before, status="disabled", disabled_by="admin")
             await self._write(connection, UserDeactivated, before, after)
             await self._orphan_credentials(connection, after, self._clock(), None)
+            await self._check_owner_left(connection, call, before)
         await self._directory.follower.try_refresh()
         return after
 
@@ -423,9 +440,25 @@ class Users:
         The lock makes two Owners who disable each other take turns, so that one remains.
         """
         await store.take_turns(connection)
+        if (token := call.caller.token) is not None:
+            if not await self._api_tokens.still_works(connection, UUID(token.id)):
+                raise unauthenticated("TOKEN_ENDED", "the API token was revoked, or has ended")
+            return
         actor = await store.user(connection, scope, UUID(call.caller.id))
         if actor is None or actor.status != "active" or actor.role is not call.caller.role:
             raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
+
+    @staticmethod
+    async def _check_owner_left(connection: Connection, call: Call, before: User) -> None:
+        """A service account, which is nobody in the tenant, does not leave it without an Owner.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        if call.caller.token is None or before.role is not Role.OWNER or before.status != "active":
+            return
+        if not await store.has_active_owner(connection, before.tenant_id):
+            raise failed_precondition("LAST_OWNER", "it is the last active Owner of the tenant")
 
     async def _write(
         self,
@@ -446,3 +479,4 @@ class Users:
                 actor=actor,
             ),
         )
+        await self._api_tokens.holder_changed(connection, after.id)

@@ -234,3 +234,74 @@ async def test_whom_an_administrator_kept_out_stays_out(database: TestDatabase) 
         await connection.execute("UPDATE identity.account SET password_hash = NULL")
         await restore.repair(connection, known)
         assert await state(connection) == ("local", "invited", None, 0)
+
+
+async def test_tokens_that_were_ended_stay_so(database: TestDatabase) -> None:
+    """As the database that is replaced knows it, or the audit log since the backup: revoked ones,
+    rotated ones, and those of service accounts that were deleted. Others go on, and their keys."""
+    await seed(database)
+    names = ("stays", "revoked", "rotated", "of an account")
+    tokens = {name: uuid4() for name in names}
+    service = uuid4()
+    async with repairing(database) as connection:
+        await connection.execute(
+            "INSERT INTO identity.signing_key"
+            " (key_id, purpose, public_key, sealed_seed, created_at)"
+            " VALUES ('t', 'tokens', '', '', now())"
+        )
+        await connection.execute(
+            "INSERT INTO identity.service_account (id, tenant_id, name, role, created_at,"
+            " created_by) VALUES ($1, $2, 'CI', 'Admin', now(), 'x')",
+            service,
+            ORG,
+        )
+        await connection.executemany(
+            "INSERT INTO identity.api_token (id, tenant_id, account_id, service_account_id,"
+            " held_by, name, role, scopes, created_at, created_by, expires_at, ends_at) VALUES"
+            " ($1, $2, $3, $4, 'x', $5, 'Admin', '{}', now(), 'x', 'infinity', 'infinity')",
+            [
+                (key, ORG, *((None, service) if name == names[3] else (STAYS, None)), name)
+                for name, key in tokens.items()
+            ],
+        )
+
+    async def works(connection: Connection) -> set[str]:
+        rows = await connection.fetch("SELECT name FROM identity.api_token WHERE ends_at > now()")
+        return {row["name"] for row in rows}
+
+    def ended(name: str, action: str) -> Recorded:
+        return Recorded(ORG, AT, f"identity.{action}", "tokens", str(tokens[name]), {})
+
+    logged = Known()
+    for name, action in (
+        ("revoked", "api_token_revoked"),
+        ("rotated", "api_token_rotated"),
+        ("of an account", "api_token_revoked"),
+    ):
+        logged.learn(ended(name, action))
+    logged.learn(
+        Recorded(ORG, AT, "identity.service_account_deleted", "service-accounts", str(service), {})
+    )
+    seen = Known()
+    async with repairing(database) as connection:
+        await connection.execute(
+            "UPDATE identity.api_token SET ended_because = 'revoked', ends_at = now()"
+            " WHERE name = ANY ($1)",
+            list(names[1:]),
+        )
+        await connection.execute("UPDATE identity.service_account SET deleted_at = now()")
+        await seen.read(connection)
+    for known in (logged, seen):
+        async with repairing(database) as connection:
+            await connection.execute(
+                "UPDATE identity.api_token SET ended_because = NULL, ends_at = 'infinity'"
+            )
+            await connection.execute("UPDATE identity.service_account SET deleted_at = NULL")
+            assert await works(connection) == set(names)
+            await restore.repair(connection, known)
+            assert await works(connection) == {"stays"}
+            assert await connection.fetchval(
+                "SELECT deleted_at IS NOT NULL FROM identity.service_account"
+            )
+            purposes = await connection.fetch("SELECT purpose FROM identity.signing_key")
+            assert "tokens" in {row["purpose"] for row in purposes}

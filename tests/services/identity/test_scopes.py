@@ -16,6 +16,9 @@ from servicekit.app import Kit
 from servicekit.data.postgres import SYSTEM, Connection, Scope
 from servicekit.ids import new_id, now
 from servicekit.security.passwords import PasswordHashes
+from services.identity.api_tokens import account_store as accounts
+from services.identity.api_tokens import store as tokens
+from services.identity.api_tokens.domain import ApiToken, ServiceAccount
 from services.identity.directories import store as directories
 from services.identity.directories.domain import READINGS, Directory
 from services.identity.email_domains import store as domains
@@ -42,6 +45,8 @@ class School:
     credential: EventCredential
     directory: Directory
     domain: EmailDomain
+    account: ServiceAccount
+    token: ApiToken
 
     @property
     def scope(self) -> Scope:
@@ -91,7 +96,23 @@ async def _school(connection: Connection, root: UUID, name: str) -> School:
     await directories.insert(connection, directory, at)
     domain = EmailDomain(f"{name}.example", tenant.id, source.id, user.email, at)
     await domains.insert(connection, domain)
-    return School(tenant, user, credential, directory, domain)
+    account = ServiceAccount(new_id(), tenant.id, name, Role.ADMIN, at, user.email)
+    token = ApiToken(
+        id=new_id(),
+        tenant_id=tenant.id,
+        name=name,
+        role=Role.ADMIN,
+        scopes=("users:read",),
+        held_by=user.email,
+        created_at=at,
+        created_by=user.email,
+        expires_at=at + timedelta(days=1),
+        ends_at=at + timedelta(days=1),
+        account_id=user.id,
+    )
+    await accounts.insert(connection, account)
+    await tokens.insert(connection, token)
+    return School(tenant, user, credential, directory, domain, account, token)
 
 
 @pytest.fixture
@@ -124,6 +145,12 @@ _READS: dict[str, Read] = {
         c, scope, of.directory.id, lock="FOR UPDATE"
     ),
     "email domain": lambda c, scope, of: domains.domain(c, scope, of.domain.domain),
+    "service account": lambda c, scope, of: accounts.account(c, scope, of.account.id),
+    "service account, locked": lambda c, scope, of: accounts.account(
+        c, scope, of.account.id, for_update=True
+    ),
+    "API token": lambda c, scope, of: tokens.token(c, scope, of.token.id),
+    "API token, locked": lambda c, scope, of: tokens.token(c, scope, of.token.id, for_update=True),
     "event credential": lambda c, scope, of: credentials.credential(c, scope, of.credential.id),
 }
 
@@ -159,3 +186,18 @@ async def test_a_write_changes_no_other_tenants_user(schools: Schools) -> None:
         changed = await users.user(connection, SYSTEM, user.id)
         assert changed is not None
         assert changed.role is Role.AUDITOR
+
+
+async def test_a_write_changes_no_other_tenants_token(schools: Schools) -> None:
+    """Nor its service account; one that is said to be another tenant's is not written."""
+    mine, at = schools.mine, now()
+    other = schools.other.tenant.id
+    async with schools.open as connection:
+        ended = replace(mine.token, ends_at=at, ended_because="revoked")
+        await tokens.end(connection, replace(ended, tenant_id=other))
+        await accounts.update(connection, replace(mine.account, tenant_id=other, name="other"))
+        assert await tokens.token(connection, SYSTEM, mine.token.id) == mine.token
+        assert await accounts.account(connection, SYSTEM, mine.account.id) == mine.account
+        await tokens.end(connection, ended)
+        await accounts.update(connection, replace(mine.account, name="other"))
+        assert await tokens.token(connection, SYSTEM, mine.token.id) == ended

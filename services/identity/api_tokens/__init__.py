@@ -1,0 +1,1 @@
+"""API tokens of users and of service accounts."""
