@@ -26,6 +26,8 @@ _FIRST_PASSWORD: Final = (
     " one with --password-file"
 )
 API_TOKEN: Final = "EVERGREEN_API_TOKEN"
+OTP: Final = "EVERGREEN_OTP"
+"""A code of a second factor."""
 API_TOKEN_FILE: Final = "EVERGREEN_API_TOKEN_FILE"
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -235,17 +237,20 @@ def _refusal(answer: httpx.Response) -> CliError:
     try:
         body = answer.json()
         text = f"{body['message']} (request {body['requestId']})"
-    except (ValueError, KeyError, TypeError):
+        reason = str(next(iter(body.get("details", ())), {}).get("reason", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
         text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
-    return RefusedError(text, answer.status_code)
+        reason = ""
+    return RefusedError(text, answer.status_code, reason)
 
 
 class RefusedError(CliError):
-    """The API refused a call; `status` is the HTTP status."""
+    """The API refused a call; `status` is the HTTP status, `reason` the error's, where it has one."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, reason: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason
 
 
 class AwayError(CliError):
@@ -294,12 +299,7 @@ def logged_in(access: Access) -> Iterator[Api]:
             client.headers["authorization"] = f"Bearer {access.token}"
             yield api
             return
-        try:
-            session = api.post("/auth/login", {"email": access.email, "password": access.password})
-        except RefusedError as error:
-            if error.status != HTTPStatus.UNAUTHORIZED:
-                raise
-            raise CliError(f"{error}{access.advice}") from error
+        session = _log_in(api, access)
         try:
             client.headers["authorization"] = f"Bearer {session['token']}"
         except (KeyError, TypeError) as broken:
@@ -309,6 +309,31 @@ def logged_in(access: Access) -> Iterator[Api]:
         finally:
             with suppress(CliError):
                 api.post("/auth/logout", {})
+
+
+def _log_in(api: Api, access: Access) -> Any:
+    """Opens a session; asks for a code where the account has a second factor.
+
+    Raises:
+        CliError: the login is refused.
+    """
+    login = {"email": access.email, "password": access.password}
+    otp = os.environ.get(OTP, "")
+    try:
+        return api.post("/auth/login", {**login, **({"otp": otp} if otp else {})})
+    except RefusedError as error:
+        if error.status != HTTPStatus.UNAUTHORIZED:
+            raise
+        if error.reason != "OTP_NEEDED":
+            advice = access.advice if error.reason == "WRONG_CREDENTIALS" else ""
+            raise CliError(f"{error}{advice}") from error
+    if not sys.stdin.isatty():
+        raise CliError(
+            f"{access.email} has a second factor: give a code of the authenticator app in {OTP};"
+            f" for programs, make an API token and give it in {API_TOKEN}"
+        )
+    otp = typer.prompt("Code of your authenticator app, or a recovery code", err=True)
+    return api.post("/auth/login", {**login, "otp": otp})
 
 
 class _Elsewhere(httpx.HTTPTransport):

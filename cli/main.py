@@ -16,6 +16,7 @@ from cli import (
     devices,
     directories,
     events,
+    factors,
     former_names,
     forwarders,
     groups,
@@ -69,6 +70,7 @@ app.add_typer(events.app)
 app.add_typer(forwarders.app)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
+app.add_typer(factors.app)
 device_lists.add_to(devices.app)
 app.add_typer(tokens.app)
 app.add_typer(service_accounts.app)

@@ -41,6 +41,7 @@ _READ: Final[Mapping[str, str]] = {
     "promql-parser": "MIT",
     "pyrage": "MIT",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
+    "segno": "BSD-3-Clause",
     "uvloop": "MIT OR Apache-2.0",
 }
 """Packages that do not name their licence: it was read in their source."""

@@ -85,6 +85,13 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListUserSessions": replace(_USER_READ, roles=_WRITE),
             "EndUserSessions": _ADMIN_WRITE,
         },
+        "SecondFactorService": {
+            "GetSecondFactors": _USER_READ,
+            "CreateRecoveryCodes": _USER_OWN,
+            "CreateTotp": _USER_OWN,
+            "ConfirmTotp": _USER_OWN,
+            "DeleteTotp": _USER_OWN,
+        },
         "TenantService": {
             "ListTenants": _USER_READ,
             "GetTenant": _USER_READ,
@@ -313,6 +320,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "ForwarderService": "audit",
     # Of these no token may call anything.
     "AuthService": "",
+    "SecondFactorService": "",
     "ApiTokenService": "",
     "ServiceAccountService": "",
     "DirectoryService": "",

@@ -49,8 +49,13 @@ from services.identity.event_access.store import hold
 from services.identity.feed import InternalApi
 from services.identity.first_start import FirstStart
 from services.identity.http import identity_app
+from services.identity.pages.base import Surroundings
 from services.identity.pages.browsers import Browsers
-from services.identity.pages.http import Surroundings
+from services.identity.second_factor.api import SecondFactorApi
+from services.identity.second_factor.challenges import Challenges
+from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
+from services.identity.second_factor.service import SecondFactors
+from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions.api import AuthApi, SessionApi
 from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.refusals import UnknownLogins
@@ -177,6 +182,8 @@ async def build(kit: Kit) -> Parts:
 
     accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
     directories = _directories(kit, settings, accounts, sealer)
+    factor_sealer = Sealer.from_file(settings.master_key_file, FACTORS_SEALED_FOR)
+    factors = SecondFactors(kit.database, kit.outbox, end_sessions_of, factor_sealer, kit.clock)
     sessions = Sessions(
         kit.database,
         kit.outbox,
@@ -184,11 +191,16 @@ async def build(kit: Kit) -> Parts:
         passwords,
         Guesses(kit.database, sealer, kit.clock),
         directories.logins,
+        factors,
+        Challenges(kit.database, factor_sealer, kit.clock),
+        CodeTries(kit.database, sealer, kit.clock),
         signer,
         session_life,
         unknown,
         kit.clock,
     )
+
+    overview = SessionsOverview(kit.database, kit.outbox, kit.tenants, kit.clock)
 
     async def deactivate_unseen() -> None:
         unseen_for = timedelta(days=settings.inactive_days)
@@ -196,7 +208,7 @@ async def build(kit: Kit) -> Parts:
             pass
 
     def portal(chain: CallChain) -> AsgiApp:
-        browsers = Browsers(chain, sessions, signer, session_life)
+        browsers = Browsers(chain, sessions, overview, factors, signer, session_life)
         around = Surroundings(
             browsers,
             users,
@@ -216,8 +228,9 @@ async def build(kit: Kit) -> Parts:
             partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
             partial(
                 rpc.add_SessionServiceServicer_to_server,
-                SessionApi(SessionsOverview(kit.database, kit.outbox, kit.tenants, kit.clock)),
+                SessionApi(overview),
             ),
+            partial(rpc.add_SecondFactorServiceServicer_to_server, SecondFactorApi(factors)),
             partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants, life, deletions)),
             partial(rpc.add_UserServiceServicer_to_server, UserApi(users, settings.public_url)),
             partial(
@@ -246,6 +259,7 @@ async def build(kit: Kit) -> Parts:
         services=[
             "evergreen.v1.AuthService",
             "evergreen.v1.SessionService",
+            "evergreen.v1.SecondFactorService",
             "evergreen.v1.TenantService",
             "evergreen.v1.UserService",
             "evergreen.v1.EventCredentialService",

@@ -17,8 +17,9 @@ from contract.contexts import CONTEXTS
 from servicekit.build import PRODUCT, current
 from servicekit.call import H_KIND, HEADERS, Call
 from servicekit.rpc.chain import CallChain
+from services.identity.pages.base import Surroundings
 from services.identity.pages.console import add_console_routes
-from services.identity.pages.http import Surroundings, add_pages
+from services.identity.pages.http import add_pages
 from services.identity.portal import Readiness, portal_app
 from services.identity.token_keys.tokens import TokenSigner
 

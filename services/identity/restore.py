@@ -2,9 +2,9 @@
 
 After going back in time nobody is logged in: sessions end, and the key that signs users' tokens is
 made anew, for a token of a session that began after the backup cannot be recognised. Users are what
-they were last known to be, and credentials and API tokens that were revoked stay revoked. Keys of
-API tokens stay, for the services refuse a token that the database does not know
-(`servicekit.peers.api_tokens`).
+they were last known to be, with their second factors, and credentials and API tokens that were
+revoked stay revoked. Keys of API tokens stay, for the services refuse a token that the database
+does not know (`servicekit.peers.api_tokens`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from contract.events.identity import (
 )
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
+from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
+from services.identity.second_factor.restored import KnownFactors, bring_factors
 from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
-    # Failed logins of the last hours.
-    made_anew=frozenset({"guess"}),
+    # Failed logins of the last hours, and logins that wait for their second step.
+    made_anew=frozenset({"guess", "login_challenge"}),
     sealed={"signing_key": SEALED_FOR},
-    secrets={"directory": DIRECTORY_SEALED_FOR},
+    secrets={
+        "directory": DIRECTORY_SEALED_FOR,
+        "totp": FACTORS_SEALED_FOR,
+        "recovery_code": FACTORS_SEALED_FOR,
+    },
     signs_of_use=frozenset({"tenant"}),
 )
 
@@ -68,6 +74,7 @@ class Known:
     revoked_credentials: set[UUID] = field(default_factory=set)
     ended_tokens: set[UUID] = field(default_factory=set)
     deleted_service_accounts: set[UUID] = field(default_factory=set)
+    factors: KnownFactors = field(default_factory=KnownFactors)
 
     def user(self, user_id: UUID, user: KnownUser) -> None:
         """Takes what is known of a user; the newest counts, and what it does not say stays."""
@@ -121,6 +128,7 @@ class Known:
             # Who was deleted was deactivated before; the backup may have the user active.
             for row in await connection.fetch("SELECT id FROM identity.user_tombstone"):
                 self.user(row["id"], KnownUser(now, status="disabled"))
+        await self.factors.read(connection)
         if await _has_credentials(connection):
             credentials = await connection.fetch(
                 "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
@@ -140,6 +148,7 @@ class Known:
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
         after = entry.after
+        self.factors.learn(entry)
         if entry.kind == "users" and "status" in after:
             role, status = Role(after["role"]).value, str(after["status"])
             # A deleted user who is in the backup comes back, and stays out.
@@ -199,6 +208,7 @@ async def repair(connection: Connection, known: Known) -> Repaired:
         await connection.execute("UPDATE identity.account SET seen_at = now()")
     if await _has_column(connection, "origin"):
         await _bring_origins(connection, known)
+    await bring_factors(connection, known.factors)
     # An older archive has no such table.
     if await _has_credentials(connection):
         await connection.execute(

@@ -34,6 +34,10 @@ _OWN_ACCOUNT = {
         "AuthService/ChangePassword",
         "SessionService/EndSession",
         "SessionService/EndOtherSessions",
+        "SecondFactorService/CreateRecoveryCodes",
+        "SecondFactorService/CreateTotp",
+        "SecondFactorService/ConfirmTotp",
+        "SecondFactorService/DeleteTotp",
         "ApiTokenService/CreateApiToken",
         "ApiTokenService/RotateApiToken",
         "ApiTokenService/RevokeApiToken",
@@ -165,7 +169,7 @@ def test_tokens_open_nothing_that_opens_more() -> None:
     closed = {rpc for rpc, row in of_users.items() if not row.scope}
     for secret in ("Password", "ApiToken", "ServiceAccount", "CreateUser", "InviteUser"):
         assert {rpc for rpc in of_users if secret in rpc} <= closed, secret
-    for own in ("/AuthService/", "TokenKeyService/", "CreateEventCredential", "RotateAuditKey"):
+    for own in ("/AuthService/", "SecondFactor", "TokenKeyService/", "CreateEventCredential", "RotateAuditKey"):
         assert {rpc for rpc in of_users if own in rpc} <= closed, own
 
 

@@ -497,6 +497,11 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "EndSession",
         "EndOtherSessions",
         "EndUserSessions",
+        # tests/services/identity/second_factor; a key that waits for its first code is no event
+        "CreateRecoveryCodes",
+        "CreateTotp",
+        "ConfirmTotp",
+        "DeleteTotp",
         # tests/services/identity/api_tokens
         "CreateApiToken",
         "RotateApiToken",

@@ -188,7 +188,22 @@ def test_the_own_password_is_changed(pages: Pages, stack: Stack, org: Org) -> No
     stack.login(email, NEW)
 
 
-@pytest.mark.parametrize("form", ["login", "accept", "reset", "password", "logout", "invite"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "login",
+        "accept",
+        "reset",
+        "password",
+        "logout",
+        "invite",
+        "end-session",
+        "set-up-app",
+        "confirm-app",
+        "remove-app",
+        "recovery-codes",
+    ],
+)
 def test_a_form_of_another_site_does_nothing(
     pages: Pages, stack: Stack, org: Org, form: str
 ) -> None:

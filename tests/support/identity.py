@@ -38,6 +38,7 @@ class Identity:
     database: TestDatabase
     auth: rpc.AuthServiceAsyncStub
     sessions: rpc.SessionServiceAsyncStub
+    factors: rpc.SecondFactorServiceAsyncStub
     tenants: rpc.TenantServiceAsyncStub
     users: rpc.UserServiceAsyncStub
     credentials: rpc.EventCredentialServiceAsyncStub
@@ -48,9 +49,12 @@ class Identity:
     domains: rpc.EmailDomainServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
 
-    async def login(self, email: str = OWNER, password: str = PASSWORD) -> pb.Session:
+    async def login(
+        self, email: str = OWNER, password: str = PASSWORD, otp: str = "", source: str = ""
+    ) -> pb.Session:
         return await self.auth.Login(
-            pb.LoginRequest(email=email, password=password), metadata=callers.anonymous()
+            pb.LoginRequest(email=email, password=password, otp=otp),
+            metadata=callers.anonymous(*([source] if source else [])),
         )
 
     async def as_user(self, email: str = OWNER, password: str = PASSWORD) -> callers.Metadata:
@@ -146,6 +150,7 @@ async def running(
             database,
             rpc.AuthServiceStub(public),
             rpc.SessionServiceStub(public),
+            rpc.SecondFactorServiceStub(public),
             rpc.TenantServiceStub(public),
             rpc.UserServiceStub(public),
             rpc.EventCredentialServiceStub(public),

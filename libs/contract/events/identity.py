@@ -90,10 +90,41 @@ class LoginAttempt:
     """Who tried, and why it failed where somebody else's server judged it."""
 
     email: str
-    reason: Annotated[str, Since("0.2.0"), "What a directory said, as `AD_533`; else empty."] = ""
+    reason: Annotated[
+        str,
+        Since("0.2.0"),
+        "What a directory said, as `AD_533`; `CODE_WRONG` or `CODE_USED` where the password was"
+        " right and the second factor was not; else empty.",
+    ] = ""
     source: Annotated[UUID | None, Since("0.2.0"), "The directory or provider that was asked."] = (
         None
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorChange:
+    """A second factor, and whose it is."""
+
+    email: str
+    method: Literal["totp"]
+    factor_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryCodesLeft:
+    """Whose recovery codes, and how many can still be used."""
+
+    email: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedRecoveryCode:
+    """A recovery code that works no more, and how many can still be used."""
+
+    email: str
+    code_id: UUID
+    left: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +142,11 @@ class OpenedSession:
 
     email: str
     session_id: UUID
+    methods: Annotated[
+        tuple[str, ...],
+        Since("0.2.0"),
+        "How the user logged in: `pwd`, and `otp` or `recovery` beside it.",
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -512,6 +548,38 @@ class PasswordChanged(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondFactorEnabled(_UserAction):
+    """A user confirmed a second factor, or another one in its place."""
+
+    NAME: ClassVar[str] = "identity.mfa_enabled"
+    after: FactorChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondFactorDisabled(_UserAction):
+    """A second factor of a user opens nothing any more."""
+
+    NAME: ClassVar[str] = "identity.mfa_disabled"
+    after: FactorChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryCodesCreated(_UserAction):
+    """A user made recovery codes; those that there were work no more."""
+
+    NAME: ClassVar[str] = "identity.recovery_codes_created"
+    after: RecoveryCodesLeft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryCodeUsed(_UserAction):
+    """A user logged in with a recovery code."""
+
+    NAME: ClassVar[str] = "identity.recovery_code_used"
+    after: UsedRecoveryCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InvitationAccepted(_UserAction):
     """An invited user set a password and logged in."""
 
@@ -739,6 +807,7 @@ _CODES: Final = TenantCodes(name="North school", code="north", old_codes=())
 _DELETING: Final = replace(_ARCHIVED, status="deleting")
 _USER: Final = UserSnapshot(email=EMAIL, role=Role.ADMIN, status="active", tenant_id=TENANT_ID)
 _OPENED: Final = OpenedSession(email=EMAIL, session_id=TENANT_ID)
+_FACTOR: Final = FactorChange(email=EMAIL, method="totp", factor_id=ID)
 _CREDENTIAL: Final = EventCredentialSnapshot(
     name="SIEM",
     tenant_id=TENANT_ID,
@@ -855,6 +924,10 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     LoggedOut(id=ID, after=EndedSession(session_id=TENANT_ID)),
     SessionsEnded(id=ID, after=EndedSessions(email=EMAIL, count=1, session_id=TENANT_ID)),
     PasswordChanged(id=ID),
+    SecondFactorEnabled(id=ID, after=_FACTOR),
+    SecondFactorDisabled(id=ID, after=_FACTOR),
+    RecoveryCodesCreated(id=ID, after=RecoveryCodesLeft(email=EMAIL, left=10)),
+    RecoveryCodeUsed(id=ID, after=UsedRecoveryCode(email=EMAIL, code_id=TENANT_ID, left=9)),
     InvitationAccepted(id=ID, after=_OPENED),
     RefreshTokenReused(id=ID, after=ReusedSession(session_id=TENANT_ID, session_ended=True)),
     EventCredentialCreated(id=ID, after=_CREDENTIAL),

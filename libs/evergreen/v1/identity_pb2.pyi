@@ -27,19 +27,25 @@ class LoginRequest(_message.Message):
 
     EMAIL_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    OTP_FIELD_NUMBER: _builtins.int
     email: _builtins.str
     """The user's e-mail address; upper and lower case are the same."""
     password: _builtins.str
     """The user's password."""
+    otp: _builtins.str
+    """A code of the user's authenticator app, or a recovery code. A user who has a
+    second factor is refused without one (401, `OTP_NEEDED`).
+    """
     def __init__(
         self,
         *,
         email: _builtins.str = ...,
         password: _builtins.str = ...,
+        otp: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "password", b"password"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "otp", b"otp", "password", b"password"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,19 +224,23 @@ class AcceptInvitationRequest(_message.Message):
 
     INVITATION_TOKEN_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    OTP_FIELD_NUMBER: _builtins.int
     invitation_token: _builtins.str
     """The invitation token."""
     password: _builtins.str
     """The password from now on; as in `ChangePasswordRequest`."""
+    otp: _builtins.str
+    """As in `LoginRequest`, for a user who kept a second factor."""
     def __init__(
         self,
         *,
         invitation_token: _builtins.str = ...,
         password: _builtins.str = ...,
+        otp: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["invitation_token", b"invitation_token", "password", b"password"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invitation_token", b"invitation_token", "otp", b"otp", "password", b"password"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +343,7 @@ class UserSession(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     CURRENT_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The session's id."""
     address: _builtins.str
@@ -353,6 +364,12 @@ class UserSession(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Until when it can be refreshed."""
 
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How the user logged in: `pwd`, and `otp` or `recovery` beside it. Empty where
+        it is not known.
+        """
+
     def __init__(
         self,
         *,
@@ -363,10 +380,11 @@ class UserSession(_message.Message):
         address: _builtins.str = ...,
         user_agent: _builtins.str = ...,
         current: _builtins.bool = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "created_at", b"created_at", "current", b"current", "expires_at", b"expires_at", "id", b"id", "last_seen_at", b"last_seen_at", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "created_at", b"created_at", "current", b"current", "expires_at", b"expires_at", "id", b"id", "last_seen_at", b"last_seen_at", "methods", b"methods", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3825,3 +3843,187 @@ class EndedSession(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndedSession: _TypeAlias = EndedSession  # noqa: Y015
+
+@_typing.final
+class GetSecondFactorsRequest(_message.Message):
+    """Asks for the caller's second factors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSecondFactorsRequest: _TypeAlias = GetSecondFactorsRequest  # noqa: Y015
+
+@_typing.final
+class SecondFactors(_message.Message):
+    """The second factors of a user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTP_SINCE_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODES_LEFT_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    REQUIRED_FROM_FIELD_NUMBER: _builtins.int
+    recovery_codes_left: _builtins.int
+    """How many recovery codes have not been used."""
+    required: _builtins.bool
+    """Whether the user's tenant, or one above it, asks the user for a factor."""
+    @_builtins.property
+    def totp_since(self) -> _timestamp_pb2.Timestamp:
+        """When the authenticator app was confirmed; absent without one."""
+
+    @_builtins.property
+    def required_from(self) -> _timestamp_pb2.Timestamp:
+        """From when on the user does not get in without one; absent where none is asked
+        for.
+        """
+
+    def __init__(
+        self,
+        *,
+        totp_since: _timestamp_pb2.Timestamp | None = ...,
+        recovery_codes_left: _builtins.int = ...,
+        required: _builtins.bool = ...,
+        required_from: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_from", b"required_from", "totp_since", b"totp_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recovery_codes_left", b"recovery_codes_left", "required", b"required", "required_from", b"required_from", "totp_since", b"totp_since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondFactors: _TypeAlias = SecondFactors  # noqa: Y015
+
+@_typing.final
+class CreateRecoveryCodesRequest(_message.Message):
+    """Asks for new recovery codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRecoveryCodesRequest: _TypeAlias = CreateRecoveryCodesRequest  # noqa: Y015
+
+@_typing.final
+class RecoveryCodes(_message.Message):
+    """New recovery codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The codes, shown this once. Hyphens and upper or lower case do not matter."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryCodes: _TypeAlias = RecoveryCodes  # noqa: Y015
+
+@_typing.final
+class CreateTotpRequest(_message.Message):
+    """Asks for a new key of an authenticator app."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTotpRequest: _TypeAlias = CreateTotpRequest  # noqa: Y015
+
+@_typing.final
+class TotpKey(_message.Message):
+    """A key of an authenticator app, shown this once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    QR_SVG_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The key in base32, to be typed where no picture can be read."""
+    uri: _builtins.str
+    """The same as an address (`otpauth://totp/…`), which apps take."""
+    qr_svg: _builtins.str
+    """The address as a QR code: an SVG picture."""
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        qr_svg: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["qr_svg", b"qr_svg", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TotpKey: _TypeAlias = TotpKey  # noqa: Y015
+
+@_typing.final
+class ConfirmTotpRequest(_message.Message):
+    """Confirms a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """What the app shows: six digits."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmTotpRequest: _TypeAlias = ConfirmTotpRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTotpRequest(_message.Message):
+    """Removes the authenticator app."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTotpRequest: _TypeAlias = DeleteTotpRequest  # noqa: Y015

@@ -578,6 +578,266 @@ class SessionService:
             _registered_method=True)
 
 
+class SecondFactorServiceStub:
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetSecondFactors = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/GetSecondFactors',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetSecondFactorsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
+        self.CreateRecoveryCodes = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/CreateRecoveryCodes',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateRecoveryCodesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.RecoveryCodes.FromString,
+                _registered_method=True)
+        self.CreateTotp = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/CreateTotp',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateTotpRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TotpKey.FromString,
+                _registered_method=True)
+        self.ConfirmTotp = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/ConfirmTotp',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ConfirmTotpRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
+        self.DeleteTotp = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/DeleteTotp',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
+
+
+class SecondFactorServiceServicer:
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    def GetSecondFactors(self, request, context):
+        """Returns what the caller has, and whether the caller's tenant asks for one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateRecoveryCodes(self, request, context):
+        """Makes ten recovery codes in place of those that there were. Each opens the
+        account once, in place of another factor. They come before any factor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTotp(self, request, context):
+        """Makes a key for an authenticator app. It counts from when a code of the app
+        confirms it, and then takes the place of an earlier one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmTotp(self, request, context):
+        """Confirms the authenticator app's key with a code of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTotp(self, request, context):
+        """Removes the authenticator app. With the last factor the recovery codes go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SecondFactorServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetSecondFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSecondFactors,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetSecondFactorsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'CreateRecoveryCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRecoveryCodes,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateRecoveryCodesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.RecoveryCodes.SerializeToString,
+            ),
+            'CreateTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTotp,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateTotpRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TotpKey.SerializeToString,
+            ),
+            'ConfirmTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmTotp,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ConfirmTotpRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'DeleteTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTotp,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.SecondFactorService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.SecondFactorService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SecondFactorService:
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    @staticmethod
+    def GetSecondFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/GetSecondFactors',
+            evergreen_dot_v1_dot_identity__pb2.GetSecondFactorsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRecoveryCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/CreateRecoveryCodes',
+            evergreen_dot_v1_dot_identity__pb2.CreateRecoveryCodesRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.RecoveryCodes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/CreateTotp',
+            evergreen_dot_v1_dot_identity__pb2.CreateTotpRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TotpKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/ConfirmTotp',
+            evergreen_dot_v1_dot_identity__pb2.ConfirmTotpRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/DeleteTotp',
+            evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TenantServiceStub:
     """Tenants: a tree of resellers and organisations below one root.
     """

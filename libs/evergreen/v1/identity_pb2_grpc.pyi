@@ -223,6 +223,106 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class SecondFactorServiceStub:
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SecondFactorServiceAsyncStub: ...
+    GetSecondFactors: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSecondFactorsRequest, _identity_pb2.SecondFactors]
+    """Returns what the caller has, and whether the caller's tenant asks for one."""
+    CreateRecoveryCodes: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateRecoveryCodesRequest, _identity_pb2.RecoveryCodes]
+    """Makes ten recovery codes in place of those that there were. Each opens the
+    account once, in place of another factor. They come before any factor.
+    """
+    CreateTotp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateTotpRequest, _identity_pb2.TotpKey]
+    """Makes a key for an authenticator app. It counts from when a code of the app
+    confirms it, and then takes the place of an earlier one.
+    """
+    ConfirmTotp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ConfirmTotpRequest, _identity_pb2.SecondFactors]
+    """Confirms the authenticator app's key with a code of it."""
+    DeleteTotp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]
+    """Removes the authenticator app. With the last factor the recovery codes go."""
+
+@_typing.type_check_only
+class SecondFactorServiceAsyncStub(SecondFactorServiceStub):
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetSecondFactors: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSecondFactorsRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Returns what the caller has, and whether the caller's tenant asks for one."""
+    CreateRecoveryCodes: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateRecoveryCodesRequest, _identity_pb2.RecoveryCodes]  # type: ignore[assignment]
+    """Makes ten recovery codes in place of those that there were. Each opens the
+    account once, in place of another factor. They come before any factor.
+    """
+    CreateTotp: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateTotpRequest, _identity_pb2.TotpKey]  # type: ignore[assignment]
+    """Makes a key for an authenticator app. It counts from when a code of the app
+    confirms it, and then takes the place of an earlier one.
+    """
+    ConfirmTotp: _aio.UnaryUnaryMultiCallable[_identity_pb2.ConfirmTotpRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Confirms the authenticator app's key with a code of it."""
+    DeleteTotp: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Removes the authenticator app. With the last factor the recovery codes go."""
+
+class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The second factors of the caller's own account: codes of an authenticator app
+    (TOTP, RFC 6238), and recovery codes for the day on which the app is lost.
+    An account that has a factor is opened with the password and the factor.
+    """
+
+    @_abc_1.abstractmethod
+    def GetSecondFactors(
+        self,
+        request: _identity_pb2.GetSecondFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Returns what the caller has, and whether the caller's tenant asks for one."""
+
+    @_abc_1.abstractmethod
+    def CreateRecoveryCodes(
+        self,
+        request: _identity_pb2.CreateRecoveryCodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.RecoveryCodes, _abc.Awaitable[_identity_pb2.RecoveryCodes]]:
+        """Makes ten recovery codes in place of those that there were. Each opens the
+        account once, in place of another factor. They come before any factor.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTotp(
+        self,
+        request: _identity_pb2.CreateTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TotpKey, _abc.Awaitable[_identity_pb2.TotpKey]]:
+        """Makes a key for an authenticator app. It counts from when a code of the app
+        confirms it, and then takes the place of an earlier one.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmTotp(
+        self,
+        request: _identity_pb2.ConfirmTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Confirms the authenticator app's key with a code of it."""
+
+    @_abc_1.abstractmethod
+    def DeleteTotp(
+        self,
+        request: _identity_pb2.DeleteTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Removes the authenticator app. With the last factor the recovery codes go."""
+
+def add_SecondFactorServiceServicer_to_server(servicer: SecondFactorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TenantServiceStub:
     """Tenants: a tree of resellers and organisations below one root."""
 

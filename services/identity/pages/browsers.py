@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar
+from uuid import UUID
 
 from google.protobuf.message import Message
 from starlette.requests import Request
@@ -18,10 +19,16 @@ from evergreen.v1 import identity_pb2 as pb
 from servicekit.call import CLAIMS, H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, H_USER_AGENT, Call
 from servicekit.errors import Code, DomainError, unauthenticated
 from servicekit.rpc.chain import CallChain, check_rules
+from servicekit.rpc.pagination import Page
 from services.identity.authenticators.domain import DEVICE_COOKIE, DEVICE_LIFE
-from services.identity.sessions.domain import OpenSession
+from services.identity.second_factor.challenges import PendingLogin
+from services.identity.second_factor.domain import CHALLENGE_LIFE, Factors
+from services.identity.second_factor.service import AppKey, SecondFactors, Setup
+from services.identity.sessions.domain import KnownSession, OpenSession
+from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
 from services.identity.token_keys.tokens import SESSION_TOKEN_LIFE, TokenSigner
+from services.identity.users.domain import User
 
 T = TypeVar("T")
 
@@ -31,6 +38,10 @@ _REFRESH_PATH: Final = "/api/auth"
 """Where the refresh token is needed; it goes nowhere else."""
 _PASSED_ON: Final = (H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, H_USER_AGENT)
 _AUTH: Final = "/evergreen.v1.AuthService/"
+_FACTORS: Final = "/evergreen.v1.SecondFactorService/"
+_SESSIONS: Final = "/evergreen.v1.SessionService/"
+WAITING: Final = "__Host-evergreen_login"
+"""The cookie of a login that waits for the second factor."""
 
 
 class Browsers:
@@ -41,15 +52,84 @@ class Browsers:
     """
 
     def __init__(
-        self, chain: CallChain, sessions: Sessions, signer: TokenSigner, session_life: timedelta
+        self,
+        chain: CallChain,
+        sessions: Sessions,
+        overview: SessionsOverview,
+        factors: SecondFactors,
+        signer: TokenSigner,
+        session_life: timedelta,
     ) -> None:
         self._chain = chain
         self._sessions = sessions
+        self._overview = overview
+        self._factors = factors
         self._signer = signer
         self._session_life = session_life
 
+    async def begin_login(
+        self, request: Request, login: pb.LoginRequest
+    ) -> OpenSession | PendingLogin:
+        """Opens a session, or begins a login that waits for the second factor.
+
+        Raises:
+            DomainError: as `Sessions.begin_login`.
+        """
+        return await self._public(
+            request,
+            "Login",
+            login,
+            lambda call: self._sessions.begin_login(
+                call, login.email, login.password, cookie(request, DEVICE_COOKIE)
+            ),
+        )
+
+    async def waiting_login(self, request: Request) -> tuple[User, Factors, AppKey | None]:
+        """The user of the browser's login that waits, and the user's factors.
+
+        Raises:
+            DomainError: as `Sessions.waiting`.
+        """
+        return await self._second_step(
+            request, lambda _: self._sessions.waiting(cookie(request, WAITING))
+        )
+
+    async def finish_login(self, request: Request, code: str) -> OpenSession:
+        """Opens the session of a login that waits.
+
+        Raises:
+            DomainError: as `Sessions.finish_login`.
+        """
+        device = cookie(request, DEVICE_COOKIE)
+        return await self._second_step(
+            request,
+            lambda call: self._sessions.finish_login(call, cookie(request, WAITING), code, device),
+        )
+
+    async def set_up_factor(self, request: Request) -> Setup:
+        """Makes what somebody needs who gets in only with a second factor.
+
+        Raises:
+            DomainError: as `Sessions.set_up_factor`.
+        """
+        return await self._second_step(
+            request, lambda _: self._sessions.set_up_factor(cookie(request, WAITING))
+        )
+
+    async def confirm_factor(self, request: Request, code: str) -> OpenSession:
+        """Lets what was set up count, and opens the session.
+
+        Raises:
+            DomainError: as `Sessions.confirm_factor`.
+        """
+        device = cookie(request, DEVICE_COOKIE)
+        return await self._second_step(
+            request,
+            lambda _: self._sessions.confirm_factor(cookie(request, WAITING), code, device),
+        )
+
     async def login(self, request: Request, login: pb.LoginRequest) -> OpenSession:
-        """Opens a session.
+        """Opens a session, with both factors at once.
 
         Raises:
             DomainError: as `Sessions.login`.
@@ -59,23 +139,24 @@ class Browsers:
             "Login",
             login,
             lambda call: self._sessions.login(
-                call, login.email, login.password, cookie(request, DEVICE_COOKIE)
+                call, login.email, login.password, cookie(request, DEVICE_COOKIE), login.otp
             ),
         )
 
     async def accept_invitation(
         self, request: Request, accepted: pb.AcceptInvitationRequest
-    ) -> OpenSession:
-        """Sets the password of an invited user and opens a session.
+    ) -> OpenSession | PendingLogin:
+        """Sets the password of an invited user and opens a session, or begins a login that waits
+        for the second factor.
 
         Raises:
-            DomainError: as `Sessions.accept_invitation`.
+            DomainError: as `Sessions.begin_with_invitation`.
         """
         return await self._public(
             request,
             "AcceptInvitation",
             accepted,
-            lambda _: self._sessions.accept_invitation(
+            lambda _: self._sessions.begin_with_invitation(
                 accepted.invitation_token, accepted.password, cookie(request, DEVICE_COOKIE)
             ),
         )
@@ -121,6 +202,70 @@ class Browsers:
 
         await self.user(request, f"{_AUTH}ChangePassword", work)
 
+    async def factors(self, request: Request) -> Factors:
+        """The user's second factors."""
+        return await self.user(request, f"{_FACTORS}GetSecondFactors", self._factors.own)
+
+    async def set_up_app(self, request: Request) -> Setup:
+        """Makes a key of an authenticator app, and recovery codes where there are none."""
+        return await self.user(request, f"{_FACTORS}CreateTotp", self._factors.set_up_own)
+
+    async def waiting_app(self, request: Request) -> AppKey | None:
+        """The key of an app that waits for its first code."""
+        return await self.user(request, f"{_FACTORS}CreateTotp", self._factors.waiting_own)
+
+    async def confirm_app(self, request: Request, confirm: pb.ConfirmTotpRequest) -> None:
+        """Lets an app count.
+
+        Raises:
+            DomainError: as `SecondFactors.confirm_totp`.
+        """
+
+        async def work(call: Call) -> None:
+            check_rules(confirm)
+            await self._factors.confirm_totp(call, confirm.code)
+
+        await self.user(request, f"{_FACTORS}ConfirmTotp", work)
+
+    async def remove_app(self, request: Request) -> None:
+        """Removes the app.
+
+        Raises:
+            DomainError: as `SecondFactors.delete_totp`.
+        """
+        await self.user(request, f"{_FACTORS}DeleteTotp", self._factors.delete_totp)
+
+    async def new_recovery_codes(self, request: Request) -> list[str]:
+        """Makes recovery codes."""
+        return await self.user(
+            request, f"{_FACTORS}CreateRecoveryCodes", self._factors.create_recovery_codes
+        )
+
+    async def sessions(self, request: Request, limit: int) -> tuple[Page[KnownSession, UUID], str]:
+        """The user's open sessions, newest first, and the id of the browser's own."""
+
+        async def work(call: Call) -> tuple[Page[KnownSession, UUID], str]:
+            return await self._overview.own(call, None, limit), call.caller.session_id
+
+        return await self.user(request, f"{_SESSIONS}ListSessions", work)
+
+    async def end_session(self, request: Request, session_id: str) -> None:
+        """Ends one of the user's sessions; all but the browser's own without an id.
+
+        Raises:
+            DomainError: NOT_FOUND when it is none of the user's.
+        """
+        if not session_id:
+            await self.user(request, f"{_SESSIONS}EndOtherSessions", self._overview.end_others)
+            return
+        end = pb.EndSessionRequest(id=session_id)
+
+        async def work(call: Call) -> None:
+            check_rules(end)
+            await self._overview.end_own(call, UUID(end.id))
+
+        await self.user(request, f"{_SESSIONS}EndSession", work)
+
     async def logout(self, request: Request) -> None:
         """Ends the browser's session, if it has one."""
         try:
@@ -159,10 +304,24 @@ class Browsers:
         if session.device:
             _set(response, DEVICE_COOKIE, session.device, "/", DEVICE_LIFE)
 
+    def remember_login(self, response: Response, pending: PendingLogin) -> None:
+        """Sets the cookie of a login that waits for the second factor."""
+        _set(response, WAITING, pending.secret, "/", CHALLENGE_LIFE)
+
+    def forget_login(self, response: Response) -> None:
+        """Clears it."""
+        response.delete_cookie(WAITING, "/", secure=True, httponly=True, samesite="strict")
+
     def forget(self, response: Response) -> None:
         """Clears the cookies of a session."""
         for name, path in ((SESSION, "/"), (REFRESH, _REFRESH_PATH)):
             response.delete_cookie(name, path, secure=True, httponly=True, samesite="strict")
+
+    async def _second_step(
+        self, request: Request, use_case: Callable[[Call], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Does what belongs to a login."""
+        return await self._chain.run(f"{_AUTH}Login", _headers(request), use_case)
 
     async def _public(
         self,

@@ -6,39 +6,41 @@ A form is sent to an address of its own below `/auth/forms/`. What went well lea
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import parse_qs, quote, urlsplit
-from uuid import UUID
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import FastAPI
-from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
 from evergreen.v1 import identity_pb2 as pb
-from servicekit.errors import Code, DomainError
-from servicekit.peers.tenants import TenantDirectory
-from servicekit.rpc.chain import check_rules
+from servicekit.errors import DomainError
 from services.identity.pages import forms, invitations
+from services.identity.pages.account import Account
 from services.identity.pages.answers import language, page_answer, see
-from services.identity.pages.browsers import Browsers
+from services.identity.pages.base import (
+    ACCOUNT,
+    CONSOLE,
+    LOGIN,
+    SIGNED_IN,
+    FormPages,
+    Surroundings,
+)
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Html, Page, Problem, asset
+from services.identity.pages.second_step import SecondStep, second_step
+from services.identity.pages.targets import SECOND_STEP, next_of
 from services.identity.pages.texts import TEXTS
 from services.identity.portal import cached
+from services.identity.second_factor.challenges import PendingLogin
 from services.identity.sessions.domain import OpenSession
-from services.identity.users.service import Users
 
-LOGIN: Final = "/login"
 ACCEPT: Final = "/auth/accept"
 FORGOT: Final = "/auth/forgot"
-ACCOUNT: Final = "/auth/account"
-SIGNED_IN: Final = "/auth/signed-in"
-_CONSOLE: Final = "/dashboard"
 
+_DONE: Final = {"signed-out": "signed_out", "again": "login_over"}
+"""What the page for a login says, by its query."""
 _READ: Final = ["GET", "HEAD"]
 _ASSETS: Final = {
     "pages.css": "text/css; charset=utf-8",
@@ -51,32 +53,16 @@ _AGAIN: Final = {
     "password": ACCOUNT,
     "logout": ACCOUNT,
     "invite": invitations.PATH,
+    "end-session": ACCOUNT,
+    "set-up-app": ACCOUNT,
+    "confirm-app": ACCOUNT,
+    "remove-app": ACCOUNT,
+    "recovery-codes": ACCOUNT,
+    "code": SECOND_STEP,
+    "set-up": SECOND_STEP,
+    "confirm-login": SECOND_STEP,
 }
 """Each form's page: where someone comes who reloads one that was refused."""
-_LOCAL: Final = re.compile(
-    r"/(?:dashboard|auth/(?:account|invitations))(?:[/?][\x21-\x7e]*)?"
-).fullmatch
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the pages need to know of the installation."""
-
-    browsers: Browsers
-    users: Users
-    tenants: TenantDirectory
-    public_url: str
-    origins: Container[str]
-    """Those of the installation's own pages."""
-    console: bool
-    """Whether a web console is there."""
-    password_min: int
-    """Characters of a new password."""
-
-    @property
-    def landing(self) -> str:
-        """Where one comes after a login."""
-        return _CONSOLE if self.console else SIGNED_IN
 
 
 def add_pages(app: FastAPI, around: Surroundings) -> None:
@@ -84,6 +70,8 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
     for name, media_type in _ASSETS.items():
         app.add_api_route(f"/auth/assets/{name}", _asset(name, media_type), methods=_READ)
     pages = _Pages(around)
+    account = Account(around)
+    second = SecondStep(around)
     invited = invitations.Invitations(
         around.browsers, around.users, around.tenants, around.public_url, around.origins
     )
@@ -91,7 +79,8 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         LOGIN: pages.login,
         ACCEPT: pages.accept,
         FORGOT: pages.forgot,
-        ACCOUNT: pages.account,
+        ACCOUNT: account.page,
+        SECOND_STEP: second.page,
         SIGNED_IN: pages.signed_in,
         invitations.PATH: invited.page,
     }.items():
@@ -100,26 +89,29 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         "login": pages.log_in,
         "accept": pages.accept_invitation,
         "reset": pages.reset,
-        "password": pages.change_password,
-        "logout": pages.log_out,
+        "password": account.change_password,
+        "logout": account.log_out,
         "invite": invited.invite,
+        "end-session": account.end_session,
+        "set-up-app": account.set_up_app,
+        "confirm-app": account.confirm_app,
+        "remove-app": account.remove_app,
+        "recovery-codes": account.new_codes,
+        "code": second.give_code,
+        "set-up": second.set_up,
+        "confirm-login": second.confirm,
     }.items():
         app.add_api_route(f"/auth/forms/{name}", form, methods=["POST"])
         app.add_api_route(f"/auth/forms/{name}", _back_to(_AGAIN[name]), methods=_READ)
 
 
-class _Pages:
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._browsers = around.browsers
-        self._own_origins = around.origins
-
+class _Pages(FormPages):
     # Pages
 
     async def login(self, request: Request) -> Response:
         said = parse_qs(request.url.query)
-        done = said.get("done") == ["signed-out"]
-        notice = TEXTS[language(request)]["signed_out"] if done else ""
+        done = _DONE.get(said.get("done", [""])[0])
+        notice = TEXTS[language(request)][done] if done else ""
         return await self._login_page(request, next_of(said.get("next", [""])[0]), notice=notice)
 
     async def accept(self, request: Request) -> Response:
@@ -128,18 +120,11 @@ class _Pages:
     async def forgot(self, request: Request) -> Response:
         return self._password_page(request, "forgot", "reset", "")
 
-    async def account(self, request: Request) -> Response:
-        done = request.url.query == "done=password"
-        notice = TEXTS[language(request)]["changed"] if done else ""
-        return await self._with_session(
-            request, lambda session: self._account_page(request, session, notice=notice)
-        )
-
     async def signed_in(self, request: Request) -> Response:
         if self._around.console:
-            return see(_CONSOLE)
+            return see(CONSOLE)
 
-        def page(session: OpenSession) -> Response:
+        async def page(session: OpenSession) -> Response:
             values = {"email": session.user.email}
             return page_answer(Page(name="signed_in", language=language(request), values=values))
 
@@ -155,13 +140,13 @@ class _Pages:
             login = pb.LoginRequest(
                 email=form.get("email", "").strip(), password=form.get("password", "")
             )
-            session = await self._browsers.login(request, login)
+            session = await self._browsers.begin_login(request, login)
         except DomainError as error:
             problems = problems_of(language(request), error, "password")
             return await self._login_page(
                 request, target, email=form.get("email", ""), problems=problems, error=error
             )
-        return self._enter(session, target or self._around.landing)
+        return self._next_step(session, target)
 
     async def accept_invitation(self, request: Request) -> Response:
         return await self._set_password(request, "accept", "accept")
@@ -185,73 +170,16 @@ class _Pages:
             return self._password_page(
                 request, page, form_name, token, problems=problems, error=error
             )
-        return self._enter(session, self._around.landing)
-
-    async def change_password(self, request: Request) -> Response:
-        form = await self._form(request)
-        change = pb.ChangePasswordRequest(
-            current_password=form.get("current", ""), new_password=form.get("password", "")
-        )
-        try:
-            self._check(request, form)
-            if problems := self._unlike(request, form, change):
-                return await self._account_again(request, problems)
-            await self._browsers.change_password(request, change)
-        except DomainError as error:
-            problems = problems_of(language(request), error, "new_password")
-            return await self._account_again(request, problems, error)
-        return see(f"{ACCOUNT}?done=password")
-
-    async def log_out(self, request: Request) -> Response:
-        form = await self._form(request)
-        try:
-            self._check(request, form)
-        except DomainError as error:
-            problems = problems_of(language(request), error, "")
-            return await self._account_again(request, problems, error)
-        await self._browsers.logout(request)
-        response = see(f"{LOGIN}?done=signed-out")
-        self._browsers.forget(response)
-        return response
-
-    async def _account_again(
-        self, request: Request, problems: list[Problem], error: DomainError | None = None
-    ) -> Response:
-        return await self._with_session(
-            request,
-            lambda session: self._account_page(request, session, problems=problems, error=error),
-        )
+        return self._next_step(session, "")
 
     # What they share
 
-    async def _form(self, request: Request) -> forms.Form:
-        return await forms.read_form(request)
-
-    def _check(self, request: Request, form: forms.Form) -> None:
-        forms.check_origin(request, form, self._own_origins)
-
-    def _unlike(self, request: Request, form: forms.Form, message: Message) -> list[Problem]:
-        """A password that was not written the same twice; what breaks rules is told first."""
-        check_rules(message)
-        if form.get("password") == form.get("repeat"):
-            return []
-        return [Problem(TEXTS[language(request)]["must_repeat"], "repeat")]
-
-    def _enter(self, session: OpenSession, path: str) -> Response:
-        response = see(path)
-        self._browsers.remember(response, session)
+    def _next_step(self, begun: OpenSession | PendingLogin, target: str) -> Response:
+        if isinstance(begun, OpenSession):
+            return self._enter(begun, target or self._around.landing)
+        response = see(second_step(target))
+        self._browsers.remember_login(response, begun)
         return response
-
-    async def _with_session(
-        self, request: Request, page: Callable[[OpenSession], Response]
-    ) -> Response:
-        """A page for someone who is logged in; others log in first."""
-        try:
-            return page(await self._browsers.current(request))
-        except DomainError as error:
-            if error.code is Code.UNAUTHENTICATED:
-                return see(f"{LOGIN}?next={quote(ACCOUNT)}")
-            raise
 
     async def _login_page(
         self,
@@ -320,55 +248,6 @@ class _Pages:
             error,
             form_token,
         )
-
-    def _new_password(self, texts: Mapping[str, str]) -> dict[str, str]:
-        """What the field for a new password says of its length."""
-        least = str(self._around.password_min)
-        return {"least": least, "password_hint": texts["new_password_hint"].format(least)}
-
-    def _account_page(
-        self,
-        request: Request,
-        session: OpenSession,
-        *,
-        notice: str = "",
-        problems: list[Problem] | None = None,
-        error: DomainError | None = None,
-    ) -> Response:
-        spoken = language(request)
-        token = forms.form_token(request)
-        tenant = self._around.tenants.known(UUID(str(session.user.tenant_id)))
-        links = [(_CONSOLE, "console")] if self._around.console else []
-        if session.user.role in invitations.INVITERS:
-            links.append((invitations.PATH, "invitations"))
-        return page_answer(
-            Page(
-                name="account",
-                language=spoken,
-                values={
-                    "form": token,
-                    "email": session.user.email,
-                    "role": session.user.role.value,
-                    **self._new_password(TEXTS[spoken]),
-                    "organisation": tenant.name if tenant else str(session.user.tenant_id),
-                    "links": Html(
-                        "".join(
-                            f'<a href="{path}">{TEXTS[spoken][text]}</a>'
-                            for path, text in [*links, ("/docs", "docs")]
-                        )
-                    ),
-                },
-                problems=problems or (),
-                notice=notice,
-            ),
-            error,
-            token,
-        )
-
-
-def next_of(wish: str) -> str:
-    """Where someone wants to be after a login: one of our own pages, or nowhere."""
-    return wish if _LOCAL(wish) else ""
 
 
 def token_of(pasted: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from servicekit.errors import Code, DomainError
+from servicekit.ids import now
 from services.identity.pages.render import Problem
 from services.identity.pages.texts import REASONS, TEXTS, rule_text
 
@@ -14,8 +15,12 @@ _FIELD_OF: Final = {
     "newPassword": ("password", "new_password"),
     "currentPassword": ("current", "current_password"),
     "invitationToken": ("token", "token"),
+    "code": ("code", "code"),
+    "otp": ("code", "code"),
 }
 """The field on the page, and the text of its label, by the name that an error calls it."""
+_FIELD_OF_REASON: Final = {"WRONG_INVITATION": "token", "WRONG_CODE": "code"}
+"""The field that is wrong, by an error's reason."""
 
 
 def problems_of(language: str, error: DomainError, label: str) -> list[Problem]:
@@ -34,8 +39,8 @@ def problems_of(language: str, error: DomainError, label: str) -> list[Problem]:
             found.append(Problem(f"{about}: {rule_text(texts, violation.rule)}", name))
         return found
     if error.reason in REASONS:
-        field = "token" if error.reason == "WRONG_INVITATION" else ""
-        return [Problem(texts[REASONS[error.reason]], field)]
+        field = _FIELD_OF_REASON.get(error.reason, "")
+        return [Problem(texts[REASONS[error.reason]].format(f"{now():%H:%M:%S}"), field)]
     if error.code is Code.RESOURCE_EXHAUSTED:
         return [Problem(texts["too_many"])]
     if error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL}:

@@ -102,7 +102,7 @@ class Page:
         return found
 
 
-_FIELDS: Final = ("email", "password", "repeat", "token", "current")
+_FIELDS: Final = ("email", "password", "repeat", "token", "current", "code")
 _HINTED: Final = ("password", "token")
 
 

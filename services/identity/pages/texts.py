@@ -57,6 +57,54 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "signed_in_intro": "This installation has no web console. What you can do here:",
         "see_account": "See your account, change your password, sign out",
         "see_docs": "Read the API documentation",
+        "factor": "Second factor",
+        "factor_off": "Your password alone opens your account.",
+        "factor_on": "Signing in takes a code of your authenticator app, since {0}. Recovery codes"
+        " left: {1}.",
+        "factor_required": "Your organisation asks for a second factor from {0} on.",
+        "factor_done": "Your authenticator app is set up. From now on signing in takes a code of"
+        " it. Everywhere else you are signed out.",
+        "factor_removed": "Your authenticator app and your recovery codes open nothing any more.",
+        "factor_needed": "Your organisation asks for a second factor: set up another app, which"
+        " takes the place of this one.",
+        "set_up_app": "Set up an authenticator app",
+        "another_app": "Set up another app in its place",
+        "new_codes": "New recovery codes",
+        "remove_app": "Remove the authenticator app",
+        "recovery_codes": "Your recovery codes",
+        "codes_intro": "Each of them opens your account once, together with your password, when you"
+        " do not have the app. Print them, or keep them where you keep passwords. They are not"
+        " shown again.",
+        "codes_kept": "I have kept them",
+        "codes_stay": "Your recovery codes stay as they are.",
+        "keep_codes": "1. Keep your recovery codes",
+        "scan": "2. Scan this with your authenticator app",
+        "or_type": "Or type this key into it:",
+        "enter_code": "3. Enter the code that the app shows",
+        "code": "Code",
+        "confirm_button": "Confirm",
+        "set_up": "Set up your authenticator app",
+        "set_up_first": "A second factor is needed",
+        "set_up_required": "Your organisation asks for a second factor. Have an authenticator app"
+        " ready, such as Aegis, FreeOTP or Google Authenticator: it shows a code that you enter"
+        " after your password.",
+        "set_up_button": "Set up an app",
+        "signed_in_with": "You sign in as",
+        "second_factor": "Second step",
+        "second_factor_intro": "Enter the six digits that your authenticator app shows, or one of"
+        " your recovery codes.",
+        "lost_app": "Neither at hand? An Owner of your organisation can reset your second factor.",
+        "login_over": "That took too long, or codes were wrong. Sign in again.",
+        "wrong_code": "The code is wrong, or was used before. Codes of an app are right only when"
+        " the clock of your phone is: here it is {0} UTC.",
+        "app_code_wrong": "is none that your app shows for this key now. The clock of your phone"
+        " must be right: here it is {0} UTC.",
+        "sessions": "Where you are signed in",
+        "this_session": "(this browser)",
+        "end_session": "Sign out there",
+        "end_others": "Sign out everywhere else",
+        "session_ended_there": "That session has ended.",
+        "others_ended": "Everywhere else you are signed out.",
         "invitations": "Invitations",
         "invitations_intro": "People who are invited and have not set a password yet. Nothing is"
         " mailed: make a link and send it to them yourself. A new link ends the one before.",
@@ -137,6 +185,56 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "signed_in_intro": "Diese Installation hat keine Web-Konsole. Hier können Sie:",
         "see_account": "Ihr Konto ansehen, das Passwort ändern, sich abmelden",
         "see_docs": "die API-Dokumentation lesen",
+        "factor": "Zweiter Faktor",
+        "factor_off": "Ihr Passwort allein öffnet Ihr Konto.",
+        "factor_on": "Zum Anmelden gehört ein Code Ihrer Authenticator-App, seit {0}. Übrige"
+        " Wiederherstellungscodes: {1}.",
+        "factor_required": "Ihre Organisation verlangt ab {0} einen zweiten Faktor.",
+        "factor_done": "Ihre Authenticator-App ist eingerichtet. Von jetzt an gehört zum Anmelden"
+        " ein Code daraus. Überall sonst sind Sie abgemeldet.",
+        "factor_removed": "Ihre Authenticator-App und Ihre Wiederherstellungscodes öffnen nichts"
+        " mehr.",
+        "factor_needed": "Ihre Organisation verlangt einen zweiten Faktor: Richten Sie eine andere"
+        " App ein, die an die Stelle dieser tritt.",
+        "set_up_app": "Authenticator-App einrichten",
+        "another_app": "Andere App an ihrer Stelle einrichten",
+        "new_codes": "Neue Wiederherstellungscodes",
+        "remove_app": "Authenticator-App entfernen",
+        "recovery_codes": "Ihre Wiederherstellungscodes",
+        "codes_intro": "Jeder davon öffnet einmal Ihr Konto, zusammen mit Ihrem Passwort, wenn Sie"
+        " die App nicht haben. Drucken Sie sie aus oder legen Sie sie zu Ihren Passwörtern. Sie"
+        " werden nicht noch einmal gezeigt.",
+        "codes_kept": "Ich habe sie aufbewahrt",
+        "codes_stay": "Ihre Wiederherstellungscodes bleiben, wie sie sind.",
+        "keep_codes": "1. Wiederherstellungscodes aufbewahren",
+        "scan": "2. Mit der Authenticator-App scannen",
+        "or_type": "Oder diesen Schlüssel eintippen:",
+        "enter_code": "3. Den Code eingeben, den die App zeigt",
+        "code": "Einmalcode",
+        "confirm_button": "Bestätigen",
+        "set_up": "Authenticator-App einrichten",
+        "set_up_first": "Ein zweiter Faktor ist nötig",
+        "set_up_required": "Ihre Organisation verlangt einen zweiten Faktor. Halten Sie eine"
+        " Authenticator-App bereit, etwa Aegis, FreeOTP oder Google Authenticator: Sie zeigt einen"
+        " Code, den Sie nach dem Passwort eingeben.",
+        "set_up_button": "App einrichten",
+        "signed_in_with": "Sie melden sich an als",
+        "second_factor": "Zweiter Schritt",
+        "second_factor_intro": "Geben Sie die sechs Ziffern ein, die Ihre Authenticator-App zeigt,"
+        " oder einen Ihrer Wiederherstellungscodes.",
+        "lost_app": "Beides nicht zur Hand? Ein Owner Ihrer Organisation kann Ihren zweiten Faktor"
+        " zurücksetzen.",
+        "login_over": "Das hat zu lange gedauert, oder Codes waren falsch. Melden Sie sich neu an.",
+        "wrong_code": "Der Code ist falsch oder schon gebraucht. Codes einer App stimmen nur, wenn"
+        " die Uhr Ihres Telefons stimmt: Hier ist es {0} UTC.",
+        "app_code_wrong": "ist keiner, den Ihre App für diesen Schlüssel jetzt zeigt. Die Uhr Ihres"
+        " Telefons muss stimmen: Hier ist es {0} UTC.",
+        "sessions": "Wo Sie angemeldet sind",
+        "this_session": "(dieser Browser)",
+        "end_session": "Dort abmelden",
+        "end_others": "Überall sonst abmelden",
+        "session_ended_there": "Diese Sitzung ist beendet.",
+        "others_ended": "Überall sonst sind Sie abgemeldet.",
         "invitations": "Einladungen",
         "invitations_intro": "Wer eingeladen ist und noch kein Passwort hat. Es geht keine Mail"
         " hinaus: Machen Sie einen Link und schicken Sie ihn selbst. Ein neuer Link beendet den"
@@ -186,6 +284,8 @@ REASONS: Final[Mapping[str, str]] = {
     "OWNERS_MANAGE_OWNERS": "owners_invite",
     "OWNERS_INVITE_ADMINS_AGAIN": "owners_invite",
     "NOT_FOUND": "not_there",
+    "WRONG_CODE": "wrong_code",
+    "SECOND_FACTOR_REQUIRED": "factor_needed",
 }
 """The text for an error's reason."""
 
@@ -200,6 +300,7 @@ _RULES: Final[tuple[tuple[Callable[[str], re.Match[str] | None], str], ...]] = (
     (re.compile(re.escape(COMMON)).fullmatch, "made_of_words"),
     (re.compile(re.escape(BREACHED)).fullmatch, "breached"),
     (re.compile(re.escape(SAME)).fullmatch, "the_same"),
+    (re.compile(r"is none that your app .* (\d\d:\d\d:\d\d) UTC").fullmatch, "app_code_wrong"),
     (re.compile(r"is wrong").fullmatch, "wrong"),
 )
 

@@ -34,7 +34,9 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Session:
         """Opens a session."""
-        session = await self._sessions.login(context.call, request.email, request.password)
+        session = await self._sessions.login(
+            context.call, request.email, request.password, otp=request.otp
+        )
         return _session(session)
 
     async def RefreshSession(
@@ -66,7 +68,9 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
     ) -> pb.Session:
         """Sets the password of an invited user."""
         return _session(
-            await self._sessions.accept_invitation(request.invitation_token, request.password)
+            await self._sessions.accept_invitation(
+                context.call, request.invitation_token, request.password, request.otp
+            )
         )
 
 
@@ -126,6 +130,7 @@ def _page(page: Page[KnownSession, UUID], current: str) -> pb.ListSessionsRespon
                 address=one.source_ip,
                 user_agent=one.user_agent,
                 current=str(one.id) == current,
+                methods=one.methods,
             )
             for one in page.items
         ),

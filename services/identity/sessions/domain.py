@@ -29,6 +29,8 @@ class KnownSession:
     """When it was opened or last refreshed, which is once an hour while it is used."""
     source_ip: str
     user_agent: str
+    methods: tuple[str, ...] = ()
+    """How the user logged in; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

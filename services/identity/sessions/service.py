@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -40,6 +41,18 @@ from services.identity.directories.logins import (
     RefusedByDirectoryError,
     password_is_elsewhere,
 )
+from services.identity.second_factor.challenges import Challenges, PendingLogin
+from services.identity.second_factor.domain import (
+    OTP,
+    PASSWORD,
+    Factors,
+    challenge_over,
+    otp_needed,
+    setup_needed,
+    wrong_code,
+)
+from services.identity.second_factor.service import AppKey, SecondFactors, Setup
+from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
@@ -77,6 +90,9 @@ class Sessions:
         passwords: Passwords,
         guesses: Guesses,
         directories: DirectoryLogins,
+        factors: SecondFactors,
+        challenges: Challenges,
+        code_tries: CodeTries,
         signer: TokenSigner,
         session_life: timedelta,
         unknown: UnknownLogins,
@@ -89,25 +105,47 @@ class Sessions:
         self._passwords = passwords
         self._guesses = guesses
         self._directories = directories
+        self._factors = factors
+        self._challenges = challenges
+        self._code_tries = code_tries
         self._signer = signer
         self._session_life = session_life
         self._clock = clock
         self._refreshes = 0
 
     async def login(
-        self, call: Call, email: str, password: str, device: str | None = None
+        self, call: Call, email: str, password: str, device: str | None = None, otp: str = ""
     ) -> OpenSession:
-        """Opens a session.
+        """Opens a session, with both factors at once.
 
         Args:
             device: the value of the device cookie (`DEVICE_COOKIE`) that a browser sent, empty when
                 it sent none; `None` for a program, which is given no cookie. The cookie is to be
                 set to the answer's `device`.
+            otp: a code of a second factor; empty without one.
 
         Raises:
             DomainError: UNAUTHENTICATED when the credentials are wrong, the same for an unknown
-                address and a disabled user; RESOURCE_EXHAUSTED when too many attempts wait.
+                address and a disabled user, and when a second factor is missing or wrong;
+                RESOURCE_EXHAUSTED when too many attempts wait.
         """
+        begun = await self._begin(call, email, password, device)
+        return await self._with_code(call, begun, device, otp)
+
+    async def begin_login(
+        self, call: Call, email: str, password: str, device: str
+    ) -> OpenSession | PendingLogin:
+        """Opens a browser's session, or keeps a login that waits for the second factor.
+
+        Raises:
+            DomainError: as `login`.
+        """
+        return await self._kept(await self._begin(call, email, password, device))
+
+    async def _begin(
+        self, call: Call, email: str, password: str, device: str | None
+    ) -> OpenSession | PendingLogin:
+        """Takes the first step of a login."""
         stored, email = spellings(email)
         async with self._database.system_transaction("a login names no tenant") as connection:
             found = await users_store.credentials_by_email(connection, stored, email)
@@ -152,7 +190,7 @@ class Sessions:
                 if now.hashes == found.hashes and now.hashes != renewed:
                     await users_store.renew_hashes(connection, now.user, renewed)
                 await self._guesses.succeeded(connection, counted)
-                return await self._open(connection, now.user, LoginSucceeded, device)
+                return await self._settle(connection, now.user, device, (PASSWORD,))
 
     async def _login_elsewhere(
         self,
@@ -164,8 +202,9 @@ class Sessions:
         attempt: Attempt,
         counted: Counted,
         device: str | None,
-    ) -> OpenSession:
-        """Opens a session of a person whom a directory recognises; the password goes there alone.
+    ) -> OpenSession | PendingLogin:
+        """Takes the first step of a person whom a directory recognises; the password goes there
+        alone.
 
         Args:
             user: the account with the address, if there is one.
@@ -193,7 +232,7 @@ class Sessions:
                 admitted = await self._directories.admit(connection, recognised)
                 await self._check_open(connection, admitted)
                 await self._guesses.succeeded(connection, counted)
-                opened = await self._open(connection, admitted, LoginSucceeded, device)
+                begun = await self._settle(connection, admitted, device, (PASSWORD,))
             except NotAdmittedError as error:
                 refusal = error
         if refusal is not None:
@@ -201,7 +240,150 @@ class Sessions:
             await self._refresh_directory()
             raise told
         self._directories.admitted()
+        return begun
+
+    async def _settle(
+        self, connection: Connection, user: User, device: str | None, methods: tuple[str, ...]
+    ) -> OpenSession | PendingLogin:
+        """Opens the session of a user whose first step was right, or says that another one is
+        needed.
+
+        Args:
+            methods: how the first step was taken.
+        """
+        if (pending := await self._pending(connection, user, methods)) is not None:
+            return pending
+        return await self._open(connection, user, LoginSucceeded, device, methods)
+
+    async def _pending(
+        self, connection: Connection, user: User, methods: tuple[str, ...]
+    ) -> PendingLogin | None:
+        factors = await self._factors.of(connection, user)
+        if not factors.any and not factors.must_set_up(self._clock()):
+            return None
+        scope = Scope.of(user.tenant_id)
+        credentials = await users_store.credentials(connection, scope, user.id)
+        assert credentials is not None
+        return self._challenges.begun(credentials, methods, new_id())
+
+    async def _kept(self, begun: OpenSession | PendingLogin) -> OpenSession | PendingLogin:
+        """A login that waits, for a browser to come back to."""
+        if isinstance(begun, OpenSession):
+            return begun
+        async with self._database.transaction(Scope.of(begun.tenant_id)) as connection:
+            return replace(begun, secret=await self._challenges.keep(connection, begun))
+
+    async def _with_code(
+        self, call: Call, begun: OpenSession | PendingLogin, device: str | None, otp: str
+    ) -> OpenSession:
+        """Opens the session of a program that gives its code at once."""
+        if isinstance(begun, OpenSession):
+            return begun
+        async with self._database.transaction(Scope.of(begun.tenant_id)) as connection:
+            factors = await self._factors.of(connection, await self._still(connection, begun))
+        if not factors.any:
+            raise setup_needed()
+        if not otp:
+            raise otp_needed()
+        return await self._finish(call, begun, device, otp)
+
+    async def waiting(self, secret: str) -> tuple[User, Factors, AppKey | None]:
+        """The user of a browser's login that waits, the factors, and the key of an app that waits
+        for its first code.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when it waits no more.
+        """
+        pending = await self._challenges.find(secret)
+        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+            user = await self._still(connection, pending)
+            factors = await self._factors.of(connection, user)
+            key = None if factors.any else await self._factors.waiting(connection, user)
+            return user, factors, key
+
+    async def finish_login(self, call: Call, secret: str, code: str, device: str) -> OpenSession:
+        """Opens the session of a browser whose login waits.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the code is wrong, or the login waits no more;
+                RESOURCE_EXHAUSTED when enough codes were wrong.
+        """
+        pending = await self._challenges.find(secret)
+        await self._challenges.count_try(pending)
+        return await self._finish(call, pending, device, code)
+
+    async def set_up_factor(self, secret: str) -> Setup:
+        """Makes what a user needs to set up an app, who gets in only with one.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the login waits no more.
+        """
+        pending = await self._challenges.find(secret)
+        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+            user = await self._still(connection, pending)
+            if (await self._factors.of(connection, user)).any:
+                raise challenge_over()
+            return await self._factors.set_up(connection, user)
+
+    async def confirm_factor(self, secret: str, code: str, device: str) -> OpenSession:
+        """Lets the app count that was set up, and opens the session.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the login waits no more; INVALID_ARGUMENT when the
+                code is wrong.
+        """
+        pending = await self._challenges.find(secret)
+        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+            user = await self._still(connection, pending)
+            if (await self._factors.of(connection, user)).any:
+                raise challenge_over()
+            await self._check_open(connection, user)
+            await self._factors.confirm(connection, user, code)
+            await self._challenges.end(connection, pending)
+            methods = (*pending.methods, OTP)
+            opened = await self._open(
+                connection, user, LoginSucceeded, device, methods, pending.session_id
+            )
+        await self._refresh_directory()
         return opened
+
+    async def _finish(
+        self, call: Call, pending: PendingLogin, device: str | None, code: str
+    ) -> OpenSession:
+        scope = Scope.of(pending.tenant_id)
+        async with self._database.system_transaction("counters have no tenant") as connection:
+            user = await self._still(connection, pending)
+            attempt = await self._guesses.recognise(
+                connection, user.email, user.id, call.source_ip, device or ""
+            )
+        tried = await self._code_tries.begin(user, attempt, code)
+        async with self._database.transaction(scope) as connection:
+            user = await self._still(connection, pending)
+            await self._check_open(connection, user)
+            proof = await self._factors.prove(connection, user, code)
+            if proof.method:
+                await self._code_tries.succeeded(connection, tried)
+                if pending.secret:
+                    await self._challenges.end(connection, pending)
+                methods = (*pending.methods, proof.method)
+                return await self._open(
+                    connection, user, LoginSucceeded, device, methods, pending.session_id
+                )
+        await self._login_failed(call, user.email, user, attempt, proof.wrong_because)
+        raise wrong_code(self._clock())
+
+    async def _still(self, connection: Connection, pending: PendingLogin) -> User:
+        """The user of a login that waits, locked.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the first step is not right any more.
+        """
+        scope = Scope.of(pending.tenant_id)
+        now = await users_store.credentials(connection, scope, pending.user_id, for_update=True)
+        user = self._challenges.is_still(pending, now)
+        if user is None:
+            raise challenge_over()
+        return user
 
     async def _still_right(self, found: Credentials, now: Credentials, password: str) -> bool:
         """Whether the password is right now; another login may have renewed its hash."""
@@ -257,16 +439,25 @@ class Sessions:
             await self._outbox.append(connection, *events)
 
     async def _open(
-        self, connection: Connection, user: User, event: type[_Opening], device: str | None
+        self,
+        connection: Connection,
+        user: User,
+        event: type[_Opening],
+        device: str | None,
+        methods: tuple[str, ...],
+        session_id: UUID | None = None,
     ) -> OpenSession:
         at = self._clock()
-        session_id = new_id()
-        await store.insert_session(connection, session_id, user, at, at + self._session_life)
+        session_id = session_id or new_id()
+        await store.insert_session(
+            connection, session_id, user, at, at + self._session_life, methods
+        )
         answer = await self._issue(connection, user, session_id, at, device, login=True)
+        after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
         await self._outbox.append(
             connection,
             CloudEvent(
-                event(id=user.id, after=OpenedSession(email=user.email, session_id=session_id)),
+                event(id=user.id, after=after),
                 user.tenant_id,
                 actor=user.email,
                 actor_id=str(user.id),
@@ -315,6 +506,8 @@ class Sessions:
             if user is None or user.status != "active":
                 raise _wrong_refresh_token()
             await self._directories.check_confirmed(connection, user)
+            if (await self._factors.of(connection, user)).must_set_up(at):
+                raise _wrong_refresh_token()
             if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
             if token.used_at is None or at <= token.used_at + REFRESH_GRACE:
@@ -400,7 +593,9 @@ class Sessions:
                 raise invalid_field("currentPassword", "is wrong")
             async with self._database.transaction(scope) as connection:
                 await self._guesses.succeeded(connection, counted)
-        person = self._person(found.user)
+        async with self._database.transaction(scope) as connection:
+            protected = (await self._factors.of(connection, found.user)).any
+        person = self._person(found.user, second_factor=protected)
         hashes = await self._passwords.hash(new, person, "newPassword", before=current)
         at = self._clock()
         async with self._database.transaction(scope) as connection:
@@ -416,9 +611,29 @@ class Sessions:
         await self._refresh_directory()
 
     async def accept_invitation(
-        self, invitation_token: str, password: str, device: str | None = None
+        self, call: Call, invitation_token: str, password: str, otp: str = ""
     ) -> OpenSession:
-        """Sets the password of an invited user and opens a session.
+        """Sets the password of an invited user and opens a session, with both factors at once.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the invitation is unknown, used or expired, and when a
+                second factor is missing, which leaves the invitation as it is, or wrong.
+        """
+        async with self._database.system_transaction("an invitation names no tenant") as connection:
+            invited = await self._invited(connection, invitation_token)
+            factors = await self._factors.of(connection, invited)
+        if factors.must_set_up(self._clock()):
+            raise setup_needed()
+        if factors.any and not otp:
+            raise otp_needed()
+        begun = await self._accept(invitation_token, password, None)
+        return await self._with_code(call, begun, None, otp)
+
+    async def begin_with_invitation(
+        self, invitation_token: str, password: str, device: str
+    ) -> OpenSession | PendingLogin:
+        """Sets the password of an invited user and opens a browser's session, or keeps a login that
+        waits for the second factor.
 
         Args:
             device: as for `login`.
@@ -426,19 +641,43 @@ class Sessions:
         Raises:
             DomainError: UNAUTHENTICATED when the invitation is unknown, used or expired.
         """
+        return await self._kept(await self._accept(invitation_token, password, device))
+
+    async def _accept(
+        self, invitation_token: str, password: str, device: str | None
+    ) -> OpenSession | PendingLogin:
         # Looked at before the password is hashed, which is dear and must not be had for nothing.
         async with self._database.system_transaction("an invitation names no tenant") as connection:
             invited = await self._invited(connection, invitation_token)
-        hashes = await self._passwords.hash(password, self._person(invited))
+            protected = (await self._factors.of(connection, invited)).any
+        person = self._person(invited, second_factor=protected)
+        hashes = await self._passwords.hash(password, person)
         async with self._database.transaction(Scope.of(invited.tenant_id)) as connection:
             user = await self._invited(connection, invitation_token)
             await self._check_open(connection, user)
             await users_store.set_password(connection, user, hashes, self._clock())
-            return await self._open(connection, user, InvitationAccepted, device)
+            methods = (PASSWORD,)
+            pending = await self._pending(connection, user, methods)
+            if pending is None:
+                return await self._open(connection, user, InvitationAccepted, device, methods)
+            # The session is not open yet, but the invitation is used.
+            after = OpenedSession(email=user.email, session_id=pending.session_id, methods=methods)
+            await self._outbox.append(
+                connection,
+                CloudEvent(
+                    InvitationAccepted(id=user.id, after=after),
+                    user.tenant_id,
+                    actor=user.email,
+                    actor_id=str(user.id),
+                    actor_role=user.role.value,
+                ),
+            )
+            return pending
 
-    def _person(self, user: User) -> Person:
+    def _person(self, user: User, *, second_factor: bool) -> Person:
         tenant = self._tenants.known(user.tenant_id)
-        return Person(user.email, *((tenant.name, tenant.code) if tenant else ()))
+        names = (tenant.name, tenant.code) if tenant else ("", "")
+        return Person(user.email, *names, second_factor=second_factor)
 
     async def _invited(self, connection: Connection, invitation_token: str) -> User:
         """The invited user, locked."""
@@ -451,8 +690,9 @@ class Sessions:
         return user
 
     async def forget_guesses(self) -> None:
-        """Deletes failures and origins of logins that are too old to count."""
+        """Deletes failures, origins of logins, and logins that wait, which are too old to count."""
         await self._guesses.forget_old()
+        await self._challenges.forget_old()
 
     async def forget_old(self) -> None:
         """Deletes sessions that expired or ended a while ago."""

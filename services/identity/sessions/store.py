@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -46,17 +47,24 @@ ENDED_SESSIONS: Final = (
 
 
 async def insert_session(
-    connection: Connection, session_id: UUID, user: User, at: datetime, expires_at: datetime
+    connection: Connection,
+    session_id: UUID,
+    user: User,
+    at: datetime,
+    expires_at: datetime,
+    methods: Sequence[str],
 ) -> None:
-    """Opens a session."""
+    """Opens a session of somebody who has just logged in."""
     await connection.execute(
-        "INSERT INTO identity.session (id, account_id, tenant_id, created_at, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO identity.session"
+        " (id, account_id, tenant_id, created_at, expires_at, authenticated_at, methods)"
+        " VALUES ($1, $2, $3, $4, $5, $4, $6)",
         session_id,
         user.id,
         user.tenant_id,
         at,
         expires_at,
+        list(methods),
     )
 
 
@@ -152,7 +160,7 @@ async def open_sessions(
     """Open sessions of a user before a position, newest first."""
     rows = await connection.fetch(
         "SELECT id, created_at, expires_at, coalesce(last_seen_at, created_at) AS last_seen_at,"
-        " source_ip, user_agent FROM identity.session"
+        " source_ip, user_agent, methods FROM identity.session"
         " WHERE account_id = $1 AND ended_at IS NULL AND expires_at > $2"
         " AND ($3::uuid IS NULL OR id < $3) ORDER BY id DESC LIMIT $4",
         user_id,
@@ -168,6 +176,7 @@ async def open_sessions(
             last_seen_at=row["last_seen_at"],
             source_ip=row["source_ip"],
             user_agent=row["user_agent"],
+            methods=tuple(row["methods"]),
         )
         for row in rows
     ]

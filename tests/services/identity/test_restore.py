@@ -305,3 +305,51 @@ async def test_tokens_that_were_ended_stay_so(database: TestDatabase) -> None:
             )
             purposes = await connection.fetch("SELECT purpose FROM identity.signing_key")
             assert "tokens" in {row["purpose"] for row in purposes}
+
+
+async def test_second_factors_are_what_they_were_last(database: TestDatabase) -> None:
+    """As the database that is replaced has them; or, by the log, what was removed or used since
+    opens nothing. No code of the last minute is taken again."""
+    await seed(database)
+    old, new, code = uuid4(), uuid4(), uuid4()
+
+    async def app(connection: Connection, key: UUID) -> None:
+        await connection.execute("DELETE FROM identity.totp")
+        await connection.execute(
+            "INSERT INTO identity.totp VALUES ($1, $2, 'sealed', now(), now(), 1)", key, STAYS
+        )
+
+    async def state(connection: Connection) -> tuple[Any, ...]:
+        keys = await connection.fetch(
+            "SELECT id, last_step > extract(epoch FROM now()) / 30 AS later FROM identity.totp"
+        )
+        codes = await connection.fetch(
+            "SELECT id FROM identity.recovery_code WHERE used_at IS NULL"
+        )
+        assert all(row["later"] for row in keys)
+        return [row["id"] for row in keys], [row["id"] for row in codes]
+
+    def said(name: str, after: dict[str, Any]) -> Known:
+        known = Known()
+        known.learn(recorded(name, after))
+        return known
+
+    async with repairing(database) as connection:
+        await connection.execute(
+            "INSERT INTO identity.recovery_code VALUES ($1, $2, 'sealed', NULL)", code, STAYS
+        )
+        known = Known()
+        await app(connection, new)
+        await known.read(connection)
+        await app(connection, old)
+        await restore.repair(connection, Known())
+        assert await state(connection) == ([old], [code])
+        await restore.repair(connection, known)
+        assert await state(connection) == ([new], [code])
+        await restore.repair(connection, said("recovery_code_used", {"codeId": str(code)}))
+        assert await state(connection) == ([new], [])
+        await restore.repair(connection, said("mfa_enabled", {"method": "totp"}))
+        assert await state(connection) == ([], [])
+        await app(connection, old)
+        await restore.repair(connection, said("mfa_disabled", {"method": "totp"}))
+        assert await state(connection) == ([], [])

@@ -9,9 +9,11 @@ import pytest
 from starlette.requests import Request
 
 from services.identity.pages.browsers import cookie
-from services.identity.pages.http import next_of, token_of
+from services.identity.pages.http import token_of
 from services.identity.pages.render import Html, Page, Problem
+from services.identity.pages.targets import next_of
 from services.identity.pages.texts import LANGUAGES, TEXTS, language_of, rule_text
+from services.identity.second_factor.qr import qr_svg
 
 _VALUES = {
     "login": {"form": "f", "next": "", "email": "a@b.example", "session": Html("")},
@@ -26,8 +28,31 @@ _VALUES = {
         "links": Html(""),
         "least": "15",
         "password_hint": "15",
+        "factor": Html("<p>factor</p>"),
+        "sessions": Html("<p>sessions</p>"),
     },
+    "second_factor": {"form": "f", "next": "", "email": "a@b.example"},
+    "set_up_first": {"form": "f", "next": "", "email": "a@b.example"},
+    "set_up": {
+        "form": "f",
+        "next": "",
+        "action": "/x",
+        "codes": Html(""),
+        "qr": Html(qr_svg("otpauth://totp/x")),
+        "secret": "ABCD",
+    },
+    "recovery_codes": {"codes": Html("<li>x</li>")},
     "invitations": {"link": Html(""), "people": Html(""), "more": Html("")},
+}
+
+
+_WITHOUT_PASSWORD = {
+    "signed_in",
+    "invitations",
+    "second_factor",
+    "set_up",
+    "set_up_first",
+    "recovery_codes",
 }
 
 
@@ -117,7 +142,21 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
             values["people"] = Html(f"<ul>{''.join(people)}</ul>")
             values["link"] = page.part("invitation_link", email="a@b.example", link="https://x")
             values["more"] = page.part("invitations_more", before="1")
-        if name in {"signed_in", "invitations"} and problems:
+        elif name == "account":
+            more = page.part("account_factor_more", form="f")
+            values["factor"] = page.part(
+                "account_factor", said="x", form="f", button="Go", more=more
+            )
+            button = page.part("session_end", form="f", id="1")
+            row = page.part(
+                "session_row", id="1", what="x", where="y", seen="z", here="", button=button
+            )
+            values["sessions"] = Html(f"<ul>{row}</ul>{page.part('sessions_end', form='f')}")
+        elif name == "set_up":
+            values["codes"] = Html(
+                page.part("set_up_codes", codes=Html("<li>x</li>")) + page.part("set_up_codes_kept")
+            )
+        if name in _WITHOUT_PASSWORD and problems:
             continue  # has no fields
         whole = Page(
             name=name, language=language, values=values, problems=problems, notice="Done"

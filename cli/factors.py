@@ -1,0 +1,112 @@
+"""`evergreen factors`: the second factors of one's own account."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.session import session
+
+app = typer.Typer(
+    name="factors",
+    help="Your own second factors: show, set up an authenticator app, make recovery codes.",
+    no_args_is_help=True,
+)
+
+_FAILED: Final = 2
+
+
+@app.command()
+def show(
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show what you have, and what your organisation asks for."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _say(api.get("/auth/mfa"))
+
+
+@app.command("recovery-codes")
+def recovery_codes(
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Make ten recovery codes in place of those that there were, and print them once."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        made = api.post("/auth/mfa/recovery-codes", {})
+        typer.echo("Keep them where you keep passwords. Each works once:", err=True)
+        for code in made["codes"]:
+            typer.echo(code)
+
+
+@app.command("add-app")
+def add_app(
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Make a key for an authenticator app, as a QR code; the app counts with its first code."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        key = api.post("/auth/mfa/totp", {})
+        if not sys.stdin.isatty():
+            typer.echo(key["uri"])
+            typer.echo("Give the app's code to evergreen factors confirm-app", err=True)
+            return
+        import segno  # noqa: PLC0415
+
+        segno.make_qr(key["uri"]).terminal(compact=True)
+        typer.echo(f"Scan it with the app, or type the key {key['secret']}")
+        code = typer.prompt("Code that the app shows")
+        _say(api.post("/auth/mfa/totp/confirm", {"code": code}))
+
+
+@app.command("confirm-app")
+def confirm_app(
+    code: Annotated[str, typer.Argument(help="The six digits that the app shows.")],
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Let the authenticator app count whose key was made last."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _say(api.post("/auth/mfa/totp/confirm", {"code": code}))
+
+
+@app.command("remove-app")
+def remove_app(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Remove your authenticator app; with the last factor the recovery codes go."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        if not yes:
+            if not sys.stdin.isatty():
+                raise CliError("nobody can be asked here; give --yes. Nothing was changed")
+            typer.confirm("Remove it?", abort=True)
+        _say(api.delete("/auth/mfa/totp"))
+
+
+def _say(factors: dict[str, Any]) -> None:
+    since = factors.get("totpSince", "")
+    typer.echo(f"authenticator app: {f'since {since}' if since else 'none'}")
+    typer.echo(f"recovery codes left: {factors.get('recoveryCodesLeft', 0)}")
+    if factors.get("required"):
+        typer.echo(f"asked for by your organisation from {factors['requiredFrom']} on")

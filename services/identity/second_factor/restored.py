@@ -1,0 +1,113 @@
+"""What a restore has to know of second factors.
+
+Where the database that is replaced can be read, factors and policies are what they were last. Where
+only the audit log is left, what was removed or used since the backup opens nothing; what was set up
+since is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from contract.events.identity import (
+    RecoveryCodesCreated,
+    RecoveryCodeUsed,
+    SecondFactorDisabled,
+    SecondFactorEnabled,
+)
+from servicekit.data.backup import Connection, Recorded
+from servicekit.security.totp import STEP_SECONDS
+
+_COLUMNS: Final = {
+    "totp": "id, account_id, sealed_secrets, created_at, confirmed_at, last_step",
+    "recovery_code": "id, account_id, sealed_secrets, used_at",
+}
+_POLICY: Final = "tenant_id, mfa, mfa_required_from, updated_at"
+_CHANGED: Final = frozenset({SecondFactorEnabled.NAME, SecondFactorDisabled.NAME})
+
+
+@dataclass(slots=True)
+class KnownFactors:
+    """What is known of second factors since the backup."""
+
+    users: frozenset[UUID] = frozenset()
+    """The users of the database that is replaced; nobody where it cannot be read."""
+    rows: dict[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
+    """Their rows, by table."""
+    policies: Sequence[Sequence[Any]] = ()
+    changed_apps: set[UUID] = field(default_factory=set)
+    """Users whose app was removed, or another one set up."""
+    changed_codes: set[UUID] = field(default_factory=set)
+    """Users who made recovery codes, or lost them."""
+    used_codes: set[UUID] = field(default_factory=set)
+
+    async def read(self, connection: Connection) -> None:
+        """Takes what a database knows that is about to be replaced."""
+        if not await _there(connection):
+            return
+        users = await connection.fetch("SELECT id FROM identity.account")
+        self.users = frozenset(row["id"] for row in users)
+        for table, columns in _COLUMNS.items():
+            found = await connection.fetch(f"SELECT {columns} FROM identity.{table}")
+            self.rows[table] = [tuple(row) for row in found]
+        found = await connection.fetch(f"SELECT {_POLICY} FROM identity.sign_in_policy")
+        self.policies = [tuple(row) for row in found]
+
+    def learn(self, entry: Recorded) -> None:
+        """Takes an entry of the audit log."""
+        if entry.action in _CHANGED:
+            self.changed_apps.add(UUID(entry.name))
+        if entry.action in {RecoveryCodesCreated.NAME, SecondFactorDisabled.NAME}:
+            self.changed_codes.add(UUID(entry.name))
+        if entry.action == RecoveryCodeUsed.NAME:
+            self.used_codes.add(UUID(str(entry.after["codeId"])))
+
+
+async def bring_factors(connection: Connection, known: KnownFactors) -> None:
+    """Brings second factors to what they were last known to be."""
+    # An older archive has no such tables.
+    if not await _there(connection):
+        return
+    if known.users:
+        for table, columns in _COLUMNS.items():
+            await connection.execute(
+                f"DELETE FROM identity.{table} WHERE account_id = ANY ($1)", list(known.users)
+            )
+            places = ", ".join(f"${number + 1}" for number in range(len(columns.split(","))))
+            await connection.executemany(
+                f"INSERT INTO identity.{table} ({columns}) SELECT {places}"
+                " WHERE EXISTS (SELECT FROM identity.account WHERE id = $2)",
+                known.rows[table],
+            )
+        await connection.executemany(
+            f"INSERT INTO identity.sign_in_policy ({_POLICY}) SELECT $1, $2, $3, $4"
+            " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
+            " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+            " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
+            known.policies,
+        )
+    await connection.execute(
+        "DELETE FROM identity.totp WHERE account_id = ANY ($1)",
+        list(known.changed_apps - known.users),
+    )
+    await connection.execute(
+        "DELETE FROM identity.recovery_code WHERE account_id = ANY ($1)",
+        list(known.changed_codes - known.users),
+    )
+    await connection.execute(
+        "UPDATE identity.recovery_code SET used_at = now() WHERE id = ANY ($1) AND used_at IS NULL",
+        list(known.used_codes),
+    )
+    # A code of the last minute may have been used since the backup.
+    await connection.execute(
+        "UPDATE identity.totp SET last_step = greatest(last_step,"
+        f" floor(extract(epoch FROM now()) / {STEP_SECONDS})::bigint + 1)"
+    )
+
+
+async def _there(connection: Connection) -> bool:
+    table = await connection.fetchval("SELECT to_regclass('identity.totp')")
+    return table is not None

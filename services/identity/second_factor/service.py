@@ -1,0 +1,325 @@
+"""Second factors of one's own account, and what a login asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Protocol
+from uuid import UUID
+
+from contract.events.identity import (
+    FactorChange,
+    RecoveryCodesCreated,
+    RecoveryCodesLeft,
+    RecoveryCodeUsed,
+    SecondFactorDisabled,
+    SecondFactorEnabled,
+    UsedRecoveryCode,
+)
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import failed_precondition, invalid_field
+from servicekit.ids import Clock, new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.security import totp
+from servicekit.security.digests import equal, sha256
+from servicekit.security.sealing import Sealer
+from services.identity.second_factor import store
+from services.identity.second_factor.domain import (
+    OTP,
+    RECOVERY,
+    RECOVERY_CODES,
+    Factors,
+    TotpKey,
+    codes_first,
+    digits,
+    is_app_code,
+    new_recovery_code,
+    plain_code,
+    required_from,
+)
+from services.identity.users import store as users_store
+from services.identity.users.domain import User
+
+_ISSUER: Final = "Evergreen"
+_OFF_CLOCK_STEPS: Final = 10
+"""Up to five minutes: the log tells a clock that is wrong from a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppKey:
+    """A key of an authenticator app, as it is shown once."""
+
+    secret: str = field(repr=False)
+    uri: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What somebody needs to set up an app: its key, and the recovery codes that were made with
+    it."""
+
+    key: AppKey
+    codes: Sequence[str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of a code: how it was right, or why it was not."""
+
+    method: str = ""
+    wrong_because: str = ""
+
+
+class EndSessions(Protocol):
+    """Ends the sessions of a user."""
+
+    async def __call__(
+        self, connection: Connection, user_id: UUID, at: datetime, *, but: UUID | None = None
+    ) -> object:
+        """Ends them, all but one."""
+
+
+class SecondFactors:
+    """The use cases around second factors.
+
+    Args:
+        end_sessions: ends the sessions of a user, but one.
+        sealer: seals keys of apps, and digests of recovery codes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        end_sessions: EndSessions,
+        sealer: Sealer,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._end_sessions = end_sessions
+        self._sealer = sealer
+        self._clock = clock
+
+    # One's own
+
+    async def own(self, call: Call) -> Factors:
+        """What the caller has, and what is asked of the caller."""
+        async with self._database.transaction(_scope(call)) as connection:
+            return await self.of(connection, await _caller(connection, call))
+
+    async def create_recovery_codes(self, call: Call) -> list[str]:
+        """Makes recovery codes in place of all that there were."""
+        async with self._database.transaction(_scope(call)) as connection:
+            return await self._new_codes(connection, await _caller(connection, call))
+
+    async def create_totp(self, call: Call) -> AppKey:
+        """Makes a key that waits for its first code.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION without recovery codes.
+        """
+        async with self._database.transaction(_scope(call)) as connection:
+            user = await _caller(connection, call)
+            if not await store.recovery_codes_left(connection, user.id):
+                raise codes_first()
+            return await self._new_key(connection, user)
+
+    async def set_up_own(self, call: Call) -> Setup:
+        """Makes a key that waits for its first code, and recovery codes where there are none."""
+        async with self._database.transaction(_scope(call)) as connection:
+            return await self.set_up(connection, await _caller(connection, call))
+
+    async def waiting_own(self, call: Call) -> AppKey | None:
+        """The caller's key that waits for its first code, once more."""
+        async with self._database.transaction(_scope(call)) as connection:
+            return await self.waiting(connection, await _caller(connection, call))
+
+    async def confirm_totp(self, call: Call, code: str) -> Factors:
+        """Lets the key that waits count. With the first factor the caller's other sessions end.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the code is wrong; FAILED_PRECONDITION when none
+                waits.
+        """
+        async with self._database.transaction(_scope(call)) as connection:
+            user = await _caller(connection, call)
+            first = not (await self.of(connection, user)).any
+            await self.confirm(connection, user, code)
+            if first:
+                # They were opened without it.
+                await self._end_sessions(
+                    connection, user.id, self._clock(), but=UUID(call.caller.session_id)
+                )
+            return await self.of(connection, user)
+
+    async def delete_totp(self, call: Call) -> Factors:
+        """Removes the caller's app; with the last factor the recovery codes go.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when a factor is asked for and this is the last one.
+        """
+        async with self._database.transaction(_scope(call)) as connection:
+            user = await _caller(connection, call)
+            key = await store.totp(connection, user.id, confirmed=True)
+            if key is not None:
+                factors = await self.of(connection, user)
+                if factors.required_from is not None:
+                    raise failed_precondition(
+                        "SECOND_FACTOR_REQUIRED",
+                        "your organisation asks for a second factor: confirm another app, which"
+                        " takes the place of this one",
+                    )
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(
+                        SecondFactorDisabled(id=user.id, after=_change(user, key)), user.tenant_id
+                    ),
+                )
+                await store.replace_recovery_codes(connection, user.id, ())
+            await store.delete_totp(connection, user.id)
+            return await self.of(connection, user)
+
+    # What a login needs
+
+    async def of(self, connection: Connection, user: User) -> Factors:
+        """What a user has, and what is asked of the user."""
+        key = await store.totp(connection, user.id, confirmed=True)
+        policies = await store.policies(connection, user.tenant_id)
+        return Factors(
+            totp_since=key.confirmed_at if key else None,
+            recovery_codes_left=await store.recovery_codes_left(connection, user.id),
+            required_from=required_from(policies, user.role),
+        )
+
+    async def prove(self, connection: Connection, user: User, code: str) -> Proof:
+        """Takes a code of a user's factors, which works no more then.
+
+        Args:
+            connection: its transaction commits what was taken, together with what it opens.
+        """
+        at = self._clock()
+        if is_app_code(code):
+            key = await store.totp(connection, user.id, confirmed=True)
+            if key is None:
+                return Proof(wrong_because="CODE_WRONG")
+            secret, typed = self._sealer.open(key.sealed), digits(code)
+            step = totp.step_of_code(secret, typed, at)
+            if step is None:
+                off = totp.step_of_code(secret, typed, at, _OFF_CLOCK_STEPS)
+                return Proof(wrong_because="CODE_WRONG" if off is None else "CODE_OFF_CLOCK")
+            if not await store.take_step(connection, key, step):
+                return Proof(wrong_because="CODE_USED")
+            return Proof(OTP)
+        used = await self._recovery_code(connection, user, code)
+        if used is None or not await store.use_recovery_code(connection, used, at):
+            return Proof(wrong_because="CODE_WRONG")
+        left = await store.recovery_codes_left(connection, user.id)
+        event = RecoveryCodeUsed(
+            id=user.id, after=UsedRecoveryCode(email=user.email, code_id=used, left=left)
+        )
+        await self._outbox.append(connection, self._by(user, event))
+        return Proof(RECOVERY)
+
+    async def set_up(self, connection: Connection, user: User) -> Setup:
+        """Makes a key of an app that waits, and recovery codes where there are none."""
+        codes: Sequence[str] = ()
+        if not await store.recovery_codes_left(connection, user.id):
+            codes = await self._new_codes(connection, user)
+        return Setup(await self._new_key(connection, user), codes)
+
+    async def waiting(self, connection: Connection, user: User) -> AppKey | None:
+        """The key that waits for its first code, once more."""
+        key = await store.totp(connection, user.id, confirmed=False)
+        return None if key is None else self._shown(user, self._sealer.open(key.sealed))
+
+    async def confirm(self, connection: Connection, user: User, code: str) -> None:
+        """Lets the key that waits count; the code is taken.
+
+        Raises:
+            DomainError: as `confirm_totp`.
+        """
+        key = await store.totp(connection, user.id, confirmed=False)
+        if key is None:
+            raise failed_precondition("NO_TOTP", "make a key for your authenticator app first")
+        at = self._clock()
+        step = totp.step_of_code(self._sealer.open(key.sealed), digits(code), at)
+        if step is None:
+            raise invalid_field(
+                "code",
+                "is none that your app shows for this key now; the clock of your device must be"
+                f" right: here it is {at:%H:%M:%S} UTC",
+            )
+        await store.confirm_totp(connection, key, step, at)
+        event = SecondFactorEnabled(id=user.id, after=_change(user, key))
+        await self._outbox.append(connection, self._by(user, event))
+
+    async def _new_codes(self, connection: Connection, user: User) -> list[str]:
+        codes = [new_recovery_code() for _ in range(RECOVERY_CODES)]
+        await store.replace_recovery_codes(
+            connection, user.id, [(new_id(), self._sealer.seal(_digest(code))) for code in codes]
+        )
+        event = RecoveryCodesCreated(
+            id=user.id, after=RecoveryCodesLeft(email=user.email, left=len(codes))
+        )
+        await self._outbox.append(connection, self._by(user, event))
+        return codes
+
+    async def _new_key(self, connection: Connection, user: User) -> AppKey:
+        secret = totp.new_totp_key()
+        at = self._clock()
+        key = TotpKey(new_id(), user.id, self._sealer.seal(secret), at, None, 0)
+        await store.insert_totp(connection, key)
+        return self._shown(user, secret)
+
+    @staticmethod
+    def _shown(user: User, secret: bytes) -> AppKey:
+        return AppKey(totp.key_text(secret), totp.key_uri(secret, user.email, _ISSUER))
+
+    async def _recovery_code(self, connection: Connection, user: User, code: str) -> UUID | None:
+        """The id of a recovery code that works."""
+        digest, found = _digest(code), None
+        for code_id, sealed in await store.recovery_codes(connection, user.id):
+            if equal(self._sealer.open(sealed), digest):
+                found = code_id
+        return found
+
+    @staticmethod
+    def _by(
+        user: User, event: SecondFactorEnabled | RecoveryCodesCreated | RecoveryCodeUsed
+    ) -> CloudEvent:
+        """An event of the user's own making, also before the session is open."""
+        return CloudEvent(
+            event,
+            user.tenant_id,
+            actor=user.email,
+            actor_id=str(user.id),
+            actor_role=user.role.value,
+        )
+
+
+def _digest(code: str) -> bytes:
+    return sha256(plain_code(code).encode())
+
+
+def _scope(call: Call) -> Scope:
+    return Scope.of(UUID(call.caller.tenant_id))
+
+
+async def _caller(connection: Connection, call: Call) -> User:
+    """The caller's account, locked.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when it has been disabled just now.
+    """
+    user = await users_store.user(connection, _scope(call), UUID(call.caller.id), for_update=True)
+    if user is None or user.status != "active":
+        raise failed_precondition("NOT_ACTIVE", "your account is not active any more")
+    return user
+
+
+def _change(user: User, key: TotpKey) -> FactorChange:
+    return FactorChange(email=user.email, method="totp", factor_id=key.id)

@@ -1,0 +1,216 @@
+"""Second factors in SQL. A caller has read the account within its scope before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection
+from services.identity.second_factor.domain import Policy, TotpKey
+
+_TOTP: Final = "id, account_id, sealed_secrets, created_at, confirmed_at, last_step"
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A login of a browser that waits for the second factor."""
+
+    account_id: UUID
+    tenant_id: UUID
+    session_id: UUID
+    methods: tuple[str, ...]
+    mark: bytes = field(repr=False)
+    tries: int
+
+
+def _totp(row: asyncpg.Record) -> TotpKey:
+    return TotpKey(
+        id=row["id"],
+        account_id=row["account_id"],
+        sealed=row["sealed_secrets"],
+        created_at=row["created_at"],
+        confirmed_at=row["confirmed_at"],
+        last_step=row["last_step"],
+    )
+
+
+# Authenticator apps
+
+
+async def totp(connection: Connection, account_id: UUID, *, confirmed: bool) -> TotpKey | None:
+    """The key of a user's app: the one that counts, or the one that waits."""
+    row = await connection.fetchrow(
+        f"SELECT {_TOTP} FROM identity.totp WHERE account_id = $1"
+        " AND (confirmed_at IS NOT NULL) = $2",
+        account_id,
+        confirmed,
+    )
+    return None if row is None else _totp(row)
+
+
+async def insert_totp(connection: Connection, key: TotpKey) -> None:
+    """Adds a key that waits, in place of another one that does."""
+    await connection.execute(
+        "DELETE FROM identity.totp WHERE account_id = $1 AND confirmed_at IS NULL", key.account_id
+    )
+    await connection.execute(
+        f"INSERT INTO identity.totp ({_TOTP}) VALUES ($1, $2, $3, $4, $5, $6)",
+        key.id,
+        key.account_id,
+        key.sealed,
+        key.created_at,
+        key.confirmed_at,
+        key.last_step,
+    )
+
+
+async def confirm_totp(connection: Connection, key: TotpKey, step: int, at: datetime) -> None:
+    """Lets a key count, in place of the one that did."""
+    await connection.execute(
+        "DELETE FROM identity.totp WHERE account_id = $1 AND confirmed_at IS NOT NULL",
+        key.account_id,
+    )
+    await connection.execute(
+        "UPDATE identity.totp SET confirmed_at = $2, last_step = $3 WHERE id = $1", key.id, at, step
+    )
+
+
+async def take_step(connection: Connection, key: TotpKey, step: int) -> bool:
+    """Takes a code, by its step; answers whether it had not been taken."""
+    done: str = await connection.execute(
+        "UPDATE identity.totp SET last_step = $2 WHERE id = $1 AND last_step < $2", key.id, step
+    )
+    return done == "UPDATE 1"
+
+
+async def delete_totp(connection: Connection, account_id: UUID) -> None:
+    """Removes the keys of a user."""
+    await connection.execute("DELETE FROM identity.totp WHERE account_id = $1", account_id)
+
+
+# Recovery codes
+
+
+async def replace_recovery_codes(
+    connection: Connection, account_id: UUID, codes: Sequence[tuple[UUID, bytes]]
+) -> None:
+    """Writes a user's codes, as ids and sealed digests, in place of all that there were."""
+    await connection.execute("DELETE FROM identity.recovery_code WHERE account_id = $1", account_id)
+    await connection.executemany(
+        "INSERT INTO identity.recovery_code (id, account_id, sealed_secrets) VALUES ($1, $2, $3)",
+        [(code_id, account_id, code) for code_id, code in codes],
+    )
+
+
+async def recovery_codes(connection: Connection, account_id: UUID) -> list[tuple[UUID, bytes]]:
+    """The codes of a user that work, as ids and sealed digests."""
+    rows = await connection.fetch(
+        "SELECT id, sealed_secrets FROM identity.recovery_code"
+        " WHERE account_id = $1 AND used_at IS NULL",
+        account_id,
+    )
+    return [(row["id"], row["sealed_secrets"]) for row in rows]
+
+
+async def use_recovery_code(connection: Connection, code_id: UUID, at: datetime) -> bool:
+    """Takes a code; answers whether it worked until now."""
+    done: str = await connection.execute(
+        "UPDATE identity.recovery_code SET used_at = $2 WHERE id = $1 AND used_at IS NULL",
+        code_id,
+        at,
+    )
+    return done == "UPDATE 1"
+
+
+async def recovery_codes_left(connection: Connection, account_id: UUID) -> int:
+    """How many codes of a user work."""
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM identity.recovery_code WHERE account_id = $1 AND used_at IS NULL",
+        account_id,
+    )
+    return found
+
+
+# Logins of browsers
+
+
+async def insert_challenge(
+    connection: Connection, id_hash: bytes, challenge: Challenge, expires_at: datetime
+) -> None:
+    """Adds a login that waits."""
+    await connection.execute(
+        "INSERT INTO identity.login_challenge"
+        " (id_hash, account_id, session_id, methods, mark, tries, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        id_hash,
+        challenge.account_id,
+        challenge.session_id,
+        list(challenge.methods),
+        challenge.mark,
+        challenge.tries,
+        expires_at,
+    )
+
+
+async def challenge(connection: Connection, id_hash: bytes, at: datetime) -> Challenge | None:
+    """A login that waits, with the tenant that its account is in now."""
+    row = await connection.fetchrow(
+        "SELECT c.account_id, a.tenant_id, c.session_id, c.methods, c.mark, c.tries"
+        " FROM identity.login_challenge c JOIN identity.account a ON a.id = c.account_id"
+        " WHERE c.id_hash = $1 AND c.expires_at > $2",
+        id_hash,
+        at,
+    )
+    if row is None:
+        return None
+    return Challenge(
+        account_id=row["account_id"],
+        tenant_id=row["tenant_id"],
+        session_id=row["session_id"],
+        methods=tuple(row["methods"]),
+        mark=row["mark"],
+        tries=row["tries"],
+    )
+
+
+async def count_try(connection: Connection, id_hash: bytes, most: int) -> bool:
+    """Counts a try of a login that waits; answers whether there was one left."""
+    done: str = await connection.execute(
+        "UPDATE identity.login_challenge SET tries = tries + 1 WHERE id_hash = $1 AND tries < $2",
+        id_hash,
+        most,
+    )
+    return done == "UPDATE 1"
+
+
+async def end_challenge(connection: Connection, id_hash: bytes) -> bool:
+    """Ends a login that waits; answers whether it was there."""
+    done: str = await connection.execute(
+        "DELETE FROM identity.login_challenge WHERE id_hash = $1", id_hash
+    )
+    return done == "DELETE 1"
+
+
+async def forget_challenges(connection: Connection, at: datetime) -> None:
+    """Deletes logins that waited for too long."""
+    await connection.execute("DELETE FROM identity.login_challenge WHERE expires_at <= $1", at)
+
+
+# Policies
+
+
+async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
+    """The policies of a tenant and of all above it."""
+    rows = await connection.fetch(
+        "SELECT tenant_id, mfa, mfa_required_from, updated_at FROM identity.sign_in_policies($1)",
+        tenant_id,
+    )
+    return [
+        Policy(row["tenant_id"], row["mfa"], row["mfa_required_from"], row["updated_at"])
+        for row in rows
+    ]
