@@ -245,7 +245,7 @@ def _refusal(answer: httpx.Response) -> CliError:
 
 
 class RefusedError(CliError):
-    """The API refused a call; `status` is the HTTP status, `reason` the error's, where it has one."""
+    """The API refused a call; `status` is the HTTP status, `reason` the error's, if it has one."""
 
     def __init__(self, message: str, status: int, reason: str = "") -> None:
         super().__init__(message)

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from servicekit.ids import now
-from servicekit.security import totp
 from tests.e2e.pages import Pages, hidden
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.test_console import person
 from tests.e2e.world import PASSWORD, Org, ok
+from tests.support.authenticator import App
 from tests.support.stack import Stack
 
 
-class App:
+def app_on(page: str) -> App:
     """The authenticator app, from what the page shows."""
-
-    def __init__(self, page: str) -> None:
-        found = re.search(r'<code class="key">([A-Z2-7 ]+)</code>', page)
-        assert found, page
-        self._key = base64.b32decode(found[1].replace(" ", ""))
-
-    def code(self, steps: int = 0) -> str:
-        return totp.code_at(self._key, now() + timedelta(seconds=30 * steps))
+    found = re.search(r'<code class="key">([A-Z2-7 ]+)</code>', page)
+    assert found, page
+    return App(found[1])
 
 
 def recovery_codes(page: str) -> list[str]:
@@ -42,7 +34,7 @@ def set_up(pages: Pages) -> tuple[App, list[str]]:
     shown = pages.send("/auth/account", "set-up-app")
     assert shown.status_code == 200
     assert "<svg" in shown.text
-    app = App(shown.text)
+    app = app_on(shown.text)
     answer = pages.post("confirm-app", form=hidden(shown.text, "form"), code=app.code(-1))
     assert answer.headers["location"] == "/auth/account?done=factor", answer.text
     return app, recovery_codes(shown.text)
@@ -213,17 +205,13 @@ def test_the_command_line_asks_for_a_code(stack: Stack, org: Org, tmp_path: Path
     codes = [line for line in factors("recovery-codes").splitlines() if "-" in line]
     assert len(codes) == 10
     uri = factors("add-app").splitlines()[0]
-    key = base64.b32decode(parse_qs(urlsplit(uri).query)["secret"][0])
-
-    def code(steps: int) -> str:
-        return totp.code_at(key, now() + timedelta(seconds=30 * steps))
-
-    assert "since 20" in factors("confirm-app", code(-1))
+    app = App(parse_qs(urlsplit(uri).query)["secret"][0])
+    assert "since 20" in factors("confirm-app", app.code(-1))
     said = factors("show", expected=2)
     assert "EVERGREEN_OTP" in said
     assert "EVERGREEN_API_TOKEN" in said
-    assert "recovery codes left: 10" in factors("show", otp=code(0))
+    assert "recovery codes left: 10" in factors("show", otp=app.code(0))
     assert "the code is wrong" in factors("show", otp="000000", expected=2)
     assert "give --yes" in factors("remove-app", otp=codes[0], expected=2)
-    assert "authenticator app: none" in factors("remove-app", "--yes", otp=code(1))
+    assert "authenticator app: none" in factors("remove-app", "--yes", otp=app.code(1))
     assert "recovery codes left: 0" in factors("show")

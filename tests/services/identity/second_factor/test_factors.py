@@ -5,32 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from datetime import datetime, timedelta
 
 import grpc
 import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
-from servicekit.ids import now
-from servicekit.security import totp
 from tests.conftest import MakeKit, ServeService
 from tests.support import callers
+from tests.support.authenticator import App
 from tests.support.identity import OWNER, PASSWORD, Identity, as_caller, identity, refused, running
 from tests.support.test_servers import TestDatabase
 
 __all__ = ["identity"]  # the fixture
-
-
-class App:
-    """A person's authenticator app."""
-
-    def __init__(self, key: pb.TotpKey) -> None:
-        self.key = base64.b32decode(key.secret)
-
-    def code(self, steps: int = 0, at: datetime | None = None) -> str:
-        """What it shows, so many half minutes from now."""
-        return totp.code_at(self.key, (at or now()) + timedelta(seconds=30 * steps))
 
 
 async def set_up(identity: Identity, caller: callers.Metadata) -> tuple[App, list[str]]:
@@ -38,7 +25,7 @@ async def set_up(identity: Identity, caller: callers.Metadata) -> tuple[App, lis
     codes = await identity.factors.CreateRecoveryCodes(
         pb.CreateRecoveryCodesRequest(), metadata=caller
     )
-    app = App(await identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=caller))
+    app = App((await identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=caller)).secret)
     await identity.factors.ConfirmTotp(pb.ConfirmTotpRequest(code=app.code(-1)), metadata=caller)
     return app, list(codes.codes)
 
@@ -75,7 +62,7 @@ async def test_recovery_codes_come_first_and_a_code_confirms(identity: Identity)
         await identity.factors.ConfirmTotp(pb.ConfirmTotpRequest(code="000000"), metadata=owner)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "here it is" in refused(error)["message"]
-    app = App(key)
+    app = App(key.secret)
     had = await identity.factors.ConfirmTotp(
         pb.ConfirmTotpRequest(code=app.code(-1)), metadata=owner
     )
@@ -108,7 +95,7 @@ async def test_sessions_from_before_the_factor_end(identity: Identity) -> None:
     )
     await identity.factors.GetSecondFactors(pb.GetSecondFactorsRequest(), metadata=owner)
     second = await identity.login(otp=app.code())
-    new = App(await identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=owner))
+    new = App((await identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=owner)).secret)
     await identity.factors.ConfirmTotp(pb.ConfirmTotpRequest(code=new.code()), metadata=owner)
     await identity.auth.RefreshSession(pb.RefreshSessionRequest(refresh_token=second.refresh_token))
     # The old app opens nothing, the new one does.
