@@ -237,7 +237,8 @@ def _refusal(answer: httpx.Response) -> CliError:
     try:
         body = answer.json()
         text = f"{body['message']} (request {body['requestId']})"
-        reason = str(next(iter(body.get("details", ())), {}).get("reason", ""))
+        details = body.get("details") or [{}]
+        reason = str(details[0].get("reason", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
         reason = ""
