@@ -65,7 +65,9 @@ _ABOUT_CONTENT = re.compile(
             "startAt: must be now, beginning or a time.*",
             "filter.outcomes: must be of .*",
             # One of several has to be given, or not beside another.
-            "role: give what to change: .*",
+            "(name|role): give what to change: .*",
+            # Scopes follow from the access table.
+            "scopes: .*",
             "from: must be given",
             "email: is required with a password",
             "filter: a group with listed members has none",
