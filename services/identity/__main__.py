@@ -76,6 +76,8 @@ from services.identity.users.service import Users
 log = logs.get(__name__)
 
 _UNSEEN_AT_ONCE = 200
+_TRIALS = 4
+"""Tries of directories that may be under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class _Directories:
 
     api: DirectoryApi
     logins: DirectoryLogins
-    syncs: Syncs
+    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
 
 
 def _directories(
@@ -96,7 +98,9 @@ def _directories(
         guesses: makes keys of what guesses are counted by.
     """
     base = (kit.database, kit.outbox, kit.tenants)
-    threads = DirectoryThreads(settings.ldap_threads, settings.ldap_seconds)
+    threads = DirectoryThreads(
+        settings.ldap_threads, settings.ldap_seconds, slow=max(1, settings.ldap_threads // 2)
+    )
     tries = Tries(kit.database, guesses, kit.clock)
     directories = Directories(
         *base,
@@ -106,10 +110,17 @@ def _directories(
         kit.clock,
         allow_private=settings.ldap_allow_private,
     )
-    trials = Trials(*base, directories, threads, tries)
+    # Apart from logins, and one of a tenant at a time: none waits for another's.
+    trial_threads = DirectoryThreads(
+        _TRIALS, settings.ldap_seconds, "directory-trials", side_by_side=1
+    )
+    trials = Trials(*base, directories, trial_threads, tries)
     syncs = Syncs(*base, directories, accounts, kit.clock)
-    logins = DirectoryLogins(*base, directories, accounts, threads, tries, kit.clock)
-    return _Directories(DirectoryApi(directories, trials, syncs), logins, syncs)
+    logins = DirectoryLogins(
+        kit.database, kit.outbox, directories, accounts, threads, tries, kit.clock
+    )
+    ends = (threads.run_until_stopped, trial_threads.run_until_stopped)
+    return _Directories(DirectoryApi(directories, trials, syncs), logins, (syncs.run, *ends))
 
 
 async def build(kit: Kit) -> Parts:
@@ -284,7 +295,7 @@ async def build(kit: Kit) -> Parts:
             ),
             deletions.run,
             deletions.purge,
-            directories.syncs.run,
+            *directories.tasks,
             keys.follower.run,
             *([partial(gatekeeper.guard, credentials)] if gatekeeper else []),
             *([partial(gatekeeper.keep, credentials)] if gatekeeper else []),

@@ -75,7 +75,8 @@ class IdentitySettings(KeySettings):
         default=4,
         ge=2,
         le=64,
-        description="How many conversations with directories (LDAP) may be under way for logins.",
+        description="How many conversations with directories (LDAP) may be under way for logins;"
+        " half as many more with directories that are slow or fail.",
     )
     ldap_seconds: int = Field(
         default=8,

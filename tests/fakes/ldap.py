@@ -47,6 +47,8 @@ class FakePerson:
     disabled: bool = False
     bind_message: str = ""
     """What the server says when it refuses the person, as Active Directory does."""
+    shown_guid: bytes = b""
+    """What the server sends as the id instead of it."""
 
     @property
     def guid(self) -> UUID:
@@ -64,8 +66,11 @@ class FakeDirectory:
     groups: dict[str, set[str]] = field(default_factory=dict)
     """Group DN → DNs of members, people and groups."""
     lie: str = ""
-    """`hang`, `drip`, `garbage`, `flood`, `cut`, `strip` (no StartTLS), `inject`, `twins`,
-    `nameless`, or nothing."""
+    """`hang`, `drip`, `garbage`, `flood`, `cut`, `strip` (no StartTLS), `inject`, `mute` (no answer
+    to a person's password), or nothing."""
+    pause: threading.Event | None = None
+    """What the next answer about a person waits for, which is that of before."""
+    paused: threading.Event = field(default_factory=threading.Event)
     binds: list[tuple[str, str]] = field(default_factory=list)
     """Names and passwords that arrived, within TLS or not."""
     in_the_clear: list[bytes] = field(default_factory=list)
@@ -223,7 +228,7 @@ class _Session:
             )
             self.encrypt()
             return True
-        if kind != "extended" and lie:
+        if kind != "extended" and lie not in {"", "mute"}:
             return self.deceive(lie, number)
         getattr(self, f"on_{kind}")(number, [part for _, part in _parts(request)], request)
         return True
@@ -263,6 +268,8 @@ class _Session:
     def on_bind(self, number: int, parts: list[bytes], _: bytes) -> None:
         name, password = parts[1].decode(), parts[2].decode()
         self.directory.binds.append((name, password))
+        if self.directory.lie == "mute" and name != SERVICE:
+            self.ended.wait(60)
         person = self.directory.people.get(name)
         right = (name, password) == (SERVICE, SERVICE_PASSWORD) or (
             person is not None and password == person.password and not person.bind_message
@@ -275,6 +282,11 @@ class _Session:
         base, scope = parts[0].decode().lower(), parts[1][0]
         what = _parts(request)[6]
         entries = self.entries()
+        pause = self.directory.pause
+        if pause is not None and b"objectGUID" in request:
+            self.directory.pause = None
+            self.directory.paused.set()
+            pause.wait(60)
         if base not in {BASE.lower(), *(dn.lower() for dn in entries)}:
             self.send(number, _result("searchResDone", wire.SearchResultDone(), 32))
             return
@@ -284,7 +296,10 @@ class _Session:
                 entry = wire.SearchResultEntry()
                 entry["object"] = wire.LDAPDN(dn)
                 entry["attributes"] = wire.PartialAttributeList()
-                for place, (attribute, value) in enumerate(attributes.items()):
+                person = self.directory.people.get(dn)
+                shown = person.shown_guid if person is not None else b""
+                for place, (attribute, known) in enumerate(attributes.items()):
+                    value = shown if shown and attribute == "objectGUID" else known
                     part = wire.PartialAttribute()
                     part["type"] = wire.AttributeDescription(attribute)
                     part["vals"] = wire.Vals()
@@ -302,7 +317,7 @@ class _Session:
                 "objectClass": b"user",
                 "objectCategory": b"person",
                 "objectGUID": person.guid.bytes_le,
-                "mail": person.mail.encode(),
+                "mail": person.mail.encode("utf-8", "surrogateescape"),
                 "displayName": person.dn.encode(),
                 "userAccountControl": b"514" if person.disabled else b"512",
             }

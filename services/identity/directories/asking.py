@@ -15,12 +15,29 @@ from typing import Any, Final
 
 from services.identity.directories.domain import LOGIN, Reading
 
-_PLAIN_BYTES: Final = 64 * 1024
-"""What a server may send before TLS: the answer to StartTLS has some 30 bytes."""
 _VALUE_BEGINS: Final = re.compile(r".*[A-Za-z0-9-]=", re.DOTALL).fullmatch
 """What stands before a value that is compared for equality."""
-_BYTES: Final = 16 * 1024 * 1024
-"""What a server may send in one conversation."""
+_MESSAGE_OCTETS: Final = 128 * 1024
+"""What one message of a server may have: an entry with a handful of attributes."""
+_SEQUENCE: Final = 0x30
+_LENGTH_OCTETS: Final = 4
+_MOST_TEXT: Final = 400
+_LOGIN_OCTETS: Final = 1024 * 1024
+_LOGIN_MESSAGES: Final = 6_000
+_LOGIN_CPU_SECONDS: Final = 3.0
+_SYNC_OCTETS: Final = 4 * 1024 * 1024
+_SYNC_MESSAGES: Final = 10_000
+_SYNC_CPU_SECONDS: Final = 10.0
+_PERSON_OCTETS: Final = 16 * 1024
+_PERSON_MESSAGES: Final = 200
+_PERSON_CPU_SECONDS: Final = 0.02
+"""What the groups of a person may add to that of a sync."""
+
+
+def readable(text: str) -> str:
+    """A text of a directory, as it can be stored and shown: no controls, not too long."""
+    plain = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return plain if len(plain) <= _MOST_TEXT else plain[:_MOST_TEXT] + "…"
 
 
 class AwayError(Exception):
@@ -30,7 +47,7 @@ class AwayError(Exception):
     """
 
     def __init__(self, step: str, text: str) -> None:
-        super().__init__(text)
+        super().__init__(readable(text))
         self.step = step
 
 
@@ -77,11 +94,40 @@ class Entry:
     """Whether the directory lets the person log in, as far as the entry says so."""
 
 
-class Job:
-    """One conversation and its time; `expire` may be called from another thread."""
+@dataclass(slots=True)
+class Budget:
+    """What a directory may take; conversations that belong together share one."""
 
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+    seconds: float
+    octets: int
+    messages: int
+    cpu_seconds: float
+    """Of this process, to read what the directory sends."""
+
+    @classmethod
+    def of_login(cls, seconds: float) -> Budget:
+        """What one login may take."""
+        return cls(seconds, _LOGIN_OCTETS, _LOGIN_MESSAGES, _LOGIN_CPU_SECONDS)
+
+    @classmethod
+    def of_sync(cls, seconds: float, people: int) -> Budget:
+        """What a sync of so many people may take."""
+        return cls(
+            seconds,
+            _SYNC_OCTETS + people * _PERSON_OCTETS,
+            _SYNC_MESSAGES + people * _PERSON_MESSAGES,
+            _SYNC_CPU_SECONDS + people * _PERSON_CPU_SECONDS,
+        )
+
+
+class Job:
+    """One conversation and its budget; `expire` may be called from another thread."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.began = time.monotonic()
+        self.deadline = self.began + budget.seconds
+        self._cpu_end: float | None = None
         self.connection: Any = None
         self.expired = False
 
@@ -89,6 +135,11 @@ class Job:
     def left(self) -> float:
         """The seconds that are left."""
         return self.deadline - time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """The seconds since it began."""
+        return time.monotonic() - self.began
 
     def check(self) -> None:
         """Ends the conversation when its time is over.
@@ -98,6 +149,26 @@ class Job:
         """
         if self.expired or self.left <= 0:
             raise AwayError("connect", "the directory took too long to answer")
+
+    def receive(self, octets: int, messages: int) -> None:
+        """Takes what has arrived off the budget.
+
+        Raises:
+            OSError: it is too much.
+        """
+        budget = self._budget
+        budget.octets -= octets
+        budget.messages -= messages
+        if self._cpu_end is None:
+            self._cpu_end = time.thread_time() + budget.cpu_seconds
+        if min(budget.octets, budget.messages, self._cpu_end - time.thread_time()) < 0:
+            raise OSError("the server sent too much")
+
+    def end(self) -> None:
+        """Takes the time that has passed off the budget."""
+        self._budget.seconds -= self.spent
+        if self._cpu_end is not None:
+            self._budget.cpu_seconds = self._cpu_end - time.thread_time()
 
     def expire(self) -> None:
         """Ends the conversation; whoever waits for the server wakes up."""
@@ -110,31 +181,78 @@ class Job:
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
 
 
-class Bounded(socket.socket):
-    """A socket that ends when too much arrives before TLS."""
+class Frames:
+    """Messages (BER, X.690), seen by their heads before they are whole, and never a large one."""
 
-    received = 0
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._head = b""
+        self._left = 0
+
+    def take(self, data: bytes) -> None:
+        """Looks at what has arrived.
+
+        Raises:
+            OSError: it is no message, or too much.
+        """
+        at = messages = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            self._head += data[at : at + 1]
+            at += 1
+            length = self._length()
+            if length is not None:
+                self._head, self._left = b"", length
+                messages += 1
+        self._job.receive(len(data), messages)
+
+    def _length(self) -> int | None:
+        """How long the message is whose head there is; `None` where that is not whole."""
+        head = self._head
+        if head[0] != _SEQUENCE:
+            raise OSError("the server sent no LDAP")
+        if len(head) < 2:
+            return None
+        length = head[1]
+        if length & 0x80:
+            octets = length & 0x7F
+            if not 0 < octets <= _LENGTH_OCTETS:
+                raise OSError("the server sent no LDAP")
+            if len(head) < 2 + octets:
+                return None
+            length = int.from_bytes(head[2:], "big")
+        if length > _MESSAGE_OCTETS:
+            raise OSError("the server sent too large a message")
+        return length
+
+
+class Bounded(socket.socket):
+    """A socket that ends when what arrives is too much; before TLS there is one small answer."""
+
+    frames: Frames | None = None
 
     def recv(self, *arguments: Any) -> bytes:
         """Receives."""
         data = super().recv(*arguments)
-        self.received += len(data)
-        if self.received > _PLAIN_BYTES:
-            raise OSError("the server sent too much before TLS")
+        if self.frames is not None:
+            self.frames.take(data)
         return data
 
 
 class BoundedTls(ssl.SSLSocket):
     """The same within TLS."""
 
-    received = 0
+    frames: Frames | None = None
 
     def recv(self, *arguments: Any) -> bytes:
         """Receives."""
         data = super().recv(*arguments)
-        self.received += len(data)
-        if self.received > _BYTES:
-            raise OSError("the server sent too much")
+        if self.frames is not None:
+            self.frames.take(data)
         return data
 
 

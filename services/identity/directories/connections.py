@@ -11,7 +11,14 @@ from typing import Any, Final
 
 import ldap3
 
-from services.identity.directories.asking import AwayError, Bounded, Job, Settings, context_for
+from services.identity.directories.asking import (
+    AwayError,
+    Bounded,
+    Frames,
+    Job,
+    Settings,
+    context_for,
+)
 from services.identity.directories.domain import Server, server_of
 
 _CONNECT_SECONDS: Final = 3
@@ -22,8 +29,9 @@ _ADDRESSES: Final = 4
 class _Tls(ldap3.Tls):  # type: ignore[misc]  # ldap3 has no types
     """TLS by Python's own rules: OpenSSL checks the CA and the name, also of an IP address."""
 
-    def __init__(self, context: ssl.SSLContext, name: str) -> None:
+    def __init__(self, context: ssl.SSLContext, name: str, job: Job) -> None:
         super().__init__(validate=ssl.CERT_REQUIRED)
+        self._job = job
         self._context = context
         self._name = name
         self.fault: Exception | None = None
@@ -35,6 +43,7 @@ class _Tls(ldap3.Tls):  # type: ignore[misc]  # ldap3 has no types
                 connection.socket, server_hostname=self._name, do_handshake_on_connect=False
             )
             connection.socket.do_handshake()
+            connection.socket.frames = Frames(self._job)
         except Exception as error:
             self.fault = error
             raise OSError(str(error)) from error
@@ -111,7 +120,7 @@ class Connector:
         return self._settings.allow_private or parsed.is_global
 
     def _connect(self, server: Server, address: str, dn: str, password: str) -> Any:
-        tls = _Tls(self._context, server.host)
+        tls = _Tls(self._context, server.host, self._job)
         left = max(1, int(self._job.left))
         connection = ldap3.Connection(
             ldap3.Server(
@@ -123,7 +132,8 @@ class Connector:
                 connect_timeout=min(_CONNECT_SECONDS, left),
             ),
             user=dn,
-            password=password,
+            # As bytes: the library refuses some texts, and changes others.
+            password=password.encode(),
             client_strategy=ldap3.SYNC,
             authentication=ldap3.SIMPLE,
             receive_timeout=min(_ANSWER_SECONDS, left),
@@ -149,6 +159,7 @@ class Connector:
             plain = connection.socket
             timeout = plain.gettimeout()
             connection.socket = Bounded(fileno=plain.detach())
+            connection.socket.frames = Frames(self._job)
             connection.socket.settimeout(timeout)
             with told(self._job, "tls", where, tls):
                 connection.start_tls(read_server_info=False)

@@ -79,7 +79,9 @@ class Directory:
     sync_status: SyncStatus = ""
     sync_error: str = ""
     sync_held: int | None = None
-    """How many users the held sync would disable."""
+    """From how many users the held sync would take access."""
+    sync_pass: UUID | None = None
+    """The pass that has the directory, if one does."""
     users: int = 0
 
     @property

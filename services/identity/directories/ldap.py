@@ -7,7 +7,8 @@ longer. Nothing is sent before TLS is there and the server's name and CA are ver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -16,13 +17,14 @@ from uuid import UUID
 import ldap3
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
 
-from servicekit.texts import normal_email
+from servicekit.texts import email_fault, normal_email
 from services.identity.directories.asking import (
     AwayError,
     Entry,
     Job,
     Settings,
     WrongPasswordError,
+    readable,
 )
 from services.identity.directories.connections import Connector, told
 from services.identity.directories.domain import LOGIN, GroupMode
@@ -41,6 +43,8 @@ _FILETIME_EPOCH: Final = 11_644_473_600
 _DISABLED: Final = 2
 _LOCKED_FOR_EVER: Final = "000001010000Z"
 _AD_DATA: Final = "data "
+_MOST_EMAIL: Final = 254
+_MOST_ID: Final = 255
 
 Attributes: TypeAlias = Mapping[str, Sequence[bytes]]
 
@@ -64,7 +68,7 @@ class Conversation:
 
     def tell(self, step: str, detail: str) -> None:
         """Notes what was done."""
-        self.steps.append((step, detail))
+        self.steps.append((step, readable(detail)))
 
     def _bind(self, connection: Any, controls: Any = None) -> Mapping[str, Any]:
         with told(self._job, "bind", "the directory"):
@@ -153,22 +157,18 @@ class Conversation:
         return [*wanted, *more, *([] if self._settings.is_ad else ["pwdAccountLockedTime"])]
 
     def _entry(self, dn: str, attributes: Attributes) -> Entry | None:
-        """A person; `None` for an entry without a DN or an id, which is nobody."""
+        """A person; `None` for an entry without a DN or an id that can be read, which is nobody."""
         reading = self._settings.reading
-        ids = attributes.get(reading.id_attribute.lower(), ())
-        if not dn.strip() or len(ids) != 1 or not ids[0]:
+        subject = _subject(
+            reading.id_attribute.lower(), attributes.get(reading.id_attribute.lower(), ())
+        )
+        if not dn.strip() or not subject:
             return None
-        if reading.id_attribute.lower() == "objectguid":
-            if len(ids[0]) != 16:
-                return None
-            subject = str(UUID(bytes_le=ids[0]))
-        else:
-            subject = _text(ids)
         return Entry(
             dn=dn,
             subject=subject,
-            email=normal_email(_text(attributes.get(reading.email_attribute.lower(), ()))),
-            name=_text(attributes.get(reading.name_attribute.lower(), ())),
+            email=_email(attributes.get(reading.email_attribute.lower(), ())),
+            name=readable(_text(attributes.get(reading.name_attribute.lower(), ()))),
             active=_is_active(attributes),
         )
 
@@ -181,7 +181,8 @@ class Conversation:
             return None
         entry = self._entry(*found[0])
         if entry is None:
-            self.tell("search", f"{found[0][0]} has no {self._settings.reading.id_attribute}")
+            name = self._settings.reading.id_attribute
+            self.tell("search", f"{found[0][0]} has no {name}, or one that cannot be read")
         else:
             self.tell("search", f"{entry.dn}, {entry.email or 'without an address'}")
         return entry
@@ -190,6 +191,10 @@ class Conversation:
         """How many people the filter finds, whatever their addresses; not above a thousand."""
         what = self._settings.reading.user_filter.replace(LOGIN, "*")
         return len(self._search(self._settings.base_dn, what, most=1000))
+
+    def anybody(self) -> bool:
+        """Whether the filter finds anybody, whatever the address."""
+        return bool(self._search(self._settings.base_dn, self._everybody(), most=1))
 
     def verify(self, entry: Entry, password: str) -> None:
         """Binds as a person, on a connection of its own.
@@ -212,17 +217,39 @@ class Conversation:
         finally:
             self._end(connection)
 
-    def people(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        """The people with ids whom the filter finds, by their ids."""
+    def verify_nobody(self) -> None:
+        """Binds as nobody who is there, which takes as long as a wrong password of somebody.
+
+        Raises:
+            AwayError: the directory did not answer.
+        """
+        dn = f"cn={secrets.token_hex(8)},{self._settings.base_dn}"
+        connection = self._connector.open(dn, secrets.token_hex(8))
+        try:
+            self._bind(connection)
+        finally:
+            self._end(connection)
+
+    def people(self, subjects: Sequence[str]) -> tuple[dict[str, Entry], frozenset[str]]:
+        """The people with ids whom the filter finds, by their ids; and the ids of whom the answer
+        says nothing that can be read."""
         found: dict[str, Entry] = {}
+        unclear: set[str] = set()
         for batch in _batches(subjects, _BATCH):
             what = f"(&{self._everybody()}{self._any_of(batch)})"
+            asked, bad = set(batch), False
             for dn, attributes in self._search(self._settings.base_dn, what, self._attributes()):
                 entry = self._entry(dn, attributes)
-                if entry is None or entry.subject not in batch or entry.subject in found:
-                    raise AwayError("search", "the directory's answer fits no question")
-                found[entry.subject] = entry
-        return found
+                if entry is None or entry.subject not in asked:
+                    bad = True
+                elif entry.subject in found:
+                    unclear.add(entry.subject)
+                else:
+                    found[entry.subject] = entry
+            if bad:
+                # It may be any of those who were not found.
+                unclear.update(asked.difference(found))
+        return {s: one for s, one in found.items() if s not in unclear}, frozenset(unclear)
 
     def _everybody(self) -> str:
         return self._settings.reading.user_filter.replace(LOGIN, "*")
@@ -238,12 +265,17 @@ class Conversation:
 
     # Groups
 
-    def missing_group(self) -> str | None:
-        """The first mapped group that is not there, or that the account must not see."""
-        for group in self._settings.groups:
+    def missing_group(self, groups: Iterable[str] | None = None) -> str | None:
+        """The first mapped group, or of some, that is not there, or that the account must not
+        see."""
+        for group in self._settings.groups if groups is None else groups:
             if self._group_dn(group) is None:
                 return group
         return None
+
+    def count_groups(self) -> int:
+        """How many groups are mapped."""
+        return len(self._settings.groups)
 
     def _group_dn(self, group: str) -> str | None:
         """How the directory writes the name of a group."""
@@ -274,7 +306,7 @@ class Conversation:
     def _walk(self, entries: Sequence[Entry]) -> dict[str, frozenset[str]]:
         """From the person upwards, breadth first; a circle of groups ends it nowhere."""
         named = {
-            dn.lower(): group
+            dn.casefold(): group
             for group in self._settings.groups
             if (dn := self._group_dn(group)) is not None
         }
@@ -288,7 +320,7 @@ class Conversation:
                     dn
                     for one in level
                     for dn in self._groups_above(one, above)
-                    if dn.lower() not in seen and not seen.add(dn.lower())  # type: ignore[func-returns-value]  # adds
+                    if (key := dn.casefold()) not in seen and not seen.add(key)  # type: ignore[func-returns-value]  # adds
                 ]
                 if len(seen) > _MOST_GROUPS:
                     raise AwayError("groups", f"{entry.dn} is in more than {_MOST_GROUPS} groups")
@@ -298,7 +330,7 @@ class Conversation:
         return found
 
     def _groups_above(self, dn: str, above: dict[str, list[str]]) -> list[str]:
-        key = dn.lower()
+        key = dn.casefold()
         if key not in above:
             value = escape_filter_chars(dn)
             what = f"(|(member={value})(uniqueMember={value}))"
@@ -314,6 +346,32 @@ def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def _text(values: Sequence[bytes]) -> str:
     return values[0].decode("utf-8", "replace") if values else ""
+
+
+def _email(values: Sequence[bytes]) -> str:
+    """An address; empty when there is none that can be one."""
+    try:
+        email = normal_email(values[0].decode()) if values else ""
+    except ValueError:
+        return ""
+    return email if len(email) <= _MOST_EMAIL and email_fault(email) is None else ""
+
+
+def _subject(attribute: str, values: Sequence[bytes]) -> str:
+    """An unchanging id; empty for one that cannot be read, for two may then look alike."""
+    if len(values) != 1:
+        return ""
+    (value,) = values
+    try:
+        if attribute == "objectguid":
+            return str(UUID(bytes_le=value))
+        text = value.decode()
+        if attribute == "entryuuid":
+            # RFC 4530: one spelling.
+            return text if str(UUID(text)) == text.lower() else ""
+    except ValueError:
+        return ""
+    return text if text.isprintable() and text == text.strip() and len(text) <= _MOST_ID else ""
 
 
 def _is_active(attributes: Attributes) -> bool:
@@ -353,7 +411,7 @@ def _reason(result: Mapping[str, Any], policy: str) -> str:
     message = str(result.get("message") or "")
     if result["result"] == 49 and _AD_DATA in message:
         code = message.partition(_AD_DATA)[2].split(",")[0].strip().upper()
-        if code.isalnum() and len(code) <= 8:
+        if code.isascii() and code.isalnum() and len(code) <= 8:
             return f"AD_{code}"
     if result["result"] in {51, 52, 80}:
         raise AwayError("bind", f"the directory is busy ({_said(result)})")

@@ -6,9 +6,9 @@ stored: a login goes one way or the other.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prometheus_client import REGISTRY
@@ -21,18 +21,24 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.observability.metrics import Outcomes
-from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.sealing import SealingError
 from services.identity.authenticators.guesses import Standing
 from services.identity.directories import store
-from services.identity.directories.asking import AwayError, Entry, Settings, WrongPasswordError
+from services.identity.directories.asking import (
+    AwayError,
+    Budget,
+    Entry,
+    Settings,
+    WrongPasswordError,
+)
 from services.identity.directories.domain import Directory
 from services.identity.directories.service import Directories
 from services.identity.directories.threads import PAUSE_SECONDS, DirectoryThreads, away
 from services.identity.directories.tries import Tries, Try
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import NotAdmittedError, Person, domain_of
-from services.identity.sources.service import SourceAccounts
+from services.identity.sources.service import SourceAccounts, may_come_from_elsewhere
+from services.identity.tenants import store as tenants_store
 from services.identity.users.domain import User
 from services.identity.users.store import Credentials
 
@@ -67,6 +73,21 @@ class Recognised:
 
     directory: Directory
     person: Person
+    asked_at: datetime
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A directory that is asked for a person, and how far that got."""
+
+    directory: Directory
+    settings: Settings
+    budget: Budget
+    at: datetime
+    sent: bool = False
+    """Whether it may have seen the password,"""
+    right: bool = False
+    """and took it."""
 
 
 class DirectoryLogins:
@@ -76,7 +97,6 @@ class DirectoryLogins:
         self,
         database: Database,
         outbox: Outbox,
-        tenants: TenantDirectory,
         directories: Directories,
         accounts: SourceAccounts,
         threads: DirectoryThreads,
@@ -85,7 +105,6 @@ class DirectoryLogins:
     ) -> None:
         self._database = database
         self._outbox = outbox
-        self._tenants = tenants
         self._directories = directories
         self._accounts = accounts
         self._threads = threads
@@ -107,22 +126,18 @@ class DirectoryLogins:
             source_id = await sources_store.source_of_domain(connection, domain_of(email))
         elif found.user.origin == "directory":
             source_id = found.user.source_id
-        elif (
-            found.user.origin == "local" and found.hashes is None and found.user.status == "invited"
-        ):
+        elif found.hashes is None and may_come_from_elsewhere(found.user):
             source_id = await sources_store.source_of_domain(connection, domain_of(email))
         if source_id is None:
             return None
         directory = await store.directory(connection, SYSTEM, source_id)
         if directory is None or not directory.source.enabled:
             return None
-        if found is not None and not self._is_below(directory, found.user):
+        if found is not None and not await tenants_store.below(
+            connection, directory.source.tenant_id, {found.user.tenant_id}
+        ):
             return None
         return directory
-
-    def _is_below(self, directory: Directory, user: User) -> bool:
-        scope = self._tenants.scope(directory.source.tenant_id)
-        return scope.tenant_ids is None or user.tenant_id in scope.tenant_ids
 
     async def verify(
         self, directory: Directory, email: str, password: str, standing: Standing
@@ -136,53 +151,91 @@ class DirectoryLogins:
         """
         try:
             self._threads.check(directory.id)
+            settings = self._settings(directory)
         except DomainError:
             _LOGINS.note("away")
             raise
+        asked = _Asked(directory, settings, Budget.of_login(self._threads.seconds), self._clock())
         begun: list[Try] = []
-        # The search and the bind share the time of one login.
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._threads.seconds
         try:
-            begun.append(await self._tries.begin(directory.id, f"login:{email}", standing))
-            entry = await self._find(directory, email)
-            if entry is None:
-                raise WrongPasswordError("UNKNOWN")
-            # Somebody with two addresses has two names and one account to lock.
-            begun.append(await self._tries.begin(directory.id, f"id:{entry.subject}", standing))
-            person = await self._bind(directory, entry, password, until - loop.time())
+            person = await self._ask(asked, email, password, standing, begun)
         except AwayError as error:
-            await self._tries.not_made(*begun)
-            self._away(directory, error)
+            self._threads.failed(directory.id)
+            if asked.right or not asked.sent:
+                await self._tries.not_made(*begun)
+            raise self._away(directory, error) from None
         except WrongPasswordError as error:
+            self._threads.worked(directory.id)
             _LOGINS.note("wrong")
-            raise RefusedByDirectoryError(error.reason, _told(error.reason)) from None
+            told = _told(error.reason, standing)
+            raise RefusedByDirectoryError(error.reason, told) from None
         except DomainError as error:
+            # It was not asked for the password, or has too many who ask.
             if error.reason == "TOO_MANY_DIRECTORY_TRIES":
                 _LOGINS.note("slowed")
             await self._tries.not_made(*begun)
             raise
+        self._threads.worked(directory.id)
         # The password was right: wrong ones before it count no more.
         await self._tries.succeeded(*begun)
-        return Recognised(directory, person)
+        return Recognised(directory, person, asked.at)
 
-    async def _find(self, directory: Directory, email: str) -> Entry | None:
-        return await self._threads.ask(
-            directory.id, self._settings(directory), lambda ldap: ldap.find(email)
+    async def _ask(
+        self, asked: _Asked, email: str, password: str, standing: Standing, begun: list[Try]
+    ) -> Person:
+        """The person with an address and a password.
+
+        Args:
+            begun: takes the tries that were counted.
+        """
+        directory_id = asked.directory.id
+        begun.append(await self._tries.begin(directory_id, f"login:{email}", standing))
+        entry = await self._threads.run(
+            directory_id, asked.settings, lambda ldap: ldap.find(email), asked.budget
+        )
+        if entry is None:
+            await self._as_nobody(asked)
+            raise WrongPasswordError("UNKNOWN")
+        try:
+            # Somebody with two addresses has two names and one account to lock.
+            begun.append(await self._tries.begin(directory_id, f"id:{entry.subject}", standing))
+        except DomainError:
+            if standing is not Standing.STRANGE:
+                raise
+            # A stranger is not told that there is such a person.
+            await self._as_nobody(asked)
+            raise WrongPasswordError("SLOWED") from None
+        return await self._bind(asked, entry, password)
+
+    async def _as_nobody(self, asked: _Asked) -> None:
+        """Takes the time that a wrong password would take: whether there is a person with an
+        address is nobody's to find out."""
+        await self._threads.run(
+            asked.directory.id, asked.settings, lambda ldap: ldap.verify_nobody(), asked.budget
         )
 
-    async def _bind(
-        self, directory: Directory, entry: Entry, password: str, seconds: float
-    ) -> Person:
+    async def _bind(self, asked: _Asked, entry: Entry, password: str) -> Person:
+        async with self._database.system_transaction(
+            "a person is known by the directory's own id"
+        ) as connection:
+            known = await sources_store.identity(connection, asked.directory.id, entry.subject)
+        before = known.groups_seen if known is not None else frozenset()
+
         def ask(ldap: Conversation) -> Person | WrongPasswordError:
+            asked.sent = True
             try:
                 ldap.verify(entry, password)
             except WrongPasswordError as wrong:
                 return wrong
-            groups = ldap.groups_of([entry])
-            return Person(entry.subject, entry.email, groups[entry.subject])
+            asked.right = True
+            groups = ldap.groups_of([entry])[entry.subject]
+            # A group that is gone, or cannot be seen, takes nothing from its members.
+            lost = before - groups if groups else asked.settings.groups
+            if (missing := ldap.missing_group(lost)) is not None:
+                raise AwayError("groups", f"the group {missing} is not there")
+            return Person(entry.subject, entry.email, groups)
 
-        answer = await self._threads.ask(directory.id, self._settings(directory), ask, seconds)
+        answer = await self._threads.run(asked.directory.id, asked.settings, ask, asked.budget)
         if isinstance(answer, WrongPasswordError):
             raise answer
         if not entry.active:
@@ -193,9 +246,10 @@ class DirectoryLogins:
         try:
             return self._directories.settings(directory)
         except SealingError as broken:
-            raise AwayError("bind", str(broken)) from broken
+            raise self._away(directory, AwayError("bind", str(broken))) from None
 
-    def _away(self, directory: Directory, error: AwayError) -> NoReturn:
+    @staticmethod
+    def _away(directory: Directory, error: AwayError) -> DomainError:
         _LOGINS.note("away")
         log.warning(
             "directory not reached",
@@ -203,7 +257,7 @@ class DirectoryLogins:
             step=error.step,
             error=str(error),
         )
-        raise away(PAUSE_SECONDS) from None
+        return away(PAUSE_SECONDS)
 
     async def admit(self, connection: Connection, recognised: Recognised) -> User:
         """The account of a person, made or changed as the mappings want it now.
@@ -222,7 +276,13 @@ class DirectoryLogins:
             # It was asked as another one; groups that were not asked for count for nothing, and
             # the person may be none whom it still knows.
             raise NotAdmittedError("CHANGED")
-        return await self._accounts.admit(connection, now.source, recognised.person, self._clock())
+        return await self._accounts.admit(
+            connection,
+            now.source,
+            recognised.person,
+            self._clock(),
+            min(recognised.asked_at, self._clock()),
+        )
 
     @staticmethod
     def admitted() -> None:
@@ -232,6 +292,9 @@ class DirectoryLogins:
     async def not_admitted(self, recognised: Recognised, email: str, reason: str) -> DomainError:
         """Tells the log of the directory's tenant who got no login, and why; answers what the
         person is told."""
+        if reason == "CHANGED":
+            _LOGINS.note("away")
+            return away(1.0)
         _LOGINS.note("refused")
         source = recognised.directory.source
         async with self._database.transaction(Scope.of(source.tenant_id)) as connection:
@@ -241,8 +304,6 @@ class DirectoryLogins:
             await self._outbox.append(
                 connection, CloudEvent(event, source.tenant_id, source.actor, str(source.id))
             )
-        if reason == "CHANGED":
-            return away(1.0)
         if reason == "DISABLED":
             return unauthenticated("ACCOUNT_DISABLED", "your account is disabled")
         return unauthenticated(
@@ -271,11 +332,14 @@ class DirectoryLogins:
         )
 
 
-def _told(reason: str) -> DomainError | None:
-    """What a person is told beside that the login failed; only what the directory itself said."""
+def _told(reason: str, standing: Standing) -> DomainError | None:
+    """What a person is told beside that the login failed; only what the directory itself said.
+
+    That an account is locked, directories say whatever the password is: strangers are not told.
+    """
     if reason in _DISABLED or reason == "DISABLED":
         return unauthenticated("ACCOUNT_DISABLED", "your account is disabled in the directory")
-    if reason in _LOCKED:
+    if reason in _LOCKED and standing is not Standing.STRANGE:
         return unauthenticated(
             "ACCOUNT_LOCKED", "your account is locked in your organisation's directory"
         )

@@ -11,7 +11,7 @@ import asyncpg
 
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
-from services.identity.directories.domain import Directory, Reading
+from services.identity.directories.domain import Directory, Reading, SyncStatus
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import RoleMapping, Source
 
@@ -19,7 +19,7 @@ _COLUMNS: Final = (
     "s.id, s.tenant_id, s.name, s.enabled, s.grace_hours, s.created_at, s.updated_at,"
     " d.kind, d.urls, d.tls, d.ca_pem, d.bind_dn, d.sealed_secrets, d.base_dn, d.user_filter,"
     " d.id_attribute, d.email_attribute, d.name_attribute, d.group_base_dn, d.group_mode,"
-    " d.sync_minutes, d.synced_at, d.sync_status, d.sync_error, d.sync_held,"
+    " d.sync_minutes, d.synced_at, d.sync_status, d.sync_error, d.sync_held, d.sync_pass,"
     " (SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
 )
 _TABLES: Final = "identity.source s JOIN identity.directory d ON d.id = s.id"
@@ -58,6 +58,7 @@ def _directory(row: asyncpg.Record, mappings: Sequence[RoleMapping]) -> Director
         sync_status=row["sync_status"],
         sync_error=row["sync_error"],
         sync_held=row["sync_held"],
+        sync_pass=row["sync_pass"],
         users=row["users"],
     )
 
@@ -99,14 +100,16 @@ async def insert(connection: Connection, directory: Directory, next_sync: dateti
 
 
 async def update(connection: Connection, directory: Directory, next_sync: datetime) -> None:
-    """Writes a directory as it was changed; what a sync said of the one before is forgotten."""
+    """Writes a directory as it was changed; what a sync said of the one before is forgotten,
+    and one that is under way changes nothing any more."""
     await sources_store.update_source(connection, directory.source)
     await connection.execute(
         "UPDATE identity.directory SET kind = $3, urls = $4, tls = $5, ca_pem = $6, bind_dn = $7,"
         " sealed_secrets = $8, base_dn = $9, user_filter = $10, id_attribute = $11,"
         " email_attribute = $12, name_attribute = $13, group_base_dn = $14, group_mode = $15,"
         " sync_minutes = $16, sync_next_at = $17, sync_status = '', sync_error = '',"
-        " sync_held = NULL WHERE id = $1 AND tenant_id = $2",
+        " sync_held = NULL, sync_until = NULL, sync_pass = NULL, sync_asked = false"
+        " WHERE id = $1 AND tenant_id = $2",
         *_written(directory),
         next_sync,
     )
@@ -149,47 +152,103 @@ async def list_directories(
     return Page.of(found, limit, lambda one: one.id)
 
 
-async def due(connection: Connection, at: datetime, most: int) -> list[UUID]:
-    """The directories whose next sync has come, the longest due first."""
-    rows = await connection.fetch(
-        f"SELECT s.id FROM {_TABLES} JOIN identity.tenant t ON t.id = s.tenant_id"
+_TAKEN: Final = (
+    "sync_until = $2, sync_pass = $3,"
+    " sync_next_at = $1 + sync_minutes * $4::float8 * interval '1 minute'"
+)
+"""A pass takes a directory. The next one is due from now on, whatever comes of this one."""
+
+
+async def take_due(
+    connection: Connection,
+    number: UUID,
+    at: datetime,
+    until: datetime,
+    unevenness: float,
+    *,
+    failed_too: bool,
+) -> UUID | None:
+    """Takes the directory whose sync is due for the longest, one of a tenant at a time.
+
+    Args:
+        number: of the pass.
+        until: how long it has the directory, if it does not give it back before.
+        unevenness: by what the time until the next one is multiplied.
+        failed_too: whether it may be one whose last sync has failed.
+    """
+    found: UUID | None = await connection.fetchval(
+        f"UPDATE identity.directory SET {_TAKEN}, sync_asked = false WHERE id ="
+        f" (SELECT d.id FROM {_TABLES} JOIN identity.tenant t ON t.id = s.tenant_id"
         " WHERE s.enabled AND d.sync_next_at <= $1 AND t.archived_at IS NULL"
-        " ORDER BY d.sync_next_at, s.id LIMIT $2",
+        " AND (d.sync_until IS NULL OR d.sync_until <= $1)"
+        " AND ($5 OR d.sync_status <> 'failed') AND NOT EXISTS (SELECT FROM identity.directory o"
+        " WHERE o.tenant_id = d.tenant_id AND o.sync_until > $1)"
+        " ORDER BY d.sync_next_at, d.id LIMIT 1 FOR UPDATE OF d SKIP LOCKED) RETURNING id",
         at,
-        most,
+        until,
+        number,
+        unevenness,
+        failed_too,
     )
-    return [row["id"] for row in rows]
+    return found
+
+
+async def take(
+    connection: Connection,
+    directory: Directory,
+    number: UUID,
+    at: datetime,
+    until: datetime,
+    unevenness: float,
+) -> bool:
+    """Takes a directory for a sync that an Owner waits for; answers whether it was free, and no
+    other Owner of its tenant waits for one."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('identity:asked-syncs'), hashtext($1))",
+        str(directory.source.tenant_id),
+    )
+    done: str = await connection.execute(
+        f"UPDATE identity.directory d SET {_TAKEN}, sync_asked = true"
+        " WHERE id = $5 AND tenant_id = $6 AND (sync_until IS NULL OR sync_until <= $1)"
+        " AND NOT EXISTS (SELECT FROM identity.directory o WHERE o.tenant_id = d.tenant_id"
+        " AND o.id <> d.id AND o.sync_asked AND o.sync_until > $1)",
+        at,
+        until,
+        number,
+        unevenness,
+        directory.id,
+        directory.source.tenant_id,
+    )
+    return done == "UPDATE 1"
+
+
+async def give_back(connection: Connection, directory_id: UUID, number: UUID) -> None:
+    """Gives a directory back, if the pass still has it."""
+    await connection.execute(
+        "UPDATE identity.directory SET sync_until = NULL, sync_pass = NULL, sync_asked = false"
+        " WHERE id = $1 AND sync_pass = $2",
+        directory_id,
+        number,
+    )
 
 
 async def note_sync(
-    connection: Connection, directory: Directory, synced_at: datetime, next_at: datetime
+    connection: Connection,
+    directory_id: UUID,
+    number: UUID,
+    at: datetime,
+    status: SyncStatus,
+    error: str,
+    held: int | None,
 ) -> None:
-    """Writes what came of a sync."""
+    """Writes what came of a pass, if it still has the directory."""
     await connection.execute(
         "UPDATE identity.directory SET synced_at = $3, sync_status = $4, sync_error = $5,"
-        " sync_held = $6, sync_next_at = $7 WHERE id = $1 AND tenant_id = $2",
-        directory.id,
-        directory.source.tenant_id,
-        synced_at,
-        directory.sync_status,
-        directory.sync_error,
-        directory.sync_held,
-        next_at,
-    )
-
-
-async def try_lock(connection: Connection, directory_id: UUID) -> bool:
-    """Takes the turn to sync a directory, for as long as the connection lasts."""
-    taken: bool = await connection.fetchval(
-        "SELECT pg_try_advisory_lock(hashtext('identity:directory'), hashtext($1))",
-        str(directory_id),
-    )
-    return taken
-
-
-async def unlock(connection: Connection, directory_id: UUID) -> None:
-    """Gives the turn back."""
-    await connection.execute(
-        "SELECT pg_advisory_unlock(hashtext('identity:directory'), hashtext($1))",
-        str(directory_id),
+        " sync_held = $6 WHERE id = $1 AND sync_pass = $2",
+        directory_id,
+        number,
+        at,
+        status,
+        error,
+        held,
     )

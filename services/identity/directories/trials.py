@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from contract.events.identity import DirectoryTest, DirectoryTested
@@ -17,15 +18,18 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.sealing import SealingError
 from servicekit.texts import normal_email
 from services.identity.authenticators.guesses import Standing
-from services.identity.directories.asking import AwayError, Entry, WrongPasswordError
+from services.identity.directories.asking import AwayError, Entry, Settings, WrongPasswordError
 from services.identity.directories.domain import Directory
 from services.identity.directories.service import Directories
 from services.identity.directories.threads import DirectoryThreads
-from services.identity.directories.tries import Tries
+from services.identity.directories.tries import Tries, Try
 from services.identity.sources.domain import decide
 
 if TYPE_CHECKING:
     from services.identity.directories.ldap import Conversation
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +74,8 @@ class Trials:
         if password and not login:
             raise invalid_field("email", "is required with a password")
         directory = await self._directories.get(call, directory_id)
-        login = normal_email(login)
-        tried = (
-            [await self._tries.begin(directory.id, f"login:{login}", Standing.OWN)]
-            if password
-            else []
-        )
-        steps = await self._tried(directory, login, password)
+        steps = await self._tried(directory, normal_email(login), password)
         failed = next((step for step in steps if not step.ok), None)
-        if tried and not (failed is not None and failed.step == "password"):
-            await self._tries.not_made(*tried)
         event = DirectoryTested(
             id=directory.id,
             after=DirectoryTest(
@@ -93,32 +89,18 @@ class Trials:
 
     async def _tried(self, directory: Directory, login: str, password: str) -> list[Step]:
         done: list[tuple[str, str]] = []
-
-        def look(conversation: Conversation) -> tuple[Entry | None, frozenset[str]]:
-            conversation.steps = done
-            if not login:
-                conversation.tell("search", f"{conversation.count()} people, or more")
-                missing = conversation.missing_group()
-                if missing is not None:
-                    raise AwayError("groups", f"{missing} is not there; check roleMappings")
-                conversation.tell("groups", f"{len(directory.groups)} mapped groups are there")
-                return None, frozenset()
-            entry = conversation.find(login)
-            if entry is None:
-                return None, frozenset()
-            groups = conversation.groups_of([entry])[entry.subject]
-            conversation.tell("groups", "; ".join(sorted(groups)) or "in no mapped group")
-            if not entry.active:
-                raise AwayError("password", "the account is disabled in the directory")
-            if password:
-                conversation.verify(entry, password)
-                conversation.tell("password", "is right")
-            return entry, groups
-
         try:
-            entry, groups = await self._threads.run(
-                directory.id, self._directories.settings(directory), look
-            )
+            settings = self._directories.settings(directory)
+            if not login:
+                await self._run(directory, settings, partial(_look_around, done))
+                return _steps(done)
+            entry, groups = await self._run(directory, settings, partial(_look, done, login))
+            if entry is None:
+                steps = _steps(done)
+                return [*steps[:-1], replace(steps[-1], ok=False)]
+            if password:
+                await self._verify(directory, settings, login, entry, password)
+                done.append(("password", "is right"))
         except SealingError as error:
             return [*_steps(done), Step("bind", False, str(error))]
         except AwayError as error:
@@ -126,16 +108,63 @@ class Trials:
         except WrongPasswordError as error:
             return [*_steps(done), Step("password", False, f"is refused ({error.reason})")]
         steps = _steps(done)
-        if not login:
-            return steps
-        if entry is None:
-            return [*steps[:-1], replace(steps[-1], ok=False)]
         decision = decide(directory.mappings, groups)
         if decision is None:
             return [*steps, Step("role", False, "no row of roleMappings matches: no login")]
         tenant = self._tenants.known(decision.tenant_id)
         where = tenant.name if tenant is not None else str(decision.tenant_id)
         return [*steps, Step("role", True, f"{decision.role.value} of {where}")]
+
+    async def _verify(
+        self, directory: Directory, settings: Settings, login: str, entry: Entry, password: str
+    ) -> None:
+        """Tries a password, counted as that of a login."""
+        begun: list[Try] = []
+        sent = right = False
+
+        def ask(conversation: Conversation) -> None:
+            nonlocal sent, right
+            sent = True
+            conversation.verify(entry, password)
+            right = True
+
+        try:
+            for who in (f"login:{login}", f"id:{entry.subject}"):
+                begun.append(await self._tries.begin(directory.id, who, Standing.FAMILIAR))
+            await self._run(directory, settings, ask)
+        finally:
+            if right or not sent:
+                await self._tries.not_made(*begun)
+
+    async def _run(
+        self, directory: Directory, settings: Settings, work: Callable[[Conversation], T]
+    ) -> T:
+        # Turns are the tenant's: it has ten directories, and others try theirs, too.
+        return await self._threads.run(directory.source.tenant_id, settings, work)
+
+
+def _look_around(done: list[tuple[str, str]], conversation: Conversation) -> None:
+    """Looks for anybody, and for the groups."""
+    conversation.steps = done
+    conversation.tell("search", f"{conversation.count()} people, or more")
+    if (missing := conversation.missing_group()) is not None:
+        raise AwayError("groups", f"{missing} is not there; check roleMappings")
+    conversation.tell("groups", f"{conversation.count_groups()} mapped groups are there")
+
+
+def _look(
+    done: list[tuple[str, str]], login: str, conversation: Conversation
+) -> tuple[Entry | None, frozenset[str]]:
+    """Looks for a person, and for the person's groups."""
+    conversation.steps = done
+    entry = conversation.find(login)
+    if entry is None:
+        return None, frozenset()
+    groups = conversation.groups_of([entry])[entry.subject]
+    conversation.tell("groups", "; ".join(sorted(groups)) or "in no mapped group")
+    if not entry.active:
+        raise AwayError("password", "the account is disabled in the directory")
+    return entry, groups
 
 
 def _steps(done: Sequence[tuple[str, str]]) -> list[Step]:

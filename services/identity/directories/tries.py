@@ -15,10 +15,9 @@ from servicekit.security.sealing import Sealer
 from services.identity.authenticators import guess_store
 from services.identity.authenticators.guesses import Standing
 
-MOST: Final = 2
-"""Wrong passwords of a person that a directory sees within the window."""
-STRANGERS: Final = 1
-"""Of these, tries from where the person has not logged in lately: one is left to the person."""
+SHARES: Final = {Standing.STRANGE: 1, Standing.FAMILIAR: 2, Standing.OWN: 3}
+"""Wrong passwords of a person that a directory sees within the window, by where they come from:
+nobody uses up what is left to those who are better known."""
 WINDOW: Final = timedelta(minutes=10)
 
 
@@ -27,6 +26,8 @@ class Try:
     """A try that was counted, until it turns out to be none."""
 
     key: bytes
+    shares: tuple[bytes, ...]
+    """The counters of the person, that of the try among them."""
 
 
 class Tries:
@@ -47,9 +48,12 @@ class Tries:
             DomainError: RESOURCE_EXHAUSTED when there were enough wrong ones.
         """
         at = self._clock()
-        key = self._sealer.mark("\0".join(("directory", str(directory_id), who)))
+        shares = {
+            one: self._sealer.mark("\0".join(("directory", str(directory_id), who, one.value)))
+            for one in SHARES
+        }
+        key, most = shares[standing], SHARES[standing]
         counter = guess_store.Counter(key, at + WINDOW, sliding=False)
-        most = STRANGERS if standing is Standing.STRANGE else MOST
         async with self._database.system_transaction("counters have no tenant") as connection:
             before = (await guess_store.count(connection, [counter], at))[key]
             if before >= most:
@@ -57,13 +61,13 @@ class Tries:
                 await guess_store.forgive(connection, b"", [key])
                 until = await guess_store.counted_until(connection, key)
                 raise _enough((until - at).total_seconds() if until is not None else 0.0)
-        return Try(key)
+        return Try(key, tuple(shares.values()))
 
     async def succeeded(self, *tries: Try) -> None:
         """After a right password: wrong ones before it count no more."""
         async with self._database.system_transaction("counters have no tenant") as connection:
-            for one in sorted(tries, key=lambda one: one.key):
-                await guess_store.forgive(connection, one.key, [])
+            for key in sorted(key for one in tries for key in one.shares):
+                await guess_store.forgive(connection, key, [])
 
     async def not_made(self, *tries: Try) -> None:
         """After a try that came to no answer: it counts no more."""

@@ -55,6 +55,11 @@ class Decision:
     """Those that decided."""
 
 
+def ranks_below(role: Role, other: Role) -> bool:
+    """Whether a role may do less than another one."""
+    return _RANK[role] < _RANK[other]
+
+
 def decide(rows: Sequence[RoleMapping], groups: Collection[str]) -> Decision | None:
     """The first row that matches decides the tenant, the highest role of that tenant's rows the
     role; `None` when no row matches: then there is no login.
@@ -94,6 +99,15 @@ class ExternalIdentity:
     tenant_id: UUID
     groups_seen: frozenset[str]
     seen_at: datetime
+    asked_at: datetime | None = None
+    """When the source was asked for what is known here."""
+    lost_at: datetime | None = None
+    """When a sync last took access from the person, which was not given back since."""
+
+    def is_newer(self, asked_at: datetime, at: datetime) -> bool:
+        """Whether what is known is newer than the answer to a question; one that a clock dates
+        ahead of now is not."""
+        return self.asked_at is not None and asked_at < self.asked_at <= at
 
 
 class NotAdmittedError(Exception):

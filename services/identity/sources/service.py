@@ -1,8 +1,8 @@
 """Accounts as their sources want them: made, changed, disabled and enabled again.
 
 Only accounts whose origin is the source's kind are touched, and invited ones without a password,
-which become such. So a source never reaches a local account that somebody can log in with, and
-no local Owner.
+which become such, but for Owners. So a source never reaches a local account that somebody can log
+in with, and no local Owner.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import TypeAlias
 from uuid import UUID
 
+from contract.access import Role
 from contract.events.identity import (
     UserCreated,
     UserDeactivated,
@@ -21,7 +22,7 @@ from contract.events.identity import (
     UserSnapshot,
     UserUpdated,
 )
-from servicekit.data.postgres import SYSTEM, Connection, Scope
+from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.errors import DomainError
 from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
@@ -39,6 +40,7 @@ from services.identity.sources.domain import (
     Source,
     decide,
     domain_of,
+    ranks_below,
 )
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
@@ -48,9 +50,6 @@ from services.identity.users.service import EndSessions, HoldCredentials, Orphan
 log = logs.get(__name__)
 
 _Event: TypeAlias = UserCreated | UserUpdated | UserDeactivated | UserMovedAway | UserMovedIn
-GUARD_LEAST: Final = 5
-GUARD_SHARE: Final = 0.2
-"""A sync that disables more than so many, and more than such a share, is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,33 @@ class Change:
     decision: Decision | None
 
     @property
-    def disables(self) -> bool:
-        """Whether somebody who could log in no longer can."""
-        return self.before.status == "active" and self.after.status == "disabled"
+    def loses(self) -> bool:
+        """Whether somebody who could log in no longer can, or may do less, or is moved away."""
+        before, after = self.before, self.after
+        return before.status == "active" and (
+            after.status == "disabled"
+            or ranks_below(after.role, before.role)
+            or after.tenant_id != before.tenant_id
+        )
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is anything to write but that the source was asked."""
+        return (
+            self.after != self.before
+            or self.person is None
+            or self.person.groups != self.identity.groups_seen
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What a source says of a person, and what comes of it."""
+
+    person: Person
+    decision: Decision | None
+    at: datetime
+    asked_at: datetime
 
 
 class SourceAccounts:
@@ -88,7 +111,12 @@ class SourceAccounts:
         self._hold_credentials = hold_credentials
 
     async def admit(
-        self, connection: Connection, source: Source, person: Person, at: datetime
+        self,
+        connection: Connection,
+        source: Source,
+        person: Person,
+        at: datetime,
+        asked_at: datetime | None = None,
     ) -> User:
         """The account of a person whom a source has just recognised, as its mappings want it now.
 
@@ -97,38 +125,93 @@ class SourceAccounts:
         Args:
             connection: sees the source's subtree and all accounts by their addresses.
             source: locked against changes.
+            asked_at: when the source was asked; where something newer is known, that stands.
 
         Raises:
-            NotAdmittedError: NO_ROLE, DISABLED, EMAIL, EMAIL_DOMAIN or OTHER_ACCOUNT.
+            NotAdmittedError: NO_ROLE, DISABLED, EMAIL, EMAIL_DOMAIN, OTHER_ACCOUNT, or CHANGED
+                when the account was changed in this moment.
         """
-        await users_store.take_turns(connection)
         rows = await self._rows(connection, source)
-        decision = decide(rows, person.groups)
-        known = await store.identity(connection, source.id, person.subject)
+        word = _Word(person, decide(rows, person.groups), at, asked_at or at)
+        user = await self._as_before(connection, source, word)
+        if user is None:
+            await users_store.take_turns(connection)
+            user = await self._admit(connection, source, word)
+        return user
+
+    async def _as_before(self, connection: Connection, source: Source, word: _Word) -> User | None:
+        """The account of a person where nothing changes: no other login waits for that. `None`
+        where something may.
+
+        Raises:
+            NotAdmittedError: CHANGED.
+        """
+        known = await store.identity(connection, source.id, word.person.subject)
+        if known is None or word.decision is None:
+            return None
+        seen = await users_store.user(connection, SYSTEM, known.account_id)
+        if seen is None or seen.origin != source.kind or seen.status != "active":
+            return None
+        change = await self._change(connection, source, known, seen, word.person, word.decision)
+        if change.after != seen:
+            return None
+        # Not after a wait for the turn to change users: whoever has that may wait for the row.
+        now = await users_store.user(connection, SYSTEM, seen.id, for_update=True)
+        if now is None or replace(now, last_login_at=seen.last_login_at) != seen:
+            raise NotAdmittedError("CHANGED")
+        if known.is_newer(word.asked_at, word.at):
+            await store.note_login(connection, known, word.at)
+        else:
+            await self._note(connection, seen, source, word, lost_at=known.lost_at, login=True)
+        return seen
+
+    async def _admit(self, connection: Connection, source: Source, word: _Word) -> User:
+        """As `admit`, when it is this one's turn to change users."""
+        known = await store.identity(connection, source.id, word.person.subject)
         if known is None:
-            return await self._welcome(connection, source, person, decision, at)
+            return await self._welcome(connection, source, word)
         account = await users_store.user(connection, SYSTEM, known.account_id, for_update=True)
         if account is None or account.origin != source.kind:
             raise NotAdmittedError("OTHER_ACCOUNT")
-        change = await self._change(connection, source, known, account, person, decision)
-        await self._apply(connection, source, change, at)
-        if decision is None:
+        if known.is_newer(word.asked_at, word.at):
+            if account.status != "active":
+                raise NotAdmittedError("DISABLED")
+            await store.note_login(connection, known, word.at)
+            return account
+        change = await self._change(connection, source, known, account, word.person, word.decision)
+        await self._apply(connection, source, change, word.at)
+        if word.decision is None:
             raise NotAdmittedError("NO_ROLE")
         if change.after.status != "active":
             raise NotAdmittedError("DISABLED")
-        await self._note(connection, change.after, source, person, at, login=True)
+        await self._note(connection, change.after, source, word, lost_at=None, login=True)
         return change.after
 
     async def changes(
-        self, connection: Connection, source: Source, people: Mapping[str, Person]
+        self,
+        connection: Connection,
+        source: Source,
+        people: Mapping[str, Person],
+        subjects: Sequence[str] | None = None,
+        *,
+        for_update: bool = False,
     ) -> list[Change]:
         """What a source's accounts become, if it knows these people, by their subjects, and no
-        others; everything is locked."""
-        await users_store.take_turns(connection)
+        others.
+
+        Args:
+            subjects: whose accounts; `None` for those of all.
+            for_update: whether they are about to be changed: then it is this one's turn to do
+                so, and they are locked.
+        """
+        if for_update:
+            await users_store.take_turns(connection)
         rows = await self._rows(connection, source)
         found = []
-        identities = await store.identities(connection, source.id, for_update=True)
-        accounts = await users_store.users_by_id(connection, [one.account_id for one in identities])
+        identities = await store.identities(connection, source.id, subjects)
+        accounts = await users_store.users_by_id(
+            connection, [one.account_id for one in identities], for_update=for_update
+        )
         for known in identities:
             account = accounts.get(known.account_id)
             if account is None or account.origin != source.kind:
@@ -139,20 +222,34 @@ class SourceAccounts:
         return found
 
     async def apply(
-        self, connection: Connection, source: Source, changes: Sequence[Change], at: datetime
+        self,
+        connection: Connection,
+        source: Source,
+        changes: Sequence[Change],
+        at: datetime,
+        asked_at: datetime,
     ) -> None:
-        """Does what `changes` found."""
+        """Does what `changes` found for an update.
+
+        Args:
+            asked_at: when the source was asked.
+        """
         same = []
         for change in changes:
             known, person = change.identity, change.person
             await self._apply(connection, source, change, at)
+            gained = change.before.status == "disabled" and change.after.status == "active"
+            lost_at = at if change.loses else None if gained else known.lost_at
             if person is None:
-                await store.miss(connection, known, at)
-            elif change.after == change.before and person.groups == known.groups_seen:
-                same.append(known.subject)
+                await store.miss(connection, replace(known, lost_at=lost_at), at, asked_at)
+            elif change.is_one:
+                word = _Word(person, change.decision, at, asked_at)
+                await self._note(
+                    connection, change.after, source, word, lost_at=lost_at, login=False
+                )
             else:
-                await self._note(connection, change.after, source, person, at, login=False)
-        await store.confirm(connection, source.id, same, at)
+                same.append(known.subject)
+        await store.confirm(connection, source.id, same, at, asked_at)
 
     async def remap(self, connection: Connection, source: Source, at: datetime) -> None:
         """After a change of mappings: what they no longer give is taken at once.
@@ -163,7 +260,11 @@ class SourceAccounts:
             known.subject: Person(known.subject, "", known.groups_seen)
             for known in await store.identities(connection, source.id)
         }
-        for change in await self.changes(connection, source, people):
+        found = await self.changes(connection, source, people)
+        changed = [one.identity.subject for one in found if one.after != one.before]
+        if not changed:
+            return
+        for change in await self.changes(connection, source, people, changed, for_update=True):
             after = change.after
             if change.before.status == "disabled":
                 # The source was not asked: nobody comes back.
@@ -173,7 +274,7 @@ class SourceAccounts:
     async def release(self, connection: Connection, source: Source, at: datetime) -> None:
         """Before a source goes: its accounts are disabled, and local ones without a password."""
         await users_store.take_turns(connection)
-        for known in await store.identities(connection, source.id, for_update=True):
+        for known in await store.identities(connection, source.id):
             account = await users_store.user(connection, SYSTEM, known.account_id, for_update=True)
             if account is None or account.origin != source.kind:
                 continue
@@ -192,24 +293,20 @@ class SourceAccounts:
             await self._end_sessions(connection, known.account_id, at)
 
     async def _rows(self, connection: Connection, source: Source) -> list[RoleMapping]:
-        """The mappings that lead into the source's subtree: others count for nothing."""
-        scope = self._tenants.scope(source.tenant_id)
-        return [
-            row
-            for row in await store.mappings(connection, source.id)
-            if scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
-        ]
+        """The mappings that lead into the source's subtree: others count for nothing.
 
-    async def _welcome(
-        self,
-        connection: Connection,
-        source: Source,
-        person: Person,
-        decision: Decision | None,
-        at: datetime,
-    ) -> User:
+        The database is asked: a replica may not have heard of a new tenant yet, and nobody loses
+        a role by that.
+        """
+        rows = await store.mappings(connection, source.id)
+        leads_to = {row.tenant_id for row in rows}
+        below = await tenants_store.below(connection, source.tenant_id, leads_to)
+        return [row for row in rows if row.tenant_id in below]
+
+    async def _welcome(self, connection: Connection, source: Source, word: _Word) -> User:
         """The account of a person whom the source has not sent before: a new one, or the one that
         was invited by the address."""
+        person, decision, at = word.person, word.decision, word.at
         if decision is None:
             raise NotAdmittedError("NO_ROLE")
         if not person.email or email_fault(person.email) is not None:
@@ -229,18 +326,16 @@ class SourceAccounts:
                 source_id=source.id,
             )
             await users_store.insert_user(connection, user)
-            await self._note(connection, user, source, person, at, login=True)
+            await self._note(connection, user, source, word, lost_at=None, login=True)
             event = UserCreated(id=user.id, after=self._snapshot(user, decision.groups))
             await self._tell(connection, source, (event, user.tenant_id))
             return user
         invited = found.user
-        scope = self._tenants.scope(source.tenant_id)
         if (
-            invited.origin != "local"
-            or invited.status != "invited"
+            not may_come_from_elsewhere(invited)
             or found.hashes is not None
             or await store.identities_of(connection, invited.id)
-            or not (scope.tenant_ids is None or invited.tenant_id in scope.tenant_ids)
+            or not await tenants_store.below(connection, source.tenant_id, {invited.tenant_id})
         ):
             raise NotAdmittedError("OTHER_ACCOUNT")
         before = await users_store.user(connection, SYSTEM, invited.id, for_update=True)
@@ -256,7 +351,7 @@ class SourceAccounts:
         )
         await users_store.end_invitation(connection, before, at)
         await self._write(connection, source, before, user, decision.groups, at)
-        await self._note(connection, user, source, person, at, login=True)
+        await self._note(connection, user, source, word, lost_at=None, login=True)
         return user
 
     async def _change(
@@ -361,27 +456,31 @@ class SourceAccounts:
         connection: Connection,
         user: User,
         source: Source,
-        person: Person,
-        at: datetime,
+        word: _Word,
         *,
+        lost_at: datetime | None,
         login: bool,
     ) -> None:
+        person = word.person
         seen = ExternalIdentity(
-            source.id, person.subject, user.id, user.tenant_id, person.groups, at
+            source_id=source.id,
+            subject=person.subject,
+            account_id=user.id,
+            tenant_id=user.tenant_id,
+            groups_seen=person.groups,
+            seen_at=word.at,
+            asked_at=word.asked_at,
+            lost_at=lost_at,
         )
-        await store.write_identity(connection, seen, person.email, login_at=at if login else None)
+        login_at = word.at if login else None
+        await store.write_identity(connection, seen, person.email, login_at=login_at)
 
     @staticmethod
     def _snapshot(user: User, groups: tuple[str, ...]) -> UserSnapshot:
         return replace(user.snapshot(), groups=groups)
 
 
-async def check_tenants(
-    connection: Connection, scope: Scope, tenant_ids: Sequence[UUID]
-) -> UUID | None:
-    """The first of some tenants that is not one of the scope's in use."""
-    for tenant_id in dict.fromkeys(tenant_ids):
-        tenant = await tenants_store.tenant(connection, scope, tenant_id)
-        if tenant is None or tenant.status != "active":
-            return tenant_id
-    return None
+def may_come_from_elsewhere(user: User) -> bool:
+    """Whether a local account is one that a source may take over by its address: invited, and no
+    Owner, who is to have a password here for the day when a source does not answer."""
+    return user.origin == "local" and user.status == "invited" and user.role is not Role.OWNER

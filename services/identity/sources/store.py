@@ -14,7 +14,9 @@ from servicekit.data.postgres import Connection, Scope
 from services.identity.sources.domain import ExternalIdentity, RoleMapping, Source
 
 _SOURCE: Final = "id, tenant_id, kind, name, enabled, grace_hours, created_at, updated_at"
-_IDENTITY: Final = "source_id, subject, account_id, tenant_id, groups_seen, seen_at"
+_IDENTITY: Final = (
+    "source_id, subject, account_id, tenant_id, groups_seen, seen_at, asked_at, lost_at"
+)
 _OF_SCOPE: Final = "($2::uuid[] IS NULL OR tenant_id = ANY ($2))"
 
 
@@ -39,6 +41,8 @@ def _identity(row: asyncpg.Record) -> ExternalIdentity:
         tenant_id=row["tenant_id"],
         groups_seen=frozenset(row["groups_seen"]),
         seen_at=row["seen_at"],
+        asked_at=row["asked_at"],
+        lost_at=row["lost_at"],
     )
 
 
@@ -160,10 +164,9 @@ async def source_of_domain(connection: Connection, domain: str) -> UUID | None:
 async def identity(
     connection: Connection, source_id: UUID, subject: str
 ) -> ExternalIdentity | None:
-    """Which account a person of a source has, locked."""
+    """Which account a person of a source has."""
     row = await connection.fetchrow(
-        f"SELECT {_IDENTITY} FROM identity.external_identity"
-        " WHERE source_id = $1 AND subject = $2 FOR UPDATE",
+        f"SELECT {_IDENTITY} FROM identity.external_identity WHERE source_id = $1 AND subject = $2",
         source_id,
         subject,
     )
@@ -181,14 +184,14 @@ async def identities_of(connection: Connection, account_id: UUID) -> list[Extern
 
 
 async def identities(
-    connection: Connection, source_id: UUID, *, for_update: bool = False
+    connection: Connection, source_id: UUID, subjects: Sequence[str] | None = None
 ) -> list[ExternalIdentity]:
-    """Everybody whom a source knows, in the order of their accounts."""
-    lock = " FOR UPDATE" if for_update else ""
+    """Everybody whom a source knows, or some of them, in the order of their accounts."""
     rows = await connection.fetch(
         f"SELECT {_IDENTITY} FROM identity.external_identity WHERE source_id = $1"
-        f" ORDER BY account_id{lock}",
+        " AND ($2::text[] IS NULL OR subject = ANY ($2)) ORDER BY account_id",
         source_id,
+        subjects,
     )
     return [_identity(row) for row in rows]
 
@@ -209,11 +212,13 @@ async def write_identity(
     """Adds or renews what is known of a person, who is there."""
     await connection.execute(
         "INSERT INTO identity.external_identity AS e (source_id, subject, account_id, tenant_id,"
-        " email_seen, groups_seen, last_login_at, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+        " email_seen, groups_seen, last_login_at, seen_at, asked_at, lost_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
         " ON CONFLICT (source_id, subject) DO UPDATE SET tenant_id = excluded.tenant_id,"
         " email_seen = excluded.email_seen, groups_seen = excluded.groups_seen,"
         " last_login_at = coalesce(excluded.last_login_at, e.last_login_at),"
-        " seen_at = excluded.seen_at, missing_since = NULL",
+        " seen_at = excluded.seen_at, asked_at = excluded.asked_at, lost_at = excluded.lost_at,"
+        " missing_since = NULL",
         identity.source_id,
         identity.subject,
         identity.account_id,
@@ -222,30 +227,62 @@ async def write_identity(
         sorted(identity.groups_seen),
         login_at,
         identity.seen_at,
+        identity.asked_at,
+        identity.lost_at,
+    )
+
+
+async def note_login(connection: Connection, identity: ExternalIdentity, at: datetime) -> None:
+    """Notes that a person has logged in, and nothing else."""
+    await connection.execute(
+        "UPDATE identity.external_identity SET last_login_at = $3"
+        " WHERE source_id = $1 AND subject = $2",
+        identity.source_id,
+        identity.subject,
+        at,
     )
 
 
 async def confirm(
-    connection: Connection, source_id: UUID, subjects: Sequence[str], at: datetime
+    connection: Connection,
+    source_id: UUID,
+    subjects: Sequence[str],
+    at: datetime,
+    asked_at: datetime,
 ) -> None:
-    """Notes that a source knows people as before."""
+    """Notes that a source knows people as before, unless something newer is known of them."""
     await connection.execute(
-        "UPDATE identity.external_identity SET seen_at = $3, missing_since = NULL"
-        " WHERE source_id = $1 AND subject = ANY ($2)",
+        "UPDATE identity.external_identity SET seen_at = greatest(seen_at, $3), asked_at = $4,"
+        " missing_since = NULL WHERE source_id = $1 AND subject = ANY ($2)"
+        " AND (asked_at IS NULL OR asked_at <= $4 OR asked_at > $3)",
         source_id,
         subjects,
         at,
+        asked_at,
     )
 
 
-async def miss(connection: Connection, identity: ExternalIdentity, at: datetime) -> None:
+async def miss(
+    connection: Connection, identity: ExternalIdentity, at: datetime, asked_at: datetime
+) -> None:
     """Notes that a source knows a person no more."""
     await connection.execute(
-        "UPDATE identity.external_identity SET groups_seen = '{}',"
+        "UPDATE identity.external_identity SET groups_seen = '{}', asked_at = $4, lost_at = $5,"
         " missing_since = coalesce(missing_since, $3) WHERE source_id = $1 AND subject = $2",
         identity.source_id,
         identity.subject,
         at,
+        asked_at,
+        identity.lost_at,
+    )
+
+
+async def forget_losses(connection: Connection, source_id: UUID) -> None:
+    """After an Owner's word: what syncs took until now counts no more."""
+    await connection.execute(
+        "UPDATE identity.external_identity SET lost_at = NULL"
+        " WHERE source_id = $1 AND lost_at IS NOT NULL",
+        source_id,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -184,6 +184,22 @@ async def subtree(
         tenant_id,
     )
     return [tenant_of(row) for row in rows]
+
+
+async def below(
+    connection: Connection, ancestor: UUID, tenant_ids: Collection[UUID]
+) -> frozenset[UUID]:
+    """Those of some tenants that are a tenant, or below it, and are not being deleted."""
+    rows = await connection.fetch(
+        "WITH RECURSIVE up AS (SELECT id AS begun, id, parent_id FROM identity.tenant"
+        " WHERE id = ANY ($2) AND deletion_requested_at IS NULL"
+        " UNION ALL SELECT u.begun, t.id, t.parent_id FROM identity.tenant t"
+        " JOIN up u ON t.id = u.parent_id WHERE u.id <> $1)"
+        " SELECT begun FROM up WHERE id = $1",
+        ancestor,
+        list(tenant_ids),
+    )
+    return frozenset(row["begun"] for row in rows)
 
 
 async def root_tenant(connection: Connection) -> Tenant | None:

@@ -269,10 +269,13 @@ async def user(
     return _user(row) if row else None
 
 
-async def users_by_id(connection: Connection, user_ids: Sequence[UUID]) -> dict[UUID, User]:
-    """Some users of any tenant, locked."""
+async def users_by_id(
+    connection: Connection, user_ids: Sequence[UUID], *, for_update: bool = False
+) -> dict[UUID, User]:
+    """Some users of any tenant."""
+    lock = " FOR UPDATE" if for_update else ""
     rows = await connection.fetch(
-        f"SELECT {_USER} FROM identity.account WHERE id = ANY ($1) ORDER BY id FOR UPDATE", user_ids
+        f"SELECT {_USER} FROM identity.account WHERE id = ANY ($1) ORDER BY id{lock}", user_ids
     )
     return {row["id"]: _user(row) for row in rows}
 

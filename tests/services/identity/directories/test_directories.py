@@ -262,7 +262,7 @@ async def test_a_tenant_has_so_many_directories(world: World) -> None:
 
 async def test_private_addresses_may_be_forbidden() -> None:
     """Where strangers are Owners, none reaches into the network by a directory's address."""
-    from services.identity.directories.asking import AwayError, Job, Settings  # noqa: PLC0415
+    from services.identity.directories.asking import AwayError, Budget, Job, Settings  # noqa: PLC0415
     from services.identity.directories.domain import READINGS  # noqa: PLC0415
     from services.identity.directories.ldap import Conversation  # noqa: PLC0415
 
@@ -280,8 +280,10 @@ async def test_private_addresses_may_be_forbidden() -> None:
     )
     for address in ("127.0.0.1", "10.0.0.1", "[::1]", "192.168.1.1"):
         with pytest.raises(AwayError, match="must not be"):
-            Conversation(replace(settings, urls=(f"ldaps://{address}",)), Job(5)).count()
+            Conversation(
+                replace(settings, urls=(f"ldaps://{address}",)), Job(Budget.of_login(5))
+            ).count()
     for address in ("169.254.169.254", "0.0.0.0", "224.0.0.1"):
         with pytest.raises(AwayError, match="must not be"):
             where = replace(settings, urls=(f"ldaps://{address}",), allow_private=True)
-            Conversation(where, Job(5)).count()
+            Conversation(where, Job(Budget.of_login(5))).count()

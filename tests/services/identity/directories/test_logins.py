@@ -155,7 +155,7 @@ async def test_who_was_invited_comes_by_the_directory(world: World) -> None:
     """The invitation ends, the mappings decide; the account stays the same. Of another tenant it
     stays what it is."""
     invited = await world.identity.users.CreateUser(
-        pb.CreateUserRequest(email=f"anna@{DOMAIN}", role="Owner", org_id=world.school.id),
+        pb.CreateUserRequest(email=f"anna@{DOMAIN}", role="Admin", org_id=world.school.id),
         metadata=world.root,
     )
     elsewhere = await world.identity.users.CreateUser(

@@ -48,6 +48,7 @@ async def test_who_lost_it_is_out(world: World) -> None:
     """Removed from the last group, disabled there, deleted there, out of a nested group: disabled
     here, and logged out. Back there, back here, as the same account."""
     anna = world.ldap.person("anna", "Admins")
+    world.ldap.person("somebody")
     admins, inner = world.ldap.groups[group_dn("Admins")], group_dn("Inner")
     world.ldap.groups[inner] = {anna.dn}
 
@@ -189,8 +190,10 @@ async def test_other_mappings_count_at_once(world: World) -> None:
 async def test_a_narrower_filter_counts_for_everybody(world: World) -> None:
     """Who does not match the filter any more is nobody of the directory's."""
     world.ldap.person("anna", "Admins")
+    world.ldap.person("berta", mail="berta@elsewhere.example")
     await world.login("anna")
-    await world.update(user_filter="(&(objectClass=computer)(mail={login}))")
+    berta = "(mail=berta@elsewhere.example)"
+    await world.update(user_filter=f"(&(objectClass=user){berta}(mail={{login}}))")
     await world.sync()
     assert (await world.users())["anna"].status == "disabled"
 
@@ -238,8 +241,9 @@ async def test_syncs_come_by_themselves_and_take_turns(world: World) -> None:
             return "turned away"
         return "done"
 
-    results = await asyncio.gather(*(once() for _ in range(6)))
-    assert "done" in results
+    results: list[str] = []
+    while "done" not in results:  # the one that came by itself may not be over yet
+        results = await asyncio.gather(*(once() for _ in range(6)))
     assert (await world.users())["anna"].status == "active"
 
 

@@ -48,7 +48,7 @@ async def test_a_server_holds_nobody(fake: FakeDirectory, lie: str) -> None:
     fake.lie = ""
     # The one thread there is answers again, although the server goes on with the first one.
     answer = await asyncio.wait_for(
-        threads.run(uuid4(), settings(fake), lambda ldap: ldap.count(), PATIENCE), PATIENCE
+        threads.run(uuid4(), settings(fake), lambda ldap: ldap.count()), PATIENCE
     )
     assert answer == 0
 
@@ -61,9 +61,7 @@ async def test_one_directory_takes_nothing_from_another(
     threads = DirectoryThreads(3, PATIENCE)
     hung = uuid4()
     waiting = [
-        asyncio.ensure_future(
-            threads.run(hung, settings(fake), lambda ldap: ldap.count(), PATIENCE)
-        )
+        asyncio.ensure_future(threads.run(hung, settings(fake), lambda ldap: ldap.count()))
         for _ in range(18)
     ]
     with ldap.running(tmp_path / "other") as other:
