@@ -2035,7 +2035,7 @@ class Directory(_message.Message):
     sync_error: _builtins.str
     """Why it failed."""
     sync_held: _builtins.int
-    """How many users the held sync would deactivate."""
+    """From how many users the held sync would take access."""
     users: _builtins.int
     """How many users come from it."""
     etag: _builtins.str
@@ -2514,7 +2514,7 @@ class SyncDirectoryRequest(_message.Message):
     id: _builtins.str
     """The directory's id."""
     confirm: _builtins.bool
-    """Whether to deactivate as many users as the held sync said (`sync_held`). When
+    """Whether to take access from as many users as the held sync said (`sync_held`). When
     there are more by now it is held again.
     """
     def __init__(

@@ -1973,7 +1973,7 @@ class DirectoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SyncDirectory(self, request, context):
-        """Compares a directory with its users, now. When too many would be deactivated
+        """Compares a directory with its users, now. When too many would lose access
         nothing is changed, until an Owner confirms it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

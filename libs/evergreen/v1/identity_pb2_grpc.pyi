@@ -743,7 +743,7 @@ class DirectoryServiceStub:
     Nobody is logged in by it, and nothing is changed.
     """
     SyncDirectory: _grpc.UnaryUnaryMultiCallable[_identity_pb2.SyncDirectoryRequest, _identity_pb2.Directory]
-    """Compares a directory with its users, now. When too many would be deactivated
+    """Compares a directory with its users, now. When too many would lose access
     nothing is changed, until an Owner confirms it.
     """
 
@@ -772,7 +772,7 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     Nobody is logged in by it, and nothing is changed.
     """
     SyncDirectory: _aio.UnaryUnaryMultiCallable[_identity_pb2.SyncDirectoryRequest, _identity_pb2.Directory]  # type: ignore[assignment]
-    """Compares a directory with its users, now. When too many would be deactivated
+    """Compares a directory with its users, now. When too many would lose access
     nothing is changed, until an Owner confirms it.
     """
 
@@ -840,7 +840,7 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.SyncDirectoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Directory, _abc.Awaitable[_identity_pb2.Directory]]:
-        """Compares a directory with its users, now. When too many would be deactivated
+        """Compares a directory with its users, now. When too many would lose access
         nothing is changed, until an Owner confirms it.
         """
 
