@@ -24,6 +24,8 @@ from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
+from services.policy.stamps import store as stamps_store
+from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import DEVICES, Syncs
 
@@ -32,12 +34,19 @@ async def build(kit: Kit) -> Parts:
     """Wires the service."""
     keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), kit.clock)
     lane = kit.database.system_lane("the feed tells of all tenants")
-    changes = Changes(lane, *delivery_store.CHANGING, syncs_store.CHANGING, gate_store.CHANGING)
+    changes = Changes(
+        lane,
+        *stamps_store.CHANGING,
+        delivery_store.CHANGING,
+        syncs_store.CHANGING,
+        gate_store.CHANGING,
+    )
     devices = kit.device_access(DEVICES)
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
+    stamps = Stamps(kit.database, changes, keys, kit.clock)
     delivery = Delivery(
         kit.database,
-        changes,
+        stamps,
         syncs,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
@@ -85,7 +94,7 @@ async def build(kit: Kit) -> Parts:
         routes=routes(delivery),
         devices=devices,
         tasks=(
-            delivery.bundles.run,
+            stamps.follower.run,
             delivery.write_behind,
             syncs.follower.run,
             orphans.watch,
@@ -93,7 +102,7 @@ async def build(kit: Kit) -> Parts:
             gates.watch,
         ),
         before_serving=prepare,
-        ready=lambda: delivery.bundles.synced,
+        ready=lambda: stamps.follower.synced,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from uuid import UUID
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
@@ -12,8 +14,10 @@ from servicekit.observability import logs
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
 from services.policy.authoring import store as authoring_store
+from services.policy.authoring.agent_rules import fails
+from services.policy.authoring.document import parse_document
 from services.policy.delivery import store as delivery_store
-from services.policy.delivery.api import to_envelope
+from services.policy.delivery.api import to_statement
 from services.policy.delivery.service import Delivery
 from services.policy.delivery.store import Applied
 from services.policy.gate import store as gate_store
@@ -21,6 +25,12 @@ from services.policy.gate.api import to_gate
 from services.policy.gate.domain import Gate
 
 log = logs.get(__name__)
+
+
+@lru_cache(maxsize=16)
+def _fails(body: bytes) -> bool:
+    """Whether the agent ends with an error when it applies this; many devices enroll at a time."""
+    return fails(parse_document(json.loads(body)))
 
 
 class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
@@ -35,8 +45,8 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: policy_pb2.GetDevicePolicyRequest, context: Context
     ) -> policy_pb2.GetDevicePolicyResponse:
         """Answers what a device that enrolls gets."""
-        bundle = self._delivery.in_force(request.tenant_id)
-        if bundle is not None and request.first and bundle.fails:
+        bundle = await self._delivery.in_force(UUID(request.tenant_id))
+        if bundle is not None and request.first and _fails(bundle.document.body):
             log.warning(
                 "first policy withheld: devices cannot apply it",
                 tenant=request.tenant_id,
@@ -44,8 +54,8 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
             )
             bundle = None
         return policy_pb2.GetDevicePolicyResponse(
-            envelope=bundle.envelope if bundle else b"",
-            statement=to_envelope(bundle).statement if bundle else None,
+            envelope=bundle.envelope() if bundle else b"",
+            statement=to_statement(bundle) if bundle else None,
             has_called=bool(request.device_id and request.token_version)
             and await self._delivery.has_called(request.device_id, request.token_version),
         )

@@ -21,8 +21,9 @@ TABLES: Final = Tables(
     sealed={"signing_keys": PURPOSE},
     signs_of_use=frozenset({"policies"}),
 )
-LOST_VERSIONS: Final = 1000
-"""More policies than an organisation publishes between two backups."""
+LOST_VERSIONS: Final = 1_000_000
+"""More numbers than an organisation gives out between two backups. The audit log may know of its
+publishes; of the numbers that devices drew it does not."""
 
 
 @dataclass(slots=True)

@@ -10,8 +10,9 @@ from services.policy.keys.signing import Statement
 
 MAX_VERSION = 10**18 - 1
 # A device may name any version. What it says can move an organisation's counter only this far,
-# so that no device can use the counter up.
-MAX_JUMP = 1_000_000
+# so that no device can use the counter up: a thousand million jumps remain. It is more than the
+# numbers that a restore leaves out.
+MAX_JUMP = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from services.policy.authoring.domain import (
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
 from services.policy.keys.service import KeyRing
+from services.policy.stamps.store import lock_counter, previous_payload
 from services.policy.versions import Version, next_version, parse_version
 
 _UPDATE = "/evergreen.v1.PolicyService/UpdatePolicy"
@@ -235,7 +236,7 @@ class PolicyService:
             earlier = await store.get_version(connection, policy.tenant_id, parse_version(version))
             if earlier is None or earlier.policy_id != policy.id:
                 raise not_found("policy version", version)
-            await store.lock_counter(connection, policy.tenant_id)
+            await lock_counter(connection, policy.tenant_id)
             now = await store.get_in_force(connection, policy.tenant_id)
             bundle = complete(json.loads(earlier.authored), *_authored_of(now))
             try:
@@ -277,7 +278,7 @@ class PolicyService:
         return as_text(bundle)
 
     async def _publish(self, connection: Connection, call: Call, policy: Policy) -> Policy:
-        await store.lock_counter(connection, policy.tenant_id)
+        await lock_counter(connection, policy.tenant_id)
         in_force = await store.get_in_force(connection, policy.tenant_id)
         # Checked again: what may be authored can be narrower than when it was written.
         bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
@@ -295,7 +296,7 @@ class PolicyService:
         """Whether devices get the policy exactly as it is now; locks the org's counter."""
         if policy.changed_since_publish:
             return False
-        await store.lock_counter(connection, policy.tenant_id)
+        await lock_counter(connection, policy.tenant_id)
         version = await store.get_in_force(connection, policy.tenant_id)
         if version is None or version.policy_id != policy.id:
             return False
@@ -314,8 +315,8 @@ class PolicyService:
         rollback_of: int | None,
     ) -> Policy:
         now = self._clock()
-        last, reported = await store.lock_counter(connection, policy.tenant_id)
-        before = await store.get_version(connection, policy.tenant_id, last)
+        last, reported = await lock_counter(connection, policy.tenant_id)
+        previous = await previous_payload(connection, policy.tenant_id, last)
         number = next_version(last, reported)
         signer = self._keys.signer
         version = Version(
@@ -329,7 +330,7 @@ class PolicyService:
                 document,
                 version=number,
                 tenant=str(policy.tenant_id),
-                previous=before.statement.payload if before else None,
+                previous=previous,
                 issued_at=now,
             ),
             rollback_of=rollback_of,

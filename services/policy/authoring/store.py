@@ -15,7 +15,8 @@ from servicekit.rpc.pagination import Page
 from services.policy.authoring.domain import Policy, Published
 from services.policy.authoring.stored_form import joined, parted
 from services.policy.keys.signing import Statement
-from services.policy.versions import MAX_JUMP, Version
+from services.policy.stamps.store import move_counter
+from services.policy.versions import Version
 
 _POLICY = (
     "p.id, p.tenant_id, p.name, p.description, p.revision, p.published_version,"
@@ -147,28 +148,6 @@ async def take_out_of_force(connection: Connection, policy: Policy) -> None:
     )
 
 
-async def lock_counter(connection: Connection, tenant_id: UUID) -> tuple[int, int]:
-    """Locks an org's counter; answers its last version and the highest one that devices report.
-
-    What a device reports counts only as far as it may move the counter.
-    """
-    await connection.execute(
-        "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
-        " ON CONFLICT (tenant_id) DO NOTHING",
-        tenant_id,
-    )
-    last: int = await connection.fetchval(
-        "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE",
-        tenant_id,
-    )
-    reported: int | None = await connection.fetchval(
-        "SELECT max(version) FROM policy.applied_versions WHERE tenant_id = $1 AND version <= $2",
-        tenant_id,
-        last + MAX_JUMP,
-    )
-    return last, reported or 0
-
-
 async def put_in_force(connection: Connection, version: Version) -> None:
     """Stores a signed version, moves the org's counter to it and assigns it to the org."""
     authored, extra = parted(version.authored)
@@ -191,11 +170,8 @@ async def put_in_force(connection: Connection, version: Version) -> None:
         version.published_by,
         extra,
     )
-    await connection.execute(
-        "UPDATE policy.version_counters SET last_version = $2 WHERE tenant_id = $1",
-        version.tenant_id,
-        version.version,
-    )
+    await move_counter(connection, version.tenant_id, version.version)
+    # A trigger stamps the number with the document.
     await connection.execute(
         "INSERT INTO policy.assignments (id, tenant_id, policy_id, version)"
         " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id, target) DO UPDATE"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 
 from google.protobuf import json_format
 
 from evergreen.v1 import device_pb2
 from servicekit.rpc.server import Context
-from services.policy.delivery.domain import Bundle
 from services.policy.delivery.service import Delivery
 from services.policy.keys.signing import PAYLOAD_TYPE
+from services.policy.stamps.domain import Bundle
 
 
 class DeviceApi:
@@ -30,25 +29,28 @@ class DeviceApi:
         if delivered is None:
             return device_pb2.PolicyEnvelope(not_modified=True)
         envelope = to_envelope(delivered.bundle)
-        if delivered.device_token is None:
-            return envelope
-        with_token = device_pb2.PolicyEnvelope(device_token=delivered.device_token)
-        with_token.MergeFrom(envelope)
-        return with_token
+        if delivered.device_token is not None:
+            envelope.device_token = delivered.device_token
+        return envelope
 
 
-@lru_cache(maxsize=1024)
 def to_envelope(bundle: Bundle) -> device_pb2.PolicyEnvelope:
     """A bundle as devices get it over gRPC."""
     message = device_pb2.PolicyEnvelope(
         version=str(bundle.version),
-        signature=bundle.signature,
-        statement=device_pb2.PolicyStatement(
-            payload_type=PAYLOAD_TYPE,
-            payload=bundle.statement.payload,
-            signature=bundle.statement.signature,
-            key_id=bundle.statement.key_id,
-        ),
+        signature=bundle.document.signature,
+        statement=to_statement(bundle),
     )
-    json_format.ParseDict(json.loads(bundle.document), message.policy)
+    json_format.ParseDict(json.loads(bundle.document.body), message.policy)
     return message
+
+
+def to_statement(bundle: Bundle) -> device_pb2.PolicyStatement:
+    """The signature that is over the number, too."""
+    statement = bundle.statement()
+    return device_pb2.PolicyStatement(
+        payload_type=PAYLOAD_TYPE,
+        payload=statement.payload,
+        signature=statement.signature,
+        key_id=statement.key_id,
+    )

@@ -2,64 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 
 from servicekit.call import Caller
 from servicekit.errors import DomainError, unauthenticated
-from services.policy.authoring.agent_rules import fails
-from services.policy.authoring.document import parse_document
-from services.policy.keys.signing import Statement, envelope_head
+from services.policy.stamps.domain import Edition, Standing
 
 LAPSED_TOKEN_LIFE = timedelta(days=90)
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
-    """What devices get of a version, kept in memory; equal only to itself."""
-
-    version: int
-    document: bytes = field(repr=False)
-    signature: bytes
-    statement: Statement = field(repr=False)
-
-    def is_news_to(self, has: int) -> bool:
-        """Whether a device that names this version has other, older content."""
-        return self.version > has
-
-    def is_held_by(self, has: int) -> bool:
-        """Whether a device that names this version has this very content."""
-        return self.version == has
-
-    @cached_property
-    def _head(self) -> bytes:
-        return envelope_head(str(self.version), self.signature, self.document)
-
-    @cached_property
-    def fails(self) -> bool:
-        """Whether the released agent ends with an error when it applies this version."""
-        return fails(parse_document(json.loads(self.document)))
-
-    @cached_property
-    def envelope(self) -> bytes:
-        """The released agent's ENVELOPE."""
-        return self._head + b"}"
-
-    def envelope_with(self, device_token: str) -> bytes:
-        """The ENVELOPE with a new token for one device."""
-        return self._head + b',"device_token":' + json.dumps(device_token).encode() + b"}"
+NOTHING = Standing(None, 0)
+"""An organisation that never had a policy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a poll is answered with: a policy, if it can be had, or else "not modified"."""
 
-    bundle: Bundle | None = None
+    edition: Edition | None = None
     """What the device gets; if `None`, the very content that it has, as it was signed then."""
     has: int = 0
     """The version that the device names; 0 for none."""
+    version: int = 0
+    """The number under which it gets it; 0 when there is none above `has`, and one has to be
+    drawn."""
     new_token: bool = False
     """Whether its token is to be replaced, which it only takes together with a policy."""
     only_with_token: bool = False
@@ -72,17 +37,18 @@ UNCHANGED = Decision()
 """The device has everything that it needs; nearly every poll is answered so."""
 
 
-def decide(device: Caller, has: int, want: Bundle | None, asked: bool, now: datetime) -> Decision:
+def decide(device: Caller, has: int, org: Standing, asked: bool, now: datetime) -> Decision:
     """Decides a poll. This is the whole rule; nothing else looks at versions or lives of tokens.
 
-    A device never gets an older content than it has, whatever the database says. Where nothing is
-    in force, or an older version than it has, it gets what it has, and that only to carry a token
-    or because it was asked for.
+    Contents are compared, not numbers: a device that has what it is to have is left alone, under
+    whatever number that stands for it, and any other one gets it under a number above its own.
+    Where nothing is in force, and where the device names a number that nobody gave out yet, it gets
+    what it has, and that only to carry a token or because it was asked for.
 
     Args:
         device: who polls, with the life of its token.
         has: the version that it names; 0 for none.
-        want: what is in force for it.
+        org: how it stands with its organisation.
         asked: whether an administrator wants it to apply its policy again.
         now: the time of the poll.
 
@@ -93,12 +59,17 @@ def decide(device: Caller, has: int, want: Bundle | None, asked: bool, now: date
     if due or device.issued_at is None:
         # A token that lapsed is past half of its life; nearly none is.
         check_lapsed(device.expires_at, now)
-    if want is not None and want.is_news_to(has):
-        return Decision(want, has, due, fulfils_sync=asked)
+    want = org.want
+    holds = want is not None and has in want.versions
+    if want is not None and not holds:
+        if want.newest > has:
+            return Decision(want, has, want.newest, due, fulfils_sync=asked)
+        if has <= org.last:
+            return Decision(want, has, 0, due, fulfils_sync=asked)
     if has == 0 or not (due or asked):
         return UNCHANGED
-    held = want if want is not None and want.is_held_by(has) else None
-    return Decision(held, has, due, only_with_token=not asked, fulfils_sync=asked)
+    held = want if holds else None
+    return Decision(held, has, has, due, only_with_token=not asked, fulfils_sync=asked)
 
 
 def rotation_due(issued_at: datetime | None, expires_at: datetime | None, now: datetime) -> bool:

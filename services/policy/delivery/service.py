@@ -1,9 +1,10 @@
 """Delivery of policies to devices, from memory.
 
 What is in force, and whom to serve again, is followed in the database's own feeds, and nowhere
-else; a poll that is answered "not modified" touches neither the database nor another service. What
-devices report is written behind, many at a time. With the database away, devices go on getting
-what is known.
+else; a poll that is answered "not modified" touches neither the database nor another service.
+Before anything is delivered, the feed is read and the poll decided again: a process that is a
+second behind would deliver what was replaced. What devices report is written behind, many at a
+time. With the database away, devices go on getting what is known.
 
 A device's token is replaced when it is past half of its life. A released agent takes a new token
 only from a 200 answer with a policy that verifies, so the token travels with
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from uuid import UUID
@@ -33,15 +34,15 @@ from servicekit.call import Caller
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, write_readable
 from servicekit.errors import DomainError
-from servicekit.feeds.changes import Changes
-from servicekit.feeds.feed import Cursor
 from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from services.policy.delivery import store
-from services.policy.delivery.domain import UNCHANGED, Bundle, Decision, decide
+from services.policy.delivery.domain import NOTHING, UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
+from services.policy.stamps.domain import Bundle, Standing
+from services.policy.stamps.service import Stamps
 from services.policy.syncs.service import Syncs
 from services.policy.versions import parse_version
 
@@ -53,6 +54,8 @@ _WRITE_AT_ONCE = 5000
 _MOST_NOTED = 2_000_000
 _MOST_UNWRITTEN = 200_000
 _IDENTITY_SECONDS = 2.0
+_MOST_TRIES = 3
+"""So often a poll is decided anew while others publish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,7 @@ class Delivered:
 
     def envelope(self) -> bytes:
         """The released agent's ENVELOPE."""
-        if self.device_token is None:
-            return self.bundle.envelope
-        return self.bundle.envelope_with(self.device_token)
+        return self.bundle.envelope(self.device_token)
 
 
 class Delivery:
@@ -75,7 +76,7 @@ class Delivery:
     def __init__(
         self,
         database: Database,
-        changes: Changes,
+        stamps: Stamps,
         syncs: Syncs,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
@@ -85,7 +86,8 @@ class Delivery:
         self._outbox = outbox
         self._identity = identity
         self._clock = clock
-        self._bundles: dict[str, Bundle] = {}
+        self._stamps = stamps
+        self._standings = stamps.standings
         self._syncs = syncs
         self._asked = syncs.asked
         self._noted: dict[str, tuple[int, int]] = {}
@@ -93,11 +95,12 @@ class Delivery:
         """The values of `_noted`: a whole fleet has few."""
         self._unwritten: dict[str, Applied] = {}
         self._something_to_write = asyncio.Event()
-        self.bundles = changes.follower("policies in force", self._fetch_bundles)
 
-    def in_force(self, tenant_id: str) -> Bundle | None:
+    async def in_force(self, tenant_id: UUID) -> Bundle | None:
         """What a device that enrolls now gets."""
-        return self._bundles.get(tenant_id)
+        await self._stamps.fresh()
+        want = self._standings.get(str(tenant_id), NOTHING).want
+        return None if want is None else await self._stamps.bundle(tenant_id, want.newest)
 
     def poll(self, device: Caller, current_version: str) -> Decision:
         """Notes what the calling device has, and decides what it is answered.
@@ -107,8 +110,8 @@ class Delivery:
         """
         now = self._clock()
         has = parse_version(current_version)
-        want = self._bundles.get(device.tenant_id)
-        decision = decide(device, has, want, device.id in self._asked, now)
+        org = self._standings.get(device.tenant_id, NOTHING)
+        decision = decide(device, has, org, device.id in self._asked, now)
         self._note_applied(device, has, now)
         return decision
 
@@ -116,7 +119,7 @@ class Delivery:
         """What `poll` decided on, as far as it can be had; `None` for "not modified"."""
         if decision is UNCHANGED:
             return None
-        bundle = decision.bundle or await self._former(device, decision.has)
+        bundle, decision = await self._bundle(device, decision.has)
         if bundle is None:
             return None
         token = await self._new_token(device) if decision.new_token else None
@@ -136,7 +139,7 @@ class Delivery:
 
     async def load(self) -> None:
         """Reads everything once, before the first call."""
-        await self.bundles.refresh()
+        await self._stamps.follower.refresh()
         await self._syncs.follower.refresh()
 
     async def write_behind(self) -> None:
@@ -156,15 +159,34 @@ class Delivery:
                 log.exception("last reports not written")
             raise
 
-    async def _former(self, device: Caller, version: int) -> Bundle | None:
-        """A version that is not in force any more, as it was delivered."""
+    async def _bundle(self, device: Caller, has: int) -> tuple[Bundle | None, Decision]:
+        """What a device gets by what is known now, and the decision that led to it."""
         tenant_id = UUID(device.tenant_id)
-        try:
-            async with self._database.transaction(Scope.of(tenant_id)) as connection:
-                return await store.get_bundle(connection, tenant_id, version)
-        except DomainError as away:
-            log.info("former policy unreadable", error=away.message)
-            return None
+        for _ in range(_MOST_TRIES):
+            is_fresh = await self._stamps.fresh()
+            org = self._standings.get(device.tenant_id, NOTHING)
+            decision = self._decide(device, has, org)
+            if decision is UNCHANGED:
+                return None, decision
+            number: int | None = decision.version
+            if decision.edition is not None and not number:
+                # A view that may be old would bring back what was replaced.
+                number = (
+                    await self._stamps.draw(tenant_id, decision.edition, has) if is_fresh else None
+                )
+                if number is None and self._standings.get(device.tenant_id) is not org:
+                    continue
+            if number is None:
+                # It keeps what it has; a new token travels with that.
+                decision = self._decide(device, has, replace(org, want=None))
+                if decision is UNCHANGED:
+                    return None, decision
+                number = has
+            return await self._stamps.bundle(tenant_id, number), decision
+        return None, UNCHANGED
+
+    def _decide(self, device: Caller, has: int, org: Standing) -> Decision:
+        return decide(device, has, org, device.id in self._asked, self._clock())
 
     async def _new_token(self, device: Caller) -> str | None:
         """A new token and its entry in the audit log, or `None`: the old one works on for now."""
@@ -234,14 +256,3 @@ class Delivery:
             # A newer report may have come meanwhile.
             if self._unwritten.get(device_id) is entry:
                 del self._unwritten[device_id]
-
-    async def _fetch_bundles(self, cursor: str) -> tuple[str, bool]:
-        async with self._database.system_transaction("the cache has all tenants") as connection:
-            page, found = await store.bundles_since(connection, Cursor.parse(cursor))
-        for tenant_id, bundle in found.items():
-            known = self._bundles.get(str(tenant_id))
-            if bundle is None:
-                self._bundles.pop(str(tenant_id), None)
-            elif known is None or known.version != bundle.version:
-                self._bundles[str(tenant_id)] = bundle
-        return str(page.cursor), page.more

@@ -1,4 +1,4 @@
-"""The SQL of policy delivery: what is in force, and what devices applied.
+"""The SQL of what devices applied.
 
 Devices name their rows by id, and the feeds are for all organisations: these statements run
 without a tenant scope.
@@ -12,16 +12,9 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-import asyncpg
-
 from servicekit.data.postgres import Connection, columns
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from services.policy.deleted_devices import DELETED
-from services.policy.delivery.domain import Bundle
-from services.policy.keys.signing import Statement
-
-# A bundle can be half a megabyte.
-_BUNDLES_A_PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,56 +31,8 @@ class Applied:
     reported_at: datetime
 
 
-CHANGING: Final = (
-    "SELECT changed_xid FROM policy.assignments",
-    "SELECT changed_xid FROM policy.applied_versions",
-)
-"""What the feeds below tell of (`servicekit.feeds.changes`)."""
-
-
-async def bundles_since(
-    connection: Connection, cursor: Cursor
-) -> tuple[FeedPage, dict[UUID, Bundle | None]]:
-    """What came into force since a cursor, by org; `None` when nothing is in force any more."""
-    page = await read_page(
-        connection,
-        "SELECT a.changed_xid::text AS changed_xid, a.id AS key, a.tenant_id, v.version,"
-        " v.document, v.signature, v.statement_payload, v.statement_signature, v.key_id"
-        " FROM policy.assignments a"
-        " LEFT JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
-        " WHERE (a.changed_xid, a.id) > ($1::text::xid8, $2)"
-        " ORDER BY a.changed_xid, a.id LIMIT $3",
-        cursor,
-        _BUNDLES_A_PAGE,
-    )
-    found = {
-        row["tenant_id"]: None if row["version"] is None else _bundle(row) for row in page.rows
-    }
-    return page, found
-
-
-async def get_bundle(connection: Connection, tenant_id: UUID, version: int) -> Bundle | None:
-    """A version that was published once, whether or not it is in force."""
-    row = await connection.fetchrow(
-        "SELECT version, document, signature, statement_payload, statement_signature, key_id"
-        " FROM policy.versions WHERE tenant_id = $1 AND version = $2",
-        tenant_id,
-        version,
-    )
-    return _bundle(row) if row else None
-
-
-def _bundle(row: asyncpg.Record) -> Bundle:
-    return Bundle(
-        version=row["version"],
-        document=row["document"],
-        signature=row["signature"],
-        statement=Statement(
-            payload=row["statement_payload"],
-            signature=row["statement_signature"],
-            key_id=row["key_id"],
-        ),
-    )
+CHANGING: Final = "SELECT changed_xid FROM policy.applied_versions"
+"""What the feed below tells of (`servicekit.feeds.changes`)."""
 
 
 async def write_applied(connection: Connection, applied: Sequence[Applied]) -> None:

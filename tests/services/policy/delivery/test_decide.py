@@ -12,19 +12,23 @@ from hypothesis import strategies as st
 
 from servicekit.call import Caller, CallerKind
 from servicekit.errors import DomainError
-from services.policy.delivery.domain import UNCHANGED, Bundle, check_lapsed, decide, rotation_due
-from services.policy.keys.signing import Statement
+from services.policy.delivery.domain import UNCHANGED, check_lapsed, decide, rotation_due
+from services.policy.stamps.domain import Content, Edition, Standing
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LIFE = timedelta(days=400)
 
 
-def bundle(version: int) -> Bundle:
-    return Bundle(version, b"{}", b"signature", Statement(b"", b"", "key"))
-
-
-BUNDLES = {version: bundle(version) for version in range(1, 8)}
+ORG = UUID(int=2)
+A, B = (Content(ORG, digest * 32) for digest in (b"a", b"b"))
 versions = st.integers(0, 7)
+
+
+def in_force(version: int) -> Standing:
+    """An organisation whose last publish has this number, as every one has without groups."""
+    return Standing(Edition.of(A, (version,)) if version else None, version)
+
+
 ages = st.one_of(
     st.none(),
     st.sampled_from([timedelta(0), LIFE / 2, LIFE, LIFE + timedelta(days=90)]),
@@ -38,7 +42,8 @@ class Poll:
 
     device: Caller
     has: int
-    want: Bundle | None
+    want: int
+    """The version in force; 0 for none."""
     asked: bool
     former: bool
     """Whether the version that the device names can be read."""
@@ -65,30 +70,34 @@ def polls(draw: st.DrawFn) -> Poll:
     device = Caller(
         CallerKind.DEVICE,
         id=str(UUID(int=1)),
-        tenant_id=str(UUID(int=2)),
+        tenant_id=str(ORG),
         token_version=1,
         issued_at=issued if draw(st.booleans()) else None,
         expires_at=expires if draw(st.booleans()) else None,
     )
-    want = BUNDLES.get(draw(versions))
     return Poll(
-        device, draw(versions), want, draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+        device,
+        draw(versions),
+        draw(versions),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.booleans()),
     )
 
 
 def decided(poll: Poll) -> Outcome:
     """What the service makes of a decision (`Delivery.deliver`)."""
-    decision = decide(poll.device, poll.has, poll.want, poll.asked, NOW)
+    decision = decide(poll.device, poll.has, in_force(poll.want), poll.asked, NOW)
     if decision is UNCHANGED:
         return Outcome()
-    read = decision.bundle is None
-    found = decision.bundle or (BUNDLES.get(decision.has) if poll.former else None)
-    if found is None:
-        return Outcome(read_former=read)
+    assert decision.version, "numbers are drawn for groups alone"
+    read = decision.edition is None
+    if read and not poll.former:
+        return Outcome(read_former=True)
     token = decision.new_token and poll.identity
     if not token and decision.only_with_token:
         return Outcome(tried_token=decision.new_token, read_former=read)
-    return Outcome(found.version, token, decision.new_token, read, decision.fulfils_sync)
+    return Outcome(decision.version, token, decision.new_token, read, decision.fulfils_sync)
 
 
 def before(poll: Poll) -> Outcome:
@@ -96,25 +105,25 @@ def before(poll: Poll) -> Outcome:
     device, has, wanted = poll.device, poll.has, poll.asked
     check_lapsed(device.expires_at, NOW)
     due = rotation_due(device.issued_at, device.expires_at, NOW)
-    in_force = poll.want
-    if (in_force is None or in_force.version <= has) and not wanted and not due:
+    version = poll.want
+    if version <= has and not wanted and not due:
         return Outcome()
-    found = in_force
-    if found is not None and (found.version < has or (found.version == has and not wanted)):
+    found = version or None
+    if found is not None and (found < has or (found == has and not wanted)):
         found = None
     read = False
     if found is None and (due or wanted):
-        if has == 0 or (in_force is not None and in_force.version == has):
-            found = in_force if has else None
+        if has == 0 or (version and version == has):
+            found = version if has else None
         else:
             read = True
-            found = BUNDLES.get(has) if poll.former else None
+            found = has if poll.former else None
     if found is None:
         return Outcome(read_former=read)
     token = due and poll.identity
-    if not token and not wanted and found.version == has:
+    if not token and not wanted and found == has:
         return Outcome(tried_token=due, read_former=read)
-    return Outcome(found.version, token, due, read, wanted)
+    return Outcome(found, token, due, read, wanted)
 
 
 @given(polls())
@@ -130,27 +139,52 @@ def test_a_poll_is_decided_as_it_was_in_two_steps(poll: Poll) -> None:
         assert decided(poll) == expected
 
 
-@given(polls())
-def test_no_device_gets_an_older_version(poll: Poll) -> None:
-    """Never a lower version than it has, and never the one that it has without a reason."""
+@st.composite
+def organisations(draw: st.DrawFn) -> Standing:
+    """An organisation whose numbers were published and drawn in any order."""
+    contents = draw(st.lists(st.sampled_from([A, B, None]), max_size=7))
+    numbers = {
+        content: [i for i, c in enumerate(contents, 1) if c is content] for content in (A, B)
+    }
+    want = draw(st.sampled_from([A, B, None]))
+    stands = tuple(numbers.get(want, ())) if want is not None else ()
+    return Standing(
+        Edition.of(want, stands) if want is not None and stands else None, len(contents)
+    )
+
+
+@given(polls(), organisations())
+def test_no_device_gets_an_older_version(poll: Poll, org: Standing) -> None:
+    """Never a lower number than it has, and never the one that it has without a reason."""
     try:
-        decision = decide(poll.device, poll.has, poll.want, poll.asked, NOW)
+        decision = decide(poll.device, poll.has, org, poll.asked, NOW)
     except DomainError:
         return
-    if decision.bundle is not None:
-        assert decision.bundle.version >= poll.has
-    if decision is not UNCHANGED and not (decision.new_token or decision.fulfils_sync):
-        assert decision.bundle is not None
-        assert decision.bundle.version > poll.has
+    if decision is UNCHANGED:
+        return
+    draws = decision.edition is not None and decision.version == 0
+    assert draws or decision.version >= poll.has
+    if draws:
+        assert org.want is not None
+        assert org.want.newest < poll.has <= org.last
+    elif decision.version == poll.has:
+        assert decision.new_token or decision.fulfils_sync
+        assert decision.edition is None or poll.has in decision.edition.versions
 
 
-@given(polls())
-def test_a_satisfied_device_is_told_so(poll: Poll) -> None:
-    """Whoever holds what is in force, with a young token and no wish, is answered "unchanged"."""
+@given(polls(), organisations())
+def test_a_satisfied_device_is_told_so(poll: Poll, org: Standing) -> None:
+    """Whatever number stands for what it has, with a young token and no wish it is left alone."""
     young = Caller(
         CallerKind.DEVICE,
         issued_at=NOW - timedelta(days=1),
         expires_at=NOW - timedelta(days=1) + LIFE,
     )
-    has = poll.want.version if poll.want else poll.has
-    assert decide(young, has, poll.want, False, NOW) is UNCHANGED
+    for has in org.want.versions if org.want else (poll.has,):
+        assert decide(young, has, org, False, NOW) is UNCHANGED
+
+
+@given(st.integers(8, 10**18 - 1), organisations())
+def test_what_nobody_gave_out_is_left_alone(has: int, org: Standing) -> None:
+    """A liar, or a device from after the backup that was restored: the next publish is above it."""
+    assert decide(Caller(CallerKind.DEVICE), has, org, False, NOW) is UNCHANGED

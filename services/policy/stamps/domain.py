@@ -1,0 +1,114 @@
+"""Contents, and the numbers that stand for them in an organisation.
+
+A device compares numbers only. So each number of an organisation stands for one document, for ever,
+and what a device is answered goes by the document that its number stands for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from services.policy.keys.signing import Statement, envelope_head
+
+_OVERHEAD: Final = 400
+"""Bytes of an entry of the cache beside its text."""
+
+
+class Content(NamedTuple):
+    """Names a document: whose it is, and the SHA-256 of its bytes."""
+
+    tenant_id: UUID
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """A content, and the numbers that stand for it in an organisation, ascending."""
+
+    content: Content
+    versions: tuple[int, ...]
+    newest: int
+    """The last one of them, which devices with another content get."""
+
+    @classmethod
+    def of(cls, content: Content, versions: tuple[int, ...]) -> Edition:
+        """An edition with its numbers; there is at least one."""
+        return cls(content, versions, versions[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it stands with an organisation."""
+
+    want: Edition | None
+    """What its devices are to have; `None` when nothing is in force."""
+    last: int
+    """The highest number that stands for anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The bytes that devices get, with their signature."""
+
+    body: bytes = field(repr=False)
+    signature: bytes
+    key_id: str
+
+    @property
+    def size(self) -> int:
+        """The memory that it takes, in bytes."""
+        return len(self.body) + _OVERHEAD
+
+    def envelope(self, version: int, device_token: str | None = None) -> bytes:
+        """The released agent's ENVELOPE, with a new token for one device where there is one."""
+        head = envelope_head(str(version), self.signature, self.body)
+        if device_token is None:
+            return head + b"}"
+        return head + b',"device_token":' + json.dumps(device_token).encode() + b"}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What is signed beside the document: what the number stands for, for gRPC."""
+
+    content: Content
+    key_id: str
+    statement_head: bytes = field(repr=False)
+    """The statement's payload without the document and the last brace."""
+    statement_signature: bytes
+
+    @property
+    def size(self) -> int:
+        """The memory that it takes, in bytes."""
+        return len(self.statement_head) + _OVERHEAD
+
+    @classmethod
+    def of(cls, content: Content, statement: Statement, body: bytes) -> Stamp:
+        """What there is to store of a statement; its payload ends with the document."""
+        head = statement.payload[: -len(body) - 1]
+        return cls(content, statement.key_id, head, statement.signature)
+
+    def statement(self, body: bytes) -> Statement:
+        """The whole statement, with the document."""
+        payload = self.statement_head + body + b"}"
+        return Statement(payload, self.statement_signature, self.key_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What devices get: a document under a number."""
+
+    version: int
+    document: Document
+    stamp: Stamp
+
+    def envelope(self, device_token: str | None = None) -> bytes:
+        """The released agent's ENVELOPE, with a new token for one device where there is one."""
+        return self.document.envelope(self.version, device_token)
+
+    def statement(self) -> Statement:
+        """What is signed over the number, too."""
+        return self.stamp.statement(self.document.body)

@@ -1,0 +1,213 @@
+"""How it stands with every organisation, in memory, and numbers drawn for devices.
+
+Each process follows the database's own feed. What it knows may be a second old, which is right for
+"not modified" and for nothing else: whoever is about to deliver asks for a fresh view first, and a
+number is drawn in the database alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import DomainError
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import Cursor
+from servicekit.ids import Clock
+from servicekit.observability import logs
+from services.policy.keys.service import KeyRing
+from services.policy.stamps import store
+from services.policy.stamps.cache import Cache
+from services.policy.stamps.domain import Bundle, Content, Document, Edition, Stamp, Standing
+from services.policy.stamps.metrics import DRAWS
+from services.policy.versions import next_version
+
+log = logs.get(__name__)
+
+DOCUMENT_BYTES: Final = 256 << 20
+_STAMP_BYTES: Final = 64 << 20
+_DOCUMENTS_AT_ONCE: Final = 50
+"""One can be half a megabyte."""
+_READERS: Final = 4
+_FRESH_SECONDS: Final = 5.0
+"""So long a device waits for a fresh view; then it gets what is known."""
+_AWAY_SECONDS: Final = 5.0
+"""So long nobody waits for a database that did not answer."""
+_DRAWS: Final = 10
+_DRAWS_WITHIN: Final = timedelta(minutes=1)
+_REFUSED_SECONDS: Final = 60.0
+_MOST_REFUSED: Final = 10_000
+
+
+class Stamps:
+    """What each number stands for. Its feed is run by the service."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        keys: KeyRing,
+        clock: Clock,
+        document_bytes: int = DOCUMENT_BYTES,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._clock = clock
+        self._standings: dict[str, Standing] = {}
+        self._documents: Cache[Content, Document] = Cache(document_bytes)
+        self._stamps: Cache[tuple[UUID, int], Stamp] = Cache(_STAMP_BYTES)
+        self._readers = asyncio.Semaphore(_READERS)
+        self._away_until = 0.0
+        self._refused: dict[tuple[str, int], float] = {}
+        self.follower = changes.follower("policies in force", self._fetch)
+
+    @property
+    def standings(self) -> Mapping[str, Standing]:
+        """How it stands with organisations, by their ids; always the same mapping."""
+        return self._standings
+
+    async def fresh(self) -> bool:
+        """Reads what has changed; callers share a reading. Answers whether that was possible."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until:
+            return False
+        try:
+            async with asyncio.timeout(_FRESH_SECONDS):
+                await self.follower.refresh()
+        except (DomainError, TimeoutError):
+            self._away_until = loop.time() + _AWAY_SECONDS
+            return False
+        return True
+
+    async def bundle(self, tenant_id: UUID, version: int) -> Bundle | None:
+        """What a number of an org stands for; `None` for nothing, or when it cannot be read now."""
+        key = (tenant_id, version)
+        if (found := self._kept(key)) is not None:
+            return found
+        try:
+            async with self._readers:
+                # Somebody else may have read it meanwhile.
+                if (found := self._kept(key)) is not None:
+                    return found
+                return await self._read(key)
+        except DomainError as away:
+            log.info("policy unreadable", error=away.message)
+            return None
+
+    async def draw(self, tenant_id: UUID, edition: Edition, has: int) -> int | None:
+        """A number above `has` that stands for an edition's content, as a device needs it.
+
+        `None` when that is no longer what the organisation's devices are to have, when `has` never
+        stood for anything (a liar's number, or one that a restore lost), and when too many were
+        drawn or the database is away.
+        """
+        loop = asyncio.get_running_loop()
+        asked = (str(tenant_id), has)
+        if self._refused.get(asked, 0.0) > loop.time():
+            return None
+        try:
+            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+                number = await self._draw(connection, tenant_id, edition, has)
+        except DomainError as away:
+            log.info("no number drawn", error=away.message)
+            return None
+        if number is None:
+            if len(self._refused) >= _MOST_REFUSED:
+                self._refused.clear()
+            self._refused[asked] = loop.time() + _REFUSED_SECONDS / _DRAWS
+            return None
+        await self.follower.try_refresh()
+        return number
+
+    async def _draw(
+        self, connection: Connection, tenant_id: UUID, edition: Edition, has: int
+    ) -> int | None:
+        last, reported = await store.lock_counter(connection, tenant_id)
+        # Other processes publish and draw too; they have to wait from here on.
+        org = (await store.standings(connection, [tenant_id])).get(tenant_id)
+        if org is None or org.want is None or org.want.content != edition.content:
+            return None
+        if org.want.newest > has:
+            return org.want.newest
+        if not await store.stood_for_something(connection, tenant_id, has):
+            DRAWS.note("unknown_number")
+            return None
+        now = self._clock()
+        earlier = await store.earlier_draw(connection, tenant_id, _DRAWS)
+        if earlier is not None and earlier > now - _DRAWS_WITHIN:
+            DRAWS.note("deferred")
+            return None
+        number = next_version(last, reported)
+        body = (await store.documents(connection, [edition.content]))[edition.content].body
+        statement = self._keys.signer.state(
+            body,
+            version=number,
+            tenant=str(tenant_id),
+            previous=await store.previous_payload(connection, tenant_id, last),
+            issued_at=now,
+        )
+        stamp = Stamp.of(edition.content, statement, body)
+        await store.insert_draw(connection, tenant_id, number, stamp, now)
+        await store.move_counter(connection, tenant_id, number)
+        DRAWS.note("drawn")
+        return number
+
+    def _kept(self, key: tuple[UUID, int]) -> Bundle | None:
+        stamp = self._stamps.get(key)
+        document = None if stamp is None else self._documents.get(stamp.content)
+        return None if stamp is None or document is None else Bundle(key[1], document, stamp)
+
+    async def _read(self, key: tuple[UUID, int]) -> Bundle | None:
+        tenant_id, version = key
+        async with self._database.system_transaction(
+            "a document may be of a tenant above"
+        ) as connection:
+            stamp = (await store.stamps(connection, [key])).get(key)
+            if stamp is None:
+                former = await store.former(connection, tenant_id, version)
+                if former is None:
+                    return None
+                stamp, document = former
+            else:
+                document = (
+                    self._documents.get(stamp.content)
+                    or (await store.documents(connection, [stamp.content]))[stamp.content]
+                )
+        self._stamps.put(key, stamp)
+        self._documents.put(stamp.content, document)
+        return Bundle(version, document, stamp)
+
+    async def _fetch(self, cursor: str) -> tuple[str, bool]:
+        async with self._database.system_transaction("the cache has all tenants") as connection:
+            page, changed = await store.changed_since(connection, Cursor.parse(cursor))
+            found = await store.standings(connection, changed) if changed else {}
+            await self._preload(connection, found)
+        for tenant_id, standing in found.items():
+            self._standings[str(tenant_id)] = standing
+        return str(page.cursor), page.more
+
+    async def _preload(self, connection: Connection, found: Mapping[UUID, Standing]) -> None:
+        """Reads what devices are about to ask for, so that they get it without the database."""
+        wanted = {
+            (tenant_id, standing.want.newest): standing.want.content
+            for tenant_id, standing in found.items()
+            if standing.want is not None
+        }
+        unknown = [key for key in wanted if key not in self._stamps]
+        for key, stamp in (await store.stamps(connection, unknown)).items() if unknown else ():
+            self._stamps.put(key, stamp)
+        await self._keep(connection, wanted.values())
+
+    async def _keep(self, connection: Connection, contents: Iterable[Content]) -> None:
+        missing = [content for content in dict.fromkeys(contents) if content not in self._documents]
+        for start in range(0, len(missing), _DOCUMENTS_AT_ONCE):
+            # What is new is wanted soon. At the start all is new, and not all may have room.
+            if self._documents.full and not self.follower.synced:
+                return
+            some = missing[start : start + _DOCUMENTS_AT_ONCE]
+            for content, document in (await store.documents(connection, some)).items():
+                self._documents.put(content, document)

@@ -1,0 +1,213 @@
+"""The SQL of stamps: which number of an organisation stands for which document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from servicekit.data.postgres import Connection
+from servicekit.feeds.feed import Cursor, FeedPage, read_page
+from servicekit.security.digests import sha256
+from services.policy.keys.signing import Statement
+from services.policy.stamps.domain import Content, Document, Edition, Stamp, Standing
+from services.policy.versions import MAX_JUMP
+
+_CHANGES_A_PAGE: Final = 1000
+
+CHANGING: Final = (
+    "SELECT changed_xid FROM policy.assignments",
+    "SELECT changed_xid FROM policy.stamps",
+)
+"""What the feed below tells of (`servicekit.feeds.changes`)."""
+
+_BEHIND: Final = (
+    "(SELECT {0}.changed_xid, {0}.id, {0}.tenant_id FROM policy.{0}"
+    " WHERE ({0}.changed_xid, {0}.id) > ($1::text::xid8, $2)"
+    " ORDER BY {0}.changed_xid, {0}.id LIMIT $3)"
+)
+
+
+async def changed_since(connection: Connection, cursor: Cursor) -> tuple[FeedPage, set[UUID]]:
+    """The organisations with which it stands otherwise than at a cursor."""
+    page = await read_page(
+        connection,
+        "SELECT c.changed_xid::text AS changed_xid, c.id AS key, c.tenant_id FROM"
+        f" ({_BEHIND.format('assignments')} UNION ALL {_BEHIND.format('stamps')}) AS c"
+        # By the column: the text of the same name would put 99 behind 100.
+        " ORDER BY c.changed_xid, c.id LIMIT $3",
+        cursor,
+        _CHANGES_A_PAGE,
+    )
+    return page, {row["tenant_id"] for row in page.rows}
+
+
+async def standings(connection: Connection, tenant_ids: Iterable[UUID]) -> dict[UUID, Standing]:
+    """How it stands with organisations, all as of one moment: it is one statement."""
+    rows = await connection.fetch(
+        "SELECT a.tenant_id, s.document_tenant, s.digest,"
+        " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = s.tenant_id"
+        " AND o.document_tenant = s.document_tenant AND o.digest = s.digest AND o.stands"
+        " ORDER BY o.version) AS versions,"
+        " (SELECT max(o.version) FROM policy.stamps o WHERE o.tenant_id = a.tenant_id) AS last"
+        " FROM policy.assignments a LEFT JOIN policy.stamps s"
+        " ON s.tenant_id = a.tenant_id AND s.version = a.version WHERE a.tenant_id = ANY ($1)",
+        list(tenant_ids),
+    )
+    return {
+        row["tenant_id"]: Standing(
+            Edition.of(Content(row["document_tenant"], row["digest"]), tuple(row["versions"]))
+            if row["versions"]
+            else None,
+            row["last"] or 0,
+        )
+        for row in rows
+    }
+
+
+async def documents(connection: Connection, wanted: Sequence[Content]) -> dict[Content, Document]:
+    """Documents with their newest signatures."""
+    rows = await connection.fetch(
+        "SELECT d.tenant_id, d.digest, d.body, s.signature, s.key_id"
+        " FROM unnest($1::uuid[], $2::bytea[]) AS w (tenant_id, digest)"
+        " JOIN policy.documents d ON d.tenant_id = w.tenant_id AND d.digest = w.digest"
+        " JOIN LATERAL (SELECT g.signature, g.key_id FROM policy.signatures g"
+        " LEFT JOIN policy.signing_keys k ON k.id = g.key_id"
+        " WHERE g.tenant_id = d.tenant_id AND g.digest = d.digest"
+        " ORDER BY coalesce(k.signs, false) DESC, g.key_id LIMIT 1) AS s ON true",
+        [content.tenant_id for content in wanted],
+        [content.digest for content in wanted],
+    )
+    return {
+        Content(row["tenant_id"], row["digest"]): Document(
+            row["body"], row["signature"], row["key_id"]
+        )
+        for row in rows
+    }
+
+
+async def stamps(
+    connection: Connection, wanted: Sequence[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], Stamp]:
+    """What numbers of organisations stand for."""
+    rows = await connection.fetch(
+        "SELECT s.tenant_id, s.version, s.document_tenant, s.digest, s.key_id, s.statement_head,"
+        " s.statement_signature FROM unnest($1::uuid[], $2::bigint[]) AS w (tenant_id, version)"
+        " JOIN policy.stamps s ON s.tenant_id = w.tenant_id AND s.version = w.version",
+        [tenant_id for tenant_id, _ in wanted],
+        [version for _, version in wanted],
+    )
+    return {
+        (row["tenant_id"], row["version"]): Stamp(
+            Content(row["document_tenant"], row["digest"]),
+            row["key_id"],
+            row["statement_head"],
+            row["statement_signature"],
+        )
+        for row in rows
+    }
+
+
+async def lock_counter(connection: Connection, tenant_id: UUID) -> tuple[int, int]:
+    """Locks an org's counter; answers its last version and the highest one that devices report.
+
+    What a device reports counts only as far as it may move the counter.
+    """
+    await connection.execute(
+        "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
+        " ON CONFLICT (tenant_id) DO NOTHING",
+        tenant_id,
+    )
+    last: int = await connection.fetchval(
+        "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE",
+        tenant_id,
+    )
+    reported: int | None = await connection.fetchval(
+        "SELECT max(version) FROM policy.applied_versions WHERE tenant_id = $1 AND version <= $2",
+        tenant_id,
+        last + MAX_JUMP,
+    )
+    return last, reported or 0
+
+
+async def move_counter(connection: Connection, tenant_id: UUID, version: int) -> None:
+    """Moves an org's counter, which has to be locked, to a new number."""
+    await connection.execute(
+        "UPDATE policy.version_counters SET last_version = $2 WHERE tenant_id = $1",
+        tenant_id,
+        version,
+    )
+
+
+async def previous_payload(connection: Connection, tenant_id: UUID, version: int) -> bytes | None:
+    """The statement's payload of a number, whether a publish or a draw made it."""
+    payload: bytes | None = await connection.fetchval(
+        "SELECT s.statement_head || d.body || '}'::bytea FROM policy.stamps s"
+        " JOIN policy.documents d ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
+        " WHERE s.tenant_id = $1 AND s.version = $2"
+        " UNION ALL SELECT v.statement_payload FROM policy.versions v"
+        " WHERE v.tenant_id = $1 AND v.version = $2 LIMIT 1",
+        tenant_id,
+        version,
+    )
+    return payload
+
+
+async def stood_for_something(connection: Connection, tenant_id: UUID, version: int) -> bool:
+    """Whether a number was ever given out, as far as the database knows."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM policy.stamps WHERE tenant_id = $1 AND version = $2)"
+        " OR EXISTS (SELECT FROM policy.versions WHERE tenant_id = $1 AND version = $2)",
+        tenant_id,
+        version,
+    )
+    return found
+
+
+async def former(
+    connection: Connection, tenant_id: UUID, version: int
+) -> tuple[Stamp, Document] | None:
+    """A version as it was published; from before numbers were stamped, or not in force since."""
+    row = await connection.fetchrow(
+        "SELECT document, signature, statement_payload, statement_signature, key_id"
+        " FROM policy.versions WHERE tenant_id = $1 AND version = $2",
+        tenant_id,
+        version,
+    )
+    if row is None:
+        return None
+    body = row["document"]
+    statement = Statement(row["statement_payload"], row["statement_signature"], row["key_id"])
+    content = Content(tenant_id, sha256(body))
+    return Stamp.of(content, statement, body), Document(body, row["signature"], row["key_id"])
+
+
+async def earlier_draw(connection: Connection, tenant_id: UUID, count: int) -> datetime | None:
+    """When an org drew the last number but `count - 1`; `None` when it drew fewer."""
+    drawn: datetime | None = await connection.fetchval(
+        "SELECT s.stamped_at FROM policy.stamps s WHERE s.tenant_id = $1 AND s.cause = 'draw'"
+        " ORDER BY s.version DESC OFFSET $2 LIMIT 1",
+        tenant_id,
+        count - 1,
+    )
+    return drawn
+
+
+async def insert_draw(
+    connection: Connection, tenant_id: UUID, version: int, stamp: Stamp, now: datetime
+) -> None:
+    """Stores that a new number stands for a document that others stand for already."""
+    await connection.execute(
+        "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
+        " statement_head, statement_signature, cause, stamped_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, 'draw', $8)",
+        tenant_id,
+        version,
+        stamp.content.tenant_id,
+        stamp.content.digest,
+        stamp.key_id,
+        stamp.statement_head,
+        stamp.statement_signature,
+        now,
+    )

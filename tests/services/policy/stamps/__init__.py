@@ -1,0 +1,1 @@
+"""Stamps, and what devices are answered by them."""
