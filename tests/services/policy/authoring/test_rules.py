@@ -17,6 +17,7 @@ from services.policy.authoring import store
 from services.policy.authoring.document import parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.keys.service import PURPOSE, KeyRing
+from services.policy.stamps.store import lock_counter
 from services.policy.versions import Version
 from tests.services.policy.authoring.test_console import as_json, opened, save
 from tests.services.policy.delivery.test_delivery import internal
@@ -57,7 +58,7 @@ async def stored_before(world: World, policy_id: str, authored: Any, document: A
             connection, Scope((ORG.id,)), UUID(policy_id), for_update=True
         )
         assert policy is not None
-        number = (await store.lock_counter(connection, ORG.id))[0] + 1
+        number = (await lock_counter(connection, ORG.id))[0] + 1
         statement = keys.signer.state(
             encoded, version=number, tenant=str(ORG.id), previous=None, issued_at=now()
         )
