@@ -25,6 +25,7 @@ from cli import (
     migrate,
     nats,
     orgs,
+    policies,
     postgres,
     service,
     service_accounts,
@@ -78,6 +79,7 @@ app.add_typer(directories.app)
 app.add_typer(directories.domains)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
+app.add_typer(policies.app)
 app.add_typer(tpm_roots.app)
 services.add_to(app)
 

@@ -214,6 +214,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "WithdrawPolicy": _ADMIN_WRITE,
             "RollbackPolicy": _ADMIN_WRITE,
             "ListPolicyVersions": _USER_READ,
+            "DiffPolicyVersions": _USER_READ,
             "ListOrphanedDevices": _USER_READ,
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,

@@ -239,6 +239,7 @@ _NAMED: dict[str, Case] = {
     "PolicyService/WithdrawPolicy": _by_id(lambda v: v.policy["id"]),
     "PolicyService/RollbackPolicy": _by_id(lambda v: v.policy["id"], version="1"),
     "PolicyService/ListPolicyVersions": lambda v, _: {"policy_id": v.policy["id"]},
+    "PolicyService/DiffPolicyVersions": lambda v, _: {"policy_id": v.policy["id"], "version": "1"},
     "PolicyService/ListOrphanedDevices": _list,
     "PolicyService/GetAttestationGate": _list,
     "PolicyService/UpdateAttestationGate": _in_org(mode="OBSERVE"),

@@ -589,6 +589,116 @@ class PolicyVersion(_message.Message):
 Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
 
 @_typing.final
+class DiffPolicyVersionsRequest(_message.Message):
+    """Which versions to compare."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.str
+    """The policy's id."""
+    version: _builtins.str
+    """The version."""
+    base: _builtins.str
+    """The version of the same policy to compare it with; the one that was published
+    before it when not given.
+    """
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        base: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "policy_id", b"policy_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffPolicyVersionsRequest: _TypeAlias = DiffPolicyVersionsRequest  # noqa: Y015
+
+@_typing.final
+class DiffPolicyVersionsResponse(_message.Message):
+    """The difference between two versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """The version that was compared with; empty when `version` is the policy's first
+    one, which is compared with a policy that sets nothing.
+    """
+    version: _builtins.str
+    """The version."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyChange]:
+        """What is different, in the order of a document. Empty when devices get the same."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        version: _builtins.str = ...,
+        changes: _abc.Iterable[Global___PolicyChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "changes", b"changes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffPolicyVersionsResponse: _TypeAlias = DiffPolicyVersionsResponse  # noqa: Y015
+
+@_typing.final
+class PolicyChange(_message.Message):
+    """A field that two documents do not have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ITEM_KEY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    SECRET_CHANGED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path of the field in a device document, such as `network.wifi`."""
+    item_key: _builtins.str
+    """In lists of applications, extensions, bookmarks, networks and VPNs the item's
+    name: its `id`, itself, its `url`, `ssid` or `name`. Empty for other fields.
+    """
+    secret_changed: _builtins.bool
+    """Whether a secret of the item became another one, which is not shown."""
+    @_builtins.property
+    def before(self) -> _struct_pb2.Value:
+        """What it was, with secrets as in Policy; absent when there was nothing."""
+
+    @_builtins.property
+    def after(self) -> _struct_pb2.Value:
+        """What it became; absent when it is gone."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        item_key: _builtins.str = ...,
+        before: _struct_pb2.Value | None = ...,
+        after: _struct_pb2.Value | None = ...,
+        secret_changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "item_key", b"item_key", "path", b"path", "secret_changed", b"secret_changed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyChange: _TypeAlias = PolicyChange  # noqa: Y015
+
+@_typing.final
 class ListOrphanedDevicesRequest(_message.Message):
     """Which orphaned devices to list."""
 

@@ -82,6 +82,11 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
                 _registered_method=True)
+        self.DiffPolicyVersions = channel.unary_unary(
+                '/evergreen.v1.PolicyService/DiffPolicyVersions',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.FromString,
+                _registered_method=True)
         self.ListOrphanedDevices = channel.unary_unary(
                 '/evergreen.v1.PolicyService/ListOrphanedDevices',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
@@ -189,6 +194,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffPolicyVersions(self, request, context):
+        """Says what one version of a policy sets otherwise than another one, field by
+        field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrphanedDevices(self, request, context):
         """Lists the devices that run a policy although none is in force for their
         organisation, because it was withdrawn or deleted.
@@ -274,6 +287,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ListPolicyVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'DiffPolicyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffPolicyVersions,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.SerializeToString,
             ),
             'ListOrphanedDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrphanedDevices,
@@ -545,6 +563,33 @@ class PolicyService:
             '/evergreen.v1.PolicyService/ListPolicyVersions',
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffPolicyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/DiffPolicyVersions',
+            evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

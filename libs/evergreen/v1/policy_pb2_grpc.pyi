@@ -72,6 +72,10 @@ class PolicyServiceStub:
     """
     ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]
     """Lists what was published of a policy, newest first."""
+    DiffPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]
+    """Says what one version of a policy sets otherwise than another one, field by
+    field.
+    """
     ListOrphanedDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
@@ -131,6 +135,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
     ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
     """Lists what was published of a policy, newest first."""
+    DiffPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]  # type: ignore[assignment]
+    """Says what one version of a policy sets otherwise than another one, field by
+    field.
+    """
     ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
@@ -241,6 +249,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListPolicyVersionsResponse, _abc.Awaitable[_policy_pb2.ListPolicyVersionsResponse]]:
         """Lists what was published of a policy, newest first."""
+
+    @_abc_1.abstractmethod
+    def DiffPolicyVersions(
+        self,
+        request: _policy_pb2.DiffPolicyVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.DiffPolicyVersionsResponse, _abc.Awaitable[_policy_pb2.DiffPolicyVersionsResponse]]:
+        """Says what one version of a policy sets otherwise than another one, field by
+        field.
+        """
 
     @_abc_1.abstractmethod
     def ListOrphanedDevices(

@@ -12,9 +12,11 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import from_value, timestamp, to_value
+from services.policy.authoring.changes import Change
 from services.policy.authoring.domain import Policy, Published, warnings_of
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide
-from services.policy.authoring.service import Change, PolicyService
+from services.policy.authoring.service import Change as PolicyChange
+from services.policy.authoring.service import PolicyService
 from services.policy.gate.api import GateApi
 from services.policy.gate.service import Gates
 from services.policy.orphans.domain import Orphan
@@ -74,7 +76,7 @@ class PolicyApi(GateApi):
     ) -> policy_pb2.Policy:
         """Changes a policy."""
         has_bundle = request.HasField("bundle")
-        change = Change(
+        change = PolicyChange(
             name=request.name if request.HasField("name") else None,
             description=request.description if request.HasField("description") else None,
             org_id=given_id(request.org_id),
@@ -124,6 +126,21 @@ class PolicyApi(GateApi):
         return policy_pb2.ListPolicyVersionsResponse(
             versions=[_to_version(version) for version in page.items],
             next_page_token=page.token,
+        )
+
+    async def DiffPolicyVersions(
+        self, request: policy_pb2.DiffPolicyVersionsRequest, context: Context
+    ) -> policy_pb2.DiffPolicyVersionsResponse:
+        """Says what a version sets otherwise than another one."""
+        base, found = await self._service.diff(
+            context.call,
+            UUID(request.policy_id),
+            request.version,
+            request.base,
+            _mask_for(context.call.caller),
+        )
+        return policy_pb2.DiffPolicyVersionsResponse(
+            base=base, version=request.version, changes=map(_to_change, found)
         )
 
     async def ListOrphanedDevices(
@@ -190,6 +207,17 @@ def _to_version(version: Published) -> policy_pb2.PolicyVersion:
         # A digest over secrets lets its reader try out guesses.
         document_sha256="" if version.holds_secrets else version.document_sha256,
     )
+
+
+def _to_change(change: Change) -> policy_pb2.PolicyChange:
+    message = policy_pb2.PolicyChange(
+        path=change.path, item_key=change.name, secret_changed=change.secret
+    )
+    if change.before is not None:
+        to_value(change.before, message.before)
+    if change.after is not None:
+        to_value(change.after, message.after)
+    return message
 
 
 def _to_orphan(orphan: Orphan) -> policy_pb2.OrphanedDevice:

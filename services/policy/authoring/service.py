@@ -30,6 +30,8 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from services.policy.authoring import store
+from services.policy.authoring.changes import Change as Differs
+from services.policy.authoring.changes import changes
 from services.policy.authoring.configuration import is_console_form
 from services.policy.authoring.domain import (
     Policy,
@@ -233,9 +235,7 @@ class PolicyService:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
-            earlier = await store.get_version(connection, policy.tenant_id, parse_version(version))
-            if earlier is None or earlier.policy_id != policy.id:
-                raise not_found("policy version", version)
+            earlier = await _published(connection, policy, version)
             await lock_counter(connection, policy.tenant_id)
             now = await store.get_in_force(connection, policy.tenant_id)
             bundle = complete(json.loads(earlier.authored), *_authored_of(now))
@@ -266,6 +266,27 @@ class PolicyService:
             return await store.list_versions(
                 connection, policy, before, limit, ask_secrets=not _may_see_secrets(call.caller)
             )
+
+    async def diff(
+        self, call: Call, policy_id: UUID, version: str, base: str, mask: str
+    ) -> tuple[str, list[Differs]]:
+        """What a version sets otherwise than `base`, or else than the one before it.
+
+        Answers the version that it was compared with, too; empty for none.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            policy = await _found(connection, scope, policy_id)
+            after = await _published(connection, policy, version)
+            if not base:
+                before = await store.get_version_before(connection, after)
+            else:
+                before = await _published(connection, policy, base)
+        nothing: dict[str, Any] = {}
+        found = changes(
+            json.loads(before.document) if before else nothing, json.loads(after.document), mask
+        )
+        return str(before.version) if before else "", found
 
     async def _authored(
         self, connection: Connection, org_id: UUID, bundle: Any, *sources: Any, draft: bool
@@ -365,6 +386,14 @@ async def _locked(connection: Connection, scope: Scope, policy_id: UUID) -> Poli
     policy = await _found(connection, scope, policy_id, for_update=True)
     check_etag(policy.etag)
     return policy
+
+
+async def _published(connection: Connection, policy: Policy, version: str) -> Version:
+    """A version of a policy."""
+    found = await store.get_version(connection, policy.tenant_id, parse_version(version))
+    if found is None or found.policy_id != policy.id:
+        raise not_found("policy version", version)
+    return found
 
 
 def _authored_of(version: Version | None) -> tuple[Any, ...]:

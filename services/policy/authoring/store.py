@@ -194,6 +194,18 @@ async def get_version(connection: Connection, tenant_id: UUID, version: int) -> 
     return None if row is None else to_version(row)
 
 
+async def get_version_before(connection: Connection, version: Version) -> Version | None:
+    """What was published of the same policy before a version."""
+    row = await connection.fetchrow(
+        f"SELECT {_VERSION} FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
+        " AND v.version < $3 ORDER BY v.version DESC LIMIT 1",
+        version.policy_id,
+        version.tenant_id,
+        version.version,
+    )
+    return None if row is None else to_version(row)
+
+
 async def get_in_force(connection: Connection, tenant_id: UUID) -> Version | None:
     """The version in force for an org; stays it while the org's counter is locked."""
     row = await connection.fetchrow(

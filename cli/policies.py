@@ -1,0 +1,183 @@
+"""`evergreen policies`: what is published of policies, and what is different between versions."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import ALL, Org, org_id
+from cli.session import session
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+app = typer.Typer(
+    name="policies",
+    help="Policies: list, show their versions and what is different between them, withdraw.",
+    no_args_is_help=True,
+)
+
+Policy = Annotated[str, typer.Argument(help="The policy, by its name or id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+_FAILED: Final = 2
+_COLUMNS: Final = ("NAME", "VERSION", "STATE", "CHANGED", "ID")
+_VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED", "BY", "ROLLBACK OF")
+
+
+@app.command("list")
+def list_policies(
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the policies of an organisation, and which one is in force."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = list(api.pages("/api/policies", "policies", ALL, orgId=org_id(api, org)))
+        for line in (
+            [json.dumps(one, ensure_ascii=False) for one in found]
+            if as_json
+            else table(_COLUMNS, [_row(one) for one in found])
+        ):
+            typer.echo(line)
+
+
+@app.command()
+def versions(
+    policy: Policy,
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show what was published of a policy, newest first."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        path = f"/api/policies/{_found(api, org, policy)['id']}/versions"
+        found = list(api.pages(path, "versions", ALL))
+        for line in (
+            [json.dumps(one, ensure_ascii=False) for one in found]
+            if as_json
+            else table(_VERSION_COLUMNS, [_version_row(one) for one in found])
+        ):
+            typer.echo(line)
+
+
+@app.command()
+def diff(
+    policy: Policy,
+    version: Annotated[
+        str, typer.Argument(help="The version; the last published one when not given.")
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The version to compare it with; the one before it when not given.",
+            show_default=False,
+        ),
+    ] = "",
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Say what a version sets otherwise than another one, field by field."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org, policy)
+        version = version or found["version"]
+        if version == "0":
+            raise CliError(f"{found['name']} was never published")
+        path = f"/api/policies/{found['id']}/versions/{version}/diff"
+        answer = api.get(path, **({"base": base} if base else {}))
+        if as_json:
+            for change in answer["changes"]:
+                typer.echo(json.dumps(change, ensure_ascii=False))
+            return
+        typer.echo(f"version {answer['version']}, compared with {answer['base'] or 'nothing'}")
+        for line in _lines(answer["changes"]):
+            typer.echo(line)
+
+
+@app.command()
+def withdraw(
+    policy: Policy,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Take a policy out of force and keep it; devices that have it go on with it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org, policy)
+        if not yes:
+            typer.confirm(f"Withdraw {found['name']}?", abort=True)
+        api.post(f"/api/policies/{found['id']}/withdraw", {})
+        typer.echo(f"{found['name']} is not in force.")
+
+
+def _found(api: Api, org: str, name: str) -> Any:
+    """A policy by its name or id.
+
+    Raises:
+        CliError: there is none, or there are several.
+    """
+    found = [
+        policy
+        for policy in api.pages("/api/policies", "policies", ALL, orgId=org_id(api, org))
+        if name in {policy["id"], policy["name"]}
+    ]
+    if not found:
+        raise CliError(f"no policy is called {name}; `policies list` shows them")
+    if len(found) > 1:
+        raise CliError(f"several policies are called {name}; give the id of one")
+    return found[0]
+
+
+def _row(policy: Any) -> tuple[str, ...]:
+    state = "in force" if policy["inForce"] else "withdrawn or replaced"
+    if policy["version"] == "0":
+        state = "draft"
+    changed = "yes" if policy["hasUnpublishedChanges"] else ""
+    return policy["name"], policy["version"], state, changed, policy["id"]
+
+
+def _version_row(version: Any) -> tuple[str, ...]:
+    return (
+        version["version"],
+        version["publishedAt"],
+        version["publishedBy"],
+        version["rollbackOf"],
+    )
+
+
+def _lines(changes: list[Any]) -> list[str]:
+    """One or two lines a change, as `diff` writes them."""
+    if not changes:
+        return ["nothing is different"]
+    found: list[str] = []
+    for change in changes:
+        place = f"{change['path']}[{change['itemKey']}]" if change["itemKey"] else change["path"]
+        for sign, side in (("-", "before"), ("+", "after")):
+            if side in change and change[side] is not None:
+                text = json.dumps(change[side], ensure_ascii=False)
+                found.append(f"{sign} {place}: {text}")
+        if change["secretChanged"]:
+            found.append(f"! {place}: a secret is another one")
+    return found

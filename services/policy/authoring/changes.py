@@ -1,0 +1,60 @@
+"""What is different between two documents, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.policy.authoring.fields import FIELDS
+from services.policy.authoring.secret_values import hide
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A field, or an item of one, that is not the same; `None` where there is none."""
+
+    path: str
+    name: str
+    """The item's name; empty for a field that is one value."""
+    before: Any = field(repr=False)
+    after: Any = field(repr=False)
+    secret: bool
+    """Whether a secret is another one, which the values do not show."""
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], mask: str) -> list[Change]:
+    """What `after` says otherwise than `before`, with `mask` in place of secrets.
+
+    Both are documents as JSON. The order of items does not count.
+    """
+    found: list[Change] = []
+    shown_before, shown_after = hide(before, mask), hide(after, mask)
+    for one in FIELDS:
+        old, new = dict(one.named(before)), dict(one.named(after))
+        old_shown, new_shown = dict(one.named(shown_before)), dict(one.named(shown_after))
+        for name in dict.fromkeys((*old, *new)):
+            if old.get(name) == new.get(name):
+                continue
+            was, becomes = old_shown.get(name), new_shown.get(name)
+            found.append(
+                Change(
+                    one.path,
+                    name,
+                    was,
+                    becomes,
+                    secret=name in old
+                    and name in new
+                    and _secrets_differ(old[name], new[name], was, becomes),
+                )
+            )
+    return found
+
+
+def _secrets_differ(old: Any, new: Any, was: Any, becomes: Any) -> bool:
+    """Whether two items differ where a mask stands in both."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return False
+    return any(
+        old.get(key) != new.get(key) and was.get(key) == becomes.get(key) for key in {**old, **new}
+    )
