@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.policy.authoring.fields import FIELDS
 from services.policy.authoring.secret_values import hide
+from services.policy.layers.fields import FIELDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ CREATE TABLE policy.stamps (
     -- Whether a device with this number is left alone while it is to have the document. A publish moves
     -- all to its own number.
     stands boolean NOT NULL DEFAULT true,
+    -- `publish` or `draw`.
     cause text NOT NULL,
     stamped_at timestamptz NOT NULL,
     changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     PRIMARY KEY (tenant_id, version),
-    CONSTRAINT stamps_cause_known CHECK (cause IN ('publish', 'draw')),
     CONSTRAINT stamps_document_exists
         FOREIGN KEY (document_tenant, digest) REFERENCES policy.documents (tenant_id, digest)
 );

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from servicekit.rpc.values import from_value
 from services.policy.authoring.changes import changes
 from services.policy.authoring.document import Document, parse_document
-from services.policy.authoring.fields import FIELDS
 from services.policy.authoring.goencoding import encode_document
 from services.policy.authoring.secret_values import MASKED
+from services.policy.layers.fields import FIELDS
 from tests.support.policy import ORG, SISTER, Admin, World, world
 from tests.support.refusals import refusal
 

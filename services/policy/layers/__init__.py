@@ -1,0 +1,1 @@
+"""What policies say field by field."""
