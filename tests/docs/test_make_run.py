@@ -198,11 +198,15 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         root.post("/api/policies", json={"name": "Form", "orgId": stack.tenant_id, "bundle": form})
     )
     with Commands("docs/policies.md", "make-run") as commands:
+        compared = commands.take("What changed")
         blocks = commands.take("The console's form")
     first, then = reader.run(day()), documented.script(blocks, reader.directory)
     assert first
-    reader.run(documented.script(day(), reader.directory) + f"POLICY={policy['id']}\n" + then)
+    named = f"POLICY={policy['id']}\n"
+    reader.run(documented.script(day(), reader.directory) + named + then)
     ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
+    said = reader.run(named + documented.script(compared, reader.directory))
+    assert "+ network.wifi[School]:" in said
 
 
 def test_groups(reader: Reader, stack: Stack, root: httpx.Client) -> None:
