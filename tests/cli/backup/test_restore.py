@@ -70,7 +70,8 @@ async def test_all_rows_come_back(world: World) -> None:
         assert await contents(world.second, name, *without) == before, name
         assert len(before) == rows
     async with superuser(world.second) as connection:
-        assert await connection.fetchval("SELECT last_version FROM policy.version_counters") == 1_000_007
+        counter = "SELECT last_version FROM policy.version_counters"
+        assert await connection.fetchval(counter) == 1_000_007
         assert await connection.fetchval("SELECT ended_at FROM identity.session") is not None
         purposes = await connection.fetch("SELECT purpose FROM identity.signing_key")
         assert [row["purpose"] for row in purposes] == ["devices"]
@@ -173,7 +174,8 @@ async def test_what_was_decided_since_holds(world: World) -> None:
             LEAVES: ("decommissioned", 1),
             comes: ("active", 2),
         }
-        assert await connection.fetchval("SELECT last_version FROM policy.version_counters") == 1_005_000
+        counter = "SELECT last_version FROM policy.version_counters"
+        assert await connection.fetchval(counter) == 1_005_000
         assert await connection.fetchval("SELECT status FROM identity.account") == "disabled"
         assert await connection.fetchval("SELECT revoked_at FROM enrollment.token") is not None
     # Unless it is wanted gone.
