@@ -143,6 +143,8 @@ def _started(home: Path) -> Iterator[None]:
         "EVERGREEN_HOME": str(home),
         "EVERGREEN_PORT": str(_free_port()),
         "EVERGREEN_LOOPBACK_ONLY": "true",
+        # Its forwarders and directories are the real installation's.
+        "EVERGREEN_OUTBOUND": "false",
         "EVERGREEN_LOG_FORMAT": "json",
         # The launcher ends with the one who started it, as it does with `make`.
         "MAKELEVEL": "1",

@@ -91,6 +91,11 @@ class ServiceSettings(_Targets):
     stream_replicas: int = Field(
         default=1, ge=1, le=5, description="Number of NATS servers that keep each stream."
     )
+    outbound: bool = Field(
+        default=True,
+        description="Whether others' servers are connected to: receivers of forwarders, and"
+        " directories. False for a copy of an installation that is only tried.",
+    )
     master_key_file: Path | None = Field(
         default=None,
         description="File with the 32-byte key, base64, that seals private keys.",

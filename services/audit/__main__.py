@@ -94,7 +94,7 @@ async def build(kit: Kit) -> Parts:
             record,
             keys.follower.run,
             Backups(kit.database).watch,
-            worker.run,
+            *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
         ],
         closing=TenantWork(erase=erase),

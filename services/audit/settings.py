@@ -57,6 +57,8 @@ class AuditSettings(KeySettings):
     @property
     def forward_rules(self) -> Rules:
         """Whom forwarders may connect to."""
+        if not self.outbound:
+            return Rules("none", (), read_denied("0.0.0.0/0,::/0"))
         return Rules(
             self.forward_private, read_allowed(self.forward_allow), read_denied(self.forward_deny)
         )

@@ -120,7 +120,8 @@ def _directories(
         kit.database, kit.outbox, directories, accounts, threads, tries, kit.clock
     )
     ends = (threads.run_until_stopped, trial_threads.run_until_stopped)
-    return _Directories(DirectoryApi(directories, trials, syncs), logins, (syncs.run, *ends))
+    tasks = (syncs.run, *ends) if settings.outbound else ends
+    return _Directories(DirectoryApi(directories, trials, syncs), logins, tasks)
 
 
 async def build(kit: Kit) -> Parts:

@@ -173,7 +173,7 @@ class Rules:
             return ""
         named = {address, found, _tunnelled(found) or found}
         if any(one in network for network in self.denied for one in named):
-            return "its address is denied by EVERGREEN_FORWARD_DENY"
+            return "its address is denied by EVERGREEN_FORWARD_DENY or EVERGREEN_OUTBOUND"
         reached = reach(address)
         if reached is Reach.NEVER:
             return "its address is this machine's, a link's or reserved"

@@ -214,7 +214,7 @@ class Forwarders:
             await self._begin(connection, forwarder)
             event = ForwarderCreated(id=forwarder.id, after=messages.snapshot(forwarder))
             await self._outbox.append(connection, CloudEvent(event, tenant_id))
-        self._worker.changed()
+        self._worker.changed(forwarder.id)
         shown = await self._shown(forwarder)
         return replace(shown, secret=secrets.signing[0] if secrets.signing else "")
 
@@ -252,7 +252,7 @@ class Forwarders:
                 await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
             if after != before or before.state.next_attempt_at is not None:
                 await store.try_now(connection, forwarder_id)
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
         return replace(await self.get(call, forwarder_id), secret=secret)
 
     def _changed(self, before: Forwarder, change: Change) -> tuple[Forwarder, str]:
@@ -306,7 +306,7 @@ class Forwarders:
             await store.delete(connection, before)
             event = ForwarderDeleted(id=forwarder_id, before=messages.snapshot(before))
             await self._outbox.append(connection, CloudEvent(event, before.tenant_id))
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
 
     async def test(self, call: Call, forwarder_id: UUID) -> Tested:
         """Sends a message now; after a success the forwarder tries at once.
@@ -333,7 +333,7 @@ class Forwarders:
             if not error:
                 await store.try_now(connection, forwarder_id)
             await self._outbox.append(connection, messages.tested(forwarder, error))
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
         return Tested(error, status, took)
 
     async def _send_test(self, forwarder: Forwarder) -> int:
@@ -363,7 +363,7 @@ class Forwarders:
             replayed = ForwarderReplay(name=found.name, starting=since)
             event = ForwarderReplayed(id=forwarder_id, after=replayed)
             await self._outbox.append(connection, CloudEvent(event, found.tenant_id))
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
         return await self.get(call, forwarder_id)
 
     async def rotate_secret(self, call: Call, forwarder_id: UUID, overlap: timedelta) -> Shown:
@@ -399,7 +399,7 @@ class Forwarders:
             rotated = ForwarderSecret(name=after.name, overlap_until=now + overlap)
             event = ForwarderSecretRotated(id=forwarder_id, after=rotated)
             await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
         return replace(await self.get(call, forwarder_id), secret=secrets.signing[0])
 
     async def list_quarantined(
@@ -426,7 +426,7 @@ class Forwarders:
             retried = ForwarderRetry(name=forwarder.name, messages=count)
             event = ForwarderQuarantineRetried(id=forwarder_id, after=retried)
             await self._outbox.append(connection, CloudEvent(event, forwarder.tenant_id))
-        self._worker.changed()
+        self._worker.changed(forwarder_id)
         return count
 
     async def _found(self, call: Call, forwarder_id: UUID) -> Forwarder:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -110,14 +110,18 @@ def _forwarder(row: asyncpg.Record) -> Forwarder:
         created_at=row["created_at"],
         created_by=row["created_by"],
         updated_at=row["updated_at"],
-        state=State(
-            failing_since=row["failing_since"],
-            told=row["told"],
-            attempts=row["attempts"],
-            next_attempt_at=row["next_attempt_at"],
-            last_error=row["last_error"],
-            last_success_at=row["last_success_at"],
-        ),
+        state=_state(row),
+    )
+
+
+def _state(row: asyncpg.Record) -> State:
+    return State(
+        failing_since=row["failing_since"],
+        told=row["told"],
+        attempts=row["attempts"],
+        next_attempt_at=row["next_attempt_at"],
+        last_error=row["last_error"],
+        last_success_at=row["last_success_at"],
     )
 
 
@@ -599,10 +603,16 @@ async def recorded(connection: Connection) -> tuple[str, int]:
     return (row["incarnation"], row["sequence"]) if row else ("", 0)
 
 
-async def enabled(connection: Connection, lease: UUID) -> list[Due]:
-    """All forwarders that send."""
+async def enabled(
+    connection: Connection, lease: UUID, known: Mapping[UUID, Forwarder]
+) -> tuple[list[Due], bool]:
+    """The enabled forwarders that no other process sends for, and whether there are any at all.
+
+    Args:
+        known: by id; of these only the state is read, unless they were changed.
+    """
     rows = await connection.fetch(
-        f"SELECT {_QUALIFIED}, {_STATE}, s.lease = $1 AS is_mine,"
+        f"SELECT f.id, f.revision, {_STATE}, s.lease = $1 AS is_mine,"
         " s.lease IS NULL OR s.lease_until < now() AS is_free,"
         " (SELECT min(next_attempt_at) FROM audit.forwarder_position p"
         " WHERE p.forwarder_id = f.id AND next_attempt_at IS NOT NULL) AS held_until"
@@ -610,15 +620,32 @@ async def enabled(connection: Connection, lease: UUID) -> list[Due]:
         " JOIN audit.forwarder_state s ON s.forwarder_id = f.id WHERE f.enabled ORDER BY f.id",
         lease,
     )
-    return [
+    kept = {
+        row["id"]: replace(known[row["id"]], state=_state(row))
+        for row in rows
+        if row["id"] in known and known[row["id"]].revision == row["revision"]
+    }
+    wanted = [
+        row["id"] for row in rows if row["id"] not in kept and (row["is_mine"] or row["is_free"])
+    ]
+    if wanted:
+        read = await connection.fetch(
+            f"SELECT {_QUALIFIED}, {_STATE} FROM audit.forwarder f"
+            " JOIN audit.forwarder_state s ON s.forwarder_id = f.id WHERE f.id = ANY ($1)",
+            wanted,
+        )
+        kept |= {row["id"]: _forwarder(row) for row in read}
+    due = [
         Due(
-            forwarder=_forwarder(row),
+            forwarder=kept[row["id"]],
             is_mine=bool(row["is_mine"]),
             is_free=bool(row["is_free"]),
             held_until=row["held_until"],
         )
         for row in rows
+        if row["id"] in kept
     ]
+    return due, bool(rows)
 
 
 async def take(connection: Connection, forwarder_id: UUID, lease: UUID, seconds: float) -> bool:

@@ -97,9 +97,9 @@ class Worker:
         if self._runners:
             self._wake.set()
 
-    def changed(self) -> None:
+    def changed(self, forwarder_id: UUID) -> None:
         """A forwarder was changed by this process."""
-        for runner in self._runners.values():
+        if runner := self._runners.get(forwarder_id):
             runner.look_at = 0.0
         self._wake.set()
 
@@ -136,8 +136,8 @@ class Worker:
             "forwarders of all tenants are looked at"
         ) as connection:
             seen = await store.recorded(connection)
-            found = await store.enabled(connection, self._lease)
-            self._has_any = bool(found)
+            known = {key: runner.forwarder for key, runner in self._runners.items()}
+            found, self._has_any = await store.enabled(connection, self._lease, known)
             since = now - TOLD_AFTER
             if any(_is_untold(due.forwarder, since) for due in found):
                 for forwarder in await store.failing_untold(connection, since):

@@ -13,7 +13,7 @@ import pytest
 
 from auditlog.chain import canonical, entry_hash
 from evergreen.v1 import audit_pb2 as pb
-from tests.services.audit.forward.conftest import World
+from tests.services.audit.forward.conftest import StartWorld, World
 from tests.support import callers
 from tests.support.audit import ORG, RESELLER, ROOT, SISTER, STRANGER, event
 from tests.support.receivers import Posted
@@ -384,3 +384,22 @@ async def test_only_webhooks_have_a_secret(world: World, rotate: bool) -> None:
         )
     )
     assert refused.reason == "NO_SECRET"
+
+
+async def test_a_copy_that_is_only_tried_connects_to_nobody(start_world: StartWorld) -> None:
+    """A rehearsal restores the installation's forwarders: it neither sends nor disables them."""
+    world = await start_world()
+    forwarder = await world.create()
+    await world.record(event())
+    await world.receiver.until_events(1)
+    await world.audit.running.stop(0)
+
+    copy = await start_world(outbound=False)
+    await copy.record(event())
+    await asyncio.sleep(1)
+    found = await copy.get(forwarder.id)
+    assert (found.enabled, found.state.last_error) == (True, "")
+    assert found.state.backlog
+    assert len(copy.receiver.events) == 1
+    refused = await refusal(copy.create())
+    assert "EVERGREEN_OUTBOUND" in refused.body["message"]
