@@ -26,6 +26,7 @@ from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
 from services.identity.second_factor.restored import KnownFactors, bring_factors
+from services.identity.sources.restored import KnownSources, close_sources
 from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
@@ -75,6 +76,7 @@ class Known:
     ended_tokens: set[UUID] = field(default_factory=set)
     deleted_service_accounts: set[UUID] = field(default_factory=set)
     factors: KnownFactors = field(default_factory=KnownFactors)
+    sources: KnownSources = field(default_factory=KnownSources)
 
     def user(self, user_id: UUID, user: KnownUser) -> None:
         """Takes what is known of a user; the newest counts, and what it does not say stays."""
@@ -129,6 +131,7 @@ class Known:
             for row in await connection.fetch("SELECT id FROM identity.user_tombstone"):
                 self.user(row["id"], KnownUser(now, status="disabled"))
         await self.factors.read(connection)
+        await self.sources.read(connection)
         if await _has_credentials(connection):
             credentials = await connection.fetch(
                 "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
@@ -149,6 +152,7 @@ class Known:
         """Takes an entry of the audit log."""
         after = entry.after
         self.factors.learn(entry)
+        self.sources.learn(entry)
         if entry.kind == "users" and "status" in after:
             role, status = Role(after["role"]).value, str(after["status"])
             # A deleted user who is in the backup comes back, and stays out.
@@ -209,6 +213,7 @@ async def repair(connection: Connection, known: Known) -> Repaired:
     if await _has_column(connection, "origin"):
         await _bring_origins(connection, known)
     await bring_factors(connection, known.factors)
+    await close_sources(connection, known.sources)
     # An older archive has no such table.
     if await _has_credentials(connection):
         await connection.execute(

@@ -49,11 +49,12 @@ class EmailDomains:
         Raises:
             DomainError: NOT_FOUND for the tenant; PERMISSION_DENIED for the own one;
                 ALREADY_EXISTS when the domain is assigned; FAILED_PRECONDITION when the tenant has
-                enough of them.
+                enough of them, or another one has users with such addresses.
         """
         caller = call.caller
         tenant = await self._tenants.require(caller, org_id, to_add=True)
         self._check_above(call, tenant)
+        await self._check_unused(tenant.id, name)
         domain = EmailDomain(name, tenant.id, None, caller.name, self._clock())
         scope = self._tenants.scope(UUID(caller.tenant_id))
         async with self._database.transaction(scope) as connection:
@@ -124,6 +125,23 @@ class EmailDomains:
                 "DOMAINS_COME_FROM_ABOVE",
                 "only an Owner of a tenant above assigns an organisation's e-mail domains",
             )
+
+    async def _check_unused(self, tenant_id: UUID, name: str) -> None:
+        """Refuses a domain in which another organisation has users: their addresses would lead into
+        this one's directory. Users of the tenants above and below do not count.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        async with self._database.system_transaction(
+            "addresses are unique in the whole system"
+        ) as connection:
+            if await store.is_used_elsewhere(connection, tenant_id, name):
+                raise failed_precondition(
+                    "DOMAIN_IN_USE",
+                    "domain: another organisation has users with such addresses; assign it to a"
+                    " tenant above both, or change their addresses",
+                )
 
     @staticmethod
     async def _found(connection: Connection, scope: Scope, name: str) -> EmailDomain:

@@ -101,3 +101,25 @@ async def count(connection: Connection, tenant_id: UUID) -> int:
         "SELECT count(*) FROM identity.email_domain WHERE tenant_id = $1", tenant_id
     )
     return found
+
+
+async def is_used_elsewhere(connection: Connection, tenant_id: UUID, name: str) -> bool:
+    """Whether a user of neither a tenant, nor one below or above it, has an address of a domain
+    that is assigned to nobody.
+
+    Args:
+        connection: sees all rows.
+    """
+    found: bool = await connection.fetchval(
+        "WITH RECURSIVE below AS (SELECT id FROM identity.tenant WHERE id = $1"
+        " UNION ALL SELECT t.id FROM identity.tenant t JOIN below b ON t.parent_id = b.id),"
+        " above AS (SELECT id, parent_id FROM identity.tenant WHERE id = $1"
+        " UNION ALL SELECT t.id, t.parent_id FROM identity.tenant t JOIN above a"
+        " ON t.id = a.parent_id)"
+        " SELECT EXISTS (SELECT FROM identity.account WHERE split_part(email, '@', 2) = $2"
+        " AND tenant_id NOT IN (SELECT id FROM below UNION ALL SELECT id FROM above))"
+        " AND NOT EXISTS (SELECT FROM identity.email_domain WHERE domain = $2)",
+        tenant_id,
+        name,
+    )
+    return found

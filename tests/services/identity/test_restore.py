@@ -236,6 +236,66 @@ async def test_whom_an_administrator_kept_out_stays_out(database: TestDatabase) 
         assert await state(connection) == ("local", "invited", None, 0)
 
 
+async def test_sources_that_were_changed_since_let_nobody_in(database: TestDatabase) -> None:
+    """A directory that was changed or deleted since comes back disabled, and a domain that was
+    taken back or given to another one leads nowhere; the others go on."""
+    await seed(database)
+    same, changed, gone = (uuid4() for _ in range(3))
+
+    async def state(connection: Connection) -> tuple[set[UUID], list[str]]:
+        enabled = await connection.fetch(
+            "SELECT id FROM identity.source WHERE enabled AND id = ANY ($1)", [same, changed, gone]
+        )
+        domains = await connection.fetch(
+            "SELECT domain FROM identity.email_domain WHERE source_id IS NOT NULL"
+            " AND domain LIKE 'd_.example' ORDER BY domain"
+        )
+        return {row["id"] for row in enabled}, [row["domain"] for row in domains]
+
+    async with repairing(database) as connection:
+        for number, source in enumerate((same, changed, gone)):
+            await connection.execute(
+                "INSERT INTO identity.source VALUES"
+                " ($1, $2, 'directory', 'AD', true, 24, now(), now())",
+                source,
+                ORG,
+            )
+            await connection.execute(
+                "INSERT INTO identity.email_domain VALUES ($1, $2, $3, 'a', now())",
+                f"d{number}.example",
+                ORG,
+                source,
+            )
+        domains = ["d0.example", "d1.example", "d2.example"]
+
+        trial = connection.transaction()
+        await trial.start()
+        known = Known()
+        later = connection.transaction()
+        await later.start()
+        await connection.execute(
+            "UPDATE identity.source SET updated_at = now() + interval '1 s' WHERE id = $1", changed
+        )
+        await connection.execute("DELETE FROM identity.source WHERE id = $1", gone)
+        await connection.execute("DELETE FROM identity.email_domain WHERE domain = 'd1.example'")
+        await known.read(connection)
+        await later.rollback()
+        await restore.repair(connection, known)
+        assert await state(connection) == ({same}, ["d0.example"])
+        await trial.rollback()
+
+        known = Known()
+        for action, source in (("updated", changed), ("deleted", gone)):
+            name = f"identity.directory_{action}"
+            known.learn(Recorded(ORG, AT, name, "directories", str(source), {}))
+        await restore.repair(connection, known)
+        assert await state(connection) == ({same}, domains)
+        name = "identity.email_domain_deleted"
+        known.learn(Recorded(ORG, AT, name, "email-domains", str(ORG), {}))
+        await restore.repair(connection, known)
+        assert await state(connection) == ({same}, [])
+
+
 async def test_tokens_that_were_ended_stay_so(database: TestDatabase) -> None:
     """As the database that is replaced knows it, or the audit log since the backup: revoked ones,
     rotated ones, and those of service accounts that were deleted. Others go on, and their keys."""

@@ -238,6 +238,14 @@ async def test_a_domain_is_assigned_from_above(world: World) -> None:
     )
     seen = await domains.ListEmailDomains(pb.ListEmailDomainsRequest(), metadata=world.owner)
     assert [one.domain for one in seen.domains] == [DOMAIN]
+    await world.identity.user(world.root, Role.AUDITOR, other.id, "a@used.example")
+    used = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.id)
+    assert await refusal(domains.CreateEmailDomain(used, metadata=world.root)) == (
+        "FAILED_PRECONDITION",
+        "DOMAIN_IN_USE",
+    )
+    above = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.parent_id)
+    await domains.CreateEmailDomain(above, metadata=world.root)
     own = pb.CreateEmailDomainRequest(domain="root.example", org_id=world.school.parent_id)
     await domains.CreateEmailDomain(own, metadata=world.root)
     for bad in ("School.example", "@school.example", "school..example", "-a.example", "a b"):

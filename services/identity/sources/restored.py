@@ -1,0 +1,101 @@
+"""What a restore has to know of sources of accounts and of e-mail domains.
+
+Nobody comes in by one that was changed, deleted or taken back since the backup: an Owner looks at
+it, and opens it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from contract.events.identity import (
+    DirectoryDeleted,
+    DirectoryUpdated,
+    EmailDomainDeleted,
+    EmailDomainUpdated,
+)
+from servicekit.data.backup import Connection, Recorded
+
+_CHANGED: Final = frozenset({DirectoryUpdated.NAME, DirectoryDeleted.NAME})
+_OTHER_DOMAINS: Final = frozenset({EmailDomainUpdated.NAME, EmailDomainDeleted.NAME})
+
+
+@dataclass(slots=True)
+class KnownSources:
+    """What is known of sources since the backup."""
+
+    sources: dict[UUID, datetime] | None = None
+    """When each was changed last; `None` where the database that is replaced cannot be read."""
+    domains: set[tuple[str, UUID, UUID | None]] | None = None
+    """Domains with their tenants and sources; likewise."""
+    changed: set[UUID] = field(default_factory=set)
+    """Sources that the audit log says were changed or deleted."""
+    tenants: set[UUID] = field(default_factory=set)
+    """Tenants of whose domains it says so."""
+
+    async def read(self, connection: Connection) -> None:
+        """Takes what a database knows that is about to be replaced."""
+        if not await _there(connection):
+            return
+        sources = await connection.fetch("SELECT id, updated_at FROM identity.source")
+        self.sources = {row["id"]: row["updated_at"] for row in sources}
+        self.domains = {
+            (row["domain"], row["tenant_id"], row["source_id"])
+            for row in await connection.fetch(
+                "SELECT domain, tenant_id, source_id FROM identity.email_domain"
+            )
+        }
+
+    def learn(self, entry: Recorded) -> None:
+        """Takes an entry of the audit log."""
+        if entry.action in _CHANGED:
+            self.changed.add(UUID(entry.name))
+        elif entry.action in _OTHER_DOMAINS:
+            self.tenants.add(UUID(entry.name))
+
+
+async def close_sources(connection: Connection, known: KnownSources) -> None:
+    """Lets nobody in by what was changed since."""
+    # An older archive has no such tables.
+    if not await _there(connection):
+        return
+    sources = await connection.fetch("SELECT id, updated_at FROM identity.source WHERE enabled")
+    await connection.execute(
+        "UPDATE identity.source SET enabled = false, updated_at = now() WHERE id = ANY ($1)",
+        [
+            row["id"]
+            for row in sources
+            if row["id"] in known.changed
+            or (known.sources is not None and known.sources.get(row["id"]) != row["updated_at"])
+        ],
+    )
+    domains = await connection.fetch(
+        "SELECT domain, tenant_id, source_id FROM identity.email_domain WHERE source_id IS NOT NULL"
+    )
+    await connection.execute(
+        "UPDATE identity.email_domain SET source_id = NULL WHERE domain = ANY ($1)",
+        [
+            row["domain"]
+            for row in domains
+            if row["tenant_id"] in known.tenants
+            or (known.domains is not None and tuple(row) not in known.domains)
+        ],
+    )
+    has_leases = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = 'sync_until'"
+        " AND attrelid = 'identity.directory'::regclass)"
+    )
+    if has_leases:
+        # No pass is under way, and the next one is due.
+        await connection.execute(
+            "UPDATE identity.directory SET sync_until = NULL, sync_pass = NULL,"
+            " sync_asked = false, sync_next_at = now()"
+        )
+
+
+async def _there(connection: Connection) -> bool:
+    found = await connection.fetchval("SELECT to_regclass('identity.source')")
+    return found is not None
