@@ -51,6 +51,26 @@ _Filter = Annotated[
 _GroupMode = Annotated[
     str, typer.Option("--group-mode", help="in-chain, walk or none; as the kind says if not given.")
 ]
+_GroupBase = Annotated[
+    str, typer.Option("--group-base-dn", help="Where groups are searched, if not there, too.")
+]
+_Attribute = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attribute",
+        help="id=NAME, email=NAME or name=NAME: which attributes have them; as the kind says if"
+        " not given. Repeat it.",
+    ),
+]
+_SyncMinutes = Annotated[
+    int, typer.Option("--sync-minutes", min=0, help="Minutes between two syncs; 15 at first.")
+]
+_GraceHours = Annotated[
+    int,
+    typer.Option(
+        "--grace-hours", min=0, help="How long users stay logged in when it is silent; 24 at first."
+    ),
+]
 _Map = Annotated[
     list[str] | None,
     typer.Option("--map", help="GROUP=ROLE or GROUP=ROLE@ORG, in their order. Repeat it."),
@@ -117,6 +137,10 @@ def create(
     server_ca_file: _CaOfServers = None,
     user_filter: _Filter = "",
     group_mode: _GroupMode = "",
+    group_base_dn: _GroupBase = "",
+    attribute: _Attribute = None,
+    sync_minutes: _SyncMinutes = 0,
+    grace_hours: _GraceHours = 0,
     mapping: _Map = None,
     org: _Org = "",
     home: Home = None,
@@ -134,6 +158,7 @@ def create(
                 api, server, server_ca_file, bind_dn, bind_password_file, base_dn, user_filter,
                 group_mode, mapping,
             ),
+            **_more(group_base_dn, attribute, sync_minutes, grace_hours),
         }  # fmt: skip
         if org:
             body["orgId"] = _tenant(api, org)
@@ -154,7 +179,14 @@ def edit(
     base_dn: _BaseDn = "",
     user_filter: _Filter = "",
     group_mode: _GroupMode = "",
+    group_base_dn: _GroupBase = "",
+    attribute: _Attribute = None,
+    sync_minutes: _SyncMinutes = 0,
+    grace_hours: _GraceHours = 0,
     mapping: _Map = None,
+    no_map: Annotated[
+        bool, typer.Option("--no-map", help="Take all rows away: nobody gets a role by it.")
+    ] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -167,7 +199,9 @@ def edit(
         body = _given(
             api, server, server_ca_file, bind_dn, bind_password_file, base_dn, user_filter,
             group_mode, mapping,
-        )  # fmt: skip
+        ) | _more(group_base_dn, attribute, sync_minutes, grace_hours)  # fmt: skip
+        if no_map:
+            body["clearRoleMappings"] = True
         if new_name:
             body["name"] = new_name
         if enabled is not None:
@@ -210,7 +244,8 @@ def test(
 def sync(
     directory: _Directory,
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="Deactivate as many users as the held sync said.")
+        bool,
+        typer.Option("--confirm", help="Take access from as many users as the held sync said."),
     ] = False,
     home: Home = None,
     url: Url = "",
@@ -226,7 +261,7 @@ def sync(
             raise CliError(f"nothing was changed: {done['syncError']}")
         if done["syncStatus"] == "held":
             raise CliError(
-                f"nothing was changed: {done['syncHeld']} users would be deactivated; if that is"
+                f"nothing was changed: {done['syncHeld']} users would lose access; if that is"
                 " right, run it again with --confirm"
             )
         typer.echo(f"{done['name']}: as the directory says; users: {done['users']}")
@@ -343,6 +378,27 @@ def _given(
         "groupMode": group_mode,
         "roleMappings": [_row(api, one) for one in mapping or []],
     }
+    return {name: value for name, value in body.items() if value}
+
+
+def _more(
+    group_base_dn: str, attributes: list[str] | None, sync_minutes: int, grace_hours: int
+) -> dict[str, Any]:
+    """The rarer options, likewise.
+
+    Raises:
+        CliError: an attribute is none of the three.
+    """
+    body: dict[str, Any] = {
+        "groupBaseDn": group_base_dn,
+        "syncMinutes": sync_minutes,
+        "graceHours": grace_hours,
+    }
+    for text in attributes or []:
+        what, _, name = text.partition("=")
+        if what not in {"id", "email", "name"} or not name:
+            raise CliError(f"--attribute {text}: say id=NAME, email=NAME or name=NAME")
+        body[f"{what}Attribute"] = name
     return {name: value for name, value in body.items() if value}
 
 

@@ -114,7 +114,7 @@ def _directories(
     trial_threads = DirectoryThreads(
         _TRIALS, settings.ldap_seconds, "directory-trials", side_by_side=1
     )
-    trials = Trials(*base, directories, trial_threads, tries)
+    trials = Trials(*base, directories, accounts, trial_threads, tries)
     syncs = Syncs(*base, directories, accounts, kit.clock)
     logins = DirectoryLogins(
         kit.database, kit.outbox, directories, accounts, threads, tries, kit.clock

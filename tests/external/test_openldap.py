@@ -194,7 +194,8 @@ async def test_a_try_tells_each_step(school: School) -> None:
     assert await steps(email=f"nina@{DOMAIN}", password=password_of("nina")) == [
         (step, True)
         for step in (
-            "resolve", "connect", "tls", "bind", "search", "groups", "password", "role",
+            "resolve", "connect", "tls", "bind", "search", "groups", "password", "role", "domain",
+            "account",
         )
     ]  # fmt: skip
     assert (await steps())[-1] == ("groups", True)

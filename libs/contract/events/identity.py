@@ -204,9 +204,14 @@ class DirectorySnapshot:
     enabled: bool
     urls: tuple[str, ...]
     tls: str
+    ca_sha256: Annotated[str, "The digest of the CAs in PEM; empty for the system's."]
     bind_dn: str
     base_dn: str
     user_filter: str
+    id_attribute: str
+    email_attribute: str
+    name_attribute: str
+    group_base_dn: str
     group_mode: str
     sync_minutes: int
     grace_hours: int
@@ -824,9 +829,14 @@ _DIRECTORY: Final = DirectorySnapshot(
     enabled=True,
     urls=("ldaps://dc1.school.example",),
     tls="ldaps",
+    ca_sha256="b" * 64,
     bind_dn="evergreen@school.example",
     base_dn="DC=school,DC=example",
     user_filter="(&(objectClass=user)(mail={login}))",
+    id_attribute="objectGUID",
+    email_attribute="mail",
+    name_attribute="displayName",
+    group_base_dn="",
     group_mode="in-chain",
     sync_minutes=15,
     grace_hours=24,

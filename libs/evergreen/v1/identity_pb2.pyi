@@ -2245,6 +2245,7 @@ class UpdateDirectoryRequest(_message.Message):
     ENABLED_FIELD_NUMBER: _builtins.int
     ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    CLEAR_ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The directory's id."""
     name: _builtins.str
@@ -2283,6 +2284,8 @@ class UpdateDirectoryRequest(_message.Message):
     """Whether people log in with it. Without, all sessions of its users end."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    clear_role_mappings: _builtins.bool
+    """Whether to take all rows away, so that its groups may do nothing."""
     @_builtins.property
     def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The servers, tried in order; as they are when none are given."""
@@ -2313,10 +2316,11 @@ class UpdateDirectoryRequest(_message.Message):
         enabled: _builtins.bool | None = ...,
         role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
         etag: _builtins.str | None = ...,
+        clear_role_mappings: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn", "_bind_dn", b"_bind_dn", "_bind_password", b"_bind_password", "_ca_pem", b"_ca_pem", "_email_attribute", b"_email_attribute", "_enabled", b"_enabled", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_group_base_dn", b"_group_base_dn", "_group_mode", b"_group_mode", "_id_attribute", b"_id_attribute", "_name", b"_name", "_name_attribute", b"_name_attribute", "_sync_minutes", b"_sync_minutes", "_tls", b"_tls", "_user_filter", b"_user_filter", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id_attribute", b"id_attribute", "name", b"name", "name_attribute", b"name_attribute", "sync_minutes", b"sync_minutes", "tls", b"tls", "user_filter", b"user_filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn", "_bind_dn", b"_bind_dn", "_bind_password", b"_bind_password", "_ca_pem", b"_ca_pem", "_email_attribute", b"_email_attribute", "_enabled", b"_enabled", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_group_base_dn", b"_group_base_dn", "_group_mode", b"_group_mode", "_id_attribute", b"_id_attribute", "_name", b"_name", "_name_attribute", b"_name_attribute", "_sync_minutes", b"_sync_minutes", "_tls", b"_tls", "_user_filter", b"_user_filter", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id", b"id", "id_attribute", b"id_attribute", "name", b"name", "name_attribute", b"name_attribute", "role_mappings", b"role_mappings", "sync_minutes", b"sync_minutes", "tls", b"tls", "urls", b"urls", "user_filter", b"user_filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn", "_bind_dn", b"_bind_dn", "_bind_password", b"_bind_password", "_ca_pem", b"_ca_pem", "_email_attribute", b"_email_attribute", "_enabled", b"_enabled", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_group_base_dn", b"_group_base_dn", "_group_mode", b"_group_mode", "_id_attribute", b"_id_attribute", "_name", b"_name", "_name_attribute", b"_name_attribute", "_sync_minutes", b"_sync_minutes", "_tls", b"_tls", "_user_filter", b"_user_filter", "base_dn", b"base_dn", "bind_dn", b"bind_dn", "bind_password", b"bind_password", "ca_pem", b"ca_pem", "clear_role_mappings", b"clear_role_mappings", "email_attribute", b"email_attribute", "enabled", b"enabled", "etag", b"etag", "grace_hours", b"grace_hours", "group_base_dn", b"group_base_dn", "group_mode", b"group_mode", "id", b"id", "id_attribute", b"id_attribute", "name", b"name", "name_attribute", b"name_attribute", "role_mappings", b"role_mappings", "sync_minutes", b"sync_minutes", "tls", b"tls", "urls", b"urls", "user_filter", b"user_filter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_dn: _TypeAlias = _typing.Literal["base_dn"]  # noqa: Y015
     _WhichOneofArgType__base_dn: _TypeAlias = _typing.Literal["_base_dn", b"_base_dn"]  # noqa: Y015
@@ -2483,7 +2487,9 @@ class DirectoryTestStep(_message.Message):
     OK_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     step: _builtins.str
-    """`resolve`, `connect`, `tls`, `bind`, `search`, `groups`, `password` or `role`."""
+    """`resolve`, `connect`, `tls`, `bind`, `search`, `groups`, `password`, `role`,
+    `domain` or `account`.
+    """
     ok: _builtins.bool
     """Whether it was done."""
     detail: _builtins.str

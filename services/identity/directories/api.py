@@ -11,6 +11,7 @@ from uuid import UUID
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
+from servicekit.errors import invalid_field
 from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
@@ -168,6 +169,10 @@ def _changed(before: Directory, request: pb.UpdateDirectoryRequest) -> Directory
     }
     if request.urls:
         given["urls"] = tuple(request.urls)
+    if request.role_mappings and request.clear_role_mappings:
+        raise invalid_field("clearRoleMappings", "must not be given with roleMappings")
+    if request.clear_role_mappings:
+        given["mappings"] = ()
     if request.role_mappings:
         given["mappings"] = _rows(request.role_mappings, before.source.tenant_id)
     reading = {name: getattr(request, name) for name in _READING if request.HasField(name)}

@@ -12,6 +12,7 @@ from uuid import UUID
 from contract.events.identity import DirectorySnapshot, MappedRole
 from servicekit.errors import invalid_field
 from servicekit.etags import etag_of
+from servicekit.security.digests import sha256_hex
 from services.identity.sources.domain import EVERYBODY, RoleMapping, Source
 
 Kind: TypeAlias = Literal["ad", "openldap", "custom"]
@@ -108,9 +109,14 @@ class Directory:
             enabled=self.source.enabled,
             urls=self.urls,
             tls=self.tls,
+            ca_sha256=sha256_hex(self.ca_pem.encode()) if self.ca_pem else "",
             bind_dn=self.bind_dn,
             base_dn=self.base_dn,
             user_filter=self.reading.user_filter,
+            id_attribute=self.reading.id_attribute,
+            email_attribute=self.reading.email_attribute,
+            name_attribute=self.reading.name_attribute,
+            group_base_dn=self.group_base_dn,
             group_mode=self.reading.group_mode,
             sync_minutes=self.sync_minutes,
             grace_hours=self.source.grace // timedelta(hours=1),

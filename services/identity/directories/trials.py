@@ -23,7 +23,8 @@ from services.identity.directories.domain import Directory
 from services.identity.directories.service import Directories
 from services.identity.directories.threads import DirectoryThreads
 from services.identity.directories.tries import Tries, Try
-from services.identity.sources.domain import decide
+from services.identity.sources.domain import Person, decide
+from services.identity.sources.service import SourceAccounts
 
 if TYPE_CHECKING:
     from services.identity.directories.ldap import Conversation
@@ -50,6 +51,7 @@ class Trials:
         outbox: Outbox,
         tenants: TenantDirectory,
         directories: Directories,
+        accounts: SourceAccounts,
         threads: DirectoryThreads,
         tries: Tries,
     ) -> None:
@@ -57,6 +59,7 @@ class Trials:
         self._outbox = outbox
         self._tenants = tenants
         self._directories = directories
+        self._accounts = accounts
         self._threads = threads
         self._tries = tries
 
@@ -113,7 +116,13 @@ class Trials:
             return [*steps, Step("role", False, "no row of roleMappings matches: no login")]
         tenant = self._tenants.known(decision.tenant_id)
         where = tenant.name if tenant is not None else str(decision.tenant_id)
-        return [*steps, Step("role", True, f"{decision.role.value} of {where}")]
+        steps.append(Step("role", True, f"{decision.role.value} of {where}"))
+        async with self._database.system_transaction(
+            "an address is one in the whole system"
+        ) as connection:
+            person = Person(entry.subject, entry.email, groups)
+            foreseen = await self._accounts.foresee(connection, directory.source, person)
+        return [*steps, *(Step(*one) for one in foreseen)]
 
     async def _verify(
         self, directory: Directory, settings: Settings, login: str, entry: Entry, password: str

@@ -46,6 +46,7 @@ from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
 from services.identity.users.domain import User
 from services.identity.users.service import EndSessions, HoldCredentials, OrphanCredentials
+from services.identity.users.store import Credentials
 
 log = logs.get(__name__)
 
@@ -138,6 +139,53 @@ class SourceAccounts:
             await users_store.take_turns(connection)
             user = await self._admit(connection, source, word)
         return user
+
+    async def foresee(
+        self, connection: Connection, source: Source, person: Person
+    ) -> list[tuple[str, bool, str]]:
+        """What a login of a person with a role would come to, for whoever tries a source.
+
+        Args:
+            connection: sees all accounts by their addresses.
+
+        Returns:
+            steps of `domain` and `account`, whether they are fine, and what was found; the last one
+            may have failed.
+        """
+        known = await store.identity(connection, source.id, person.subject)
+        if known is not None:
+            account = await users_store.user(connection, SYSTEM, known.account_id)
+            if account is None or account.origin != source.kind:
+                return [("account", False, "the account here is no longer the directory's")]
+            if account.status == "disabled" and account.disabled_by == "admin":
+                said = f"{account.email} was deactivated here: reactivate the user"
+                return [("account", False, said)]
+            return [("account", True, f"{account.email}, {account.status}")]
+        domain = domain_of(person.email)
+        if not domain or email_fault(person.email) is not None:
+            return [("domain", False, "the person has no address that can be used")]
+        if await store.source_of_domain(connection, domain) != source.id:
+            said = f"{domain} does not lead to this directory: assign and use it"
+            return [("domain", False, said)]
+        steps = [("domain", True, f"{domain} leads to this directory")]
+        found = await users_store.credentials_by_email(connection, person.email, person.email)
+        if found is None:
+            return [*steps, ("account", True, "is made with the first login")]
+        if await self._is_free(connection, source, found):
+            return [*steps, ("account", True, "takes the place of the invitation")]
+        said = f"somebody else has {person.email} here, or is invited as an Owner"
+        return [*steps, ("account", False, said)]
+
+    async def _is_free(self, connection: Connection, source: Source, found: Credentials) -> bool:
+        """Whether a source may take an account over by its address."""
+        return (
+            may_come_from_elsewhere(found.user)
+            and found.hashes is None
+            and not await store.identities_of(connection, found.user.id)
+            and bool(
+                await tenants_store.below(connection, source.tenant_id, {found.user.tenant_id})
+            )
+        )
 
     async def _as_before(self, connection: Connection, source: Source, word: _Word) -> User | None:
         """The account of a person where nothing changes: no other login waits for that. `None`
@@ -331,12 +379,7 @@ class SourceAccounts:
             await self._tell(connection, source, (event, user.tenant_id))
             return user
         invited = found.user
-        if (
-            not may_come_from_elsewhere(invited)
-            or found.hashes is not None
-            or await store.identities_of(connection, invited.id)
-            or not await tenants_store.below(connection, source.tenant_id, {invited.tenant_id})
-        ):
+        if not await self._is_free(connection, source, found):
             raise NotAdmittedError("OTHER_ACCOUNT")
         before = await users_store.user(connection, SYSTEM, invited.id, for_update=True)
         if before is None or before != invited:

@@ -13,7 +13,7 @@ import pytest
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from tests.fakes.ldap import SERVICE_PASSWORD, group_dn
-from tests.support.directories import DOMAIN, World, fake, reason, row, wanted, world
+from tests.support.directories import DOMAIN, LOCAL, World, fake, reason, row, wanted, world
 from tests.support.identity import refused
 
 __all__ = ["fake", "world"]  # the fixtures
@@ -140,12 +140,18 @@ async def test_a_try_says_what_works_and_what_does_not(world: World) -> None:
 
     found = await steps(f"anna@{DOMAIN}", "the password of anna")
     assert list(found) == [
-        "resolve", "connect", "tls", "bind", "search", "groups", "password", "role",
+        "resolve", "connect", "tls", "bind", "search", "groups", "password", "role", "domain",
+        "account",
     ]  # fmt: skip
     assert all(ok for ok, _ in found.values())
     assert "localhost" in found["tls"][1]
     assert group_dn("Admins") in found["groups"][1]
     assert found["role"] == (True, "Admin of School")
+    assert found["account"] == (True, "is made with the first login")
+    world.ldap.person("berta", "Admins", mail="berta@elsewhere.example")
+    assert (await steps("berta@elsewhere.example"))["domain"][0] is False
+    world.ldap.person("local", "Admins")
+    assert (await steps(LOCAL))["account"][0] is False
 
     assert (await steps(f"anna@{DOMAIN}", "wrong"))["password"][0] is False
     assert (await steps(f"nobody@{DOMAIN}"))["search"] == (False, "no person has this address")
@@ -162,7 +168,7 @@ async def test_a_try_says_what_works_and_what_does_not(world: World) -> None:
     assert "anna" not in await world.users()
     told = json.dumps(await world.identity.events())
     assert "the password of anna" not in told
-    assert len(await world.events("directory_tested")) == 8
+    assert len(await world.events("directory_tested")) == 10
 
 
 @pytest.mark.parametrize("lie", ["strip", "inject"])
@@ -266,6 +272,22 @@ async def test_a_tenant_has_so_many_directories(world: World) -> None:
         await world.identity.directories.CreateDirectory(request, metadata=world.owner)
     assert reason(error) == "TOO_MANY_DIRECTORIES"
     await world.identity.directories.CreateDirectory(request, metadata=world.root)
+
+
+async def test_all_rows_can_be_taken_away(world: World) -> None:
+    """By a word of its own, for no rows stand for those that there are. Snapshots in the log have
+    all that decides who gets in."""
+    world.ldap.person("anna", "Admins")
+    session = await world.login("anna")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.update(role_mappings=[row("Admins", Role.ADMIN)], clear_role_mappings=True)
+    assert refused(error)["status"] == "INVALID_ARGUMENT"
+    assert len((await world.update(name="Other")).role_mappings) == 3
+    assert not (await world.update(clear_role_mappings=True)).role_mappings
+    assert not await world.is_open(session)
+    (*_, told) = await world.events("directory_updated")
+    assert (told["before"]["idAttribute"], told["after"]["roleMappings"]) == ("objectGUID", [])
+    assert len(told["after"]["caSha256"]) == 64
 
 
 async def test_private_addresses_may_be_forbidden() -> None:
