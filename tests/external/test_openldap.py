@@ -201,3 +201,21 @@ async def test_a_try_tells_each_step(school: School) -> None:
     assert (await steps())[-1] == ("groups", True)
     assert (await steps(email=f"twin@{DOMAIN}"))[-1] == ("search", False)
     assert (await steps(email=f"nina@{DOMAIN}", password="x"))[-1] == ("password", False)
+
+
+async def test_a_group_is_one_however_it_is_written(school: School) -> None:
+    """Two rows for it, in large and small letters, count together."""
+    group = group_dn("eg-auditors")
+    await school.identity.directories.UpdateDirectory(
+        pb.UpdateDirectoryRequest(
+            id=school.directory.id,
+            role_mappings=[
+                pb.RoleMapping(group=group.upper(), role="Admin"),
+                pb.RoleMapping(group=group, role="Auditor"),
+            ],
+        ),
+        metadata=school.owner,
+    )
+    assert (await school.login("audrey")).role == "Admin"
+    assert (await school.sync()).sync_status == "ok"
+    assert (await school.user("audrey")).role == "Admin"

@@ -305,11 +305,11 @@ class Conversation:
 
     def _walk(self, entries: Sequence[Entry]) -> dict[str, frozenset[str]]:
         """From the person upwards, breadth first; a circle of groups ends it nowhere."""
-        named = {
-            dn.casefold(): group
-            for group in self._settings.groups
-            if (dn := self._group_dn(group)) is not None
-        }
+        # Rows may write one group in two ways.
+        named: dict[str, set[str]] = {}
+        for group in self._settings.groups:
+            if (dn := self._group_dn(group)) is not None:
+                named.setdefault(dn.casefold(), set()).add(group)
         above: dict[str, list[str]] = {}
         found: dict[str, frozenset[str]] = {}
         for entry in entries:
@@ -326,7 +326,7 @@ class Conversation:
                     raise AwayError("groups", f"{entry.dn} is in more than {_MOST_GROUPS} groups")
                 if not level:
                     break
-            found[entry.subject] = frozenset(named[dn] for dn in seen if dn in named)
+            found[entry.subject] = frozenset(group for dn in seen for group in named.get(dn, ()))
         return found
 
     def _groups_above(self, dn: str, above: dict[str, list[str]]) -> list[str]:
