@@ -80,6 +80,36 @@ def show(
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 
+@app.command("sign-in")
+def sign_in(
+    org: Org,
+    mfa: Annotated[
+        str,
+        typer.Option(help="Whom to ask for a second factor: off, owners, admins or all."),
+    ] = "",
+    grace_days: Annotated[
+        int | None,
+        typer.Option(min=0, max=90, help="How many days they get in without; 14 if not given."),
+    ] = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show, or set, whom a tenant asks for a second factor, in itself and in all below."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        path = f"/api/tenants/{_found(api, org)['id']}/sign-in-policy"
+        body: dict[str, Any] = {"mfa": mfa} if mfa else {}
+        if grace_days is not None:
+            body["graceDays"] = grace_days
+        policy = api.patch(path, body) if body else api.get(path)
+        since = policy.get("mfaRequiredFrom", "")
+        typer.echo(f"second factor: {policy['mfa']}{f', needed from {since} on' if since else ''}")
+        if policy["effectiveMfa"] != policy["mfa"]:
+            typer.echo(f"a tenant above asks more: {policy['effectiveMfa']}")
+
+
 @app.command()
 def archive(
     org: Org,

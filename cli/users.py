@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -339,6 +339,39 @@ def reset_password(
             typer.echo(reset.token)
 
 
+@app.command("reset-mfa")
+def reset_mfa(
+    user: User,
+    on_server: Annotated[
+        bool,
+        typer.Option(
+            "--on-server",
+            help="With the database's password and no login: for the last Owner.",
+        ),
+    ] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Remove all second factors of a user who lost them, and end the user's sessions.
+
+    The password stays. As an Owner; or on the server's machine. The audit log records it.
+    """
+    with told(_FAILED):
+        if on_server:
+            from cli.migrate import find_target, run_on_database  # noqa: PLC0415
+
+            address = run_on_database(_reset_factors(find_target(home), user))
+        else:
+            with _api(home, url, ca_file, email, password_file) as api:
+                found = _found(api, user)
+                address = found["email"]
+                api.post(f"/api/users/{found['id']}/reset-mfa", {})
+        typer.echo(f"{address}: logs in with the password alone. Sessions have ended.")
+
+
 def _public_url(home: Path | None) -> str:
     from cli.client import bootstrap  # noqa: PLC0415
 
@@ -349,11 +382,33 @@ def _public_url(home: Path | None) -> str:
 
 
 async def _reset(target: Target, email: str, reactivate: bool) -> Reset:
+    from servicekit.ids import now  # noqa: PLC0415
+    from services.identity import recovery  # noqa: PLC0415
+
+    async with _on_database(target) as connection:
+        return await recovery.reset_password(
+            connection, email, operator(), now(), reactivate=reactivate
+        )
+
+
+async def _reset_factors(target: Target, email: str) -> str:
+    from servicekit.ids import now  # noqa: PLC0415
+    from services.identity import recovery  # noqa: PLC0415
+
+    async with _on_database(target) as connection:
+        return (await recovery.reset_factors(connection, email, operator(), now())).email
+
+
+@asynccontextmanager
+async def _on_database(target: Target) -> AsyncIterator[Any]:
+    """A transaction of the role that owns the tables.
+
+    Raises:
+        CliError: what is done in it is refused.
+    """
     import asyncpg  # noqa: PLC0415
 
     from servicekit.errors import DomainError  # noqa: PLC0415
-    from servicekit.ids import now  # noqa: PLC0415
-    from services.identity import recovery  # noqa: PLC0415
 
     pool = asyncpg.create_pool(
         target.dsn, password=target.password, min_size=1, max_size=1, command_timeout=_SECONDS
@@ -365,9 +420,7 @@ async def _reset(target: Target, email: str, reactivate: bool) -> Reset:
             pool.acquire() as connection,
             connection.transaction(),
         ):
-            return await recovery.reset_password(
-                connection, email, operator(), now(), reactivate=reactivate
-            )
+            yield connection
     except DomainError as refused:
         raise CliError(refused.message) from refused
     except asyncpg.UndefinedTableError as error:

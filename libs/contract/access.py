@@ -44,6 +44,9 @@ _USER_READ: Final = Rule(audience=Audience.USER, roles=_READ, rate=RateClass.USE
 _USER_OWN: Final = replace(_USER_READ, writes=True)
 _ADMIN_WRITE: Final = replace(_USER_OWN, roles=_WRITE)
 _OWNER_WRITE: Final = replace(_USER_OWN, roles=_OWN)
+_FRESH_OWN: Final = replace(_USER_OWN, fresh=True)
+_FRESH_ADMIN: Final = replace(_ADMIN_WRITE, fresh=True)
+_FRESH_OWNER: Final = replace(_OWNER_WRITE, fresh=True)
 
 
 def _services(*callers: str) -> Rule:
@@ -77,6 +80,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetSession": _USER_READ,
             "Logout": _USER_OWN,
             "ChangePassword": replace(_USER_OWN, timeout=30),
+            "StepUp": replace(_USER_OWN, timeout=45),
         },
         "SessionService": {
             "ListSessions": _USER_READ,
@@ -87,10 +91,13 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         },
         "SecondFactorService": {
             "GetSecondFactors": _USER_READ,
-            "CreateRecoveryCodes": _USER_OWN,
-            "CreateTotp": _USER_OWN,
+            "CreateRecoveryCodes": _FRESH_OWN,
+            "CreateTotp": _FRESH_OWN,
             "ConfirmTotp": _USER_OWN,
-            "DeleteTotp": _USER_OWN,
+            "DeleteTotp": _FRESH_OWN,
+            "ResetSecondFactors": _FRESH_OWNER,
+            "GetSignInPolicy": _USER_READ,
+            "UpdateSignInPolicy": _FRESH_OWNER,
         },
         "TenantService": {
             "ListTenants": _USER_READ,
@@ -123,37 +130,37 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "DirectoryService": {
             "ListDirectories": _USER_READ,
             "GetDirectory": _USER_READ,
-            "CreateDirectory": _OWNER_WRITE,
-            "UpdateDirectory": replace(_OWNER_WRITE, timeout=30),
-            "DeleteDirectory": replace(_OWNER_WRITE, timeout=30),
+            "CreateDirectory": _FRESH_OWNER,
+            "UpdateDirectory": replace(_FRESH_OWNER, timeout=30),
+            "DeleteDirectory": replace(_FRESH_OWNER, timeout=30),
             # They wait for somebody else's server.
             "TestDirectory": replace(_OWNER_WRITE, timeout=45),
             "SyncDirectory": replace(_OWNER_WRITE, timeout=60),
         },
         "EmailDomainService": {
             "ListEmailDomains": _USER_READ,
-            "CreateEmailDomain": _OWNER_WRITE,
-            "UpdateEmailDomain": _OWNER_WRITE,
-            "DeleteEmailDomain": _OWNER_WRITE,
+            "CreateEmailDomain": _FRESH_OWNER,
+            "UpdateEmailDomain": _FRESH_OWNER,
+            "DeleteEmailDomain": _FRESH_OWNER,
         },
         "ApiTokenService": {
             "ListApiTokens": _USER_READ,
             "GetApiToken": _USER_READ,
-            "CreateApiToken": _USER_OWN,
-            "RotateApiToken": _USER_OWN,
+            "CreateApiToken": _FRESH_OWN,
+            "RotateApiToken": _FRESH_OWN,
             "RevokeApiToken": _USER_OWN,
         },
         "ServiceAccountService": {
             "ListServiceAccounts": _USER_READ,
             "GetServiceAccount": _USER_READ,
-            "CreateServiceAccount": _ADMIN_WRITE,
-            "UpdateServiceAccount": _ADMIN_WRITE,
+            "CreateServiceAccount": _FRESH_ADMIN,
+            "UpdateServiceAccount": _FRESH_ADMIN,
             "DeleteServiceAccount": _ADMIN_WRITE,
         },
         "TokenKeyService": {
             "GetJwks": _OPEN,
             "ListTokenKeys": _USER_READ,
-            "RotateTokenKey": _OWNER_WRITE,
+            "RotateTokenKey": _FRESH_OWNER,
         },
         "IdentityInternalService": {
             "IssueDeviceToken": _services("enrollment", "policy"),
@@ -287,7 +294,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ExportAuditEntries": replace(_DOWNLOAD, file=_AUDIT_FILE),
             "GetAuditKeysPem": replace(_OPEN, file=_PEM),
             "ListAuditKeys": _USER_READ,
-            "RotateAuditKey": _OWNER_WRITE,
+            "RotateAuditKey": _FRESH_OWNER,
         },
         "ForwarderService": {
             "ListForwarders": _USER_READ,
@@ -298,7 +305,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             # A target may take a minute for its answer.
             "TestForwarder": replace(_ADMIN_WRITE, timeout=75),
             "ReplayForwarder": _ADMIN_WRITE,
-            "RotateForwarderSecret": _ADMIN_WRITE,
+            "RotateForwarderSecret": _FRESH_ADMIN,
             "ListForwarderQuarantine": _USER_READ,
             "RetryForwarderQuarantine": _ADMIN_WRITE,
         },

@@ -93,6 +93,7 @@ PAGES: Final = (
     _page("/auth/forgot"),
     _page("/auth/account"),
     _page("/auth/second-factor"),
+    _page("/auth/confirm"),
     _page("/auth/invitations"),
     _page("/auth/signed-in"),
     _page("/auth/assets/*"),

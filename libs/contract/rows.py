@@ -139,6 +139,10 @@ class Rule:
     """Whether its JSON form answers 304 to a caller that has everything already."""
     file: File | None = None
     """The file that it answers; `None` for a message."""
+    fresh: bool = False
+    """Whether the caller has to have logged in, or confirmed who it is, just before: for what opens
+    an account or the installation to others. The released web console calls nothing of it, for it
+    could not ask."""
     offered: bool = True
     """Whether this release does what the RPC says; else it checks the caller and answers 501."""
 
@@ -154,6 +158,7 @@ class Rule:
         wrong = {
             "only an address takes both": self.audience is Audience.GUEST_OR_USER,
             "roles are for users": bool(self.roles) is not (self.audience is Audience.USER),
+            "freshness is for users": self.fresh and self.audience is not Audience.USER,
             "areas are for users": bool(self.area) and self.audience is not Audience.USER,
             "callers are for internal RPCs": bool(self.callers) is not internal,
             "the rate is another audience's": self.rate not in _RATES[self.audience],

@@ -28,6 +28,8 @@ H_SESSION: Final = "x-evergreen-session"
 H_TOKEN_VERSION: Final = "x-evergreen-token-version"
 H_TOKEN_ISSUED: Final = "x-evergreen-token-issued"
 H_TOKEN_EXPIRES: Final = "x-evergreen-token-expires"
+H_AUTHENTICATED: Final = "x-evergreen-token-authenticated"
+"""Of a session's token: when the user logged in, or confirmed it since."""
 H_OWNER: Final = "x-evergreen-token-owner"
 """Of an API token: the user or service account that it acts for."""
 H_TOKEN_NAME: Final = "x-evergreen-token-name"
@@ -58,6 +60,7 @@ CLAIMS: Final = {
     "ver": H_TOKEN_VERSION,
     "iat": H_TOKEN_ISSUED,
     "exp": H_TOKEN_EXPIRES,
+    "aat": H_AUTHENTICATED,
 }
 """The header that says what a token's claim says."""
 TOKEN_CLAIMS: Final = {
@@ -76,7 +79,7 @@ TOKEN_CLAIMS: Final = {
 """The same of API tokens."""
 HEADERS: Final = (
     H_KIND, H_SUBJECT, H_TENANT, H_ROLE, H_EMAIL, H_SESSION, H_TOKEN_VERSION, H_TOKEN_ISSUED,
-    H_TOKEN_EXPIRES, H_REQUEST_ID, H_TIMEOUT, H_SOURCE, H_TRACEPARENT,
+    H_TOKEN_EXPIRES, H_AUTHENTICATED, H_REQUEST_ID, H_TIMEOUT, H_SOURCE, H_TRACEPARENT,
 )  # fmt: skip
 """What the gateway says of a call, and the trace that it is part of."""
 
@@ -112,6 +115,9 @@ class Caller:
     token_version: int = 0
     issued_at: datetime | None = None
     expires_at: datetime | None = None
+    authenticated_at: datetime | None = None
+    """Of a user's session: when the user logged in, or confirmed it since. A token of the release
+    before does not say so: then it is when that was made."""
     token: TokenOfCaller | None = None
     """With an API token the caller is who made it: a user or a service account, with the role and
     the tenant of the token. `None` for somebody who is logged in."""
@@ -207,6 +213,7 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
                 session_id=_uuid(headers[H_SESSION]),
                 issued_at=issued,
                 expires_at=expires,
+                authenticated_at=_time(headers.get(H_AUTHENTICATED)) or issued,
             )
         if kind == "device":
             return Caller(

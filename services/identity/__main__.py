@@ -54,6 +54,7 @@ from services.identity.pages.browsers import Browsers
 from services.identity.second_factor.api import SecondFactorApi
 from services.identity.second_factor.challenges import Challenges
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
+from services.identity.second_factor.policies import SignInPolicies
 from services.identity.second_factor.service import SecondFactors
 from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions.api import AuthApi, SessionApi
@@ -195,7 +196,10 @@ async def build(kit: Kit) -> Parts:
     accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
     directories = _directories(kit, settings, accounts, sealer)
     factor_sealer = Sealer.from_file(settings.master_key_file, FACTORS_SEALED_FOR)
-    factors = SecondFactors(kit.database, kit.outbox, end_sessions_of, factor_sealer, kit.clock)
+    factors = SecondFactors(
+        kit.database, kit.outbox, kit.tenants, end_sessions_of, factor_sealer, kit.clock
+    )
+    policies = SignInPolicies(kit.database, kit.outbox, kit.tenants, factors, kit.clock)
     sessions = Sessions(
         kit.database,
         kit.outbox,
@@ -242,7 +246,9 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_SessionServiceServicer_to_server,
                 SessionApi(overview),
             ),
-            partial(rpc.add_SecondFactorServiceServicer_to_server, SecondFactorApi(factors)),
+            partial(
+                rpc.add_SecondFactorServiceServicer_to_server, SecondFactorApi(factors, policies)
+            ),
             partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants, life, deletions)),
             partial(rpc.add_UserServiceServicer_to_server, UserApi(users, settings.public_url)),
             partial(

@@ -1,4 +1,5 @@
-"""The way back for somebody who has the server's machine: an invitation in a password's place."""
+"""The way back for somebody who has the server's machine: an invitation in a password's place, and
+an end of second factors that are lost."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from contract.access import Role
-from contract.events.identity import PasswordReset
+from contract.events.identity import FactorOwner, PasswordReset, SecondFactorsReset
 from servicekit.data.postgres import SYSTEM, Connection, Scope
 from servicekit.errors import failed_precondition, not_found
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import write
 from servicekit.security.tokens import new_secret, secret_hash
 from services.identity.authenticators import guess_store
+from services.identity.second_factor.service import remove_all
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
@@ -21,6 +23,7 @@ from services.identity.users.domain import User, check_local, invitation_link, s
 
 RESET_LIFE: Final = timedelta(days=1)
 ACTOR: Final = "operator (evergreen users reset-password)"
+RESET_FACTORS_ACTOR: Final = "operator (evergreen users reset-mfa)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,38 @@ async def reset_password(
         CloudEvent(event, user.tenant_id, actor=ACTOR, actor_id=operator),
     )
     return reset
+
+
+async def reset_factors(connection: Connection, email: str, operator: str, at: datetime) -> User:
+    """Removes all second factors of a user, whose password stays, and ends the user's sessions.
+
+    Args:
+        connection: as for `reset_password`.
+        email: as somebody typed it.
+        operator: the account of the machine that asks for it.
+
+    Raises:
+        DomainError: NOT_FOUND; FAILED_PRECONDITION for a user who has none.
+    """
+    await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
+    found = await users_store.credentials_by_email(connection, *spellings(email))
+    if found is None:
+        raise not_found("user", email)
+    user = await users_store.user(
+        connection, Scope.of(found.user.tenant_id), found.user.id, for_update=True
+    )
+    if user is None:
+        raise not_found("user", email)
+    if not await remove_all(connection, user.id):
+        raise failed_precondition("NO_SECOND_FACTOR", "the user has no second factor")
+    await sessions_store.end_sessions_of(connection, user.id, at)
+    event = SecondFactorsReset(id=user.id, after=FactorOwner(email=user.email))
+    await write(
+        connection,
+        "identity",
+        CloudEvent(event, user.tenant_id, actor=RESET_FACTORS_ACTOR, actor_id=operator),
+    )
+    return user
 
 
 async def _is_needed(connection: Connection, user: User) -> bool:

@@ -38,6 +38,7 @@ _OWN_ACCOUNT = {
         "SecondFactorService/CreateTotp",
         "SecondFactorService/ConfirmTotp",
         "SecondFactorService/DeleteTotp",
+        "AuthService/StepUp",
         "ApiTokenService/CreateApiToken",
         "ApiTokenService/RotateApiToken",
         "ApiTokenService/RevokeApiToken",

@@ -48,7 +48,11 @@ _PASSWORD_RULES = (
 _ABOUT_CONTENT = re.compile(
     "|".join(
         [
-            "currentPassword: is wrong",
+            "(currentPassword|password): is wrong",
+            # One of the two has to be given.
+            "mfa: must be given, or graceDays",
+            # Which six digits an app shows, a schema does not know.
+            "code: is none that your app shows .*",
             "etag: must be the etag in If-Match.*",
             # Nothing can move or change its kind; the console sends such fields back as they are.
             "reseller: cannot be changed",

@@ -502,6 +502,9 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "CreateTotp",
         "ConfirmTotp",
         "DeleteTotp",
+        "ResetSecondFactors",
+        "UpdateSignInPolicy",
+        "StepUp",
         # tests/services/identity/api_tokens
         "CreateApiToken",
         "RotateApiToken",

@@ -202,6 +202,7 @@ def test_the_own_password_is_changed(pages: Pages, stack: Stack, org: Org) -> No
         "confirm-app",
         "remove-app",
         "recovery-codes",
+        "confirm",
     ],
 )
 def test_a_form_of_another_site_does_nothing(

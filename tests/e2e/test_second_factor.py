@@ -215,3 +215,86 @@ def test_the_command_line_asks_for_a_code(stack: Stack, org: Org, tmp_path: Path
     assert "give --yes" in factors("remove-app", otp=codes[0], expected=2)
     assert "authenticator app: none" in factors("remove-app", "--yes", otp=app.code(1))
     assert "recovery codes left: 0" in factors("show")
+
+
+def test_a_policy_leads_to_setting_one_up(pages: Pages, stack: Stack, org: Org) -> None:
+    """Who gets in only with a second factor sets one up between password and session; API tokens
+    go on."""
+    email = person(org, "Auditor")
+    made = ok(org.owner.post("/api/tokens", json={"name": "x", "scopes": ["users:read"]}))
+    path = f"/api/tenants/{org.id}/sign-in-policy"
+    with stack.first_owner() as root:
+        ok(root.patch(path, json={"mfa": "all", "graceDays": 3}))
+        pages.login(email, PASSWORD)
+        assert "asks for a second factor from 20" in pages.open("/auth/account").text
+        pages.send("/auth/account", "logout")
+        ok(root.patch(path, json={"graceDays": 0}))
+    with stack.client() as client:
+        for login in ("/auth/login", "/api/auth/login"):
+            body = {"email": email, "password": PASSWORD}
+            ours = {"sec-fetch-site": "same-origin", "origin": stack.url}
+            answer = client.post(login, json=body, headers=ours)
+            assert answer.status_code == 401
+            assert answer.json()["details"][0]["reason"] == "SECOND_FACTOR_REQUIRED"
+    answer = pages.login(email, PASSWORD)
+    assert answer.headers["location"] == "/auth/second-factor"
+    page = pages.open("/auth/second-factor")
+    assert "A second factor is needed" in page.text
+    token = hidden(page.text, "form")
+    shown = pages.post("set-up", form=token)
+    assert len(recovery_codes(shown.text)) == 10
+    app = app_on(shown.text)
+    wrong = pages.post("confirm-login", form=token, code="000000")
+    assert wrong.status_code == 400
+    assert app_on(wrong.text).key == app.key
+    assert "session" not in pages.client.cookies
+    answer = pages.post("confirm-login", form=token, code=app.code())
+    assert answer.headers["location"] == "/auth/signed-in"
+    assert email in pages.open("/auth/account").text
+    with stack.client(made["token"]) as client:
+        ok(client.get("/api/users"))
+    refused = pages.send("/auth/account", "remove-app")
+    assert refused.status_code == 400
+    assert "takes the place" in refused.text
+
+
+def test_the_account_page_asks_who_it_is(pages: Pages, org: Org) -> None:
+    """The password again, and the code; only then the session's token is a fresh one."""
+    email = person(org, "Auditor")
+    pages.login(email, PASSWORD)
+    page = pages.open("/auth/confirm").text
+    assert 'name="code"' not in page
+    assert pages.send("/auth/confirm", "confirm", password="wrong password!").status_code == 400
+    answer = pages.send("/auth/confirm", "confirm", password=PASSWORD)
+    assert answer.headers["location"] == "/auth/account?done=confirmed"
+    assert "once more" in pages.open("/auth/account?done=confirmed").text
+    app, _ = set_up(pages)
+    assert 'name="code"' in pages.open("/auth/confirm").text
+    missing = pages.send("/auth/confirm", "confirm", password=PASSWORD)
+    assert missing.status_code == 401
+    assert "Enter a code" in missing.text
+    answer = pages.send("/auth/confirm", "confirm", password=PASSWORD, code=app.code())
+    assert answer.headers["location"] == "/auth/account?done=confirmed"
+
+
+def test_operators_and_owners_reset_factors(
+    pages: Pages, stack: Stack, org: Org, tmp_path: Path
+) -> None:
+    """At the command line: as an Owner, or on the server without a login; and the policy, too."""
+    email = person(org, "Auditor")
+
+    def run(*arguments: str, expected: int = 0) -> str:
+        done = evergreen(*arguments, "--home", stack.home)
+        assert done.returncode == expected, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    for more in ((), ("--on-server",)):
+        pages.login(email, PASSWORD)
+        set_up(pages)
+        assert "password alone" in run("users", "reset-mfa", email, *more)
+        stack.login(email, PASSWORD)
+    assert "no second factor" in run("users", "reset-mfa", email, "--on-server", expected=2)
+    assert "second factor: off" in run("orgs", "sign-in", org.code)
+    assert "admins, needed from" in run("orgs", "sign-in", org.code, "--mfa", "admins")
+    assert "second factor: off" in run("orgs", "sign-in", org.code, "--mfa", "off")
+    assert "mfa: must be" in run("orgs", "sign-in", org.code, "--mfa", "some", expected=2)

@@ -68,6 +68,11 @@ def _operation(contract: Contract, schemas: Schemas, operation: Operation, form:
         notes.append(
             f"Needs the role {roles}. {scope if access.scope else 'No API token may call it.'}"
         )
+        if access.fresh:
+            notes.append(
+                "The login, or `/auth/step-up`, must not be older than 15 minutes: else 403,"
+                " `STEP_UP_NEEDED`."
+            )
     elif access.audience is Audience.DEVICE_LAPSED:
         notes.append("A token that expired at most 90 days ago is accepted, and replaced.")
     if not access.offered:

@@ -111,6 +111,23 @@ class FactorChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FactorOwner:
+    """Whose second factors."""
+
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignInPolicySnapshot:
+    """Whom a tenant asks for a second factor."""
+
+    mfa: Literal["off", "owners", "admins", "all"]
+    mfa_required_from: Annotated[
+        datetime | None, "From when on they do not get in without one; null with `off`."
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryCodesLeft:
     """Whose recovery codes, and how many can still be used."""
 
@@ -585,6 +602,31 @@ class RecoveryCodeUsed(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondFactorsReset(_UserAction):
+    """An Owner, or an operator on the server's machine, removed all second factors of a user."""
+
+    NAME: ClassVar[str] = "identity.mfa_reset"
+    after: FactorOwner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignInPolicyUpdated(_TenantAction):
+    """A tenant asks others for a second factor, or from another day on."""
+
+    NAME: ClassVar[str] = "identity.sign_in_policy_updated"
+    before: SignInPolicySnapshot
+    after: SignInPolicySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfirmed(_UserAction):
+    """A user confirmed with the password, and the second factor, who uses a session."""
+
+    NAME: ClassVar[str] = "identity.session_confirmed"
+    after: OpenedSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InvitationAccepted(_UserAction):
     """An invited user set a password and logged in."""
 
@@ -936,6 +978,13 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     PasswordChanged(id=ID),
     SecondFactorEnabled(id=ID, after=_FACTOR),
     SecondFactorDisabled(id=ID, after=_FACTOR),
+    SecondFactorsReset(id=ID, after=FactorOwner(email=EMAIL)),
+    SignInPolicyUpdated(
+        id=ID,
+        before=SignInPolicySnapshot(mfa="off", mfa_required_from=None),
+        after=SignInPolicySnapshot(mfa="owners", mfa_required_from=AT),
+    ),
+    SessionConfirmed(id=ID, after=_OPENED),
     RecoveryCodesCreated(id=ID, after=RecoveryCodesLeft(email=EMAIL, left=10)),
     RecoveryCodeUsed(id=ID, after=UsedRecoveryCode(email=EMAIL, code_id=TENANT_ID, left=9)),
     InvitationAccepted(id=ID, after=_OPENED),

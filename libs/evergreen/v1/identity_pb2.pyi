@@ -4033,3 +4033,150 @@ class DeleteTotpRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTotpRequest: _TypeAlias = DeleteTotpRequest  # noqa: Y015
+
+@_typing.final
+class StepUpRequest(_message.Message):
+    """Confirms who uses the session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    OTP_FIELD_NUMBER: _builtins.int
+    password: _builtins.str
+    """The caller's password."""
+    otp: _builtins.str
+    """As in `LoginRequest`."""
+    def __init__(
+        self,
+        *,
+        password: _builtins.str = ...,
+        otp: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["otp", b"otp", "password", b"password"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepUpRequest: _TypeAlias = StepUpRequest  # noqa: Y015
+
+@_typing.final
+class ResetSecondFactorsRequest(_message.Message):
+    """Whose second factors to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The user's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetSecondFactorsRequest: _TypeAlias = ResetSecondFactorsRequest  # noqa: Y015
+
+@_typing.final
+class GetSignInPolicyRequest(_message.Message):
+    """Which tenant's policy to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSignInPolicyRequest: _TypeAlias = GetSignInPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SignInPolicy(_message.Message):
+    """How people of a tenant log in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    MFA_FIELD_NUMBER: _builtins.int
+    MFA_REQUIRED_FROM_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_MFA_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant's id."""
+    mfa: _builtins.str
+    """Whom the tenant asks for a second factor: `off` (nobody), `owners`, `admins`
+    (Owners and Admins) or `all`.
+    """
+    effective_mfa: _builtins.str
+    """The strictest of the tenant and all above it, which is what counts."""
+    @_builtins.property
+    def mfa_required_from(self) -> _timestamp_pb2.Timestamp:
+        """From when on they do not get in without one; absent with `off`."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        mfa: _builtins.str = ...,
+        mfa_required_from: _timestamp_pb2.Timestamp | None = ...,
+        effective_mfa: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mfa_required_from", b"mfa_required_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_mfa", b"effective_mfa", "mfa", b"mfa", "mfa_required_from", b"mfa_required_from", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignInPolicy: _TypeAlias = SignInPolicy  # noqa: Y015
+
+@_typing.final
+class UpdateSignInPolicyRequest(_message.Message):
+    """A change of a policy. What is not given stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MFA_FIELD_NUMBER: _builtins.int
+    GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The tenant's id."""
+    mfa: _builtins.str
+    """Whom to ask for a second factor. Who asks the own role has to have one first."""
+    grace_days: _builtins.int
+    """How many days from now people can still log in without one, to set one up; 14
+    when `mfa` changes and nothing else is said.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        mfa: _builtins.str | None = ...,
+        grace_days: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_mfa", b"_mfa", "grace_days", b"grace_days", "mfa", b"mfa"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_mfa", b"_mfa", "grace_days", b"grace_days", "id", b"id", "mfa", b"mfa"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grace_days: _TypeAlias = _typing.Literal["grace_days"]  # noqa: Y015
+    _WhichOneofArgType__grace_days: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days"]  # noqa: Y015
+    _WhichOneofReturnType__mfa: _TypeAlias = _typing.Literal["mfa"]  # noqa: Y015
+    _WhichOneofArgType__mfa: _TypeAlias = _typing.Literal["_mfa", b"_mfa"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_days) -> _WhichOneofReturnType__grace_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mfa) -> _WhichOneofReturnType__mfa | None: ...
+
+Global___UpdateSignInPolicyRequest: _TypeAlias = UpdateSignInPolicyRequest  # noqa: Y015

@@ -55,6 +55,11 @@ class AuthServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.LogoutRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.LogoutResponse.FromString,
                 _registered_method=True)
+        self.StepUp = channel.unary_unary(
+                '/evergreen.v1.AuthService/StepUp',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.StepUpRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.Session.FromString,
+                _registered_method=True)
         self.ChangePassword = channel.unary_unary(
                 '/evergreen.v1.AuthService/ChangePassword',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ChangePasswordRequest.SerializeToString,
@@ -102,6 +107,14 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StepUp(self, request, context):
+        """Confirms that it is still the caller who uses the session: for some calls the
+        login, or this, must not be older than 15 minutes (403, `STEP_UP_NEEDED`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ChangePassword(self, request, context):
         """Changes the caller's password and ends all other sessions of the caller.
         """
@@ -138,6 +151,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.Logout,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.LogoutRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.LogoutResponse.SerializeToString,
+            ),
+            'StepUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StepUp,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.StepUpRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.Session.SerializeToString,
             ),
             'ChangePassword': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangePassword,
@@ -259,6 +277,33 @@ class AuthService:
             '/evergreen.v1.AuthService/Logout',
             evergreen_dot_v1_dot_identity__pb2.LogoutRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.LogoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StepUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuthService/StepUp',
+            evergreen_dot_v1_dot_identity__pb2.StepUpRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,
@@ -615,6 +660,21 @@ class SecondFactorServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
                 _registered_method=True)
+        self.ResetSecondFactors = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/ResetSecondFactors',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ResetSecondFactorsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
+        self.GetSignInPolicy = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/GetSignInPolicy',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetSignInPolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SignInPolicy.FromString,
+                _registered_method=True)
+        self.UpdateSignInPolicy = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/UpdateSignInPolicy',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateSignInPolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SignInPolicy.FromString,
+                _registered_method=True)
 
 
 class SecondFactorServiceServicer:
@@ -660,6 +720,30 @@ class SecondFactorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResetSecondFactors(self, request, context):
+        """Removes all second factors of a user who has lost them, and ends the user's
+        sessions. The password stays. Not of one's own account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSignInPolicy(self, request, context):
+        """Returns whom a tenant asks for a second factor, and whom the tenants above it
+        ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSignInPolicy(self, request, context):
+        """Sets whom a tenant asks for a second factor, in itself and in all tenants
+        below. What a tenant above asks for stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SecondFactorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -687,6 +771,21 @@ def add_SecondFactorServiceServicer_to_server(servicer, server):
                     servicer.DeleteTotp,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'ResetSecondFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetSecondFactors,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ResetSecondFactorsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'GetSignInPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSignInPolicy,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetSignInPolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SignInPolicy.SerializeToString,
+            ),
+            'UpdateSignInPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSignInPolicy,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateSignInPolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SignInPolicy.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -827,6 +926,87 @@ class SecondFactorService:
             '/evergreen.v1.SecondFactorService/DeleteTotp',
             evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetSecondFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/ResetSecondFactors',
+            evergreen_dot_v1_dot_identity__pb2.ResetSecondFactorsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSignInPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/GetSignInPolicy',
+            evergreen_dot_v1_dot_identity__pb2.GetSignInPolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SignInPolicy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSignInPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/UpdateSignInPolicy',
+            evergreen_dot_v1_dot_identity__pb2.UpdateSignInPolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SignInPolicy.FromString,
             options,
             channel_credentials,
             insecure,

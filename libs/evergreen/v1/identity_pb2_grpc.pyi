@@ -46,6 +46,10 @@ class AuthServiceStub:
     """Ends the caller's session; its tokens are refused from then on. As JSON
     without a token it answers 200 and ends nothing.
     """
+    StepUp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.StepUpRequest, _identity_pb2.Session]
+    """Confirms that it is still the caller who uses the session: for some calls the
+    login, or this, must not be older than 15 minutes (403, `STEP_UP_NEEDED`).
+    """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]
@@ -68,6 +72,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     Logout: _aio.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]  # type: ignore[assignment]
     """Ends the caller's session; its tokens are refused from then on. As JSON
     without a token it answers 200 and ends nothing.
+    """
+    StepUp: _aio.UnaryUnaryMultiCallable[_identity_pb2.StepUpRequest, _identity_pb2.Session]  # type: ignore[assignment]
+    """Confirms that it is still the caller who uses the session: for some calls the
+    login, or this, must not be older than 15 minutes (403, `STEP_UP_NEEDED`).
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """Changes the caller's password and ends all other sessions of the caller."""
@@ -112,6 +120,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.LogoutResponse, _abc.Awaitable[_identity_pb2.LogoutResponse]]:
         """Ends the caller's session; its tokens are refused from then on. As JSON
         without a token it answers 200 and ends nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def StepUp(
+        self,
+        request: _identity_pb2.StepUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.Session, _abc.Awaitable[_identity_pb2.Session]]:
+        """Confirms that it is still the caller who uses the session: for some calls the
+        login, or this, must not be older than 15 minutes (403, `STEP_UP_NEEDED`).
         """
 
     @_abc_1.abstractmethod
@@ -247,6 +265,18 @@ class SecondFactorServiceStub:
     """Confirms the authenticator app's key with a code of it."""
     DeleteTotp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]
     """Removes the authenticator app. With the last factor the recovery codes go."""
+    ResetSecondFactors: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ResetSecondFactorsRequest, _identity_pb2.SecondFactors]
+    """Removes all second factors of a user who has lost them, and ends the user's
+    sessions. The password stays. Not of one's own account.
+    """
+    GetSignInPolicy: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSignInPolicyRequest, _identity_pb2.SignInPolicy]
+    """Returns whom a tenant asks for a second factor, and whom the tenants above it
+    ask.
+    """
+    UpdateSignInPolicy: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateSignInPolicyRequest, _identity_pb2.SignInPolicy]
+    """Sets whom a tenant asks for a second factor, in itself and in all tenants
+    below. What a tenant above asks for stays.
+    """
 
 @_typing.type_check_only
 class SecondFactorServiceAsyncStub(SecondFactorServiceStub):
@@ -270,6 +300,18 @@ class SecondFactorServiceAsyncStub(SecondFactorServiceStub):
     """Confirms the authenticator app's key with a code of it."""
     DeleteTotp: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
     """Removes the authenticator app. With the last factor the recovery codes go."""
+    ResetSecondFactors: _aio.UnaryUnaryMultiCallable[_identity_pb2.ResetSecondFactorsRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Removes all second factors of a user who has lost them, and ends the user's
+    sessions. The password stays. Not of one's own account.
+    """
+    GetSignInPolicy: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSignInPolicyRequest, _identity_pb2.SignInPolicy]  # type: ignore[assignment]
+    """Returns whom a tenant asks for a second factor, and whom the tenants above it
+    ask.
+    """
+    UpdateSignInPolicy: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateSignInPolicyRequest, _identity_pb2.SignInPolicy]  # type: ignore[assignment]
+    """Sets whom a tenant asks for a second factor, in itself and in all tenants
+    below. What a tenant above asks for stays.
+    """
 
 class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
     """The second factors of the caller's own account: codes of an authenticator app
@@ -320,6 +362,36 @@ class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
         """Removes the authenticator app. With the last factor the recovery codes go."""
+
+    @_abc_1.abstractmethod
+    def ResetSecondFactors(
+        self,
+        request: _identity_pb2.ResetSecondFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Removes all second factors of a user who has lost them, and ends the user's
+        sessions. The password stays. Not of one's own account.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSignInPolicy(
+        self,
+        request: _identity_pb2.GetSignInPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SignInPolicy, _abc.Awaitable[_identity_pb2.SignInPolicy]]:
+        """Returns whom a tenant asks for a second factor, and whom the tenants above it
+        ask.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSignInPolicy(
+        self,
+        request: _identity_pb2.UpdateSignInPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SignInPolicy, _abc.Awaitable[_identity_pb2.SignInPolicy]]:
+        """Sets whom a tenant asks for a second factor, in itself and in all tenants
+        below. What a tenant above asks for stays.
+        """
 
 def add_SecondFactorServiceServicer_to_server(servicer: SecondFactorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

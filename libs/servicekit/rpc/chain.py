@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from types import CoroutineType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
@@ -68,6 +68,8 @@ log = logs.get(__name__)
 
 T = TypeVar("T")
 _CLOCK_SKEW = timedelta(seconds=30)
+FRESH_FOR: Final = timedelta(minutes=15)
+"""How long after a login a user may do what needs a fresh one."""
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
 
 
@@ -157,7 +159,19 @@ class CallChain:
         if caller.role not in rule.roles:
             role = caller.role.value if caller.role else "no role"
             raise permission_denied(ROLE_MAY_NOT, f"the role {role} may not do this")
+        if rule.fresh and caller.token is None:
+            self._check_fresh(caller)
         return caller
+
+    def _check_fresh(self, user: Caller) -> None:
+        """Refuses a user who logged in a while ago: the browser may be in other hands."""
+        at = user.authenticated_at
+        if at is None or self._clock() > at + FRESH_FOR:
+            raise permission_denied(
+                "STEP_UP_NEEDED",
+                "confirm first that it is you, with your password (POST /auth/step-up), or log in"
+                " again",
+            )
 
     def _note_refused(self, rpc: str, headers: Mapping[str, str], error: Exception) -> None:
         if (

@@ -14,7 +14,7 @@ from evergreen.v1 import identity_pb2 as pb
 from servicekit.errors import DomainError
 from services.identity.pages import forms, invitations
 from services.identity.pages.answers import language, page_answer, see
-from services.identity.pages.base import ACCOUNT, CONSOLE, LOGIN, FormPages
+from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, LOGIN, FormPages
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Html, Page, Problem
 from services.identity.pages.texts import TEXTS
@@ -26,6 +26,7 @@ from services.identity.sessions.domain import KnownSession, OpenSession
 _SHOWN_SESSIONS: Final = 50
 _DONE: Final = {
     "password": "changed",
+    "confirmed": "confirmed",
     "factor": "factor_done",
     "no-factor": "factor_removed",
     "session": "session_ended_there",
@@ -129,7 +130,48 @@ class Account(FormPages):
         values = {"codes": _items(codes)}
         return page_answer(Page(name="recovery_codes", language=language(request), values=values))
 
+    async def confirm_page(self, request: Request) -> Response:
+        """Asks for the password again, and for a code where there is a second factor."""
+        return await self._with_session(request, lambda session: self._confirm(request, session))
+
+    async def confirm(self, request: Request) -> Response:
+        """Confirms who uses the session."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            step_up = pb.StepUpRequest(
+                password=form.get("password", ""), otp=form.get("code", "").strip()
+            )
+            confirmed = await self._browsers.step_up(request, step_up)
+        except DomainError as error:
+            problem = error
+            return await self._with_session(
+                request, lambda session: self._confirm(request, session, problem)
+            )
+        response = see(f"{ACCOUNT}?done=confirmed")
+        self._browsers.remember_token(response, confirmed)
+        return response
+
+    async def _confirm(
+        self, request: Request, session: OpenSession, error: DomainError | None = None
+    ) -> Response:
+        spoken = language(request)
+        token = forms.form_token(request)
+        problems = problems_of(spoken, error, "password") if error else []
+        page = Page(name="confirm", language=spoken, problems=problems)
+        factors = await self._browsers.factors(request)
+        values = {
+            "form": token,
+            "email": session.user.email,
+            "code": page.part("confirm_code") if factors.any else Html(""),
+        }
+        return page_answer(
+            Page(name=page.name, language=spoken, values=values, problems=problems), error, token
+        )
+
     async def _refused(self, request: Request, error: DomainError, label: str = "") -> Response:
+        if error.reason == "STEP_UP_NEEDED":
+            return see(CONFIRM)
         return await self._again(request, problems_of(language(request), error, label), error)
 
     async def _again(

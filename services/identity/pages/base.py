@@ -25,6 +25,7 @@ from services.identity.users.service import Users
 
 LOGIN: Final = "/login"
 ACCOUNT: Final = "/auth/account"
+CONFIRM: Final = "/auth/confirm"
 SIGNED_IN: Final = "/auth/signed-in"
 CONSOLE: Final = "/dashboard"
 

@@ -202,6 +202,19 @@ class Browsers:
 
         await self.user(request, f"{_AUTH}ChangePassword", work)
 
+    async def step_up(self, request: Request, step_up: pb.StepUpRequest) -> OpenSession:
+        """Confirms who uses the session; answers its new token.
+
+        Raises:
+            DomainError: as `Sessions.step_up`.
+        """
+
+        async def work(call: Call) -> OpenSession:
+            check_rules(step_up)
+            return await self._sessions.step_up(call, step_up.password, step_up.otp)
+
+        return await self.user(request, f"{_AUTH}StepUp", work)
+
     async def factors(self, request: Request) -> Factors:
         """The user's second factors."""
         return await self.user(request, f"{_FACTORS}GetSecondFactors", self._factors.own)
@@ -303,6 +316,10 @@ class Browsers:
         _set(response, REFRESH, session.refresh_token, _REFRESH_PATH, self._session_life)
         if session.device:
             _set(response, DEVICE_COOKIE, session.device, "/", DEVICE_LIFE)
+
+    def remember_token(self, response: Response, session: OpenSession) -> None:
+        """Sets the cookie of a session's new token alone."""
+        _set(response, SESSION, session.token, "/", SESSION_TOKEN_LIFE)
 
     def remember_login(self, response: Response, pending: PendingLogin) -> None:
         """Sets the cookie of a login that waits for the second factor."""

@@ -21,6 +21,7 @@ from services.identity.pages.account import Account
 from services.identity.pages.answers import language, page_answer, see
 from services.identity.pages.base import (
     ACCOUNT,
+    CONFIRM,
     CONSOLE,
     LOGIN,
     SIGNED_IN,
@@ -58,6 +59,7 @@ _AGAIN: Final = {
     "confirm-app": ACCOUNT,
     "remove-app": ACCOUNT,
     "recovery-codes": ACCOUNT,
+    "confirm": CONFIRM,
     "code": SECOND_STEP,
     "set-up": SECOND_STEP,
     "confirm-login": SECOND_STEP,
@@ -80,6 +82,7 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         ACCEPT: pages.accept,
         FORGOT: pages.forgot,
         ACCOUNT: account.page,
+        CONFIRM: account.confirm_page,
         SECOND_STEP: second.page,
         SIGNED_IN: pages.signed_in,
         invitations.PATH: invited.page,
@@ -97,6 +100,7 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         "confirm-app": account.confirm_app,
         "remove-app": account.remove_app,
         "recovery-codes": account.new_codes,
+        "confirm": account.confirm,
         "code": second.give_code,
         "set-up": second.set_up,
         "confirm-login": second.confirm,

@@ -19,7 +19,7 @@ _FIELD_OF: Final = {
     "otp": ("code", "code"),
 }
 """The field on the page, and the text of its label, by the name that an error calls it."""
-_FIELD_OF_REASON: Final = {"WRONG_INVITATION": "token", "WRONG_CODE": "code"}
+_FIELD_OF_REASON: Final = {"WRONG_INVITATION": "token", "WRONG_CODE": "code", "OTP_NEEDED": "code"}
 """The field that is wrong, by an error's reason."""
 
 

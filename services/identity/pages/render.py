@@ -93,7 +93,7 @@ class Page:
                 else Html("")
             )
             described = [f"{name}-error"] if text else []
-            if self.name != "login" and name in _HINTED:
+            if self.name not in {"login", "confirm"} and name in _HINTED:
                 described.append(f"{name}-hint")
             found[f"invalid_{name}"] = Html(
                 (' aria-invalid="true"' if text else "")

@@ -97,8 +97,13 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "login_over": "That took too long, or codes were wrong. Sign in again.",
         "wrong_code": "The code is wrong, or was used before. Codes of an app are right only when"
         " the clock of your phone is: here it is {0} UTC.",
+        "code_missing": "Enter a code, too.",
         "app_code_wrong": "is none that your app shows for this key now. The clock of your phone"
         " must be right: here it is {0} UTC.",
+        "confirm": "Is it still you?",
+        "confirm_intro": "You signed in a while ago. Before this is changed, enter your password"
+        " again.",
+        "confirmed": "Thank you. Now do once more what you wanted to do.",
         "sessions": "Where you are signed in",
         "this_session": "(this browser)",
         "end_session": "Sign out there",
@@ -227,8 +232,13 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "login_over": "Das hat zu lange gedauert, oder Codes waren falsch. Melden Sie sich neu an.",
         "wrong_code": "Der Code ist falsch oder schon gebraucht. Codes einer App stimmen nur, wenn"
         " die Uhr Ihres Telefons stimmt: Hier ist es {0} UTC.",
+        "code_missing": "Geben Sie auch einen Code ein.",
         "app_code_wrong": "ist keiner, den Ihre App für diesen Schlüssel jetzt zeigt. Die Uhr Ihres"
         " Telefons muss stimmen: Hier ist es {0} UTC.",
+        "confirm": "Sind Sie es noch?",
+        "confirm_intro": "Sie haben sich vor einer Weile angemeldet. Bevor das geändert wird, geben"
+        " Sie noch einmal Ihr Passwort ein.",
+        "confirmed": "Danke. Tun Sie jetzt noch einmal, was Sie vorhatten.",
         "sessions": "Wo Sie angemeldet sind",
         "this_session": "(dieser Browser)",
         "end_session": "Dort abmelden",
@@ -285,6 +295,7 @@ REASONS: Final[Mapping[str, str]] = {
     "OWNERS_INVITE_ADMINS_AGAIN": "owners_invite",
     "NOT_FOUND": "not_there",
     "WRONG_CODE": "wrong_code",
+    "OTP_NEEDED": "code_missing",
     "SECOND_FACTOR_REQUIRED": "factor_needed",
 }
 """The text for an error's reason."""

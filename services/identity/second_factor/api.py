@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from uuid import UUID
+
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import optional_timestamp
-from services.identity.second_factor.domain import Factors
+from servicekit.rpc.values import optional_timestamp, timestamp
+from services.identity.second_factor.domain import MFA, Factors, Policy, strictest
+from services.identity.second_factor.policies import SignInPolicies
 from services.identity.second_factor.qr import qr_svg
 from services.identity.second_factor.service import SecondFactors
 
@@ -20,11 +24,22 @@ def _factors(factors: Factors) -> pb.SecondFactors:
     )
 
 
+def _policy(policy: Policy, counting: Sequence[Policy]) -> pb.SignInPolicy:
+    off = policy.mfa == "off"
+    return pb.SignInPolicy(
+        tenant_id=str(policy.tenant_id),
+        mfa=policy.mfa,
+        mfa_required_from=None if off else timestamp(policy.required_from),
+        effective_mfa=strictest(counting),
+    )
+
+
 class SecondFactorApi(identity_pb2_grpc.SecondFactorServiceServicer):
     """evergreen.v1.SecondFactorService."""
 
-    def __init__(self, factors: SecondFactors) -> None:
+    def __init__(self, factors: SecondFactors, policies: SignInPolicies) -> None:
         self._factors = factors
+        self._policies = policies
 
     async def GetSecondFactors(
         self, request: pb.GetSecondFactorsRequest, context: Context
@@ -52,3 +67,28 @@ class SecondFactorApi(identity_pb2_grpc.SecondFactorServiceServicer):
     async def DeleteTotp(self, request: pb.DeleteTotpRequest, context: Context) -> pb.SecondFactors:
         """Removes the app."""
         return _factors(await self._factors.delete_totp(context.call))
+
+    async def ResetSecondFactors(
+        self, request: pb.ResetSecondFactorsRequest, context: Context
+    ) -> pb.SecondFactors:
+        """Removes a user's factors."""
+        return _factors(await self._factors.reset(context.call, UUID(request.id)))
+
+    async def GetSignInPolicy(
+        self, request: pb.GetSignInPolicyRequest, context: Context
+    ) -> pb.SignInPolicy:
+        """Answers a tenant's policy."""
+        return _policy(*await self._policies.get(context.call, UUID(request.id)))
+
+    async def UpdateSignInPolicy(
+        self, request: pb.UpdateSignInPolicyRequest, context: Context
+    ) -> pb.SignInPolicy:
+        """Changes a tenant's policy."""
+        mfa = next((one for one in MFA if one == request.mfa), None)
+        changed = await self._policies.update(
+            context.call,
+            UUID(request.id),
+            mfa if request.HasField("mfa") else None,
+            request.grace_days if request.HasField("grace_days") else None,
+        )
+        return _policy(*changed)

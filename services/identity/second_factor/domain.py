@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from uuid import UUID
 
 from contract.access import Role
+from contract.events.identity import SignInPolicySnapshot
 from servicekit.errors import DomainError, failed_precondition, unauthenticated
 
 SEALED_FOR: Final = "identity-mfa"
@@ -83,10 +84,26 @@ class Policy:
     required_from: datetime
     updated_at: datetime
 
+    def snapshot(self) -> SignInPolicySnapshot:
+        """What events say of it."""
+        off = self.mfa == "off"
+        return SignInPolicySnapshot(
+            mfa=self.mfa, mfa_required_from=None if off else self.required_from
+        )
+
+    def asks(self, role: Role) -> bool:
+        """Whether it asks a role for a second factor."""
+        return role in _ASKED[self.mfa]
+
+
+def strictest(policies: Sequence[Policy]) -> Mfa:
+    """Whom some policies together ask."""
+    return max((one.mfa for one in policies), key=MFA.index, default="off")
+
 
 def required_from(policies: Sequence[Policy], role: Role) -> datetime | None:
     """From when on a second factor is asked for: by the strictest of some policies."""
-    asking = [one.required_from for one in policies if role in _ASKED[one.mfa]]
+    asking = [one.required_from for one in policies if one.asks(role)]
     return min(asking, default=None)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from contract.events.identity import (
     RecoveryCodeUsed,
     SecondFactorDisabled,
     SecondFactorEnabled,
+    SecondFactorsReset,
+    SignInPolicyUpdated,
 )
 from servicekit.data.backup import Connection, Recorded
 from servicekit.security.totp import STEP_SECONDS
@@ -26,7 +29,7 @@ _COLUMNS: Final = {
     "recovery_code": "id, account_id, sealed_secrets, used_at",
 }
 _POLICY: Final = "tenant_id, mfa, mfa_required_from, updated_at"
-_CHANGED: Final = frozenset({SecondFactorEnabled.NAME, SecondFactorDisabled.NAME})
+_GONE: Final = frozenset({SecondFactorDisabled.NAME, SecondFactorsReset.NAME})
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class KnownFactors:
     changed_codes: set[UUID] = field(default_factory=set)
     """Users who made recovery codes, or lost them."""
     used_codes: set[UUID] = field(default_factory=set)
+    told_policies: dict[UUID, tuple[str, datetime, datetime]] = field(default_factory=dict)
+    """By tenant, as the log has them: whom, from when on, and when that was decided."""
 
     async def read(self, connection: Connection) -> None:
         """Takes what a database knows that is about to be replaced."""
@@ -58,12 +63,19 @@ class KnownFactors:
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
-        if entry.action in _CHANGED:
+        if entry.action in {*_GONE, SecondFactorEnabled.NAME}:
             self.changed_apps.add(UUID(entry.name))
-        if entry.action in {RecoveryCodesCreated.NAME, SecondFactorDisabled.NAME}:
+        if entry.action in {*_GONE, RecoveryCodesCreated.NAME}:
             self.changed_codes.add(UUID(entry.name))
         if entry.action == RecoveryCodeUsed.NAME:
             self.used_codes.add(UUID(str(entry.after["codeId"])))
+        if entry.action == SignInPolicyUpdated.NAME:
+            since = entry.after["mfaRequiredFrom"]
+            self.told_policies[UUID(entry.name)] = (
+                str(entry.after["mfa"]),
+                datetime.fromisoformat(since) if since else entry.at,
+                entry.at,
+            )
 
 
 async def bring_factors(connection: Connection, known: KnownFactors) -> None:
@@ -82,13 +94,6 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
                 " WHERE EXISTS (SELECT FROM identity.account WHERE id = $2)",
                 known.rows[table],
             )
-        await connection.executemany(
-            f"INSERT INTO identity.sign_in_policy ({_POLICY}) SELECT $1, $2, $3, $4"
-            " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
-            " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
-            " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
-            known.policies,
-        )
     await connection.execute(
         "DELETE FROM identity.totp WHERE account_id = ANY ($1)",
         list(known.changed_apps - known.users),
@@ -100,6 +105,15 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
     await connection.execute(
         "UPDATE identity.recovery_code SET used_at = now() WHERE id = ANY ($1) AND used_at IS NULL",
         list(known.used_codes),
+    )
+    told = [(tenant_id, *told) for tenant_id, told in known.told_policies.items()]
+    await connection.executemany(
+        f"INSERT INTO identity.sign_in_policy ({_POLICY})"
+        " SELECT $1, $2, $3::timestamptz, $4::timestamptz"
+        " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
+        [*told, *known.policies],
     )
     # A code of the last minute may have been used since the backup.
     await connection.execute(

@@ -10,19 +10,22 @@ from uuid import UUID
 
 from contract.events.identity import (
     FactorChange,
+    FactorOwner,
     RecoveryCodesCreated,
     RecoveryCodesLeft,
     RecoveryCodeUsed,
     SecondFactorDisabled,
     SecondFactorEnabled,
+    SecondFactorsReset,
     UsedRecoveryCode,
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import failed_precondition, invalid_field
+from servicekit.errors import failed_precondition, invalid_field, not_found
 from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
 from servicekit.security import totp
 from servicekit.security.digests import equal, sha256
 from servicekit.security.sealing import Sealer
@@ -41,7 +44,7 @@ from services.identity.second_factor.domain import (
     required_from,
 )
 from services.identity.users import store as users_store
-from services.identity.users.domain import User
+from services.identity.users.domain import User, check_not_self
 
 _ISSUER: Final = "Evergreen"
 _OFF_CLOCK_STEPS: Final = 10
@@ -94,12 +97,14 @@ class SecondFactors:
         self,
         database: Database,
         outbox: Outbox,
+        tenants: TenantDirectory,
         end_sessions: EndSessions,
         sealer: Sealer,
         clock: Clock,
     ) -> None:
         self._database = database
         self._outbox = outbox
+        self._tenants = tenants
         self._end_sessions = end_sessions
         self._sealer = sealer
         self._clock = clock
@@ -179,9 +184,30 @@ class SecondFactors:
                         SecondFactorDisabled(id=user.id, after=_change(user, key)), user.tenant_id
                     ),
                 )
-                await store.replace_recovery_codes(connection, user.id, ())
-            await store.delete_totp(connection, user.id)
+                await remove_all(connection, user.id)
             return await self.of(connection, user)
+
+    # Those of others
+
+    async def reset(self, call: Call, user_id: UUID) -> Factors:
+        """Removes all factors of a user who has lost them, and ends the user's sessions.
+
+        Raises:
+            DomainError: NOT_FOUND; FAILED_PRECONDITION for the caller's own account.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            user = await users_store.user(connection, scope, user_id, for_update=True)
+            if user is None:
+                raise not_found("user", user_id)
+            check_not_self(call.caller.id, user)
+            if await remove_all(connection, user.id):
+                await self._end_sessions(connection, user.id, self._clock())
+                event = SecondFactorsReset(id=user.id, after=FactorOwner(email=user.email))
+                await self._outbox.append(connection, CloudEvent(event, user.tenant_id))
+            factors = await self.of(connection, user)
+        await self._tenants.follower.try_refresh()
+        return factors
 
     # What a login needs
 
@@ -299,6 +325,14 @@ class SecondFactors:
             actor_id=str(user.id),
             actor_role=user.role.value,
         )
+
+
+async def remove_all(connection: Connection, user_id: UUID) -> bool:
+    """Removes whatever a user has; answers whether a factor was among it."""
+    had = await store.totp(connection, user_id, confirmed=True) is not None
+    await store.delete_totp(connection, user_id)
+    await store.replace_recovery_codes(connection, user_id, ())
+    return had
 
 
 def _digest(code: str) -> bytes:

@@ -214,3 +214,16 @@ async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
         Policy(row["tenant_id"], row["mfa"], row["mfa_required_from"], row["updated_at"])
         for row in rows
     ]
+
+
+async def write_policy(connection: Connection, policy: Policy) -> None:
+    """Writes a tenant's policy."""
+    await connection.execute(
+        "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from, updated_at)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
+        policy.tenant_id,
+        policy.mfa,
+        policy.required_from,
+        policy.updated_at,
+    )

@@ -54,6 +54,10 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
         await self._sessions.logout(context.call)
         return pb.LogoutResponse()
 
+    async def StepUp(self, request: pb.StepUpRequest, context: Context) -> pb.Session:
+        """Confirms who uses the caller's session."""
+        return _session(await self._sessions.step_up(context.call, request.password, request.otp))
+
     async def ChangePassword(
         self, request: pb.ChangePasswordRequest, context: Context
     ) -> pb.ChangePasswordResponse:

@@ -23,6 +23,7 @@ from contract.events.identity import (
     PasswordChanged,
     RefreshTokenReused,
     ReusedSession,
+    SessionConfirmed,
 )
 from servicekit.call import Call, current_call
 from servicekit.data.postgres import Connection, Database, Scope
@@ -51,7 +52,7 @@ from services.identity.second_factor.domain import (
     setup_needed,
     wrong_code,
 )
-from services.identity.second_factor.service import AppKey, SecondFactors, Setup
+from services.identity.second_factor.service import AppKey, Proof, SecondFactors, Setup
 from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
@@ -452,7 +453,7 @@ class Sessions:
         await store.insert_session(
             connection, session_id, user, at, at + self._session_life, methods
         )
-        answer = await self._issue(connection, user, session_id, at, device, login=True)
+        answer = await self._issue(connection, user, session_id, at, at, device, login=True)
         after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
         await self._outbox.append(
             connection,
@@ -472,6 +473,7 @@ class Sessions:
         user: User,
         session_id: UUID,
         at: datetime,
+        authenticated_at: datetime,
         device: str | None = None,
         *,
         login: bool = False,
@@ -483,7 +485,7 @@ class Sessions:
         await store.note_seen(connection, session_id, at, source, call.user_agent)
         await users_store.note_seen(connection, user, at, login=login)
         device = await self._guesses.remember(connection, user.id, source, device)
-        token, expires_at = self._signer.session_token(user, session_id, at)
+        token, expires_at = self._signer.session_token(user, session_id, at, authenticated_at)
         return OpenSession(user, token, refresh, expires_at, device)
 
     async def refresh(self, refresh_token: str) -> OpenSession:
@@ -511,7 +513,9 @@ class Sessions:
             if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
             if token.used_at is None or at <= token.used_at + REFRESH_GRACE:
-                return await self._issue(connection, user, token.session_id, at)
+                return await self._issue(
+                    connection, user, token.session_id, at, token.authenticated_at
+                )
             # Somebody else has it too. Which of the two is the thief cannot be told: both go.
             await store.end_session(connection, token.session_id, at)
             await self._outbox.append(
@@ -544,6 +548,7 @@ class Sessions:
         assert caller.role is not None
         assert caller.expires_at is not None
         assert caller.issued_at is not None
+        assert caller.authenticated_at is not None
         user = User(
             id=UUID(caller.id),
             tenant_id=UUID(caller.tenant_id),
@@ -553,7 +558,11 @@ class Sessions:
             created_at=caller.issued_at,
         )
         token, expires_at = self._signer.session_token(
-            user, UUID(caller.session_id), caller.issued_at, caller.expires_at
+            user,
+            UUID(caller.session_id),
+            caller.issued_at,
+            caller.authenticated_at,
+            caller.expires_at,
         )
         return OpenSession(user, token, "", expires_at)
 
@@ -573,6 +582,73 @@ class Sessions:
                     ),
                 )
         await self._refresh_directory()
+
+    async def step_up(self, call: Call, password: str, otp: str) -> OpenSession:
+        """Confirms that it is still the caller who uses the session; answers a new token of it.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the password is wrong; UNAUTHENTICATED when a second
+                factor is missing or wrong; as `login`.
+        """
+        caller = call.caller
+        scope = Scope.of(UUID(caller.tenant_id))
+        attempt = self._guesses.of_session(caller.id)
+        async with self._guesses.attempt(attempt) as counted:
+            async with self._database.transaction(scope) as connection:
+                found = await users_store.credentials(connection, scope, UUID(caller.id))
+            if found is None or found.user.status != "active":
+                raise _wrong_credentials()
+            user = found.user
+            if not await self._knows_password(found, password):
+                await self._login_failed(call, user.email, user, attempt, "STEP_UP")
+                raise invalid_field("password", "is wrong")
+            async with self._database.transaction(scope) as connection:
+                await self._guesses.succeeded(connection, counted)
+                factors = await self._factors.of(connection, user)
+        if factors.any and not otp:
+            raise otp_needed()
+        tried = await self._code_tries.begin(user, attempt, otp) if factors.any else None
+        at = self._clock()
+        async with self._database.transaction(scope) as connection:
+            now = await users_store.credentials(connection, scope, user.id, for_update=True)
+            if now is None or now.user.status != "active" or now.hashes != found.hashes:
+                raise _wrong_credentials()
+            proof = await self._factors.prove(connection, now.user, otp) if tried else Proof()
+            if not proof.wrong_because:
+                if tried is not None:
+                    await self._code_tries.succeeded(connection, tried)
+                session_id = UUID(caller.session_id)
+                if not await store.confirm_session(connection, session_id, at):
+                    raise _wrong_refresh_token()
+                methods = (PASSWORD, *([proof.method] if proof.method else []))
+                after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(SessionConfirmed(id=user.id, after=after), user.tenant_id),
+                )
+                token, expires_at = self._signer.session_token(now.user, session_id, at, at)
+                return OpenSession(now.user, token, "", expires_at)
+        await self._login_failed(call, user.email, user, attempt, proof.wrong_because)
+        raise wrong_code(at)
+
+    async def _knows_password(self, found: Credentials, password: str) -> bool:
+        """Whether a user's password is right, here or in the user's directory.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when nobody can tell; as `DirectoryLogins.verify`.
+        """
+        if found.user.origin == "local":
+            return await self._passwords.verify(found.hashes, password)
+        email = found.user.email
+        async with self._database.system_transaction("a directory is above") as connection:
+            directory = await self._directories.route(connection, found, email)
+        if directory is None:
+            raise password_is_elsewhere()
+        try:
+            await self._directories.verify(directory, email, password, Standing.OWN)
+        except RefusedByDirectoryError:
+            return False
+        return True
 
     async def change_password(self, call: Call, current: str, new: str) -> None:
         """Sets a new password and ends the caller's other sessions.

@@ -24,6 +24,7 @@ class RefreshToken:
     used_at: datetime | None
     expires_at: datetime
     ended: bool
+    authenticated_at: datetime
 
 
 CHANGING: Final = (
@@ -84,7 +85,8 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
     """A refresh token with its session, locked."""
     row = await connection.fetchrow(
         "SELECT s.id, s.tenant_id, s.account_id, t.used_at, s.expires_at,"
-        " s.ended_at IS NOT NULL AS ended"
+        " s.ended_at IS NOT NULL AS ended,"
+        " coalesce(s.authenticated_at, s.created_at) AS authenticated_at"
         " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
         " WHERE t.hash = $1 FOR UPDATE",
         token_hash,
@@ -98,6 +100,7 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         used_at=row["used_at"],
         expires_at=row["expires_at"],
         ended=row["ended"],
+        authenticated_at=row["authenticated_at"],
     )
 
 
@@ -106,6 +109,17 @@ async def use_refresh_token(connection: Connection, token_hash: bytes, at: datet
     await connection.execute(
         "UPDATE identity.refresh_token SET used_at = $2 WHERE hash = $1", token_hash, at
     )
+
+
+async def confirm_session(connection: Connection, session_id: UUID, at: datetime) -> bool:
+    """Notes that it is still its user who uses a session; answers whether it is open."""
+    done: str = await connection.execute(
+        "UPDATE identity.session SET authenticated_at = $2"
+        " WHERE id = $1 AND ended_at IS NULL AND expires_at > $2",
+        session_id,
+        at,
+    )
+    return done == "UPDATE 1"
 
 
 async def end_session(connection: Connection, session_id: UUID, at: datetime) -> bool:

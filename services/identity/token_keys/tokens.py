@@ -66,9 +66,18 @@ class TokenSigner:
         return self._ring.verifying(purpose)
 
     def session_token(
-        self, user: User, session_id: UUID, issued_at: datetime, expires_at: datetime | None = None
+        self,
+        user: User,
+        session_id: UUID,
+        issued_at: datetime,
+        authenticated_at: datetime,
+        expires_at: datetime | None = None,
     ) -> tuple[str, datetime]:
-        """A token for one hour (or until `expires_at`); answers it and when it expires."""
+        """A token for one hour (or until `expires_at`); answers it and when it expires.
+
+        Args:
+            authenticated_at: when the user logged in, or confirmed it since.
+        """
         expires = expires_at or issued_at.replace(microsecond=0) + SESSION_TOKEN_LIFE
         claims = {
             "iss": ISSUER_USERS,
@@ -79,6 +88,7 @@ class TokenSigner:
             "role": user.role.value,
             "email": user.email,
             "sid": str(session_id),
+            "aat": int(authenticated_at.timestamp()),
             "iat": int(issued_at.timestamp()),
             "exp": int(expires.timestamp()),
         }

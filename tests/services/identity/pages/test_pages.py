@@ -32,6 +32,7 @@ _VALUES = {
         "sessions": Html("<p>sessions</p>"),
     },
     "second_factor": {"form": "f", "next": "", "email": "a@b.example"},
+    "confirm": {"form": "f", "email": "a@b.example", "code": Html("")},
     "set_up_first": {"form": "f", "next": "", "email": "a@b.example"},
     "set_up": {
         "form": "f",
@@ -152,6 +153,8 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
                 "session_row", id="1", what="x", where="y", seen="z", here="", button=button
             )
             values["sessions"] = Html(f"<ul>{row}</ul>{page.part('sessions_end', form='f')}")
+        elif name == "confirm":
+            values["code"] = page.part("confirm_code")
         elif name == "set_up":
             values["codes"] = Html(
                 page.part("set_up_codes", codes=Html("<li>x</li>")) + page.part("set_up_codes_kept")

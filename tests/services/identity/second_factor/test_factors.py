@@ -30,7 +30,7 @@ async def set_up(identity: Identity, caller: callers.Metadata) -> tuple[App, lis
     return app, list(codes.codes)
 
 
-async def _reason(call: grpc.aio.UnaryUnaryCall | object) -> str:
+async def reason_of(call: grpc.aio.UnaryUnaryCall | object) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call  # type: ignore[misc]
     return str(refused(error)["details"][0]["reason"])
@@ -44,7 +44,7 @@ async def test_recovery_codes_come_first_and_a_code_confirms(identity: Identity)
     """Nothing is asked at a login before the app has shown a code; then the factor is."""
     owner = await identity.as_user()
     assert (
-        await _reason(identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=owner))
+        await reason_of(identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=owner))
         == "RECOVERY_CODES_FIRST"
     )
     codes = await identity.factors.CreateRecoveryCodes(
@@ -68,7 +68,7 @@ async def test_recovery_codes_come_first_and_a_code_confirms(identity: Identity)
     )
     assert had.HasField("totp_since")
     assert (had.recovery_codes_left, had.required) == (10, False)
-    assert await _reason(identity.login()) == "OTP_NEEDED"
+    assert await reason_of(identity.login()) == "OTP_NEEDED"
     session = await identity.login(otp=f" {app.code()[:3]} {app.code()[3:]} ")
     listed = await identity.sessions.ListSessions(
         pb.ListSessionsRequest(), metadata=as_caller(session.token)
@@ -86,7 +86,7 @@ async def test_sessions_from_before_the_factor_end(identity: Identity) -> None:
     owner = await identity.as_user()
     app, _ = await set_up(identity, owner)
     assert (
-        await _reason(
+        await reason_of(
             identity.auth.RefreshSession(
                 pb.RefreshSessionRequest(refresh_token=other.refresh_token)
             )
@@ -99,7 +99,7 @@ async def test_sessions_from_before_the_factor_end(identity: Identity) -> None:
     await identity.factors.ConfirmTotp(pb.ConfirmTotpRequest(code=new.code()), metadata=owner)
     await identity.auth.RefreshSession(pb.RefreshSessionRequest(refresh_token=second.refresh_token))
     # The old app opens nothing, the new one does.
-    assert await _reason(identity.login(otp=app.code(1))) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=app.code(1))) == "WRONG_CODE"
     await identity.login(otp=new.code(1))
 
 
@@ -107,15 +107,15 @@ async def test_a_code_works_once(identity: Identity) -> None:
     """Also for two at the same moment, for the code that confirmed, and for older ones."""
     owner = await identity.as_user()
     app, _ = await set_up(identity, owner)
-    assert await _reason(identity.login(otp=app.code(-1))) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=app.code(-1))) == "WRONG_CODE"
     code = app.code()
     answers = await asyncio.gather(
         *(identity.login(otp=code) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(one, pb.Session) for one in answers) == 1
-    assert await _reason(identity.login(otp=code)) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=code)) == "WRONG_CODE"
     await identity.login(otp=app.code(1))
-    assert await _reason(identity.login(otp=code)) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=code)) == "WRONG_CODE"
     reasons = {
         data["after"]["reason"]  # type: ignore[index]
         for data in await _named(identity, "identity.login_failed")
@@ -128,7 +128,7 @@ async def test_a_recovery_code_works_once(identity: Identity) -> None:
     owner = await identity.as_user()
     _, codes = await set_up(identity, owner)
     session = await identity.login(otp=codes[0].upper().replace("-", " "))
-    assert await _reason(identity.login(otp=codes[0])) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=codes[0])) == "WRONG_CODE"
     answers = await asyncio.gather(
         *(identity.login(otp=codes[1]) for _ in range(4)), return_exceptions=True
     )
@@ -141,7 +141,7 @@ async def test_a_recovery_code_works_once(identity: Identity) -> None:
     assert used[0]["actor"] == OWNER
     # New ones end the old ones.
     await identity.factors.CreateRecoveryCodes(pb.CreateRecoveryCodesRequest(), metadata=caller)
-    assert await _reason(identity.login(otp=codes[2])) == "WRONG_CODE"
+    assert await reason_of(identity.login(otp=codes[2])) == "WRONG_CODE"
 
 
 async def test_nothing_opens_with_the_code_alone(identity: Identity) -> None:
@@ -149,7 +149,7 @@ async def test_nothing_opens_with_the_code_alone(identity: Identity) -> None:
     owner = await identity.as_user()
     app, codes = await set_up(identity, owner)
     for otp in (app.code(), codes[0], "000000"):
-        assert await _reason(identity.login(password="another long password", otp=otp)) == (
+        assert await reason_of(identity.login(password="another long password", otp=otp)) == (
             "WRONG_CREDENTIALS"
         )
     await identity.login(otp=app.code())
@@ -163,7 +163,7 @@ async def test_codes_are_guessed_slowly_and_nobody_is_locked_out(identity: Ident
     app, codes = await set_up(identity, owner)
     for number in range(10):
         # From many networks: they count together.
-        assert await _reason(identity.login(otp="000000", source=f"198.51.{number}.7")) == (
+        assert await reason_of(identity.login(otp="000000", source=f"198.51.{number}.7")) == (
             "WRONG_CODE"
         )
     with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -254,11 +254,11 @@ async def test_an_invitation_keeps_the_factor(identity: Identity) -> None:
     accept = pb.AcceptInvitationRequest(
         invitation_token=again.invitation_token, password="another long password"
     )
-    assert await _reason(identity.auth.AcceptInvitation(accept)) == "OTP_NEEDED"
+    assert await reason_of(identity.auth.AcceptInvitation(accept)) == "OTP_NEEDED"
     accept.otp = app.code()
     session = await identity.auth.AcceptInvitation(accept)
     assert session.email == user.email
-    assert await _reason(identity.login(user.email, "another long password")) == "OTP_NEEDED"
+    assert await reason_of(identity.login(user.email, "another long password")) == "OTP_NEEDED"
 
 
 async def test_a_person_who_was_disabled_meanwhile_stays_out(
@@ -270,4 +270,4 @@ async def test_a_person_who_was_disabled_meanwhile_stays_out(
         user, admin = await identity.user(owner, Role.ADMIN)
         app, _ = await set_up(identity, admin)
         await identity.users.DeactivateUser(pb.DeactivateUserRequest(id=user.id), metadata=owner)
-        assert await _reason(identity.login(user.email, otp=app.code())) == "WRONG_CREDENTIALS"
+        assert await reason_of(identity.login(user.email, otp=app.code())) == "WRONG_CREDENTIALS"

@@ -1,0 +1,120 @@
+"""Whom a tenant asks for a second factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from contract.events.identity import SignInPolicyUpdated
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import failed_precondition, invalid_field, not_found
+from servicekit.ids import Clock
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from services.identity.second_factor import store
+from services.identity.second_factor.domain import Mfa, Policy
+from services.identity.second_factor.service import SecondFactors
+from services.identity.tenants import store as tenants_store
+from services.identity.users import store as users_store
+
+_GRACE_DAYS: Final = 14
+
+
+class SignInPolicies:
+    """The use cases around them."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        factors: SecondFactors,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._factors = factors
+        self._clock = clock
+
+    async def get(self, call: Call, tenant_id: UUID) -> tuple[Policy, Sequence[Policy]]:
+        """A tenant's policy, and all that count for its people: its own and those above.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            return await self._found(connection, scope, tenant_id)
+
+    async def update(
+        self, call: Call, tenant_id: UUID, mfa: Mfa | None, grace_days: int | None
+    ) -> tuple[Policy, Sequence[Policy]]:
+        """Changes a tenant's policy. The same again changes nothing.
+
+        Args:
+            mfa: whom to ask; `None` for those who are asked already.
+            grace_days: how many days from now they get in without; `None` for the days that are
+                left, or for the usual ones where others are asked.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT when nothing is given; FAILED_PRECONDITION
+                when the caller would be asked and has none.
+        """
+        if mfa is None and grace_days is None:
+            raise invalid_field("mfa", "must be given, or graceDays")
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before, _ = await self._found(connection, scope, tenant_id, for_update=True)
+            at = self._clock()
+            after = replace(before, mfa=mfa or before.mfa, updated_at=at)
+            if grace_days is not None or after.mfa != before.mfa:
+                days = _GRACE_DAYS if grace_days is None else grace_days
+                after = replace(after, required_from=at + timedelta(days=days))
+            if after.snapshot() != before.snapshot():
+                await self._check_own(connection, call, after)
+                await store.write_policy(connection, after)
+                await self._outbox.append(
+                    connection,
+                    CloudEvent(
+                        SignInPolicyUpdated(
+                            id=tenant_id, before=before.snapshot(), after=after.snapshot()
+                        ),
+                        tenant_id,
+                    ),
+                )
+            return await self._found(connection, scope, tenant_id)
+
+    async def _found(
+        self, connection: Connection, scope: Scope, tenant_id: UUID, *, for_update: bool = False
+    ) -> tuple[Policy, Sequence[Policy]]:
+        tenant = await tenants_store.tenant(connection, scope, tenant_id, for_update=for_update)
+        if tenant is None:
+            raise not_found("tenant", tenant_id)
+        counting = await store.policies(connection, tenant_id)
+        nothing = Policy(tenant_id, "off", tenant.created_at, tenant.created_at)
+        return next((p for p in counting if p.tenant_id == tenant_id), nothing), counting
+
+    async def _check_own(self, connection: Connection, call: Call, policy: Policy) -> None:
+        """Nobody locks themselves out by a rule that they do not keep.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        caller = call.caller
+        if policy.tenant_id != UUID(caller.tenant_id) or caller.role is None:
+            return
+        scope = Scope.of(policy.tenant_id)
+        user = await users_store.user(connection, scope, UUID(caller.id))
+        if not policy.asks(caller.role) or user is None:
+            return
+        if not (await self._factors.of(connection, user)).any:
+            raise failed_precondition(
+                "SET_UP_YOURS_FIRST",
+                "this asks you, too, for a second factor: set one up first, at /auth/account",
+            )
