@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -139,16 +141,20 @@ def export(
 @app.command()
 def checkpoint(
     output: Output = None,
+    tree: Annotated[
+        bool,
+        typer.Option("--tree", help="That of the tree over all entries: a signed note (C2SP)."),
+    ] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Write the signed ends of all chains: keep this elsewhere, for `verify`."""
+    """Write the signed ends of all chains, or of the tree: keep this elsewhere, for `verify`."""
     with told(_FAILED):
         with session(home, url, ca_file, email, password_file) as api:
-            text = _checkpoint(api)
+            text = api.get_text("/api/audit/log/checkpoint") if tree else _checkpoint(api)
         with written(output) as file:
             file.write(text.encode())
 
@@ -163,8 +169,137 @@ def _checkpoint(api: Api) -> str:
 
 
 @app.command()
+def follow(
+    file: Annotated[Path, typer.Argument(help="Where the checkpoint of the tree is kept.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the keys of the checkpoints; asked from the API if not given."
+        ),
+    ] = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Put the newest checkpoint of the tree into a file, if it continues the one that is there.
+
+    For a timer on another machine: it needs no export. Ends with 0 when the tree only grew, 1 when
+    something that the kept checkpoint knows was changed or removed (the file stays as it is), 2
+    when that could not be checked.
+    """
+    from auditlog.keys import read_keys  # noqa: PLC0415
+    from auditlog.notes import TreeCheckpoint  # noqa: PLC0415
+    from cli import audit_verify as check  # noqa: PLC0415
+
+    report = check.Report(typer.echo)
+    with told(check.NOT_CHECKED), check.never_mistaken():
+        kept = check.Kept.read([file]).trees if file.exists() else ()
+        keys = check.read_keys(public_key) if public_key else []
+        with session(home, url, ca_file, email, password_file) as api:
+            keys = keys or read_keys(api.get_text("/api/v1/audit-keys.pem"))
+            newest = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
+            check.continues(newest, keys, kept, report, partial(check.consistency, api))
+        if report.exit_code == check.VERIFIED:
+            with written(file) as out:
+                out.write(newest.write().encode())
+            typer.echo(f"The tree has {newest.size:,} leaves, and only grew.")
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def timestamp(
+    file: Annotated[Path, typer.Argument(help="What is to be stamped, such as a checkpoint.")],
+    authority: Annotated[
+        str, typer.Option("--authority", help="The URL of an authority of RFC 3161.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write to; FILE.tsr if not given."),
+    ] = None,
+) -> None:
+    """Have a timestamp authority sign that a file is there now; `openssl ts -verify` checks it."""
+    from cli.audit_timestamp import stamp  # noqa: PLC0415
+
+    with told(_FAILED):
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise CliError(f"{file} cannot be read: {error.strerror}") from error
+        reply = stamp(authority, data)
+        with written(output or file.with_name(f"{file.name}.tsr")) as out:
+            out.write(reply)
+
+
+@app.command()
+def prove(
+    entry: Annotated[str, typer.Argument(help="The entry, by its id.")],
+    output: Output = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Write the proof that an entry is in the log: a file that needs nothing else of it."""
+    with told(_FAILED):
+        with session(home, url, ca_file, email, password_file) as api:
+            text = api.get_text(f"/api/audit/entries/{quote(entry, safe='')}/proof")
+        with written(output) as file:
+            file.write(text.encode())
+
+
+@app.command("check-proof")
+def check_proof(
+    proof: Annotated[Path, typer.Argument(help="What `evergreen audit prove` wrote.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="File with the keys of the checkpoints; no connection is made then."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkpoint of the tree, kept outside; may be repeated."),
+    ] = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Check a proof of an entry, and say what the entry says.
+
+    Ends with 0 when it is proved, 1 when it is not, 2 when something could not be checked.
+    """
+    from auditlog.keys import read_keys  # noqa: PLC0415
+    from auditlog.notes import NoteError, Proof  # noqa: PLC0415
+    from cli import audit_verify as check  # noqa: PLC0415
+    from cli.client import read_text  # noqa: PLC0415
+
+    report = check.Report(typer.echo)
+    with told(check.NOT_CHECKED), check.never_mistaken():
+        try:
+            found = Proof.read(read_text(proof))
+        except NoteError as broken:
+            raise CliError(f"{proof} is no proof: {broken}") from broken
+        kept = check.Kept.read(checkpoint or ()).trees
+        if public_key is not None:
+            check.check_proof(found, check.read_keys(public_key), kept, report)
+        else:
+            with session(home, url, ca_file, email, password_file) as api:
+                keys = read_keys(api.get_text("/api/v1/audit-keys.pem"))
+                check.check_proof(found, keys, kept, report, partial(check.consistency, api))
+        for line in check.told_of(found, report):
+            typer.echo(line)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
 def keys(
     output: Output = None,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="In the form of signed notes, for other programs.")
+    ] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -174,7 +309,7 @@ def keys(
     """Write the public keys that checkpoints are signed with: keep them with the checkpoints."""
     with told(_FAILED):
         with session(home, url, ca_file, email, password_file) as api:
-            text = api.get_text("/api/v1/audit-keys.pem")
+            text = api.get_text(f"/api/v1/audit-keys.{'vkey' if notes else 'pem'}")
         with written(output) as file:
             file.write(text.encode())
 
@@ -215,10 +350,10 @@ def verify(
 
     report = check.Report(typer.echo)
     with told(check.NOT_CHECKED), check.never_mistaken():
-        kept = [(str(path), check.read_checkpoint(path)) for path in checkpoint or ()]
+        kept = check.Kept.read(checkpoint or ())
         trusted_keys = check.read_keys(public_key) if public_key else []
         if from_export is not None:
-            anchors = check.trusted(kept, trusted_keys, report)
+            anchors = check.anchors(kept, trusted_keys, report)
             done = check.run(check.read_lines(from_export), anchors, org, report)
         else:
             with session(home, url, ca_file, email, password_file) as api:
@@ -226,9 +361,9 @@ def verify(
                     trusted_keys = read_keys(api.get_text("/api/v1/audit-keys.pem"))
                 # Before the export, which must then go at least as far.
                 now = Checkpoint.read(_checkpoint(api))
-                anchors = check.trusted([*kept, ("of now", now)], trusted_keys, report)
+                anchors = check.anchors(kept, trusted_keys, report, now)
                 stream = lines(api.stream("/api/audit/export", orgId=org))
-                done = check.run(stream, anchors, org, report)
-        for line in check.summary(report, done, anchors, kept=bool(kept)):
+                done = check.run(stream, anchors, org, report, partial(check.leaves, api))
+        for line in check.summary(report, done, anchors, kept=bool(kept.heads or kept.trees)):
             typer.echo(line)
     raise typer.Exit(report.exit_code)

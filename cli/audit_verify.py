@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from auditlog.chain import Checkpoint, CheckpointError
 from auditlog.export import ExportError, verify
 from auditlog.keys import CheckpointKey
 from auditlog.keys import read_keys as read_pem
+from auditlog.leaves import TreeVerifier
+from auditlog.notes import Consistency, NoteError, Proof, TreeCheckpoint, is_tree_checkpoint
+from auditlog.tree import HASH_BYTES, TILE_WIDTH, ProofError, check_consistency, tile_path
 from auditlog.verify import Kind, Verifier
-from cli.client import read_text
+from cli.client import Api, read_text
 from cli.errors import CliError
 
 _MOST_SHOWN: Final = 100
@@ -81,21 +84,52 @@ def read_keys(path: Path) -> list[CheckpointKey]:
         raise CliError(f"{path} is no file of public keys: {broken}") from broken
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint that was kept.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Checkpoints that were kept, with the names of their files."""
 
-    Raises:
-        CliError: it is none.
-    """
-    try:
-        return Checkpoint.read(read_text(path))
-    except CheckpointError as broken:
-        raise CliError(f"{path} is no checkpoint: {broken}") from broken
+    heads: Sequence[tuple[str, Checkpoint]] = ()
+    """Of the chains,"""
+    trees: Sequence[tuple[str, TreeCheckpoint]] = ()
+    """and of the tree over all entries."""
+
+    @classmethod
+    def read(cls, paths: Iterable[Path]) -> Kept:
+        """Reads files of both kinds.
+
+        Raises:
+            CliError: one of them is no checkpoint.
+        """
+        heads, trees = [], []
+        for path in paths:
+            text = read_text(path)
+            try:
+                if is_tree_checkpoint(text):
+                    trees.append((str(path), TreeCheckpoint.read(text)))
+                else:
+                    heads.append((str(path), Checkpoint.read(text)))
+            except (CheckpointError, NoteError) as broken:
+                raise CliError(f"{path} is no checkpoint: {broken}") from broken
+        return cls(heads, trees)
+
+
+class Signed(Protocol):
+    """A checkpoint of either kind."""
+
+    @property
+    def key_id(self) -> str:
+        """The key that it names."""
+
+    def signed_by(self, keys: Iterable[CheckpointKey]) -> bool | None:
+        """Whether the signature is good; `None` when none of the keys is the one it names."""
+
+
+S = TypeVar("S", bound=Signed)
 
 
 def trusted(
-    checkpoints: Iterable[tuple[str, Checkpoint]], keys: Sequence[CheckpointKey], report: Report
-) -> list[Checkpoint]:
+    checkpoints: Iterable[tuple[str, S]], keys: Sequence[CheckpointKey], report: Report
+) -> list[S]:
     """The checkpoints whose signature is good, or cannot be judged; forged ones are reported."""
     result = []
     for name, checkpoint in checkpoints:
@@ -112,21 +146,178 @@ def trusted(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """What an export must agree with."""
+
+    heads: Sequence[Checkpoint]
+    trees: Sequence[TreeCheckpoint]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.heads) + len(self.trees)
+
+
+def anchors(
+    kept: Kept, keys: Sequence[CheckpointKey], report: Report, now: Checkpoint | None = None
+) -> Anchors:
+    """Those that can be trusted, and what the installation states now."""
+    heads = [*kept.heads, *([("of now", now)] if now else [])]
+    return Anchors(trusted(heads, keys, report), trusted(kept.trees, keys, report))
+
+
 def run(
-    export: Iterable[str], checkpoints: Sequence[Checkpoint], org_id: str, report: Report
+    export: Iterable[str],
+    anchors: Anchors,
+    org_id: str,
+    report: Report,
+    published: Callable[[int], Iterable[bytes]] | None = None,
 ) -> Verifier:
-    """Checks an export and reports all that is found."""
-    verifier = Verifier(checkpoints, only=org_id)
+    """Checks an export and reports all that is found.
+
+    Args:
+        export: its lines.
+        anchors: the checkpoints that it must agree with.
+        org_id: the one tenant whose chain is checked; empty for all.
+        report: takes the findings.
+        published: answers the data of so many leaves of the tree, when there is a connection.
+    """
+    verifier = Verifier(anchors.heads, only=org_id)
+    tree = TreeVerifier(anchors.trees, published)
     try:
-        for finding in verify(export, verifier):
-            text = f"tenant {finding.tenant_id}: {finding.kind.value}: {finding.message}"
+        for finding in verify(export, verifier, tree):
+            where = f"tenant {finding.tenant_id}" if finding.tenant_id else "the tree"
+            text = f"{where}: {finding.kind.value}: {finding.message}"
             if finding.kind is Kind.RESTORED:
                 report.lost(text)
             else:
                 report.found(text)
     except ExportError as broken:
         report.could_not(f"the export: {broken}")
+    for text in tree.unchecked:
+        report.could_not(text)
     return verifier
+
+
+def leaves(api: Api, size: int) -> Iterator[bytes]:
+    """The data of the first leaves of the tree, as the installation publishes them.
+
+    Raises:
+        CliError: it does not.
+    """
+    for first in range(0, size, TILE_WIDTH):
+        width = min(TILE_WIDTH, size - first)
+        bundle = api.get_bytes(
+            f"/api/audit/log/tile/entries/{tile_path(first // TILE_WIDTH, width)}"
+        )
+        if len(bundle) != width * (HASH_BYTES + 2):
+            raise CliError("the installation answered no leaves of the tree")
+        for at in range(0, len(bundle), HASH_BYTES + 2):
+            yield bundle[at + 2 : at + 2 + HASH_BYTES]
+
+
+def consistency(api: Api, size: int) -> Consistency:
+    """The proof that a tree of so many leaves is in the present one.
+
+    Raises:
+        CliError: there is none, as when the present tree has fewer.
+    """
+    try:
+        return Consistency.of(api.get("/api/audit/log/consistency", **{"from": str(size)}))
+    except NoteError as broken:
+        raise CliError(f"the installation answered: {broken}") from broken
+
+
+def continues(
+    newest: TreeCheckpoint,
+    keys: Sequence[CheckpointKey],
+    kept: Iterable[tuple[str, TreeCheckpoint]],
+    report: Report,
+    ask: Callable[[int], Consistency],
+) -> None:
+    """Checks that a tree holds those that were kept, as they were."""
+    if not trusted([("of now", newest)], keys, report):
+        return
+    for name, checkpoint in kept:
+        if not trusted([(name, checkpoint)], keys, report):
+            continue
+        if checkpoint.origin == newest.origin and checkpoint.size > newest.size:
+            report.found(
+                f"the tree became shorter: it had {checkpoint.size} leaves, and has {newest.size}"
+            )
+        else:
+            _same_tree(name, checkpoint, newest, report, ask)
+
+
+def check_proof(
+    proof: Proof,
+    keys: Sequence[CheckpointKey],
+    kept: Iterable[tuple[str, TreeCheckpoint]],
+    report: Report,
+    ask: Callable[[int], Consistency] | None = None,
+) -> None:
+    """Checks a proof, and that its checkpoint and those that were kept are of one tree.
+
+    Args:
+        proof: of an entry.
+        keys: that are trusted.
+        kept: checkpoints of the tree.
+        report: takes the findings.
+        ask: answers the proof that an older tree is in the present one, when there is a
+            connection.
+    """
+    if not trusted([("in the proof", proof.checkpoint)], keys, report):
+        return
+    try:
+        proof.check()
+    except ProofError as wrong:
+        report.found(str(wrong))
+        return
+    for name, checkpoint in kept:
+        if trusted([(name, checkpoint)], keys, report):
+            _same_tree(name, checkpoint, proof.checkpoint, report, ask)
+
+
+def told_of(proof: Proof, report: Report) -> list[str]:
+    """What the end of the output says of a proof."""
+    if report.tampered:
+        return ["Nothing is proved."]
+    if report.unchecked:
+        return ["Not everything could be checked."]
+    entry = proof.entry
+    checkpoint = proof.checkpoint
+    at = entry.columns.occurred_at.isoformat().replace("+00:00", "Z")
+    return [
+        f"Proved: entry {entry.sequence} of tenant {entry.tenant_id} is leaf {proof.index} of"
+        f" {checkpoint.size:,} of the log {checkpoint.origin}.",
+        f"It says: {at} {entry.columns.actor}: {entry.columns.action} {entry.columns.resource}",
+    ]
+
+
+def _same_tree(
+    name: str,
+    kept: TreeCheckpoint,
+    other: TreeCheckpoint,
+    report: Report,
+    ask: Callable[[int], Consistency] | None,
+) -> None:
+    if kept.origin != other.origin:
+        report.could_not(f"the checkpoint {name}: it is of another log, {kept.origin}")
+    elif kept.size == other.size:
+        if kept.root != other.root:
+            report.found(f"the checkpoint {name} is of another tree with as many leaves")
+    elif ask is None:
+        report.could_not(f"the checkpoint {name}: that needs a connection")
+    else:
+        for one in (kept, other):
+            newer = ask(one.size)
+            try:
+                now = newer.checkpoint
+                check_consistency(one.size, one.root, now.size, now.root, newer.hashes)
+            except ProofError as wrong:
+                report.found(f"what the checkpoint {name} knows: {wrong}")
+                return
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -144,9 +335,7 @@ def read_lines(path: Path) -> Iterator[str]:
         raise CliError(f"{path} is not UTF-8") from error
 
 
-def summary(
-    report: Report, verifier: Verifier, checkpoints: Sequence[Checkpoint], *, kept: bool
-) -> list[str]:
+def summary(report: Report, verifier: Verifier, anchors: Anchors, *, kept: bool) -> list[str]:
     """What the end of the output says."""
     entries, chains = _count(verifier.entries, "entry"), _count(verifier.chains, "chain")
     size = f"{entries} in {chains}"
@@ -158,7 +347,7 @@ def summary(
         ]
     if report.unchecked:
         return [f"The audit log was not fully checked; in {size} nothing is wrong so far."]
-    text = [f"Verified: {size}, {_count(len(checkpoints), 'checkpoint')}. Nothing was changed."]
+    text = [f"Verified: {size}, {_count(anchors.count, 'checkpoint')}. Nothing was changed."]
     if not kept:
         text.append(
             "No earlier checkpoint was given: had the whole log been written anew, this would not"

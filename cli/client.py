@@ -6,6 +6,7 @@ import json
 import os
 import ssl
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ API_TOKEN: Final = "EVERGREEN_API_TOKEN"
 OTP: Final = "EVERGREEN_OTP"
 """A code of a second factor."""
 API_TOKEN_FILE: Final = "EVERGREEN_API_TOKEN_FILE"
+_TRIES: Final = 60
+"""Of a call of which there may be many, a second apart."""
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -164,6 +167,21 @@ class Api:
     def get_text(self, path: str, **parameters: str) -> str:
         """The text of an answer."""
         return self._send("GET", path, parameters=parameters).text
+
+    def get_bytes(self, path: str) -> bytes:
+        """The content of an answer; waits when there were too many calls.
+
+        Raises:
+            CliError: with what the API says was wrong.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._send("GET", path).content
+            except RefusedError as error:
+                if error.status != HTTPStatus.TOO_MANY_REQUESTS:
+                    raise
+                time.sleep(1)
+        return self._send("GET", path).content
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Posts JSON; answers the JSON of the answer."""

@@ -113,4 +113,5 @@ def json_paths(methods: Iterable[Method]) -> list[JsonPath]:
 
 
 def _regex(template: str) -> str:
-    return re.sub(r"\\\{[^/]*?\\\}", "[^/]+", re.escape(template))
+    several = re.sub(r"\\\{\w+=\\\*\\\*\\\}", ".+", re.escape(template))
+    return re.sub(r"\\\{[^/]*?\\\}", "[^/]+", several)

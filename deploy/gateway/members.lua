@@ -19,6 +19,7 @@ local function call_at(node, segments, at, verb)
   local found
   if node[segment] then found = call_at(node[segment], segments, at + 1, verb) end
   if found == nil and node["*"] then found = call_at(node["*"], segments, at + 1, verb) end
+  if found == nil and node["**"] then found = call_at(node["**"], {}, 1, verb) end
   return found
 end
 

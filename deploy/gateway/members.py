@@ -60,7 +60,8 @@ def script(methods: Sequence[Method], descriptors: bytes) -> str:
             continue
         node = calls
         for segment in method.template.strip("/").split("/"):
-            node = node.setdefault("*" if segment.startswith("{") else segment, {})
+            name = "**" if segment.endswith("=**}") else "*"
+            node = node.setdefault(name if segment.startswith("{") else segment, {})
         request = pool.FindMethodByName(method.path[1:].replace("/", ".")).input_type
         strict = method.rule.strict
         node.setdefault(1, {})[method.verb] = request if strict else None

@@ -16,6 +16,11 @@ SHA-256 of these five parts, in UTF-8, with one line feed between them:
 Only the record, which comes last, could hold a line feed, so no two entries have the same parts
 in different places. By hand: `printf '%s\\n%s\\n%s\\n%s\\n%s' … | sha256sum`.
 
+An entry with a **salt** has `evergreen audit entry v2` as its first part, and as its last one not
+the record but the SHA-256, in hexadecimal, of `evergreen audit record v1`, the salt in hexadecimal,
+and the record, with one line feed between them. So a chain can be checked without a record, and who
+has the hash alone cannot try out what the record might have been. A chain may have both kinds.
+
 A **checkpoint** states the last hash of every chain at one moment, signed with Ed25519. Whoever
 can write to the database can make a whole new chain that fits together; it will not fit a
 checkpoint that was kept elsewhere.
@@ -36,6 +41,9 @@ from typing import Any, Final
 from auditlog.keys import CheckpointKey
 
 ENTRY_FORMAT: Final = "evergreen audit entry v1"
+SALTED_ENTRY_FORMAT: Final = "evergreen audit entry v2"
+RECORD_FORMAT: Final = "evergreen audit record v1"
+SALT_BYTES: Final = 16
 CHECKPOINT_FORMAT: Final = "evergreen audit checkpoint v1"
 NO_HASH: Final = "0" * 64
 """What stands for the hash of the entry before in the first entry of a chain."""
@@ -55,9 +63,35 @@ def canonical(value: Mapping[str, Any]) -> str:
     )
 
 
-def entry_hash(tenant_id: str, sequence: int, previous_hash: str, record: str) -> str:
-    """The hash of an entry, in hexadecimal."""
-    text = f"{ENTRY_FORMAT}\n{tenant_id}\n{sequence}\n{previous_hash}\n{record}"
+def entry_hash(
+    tenant_id: str, sequence: int, previous_hash: str, record: str, salt: str = ""
+) -> str:
+    """The hash of an entry, in hexadecimal.
+
+    Args:
+        tenant_id: whose chain it is in.
+        sequence: its place in it.
+        previous_hash: of the entry before, in hexadecimal.
+        record: what it records.
+        salt: in hexadecimal; empty for an entry without one.
+    """
+    if salt:
+        digest = record_digest(salt, record)
+        return withheld_hash(tenant_id, sequence, previous_hash, digest)
+    return _sha256(f"{ENTRY_FORMAT}\n{tenant_id}\n{sequence}\n{previous_hash}\n{record}")
+
+
+def record_digest(salt: str, record: str) -> str:
+    """What stands for a record in the hash of an entry with a salt, in hexadecimal."""
+    return _sha256(f"{RECORD_FORMAT}\n{salt}\n{record}")
+
+
+def withheld_hash(tenant_id: str, sequence: int, previous_hash: str, digest: str) -> str:
+    """The hash of an entry with a salt, of which only the record's digest is known."""
+    return _sha256(f"{SALTED_ENTRY_FORMAT}\n{tenant_id}\n{sequence}\n{previous_hash}\n{digest}")
+
+
+def _sha256(text: str) -> str:
     # A lone surrogate cannot come from the log itself; in a forged file it must not stop the check.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

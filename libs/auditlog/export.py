@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from auditlog.chain import Columns, Head
+from auditlog.leaves import TreeState, TreeVerifier
 from auditlog.verify import Entry, Finding, Verifier
 
 EXPORT_FORMAT: Final = "evergreen audit export v1"
@@ -24,14 +25,28 @@ class ExportError(ValueError):
     """An export cannot be read, or cannot be verified; the message says why."""
 
 
-def opening_line(taken_at: datetime, *, complete: bool) -> str:
+def opening_line(taken_at: datetime, *, complete: bool, tree: TreeState | None = None) -> str:
     """The first line."""
-    return _line({"format": EXPORT_FORMAT, "takenAt": _time(taken_at), "complete": complete})
+    more = {} if tree is None else {"tree": _tree(tree)}
+    return _line(
+        {"format": EXPORT_FORMAT, "takenAt": _time(taken_at), "complete": complete, **more}
+    )
+
+
+def _tree(tree: TreeState) -> dict[str, Any]:
+    return {
+        "origin": tree.origin,
+        "size": tree.size,
+        "before": tree.before,
+        "allTenants": tree.all_tenants,
+    }
 
 
 def entry_line(entry: Entry) -> str:
     """The line of an entry."""
     columns = entry.columns
+    salt = {"salt": entry.salt} if entry.salt else {}
+    leaf = {} if entry.leaf is None else {"leaf": entry.leaf}
     return _line(
         {
             "entry": {
@@ -46,9 +61,23 @@ def entry_line(entry: Entry) -> str:
                 "action": columns.action,
                 "resource": columns.resource,
                 "record": entry.record,
+                **salt,
+                **leaf,
             }
         }
     )
+
+
+def entry_of_line(line: str) -> Entry:
+    """Reads what `entry_line` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _entry(json.loads(line)["entry"])
+    except (ValueError, KeyError, TypeError, RecursionError) as broken:
+        raise ValueError("it is not a line of an entry") from broken
 
 
 def head_line(head: Head) -> str:
@@ -75,6 +104,7 @@ def _time(time: datetime) -> str:
 @dataclass(frozen=True, slots=True)
 class _Opening:
     complete: bool
+    tree: TreeState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +112,22 @@ class _Closing:
     entries: int
 
 
-def verify(lines: Iterable[str], verifier: Verifier) -> Iterator[Finding]:
+def verify(
+    lines: Iterable[str], verifier: Verifier, tree: TreeVerifier | None = None
+) -> Iterator[Finding]:
     """Runs a whole export through a verifier; answers what is wrong as soon as it is known.
+
+    Args:
+        lines: of the export.
+        verifier: of the chains,
+        tree: and of the tree over all entries.
 
     Raises:
         ExportError: when it is not a complete export; what was answered before still holds.
     """
     opening: _Opening | None = None
     closed = False
+    tree = tree or TreeVerifier(())
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -104,8 +142,10 @@ def verify(lines: Iterable[str], verifier: Verifier) -> Iterator[Finding]:
                     "it was filtered by time; only an export of whole chains can be verified"
                 )
             opening = item
+            tree.begin(item.tree)
         elif isinstance(item, Entry):
             yield from verifier.entry(item)
+            yield from tree.entry(item)
         elif isinstance(item, Head):
             yield from verifier.head(item)
         elif isinstance(item, _Closing):
@@ -119,6 +159,7 @@ def verify(lines: Iterable[str], verifier: Verifier) -> Iterator[Finding]:
     if not closed:
         raise ExportError("it ends early; it is no proof of anything behind its last line")
     yield from verifier.finish()
+    yield from tree.finish()
 
 
 def _read(number: int, line: str) -> _Opening | Entry | Head | _Closing:
@@ -133,9 +174,20 @@ def _read(number: int, line: str) -> _Opening | Entry | Head | _Closing:
             return _Closing(_int(value["end"], "entries"))
         if value["format"] != EXPORT_FORMAT:
             raise ValueError("another format")
-        return _Opening(value["complete"] is True)
+        return _Opening(value["complete"] is True, _tree_state(value.get("tree")))
     except (ValueError, KeyError, TypeError, RecursionError) as broken:
         raise ExportError(f"line {number} is not a line of an export") from broken
+
+
+def _tree_state(value: dict[str, Any] | None) -> TreeState | None:
+    if value is None:
+        return None
+    return TreeState(
+        _str(value, "origin"),
+        _int(value, "size"),
+        _str(value, "before"),
+        value["allTenants"] is True,
+    )
 
 
 def _entry(value: dict[str, Any]) -> Entry:
@@ -158,6 +210,8 @@ def _entry(value: dict[str, Any]) -> Entry:
             action=_str(value, "action"),
             resource=_str(value, "resource"),
         ),
+        salt=_str(value, "salt") if "salt" in value else "",
+        leaf=_int(value, "leaf") if "leaf" in value else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Finds what was changed, removed, reordered, cut off or forged in exported audit chains.
 
-See `auditchain` for the format that is checked. Entries pass through one by one, so that a log
+See `auditlog.chain` for the format that is checked. Entries pass through one by one, so that a log
 of any size can be verified.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -51,6 +51,19 @@ class Entry:
     hash: str
     record: str
     columns: Columns
+    salt: str = ""
+    """In hexadecimal; empty for an entry whose hash is made without one."""
+    leaf: int | None = None
+    """Its place in the tree over all entries; `None` before it has one, and in older exports."""
+
+    @property
+    def true_hash(self) -> str:
+        """The hash that it ought to have."""
+        return self.hash_at(self.sequence, self.previous_hash)
+
+    def hash_at(self, sequence: int, previous_hash: str) -> str:
+        """The hash that its record would have at another place of its chain."""
+        return entry_hash(self.tenant_id, sequence, previous_hash, self.record, self.salt)
 
 
 RESTORED_ACTION: Final = "audit.restored"
@@ -140,7 +153,7 @@ class Verifier:
         yield from self._enter(entry.tenant_id)
         chain = self._chain
         self.entries += 1
-        true_hash = entry_hash(entry.tenant_id, entry.sequence, entry.previous_hash, entry.record)
+        true_hash = entry.true_hash
         found = list(_place(chain, entry))
         chain.ids.add(entry.columns.id)
         if entry.sequence <= chain.sequence:
@@ -346,10 +359,15 @@ def _belongs(entry: Entry, other: Entry) -> bool:
 
     Either its record was moved to another row, or its row was given another number.
     """
-    tenant_id, at, record = entry.tenant_id, other.sequence, entry.record
-    return (
-        entry_hash(tenant_id, at, other.previous_hash, record) == other.hash
-        or entry_hash(tenant_id, at, entry.previous_hash, record) == entry.hash
+    # A record may have been moved with its salt, or without.
+    salted = replace(entry, salt=other.salt)
+    return any(
+        moved.hash_at(other.sequence, previous) == found
+        for moved in (entry, salted)
+        for previous, found in (
+            (other.previous_hash, other.hash),
+            (entry.previous_hash, entry.hash),
+        )
     )
 
 

@@ -57,12 +57,17 @@ _JSON: Final = "application/json"
 _CSV: Final = "text/csv"
 _CHOSEN: Final = "The file, in the format that was asked for"
 _PEM: Final = File(about="The keys in PEM", media=("application/x-pem-file",))
+_TEXT: Final = "text/plain"
+_PROOF: Final = File(about="The proof", media=(_TEXT,))
+_TREE_CHECKPOINT: Final = File(about="The checkpoint", media=(_TEXT,))
+_TILE: Final = File(about="The hashes", media=("application/octet-stream",))
+_NOTE_KEYS: Final = File(about="The keys, a line each", media=(_TEXT,))
 _AUDIT_FILE: Final = File(about=_CHOSEN, media=("application/jsonl", _CSV))
 _EVENT_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Event")
 _DEVICE_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="DeviceSummary")
 _ATTESTATION_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Attestation")
 _KEY_FILE: Final = File(about="The keys as CSV", media=(_CSV,))
-_RAW_EVENT: Final = File(about="The event as it was sent", media=("text/plain",))
+_RAW_EVENT: Final = File(about="The event as it was sent", media=(_TEXT,))
 _START_FILE: Final = File(
     about="The file that the agent starts from",
     media=(_JSON,),
@@ -293,6 +298,11 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetAuditCheckpoint": _USER_READ,
             "ExportAuditEntries": replace(_DOWNLOAD, file=_AUDIT_FILE),
             "GetAuditKeysPem": replace(_OPEN, file=_PEM),
+            "GetAuditProof": replace(_USER_READ, file=_PROOF),
+            "GetAuditLogCheckpoint": replace(_USER_READ, file=_TREE_CHECKPOINT),
+            "GetAuditLogTile": replace(_USER_READ, file=_TILE),
+            "GetAuditConsistency": _USER_READ,
+            "GetAuditLogKeys": replace(_OPEN, file=_NOTE_KEYS),
             "ListAuditKeys": _USER_READ,
             "RotateAuditKey": _FRESH_OWNER,
         },

@@ -32,6 +32,8 @@ from services.audit.log.gaps import GapWatch
 from services.audit.log.recorder import Recorder
 from services.audit.log.service import AuditLog
 from services.audit.settings import AuditSettings
+from services.audit.tree.sequencer import Sequencer
+from services.audit.tree.service import Tree
 
 
 async def erase(connection: Connection, tenant: TenantNode) -> int:
@@ -54,7 +56,14 @@ async def build(kit: Kit) -> Parts:
         lead=timedelta(seconds=settings.key_lead_seconds),
         clock=kit.clock,
     )
-    audit_log = AuditLog(kit.database, kit.outbox, kit.tenants, keys, kit.clock)
+    sequencer = Sequencer(
+        kit.database,
+        settings.audit_origin or settings.public_host,
+        kit.clock,
+        store.stream_position,
+    )
+    tree = Tree(kit.database, keys, CHECKPOINTS, sequencer)
+    audit_log = AuditLog(kit.database, kit.outbox, kit.tenants, keys, tree, kit.clock)
     outbound = Outbound(
         kit.database,
         kit.outbox,
@@ -62,6 +71,7 @@ async def build(kit: Kit) -> Parts:
         Sealer.from_file(settings.master_key_file, FORWARD_SEALED_FOR),
         Guard(settings.forward_rules, Proxy.read(settings.forward_proxy)),
         settings.public_host,
+        tree,
         kit.clock,
     )
     worker = Worker(outbound)
@@ -70,11 +80,19 @@ async def build(kit: Kit) -> Parts:
 
     def recorded(entries: Sequence[Entry]) -> None:
         worker.recorded(entries)
+        sequencer.recorded()
         if stdout is not None:
             stdout.recorded(entries)
 
-    recorder = Recorder(kit.database, kit.clock, recorded)
-    gaps = GapWatch(kit.database, kit.messaging)
+    recorder = Recorder(
+        kit.database, kit.clock, recorded, salted=settings.audit_entry_format == "v2"
+    )
+    gaps = GapWatch(kit.database, kit.messaging, sequencer.begin_again)
+
+    async def prepare() -> None:
+        await keys.load()
+        # So that there is a tree from the first call on.
+        await sequencer.grow()
 
     async def record() -> None:
         await gaps.checked()
@@ -83,7 +101,9 @@ async def build(kit: Kit) -> Parts:
     return Parts(
         calls_refused=AuditCallsRefused,
         public=[
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, keys)),
+            partial(
+                audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, tree, keys)
+            ),
             partial(
                 audit_pb2_grpc.add_ForwarderServiceServicer_to_server, ForwarderApi(forwarders)
             ),
@@ -93,12 +113,13 @@ async def build(kit: Kit) -> Parts:
             gaps.run,
             record,
             keys.follower.run,
+            sequencer.run,
             Backups(kit.database).watch,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
         ],
         closing=TenantWork(erase=erase),
-        before_serving=keys.load,
+        before_serving=prepare,
     )
 
 

@@ -16,12 +16,14 @@ from auditlog.chain import Columns, Head
 from auditlog.verify import Entry, Verifier
 from contract.events.audit import Restored, RestoredBackup
 from servicekit.data.backup import Connection, Tables
+from servicekit.ids import now
 from servicekit.messaging.events import CloudEvent
 from servicekit.times import from_text
 from services.audit.backups import store as runs
 from services.audit.backups.domain import Kind, Newest, Run
 from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
 from services.audit.log.domain import SEALED_FOR
+from services.audit.tree import store as trees
 
 __all__ = ["Kind", "Newest", "Run"]
 
@@ -29,8 +31,8 @@ _ENTRY: Final = "entry"
 _HEAD: Final = "chain_head"
 
 TABLES: Final = Tables(
-    # How far the stream was read.
-    made_anew=frozenset({"stream_position"}),
+    # How far the stream was read, and what the tree over all entries is made of: it begins anew.
+    made_anew=frozenset({"stream_position", "tree_leaf", "tree_node"}),
     # So that the chains can be verified while they are read.
     ordered={_ENTRY: ("tenant_id", "sequence")},
     sealed={"signing_key": SEALED_FOR},
@@ -54,7 +56,11 @@ class RestoredFrom:
 
 
 async def repair(connection: Connection, restored: RestoredFrom) -> None:
-    """Puts the restore into every chain, through the outbox, as every entry comes there."""
+    """Begins another log of the tree, and puts the restore into every chain.
+
+    Entries come there through the outbox, as all do.
+    """
+    ended, begun = await _begin_log(connection)
     events = [
         CloudEvent(
             Restored(
@@ -64,6 +70,8 @@ async def repair(connection: Connection, restored: RestoredFrom) -> None:
                     sequence=row["sequence"],
                     hash=row["hash"].hex(),
                     release=restored.release,
+                    tree_before=ended,
+                    tree=begun,
                 ),
             ),
             row["tenant_id"],
@@ -78,6 +86,19 @@ async def repair(connection: Connection, restored: RestoredFrom) -> None:
         "INSERT INTO audit.outbox (id, subject, payload) VALUES ($1, $2, $3)",
         [(event.id, event.subject, event.payload()) for event in events],
     )
+
+
+async def _begin_log(connection: Connection) -> tuple[str, str]:
+    """Begins another log of the tree; answers the origins of the log before and of this one.
+
+    A signed tree must not become shorter. Both are empty for a backup without a tree.
+    """
+    if await connection.fetchval("SELECT to_regclass('audit.tree_log')") is None:
+        return "", ""
+    ended = await trees.newest(connection)
+    if ended is None:
+        return "", ""
+    return ended.origin, (await trees.begin_behind(connection, ended, now())).origin
 
 
 async def note_run(connection: Connection, run: Run) -> None:
@@ -166,6 +187,7 @@ def _entries(rows: Iterable[Row]) -> Iterator[Entry]:
                 action=text["action"],
                 resource=text["resource"],
             ),
+            salt=_hexadecimal(row.get("salt")),
         )
 
 

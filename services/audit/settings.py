@@ -49,6 +49,19 @@ class AuditSettings(KeySettings):
         description="Whether each entry is written to standard output, too: one line of JSON.",
     )
 
+    audit_origin: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9.-]*$",
+        max_length=253,
+        description="The host that checkpoints of the audit log are named by, when there are none"
+        " yet; that of EVERGREEN_PUBLIC_URL when not given.",
+    )
+    audit_entry_format: Literal["v1", "v2"] = Field(
+        default="v1",
+        description="The format of new entries of the audit log. v2 has a salt; releases before"
+        " 0.2.0 cannot verify it.",
+    )
+
     @model_validator(mode="after")
     def _says_whom(self) -> Self:
         _ = self.forward_rules, Proxy.read(self.forward_proxy)

@@ -14,6 +14,7 @@ from tests.support.documented import COMMANDS, TARGETS, read
 RUN_BY: Final = {
     ("README.md", "make-run"): "tests/docs/test_make_run.py::test_a_devices_day",
     ("docs/api-tokens.md", "make-run"): "tests/docs/test_make_run.py::test_api_tokens",
+    ("docs/audit.md", "make-run"): "tests/docs/test_make_run.py::test_audit",
     ("docs/backup.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",
     ("docs/certificates.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",
     ("docs/console.md", "make-run"): "tests/docs/test_make_run.py::test_people",
@@ -73,6 +74,7 @@ RUN_BY: Final = {
 BY_HAND: Final = {
     "README.md": "starting a clone installs its packages; `make` is what starts the tests, too",
     "docs/attestation.md": "it asks, of makers' files; tests/e2e/test_attestation.py has some",
+    "docs/audit.md": "the authority is another's; tests/cli/test_audit_timestamp.py has OpenSSL's",
     "docs/benchmarks.md": "it measures for 14 minutes",
     "docs/certificates.md": "cert-manager is not here; tests/helm renders against its schemas",
     "docs/chaos.md": "it breaks an installation for ten minutes",

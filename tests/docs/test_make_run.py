@@ -263,6 +263,18 @@ def test_integrators(reader: Reader, stack: Stack) -> None:
         until(lambda: output.read_text().count('"policy.published"') > 1, PATIENCE, "no more")
 
 
+def test_audit(reader: Reader, stack: Stack) -> None:
+    """The log is verified against what was kept, and one entry of it is proved."""
+    with stack.first_owner() as root:
+        entry = ok(root.get("/api/audit"))["entries"][0]
+    with Commands("docs/audit.md", "make-run") as commands:
+        *others, one = commands.take("Prove it")
+        said = reader.run([*others, one.filled({"ENTRY-ID": entry["id"]})])
+    assert "Nothing was changed." in said
+    assert "and only grew." in said
+    assert said.count("Proved: entry") == 2
+
+
 def test_forwarding(reader: Reader, stack: Stack) -> None:
     """A forwarder is made, seen, disabled and deleted; its secret is in a file of its own."""
     with Commands("docs/forwarding.md", "make-run") as commands:

@@ -26,7 +26,7 @@ class Rpc:
         """The path with its parameters filled in."""
         url = self.path
         for key, value in values.items():
-            url = url.replace("{" + key + "}", value)
+            url = url.replace("{" + key + "}", value).replace("{" + key + "=**}", value)
         return url
 
 

@@ -73,6 +73,9 @@ _ABOUT_CONTENT = re.compile(
             # Scopes follow from the access table.
             "scopes: .*",
             "from: must be given",
+            # How long the tree over the audit log is, and how its tiles are named.
+            r"from: must be at most \d+",
+            "path: .*",
             "email: is required with a password",
             "filter: a group with listed members has none",
             r"remove(Groups)?: .* is to be added, too",

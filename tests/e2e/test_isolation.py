@@ -276,6 +276,7 @@ _NAMED: dict[str, Case] = {
     "AuditService/ListAuditEntries": _list,
     "AuditService/GetAuditEntry": _by_id(lambda v: v.entry["id"]),
     "AuditService/ExportAuditEntries": _list,
+    "AuditService/GetAuditProof": _by_id(lambda v: v.entry["id"]),
     "ForwarderService/ListForwarders": _list,
     "ForwarderService/GetForwarder": _by_id(lambda v: v.forwarder["id"]),
     "ForwarderService/CreateForwarder": _in_org(
@@ -296,6 +297,9 @@ _NAMED: dict[str, Case] = {
 _UNNAMED = {
     "TenantService/ListTenants",
     "AuditService/GetAuditCheckpoint",
+    "AuditService/GetAuditLogCheckpoint",
+    "AuditService/GetAuditLogTile",
+    "AuditService/GetAuditConsistency",
     "AuthService/GetSession",
     "SessionService/ListSessions",
     "SessionService/EndOtherSessions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
@@ -15,8 +16,10 @@ from uuid import UUID
 
 import asyncpg
 import grpc
+import pytest
 import pytest_asyncio
 
+from auditlog.notes import TreeCheckpoint
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
@@ -27,6 +30,7 @@ from servicekit.times import format_rfc3339
 from services.audit.__main__ import build
 from services.audit.log.recorder import Recorder
 from services.audit.settings import AuditSettings
+from services.audit.tree import sequencer
 from tests.conftest import MakeKit, ServeService, tenant
 from tests.support import callers
 from tests.support.servers import TestDatabase
@@ -136,9 +140,9 @@ class Audit:
         """Runs a statement as superuser, with the log's triggers out of the way."""
         connection = await self.database.superuser()
         try:
+            tables = ("entry", "chain_head", "tree_log", "tree_leaf", "tree_node")
             await connection.execute(
-                "ALTER TABLE audit.entry DISABLE TRIGGER ALL;"
-                "ALTER TABLE audit.chain_head DISABLE TRIGGER ALL"
+                ";".join(f"ALTER TABLE audit.{table} DISABLE TRIGGER ALL" for table in tables)
             )
             rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
             return rows
@@ -180,6 +184,34 @@ class Audit:
             }
         )
 
+    async def proof(self, entry_id: str, by: callers.Metadata | None = None) -> str:
+        answer = await self.api.GetAuditProof(
+            pb.GetAuditProofRequest(id=entry_id), metadata=by or self.owner
+        )
+        return bytes(answer.data).decode()
+
+    async def tree_checkpoint(self, least: int = 0) -> TreeCheckpoint:
+        """The newest checkpoint of the tree, when it has so many leaves."""
+        end = time.monotonic() + 60
+        while True:
+            found = None
+            # There may be none for a moment.
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await self.api.GetAuditLogCheckpoint(
+                    pb.GetAuditLogCheckpointRequest(), metadata=self.owner
+                )
+                found = TreeCheckpoint.read(bytes(answer.data).decode())
+                if found.size >= least:
+                    return found
+            assert time.monotonic() < end, f"{found and found.size} leaves of {least}"
+            await asyncio.sleep(0.05)
+
+    async def tile(self, path: str) -> bytes:
+        answer = await self.api.GetAuditLogTile(
+            pb.GetAuditLogTileRequest(path=path), metadata=self.owner
+        )
+        return bytes(answer.data)
+
     async def public_keys(self) -> str:
         answer = await self.api.GetAuditKeysPem(
             pb.GetAuditKeysPemRequest(), metadata=callers.anonymous()
@@ -192,10 +224,16 @@ StartAudit = Callable[..., Awaitable[Audit]]
 
 @pytest_asyncio.fixture
 async def start_audit(
-    make_kit: MakeKit, serve: ServeService, database: TestDatabase
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[StartAudit]:
     """Starts the service; with `stream=False` its NATS is away and tests hand it messages."""
     channels: list[grpc.aio.Channel] = []
+    # Tests record beside the service, which does not hear of it.
+    monkeypatch.setattr(sequencer, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(sequencer, "_LINGER_SECONDS", 0.05)
 
     async def start(*, stream: bool = True, clock: Clock = now, **settings: object) -> Audit:
         away = {} if stream else {"nats_url": "nats://127.0.0.1:1"}

@@ -11,6 +11,7 @@ import pytest
 from contract.contexts import CONTEXTS
 from servicekit.data.migrate import all_migrations
 from tests.e2e.load import Load
+from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.world import Org, make_org, ok
 from tests.fakes.agent import Agent
 from tests.support.paths import in_memory
@@ -60,6 +61,23 @@ async def _roll(running: Product, tree: Path, load: Load, org: Org) -> None:
         )
 
 
+def _verify_log(stack: Stack, directory: Path) -> None:
+    """Both releases have written the chains, each in its format, and the tree has it all."""
+    home, tree, export = ("--home", stack.home), directory / "tree", directory / "export"
+    assert evergreen("audit", "export", "-o", export, *home).returncode == 0
+    salted = ['"salt":' in line for line in export.read_text().splitlines() if '"entry"' in line]
+    assert {True, False} == set(salted)
+
+    def is_grown() -> bool:
+        done = evergreen("audit", "checkpoint", "--tree", "-o", tree, *home)
+        assert done.returncode == 0, done
+        return int(tree.read_text().splitlines()[1]) >= len(salted)
+
+    until(is_grown, PATIENCE, "the tree does not take up what 0.1.0 recorded")
+    done = evergreen("audit", "verify", "--checkpoint", tree, *home)
+    assert done.returncode == 0, done
+
+
 @pytest.mark.timeout(600)
 async def test_the_schema_and_every_service_are_replaced_without_a_failed_call(
     tmp_path: Path,
@@ -89,4 +107,6 @@ async def _upgrade(directory: Path, last: Path) -> None:
         finally:
             await asyncio.to_thread(work.__exit__, None, None, None)
         await asyncio.to_thread(load.check, running.stack)
+        await running.replace("audit", ROOT)
+        await asyncio.to_thread(_verify_log, running.stack, directory)
     assert load.failures == []

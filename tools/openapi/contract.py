@@ -46,7 +46,7 @@ class Operation:
     @property
     def path_fields(self) -> tuple[str, ...]:
         """The fields that are bound by the path, in its order."""
-        return tuple(re.findall(r"\{(\w+)}", self.path))
+        return tuple(re.findall(r"\{(\w+)(?:=\*\*)?}", self.path))
 
     @property
     def is_device_form(self) -> bool:

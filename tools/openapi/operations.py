@@ -49,7 +49,7 @@ def paths(contract: Contract, schemas: Schemas) -> Schema:
     for operation in contract.operations:
         form = Form(Direction.REQUEST, operation.is_device_form, operation.access.strict)
         path = re.sub(
-            r"\{(\w+)}",
+            r"\{(\w+)(?:=\*\*)?}",
             lambda m, o=operation, f=form: f"{{{f.name(_field(o, m[1]))}}}",  # type: ignore[misc]
             operation.path,
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
-from contract.events.base import AT, ID, Action, CallsRefused, Export, KeyRotation
+from contract.events.base import AT, ID, Action, CallsRefused, Export, KeyRotation, Since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,10 @@ class RestoredBackup:
     sequence: int
     hash: str
     release: str
+    tree_before: Annotated[
+        str, Since("0.2.0"), "The origin of the tree's checkpoints before; empty for none."
+    ] = ""
+    tree: Annotated[str, Since("0.2.0"), "Their origin since; empty for none."] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +244,17 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     AuditExported(
         id=ID, after=Export(format="csv", filter={"occurredAfter": "2026-09-01T07:58:03Z"})
     ),
-    Restored(id=ID, after=RestoredBackup(point=AT, sequence=41, hash="9f" * 32, release="0.1.0")),
+    Restored(
+        id=ID,
+        after=RestoredBackup(
+            point=AT,
+            sequence=41,
+            hash="9f" * 32,
+            release="0.1.0",
+            tree_before="evergreen.school.example/audit/5f0c2a17",
+            tree="evergreen.school.example/audit/9b41d3e0",
+        ),
+    ),
     KeyRotated.example("audit"),
     ForwarderCreated(id=ID, after=_FORWARDER),
     ForwarderUpdated(id=ID, before=_FORWARDER, after=_FORWARDER),

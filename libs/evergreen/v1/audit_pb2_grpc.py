@@ -63,6 +63,31 @@ class AuditServiceStub:
                 request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.GetAuditProof = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetAuditProof',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditProofRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetAuditLogCheckpoint = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetAuditLogCheckpoint',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogCheckpointRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetAuditLogTile = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetAuditLogTile',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetAuditConsistency = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetAuditConsistency',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditConsistencyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.AuditConsistency.FromString,
+                _registered_method=True)
+        self.GetAuditLogKeys = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetAuditLogKeys',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogKeysRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.ListAuditKeys = channel.unary_unary(
                 '/evergreen.v1.AuditService/ListAuditKeys',
                 request_serializer=evergreen_dot_v1_dot_audit__pb2.ListAuditKeysRequest.SerializeToString,
@@ -117,6 +142,47 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAuditProof(self, request, context):
+        """Proves that an entry is in the log: a text of the form
+        `c2sp.org/tlog-proof@v1`, which holds the entry, a checkpoint of the tree
+        over all entries, and the hashes between the two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditLogCheckpoint(self, request, context):
+        """Returns the newest checkpoint of the tree over all entries: a signed note
+        (`c2sp.org/tlog-checkpoint`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditLogTile(self, request, context):
+        """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
+        alone, nothing of what is in entries.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditConsistency(self, request, context):
+        """Proves that the tree of an older checkpoint is in the present one as it was:
+        nothing of it was changed or removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditLogKeys(self, request, context):
+        """Returns the public keys of checkpoints of the tree, a line each, in the form
+        of signed notes (`c2sp.org/signed-note`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditKeys(self, request, context):
         """Lists the keys that sign checkpoints, with what each may do now.
         """
@@ -158,6 +224,31 @@ def add_AuditServiceServicer_to_server(servicer, server):
             'GetAuditKeysPem': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAuditKeysPem,
                     request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetAuditProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditProof,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditProofRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetAuditLogCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditLogCheckpoint,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogCheckpointRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetAuditLogTile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditLogTile,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetAuditConsistency': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditConsistency,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditConsistencyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.AuditConsistency.SerializeToString,
+            ),
+            'GetAuditLogKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditLogKeys,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogKeysRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'ListAuditKeys': grpc.unary_unary_rpc_method_handler(
@@ -307,6 +398,141 @@ class AuditService:
             target,
             '/evergreen.v1.AuditService/GetAuditKeysPem',
             evergreen_dot_v1_dot_audit__pb2.GetAuditKeysPemRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetAuditProof',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditProofRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditLogCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetAuditLogCheckpoint',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditLogCheckpointRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditLogTile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetAuditLogTile',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditConsistency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetAuditConsistency',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditConsistencyRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.AuditConsistency.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditLogKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetAuditLogKeys',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditLogKeysRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

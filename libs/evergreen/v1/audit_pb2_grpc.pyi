@@ -51,6 +51,27 @@ class AuditServiceStub:
     """
     GetAuditKeysPem: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]
     """Returns the public keys that verify checkpoints, in PEM."""
+    GetAuditProof: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditProofRequest, _httpbody_pb2.HttpBody]
+    """Proves that an entry is in the log: a text of the form
+    `c2sp.org/tlog-proof@v1`, which holds the entry, a checkpoint of the tree
+    over all entries, and the hashes between the two.
+    """
+    GetAuditLogCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]
+    """Returns the newest checkpoint of the tree over all entries: a signed note
+    (`c2sp.org/tlog-checkpoint`).
+    """
+    GetAuditLogTile: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogTileRequest, _httpbody_pb2.HttpBody]
+    """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
+    alone, nothing of what is in entries.
+    """
+    GetAuditConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditConsistencyRequest, _audit_pb2.AuditConsistency]
+    """Proves that the tree of an older checkpoint is in the present one as it was:
+    nothing of it was changed or removed.
+    """
+    GetAuditLogKeys: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogKeysRequest, _httpbody_pb2.HttpBody]
+    """Returns the public keys of checkpoints of the tree, a line each, in the form
+    of signed notes (`c2sp.org/signed-note`).
+    """
     ListAuditKeys: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditKeysRequest, _identity_pb2.ListSigningKeysResponse]
     """Lists the keys that sign checkpoints, with what each may do now."""
     RotateAuditKey: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RotateAuditKeyRequest, _identity_pb2.SigningKey]
@@ -79,6 +100,27 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
     GetAuditKeysPem: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditKeysPemRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns the public keys that verify checkpoints, in PEM."""
+    GetAuditProof: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditProofRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Proves that an entry is in the log: a text of the form
+    `c2sp.org/tlog-proof@v1`, which holds the entry, a checkpoint of the tree
+    over all entries, and the hashes between the two.
+    """
+    GetAuditLogCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns the newest checkpoint of the tree over all entries: a signed note
+    (`c2sp.org/tlog-checkpoint`).
+    """
+    GetAuditLogTile: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogTileRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
+    alone, nothing of what is in entries.
+    """
+    GetAuditConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditConsistencyRequest, _audit_pb2.AuditConsistency]  # type: ignore[assignment]
+    """Proves that the tree of an older checkpoint is in the present one as it was:
+    nothing of it was changed or removed.
+    """
+    GetAuditLogKeys: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogKeysRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns the public keys of checkpoints of the tree, a line each, in the form
+    of signed notes (`c2sp.org/signed-note`).
+    """
     ListAuditKeys: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditKeysRequest, _identity_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
     """Lists the keys that sign checkpoints, with what each may do now."""
     RotateAuditKey: _aio.UnaryUnaryMultiCallable[_audit_pb2.RotateAuditKeyRequest, _identity_pb2.SigningKey]  # type: ignore[assignment]
@@ -134,6 +176,57 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Returns the public keys that verify checkpoints, in PEM."""
+
+    @_abc_1.abstractmethod
+    def GetAuditProof(
+        self,
+        request: _audit_pb2.GetAuditProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Proves that an entry is in the log: a text of the form
+        `c2sp.org/tlog-proof@v1`, which holds the entry, a checkpoint of the tree
+        over all entries, and the hashes between the two.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditLogCheckpoint(
+        self,
+        request: _audit_pb2.GetAuditLogCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns the newest checkpoint of the tree over all entries: a signed note
+        (`c2sp.org/tlog-checkpoint`).
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditLogTile(
+        self,
+        request: _audit_pb2.GetAuditLogTileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
+        alone, nothing of what is in entries.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditConsistency(
+        self,
+        request: _audit_pb2.GetAuditConsistencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AuditConsistency, _abc.Awaitable[_audit_pb2.AuditConsistency]]:
+        """Proves that the tree of an older checkpoint is in the present one as it was:
+        nothing of it was changed or removed.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditLogKeys(
+        self,
+        request: _audit_pb2.GetAuditLogKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns the public keys of checkpoints of the tree, a line each, in the form
+        of signed notes (`c2sp.org/signed-note`).
+        """
 
     @_abc_1.abstractmethod
     def ListAuditKeys(

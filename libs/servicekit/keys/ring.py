@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
+from typing import Final
 from uuid import UUID
 
 from servicekit.ids import Clock
 from servicekit.security.signing import PublicKey, Signer
+
+_TWO_SIGN: Final = timedelta(days=30)
 
 
 class State(Enum):
@@ -91,6 +94,21 @@ class KeyRing:
         if active is None:
             raise LookupError(f"no key for {purpose}")
         return self._signers[active.public.id]
+
+    def signers(self, purpose: str) -> list[Signer]:
+        """The active key of a purpose and, for some time, the one before it, which some who verify
+        may know alone.
+
+        Raises:
+            LookupError: there is none.
+        """
+        active = self._active(purpose, None)
+        if active is None:
+            raise LookupError(f"no key for {purpose}")
+        older = [k for k in self._keys if k.purpose == purpose and k.signs_from < active.signs_from]
+        if self._clock() - active.signs_from > _TWO_SIGN or not older:
+            return [self._signers[active.public.id]]
+        return [self._signers[key.public.id] for key in (active, older[-1])]
 
     def verifying(self, purpose: str = "") -> list[PublicKey]:
         """The keys whose signatures count, oldest first: of a purpose, or of all."""

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Scope
+from servicekit.errors import DomainError
 from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.observability.tracing import step
@@ -38,6 +39,7 @@ from services.audit.forward.formats import Item, UnreadableError
 from services.audit.forward.outbound import Outbound
 from services.audit.forward.store import Waiting
 from services.audit.forward.webhook import WebhookSender
+from services.audit.log import store as chains
 
 log = logs.get(__name__)
 
@@ -59,6 +61,7 @@ _AFTER_OTHERS: Final = timedelta(seconds=30)
 _SHORTEST_WAIT: Final = timedelta(seconds=5)
 _MOST_OF_A_BODY: Final = 1 << 20
 _MOVED_SECONDS: Final = 0.2
+_CHECKPOINTS_EVERY: Final = timedelta(hours=1)
 
 
 class MovedError(Exception):
@@ -74,6 +77,40 @@ class Delivery:
         self.lease = lease
         self._last = UUID(int=0)
         """The last chain that had its turn."""
+        self._checkpoint_due: datetime | None = None
+
+    async def checkpoint(self) -> Item | None:
+        """What says where the log is, if that is due now and wanted."""
+        outbound, forwarder, at = self.outbound, self.forwarder, self.outbound.clock()
+        if self._checkpoint_due is None:
+            async with outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
+                last = await store.checkpoint_at(connection, forwarder.id)
+            self._checkpoint_due = (last or forwarder.created_at) + _CHECKPOINTS_EVERY
+        if at < self._checkpoint_due:
+            return None
+        try:
+            tree = await outbound.tree.checkpoint()
+        except DomainError:
+            # There is no tree now, or it was damaged.
+            return None
+        scope = Scope.of(forwarder.tenant_id)
+        async with outbound.database.transaction(scope) as connection:
+            heads = await chains.heads(connection, scope)
+        item = messages.checkpoint(forwarder, tree, heads[0] if heads else None)
+        if forwarder.filter.takes(item.record):
+            return item
+        self._checkpoint_due = at + _CHECKPOINTS_EVERY
+        return None
+
+    async def told_checkpoint(self) -> None:
+        """Notes that it was sent."""
+        at = self.outbound.clock()
+        async with self.outbound.database.transaction(
+            Scope.of(self.forwarder.tenant_id)
+        ) as connection:
+            await store.note_checkpoint(connection, self.forwarder.id, at)
+            await self.succeeded(connection, 1)
+        self._checkpoint_due = at + _CHECKPOINTS_EVERY
 
     async def waiting(self) -> list[Waiting]:
         """Chains with entries to send now, each in its turn."""
@@ -234,7 +271,7 @@ class WebhookDelivery(Delivery):
         while True:
             found = await self.waiting()
             if not found:
-                return await self._again()
+                return await self._again() and await self._tell_checkpoint()
             await self._send_all(found)
             if self._error is not None:
                 again = await self.failed(self._error)
@@ -430,6 +467,24 @@ class WebhookDelivery(Delivery):
                 await store.note_again(connection, message.id, reason, at)
                 if not reason:
                     await self.succeeded(connection, 1)
+
+    async def _tell_checkpoint(self) -> bool:
+        """Says where the log is, when it is time; answers whether the target did what it should."""
+        item = await self.checkpoint()
+        if item is None:
+            return True
+        try:
+            await self._sender.send([item], [self._sender.piece(item)])
+        except NotDeliveredError as error:
+            if error.fault is not Fault.MESSAGE:
+                await self.failed(error)
+                return False
+            # It does not like this kind of message; entries are not held up for it.
+            self.count("refused")
+        else:
+            self.count("delivered")
+        await self.told_checkpoint()
+        return True
 
     async def _once_more(self, message: Quarantined) -> str | None:
         """What went wrong, empty for nothing; `None` when the target is at fault."""

@@ -55,6 +55,8 @@ class Item:
         record["auditsequence"] = entry.sequence
         record["auditprevious"] = entry.previous_hash
         record["audithash"] = entry.hash
+        if entry.salt:
+            record["auditsalt"] = entry.salt
         return cls(entry.columns.id, entry.sequence, record)
 
     @classmethod

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated, ClassVar
 from uuid import UUID
 
+from auditlog.chain import NO_HASH, Head
+from auditlog.notes import TreeCheckpoint
 from contract.events.audit import (
     ForwarderDisabled,
     ForwarderFailing,
@@ -16,9 +21,32 @@ from contract.events.audit import (
     ForwarderTest,
     ForwarderTested,
 )
+from contract.events.base import Action
 from servicekit.messaging.events import CloudEvent
 from services.audit.forward.domain import Disabled, Forwarder, Webhook
 from services.audit.forward.formats import Item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCheckpoint:
+    """The tree over all entries at one moment, and where the tenant's own chain ended."""
+
+    origin: Annotated[str, "Which log it is."]
+    size: Annotated[int, "The number of its leaves."]
+    root: Annotated[str, "Its root, in base64."]
+    note: Annotated[str, "All that, signed (`c2sp.org/tlog-checkpoint`)."]
+    sequence: Annotated[int, "The last entry of the tenant's chain; 0 for none."]
+    hash: Annotated[str, "The hash of that entry, in hexadecimal."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointTold(Action):
+    """Where the log is, once an hour. Forwarders alone send it: it is no entry of the log, so the
+    contract's list of events does not have it."""
+
+    NAME: ClassVar[str] = "audit.checkpoint"
+    RESOURCE: ClassVar[str] = "tenants/{id}/audit"
+    after: LogCheckpoint
 
 
 def snapshot(forwarder: Forwarder) -> ForwarderSnapshot:
@@ -72,6 +100,20 @@ def tested(forwarder: Forwarder, error: str) -> CloudEvent:
     """It was tested."""
     told = ForwarderTest(name=forwarder.name, delivered=not error, error=error)
     return CloudEvent(ForwarderTested(id=forwarder.id, after=told), forwarder.tenant_id)
+
+
+def checkpoint(forwarder: Forwarder, tree: TreeCheckpoint, head: Head | None) -> Item:
+    """The message that says where the log is; the log does not have it."""
+    told = LogCheckpoint(
+        origin=tree.origin,
+        size=tree.size,
+        root=base64.b64encode(tree.root).decode(),
+        note=tree.write(),
+        sequence=head.sequence if head else 0,
+        hash=head.hash if head else NO_HASH,
+    )
+    event = CloudEvent(CheckpointTold(id=forwarder.tenant_id, after=told), forwarder.tenant_id)
+    return Item.test(event.id, event.payload())
 
 
 def make_test(forwarder: Forwarder) -> Item:

@@ -33,6 +33,7 @@ CLASSES: Final[Mapping[str, tuple[int, int]]] = {
     "policy.calls_refused": (_API, _OTHER),
     "telemetry.calls_refused": (_API, _OTHER),
     "attestation.calls_refused": (_API, _OTHER),
+    "audit.checkpoint": (_API, _READ),
     "audit.calls_refused": (_API, _OTHER),
     "identity.user_created": (_ACCOUNT_CHANGE, 1),
     "identity.user_invited": (_ACCOUNT_CHANGE, _OTHER),

@@ -20,6 +20,7 @@ from services.audit.forward.domain import Forwarder, Secrets, Webhook
 from services.audit.forward.formats import Bodies
 from services.audit.forward.guard import Guard
 from services.audit.forward.webhook import WebhookSender
+from services.audit.tree.service import Tree
 
 _MOST_LANES: Final = 32
 """Pages in memory, half a megabyte each."""
@@ -60,6 +61,7 @@ class Outbound:
     sealer: Sealer
     guard: Guard
     host: str
+    tree: Tree
     clock: Clock
     lanes: Lanes = field(default_factory=lambda: Lanes(_MOST_LANES, _MOST_OF_A_TENANT))
     chance: Callable[[], float] = random.random

@@ -11,7 +11,6 @@ from uuid import UUID
 
 import asyncpg
 
-from auditlog.chain import Columns
 from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page, rows_within
@@ -29,6 +28,7 @@ from services.audit.forward.domain import (
     Transport,
     Webhook,
 )
+from services.audit.log.store import ENTRY, entry_of
 
 _COLUMNS: Final = (
     "id, tenant_id, name, kind, enabled, disabled_reason, below_too, filter, config,"
@@ -37,10 +37,6 @@ _COLUMNS: Final = (
 _QUALIFIED: Final = ", ".join(f"f.{column}" for column in _COLUMNS.split(", "))
 _STATE: Final = (
     "s.failing_since, s.told, s.attempts, s.next_attempt_at, s.last_error, s.last_success_at"
-)
-_ENTRY: Final = (
-    "tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record,"
-    " previous_hash, hash"
 )
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR f.tenant_id = ANY ($1))"
 _PAGE_ROWS: Final = 200
@@ -279,26 +275,6 @@ async def waiting(
     ]
 
 
-def _entry(row: asyncpg.Record) -> Entry:
-    tenant_id = str(row["tenant_id"])
-    return Entry(
-        tenant_id=tenant_id,
-        sequence=row["sequence"],
-        previous_hash=row["previous_hash"].hex(),
-        hash=row["hash"].hex(),
-        record=row["record"],
-        columns=Columns(
-            id=str(row["id"]),
-            tenant_id=tenant_id,
-            occurred_at=row["occurred_at"],
-            actor=row["actor"],
-            actor_id=row["actor_id"],
-            action=row["action"],
-            resource=row["resource"],
-        ),
-    )
-
-
 async def page(connection: Connection, chain_id: UUID, after: int) -> tuple[int, list[Entry]]:
     """The end of a chain, and its next entries behind a position, as many as memory should hold."""
     head: int | None = await connection.fetchval(
@@ -306,23 +282,23 @@ async def page(connection: Connection, chain_id: UUID, after: int) -> tuple[int,
     )
     rows, _ = await rows_within(
         connection,
-        f"SELECT {_ENTRY} FROM audit.entry WHERE tenant_id = $1 AND sequence > $2"
+        f"SELECT {ENTRY} FROM audit.entry WHERE tenant_id = $1 AND sequence > $2"
         f" ORDER BY sequence LIMIT {_PAGE_ROWS}",
         [chain_id, after],
         lambda row: len(row["record"]),
         _PAGE_BYTES,
     )
-    return head or 0, [_entry(row) for row in rows]
+    return head or 0, [entry_of(row) for row in rows]
 
 
 async def entry(connection: Connection, chain_id: UUID, sequence: int) -> Entry | None:
     """One entry."""
     row = await connection.fetchrow(
-        f"SELECT {_ENTRY} FROM audit.entry WHERE tenant_id = $1 AND sequence = $2",
+        f"SELECT {ENTRY} FROM audit.entry WHERE tenant_id = $1 AND sequence = $2",
         chain_id,
         sequence,
     )
-    return _entry(row) if row else None
+    return entry_of(row) if row else None
 
 
 # How far it is. Only who holds the lease moves a position, and only from where he knows it to be:
@@ -511,6 +487,23 @@ async def delivered(
         at,
     )
     return (row["told"], row["last_error"]) if row else (False, "")
+
+
+async def checkpoint_at(connection: Connection, forwarder_id: UUID) -> datetime | None:
+    """When a forwarder was sent a checkpoint; `None` for never."""
+    found: datetime | None = await connection.fetchval(
+        "SELECT checkpoint_at FROM audit.forwarder_state WHERE forwarder_id = $1", forwarder_id
+    )
+    return found
+
+
+async def note_checkpoint(connection: Connection, forwarder_id: UUID, at: datetime) -> None:
+    """Notes that a forwarder was sent a checkpoint."""
+    await connection.execute(
+        "UPDATE audit.forwarder_state SET checkpoint_at = $2 WHERE forwarder_id = $1",
+        forwarder_id,
+        at,
+    )
 
 
 async def attempts(connection: Connection, forwarder_id: UUID) -> int:

@@ -241,6 +241,9 @@ class SyslogDelivery(Delivery):
         """Sends until nothing waits; answers whether that was so, and not an error the end."""
         try:
             await self._confirm()
+            checkpoint = await self.checkpoint()
+            if checkpoint is not None and not self._connection.is_open:
+                await self._connect()
             while found := await self.waiting():
                 if not self._connection.is_open:
                     await self._connect()
@@ -250,6 +253,10 @@ class SyslogDelivery(Delivery):
                         await self._lane(waiting)
                 await self._confirm()
             await self._again()
+            if checkpoint is not None:
+                await self._connection.send([self._lines.message(checkpoint)])
+                self.count("delivered")
+                await self.told_checkpoint()
         except MovedError:
             # A replay: what was sent counts no more.
             self._forget()

@@ -33,10 +33,16 @@ from services.audit.log.domain import (
     key_of,
 )
 from services.audit.log.service import AuditLog
+from services.audit.tree.service import Tree
 
 _LISTED = place("audit", "list_entries")
 _EXPORTED = place("audit", "export_entries")
 _PEM = "application/x-pem-file"
+_BYTES = "application/octet-stream"
+
+
+def _text(text: str) -> httpbody_pb2.HttpBody:
+    return httpbody_pb2.HttpBody(content_type="text/plain; charset=utf-8", data=text.encode())
 
 
 async def _struct(value: Any) -> Struct | None:
@@ -97,8 +103,9 @@ async def _changes(entry: Entry) -> list[pb.AuditChange]:
 class AuditApi(audit_pb2_grpc.AuditServiceServicer):
     """evergreen.v1.AuditService."""
 
-    def __init__(self, audit_log: AuditLog, keys: SigningKeys) -> None:
+    def __init__(self, audit_log: AuditLog, tree: Tree, keys: SigningKeys) -> None:
         self._log = audit_log
+        self._tree = tree
         self._keys = keys
 
     async def ListAuditEntries(
@@ -164,6 +171,42 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
         """Answers the public keys that verify checkpoints."""
         pem = pem_bundle(reversed(self._keys.ring.verifying()))
         return httpbody_pb2.HttpBody(content_type=_PEM, data=pem.encode())
+
+    async def GetAuditProof(
+        self, request: pb.GetAuditProofRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Proves that an entry is in the log."""
+        proof = await self._log.prove(context.call, UUID(request.id))
+        return _text(proof.write())
+
+    async def GetAuditLogCheckpoint(
+        self, request: pb.GetAuditLogCheckpointRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers the newest checkpoint of the tree."""
+        return _text((await self._tree.checkpoint()).write())
+
+    async def GetAuditLogTile(
+        self, request: pb.GetAuditLogTileRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers a piece of the tree."""
+        return httpbody_pb2.HttpBody(content_type=_BYTES, data=await self._tree.tile(request.path))
+
+    async def GetAuditConsistency(
+        self, request: pb.GetAuditConsistencyRequest, context: Context
+    ) -> pb.AuditConsistency:
+        """Proves that an older tree is in the present one."""
+        proof = await self._tree.consistency(int(getattr(request, "from")))
+        return pb.AuditConsistency(
+            **{"from": str(proof.old)},
+            hashes=[base64.b64encode(found).decode() for found in proof.hashes],
+            checkpoint=proof.checkpoint.write(),
+        )
+
+    async def GetAuditLogKeys(
+        self, request: pb.GetAuditLogKeysRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers the public keys that verify checkpoints of the tree."""
+        return _text(await self._tree.verifier_keys())
 
     async def ListAuditKeys(
         self, request: pb.ListAuditKeysRequest, context: Context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from prometheus_client import Gauge
@@ -27,11 +28,22 @@ class GapWatch:
     The log notes in its own transactions up to which message it goes (`stream_position`). So it
     is noticed when the stream dropped messages first, when the stream is not the one of before,
     and when the database is an older one that lacks entries which were acknowledged.
+
+    Args:
+        database: the service's.
+        messaging: the stream.
+        went_back: is called when the database is an older one.
     """
 
-    def __init__(self, database: Database, messaging: Messaging) -> None:
+    def __init__(
+        self,
+        database: Database,
+        messaging: Messaging,
+        went_back: Callable[[], Awaitable[object]],
+    ) -> None:
         self._database = database
         self._messaging = messaging
+        self._went_back = went_back
         self._checked = asyncio.Event()
 
     async def checked(self) -> None:
@@ -70,6 +82,8 @@ class GapWatch:
             forgotten = state.acknowledged > recorded
             if not dropped and not forgotten:
                 return False
+            if forgotten and known is not None:
+                await self._went_back()
             log.warning(
                 "stream and log differ; all events sent again",
                 dropped=dropped,

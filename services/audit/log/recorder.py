@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from nats.aio.msg import Msg
 from prometheus_client import Counter
 
+from auditlog.chain import SALT_BYTES
 from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Database
 from servicekit.data.quarantine import note, place
@@ -27,6 +29,10 @@ _SET_ASIDE: Final = Counter(
 )
 
 
+def _new_salt() -> str:
+    return secrets.token_hex(SALT_BYTES)
+
+
 class Recorder:
     """Records events; safe to run in several processes and with messages that come again.
 
@@ -34,6 +40,7 @@ class Recorder:
         database: the service's.
         clock: the time.
         recorded: is told what a batch has added to the log.
+        salted: whether entries are recorded with a salt (`auditlog.chain`).
     """
 
     def __init__(
@@ -41,10 +48,13 @@ class Recorder:
         database: Database,
         clock: Clock,
         recorded: Callable[[Sequence[Entry]], None] = lambda _: None,
+        *,
+        salted: bool = False,
     ) -> None:
         self._database = database
         self._clock = clock
         self._recorded = recorded
+        self._salt = _new_salt if salted else str
 
     async def handle(self, messages: Sequence[Msg]) -> None:
         """Records a batch.
@@ -84,7 +94,7 @@ class Recorder:
     async def _record(self, connection: Connection, arrivals: Sequence[Arrival]) -> Sequence[Entry]:
         if not arrivals:
             return ()
-        result = await store.append(connection, arrivals)
+        result = await store.append(connection, arrivals, self._salt)
         _RECORDED.inc(len(result.recorded))
         for tenant_id in result.damaged:
             log.error("chain end mismatch; verify the log", tenant=str(tenant_id))

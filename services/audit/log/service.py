@@ -8,6 +8,7 @@ from uuid import UUID
 
 from auditlog.chain import Checkpoint, Head
 from auditlog.export import closing_line, entry_line, head_line, opening_line
+from auditlog.notes import Proof
 from auditlog.verify import Entry
 from contract.events.audit import AuditExported
 from contract.events.base import Export
@@ -24,6 +25,7 @@ from servicekit.rpc.pagination import Page, TimePosition
 from servicekit.times import format_rfc3339
 from services.audit.log import store
 from services.audit.log.domain import CHECKPOINTS, Filters, key_of
+from services.audit.tree.service import Tree
 
 _EXPORTED: Final = place("audit", "export_entries")
 _PAGE: Final = 200
@@ -39,12 +41,14 @@ class AuditLog:
         outbox: Outbox,
         tenants: TenantDirectory,
         keys: SigningKeys,
+        tree: Tree,
         clock: Clock,
     ) -> None:
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
         self._keys = keys
+        self._tree = tree
         self._clock = clock
 
     async def _scope(self, call: Call, org_id: UUID | None) -> Scope:
@@ -90,6 +94,14 @@ class AuditLog:
             raise not_found("audit entry", entry_id)
         return found
 
+    async def prove(self, call: Call, entry_id: UUID) -> Proof:
+        """The proof that an entry of the caller's subtree is in the tree over all entries.
+
+        Raises:
+            DomainError: NOT_FOUND; UNAVAILABLE when the tree does not have it yet.
+        """
+        return await self._tree.prove(await self.get(call, entry_id))
+
     async def checkpoint(self, call: Call) -> Checkpoint:
         """The signed heads of all chains of the caller's subtree."""
         scope = await self._scope(call, None)
@@ -112,12 +124,16 @@ class AuditLog:
         """The lines of an export that can be verified; the last one says that it is complete."""
         scope = await self._scope(call, org_id)
         await self._tell(call, org_id, filters, "jsonl")
-        yield [opening_line(self._clock(), complete=filters == Filters())]
+        complete = filters == Filters()
+        whole = complete and scope.tenant_ids is None
+        tree = await self._tree.state(all_tenants=whole)
+        yield [opening_line(self._clock(), complete=complete, tree=tree)]
         count = left_out = 0
         for tenant_id in await self._chains(scope):
             last = None
-            async for head, page in self._pages(tenant_id, filters):
+            async for head, found in self._pages(tenant_id, filters):
                 last = head
+                page = await self._tree.placed(found)
                 lines = readable(_EXPORTED, page, entry_line, key_of)
                 count += len(lines)
                 left_out += len(page) - len(lines)

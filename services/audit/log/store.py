@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
-from auditlog.chain import NO_HASH, Columns, Head, entry_hash
+from auditlog.chain import NO_HASH, Columns, Head
 from auditlog.verify import Entry
 from contract.subjects import SUBJECT_ROOT
 from servicekit.data.postgres import Connection, Scope, columns
@@ -18,10 +18,11 @@ from servicekit.rpc.pagination import Page, TimePosition, rows_within
 from servicekit.security.digests import sha256
 from services.audit.log.domain import Arrival, Filters
 
-_ENTRY: Final = (
+ENTRY: Final = (
     "tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record,"
-    " previous_hash, hash"
+    " previous_hash, hash, salt"
 )
+"""The columns of an entry."""
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 
 
@@ -51,7 +52,8 @@ class _Tail:
     written: int = 0
 
 
-def _entry(row: asyncpg.Record) -> Entry:
+def entry_of(row: asyncpg.Record) -> Entry:
+    """The entry of a row with the columns `ENTRY`."""
     tenant_id = str(row["tenant_id"])
     return Entry(
         tenant_id=tenant_id,
@@ -68,6 +70,7 @@ def _entry(row: asyncpg.Record) -> Entry:
             action=row["action"],
             resource=row["resource"],
         ),
+        salt=row["salt"].hex() if row["salt"] is not None else "",
     )
 
 
@@ -75,8 +78,15 @@ def _size(row: asyncpg.Record) -> int:
     return len(row["record"]) + len(row["resource"])
 
 
-async def append(connection: Connection, arrivals: Sequence[Arrival]) -> Appended:
-    """Records the events that the log does not have yet, each at the end of its tenant's chain."""
+async def append(
+    connection: Connection, arrivals: Sequence[Arrival], salt: Callable[[], str] = str
+) -> Appended:
+    """Records the events that the log does not have yet, each at the end of its tenant's chain.
+
+    Args:
+        arrivals: the events.
+        salt: makes the salt of an entry, in hexadecimal; empty for entries without one.
+    """
     new: dict[UUID, Arrival] = {}
     contradicting = [a for a in arrivals if new.setdefault(a.id, a).record != a.record]
     tails, damaged = await _locked_tails(connection, sorted({a.tenant_id for a in arrivals}))
@@ -91,19 +101,19 @@ async def append(connection: Connection, arrivals: Sequence[Arrival]) -> Appende
     for arrival in new.values():
         tail = tails[arrival.tenant_id]
         previous, tail.sequence = tail.hash, tail.sequence + 1
-        tail.hash = entry_hash(str(arrival.tenant_id), tail.sequence, previous, arrival.record)
-        tail.written += 1
-        rows.append(_row(arrival, tail, previous))
-        recorded.append(
-            Entry(
-                tenant_id=str(arrival.tenant_id),
-                sequence=tail.sequence,
-                previous_hash=previous,
-                hash=tail.hash,
-                record=arrival.record,
-                columns=arrival.columns,
-            )
+        made = Entry(
+            tenant_id=str(arrival.tenant_id),
+            sequence=tail.sequence,
+            previous_hash=previous,
+            hash="",
+            record=arrival.record,
+            columns=arrival.columns,
+            salt=salt(),
         )
+        tail.hash = made.true_hash
+        tail.written += 1
+        rows.append(_row(arrival, tail, previous, made.salt))
+        recorded.append(replace(made, hash=tail.hash))
     if rows:
         await _insert(connection, rows, tails)
     return Appended(recorded, contradicting, damaged)
@@ -151,7 +161,7 @@ async def _locked_heads(
     return {row["tenant_id"]: row for row in rows}
 
 
-def _row(arrival: Arrival, tail: _Tail, previous: str) -> tuple[Any, ...]:
+def _row(arrival: Arrival, tail: _Tail, previous: str, salt: str) -> tuple[Any, ...]:
     shown = arrival.columns
     return (
         arrival.tenant_id,
@@ -165,6 +175,7 @@ def _row(arrival: Arrival, tail: _Tail, previous: str) -> tuple[Any, ...]:
         arrival.record,
         bytes.fromhex(previous),
         bytes.fromhex(tail.hash),
+        bytes.fromhex(salt) if salt else None,
     )
 
 
@@ -172,9 +183,9 @@ async def _insert(
     connection: Connection, rows: Sequence[tuple[Any, ...]], tails: dict[UUID, _Tail]
 ) -> None:
     await connection.execute(
-        f"INSERT INTO audit.entry ({_ENTRY}) SELECT * FROM unnest($1::uuid[], $2::bigint[],"
+        f"INSERT INTO audit.entry ({ENTRY}) SELECT * FROM unnest($1::uuid[], $2::bigint[],"
         " $3::uuid[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],"
-        " $9::text[], $10::bytea[], $11::bytea[])",
+        " $9::text[], $10::bytea[], $11::bytea[], $12::bytea[])",
         *columns(rows),
     )
     moved = [
@@ -258,12 +269,12 @@ async def list_entries(
         add("(occurred_at, id) < ({0}, {1})", after.at, after.id)
     rows, left = await rows_within(
         connection,
-        f"SELECT {_ENTRY} FROM audit.entry WHERE {' AND '.join(where)}"
+        f"SELECT {ENTRY} FROM audit.entry WHERE {' AND '.join(where)}"
         f" ORDER BY occurred_at DESC, id DESC LIMIT {int(limit) + 1}",
         arguments,
         _size,
     )
-    return Page.of([_entry(row) for row in rows], limit, _position, more=left < 0)
+    return Page.of([entry_of(row) for row in rows], limit, _position, more=left < 0)
 
 
 def _position(entry: Entry) -> TimePosition:
@@ -273,11 +284,11 @@ def _position(entry: Entry) -> TimePosition:
 async def entry(connection: Connection, scope: Scope, entry_id: UUID) -> Entry | None:
     """One entry of a scope."""
     row = await connection.fetchrow(
-        f"SELECT {_ENTRY} FROM audit.entry WHERE {_IN_SCOPE} AND id = $2",
+        f"SELECT {ENTRY} FROM audit.entry WHERE {_IN_SCOPE} AND id = $2",
         scope.tenant_ids,
         entry_id,
     )
-    return _entry(row) if row else None
+    return entry_of(row) if row else None
 
 
 async def heads(connection: Connection, scope: Scope) -> list[Head]:
@@ -316,7 +327,7 @@ async def chain_page(
     )
     rows, _ = await rows_within(
         connection,
-        f"SELECT {_ENTRY} FROM audit.entry WHERE tenant_id = $1"
+        f"SELECT {ENTRY} FROM audit.entry WHERE tenant_id = $1"
         " AND (sequence, id) > ($2, $6)"
         " AND ($3::timestamptz IS NULL OR occurred_at >= $3)"
         " AND ($4::timestamptz IS NULL OR occurred_at < $4)"
@@ -332,7 +343,7 @@ async def chain_page(
         _size,
     )
     found = Head(str(tenant_id), head["sequence"], head["hash"].hex()) if head else None
-    return found, [_entry(row) for row in rows]
+    return found, [entry_of(row) for row in rows]
 
 
 async def forget_dead_letters(connection: Connection, tenant_id: UUID, most: int) -> int:

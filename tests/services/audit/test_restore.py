@@ -18,10 +18,16 @@ async def test_every_chain_tells_of_the_restore(database: TestDatabase) -> None:
     await seed(database)
     point = datetime(2026, 11, 1, tzinfo=UTC)
     async with repairing(database) as connection:
+        await connection.execute(
+            "INSERT INTO audit.tree_log (number, origin, before, size, root, began_at)"
+            " VALUES (1, 'school.example/audit/0000aaaa', '', 9, sha256('x'), now())"
+        )
         await restore.repair(connection, RestoredFrom(UUID(int=7), point, "0.1.0", "root"))
+        log = await connection.fetchrow("SELECT * FROM audit.tree_log ORDER BY number DESC LIMIT 1")
         (told,) = await connection.fetch("SELECT subject, payload FROM audit.outbox")
         head = await connection.fetchrow("SELECT sequence, hash FROM audit.chain_head")
         assert head is not None
+        assert log is not None
     assert told["subject"] == f"evergreen.v1.{ORG}.audit.restored"
     data = json.loads(told["payload"])["data"]
     assert data["resource"] == f"backups/{UUID(int=7)}"
@@ -31,7 +37,25 @@ async def test_every_chain_tells_of_the_restore(database: TestDatabase) -> None:
         "sequence": 9,
         "hash": head["hash"].hex(),
         "release": "0.1.0",
+        "treeBefore": "school.example/audit/0000aaaa",
+        "tree": log["origin"],
     }
+    assert (log["number"], log["size"]) == (2, 0)
+    assert log["origin"].startswith("school.example/audit/")
+    assert log["origin"] != "school.example/audit/0000aaaa"
+    assert log["before"].startswith("school.example/audit/0000aaaa\n9\n")
+
+
+async def test_a_backup_of_before_the_tree_is_taken(database: TestDatabase) -> None:
+    """Its schema has no tables for one."""
+    await seed(database)
+    async with repairing(database) as connection:
+        await connection.execute("DROP TABLE audit.tree_log")
+        await restore.repair(
+            connection, RestoredFrom(UUID(int=7), datetime(2026, 11, 1, tzinfo=UTC), "0.1.0", "x")
+        )
+        (told,) = await connection.fetch("SELECT payload FROM audit.outbox")
+    assert json.loads(told["payload"])["data"]["after"]["tree"] == ""
 
 
 async def test_a_log_is_verified_from_its_rows(database: TestDatabase) -> None:

@@ -281,9 +281,9 @@ async def test_what_the_log_lost_is_sent_again(start_audit: StartAudit, make_kit
         await audit.sql("DELETE FROM audit.chain_head")
         await audit.sql("UPDATE audit.stream_position SET sequence = 0")
         await until_acknowledged(audit)
-        assert await GapWatch(audit.kit.database, audit.kit.messaging).check()
+        assert await GapWatch(audit.kit.database, audit.kit.messaging, nothing).check()
         await audit.until_recorded(1, resource=made.event.resource)
-        assert not await GapWatch(audit.kit.database, audit.kit.messaging).check()
+        assert not await GapWatch(audit.kit.database, audit.kit.messaging, nothing).check()
     finally:
         relay.cancel()
 
@@ -330,10 +330,19 @@ class FakeMessaging:
         self.asked.append(subject)
 
 
+async def nothing() -> None:
+    pass
+
+
 async def test_the_gap_watch_asks_again_for_what_is_missing(audit: Audit) -> None:
     """When the stream dropped something first, is another one, or knows more than the log."""
     fake = FakeMessaging()
-    watch = GapWatch(audit.kit.database, fake)  # type: ignore[arg-type]
+    went_back: list[str] = []
+
+    async def note() -> None:
+        went_back.append(fake.state.incarnation)
+
+    watch = GapWatch(audit.kit.database, fake, note)  # type: ignore[arg-type]
 
     async def check(position: int | None = None, **state: Any) -> list[str]:
         fake.asked.clear()
@@ -349,10 +358,13 @@ async def test_the_gap_watch_asks_again_for_what_is_missing(audit: Audit) -> Non
     assert await check(acknowledged=40, position=44, oldest=30) == [], "old ones left the stream"
     assert await check(oldest=45) == [], "what left the stream was recorded"
     assert await check(oldest=46) == ["publish", "read"], "entry 45 left it before"
+    assert went_back == []
     assert await check(acknowledged=50, position=45) == ["publish", "read"], "a restored database"
+    assert went_back == ["i1'"], "the tree of the log begins anew"
     assert await check(incarnation="i2", oldest=1) == ["read"], "a new stream"
     await audit.sql("DELETE FROM audit.stream_position")
     assert await check(acknowledged=7) == ["publish", "read"], "an empty database"
+    assert went_back == ["i1'"], "whoever restored it has seen to the tree"
 
 
 async def test_an_outbox_keeps_what_the_log_lacks(make_kit: MakeKit, audit: Audit) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from auditlog.chain import NO_HASH, Checkpoint, entry_hash
+from auditlog.chain import Checkpoint
 from evergreen.v1 import audit_pb2 as pb
 from servicekit.security.signing import Signer
 from tests.support import callers
@@ -29,32 +26,9 @@ from tests.support.audit import (
     event,
     start_audit,
 )
+from tests.support.audit_cli import Outcome, evergreen, rewrite
 
 __all__ = ["audit", "start_audit"]
-
-
-@dataclass
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-async def evergreen(*arguments: str | Path, **environment: str) -> Outcome:
-    """Runs the real command."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "cli.main",
-        *map(str, arguments),
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return Outcome(process.returncode or 0, out.decode(), err.decode())
 
 
 @dataclass
@@ -87,36 +61,6 @@ async def keep(audit: Audit, directory: Path) -> Kept:
         path.write_text(await audit.checkpoint())
         checkpoints.append(path)
     return Kept(directory, checkpoints, keys)
-
-
-async def rewrite(audit: Audit, tenant_id: str, records: Sequence[str]) -> None:
-    """Makes a whole chain anew so that all of it fits together, its head included."""
-    connection = await audit.database.superuser()
-    previous = NO_HASH
-    try:
-        for sequence, record in enumerate(records, start=1):
-            mine = entry_hash(tenant_id, sequence, previous, record)
-            data = json.loads(record)["data"]
-            await connection.execute(
-                "UPDATE audit.entry SET record = $3, previous_hash = $4, hash = $5, action = $6,"
-                " actor = $7, resource = $8 WHERE tenant_id = $1 AND sequence = $2",
-                tenant_id,
-                sequence,
-                record,
-                bytes.fromhex(previous),
-                bytes.fromhex(mine),
-                data["action"],
-                data["actor"],
-                data["resource"],
-            )
-            previous = mine
-        await connection.execute(
-            "UPDATE audit.chain_head SET hash = $2 WHERE tenant_id = $1",
-            tenant_id,
-            bytes.fromhex(previous),
-        )
-    finally:
-        await connection.close()
 
 
 async def test_an_untouched_log_verifies(audit: Audit, tmp_path: Path) -> None:

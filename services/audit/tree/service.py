@@ -1,0 +1,210 @@
+"""The use cases of the tree: its checkpoints, its pieces, and what is proved with it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+from uuid import UUID
+
+from auditlog.export import entry_line
+from auditlog.leaves import TreeState
+from auditlog.notes import Consistency, Proof, Signature, TreeCheckpoint, verifier_key
+from auditlog.tree import (
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    ProofError,
+    consistency_ranges,
+    inclusion_ranges,
+    prove,
+    subtrees,
+)
+from auditlog.verify import Entry
+from servicekit.data.postgres import Connection, Database
+from servicekit.errors import (
+    DomainError,
+    failed_precondition,
+    invalid_field,
+    not_found,
+    unavailable,
+)
+from servicekit.keys.service import SigningKeys
+from servicekit.security.signing import Signer
+from services.audit.tree import store
+from services.audit.tree.sequencer import Sequencer
+from services.audit.tree.store import DamagedError, Log
+
+_WAIT_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.05
+_TILE: Final = re.compile(r"(entries|\d{1,2})((?:/x\d{3})*/\d{3})(?:\.p/(\d{1,3}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A piece of the tree."""
+
+    level: int
+    is_data: bool
+    """Whether it is what is hashed, and not hashes."""
+    first: int
+    width: int
+
+    @classmethod
+    def read(cls, path: str) -> _Tile:
+        match = _TILE.fullmatch(path)
+        if match is None:
+            raise invalid_field("path", "must be the path of a piece of the tree")
+        kind, index, width = match.groups()
+        number = int(index.replace("/", "").replace("x", ""))
+        wanted = TILE_WIDTH if width is None else int(width)
+        if not 1 <= wanted <= TILE_WIDTH or (width is not None and wanted == TILE_WIDTH):
+            raise invalid_field("path", f"a width must be from 1 to {TILE_WIDTH - 1}")
+        is_data = kind == "entries"
+        return cls(0 if is_data else int(kind), is_data, number * TILE_WIDTH, wanted)
+
+
+class Tree:
+    """Reads the tree, and signs what it says.
+
+    Any size can be signed at any time: a checkpoint says nothing but the size and the root, so
+    all processes sign the same.
+
+    Args:
+        database: the service's.
+        keys: the service's keys,
+        purpose: and which of them sign.
+        sequencer: grows the tree.
+    """
+
+    def __init__(
+        self, database: Database, keys: SigningKeys, purpose: str, sequencer: Sequencer
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._purpose = purpose
+        self._sequencer = sequencer
+
+    async def checkpoint(self) -> TreeCheckpoint:
+        """The newest checkpoint.
+
+        Raises:
+            DomainError: UNAVAILABLE in the moment before there is a tree.
+        """
+        async with self._reading() as (_, log):
+            return self._signed(log)
+
+    async def state(self, *, all_tenants: bool) -> TreeState | None:
+        """What an export says of the tree; `None` in the moment before there is one."""
+        async with self._database.system_transaction("the tree has no tenant") as connection:
+            log = await store.newest(connection)
+        return TreeState(log.origin, log.size, log.before, all_tenants) if log else None
+
+    async def placed(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries of one chain, in their order, with their leaves."""
+        if not entries:
+            return []
+        first, last = entries[0], entries[-1]
+        async with self._database.system_transaction("the tree has no tenant") as connection:
+            log = await store.newest(connection)
+            places = await store.places(
+                connection,
+                log.number if log else 0,
+                UUID(first.tenant_id),
+                first.sequence,
+                last.sequence,
+            )
+        return [replace(entry, leaf=places.get(entry.sequence)) for entry in entries]
+
+    async def prove(self, entry: Entry) -> Proof:
+        """The proof that an entry is in the tree; waits a moment for a new entry.
+
+        Raises:
+            DomainError: UNAVAILABLE when the tree does not have it yet.
+        """
+        until = asyncio.get_running_loop().time() + _WAIT_SECONDS
+        while True:
+            async with self._reading() as (connection, log):
+                at = await store.places(
+                    connection, log.number, UUID(entry.tenant_id), entry.sequence, entry.sequence
+                )
+                index = at.get(entry.sequence)
+                if index is not None and index < log.size:
+                    hashes = await _prove(connection, log, inclusion_ranges(index, log.size))
+                    line = entry_line(replace(entry, leaf=index))
+                    return Proof(entry, index, tuple(hashes), self._signed(log), line)
+            if asyncio.get_running_loop().time() > until:
+                raise unavailable("the entry is not in the tree yet", retry_after=1.0)
+            self._sequencer.wake()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def consistency(self, old: int) -> Consistency:
+        """The proof that a tree of so many leaves is in the present one.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the present one has fewer.
+        """
+        async with self._reading() as (connection, log):
+            try:
+                ranges = consistency_ranges(old, log.size)
+            except ProofError as wrong:
+                raise invalid_field("from", f"must be at most {log.size}") from wrong
+            return Consistency(old, await _prove(connection, log, ranges), self._signed(log))
+
+    async def tile(self, path: str) -> bytes:
+        """A piece of the tree.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT for no such path, NOT_FOUND for what is not there (yet).
+        """
+        tile = _Tile.read(path)
+        async with self._reading() as (connection, log):
+            if tile.first + tile.width > log.size >> (TILE_HEIGHT * tile.level):
+                raise not_found("piece of the tree", path)
+            if tile.is_data:
+                found = await store.leaves(connection, log.number, tile.first, tile.width)
+                return b"".join(len(data).to_bytes(2, "big") + data for data in found)
+            row = await store.row_of(connection, log.number, tile.level, tile.first, tile.width)
+            return b"".join(row)
+
+    async def verifier_keys(self) -> str:
+        """The public keys that verify checkpoints, newest first, a line each."""
+        async with self._reading() as (_, log):
+            keys = reversed(self._keys.ring.verifying(self._purpose))
+            return "".join(f"{verifier_key(log.origin, key.raw)}\n" for key in keys)
+
+    def _signed(self, log: Log) -> TreeCheckpoint:
+        unsigned = TreeCheckpoint(log.origin, log.size, log.root)
+        message = unsigned.text.encode()
+
+        def sign(signer: Signer) -> Signature:
+            return Signature.by(log.origin, signer.public.raw, signer.sign(message))
+
+        signatures = tuple(map(sign, self._keys.ring.signers(self._purpose)))
+        return replace(unsigned, signatures=signatures)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[tuple[Connection, Log]]:
+        try:
+            async with self._database.system_transaction("the tree has no tenant") as connection:
+                log = await store.newest(connection)
+                if log is None:
+                    raise unavailable("there is no tree yet", retry_after=1.0)
+                yield connection, log
+        except DamagedError as damaged:
+            raise _damaged() from damaged
+
+
+def _damaged() -> DomainError:
+    return failed_precondition(
+        "AUDIT_TREE_DAMAGED", "the tree over the audit log was damaged; `evergreen audit verify`"
+    )
+
+
+async def _prove(
+    connection: Connection, log: Log, ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
+    wanted = [subtree for first, end in ranges for subtree in subtrees(first, end)]
+    return prove(ranges, await store.reader_of(connection, log.number, wanted))
