@@ -86,6 +86,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "Logout": _USER_OWN,
             "ChangePassword": replace(_USER_OWN, timeout=30),
             "StepUp": replace(_USER_OWN, timeout=45),
+            "ListLoginMethods": replace(_OPEN, strict=True),
         },
         "SessionService": {
             "ListSessions": _USER_READ,
@@ -147,6 +148,15 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CreateEmailDomain": _FRESH_OWNER,
             "UpdateEmailDomain": _FRESH_OWNER,
             "DeleteEmailDomain": _FRESH_OWNER,
+        },
+        "SsoProviderService": {
+            "ListSsoProviders": _USER_READ,
+            "GetSsoProvider": _USER_READ,
+            "CreateSsoProvider": _FRESH_OWNER,
+            "UpdateSsoProvider": replace(_FRESH_OWNER, timeout=30),
+            "DeleteSsoProvider": replace(_FRESH_OWNER, timeout=30),
+            # It waits for somebody else's server.
+            "TestSsoProvider": replace(_FRESH_OWNER, timeout=45),
         },
         "ApiTokenService": {
             "ListApiTokens": _USER_READ,
@@ -343,6 +353,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "ServiceAccountService": "",
     "DirectoryService": "",
     "EmailDomainService": "",
+    "SsoProviderService": "",
     "TokenKeyService": "",
 }
 """The areas of services that users call."""

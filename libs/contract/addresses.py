@@ -97,6 +97,11 @@ PAGES: Final = (
     _page("/auth/invitations"),
     _page("/auth/signed-in"),
     _page("/auth/assets/*"),
+    # They ask a provider of single sign-on, which may take its time.
+    replace(_page("/auth/sso/start"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),
+    replace(_page("/auth/sso/callback"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),
+    # What providers themselves send, without a browser.
+    replace(_submit("/auth/sso/*", RateClass.OPEN), cookies=False),
     # The console's own `/api/auth/…` keeps one session for all its users and loses it with a
     # reload, so four of its addresses are identity's; the console gets the rest.
     _page("/api/auth/session"),

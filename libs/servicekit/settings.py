@@ -93,8 +93,9 @@ class ServiceSettings(_Targets):
     )
     outbound: bool = Field(
         default=True,
-        description="Whether others' servers are connected to: receivers of forwarders, and"
-        " directories. False for a copy of an installation that is only tried.",
+        description="Whether others' servers are connected to: receivers of forwarders,"
+        " directories, and providers of single sign-on. False for a copy of an installation that"
+        " is only tried.",
     )
     master_key_file: Path | None = Field(
         default=None,

@@ -14,13 +14,13 @@ from servicekit.app import Kit, Parts, run
 from servicekit.data.postgres import Connection
 from servicekit.keys.service import Purpose, SigningKeys
 from servicekit.messaging.jetstream import AUDIT
+from servicekit.outgoing.guard import Guard, Proxy
 from servicekit.peers.closing import ROWS, TenantWork
 from servicekit.peers.tenants import TenantNode
 from servicekit.security.sealing import Sealer
 from services.audit.backups.service import Backups
 from services.audit.forward.api import ForwarderApi
 from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
-from services.audit.forward.guard import Guard, Proxy
 from services.audit.forward.outbound import Outbound
 from services.audit.forward.service import Forwarders
 from services.audit.forward.stdout import Stdout

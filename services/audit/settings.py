@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from servicekit.keys.settings import KeySettings
-from services.audit.forward.addresses import Rules, read_allowed, read_denied
-from services.audit.forward.guard import Proxy
+from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
+from servicekit.outgoing.guard import Proxy
 
 
 class AuditSettings(KeySettings):
@@ -71,9 +71,12 @@ class AuditSettings(KeySettings):
     def forward_rules(self) -> Rules:
         """Whom forwarders may connect to."""
         if not self.outbound:
-            return Rules("none", (), read_denied("0.0.0.0/0,::/0"))
+            return Rules("none", (), read_denied("0.0.0.0/0,::/0"), "EVERGREEN_OUTBOUND")
         return Rules(
-            self.forward_private, read_allowed(self.forward_allow), read_denied(self.forward_deny)
+            self.forward_private,
+            read_allowed(self.forward_allow),
+            read_denied(self.forward_deny),
+            "EVERGREEN_FORWARD_DENY",
         )
 
     @property

@@ -19,6 +19,7 @@ from servicekit.http.origins import origins_of
 from servicekit.keys.service import SigningKeys
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
+from servicekit.outgoing.guard import Guard, Proxy
 from servicekit.peers.closing import TenantWork
 from servicekit.rpc.chain import CallChain
 from servicekit.rpc.reflection import add_reflection
@@ -61,9 +62,20 @@ from services.identity.sessions.api import AuthApi, SessionApi
 from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sessions.service import Sessions
-from services.identity.sessions.store import CHANGING, end_sessions_of
+from services.identity.sessions.store import (
+    CHANGING,
+    end_sessions_by_source,
+    end_sessions_of,
+    end_sessions_of_source,
+)
 from services.identity.settings import IdentitySettings
 from services.identity.sources.service import SourceAccounts
+from services.identity.sso.api import SsoProviderApi
+from services.identity.sso.asking import Asking
+from services.identity.sso.domain import SEALED_FOR as SSO_SEALED_FOR
+from services.identity.sso.logins import SsoLogins
+from services.identity.sso.service import Providers
+from services.identity.sso.trials import Trials as SsoTrials
 from services.identity.tenants.api import TenantApi
 from services.identity.tenants.deletions import Deletions, erase
 from services.identity.tenants.life import TenantLife
@@ -123,6 +135,46 @@ def _directories(
     ends = (threads.run_until_stopped, trial_threads.run_until_stopped)
     tasks = (syncs.run, *ends) if settings.outbound else ends
     return _Directories(DirectoryApi(directories, trials, syncs), logins, tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class _SingleSignOn:
+    """What has to do with providers (OpenID Connect)."""
+
+    api: SsoProviderApi
+    providers: Providers
+    logins: SsoLogins
+
+
+def _single_sign_on(
+    kit: Kit, settings: IdentitySettings, accounts: SourceAccounts
+) -> _SingleSignOn:
+    """Wires it."""
+    base = (kit.database, kit.outbox, kit.tenants)
+    key = settings.master_key_file
+    insecure = settings.allow_insecure_sso and settings.outbound
+    providers = Providers(
+        *base,
+        accounts,
+        Sealer.from_file(key, SSO_SEALED_FOR),
+        end_sessions_of_source,
+        kit.clock,
+        insecure=insecure,
+    )
+    guard = Guard(settings.sso_rules, Proxy.read(settings.sso_proxy))
+    asking = Asking(guard, insecure=insecure)
+    trials = SsoTrials(*base, providers, asking, settings.public_url, kit.clock)
+    logins = SsoLogins(
+        *base,
+        providers,
+        accounts,
+        asking,
+        Sealer.from_file(key, "sso-state"),
+        end_sessions_by_source,
+        settings.public_url,
+        kit.clock,
+    )
+    return _SingleSignOn(SsoProviderApi(providers, trials, settings.public_url), providers, logins)
 
 
 async def build(kit: Kit) -> Parts:
@@ -200,6 +252,7 @@ async def build(kit: Kit) -> Parts:
         kit.database, kit.outbox, kit.tenants, end_sessions_of, factor_sealer, kit.clock
     )
     policies = SignInPolicies(kit.database, kit.outbox, kit.tenants, factors, kit.clock)
+    sso = _single_sign_on(kit, settings, accounts)
     sessions = Sessions(
         kit.database,
         kit.outbox,
@@ -210,6 +263,7 @@ async def build(kit: Kit) -> Parts:
         factors,
         Challenges(kit.database, factor_sealer, kit.clock),
         CodeTries(kit.database, sealer, kit.clock),
+        sso.logins,
         signer,
         session_life,
         unknown,
@@ -224,10 +278,11 @@ async def build(kit: Kit) -> Parts:
             pass
 
     def portal(chain: CallChain) -> AsgiApp:
-        browsers = Browsers(chain, sessions, overview, factors, signer, session_life)
+        browsers = Browsers(chain, sessions, overview, factors, sso.logins, signer, session_life)
         around = Surroundings(
             browsers,
             users,
+            sso.providers,
             kit.tenants,
             settings.public_url,
             origins=origins_of(f"{settings.public_url},{settings.former_public_urls}"),
@@ -241,7 +296,7 @@ async def build(kit: Kit) -> Parts:
     return Parts(
         calls_refused=IdentityCallsRefused,
         public=[
-            partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions)),
+            partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions, sso.providers)),
             partial(
                 rpc.add_SessionServiceServicer_to_server,
                 SessionApi(overview),
@@ -256,6 +311,7 @@ async def build(kit: Kit) -> Parts:
                 EventCredentialApi(credentials, settings.events_url, kit.clock),
             ),
             partial(rpc.add_DirectoryServiceServicer_to_server, directories.api),
+            partial(rpc.add_SsoProviderServiceServicer_to_server, sso.api),
             partial(
                 rpc.add_EmailDomainServiceServicer_to_server,
                 EmailDomainApi(EmailDomains(kit.database, kit.outbox, kit.tenants, kit.clock)),
@@ -283,6 +339,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.EventCredentialService",
             "evergreen.v1.DirectoryService",
             "evergreen.v1.EmailDomainService",
+            "evergreen.v1.SsoProviderService",
             "evergreen.v1.ApiTokenService",
             "evergreen.v1.ServiceAccountService",
             "evergreen.v1.TokenKeyService",
@@ -293,6 +350,7 @@ async def build(kit: Kit) -> Parts:
         tasks=[
             _regularly("old sessions stay", 3600, sessions.forget_old),
             _regularly("old failures of logins stay", 60, sessions.forget_guesses),
+            _regularly("used states of single sign-on stay", 600, sso.providers.forget_used),
             unknown.run,
             _regularly("ends of API tokens not told", 600, api_tokens.tell_of_ends),
             *(

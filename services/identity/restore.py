@@ -27,14 +27,16 @@ from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
 from services.identity.second_factor.restored import KnownFactors, bring_factors
 from services.identity.sources.restored import KnownSources, close_sources
+from services.identity.sso.domain import SEALED_FOR as SSO_SEALED_FOR
 from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
-    # Failed logins of the last hours, and logins that wait for their second step.
-    made_anew=frozenset({"guess", "login_challenge"}),
+    # Failed logins of the last hours, and logins that are under way.
+    made_anew=frozenset({"guess", "login_challenge", "sso_used"}),
     sealed={"signing_key": SEALED_FOR},
     secrets={
         "directory": DIRECTORY_SEALED_FOR,
+        "sso_provider": SSO_SEALED_FOR,
         "totp": FACTORS_SEALED_FOR,
         "recovery_code": FACTORS_SEALED_FOR,
     },

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from servicekit.keys.settings import KeySettings
+from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
+from servicekit.outgoing.guard import Proxy
 
 
 class IdentitySettings(KeySettings):
@@ -89,3 +92,35 @@ class IdentitySettings(KeySettings):
         description="Whether directories may be at private addresses; say false where strangers are"
         " Owners, so that none reaches into your network.",
     )
+    sso_private: Literal["root", "all", "none"] = Field(
+        default="root",
+        description="Whose providers of single sign-on may be at private addresses: those of the"
+        " root tenant, of all tenants, or nobody's.",
+    )
+    sso_allow: str = Field(
+        default="",
+        description="Where providers may be whatever else forbids it: HOST:PORT or CIDR:PORT, with"
+        " commas between them.",
+    )
+    sso_proxy: str = Field(
+        default="",
+        description="What providers at public addresses are reached through, by CONNECT:"
+        " http://HOST:PORT.",
+    )
+    allow_insecure_sso: bool = Field(
+        default=False,
+        description="Whether a provider on this machine may be without TLS (http://127.0.0.1); for"
+        " tests alone.",
+    )
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Self:
+        _ = self.sso_rules, Proxy.read(self.sso_proxy)
+        return self
+
+    @property
+    def sso_rules(self) -> Rules:
+        """Where providers may be."""
+        if not self.outbound:
+            return Rules("none", (), read_denied("0.0.0.0/0,::/0"), "EVERGREEN_OUTBOUND")
+        return Rules(self.sso_private, read_allowed(self.sso_allow))

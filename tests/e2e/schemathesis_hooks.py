@@ -65,6 +65,7 @@ _ABOUT_CONTENT = re.compile(
             "filter: at character .*",
             # URLs, names of hosts and certificates; which of them is needed depends on the kind.
             r"(webhook|syslog)(\..*)?: .*",
+            r"(issuer|scopes\[\d+\]|hostedDomain|justInTime|clientSecret): .*",
             r"(urls\[\d+\]|caPem|userFilter|syncMinutes|graceHours|roleMappings.*): .*",
             "startAt: must be now, beginning or a time.*",
             "filter.outcomes: must be of .*",

@@ -55,6 +55,7 @@ _OF_NO_RESOURCE = {
     "TestForwarder",
     "SyncDirectory",
     "TestDirectory",
+    "TestSsoProvider",
 }
 """They change nothing that the API shows with an etag."""
 
@@ -219,6 +220,19 @@ def _directory(org: Org) -> Made:
     return Made(made["id"], made, f"/api/directories/{made['id']}")
 
 
+def _provider(org: Org) -> Made:
+    wanted = {
+        "orgId": org.id,
+        "name": "Provider",
+        "issuer": "https://login.school.example",
+        "clientId": "evergreen",
+        "clientSecret": PASSWORD,
+        "disabled": True,
+    }
+    made = ok(org.root.post("/api/sso-providers", json=wanted))
+    return Made(made["id"], made, f"/api/sso-providers/{made['id']}")
+
+
 def _domain(org: Org) -> Made:
     name = f"{uuid4().hex[:12]}.example"
     made = ok(org.root.post("/api/email-domains", json={"domain": name, "orgId": org.id}))
@@ -263,11 +277,13 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "DeleteForwarder": (_forwarder, {}),
     "UpdateDirectory": (_directory, {"name": "Other"}),
     "DeleteDirectory": (_directory, {}),
+    "UpdateSsoProvider": (_provider, {"name": "Other"}),
+    "DeleteSsoProvider": (_provider, {}),
     "UpdateEmailDomain": (_domain_to_point, {"sourceId": "one of the organisation's"}),
     "DeleteEmailDomain": (_domain, {}),
 }
 """What each call changes, and its body."""
-_KEEP_IT = {"AllowReenrollment", "DeleteDirectory", "DeleteEmailDomain"}
+_KEEP_IT = {"AllowReenrollment", "DeleteDirectory", "DeleteEmailDomain", "DeleteSsoProvider"}
 """They answer the resource as it was."""
 _STEPS_OF_A_LIFE = {
     "ArchiveTenant",
@@ -436,6 +452,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         "PATCH",
         "/api/attestation-gate",
         {"mode": "OBSERVE"},
+    ),
+    "identity.sso_provider_updated": (
+        _provider,
+        "PATCH",
+        "/api/sso-providers/{id}",
+        {"name": "Same"},
     ),
     "identity.directory_updated": (
         _directory,

@@ -39,6 +39,7 @@ class Victim:
     group: dict[str, Any]
     directory: dict[str, Any]
     domain: str
+    provider: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,18 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
     )
     domain = f"{org.id}.example"
     ok(root.post("/api/email-domains", json={"domain": domain, "orgId": org.id}))
+    provider = ok(
+        org.owner.post(
+            "/api/sso-providers",
+            json={
+                "name": "Provider",
+                "issuer": "https://login.victim.example",
+                "clientId": "evergreen",
+                "clientSecret": PASSWORD,
+                "disabled": True,
+            },
+        )
+    )
     return Victim(
         org,
         agent,
@@ -116,6 +129,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         group,
         directory,
         domain,
+        provider,
     )
 
 
@@ -198,6 +212,14 @@ _NAMED: dict[str, Case] = {
     "DirectoryService/DeleteDirectory": _by_id(lambda v: v.directory["id"]),
     "DirectoryService/TestDirectory": _by_id(lambda v: v.directory["id"]),
     "DirectoryService/SyncDirectory": _by_id(lambda v: v.directory["id"]),
+    "SsoProviderService/ListSsoProviders": _list,
+    "SsoProviderService/GetSsoProvider": _by_id(lambda v: v.provider["id"]),
+    "SsoProviderService/CreateSsoProvider": _in_org(
+        name="x", issuer="https://x.example", clientId="x", clientSecret="x"
+    ),
+    "SsoProviderService/UpdateSsoProvider": _by_id(lambda v: v.provider["id"], name="x"),
+    "SsoProviderService/DeleteSsoProvider": _by_id(lambda v: v.provider["id"]),
+    "SsoProviderService/TestSsoProvider": _by_id(lambda v: v.provider["id"]),
     "EmailDomainService/ListEmailDomains": _list,
     "EmailDomainService/CreateEmailDomain": _in_org(domain="stranger.example"),
     "EmailDomainService/UpdateEmailDomain": lambda v, _: {"domain": v.domain, "json": {}},

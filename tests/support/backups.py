@@ -36,6 +36,8 @@ LOCK, KEY = Lock(recipients=(str(IDENTITY.to_public()),)), Key(identity=str(IDEN
 ROOT, ORG, STAYS, LEAVES = (UUID(int=n) for n in (1, 2, 11, 12))
 DIRECTORY = UUID(int=0x1DA9)
 DIRECTORY_PASSWORD = b"the account that searches"
+PROVIDER = UUID(int=0x01DC)
+CLIENT_SECRET = b"the secret of the client"
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 EVENTS = 25
 
@@ -132,6 +134,7 @@ async def seed(database: TestDatabase, key_file: Path | None = None) -> None:
                 )
         await _add_forwarder(connection, key_file)
         await _add_directory(connection, key_file)
+        await _add_provider(connection, key_file)
         async with connection.transaction():
             await audit_store.append(connection, [read_event(*event(n)) for n in range(9)])
         await report(connection)
@@ -185,6 +188,29 @@ async def _add_directory(connection: asyncpg.Connection[asyncpg.Record], key_fil
         DIRECTORY,
         ORG,
         Sealer.from_file(key_file, purpose).seal(DIRECTORY_PASSWORD),
+    )
+
+
+async def _add_provider(connection: asyncpg.Connection[asyncpg.Record], key_file: Path) -> None:
+    """A provider, whose secret the master key seals; not where the schema has none yet."""
+    if await connection.fetchval("SELECT to_regclass('identity.sso_provider')") is None:
+        return
+    purpose = catalog.SECRETS["identity.sso_provider"]
+    await connection.execute(
+        "INSERT INTO identity.source VALUES"
+        " ($1, $2, 'sso', 'School sign-in', true, 12, now(), now())",
+        PROVIDER,
+        ORG,
+    )
+    await connection.execute(
+        "INSERT INTO identity.sso_provider (id, tenant_id, issuer, client_id, sealed_secrets,"
+        " ca_pem, scopes, groups_claim, email_claim, hosted_domain, just_in_time, login_button,"
+        " trusts_mfa)"
+        " VALUES ($1, $2, 'https://login.school.example', 'evergreen', $3, '', '{}', '', '', '',"
+        " false, false, false)",
+        PROVIDER,
+        ORG,
+        Sealer.from_file(key_file, purpose).seal(CLIENT_SECRET),
     )
 
 

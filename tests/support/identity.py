@@ -47,7 +47,10 @@ class Identity:
     keys: rpc.TokenKeyServiceAsyncStub
     directories: rpc.DirectoryServiceAsyncStub
     domains: rpc.EmailDomainServiceAsyncStub
+    providers: rpc.SsoProviderServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
+    http_socket: str
+    """Where the pages are served."""
 
     async def login(
         self, email: str = OWNER, password: str = PASSWORD, otp: str = "", source: str = ""
@@ -159,7 +162,9 @@ async def running(
             rpc.TokenKeyServiceStub(public),
             rpc.DirectoryServiceStub(public),
             rpc.EmailDomainServiceStub(public),
+            rpc.SsoProviderServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
+            kit.settings.http_listen.removeprefix("unix:"),
         )
 
 

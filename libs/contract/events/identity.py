@@ -162,8 +162,12 @@ class OpenedSession:
     methods: Annotated[
         tuple[str, ...],
         Since("0.2.0"),
-        "How the user logged in: `pwd`, and `otp` or `recovery` beside it.",
+        "How the user logged in: `pwd` or `sso`, and `otp` or `recovery` beside it; `mfa` where a"
+        " provider answers for a second factor.",
     ] = ()
+    source: Annotated[
+        UUID | None, Since("0.2.0"), "The directory or provider that recognised the user."
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,7 @@ class EndedSessions:
     email: str
     count: int
     session_id: Annotated[UUID | None, "Where it was one."]
+    by: Annotated[str, "`backchannel` where a provider ended them; else empty."] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +268,44 @@ class RefusedPerson:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SsoProviderSnapshot:
+    """A provider of single sign-on; never its secret."""
+
+    name: str
+    tenant_id: UUID
+    enabled: bool
+    issuer: str
+    client_id: str
+    scopes: tuple[str, ...]
+    groups_claim: str
+    email_claim: str
+    hosted_domain: str
+    just_in_time: bool
+    session_hours: int
+    login_button: bool
+    trusts_mfa: bool
+    role_mappings: tuple[MappedRole, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsoTest:
+    """How far a try came."""
+
+    name: str
+    ok: bool
+    last_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkedAccount:
+    """A user who has a password here and signs in with a provider, too."""
+
+    email: str
+    source: UUID
+    provider: Annotated[str, "The provider's name."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmailDomainSnapshot:
     """Whose e-mail addresses a domain has."""
 
@@ -274,6 +317,11 @@ class EmailDomainSnapshot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DirectoryAction(Action):
     RESOURCE: ClassVar[str] = "directories/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SsoProviderAction(Action):
+    RESOURCE: ClassVar[str] = "sso-providers/{id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -744,6 +792,63 @@ class DirectoryLoginRefused(_DirectoryAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SsoProviderCreated(_SsoProviderAction):
+    """A provider of single sign-on was added."""
+
+    NAME: ClassVar[str] = "identity.sso_provider_created"
+    after: SsoProviderSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsoProviderUpdated(_SsoProviderAction):
+    """A provider was changed."""
+
+    NAME: ClassVar[str] = "identity.sso_provider_updated"
+    before: SsoProviderSnapshot
+    after: SsoProviderSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsoProviderDeleted(_SsoProviderAction):
+    """A provider was deleted; its users were deactivated."""
+
+    NAME: ClassVar[str] = "identity.sso_provider_deleted"
+    before: SsoProviderSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsoProviderTested(_SsoProviderAction):
+    """An Owner tried a provider."""
+
+    NAME: ClassVar[str] = "identity.sso_provider_tested"
+    after: SsoTest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsoLoginRefused(_SsoProviderAction):
+    """A provider recognised a person, or gave an answer, and no login came of it."""
+
+    NAME: ClassVar[str] = "identity.sso_login_refused"
+    after: RefusedPerson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountLinked(_UserAction):
+    """A user with a password here signs in with a provider, too."""
+
+    NAME: ClassVar[str] = "identity.account_linked"
+    after: LinkedAccount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountUnlinked(_UserAction):
+    """A user signs in with the password alone again."""
+
+    NAME: ClassVar[str] = "identity.account_unlinked"
+    before: LinkedAccount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmailDomainAssigned(_EmailDomainAction):
     """An e-mail domain was assigned to a tenant."""
 
@@ -891,6 +996,22 @@ _DIRECTORY: Final = DirectorySnapshot(
     ),
 )
 _SYNC: Final = DirectorySync(name="School directory", error="", deactivates=12)
+_PROVIDER: Final = SsoProviderSnapshot(
+    name="School sign-in",
+    tenant_id=TENANT_ID,
+    enabled=True,
+    issuer="https://login.school.example/realms/school",
+    client_id="evergreen",
+    scopes=("openid", "profile", "email"),
+    groups_claim="groups",
+    email_claim="email",
+    hosted_domain="",
+    just_in_time=True,
+    session_hours=12,
+    login_button=False,
+    trusts_mfa=False,
+    role_mappings=(MappedRole(group="eg-admins", role=Role.ADMIN, tenant_id=TENANT_ID),),
+)
 _DOMAIN: Final = EmailDomainSnapshot(domain="school.example", tenant_id=TENANT_ID, source_id=None)
 
 
@@ -1018,6 +1139,13 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     DirectorySyncHeld(id=ID, after=_SYNC),
     DirectorySyncConfirmed(id=ID, after=_SYNC),
     DirectoryLoginRefused(id=ID, after=RefusedPerson(email=EMAIL, reason="NO_ROLE", source=ID)),
+    SsoProviderCreated(id=ID, after=_PROVIDER),
+    SsoProviderUpdated(id=ID, before=_PROVIDER, after=replace(_PROVIDER, enabled=False)),
+    SsoProviderDeleted(id=ID, before=_PROVIDER),
+    SsoLoginRefused(id=ID, after=RefusedPerson(email=EMAIL, reason="NO_ROLE", source=ID)),
+    AccountLinked(id=ID, after=LinkedAccount(email=EMAIL, source=ID, provider="School sign-in")),
+    AccountUnlinked(id=ID, before=LinkedAccount(email=EMAIL, source=ID, provider="School sign-in")),
+    SsoProviderTested(id=ID, after=SsoTest(name="School sign-in", ok=False, last_step="keys")),
     EmailDomainAssigned(id=TENANT_ID, after=_DOMAIN),
     EmailDomainUpdated(id=TENANT_ID, before=_DOMAIN, after=replace(_DOMAIN, source_id=ID)),
     EmailDomainDeleted(id=TENANT_ID, before=_DOMAIN),

@@ -2614,8 +2614,8 @@ class EmailDomain(_message.Message):
     tenant_id: _builtins.str
     """The tenant that it is assigned to."""
     source_id: _builtins.str
-    """The directory of that tenant that people with such an address log in with;
-    empty for none.
+    """The directory or provider of that tenant that people with such an address log
+    in with; empty for none.
     """
     assigned_by: _builtins.str
     """Who assigned it."""
@@ -2683,7 +2683,9 @@ class UpdateEmailDomainRequest(_message.Message):
     domain: _builtins.str
     """The domain."""
     source_id: _builtins.str
-    """The directory of the tenant that people log in with; empty for none."""
+    """The directory or provider of the tenant that people log in with; empty for
+    none.
+    """
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
     def __init__(
@@ -3303,6 +3305,650 @@ class DeleteServiceAccountRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___DeleteServiceAccountRequest: _TypeAlias = DeleteServiceAccountRequest  # noqa: Y015
+
+@_typing.final
+class ListLoginMethodsRequest(_message.Message):
+    """Which ways to sign in to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAIL_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
+    email: _builtins.str
+    """An address, of which only the domain counts."""
+    org: _builtins.str
+    """The code of an organisation or reseller."""
+    def __init__(
+        self,
+        *,
+        email: _builtins.str = ...,
+        org: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "org", b"org"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLoginMethodsRequest: _TypeAlias = ListLoginMethodsRequest  # noqa: Y015
+
+@_typing.final
+class ListLoginMethodsResponse(_message.Message):
+    """How people sign in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoginMethod]:
+        """The providers, by name."""
+
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[Global___LoginMethod] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLoginMethodsResponse: _TypeAlias = ListLoginMethodsResponse  # noqa: Y015
+
+@_typing.final
+class LoginMethod(_message.Message):
+    """A provider that people sign in with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    START_URL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    name: _builtins.str
+    """Its name."""
+    start_url: _builtins.str
+    """Where a browser goes to sign in with it."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        start_url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "start_url", b"start_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoginMethod: _TypeAlias = LoginMethod  # noqa: Y015
+
+@_typing.final
+class ListSsoProvidersRequest(_message.Message):
+    """Which providers to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only providers of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most providers to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSsoProvidersRequest: _TypeAlias = ListSsoProvidersRequest  # noqa: Y015
+
+@_typing.final
+class ListSsoProvidersResponse(_message.Message):
+    """A page of providers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SsoProvider]:
+        """The providers, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[Global___SsoProvider] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSsoProvidersResponse: _TypeAlias = ListSsoProvidersResponse  # noqa: Y015
+
+@_typing.final
+class GetSsoProviderRequest(_message.Message):
+    """Which provider to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSsoProviderRequest: _TypeAlias = GetSsoProviderRequest  # noqa: Y015
+
+@_typing.final
+class SsoProvider(_message.Message):
+    """A provider of single sign-on (OpenID Connect)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    GROUPS_CLAIM_FIELD_NUMBER: _builtins.int
+    EMAIL_CLAIM_FIELD_NUMBER: _builtins.int
+    HOSTED_DOMAIN_FIELD_NUMBER: _builtins.int
+    JUST_IN_TIME_FIELD_NUMBER: _builtins.int
+    SESSION_HOURS_FIELD_NUMBER: _builtins.int
+    LOGIN_BUTTON_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    REDIRECT_URI_FIELD_NUMBER: _builtins.int
+    BACKCHANNEL_LOGOUT_URI_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    tenant_id: _builtins.str
+    """The tenant that it belongs to."""
+    name: _builtins.str
+    """A name for people to read; the button on the sign-in page has it."""
+    issuer: _builtins.str
+    """The issuer, exactly as the provider writes it in its tokens."""
+    client_id: _builtins.str
+    """What the provider calls this installation."""
+    ca_pem: _builtins.str
+    """The CAs that sign the provider's certificates, in PEM; the system's when
+    empty.
+    """
+    groups_claim: _builtins.str
+    """The claim with a person's groups; `a.b` is `b` inside `a`."""
+    email_claim: _builtins.str
+    """The claim with a person's e-mail address."""
+    hosted_domain: _builtins.str
+    """The domain of a Google Workspace (the claim `hd`) that people must be of."""
+    just_in_time: _builtins.bool
+    """Whether people whom nobody has invited get an account by logging in. Only
+    those whose address is of an e-mail domain that names this provider do.
+    """
+    session_hours: _builtins.int
+    """How many hours a login lasts; then the user logs in with the provider again."""
+    login_button: _builtins.bool
+    """Whether everybody sees its button on the sign-in page. People of its
+    organisation see it at `/login?org=CODE` in any case.
+    """
+    enabled: _builtins.bool
+    """Whether people log in with it."""
+    users: _builtins.int
+    """How many users it knows."""
+    redirect_uri: _builtins.str
+    """What to register with the provider as the address that people come back to."""
+    backchannel_logout_uri: _builtins.str
+    """What to register with the provider for back-channel logout."""
+    etag: _builtins.str
+    """Changes with every change of the provider; give it back, or the header `ETag`
+    as `If-Match`, to refuse a lost update.
+    """
+    trusts_mfa: _builtins.bool
+    """Whether it answers for a second factor. Else people who have one here, or need
+    one, are asked for it.
+    """
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the provider is asked for; always with `openid`."""
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappedRole]:
+        """What its groups may do. The first row whose group a person is in decides the
+        tenant, the highest role among that tenant's rows the role. Without rows
+        people are invited, and keep the role that they were invited with.
+        """
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        groups_claim: _builtins.str = ...,
+        email_claim: _builtins.str = ...,
+        hosted_domain: _builtins.str = ...,
+        just_in_time: _builtins.bool = ...,
+        session_hours: _builtins.int = ...,
+        login_button: _builtins.bool = ...,
+        enabled: _builtins.bool = ...,
+        role_mappings: _abc.Iterable[Global___MappedRole] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        users: _builtins.int = ...,
+        redirect_uri: _builtins.str = ...,
+        backchannel_logout_uri: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        trusts_mfa: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backchannel_logout_uri", b"backchannel_logout_uri", "ca_pem", b"ca_pem", "client_id", b"client_id", "created_at", b"created_at", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "redirect_uri", b"redirect_uri", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "tenant_id", b"tenant_id", "trusts_mfa", b"trusts_mfa", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SsoProvider: _TypeAlias = SsoProvider  # noqa: Y015
+
+@_typing.final
+class CreateSsoProviderRequest(_message.Message):
+    """A new provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_SECRET_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    GROUPS_CLAIM_FIELD_NUMBER: _builtins.int
+    EMAIL_CLAIM_FIELD_NUMBER: _builtins.int
+    HOSTED_DOMAIN_FIELD_NUMBER: _builtins.int
+    JUST_IN_TIME_FIELD_NUMBER: _builtins.int
+    SESSION_HOURS_FIELD_NUMBER: _builtins.int
+    LOGIN_BUTTON_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant that it belongs to; the caller's own when not given."""
+    name: _builtins.str
+    """A name for people to read; the button on the sign-in page has it."""
+    issuer: _builtins.str
+    """The issuer (https://HOST/…), exactly as the provider writes it in its tokens."""
+    client_id: _builtins.str
+    """What the provider calls this installation."""
+    client_secret: _builtins.str
+    """The secret that the provider has given. It is sealed, and never shown."""
+    ca_pem: _builtins.str
+    """The CAs that sign the provider's certificates, in PEM; the system's when not
+    given.
+    """
+    groups_claim: _builtins.str
+    """The claim with a person's groups; `groups` when not given."""
+    email_claim: _builtins.str
+    """The claim with a person's e-mail address; `email` when not given."""
+    hosted_domain: _builtins.str
+    """The domain of a Google Workspace (the claim `hd`) that people must be of;
+    required for Google.
+    """
+    just_in_time: _builtins.bool
+    """Whether people whom nobody has invited get an account by logging in; needs
+    role mappings, and an e-mail domain that names this provider.
+    """
+    session_hours: _builtins.int
+    """How many hours a login lasts; 12 when not given."""
+    login_button: _builtins.bool
+    """Whether everybody sees its button on the sign-in page; only an Owner of the
+    root tenant may say so. When not given: if that is who adds it.
+    """
+    disabled: _builtins.bool
+    """Whether people do not log in with it yet."""
+    trusts_mfa: _builtins.bool
+    """Whether it answers for a second factor, so that none of ours is asked for."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the provider is asked for beside `openid`; `profile` and `email` when
+        not given.
+        """
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do; without rows people are invited."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        client_secret: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        groups_claim: _builtins.str = ...,
+        email_claim: _builtins.str = ...,
+        hosted_domain: _builtins.str = ...,
+        just_in_time: _builtins.bool = ...,
+        session_hours: _builtins.int = ...,
+        login_button: _builtins.bool | None = ...,
+        disabled: _builtins.bool = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+        trusts_mfa: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_login_button", b"_login_button", "login_button", b"login_button"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_login_button", b"_login_button", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "disabled", b"disabled", "email_claim", b"email_claim", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "org_id", b"org_id", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__login_button: _TypeAlias = _typing.Literal["login_button"]  # noqa: Y015
+    _WhichOneofArgType__login_button: _TypeAlias = _typing.Literal["_login_button", b"_login_button"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__login_button) -> _WhichOneofReturnType__login_button | None: ...
+
+Global___CreateSsoProviderRequest: _TypeAlias = CreateSsoProviderRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSsoProviderRequest(_message.Message):
+    """A changed provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_SECRET_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    GROUPS_CLAIM_FIELD_NUMBER: _builtins.int
+    EMAIL_CLAIM_FIELD_NUMBER: _builtins.int
+    HOSTED_DOMAIN_FIELD_NUMBER: _builtins.int
+    JUST_IN_TIME_FIELD_NUMBER: _builtins.int
+    SESSION_HOURS_FIELD_NUMBER: _builtins.int
+    LOGIN_BUTTON_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    name: _builtins.str
+    """A name for people to read."""
+    issuer: _builtins.str
+    """The issuer. It cannot change once the provider has users."""
+    client_id: _builtins.str
+    """What the provider calls this installation."""
+    client_secret: _builtins.str
+    """The secret that the provider has given. It has to be given again with another
+    issuer, client or CA, so that nobody has it sent elsewhere.
+    """
+    ca_pem: _builtins.str
+    """The CAs that sign the provider's certificates, in PEM; the system's when
+    empty.
+    """
+    groups_claim: _builtins.str
+    """The claim with a person's groups."""
+    email_claim: _builtins.str
+    """The claim with a person's e-mail address."""
+    hosted_domain: _builtins.str
+    """The domain of a Google Workspace that people must be of."""
+    just_in_time: _builtins.bool
+    """Whether people whom nobody has invited get an account by logging in."""
+    session_hours: _builtins.int
+    """How many hours a login lasts."""
+    login_button: _builtins.bool
+    """Whether everybody sees its button on the sign-in page."""
+    enabled: _builtins.bool
+    """Whether people log in with it. Without, all sessions of its users end."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    trusts_mfa: _builtins.bool
+    """Whether it answers for a second factor, so that none of ours is asked for."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the provider is asked for; as it is when none are given."""
+
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do; as it is when no row is given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        issuer: _builtins.str | None = ...,
+        client_id: _builtins.str | None = ...,
+        client_secret: _builtins.str | None = ...,
+        ca_pem: _builtins.str | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        groups_claim: _builtins.str | None = ...,
+        email_claim: _builtins.str | None = ...,
+        hosted_domain: _builtins.str | None = ...,
+        just_in_time: _builtins.bool | None = ...,
+        session_hours: _builtins.int | None = ...,
+        login_button: _builtins.bool | None = ...,
+        enabled: _builtins.bool | None = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+        etag: _builtins.str | None = ...,
+        trusts_mfa: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ca_pem: _TypeAlias = _typing.Literal["ca_pem"]  # noqa: Y015
+    _WhichOneofArgType__ca_pem: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem"]  # noqa: Y015
+    _WhichOneofReturnType__client_id: _TypeAlias = _typing.Literal["client_id"]  # noqa: Y015
+    _WhichOneofArgType__client_id: _TypeAlias = _typing.Literal["_client_id", b"_client_id"]  # noqa: Y015
+    _WhichOneofReturnType__client_secret: _TypeAlias = _typing.Literal["client_secret"]  # noqa: Y015
+    _WhichOneofArgType__client_secret: _TypeAlias = _typing.Literal["_client_secret", b"_client_secret"]  # noqa: Y015
+    _WhichOneofReturnType__email_claim: _TypeAlias = _typing.Literal["email_claim"]  # noqa: Y015
+    _WhichOneofArgType__email_claim: _TypeAlias = _typing.Literal["_email_claim", b"_email_claim"]  # noqa: Y015
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__groups_claim: _TypeAlias = _typing.Literal["groups_claim"]  # noqa: Y015
+    _WhichOneofArgType__groups_claim: _TypeAlias = _typing.Literal["_groups_claim", b"_groups_claim"]  # noqa: Y015
+    _WhichOneofReturnType__hosted_domain: _TypeAlias = _typing.Literal["hosted_domain"]  # noqa: Y015
+    _WhichOneofArgType__hosted_domain: _TypeAlias = _typing.Literal["_hosted_domain", b"_hosted_domain"]  # noqa: Y015
+    _WhichOneofReturnType__issuer: _TypeAlias = _typing.Literal["issuer"]  # noqa: Y015
+    _WhichOneofArgType__issuer: _TypeAlias = _typing.Literal["_issuer", b"_issuer"]  # noqa: Y015
+    _WhichOneofReturnType__just_in_time: _TypeAlias = _typing.Literal["just_in_time"]  # noqa: Y015
+    _WhichOneofArgType__just_in_time: _TypeAlias = _typing.Literal["_just_in_time", b"_just_in_time"]  # noqa: Y015
+    _WhichOneofReturnType__login_button: _TypeAlias = _typing.Literal["login_button"]  # noqa: Y015
+    _WhichOneofArgType__login_button: _TypeAlias = _typing.Literal["_login_button", b"_login_button"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__session_hours: _TypeAlias = _typing.Literal["session_hours"]  # noqa: Y015
+    _WhichOneofArgType__session_hours: _TypeAlias = _typing.Literal["_session_hours", b"_session_hours"]  # noqa: Y015
+    _WhichOneofReturnType__trusts_mfa: _TypeAlias = _typing.Literal["trusts_mfa"]  # noqa: Y015
+    _WhichOneofArgType__trusts_mfa: _TypeAlias = _typing.Literal["_trusts_mfa", b"_trusts_mfa"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ca_pem) -> _WhichOneofReturnType__ca_pem | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__client_id) -> _WhichOneofReturnType__client_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__client_secret) -> _WhichOneofReturnType__client_secret | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__email_claim) -> _WhichOneofReturnType__email_claim | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__groups_claim) -> _WhichOneofReturnType__groups_claim | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hosted_domain) -> _WhichOneofReturnType__hosted_domain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__issuer) -> _WhichOneofReturnType__issuer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__just_in_time) -> _WhichOneofReturnType__just_in_time | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__login_button) -> _WhichOneofReturnType__login_button | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_hours) -> _WhichOneofReturnType__session_hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trusts_mfa) -> _WhichOneofReturnType__trusts_mfa | None: ...
+
+Global___UpdateSsoProviderRequest: _TypeAlias = UpdateSsoProviderRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSsoProviderRequest(_message.Message):
+    """Which provider to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteSsoProviderRequest: _TypeAlias = DeleteSsoProviderRequest  # noqa: Y015
+
+@_typing.final
+class TestSsoProviderRequest(_message.Message):
+    """A try of a provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestSsoProviderRequest: _TypeAlias = TestSsoProviderRequest  # noqa: Y015
+
+@_typing.final
+class TestSsoProviderResponse(_message.Message):
+    """What came of a try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    OK_FIELD_NUMBER: _builtins.int
+    ok: _builtins.bool
+    """Whether every step was done."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SsoTestStep]:
+        """The steps as far as they came; the last one may have failed."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___SsoTestStep] | None = ...,
+        ok: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ok", b"ok", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestSsoProviderResponse: _TypeAlias = TestSsoProviderResponse  # noqa: Y015
+
+@_typing.final
+class SsoTestStep(_message.Message):
+    """One step of a try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    OK_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """`address`, `document`, `keys`, `clock` or `mappings`."""
+    ok: _builtins.bool
+    """Whether it was done."""
+    detail: _builtins.str
+    """What was found, or what is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        ok: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "ok", b"ok", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SsoTestStep: _TypeAlias = SsoTestStep  # noqa: Y015
 
 @_typing.final
 class GetJwksRequest(_message.Message):

@@ -70,6 +70,11 @@ class AuthServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.Session.FromString,
                 _registered_method=True)
+        self.ListLoginMethods = channel.unary_unary(
+                '/evergreen.v1.AuthService/ListLoginMethods',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -129,6 +134,15 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLoginMethods(self, request, context):
+        """Says how people sign in: with the providers of the installation, and with
+        those of an organisation or of an address's domain where one is named. It
+        never says whether there is such a user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +180,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.AcceptInvitation,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.Session.SerializeToString,
+            ),
+            'ListLoginMethods': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLoginMethods,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +377,33 @@ class AuthService:
             '/evergreen.v1.AuthService/AcceptInvitation',
             evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLoginMethods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuthService/ListLoginMethods',
+            evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -2455,7 +2501,7 @@ class EmailDomainServiceServicer:
 
     def UpdateEmailDomain(self, request, context):
         """Says where people with addresses of a domain log in: with one of the tenant's
-        own directories, or, without one, with passwords of their own.
+        own directories or providers, or, without one, with passwords of their own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -3119,6 +3165,307 @@ class ServiceAccountService:
             '/evergreen.v1.ServiceAccountService/DeleteServiceAccount',
             evergreen_dot_v1_dot_identity__pb2.DeleteServiceAccountRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ServiceAccount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SsoProviderServiceStub:
+    """Providers of single sign-on (OpenID Connect) whose people log in here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListSsoProviders = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/ListSsoProviders',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersResponse.FromString,
+                _registered_method=True)
+        self.GetSsoProvider = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/GetSsoProvider',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetSsoProviderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+                _registered_method=True)
+        self.CreateSsoProvider = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/CreateSsoProvider',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateSsoProviderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+                _registered_method=True)
+        self.UpdateSsoProvider = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/UpdateSsoProvider',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateSsoProviderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+                _registered_method=True)
+        self.DeleteSsoProvider = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/DeleteSsoProvider',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteSsoProviderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+                _registered_method=True)
+        self.TestSsoProvider = channel.unary_unary(
+                '/evergreen.v1.SsoProviderService/TestSsoProvider',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.TestSsoProviderRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TestSsoProviderResponse.FromString,
+                _registered_method=True)
+
+
+class SsoProviderServiceServicer:
+    """Providers of single sign-on (OpenID Connect) whose people log in here.
+    """
+
+    def ListSsoProviders(self, request, context):
+        """Lists the providers of the caller's subtree, without their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSsoProvider(self, request, context):
+        """Returns one provider.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSsoProvider(self, request, context):
+        """Adds a provider. It is not asked for anything before somebody tries it or
+        logs in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSsoProvider(self, request, context):
+        """Changes a provider. Fields that are not given stay. Users whom other role
+        mappings give less, or nothing, have less at once; others get more with
+        their next login.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSsoProvider(self, request, context):
+        """Deletes a provider. Its users are deactivated; an Owner may invite them as
+        users with a password. Linked users go on with their passwords.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestSsoProvider(self, request, context):
+        """Tries a provider step by step: its address, its document, its keys and its
+        clock. Nobody is logged in by it, and nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SsoProviderServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListSsoProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSsoProviders,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersResponse.SerializeToString,
+            ),
+            'GetSsoProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSsoProvider,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetSsoProviderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.SerializeToString,
+            ),
+            'CreateSsoProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSsoProvider,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateSsoProviderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.SerializeToString,
+            ),
+            'UpdateSsoProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSsoProvider,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateSsoProviderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.SerializeToString,
+            ),
+            'DeleteSsoProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSsoProvider,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteSsoProviderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SsoProvider.SerializeToString,
+            ),
+            'TestSsoProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestSsoProvider,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.TestSsoProviderRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TestSsoProviderResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.SsoProviderService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.SsoProviderService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SsoProviderService:
+    """Providers of single sign-on (OpenID Connect) whose people log in here.
+    """
+
+    @staticmethod
+    def ListSsoProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/ListSsoProviders',
+            evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListSsoProvidersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSsoProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/GetSsoProvider',
+            evergreen_dot_v1_dot_identity__pb2.GetSsoProviderRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSsoProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/CreateSsoProvider',
+            evergreen_dot_v1_dot_identity__pb2.CreateSsoProviderRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSsoProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/UpdateSsoProvider',
+            evergreen_dot_v1_dot_identity__pb2.UpdateSsoProviderRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSsoProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/DeleteSsoProvider',
+            evergreen_dot_v1_dot_identity__pb2.DeleteSsoProviderRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SsoProvider.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestSsoProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SsoProviderService/TestSsoProvider',
+            evergreen_dot_v1_dot_identity__pb2.TestSsoProviderRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TestSsoProviderResponse.FromString,
             options,
             channel_credentials,
             insecure,

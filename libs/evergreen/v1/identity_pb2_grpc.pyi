@@ -54,6 +54,11 @@ class AuthServiceStub:
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]
     """Sets the first (or a forgotten) password with an invitation token."""
+    ListLoginMethods: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListLoginMethodsRequest, _identity_pb2.ListLoginMethodsResponse]
+    """Says how people sign in: with the providers of the installation, and with
+    those of an organisation or of an address's domain where one is named. It
+    never says whether there is such a user.
+    """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -81,6 +86,11 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _aio.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]  # type: ignore[assignment]
     """Sets the first (or a forgotten) password with an invitation token."""
+    ListLoginMethods: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListLoginMethodsRequest, _identity_pb2.ListLoginMethodsResponse]  # type: ignore[assignment]
+    """Says how people sign in: with the providers of the installation, and with
+    those of an organisation or of an address's domain where one is named. It
+    never says whether there is such a user.
+    """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Logging in and out."""
@@ -147,6 +157,17 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Session, _abc.Awaitable[_identity_pb2.Session]]:
         """Sets the first (or a forgotten) password with an invitation token."""
+
+    @_abc_1.abstractmethod
+    def ListLoginMethods(
+        self,
+        request: _identity_pb2.ListLoginMethodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListLoginMethodsResponse, _abc.Awaitable[_identity_pb2.ListLoginMethodsResponse]]:
+        """Says how people sign in: with the providers of the installation, and with
+        those of an organisation or of an address's domain where one is named. It
+        never says whether there is such a user.
+        """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -935,7 +956,7 @@ class EmailDomainServiceStub:
     """
     UpdateEmailDomain: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateEmailDomainRequest, _identity_pb2.EmailDomain]
     """Says where people with addresses of a domain log in: with one of the tenant's
-    own directories, or, without one, with passwords of their own.
+    own directories or providers, or, without one, with passwords of their own.
     """
     DeleteEmailDomain: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteEmailDomainRequest, _identity_pb2.EmailDomain]
     """Takes an e-mail domain back. Users who are there stay."""
@@ -955,7 +976,7 @@ class EmailDomainServiceAsyncStub(EmailDomainServiceStub):
     """
     UpdateEmailDomain: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateEmailDomainRequest, _identity_pb2.EmailDomain]  # type: ignore[assignment]
     """Says where people with addresses of a domain log in: with one of the tenant's
-    own directories, or, without one, with passwords of their own.
+    own directories or providers, or, without one, with passwords of their own.
     """
     DeleteEmailDomain: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteEmailDomainRequest, _identity_pb2.EmailDomain]  # type: ignore[assignment]
     """Takes an e-mail domain back. Users who are there stay."""
@@ -990,7 +1011,7 @@ class EmailDomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.EmailDomain, _abc.Awaitable[_identity_pb2.EmailDomain]]:
         """Says where people with addresses of a domain log in: with one of the tenant's
-        own directories, or, without one, with passwords of their own.
+        own directories or providers, or, without one, with passwords of their own.
         """
 
     @_abc_1.abstractmethod
@@ -1196,6 +1217,124 @@ class ServiceAccountServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a service account; its API tokens end."""
 
 def add_ServiceAccountServiceServicer_to_server(servicer: ServiceAccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SsoProviderServiceStub:
+    """Providers of single sign-on (OpenID Connect) whose people log in here."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SsoProviderServiceAsyncStub: ...
+    ListSsoProviders: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListSsoProvidersRequest, _identity_pb2.ListSsoProvidersResponse]
+    """Lists the providers of the caller's subtree, without their secrets."""
+    GetSsoProvider: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSsoProviderRequest, _identity_pb2.SsoProvider]
+    """Returns one provider."""
+    CreateSsoProvider: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateSsoProviderRequest, _identity_pb2.SsoProvider]
+    """Adds a provider. It is not asked for anything before somebody tries it or
+    logs in.
+    """
+    UpdateSsoProvider: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateSsoProviderRequest, _identity_pb2.SsoProvider]
+    """Changes a provider. Fields that are not given stay. Users whom other role
+    mappings give less, or nothing, have less at once; others get more with
+    their next login.
+    """
+    DeleteSsoProvider: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteSsoProviderRequest, _identity_pb2.SsoProvider]
+    """Deletes a provider. Its users are deactivated; an Owner may invite them as
+    users with a password. Linked users go on with their passwords.
+    """
+    TestSsoProvider: _grpc.UnaryUnaryMultiCallable[_identity_pb2.TestSsoProviderRequest, _identity_pb2.TestSsoProviderResponse]
+    """Tries a provider step by step: its address, its document, its keys and its
+    clock. Nobody is logged in by it, and nothing is changed.
+    """
+
+@_typing.type_check_only
+class SsoProviderServiceAsyncStub(SsoProviderServiceStub):
+    """Providers of single sign-on (OpenID Connect) whose people log in here."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListSsoProviders: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListSsoProvidersRequest, _identity_pb2.ListSsoProvidersResponse]  # type: ignore[assignment]
+    """Lists the providers of the caller's subtree, without their secrets."""
+    GetSsoProvider: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSsoProviderRequest, _identity_pb2.SsoProvider]  # type: ignore[assignment]
+    """Returns one provider."""
+    CreateSsoProvider: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateSsoProviderRequest, _identity_pb2.SsoProvider]  # type: ignore[assignment]
+    """Adds a provider. It is not asked for anything before somebody tries it or
+    logs in.
+    """
+    UpdateSsoProvider: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateSsoProviderRequest, _identity_pb2.SsoProvider]  # type: ignore[assignment]
+    """Changes a provider. Fields that are not given stay. Users whom other role
+    mappings give less, or nothing, have less at once; others get more with
+    their next login.
+    """
+    DeleteSsoProvider: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteSsoProviderRequest, _identity_pb2.SsoProvider]  # type: ignore[assignment]
+    """Deletes a provider. Its users are deactivated; an Owner may invite them as
+    users with a password. Linked users go on with their passwords.
+    """
+    TestSsoProvider: _aio.UnaryUnaryMultiCallable[_identity_pb2.TestSsoProviderRequest, _identity_pb2.TestSsoProviderResponse]  # type: ignore[assignment]
+    """Tries a provider step by step: its address, its document, its keys and its
+    clock. Nobody is logged in by it, and nothing is changed.
+    """
+
+class SsoProviderServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Providers of single sign-on (OpenID Connect) whose people log in here."""
+
+    @_abc_1.abstractmethod
+    def ListSsoProviders(
+        self,
+        request: _identity_pb2.ListSsoProvidersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListSsoProvidersResponse, _abc.Awaitable[_identity_pb2.ListSsoProvidersResponse]]:
+        """Lists the providers of the caller's subtree, without their secrets."""
+
+    @_abc_1.abstractmethod
+    def GetSsoProvider(
+        self,
+        request: _identity_pb2.GetSsoProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SsoProvider, _abc.Awaitable[_identity_pb2.SsoProvider]]:
+        """Returns one provider."""
+
+    @_abc_1.abstractmethod
+    def CreateSsoProvider(
+        self,
+        request: _identity_pb2.CreateSsoProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SsoProvider, _abc.Awaitable[_identity_pb2.SsoProvider]]:
+        """Adds a provider. It is not asked for anything before somebody tries it or
+        logs in.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSsoProvider(
+        self,
+        request: _identity_pb2.UpdateSsoProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SsoProvider, _abc.Awaitable[_identity_pb2.SsoProvider]]:
+        """Changes a provider. Fields that are not given stay. Users whom other role
+        mappings give less, or nothing, have less at once; others get more with
+        their next login.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSsoProvider(
+        self,
+        request: _identity_pb2.DeleteSsoProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SsoProvider, _abc.Awaitable[_identity_pb2.SsoProvider]]:
+        """Deletes a provider. Its users are deactivated; an Owner may invite them as
+        users with a password. Linked users go on with their passwords.
+        """
+
+    @_abc_1.abstractmethod
+    def TestSsoProvider(
+        self,
+        request: _identity_pb2.TestSsoProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TestSsoProviderResponse, _abc.Awaitable[_identity_pb2.TestSsoProviderResponse]]:
+        """Tries a provider step by step: its address, its document, its keys and its
+        clock. Nobody is logged in by it, and nothing is changed.
+        """
+
+def add_SsoProviderServiceServicer_to_server(servicer: SsoProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class TokenKeyServiceStub:
     """The public keys that verify session, device and API tokens."""

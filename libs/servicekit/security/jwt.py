@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jwt
@@ -10,6 +11,22 @@ import jwt
 from servicekit.security.signing import PublicKey, Signer
 
 _ALGORITHM: Final = "EdDSA"
+_FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
+    "RS256": ("RSA", ""),
+    "RS384": ("RSA", ""),
+    "RS512": ("RSA", ""),
+    "PS256": ("RSA", ""),
+    "PS384": ("RSA", ""),
+    "PS512": ("RSA", ""),
+    "ES256": ("EC", "P-256"),
+    "ES384": ("EC", "P-384"),
+    "ES512": ("EC", "P-521"),
+    "EdDSA": ("OKP", "Ed25519"),
+}
+"""How tokens of others may be signed: the type and the curve of the key; never by a secret that is
+shared."""
+FOREIGN_ALGORITHMS: Final = frozenset(_FOREIGN)
+_RSA_BITS: Final = range(2048, 8193)
 
 
 def encode(claims: dict[str, Any], signer: Signer, kind: str) -> str:
@@ -106,3 +123,115 @@ def is_signed_by(token: str, keys: Iterable[dict[str, Any]]) -> bool:
             continue
         return True
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A public key of somebody else (RFC 7517), as it was published."""
+
+    id: str
+    """Its `kid`; empty when it has none."""
+    kind: str
+    """Its `kty`."""
+    curve: str
+    algorithm: str
+    """The only one that it is for; empty for any that its kind has."""
+    document: Mapping[str, Any] = field(repr=False)
+
+    def fits(self, algorithm: str) -> bool:
+        """Whether it verifies what is signed so."""
+        kind, curve = _FOREIGN[algorithm]
+        return (
+            self.kind == kind
+            and (not curve or self.curve == curve)
+            and self.algorithm in {"", algorithm}
+        )
+
+
+class UnknownKeyError(ValueError):
+    """None of the keys is the one that a token names: there may be newer ones."""
+
+
+def foreign_keys(document: Mapping[str, Any], most: int) -> tuple[ForeignKey, ...]:
+    """The keys of a JWK Set that verify signatures; keys for anything else are left out.
+
+    Raises:
+        ValueError: it is none, or has more than `most`.
+    """
+    listed = document.get("keys")
+    if not isinstance(listed, list):
+        raise ValueError("has no list of keys")
+    if len(listed) > most:
+        raise ValueError(f"has more than {most} keys")
+    kinds = {kind for kind, _ in _FOREIGN.values()}
+    return tuple(
+        ForeignKey(
+            id=str(key.get("kid", "")),
+            kind=key["kty"],
+            curve=str(key.get("crv", "")),
+            algorithm=str(key.get("alg", "")),
+            document=key,
+        )
+        for key in listed
+        if isinstance(key, dict)
+        and key.get("kty") in kinds
+        and key.get("use", "sig") == "sig"
+        and str(key.get("alg", "")) in {"", *FOREIGN_ALGORITHMS}
+    )
+
+
+def decode_foreign(
+    token: str, keys: Sequence[ForeignKey], kinds: Collection[str]
+) -> dict[str, Any]:
+    """What a token of somebody else says, if one of the keys has signed it. Of what it says
+    nothing is checked: who it is from, whom it is for, when it ends.
+
+    Args:
+        token: the token.
+        keys: the keys of whoever it has to be from.
+        kinds: what its header may say that it is (`typ`), in lower case; saying nothing is fine.
+
+    Raises:
+        UnknownKeyError: none of the keys is the one that it names.
+        ValueError: it is not good.
+    """
+    head = header(token)
+    algorithm = head.get("alg")
+    if not isinstance(algorithm, str) or algorithm not in _FOREIGN:
+        raise ValueError("the algorithm is not taken")
+    if "crit" in head:
+        raise ValueError("it wants something that is not known here")
+    kind = str(head.get("typ", "")).lower().removeprefix("application/")
+    if kind and kind not in kinds:
+        raise ValueError("it is another kind of token")
+    named = head.get("kid")
+    fitting = [key for key in keys if key.fits(algorithm)]
+    found = [key for key in fitting if key.id == named] if named is not None else fitting
+    if not found:
+        raise UnknownKeyError("none of the keys is the one that it names")
+    if named is None and len(found) > 1:
+        raise ValueError("it names no key, and there are several")
+    key = found[0]
+    try:
+        public = jwt.PyJWK(dict(key.document), algorithm).key
+        if getattr(public, "private_bytes", None) is not None:
+            raise ValueError("the key is a private one")
+        if key.kind == "RSA" and public.key_size not in _RSA_BITS:
+            raise ValueError("the key is too short, or too long")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            public,
+            algorithms=[algorithm],
+            options={
+                "verify_aud": False,
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_iss": False,
+                "verify_jti": False,
+                "verify_nbf": False,
+                "verify_sub": False,
+            },
+        )
+    except (jwt.PyJWTError, TypeError, OverflowError) as wrong:
+        raise ValueError("the signature is wrong") from wrong
+    return claims

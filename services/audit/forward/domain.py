@@ -14,6 +14,7 @@ from uuid import UUID
 
 from servicekit.errors import FieldViolation, invalid, invalid_field
 from servicekit.etags import etag_of
+from servicekit.outgoing.addresses import FORBIDDEN, NotConnectedError
 
 SEALED_FOR: Final = "audit-forward"
 """The purpose for which the master key seals what forwarders keep secret."""
@@ -472,6 +473,12 @@ _MAYBE_THE_MESSAGE: Final = frozenset({400, 413, 415, 422})
 _GONE: Final = 410
 _OK: Final = range(200, 300)
 _REDIRECTS: Final = range(300, 400)
+
+
+def not_connected(error: NotConnectedError) -> NotDeliveredError:
+    """What a connection that was not made means for a message."""
+    fault = Fault.ADDRESS if error.reason == FORBIDDEN else Fault.TARGET
+    return NotDeliveredError(fault, error.reason)
 
 
 def not_delivered(status: int, retry_after: timedelta | None) -> NotDeliveredError | None:

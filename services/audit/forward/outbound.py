@@ -14,11 +14,11 @@ from uuid import UUID
 from servicekit.data.postgres import Database, Scope
 from servicekit.ids import Clock
 from servicekit.messaging.outbox import Outbox
+from servicekit.outgoing.guard import Guard
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.sealing import Sealer
 from services.audit.forward.domain import Forwarder, Secrets, Webhook
 from services.audit.forward.formats import Bodies
-from services.audit.forward.guard import Guard
 from services.audit.forward.webhook import WebhookSender
 from services.audit.tree.service import Tree
 

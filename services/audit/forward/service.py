@@ -26,6 +26,7 @@ from servicekit.errors import failed_precondition, invalid_field, not_found
 from servicekit.etags import check_etag
 from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
+from servicekit.outgoing.wire import client_context
 from servicekit.rpc.pagination import Page
 from servicekit.security.sealing import SealingError
 from servicekit.times import RULE, is_usable, parse_rfc3339
@@ -53,7 +54,6 @@ from services.audit.forward.formats import UnreadableError
 from services.audit.forward.outbound import Lanes, Outbound
 from services.audit.forward.syslog import send_syslog_test
 from services.audit.forward.webhook import new_signing_secret
-from services.audit.forward.wire import client_context
 from services.audit.forward.worker import Worker
 
 NOW: Final = "now"

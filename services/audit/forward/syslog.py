@@ -21,6 +21,9 @@ from uuid import UUID
 from auditlog.verify import Entry
 from servicekit.data.postgres import Scope
 from servicekit.observability.tracing import step
+from servicekit.outgoing.addresses import NotConnectedError
+from servicekit.outgoing.guard import Guard
+from servicekit.outgoing.wire import Wire, certificate_reason, client_context
 from services.audit.forward import store
 from services.audit.forward.deliver import TURN_SECONDS, Delivery, MovedError
 from services.audit.forward.domain import (
@@ -32,14 +35,12 @@ from services.audit.forward.domain import (
     Secrets,
     Syslog,
     Transport,
+    not_connected,
 )
 from services.audit.forward.formats import Item, UnreadableError
-from services.audit.forward.guard import Guard
 from services.audit.forward.lines import Lines
 from services.audit.forward.outbound import Outbound
 from services.audit.forward.store import Waiting
-from services.audit.forward.webhook import certificate_reason
-from services.audit.forward.wire import Wire, client_context
 
 _AT_ONCE: Final = 50
 """Messages, before the receiver's kernel must have them."""
@@ -95,7 +96,10 @@ class SyslogConnection:
 
     async def _open_udp(self) -> None:
         syslog = self._syslog
-        (address, *_) = await self._guard.addresses(syslog.host, syslog.port, root=self._root)
+        try:
+            (address, *_) = await self._guard.addresses(syslog.host, syslog.port, root=self._root)
+        except NotConnectedError as error:
+            raise not_connected(error) from error
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         found = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -190,6 +194,8 @@ async def send_syslog_test(outbound: Outbound, forwarder: Forwarder, item: Item)
 
 def _told(error: BaseException) -> BaseException:
     """What is told of an error; what is none of the target's stays as it is."""
+    if isinstance(error, NotConnectedError):
+        return not_connected(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return NotDeliveredError(Fault.TARGET, certificate_reason(error))
     if isinstance(error, ssl.SSLError):

@@ -14,9 +14,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from servicekit.ids import Clock
+from servicekit.outgoing.addresses import NotConnectedError
+from servicekit.outgoing.guard import Guard
+from servicekit.outgoing.http import Backend
+from servicekit.outgoing.wire import certificate_reason, client_context
 from servicekit.security.digests import hmac_sha256
 from servicekit.security.tokens import new_key
 from services.audit.forward.domain import (
@@ -25,11 +29,10 @@ from services.audit.forward.domain import (
     NotDeliveredError,
     Secrets,
     Webhook,
+    not_connected,
     not_delivered,
 )
 from services.audit.forward.formats import Bodies, Body, Item
-from services.audit.forward.guard import Guard
-from services.audit.forward.wire import ClosedError, Wire, client_context
 
 if TYPE_CHECKING:
     import httpcore
@@ -40,11 +43,8 @@ _MOST_OF_AN_ANSWER: Final = 4 << 10
 _ANSWER_SECONDS: Final = 1.0
 _MOST_RECEIVED: Final = 128 << 10
 """For one message, with the head and all interim answers (1xx)."""
-_AT_ONCE: Final = 8 << 10
 _PREFIX: Final = "whsec_"
 _ATTEMPTS_AT_ONCE: Final = 2
-_EXPIRED, _NOT_YET = 10, 9
-_OTHER_NAME: Final = frozenset({62, 64})
 
 
 def new_signing_secret() -> str:
@@ -62,71 +62,6 @@ def signatures(secrets: Iterable[str], message_id: str, timestamp: int, body: by
 
 def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(_PREFIX))
-
-
-class _Stream:
-    """A connection as httpcore takes it; a target that answers without end is cut off."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._left = _MOST_RECEIVED
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
-        data = await self._wire.receive(min(max_bytes, _AT_ONCE))
-        self._left -= len(data)
-        if self._left < 0:
-            raise ClosedError("too long an answer")
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's
-        self._left = _MOST_RECEIVED
-        await self._wire.send(buffer)
-
-    async def aclose(self) -> None:
-        self._wire.close()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
-    ) -> _Stream:
-        try:
-            await self._wire.start_tls(ssl_context, server_hostname or "")
-        except BaseException:
-            self._wire.close()
-            raise
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._wire.is_closed() if info == "is_readable" else None
-
-
-class _Backend:
-    """Makes connections for httpcore, by the guard."""
-
-    def __init__(self, guard: Guard, *, root: bool, plain_http: bool) -> None:
-        self._guard = guard
-        self._root = root
-        self._plain_http = plain_http
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> _Stream:
-        return _Stream(
-            await self._guard.connect(host, port, root=self._root, plain_http=self._plain_http)
-        )
-
-    async def connect_unix_socket(self, path: str, **_: Any) -> _Stream:
-        raise NotImplementedError
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class WebhookSender:
@@ -159,7 +94,7 @@ class WebhookSender:
         self._bodies = bodies
         self._clock = clock
         self._https = webhook.parts.scheme == "https"
-        self._backend = _Backend(guard, root=root, plain_http=not self._https)
+        self._backend = Backend(guard, _MOST_RECEIVED, root=root, plain_http=not self._https)
         self._context: ssl.SSLContext | None = None
         self._idle: list[tuple[httpcore.AsyncConnectionPool, float]] = []
 
@@ -175,8 +110,8 @@ class WebhookSender:
                 status, headers = await self._post(body)
         except TimeoutError as late:
             raise NotDeliveredError(Fault.TARGET, "TIMEOUT") from late
-        except NotDeliveredError:
-            raise
+        except NotConnectedError as error:
+            raise not_connected(error) from error
         except Exception as error:
             raise NotDeliveredError(Fault.TARGET, _reason(error)) from error
         if refused := not_delivered(status, _retry_after(headers, self._clock)):
@@ -294,17 +229,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ValueError):
         return "CERTIFICATE_UNUSABLE"
     return "NO_HTTP_ANSWER"
-
-
-def certificate_reason(error: ssl.SSLCertVerificationError) -> str:
-    """Why a target's certificate is not taken."""
-    if error.verify_code == _EXPIRED:
-        return "CERTIFICATE_EXPIRED"
-    if error.verify_code == _NOT_YET:
-        return "CERTIFICATE_NOT_YET_VALID"
-    if error.verify_code in _OTHER_NAME:
-        return "CERTIFICATE_OF_ANOTHER_NAME"
-    return "CERTIFICATE_UNKNOWN"
 
 
 def _retry_after(headers: Mapping[bytes, bytes], clock: Clock) -> timedelta | None:

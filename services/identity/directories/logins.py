@@ -33,9 +33,10 @@ from services.identity.directories.asking import (
 )
 from services.identity.directories.domain import Directory
 from services.identity.directories.service import Directories
-from services.identity.directories.threads import PAUSE_SECONDS, DirectoryThreads, away
+from services.identity.directories.threads import DirectoryThreads, away
 from services.identity.directories.tries import Tries, Try
 from services.identity.sources import store as sources_store
+from services.identity.sources.breaker import PAUSE_SECONDS
 from services.identity.sources.domain import NotAdmittedError, Person, domain_of
 from services.identity.sources.service import SourceAccounts, may_come_from_elsewhere
 from services.identity.tenants import store as tenants_store

@@ -25,6 +25,7 @@ from services.identity.directories.asking import (
     Settings,
     WrongPasswordError,
 )
+from services.identity.sources.breaker import Breaker
 
 if TYPE_CHECKING:
     from services.identity.directories.ldap import Conversation
@@ -33,10 +34,6 @@ log = logs.get(__name__)
 
 T = TypeVar("T")
 
-FAILURES: Final = 3
-"""Failures in a row after which nobody waits for a directory,"""
-PAUSE_SECONDS: Final = 30.0
-"""for so long."""
 _SIDE_BY_SIDE: Final = 2
 """Conversations with one directory."""
 _WAITING: Final = 16
@@ -61,15 +58,6 @@ def away(retry_after: float) -> DomainError:
 
 def _busy() -> DomainError:
     return exhausted("DIRECTORY_BUSY", "too many wait for a directory; try again")
-
-
-@dataclass(slots=True)
-class _Failures:
-    """How a directory has failed lately."""
-
-    count: int = 0
-    until: float = 0.0
-    """Until when nobody asks it, by the event loop's clock."""
 
 
 class _Places:
@@ -125,7 +113,7 @@ class DirectoryThreads:
         self._side_by_side = min(side_by_side, max(1, threads - 1))
         self._turns: dict[UUID, asyncio.Semaphore] = {}
         self._waiting: Tally[UUID] = Tally()
-        self._failures: dict[UUID, _Failures] = {}
+        self._breaker = Breaker()
         self._suspects: set[UUID] = set()
         self._jobs: set[Job] = set()
         self._closed = False
@@ -151,21 +139,16 @@ class DirectoryThreads:
         Raises:
             DomainError: UNAVAILABLE.
         """
-        known = self._failures.get(directory_id)
-        left = known.until - asyncio.get_running_loop().time() if known is not None else 0.0
-        if left > 0:
+        if (left := self._breaker.left(directory_id)) > 0:
             raise away(max(1.0, left))
 
     def worked(self, directory_id: UUID) -> None:
         """Notes that all that a directory was asked has been answered."""
-        self._failures.pop(directory_id, None)
+        self._breaker.worked(directory_id)
 
     def failed(self, directory_id: UUID) -> None:
         """Notes that it has not."""
-        known = self._failures.setdefault(directory_id, _Failures())
-        known.count += 1
-        if known.count >= FAILURES:
-            known.until = asyncio.get_running_loop().time() + PAUSE_SECONDS
+        self._breaker.failed(directory_id)
 
     async def run(
         self,

@@ -84,7 +84,8 @@ class EmailDomains:
                 )
                 if source is None or source.kind == "scim":
                     raise invalid_field(
-                        "sourceId", "must be a directory of the tenant that has the domain"
+                        "sourceId",
+                        "must be a directory or provider of the tenant that has the domain",
                     )
             after = replace(before, source_id=source_id)
             if after == before:

@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from evergreen.v1 import identity_pb2 as pb
-from servicekit.errors import DomainError
+from servicekit.errors import Code, DomainError
+from servicekit.rpc.rules import is_uuid
 from services.identity.pages import forms, invitations
-from services.identity.pages.answers import language, page_answer, see
+from services.identity.pages.answers import going, language, page_answer, see
 from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, LOGIN, FormPages
+from services.identity.pages.browsers import keep_sso
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Html, Page, Problem
 from services.identity.pages.texts import TEXTS
@@ -31,6 +33,8 @@ _DONE: Final = {
     "no-factor": "factor_removed",
     "session": "session_ended_there",
     "others": "others_ended",
+    "linked": "linked",
+    "unlinked": "unlinked",
 }
 """What the page says after a form, by its query."""
 
@@ -169,6 +173,29 @@ class Account(FormPages):
             Page(name=page.name, language=spoken, values=values, problems=problems), error, token
         )
 
+    async def link(self, request: Request) -> Response:
+        """Leads to a provider, to link the account."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            change = pb.ChangePasswordRequest(current_password=form.get("current", ""))
+            began = await self._browsers.begin_link(request, _provider(form), change)
+        except DomainError as error:
+            return await self._refused(request, error)
+        response = going(request, "sso_going", began.url)
+        keep_sso(response, began)
+        return response
+
+    async def unlink(self, request: Request) -> Response:
+        """Takes a link back."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            await self._browsers.unlink(request, _provider(form))
+        except DomainError as error:
+            return await self._refused(request, error)
+        return see(f"{ACCOUNT}?done=unlinked")
+
     async def _refused(self, request: Request, error: DomainError, label: str = "") -> Response:
         if error.reason == "STEP_UP_NEEDED":
             return see(CONFIRM)
@@ -211,6 +238,7 @@ class Account(FormPages):
                     "role": session.user.role.value,
                     **self._new_password(texts, protected=factors.any),
                     "organisation": tenant.name if tenant else str(session.user.tenant_id),
+                    "providers": await self._links(page, token, session),
                     "factor": _factor_part(page, factors, token),
                     "sessions": await self._sessions_part(request, page, token),
                     "links": Html(
@@ -227,11 +255,34 @@ class Account(FormPages):
             token,
         )
 
+    async def _links(self, page: Page, token: str, session: OpenSession) -> Html:
+        """The providers that the account may be linked with."""
+        found = await self._browsers.linkable(session.user)
+        if not found:
+            return Html("")
+        rows = (
+            page.part(
+                "unlink" if linked else "link_provider",
+                form=token,
+                provider=str(one.id),
+                label=page.texts["unlink_button" if linked else "link_button"].format(one.name),
+            )
+            for one, linked in found
+        )
+        return page.part("links", rows=Html("".join(rows)))
+
     async def _sessions_part(self, request: Request, page: Page, token: str) -> Html:
         found, current = await self._browsers.sessions(request, _SHOWN_SESSIONS)
         rows = [_session_row(page, one, token, here=str(one.id) == current) for one in found.items]
         others = page.part("sessions_end", form=token) if len(found.items) > 1 else Html("")
         return Html(f'<ul class="people">{"".join(rows)}</ul>{others}')
+
+
+def _provider(form: forms.Form) -> UUID:
+    named = form.get("provider", "")
+    if not is_uuid(named):
+        raise DomainError(Code.NOT_FOUND, "NO_PROVIDER", "there is no such provider")
+    return UUID(named)
 
 
 def set_up_page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -10,8 +11,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from servicekit.errors import HTTP_STATUS, DomainError, retry_after_header
 from services.identity.pages import forms
 from services.identity.pages.render import Page
-from services.identity.pages.texts import language_of
+from services.identity.pages.texts import TEXTS, language_of
 
+_URL: Final = ":/?#[]@!$&'()*+,;=%-._~"
+"""What stays as it is in an address that is one already."""
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -44,6 +47,15 @@ def page_answer(page: Page, error: DomainError | None = None, form_token: str = 
 def see(path: str) -> Response:
     """Leads on to a page."""
     return RedirectResponse(path, 303, {"cache-control": "no-store"})
+
+
+def going(request: Request, text: str, url: str) -> Response:
+    """A page that leads on by itself, without a script, and by its button."""
+    spoken = language(request)
+    values = {"text": TEXTS[spoken][text], "url": url}
+    response = page_answer(Page(name="going", language=spoken, values=values))
+    response.headers["refresh"] = f"0;url={quote(url, safe=_URL)}"
+    return response
 
 
 def language(request: Request) -> str:

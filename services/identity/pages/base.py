@@ -21,6 +21,7 @@ from services.identity.pages.browsers import Browsers
 from services.identity.pages.render import Problem
 from services.identity.pages.texts import TEXTS
 from services.identity.sessions.domain import OpenSession
+from services.identity.sso.service import Providers
 from services.identity.users.service import Users
 
 LOGIN: Final = "/login"
@@ -36,6 +37,7 @@ class Surroundings:
 
     browsers: Browsers
     users: Users
+    providers: Providers
     tenants: TenantDirectory
     public_url: str
     origins: Container[str]

@@ -6,7 +6,7 @@ and its audit entry. The gateway does not look at tokens here, so this does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
@@ -27,6 +27,9 @@ from services.identity.second_factor.service import AppKey, SecondFactors, Setup
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
+from services.identity.sso.logins import LIFE as SSO_LIFE
+from services.identity.sso.logins import Arrival, Began, SsoLogins
+from services.identity.sso.service import Button
 from services.identity.token_keys.tokens import SESSION_TOKEN_LIFE, TokenSigner
 from services.identity.users.domain import User
 
@@ -34,6 +37,7 @@ T = TypeVar("T")
 
 SESSION: Final = "session"
 REFRESH: Final = "session_refresh"
+SSO_COOKIE: Final = "__Host-evergreen_sso"
 _REFRESH_PATH: Final = "/api/auth"
 """Where the refresh token is needed; it goes nowhere else."""
 _PASSED_ON: Final = (H_REQUEST_ID, H_SOURCE, H_TRACEPARENT, H_USER_AGENT)
@@ -57,6 +61,7 @@ class Browsers:
         sessions: Sessions,
         overview: SessionsOverview,
         factors: SecondFactors,
+        sso: SsoLogins,
         signer: TokenSigner,
         session_life: timedelta,
     ) -> None:
@@ -64,6 +69,7 @@ class Browsers:
         self._sessions = sessions
         self._overview = overview
         self._factors = factors
+        self._sso = sso
         self._signer = signer
         self._session_life = session_life
 
@@ -142,6 +148,87 @@ class Browsers:
                 call, login.email, login.password, cookie(request, DEVICE_COOKIE), login.otp
             ),
         )
+
+    async def begin(
+        self, request: Request, provider_id: UUID | None, email: str, return_to: str
+    ) -> Began:
+        """Where the browser goes to sign in with a provider, and its cookie.
+
+        Raises:
+            DomainError: as `SsoLogins.begin`.
+        """
+        asked = pb.ListLoginMethodsRequest(email=email)
+        return await self._public(
+            request,
+            "ListLoginMethods",
+            asked,
+            lambda _: self._sso.begin(provider_id, email, return_to),
+        )
+
+    async def arrive(
+        self, request: Request, query: Mapping[str, str]
+    ) -> tuple[Arrival, OpenSession | PendingLogin | None]:
+        """Who comes back from a provider, with the session that was opened, or the login that waits
+        for the second factor; with neither where an account was linked.
+
+        Raises:
+            DomainError: as `SsoLogins.arrive`, `Sessions.enter` and `Sessions.link`.
+        """
+
+        async def arrive(_: Call) -> tuple[Arrival, OpenSession | PendingLogin | None]:
+            arrival = await self._sso.arrive(query, cookie(request, SSO_COOKIE))
+            if arrival.link is not None:
+                await self._sessions.link(arrival)
+                return arrival, None
+            device = cookie(request, DEVICE_COOKIE)
+            return arrival, await self._sessions.enter(arrival, device)
+
+        return await self._chain.run(f"{_AUTH}Login", _headers(request), arrive)
+
+    async def provider_says(self, request: Request, provider_id: UUID, token: str) -> None:
+        """Ends the sessions that a provider says are over.
+
+        Raises:
+            DomainError: as `SsoLogins.log_out`.
+        """
+
+        async def work(_: Call) -> None:
+            await self._sso.log_out(provider_id, token)
+
+        await self._chain.run(f"{_AUTH}Login", _headers(request), work)
+
+    async def begin_link(
+        self, request: Request, provider_id: UUID, change: pb.ChangePasswordRequest
+    ) -> Began:
+        """Where the browser goes to link the user's account with a provider.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when the password is wrong; else as `SsoLogins.begin`.
+        """
+
+        async def work(call: Call) -> Began:
+            user = await self._sessions.confirm_password(call, change.current_password)
+            session = UUID(call.caller.session_id)
+            return await self._sso.begin(provider_id, user.email, "", link=user.id, session=session)
+
+        return await self.user(request, f"{_AUTH}ChangePassword", work)
+
+    async def unlink(self, request: Request, provider_id: UUID) -> None:
+        """Takes a link back.
+
+        Raises:
+            DomainError: as `SsoLogins.unlink`.
+        """
+
+        async def work(call: Call) -> None:
+            caller = call.caller
+            await self._sso.unlink(UUID(caller.id), UUID(caller.tenant_id), provider_id)
+
+        await self.user(request, f"{_AUTH}ChangePassword", work)
+
+    async def linkable(self, user: User) -> Sequence[tuple[Button, bool]]:
+        """The providers that a user's account may be linked with, and whether it is."""
+        return await self._sso.linkable(user.id, user.tenant_id)
 
     async def accept_invitation(
         self, request: Request, accepted: pb.AcceptInvitationRequest
@@ -388,6 +475,25 @@ def _set(response: Response, name: str, value: str, path: str, life: timedelta) 
         httponly=True,
         samesite=strict,
     )
+
+
+def keep_sso(response: Response, began: Began) -> None:
+    """Sets the cookie of a login that is under way elsewhere. It comes back with the browser, from
+    the provider's site, so it is not strict."""
+    response.set_cookie(
+        SSO_COOKIE,
+        began.cookie,
+        max_age=int(SSO_LIFE.total_seconds()),
+        path="/",
+        secure=True,
+        httponly=True,
+        samesite="lax",
+    )
+
+
+def forget_sso(response: Response) -> None:
+    """Clears the cookie of a login that was under way."""
+    response.delete_cookie(SSO_COOKIE, "/", secure=True, httponly=True, samesite="lax")
 
 
 def _not_logged_in() -> DomainError:

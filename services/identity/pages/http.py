@@ -25,17 +25,18 @@ from services.identity.pages.base import (
     CONSOLE,
     LOGIN,
     SIGNED_IN,
-    FormPages,
     Surroundings,
 )
+from services.identity.pages.login import LoginPage
 from services.identity.pages.problems import problems_of
-from services.identity.pages.render import Html, Page, Problem, asset
-from services.identity.pages.second_step import SecondStep, second_step
+from services.identity.pages.render import Page, Problem, asset
+from services.identity.pages.second_step import SecondStep
+from services.identity.pages.sso import LOGOUT, SignOn
 from services.identity.pages.targets import SECOND_STEP, next_of
 from services.identity.pages.texts import TEXTS
 from services.identity.portal import cached
-from services.identity.second_factor.challenges import PendingLogin
 from services.identity.sessions.domain import OpenSession
+from services.identity.sso.domain import CALLBACK, START
 
 ACCEPT: Final = "/auth/accept"
 FORGOT: Final = "/auth/forgot"
@@ -60,6 +61,8 @@ _AGAIN: Final = {
     "remove-app": ACCOUNT,
     "recovery-codes": ACCOUNT,
     "confirm": CONFIRM,
+    "link": ACCOUNT,
+    "unlink": ACCOUNT,
     "code": SECOND_STEP,
     "set-up": SECOND_STEP,
     "confirm-login": SECOND_STEP,
@@ -74,6 +77,8 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
     pages = _Pages(around)
     account = Account(around)
     second = SecondStep(around)
+    single = SignOn(around)
+    app.add_api_route(LOGOUT, single.backchannel, methods=["POST"])
     invited = invitations.Invitations(
         around.browsers, around.users, around.tenants, around.public_url, around.origins
     )
@@ -85,6 +90,8 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         CONFIRM: account.confirm_page,
         SECOND_STEP: second.page,
         SIGNED_IN: pages.signed_in,
+        START: single.start,
+        CALLBACK: single.callback,
         invitations.PATH: invited.page,
     }.items():
         app.add_api_route(path, page, methods=_READ)
@@ -104,19 +111,26 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         "code": second.give_code,
         "set-up": second.set_up,
         "confirm-login": second.confirm,
+        "link": account.link,
+        "unlink": account.unlink,
     }.items():
         app.add_api_route(f"/auth/forms/{name}", form, methods=["POST"])
         app.add_api_route(f"/auth/forms/{name}", _back_to(_AGAIN[name]), methods=_READ)
 
 
-class _Pages(FormPages):
+class _Pages(LoginPage):
     # Pages
 
     async def login(self, request: Request) -> Response:
         said = parse_qs(request.url.query)
         done = _DONE.get(said.get("done", [""])[0])
         notice = TEXTS[language(request)][done] if done else ""
-        return await self._login_page(request, next_of(said.get("next", [""])[0]), notice=notice)
+        return await self.login_page(
+            request,
+            next_of(said.get("next", [""])[0]),
+            org=said.get("org", [""])[0],
+            notice=notice,
+        )
 
     async def accept(self, request: Request) -> Response:
         return self._password_page(request, "accept", "accept", "")
@@ -147,10 +161,15 @@ class _Pages(FormPages):
             session = await self._browsers.begin_login(request, login)
         except DomainError as error:
             problems = problems_of(language(request), error, "password")
-            return await self._login_page(
-                request, target, email=form.get("email", ""), problems=problems, error=error
+            return await self.login_page(
+                request,
+                target,
+                email=form.get("email", ""),
+                org=form.get("org", ""),
+                problems=problems,
+                error=error,
             )
-        return self._next_step(session, target)
+        return self.next_step(session, target)
 
     async def accept_invitation(self, request: Request) -> Response:
         return await self._set_password(request, "accept", "accept")
@@ -174,48 +193,9 @@ class _Pages(FormPages):
             return self._password_page(
                 request, page, form_name, token, problems=problems, error=error
             )
-        return self._next_step(session, "")
+        return self.next_step(session, "")
 
     # What they share
-
-    def _next_step(self, begun: OpenSession | PendingLogin, target: str) -> Response:
-        if isinstance(begun, OpenSession):
-            return self._enter(begun, target or self._around.landing)
-        response = see(second_step(target))
-        self._browsers.remember_login(response, begun)
-        return response
-
-    async def _login_page(
-        self,
-        request: Request,
-        target: str,
-        *,
-        email: str = "",
-        notice: str = "",
-        problems: list[Problem] | None = None,
-        error: DomainError | None = None,
-    ) -> Response:
-        page = Page(name="login", language=language(request), problems=problems or ())
-        session = Html("")
-        if not notice and not problems:
-            try:
-                who = (await self._browsers.current(request)).user.email
-                session = page.part("session", email=who, landing=target or self._around.landing)
-            except DomainError:
-                pass  # the page is for those who are not logged in
-        token = forms.form_token(request)
-        values = {"form": token, "next": target, "email": email, "session": session}
-        return page_answer(
-            Page(
-                name="login",
-                language=page.language,
-                values=values,
-                problems=page.problems,
-                notice=notice,
-            ),
-            error,
-            token,
-        )
 
     def _password_page(
         self,

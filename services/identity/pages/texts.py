@@ -143,6 +143,36 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_long": "must have at most {0} characters",
         "no_email": "must be an e-mail address, such as name@school.example",
         "wrong": "is wrong",
+        "sso_button": "Sign in with {0}",
+        "sso_or": "Or with a password that you have here:",
+        "sso_email": "Your address at your organisation",
+        "sso_email_button": "Sign in with your organisation",
+        "going": "Sign in",
+        "sso_going": "You go on to the sign-in of your organisation.",
+        "sso_done": "You are signed in.",
+        "sso_stale": "This sign-in was not begun in this browser, took longer than ten minutes, or"
+        " was used already. Sign in again.",
+        "sso_cancelled": "The sign-in of your organisation did not let you in, or you went back.",
+        "sso_not_taken": "The sign-in of your organisation gave an answer that cannot be used. Try"
+        " again; if it stays so, tell your administrator, who finds the reason in the log.",
+        "sso_no_account": "Your organisation knows you, but you have no account here that it opens."
+        " Ask an Owner of your organisation.",
+        "sso_unverified": "The sign-in of your organisation has not verified your e-mail address.",
+        "sso_away": "The sign-in of your organisation does not answer. Try again later; with a"
+        " password that you have here you get in as always.",
+        "no_provider": "No organisation signs in here with that. Check the address, or sign in with"
+        " a password that you have here.",
+        "disabled": "Your account is disabled. Ask an Owner of your organisation.",
+        "archived": "Your organisation is archived; nobody can sign in.",
+        "links": "Sign-in with your organisation",
+        "links_intro": "Once linked, your organisation's sign-in opens this account, too. Your"
+        " password goes on working.",
+        "link_button": "Link with {0}",
+        "unlink_button": "Unlink {0}",
+        "linked": "Your account is linked.",
+        "unlinked": "The link is taken back.",
+        "already_linked": "That account of your organisation, or this one, is linked already.",
+        "not_linkable": "This account cannot be linked with that.",
     },
     "de": {
         "product": "Evergreen",
@@ -281,6 +311,39 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_long": "darf höchstens {0} Zeichen haben",
         "no_email": "muss eine E-Mail-Adresse sein, etwa name@schule.example",
         "wrong": "ist falsch",
+        "sso_button": "Anmelden mit {0}",
+        "sso_or": "Oder mit einem Passwort, das Sie hier haben:",
+        "sso_email": "Ihre Adresse in Ihrer Organisation",
+        "sso_email_button": "Mit Ihrer Organisation anmelden",
+        "going": "Anmelden",
+        "sso_going": "Es geht weiter zur Anmeldung Ihrer Organisation.",
+        "sso_done": "Sie sind angemeldet.",
+        "sso_stale": "Diese Anmeldung hat nicht in diesem Browser begonnen, länger als zehn Minuten"
+        " gedauert oder wurde schon benutzt. Melden Sie sich neu an.",
+        "sso_cancelled": "Die Anmeldung Ihrer Organisation hat Sie nicht eingelassen, oder Sie sind"
+        " umgekehrt.",
+        "sso_not_taken": "Die Anmeldung Ihrer Organisation hat eine Antwort gegeben, die nicht"
+        " brauchbar ist. Versuchen Sie es noch einmal; bleibt es so, sagen Sie es denen, die sie"
+        " verwalten: Der Grund steht im Protokoll.",
+        "sso_no_account": "Ihre Organisation kennt Sie, aber Sie haben hier kein Konto, das sie"
+        " öffnet. Fragen Sie einen Owner Ihrer Organisation.",
+        "sso_unverified": "Die Anmeldung Ihrer Organisation hat Ihre E-Mail-Adresse nicht"
+        " bestätigt.",
+        "sso_away": "Die Anmeldung Ihrer Organisation antwortet nicht. Versuchen Sie es später"
+        " noch einmal; mit einem Passwort von hier kommen Sie hinein wie immer.",
+        "no_provider": "Damit meldet sich hier keine Organisation an. Prüfen Sie die Adresse, oder"
+        " melden Sie sich mit einem Passwort von hier an.",
+        "disabled": "Ihr Konto ist gesperrt. Fragen Sie einen Owner Ihrer Organisation.",
+        "archived": "Ihre Organisation ist archiviert; niemand kann sich anmelden.",
+        "links": "Anmelden mit Ihrer Organisation",
+        "links_intro": "Verknüpft öffnet auch die Anmeldung Ihrer Organisation dieses Konto. Ihr"
+        " Passwort gilt weiter.",
+        "link_button": "Verknüpfen mit {0}",
+        "unlink_button": "Nicht mehr verknüpfen mit {0}",
+        "linked": "Ihr Konto ist verknüpft.",
+        "unlinked": "Die Verknüpfung ist gelöst.",
+        "already_linked": "Jenes Konto Ihrer Organisation oder dieses hier ist schon verknüpft.",
+        "not_linkable": "Dieses Konto lässt sich damit nicht verknüpfen.",
     },
 }
 
@@ -297,6 +360,17 @@ REASONS: Final[Mapping[str, str]] = {
     "WRONG_CODE": "wrong_code",
     "OTP_NEEDED": "code_missing",
     "SECOND_FACTOR_REQUIRED": "factor_needed",
+    "SSO_STALE": "sso_stale",
+    "SSO_CANCELLED": "sso_cancelled",
+    "SSO_NOT_TAKEN": "sso_not_taken",
+    "SSO_NO_ACCOUNT": "sso_no_account",
+    "SSO_EMAIL_UNVERIFIED": "sso_unverified",
+    "PROVIDER_AWAY": "sso_away",
+    "NO_PROVIDER": "no_provider",
+    "ACCOUNT_DISABLED": "disabled",
+    "ORGANISATION_ARCHIVED": "archived",
+    "ALREADY_LINKED": "already_linked",
+    "NOT_LINKABLE": "not_linkable",
 }
 """The text for an error's reason."""
 

@@ -12,6 +12,7 @@ from servicekit.security.sealing import Sealer
 from servicekit.security.tokens import new_secret, secret_hash
 from services.identity.second_factor import store
 from services.identity.second_factor.domain import CHALLENGE_LIFE, MAX_TRIES, challenge_over
+from services.identity.sources.domain import Origin
 from services.identity.users.domain import User
 from services.identity.users.store import Credentials
 
@@ -27,6 +28,7 @@ class PendingLogin:
     methods: tuple[str, ...]
     mark: bytes = field(repr=False)
     """Stands for the password that was right."""
+    origin: Origin | None = None
     secret: str = field(default="", repr=False)
     """What the browser names it by; empty for a program, which gives both at once."""
 
@@ -70,6 +72,7 @@ class Challenges:
                 methods=pending.methods,
                 mark=pending.mark,
                 tries=0,
+                origin=pending.origin,
             ),
             self._clock() + CHALLENGE_LIFE,
         )
@@ -91,6 +94,7 @@ class Challenges:
             session_id=found.session_id,
             methods=found.methods,
             mark=found.mark,
+            origin=found.origin,
             secret=secret,
         )
 

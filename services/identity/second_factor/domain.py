@@ -23,6 +23,8 @@ MAX_TRIES: Final = 5
 """Wrong codes after which such a login has to begin anew."""
 
 PASSWORD: Final = "pwd"
+SSO: Final = "sso"
+FACTOR_ELSEWHERE: Final = "mfa"
 OTP: Final = "otp"
 RECOVERY: Final = "recovery"
 SECOND: Final = frozenset({OTP, RECOVERY})

@@ -12,6 +12,7 @@ import asyncpg
 
 from servicekit.data.postgres import Connection
 from services.identity.second_factor.domain import Policy, TotpKey
+from services.identity.sources.domain import Origin
 
 _TOTP: Final = "id, account_id, sealed_secrets, created_at, confirmed_at, last_step"
 
@@ -26,6 +27,7 @@ class Challenge:
     methods: tuple[str, ...]
     mark: bytes = field(repr=False)
     tries: int
+    origin: Origin | None = None
 
 
 def _totp(row: asyncpg.Record) -> TotpKey:
@@ -145,8 +147,8 @@ async def insert_challenge(
     """Adds a login that waits."""
     await connection.execute(
         "INSERT INTO identity.login_challenge"
-        " (id_hash, account_id, session_id, methods, mark, tries, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        " (id_hash, account_id, session_id, methods, mark, tries, expires_at, source_id,"
+        " external_sid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         id_hash,
         challenge.account_id,
         challenge.session_id,
@@ -154,13 +156,16 @@ async def insert_challenge(
         challenge.mark,
         challenge.tries,
         expires_at,
+        challenge.origin.source_id if challenge.origin else None,
+        challenge.origin.sid if challenge.origin else "",
     )
 
 
 async def challenge(connection: Connection, id_hash: bytes, at: datetime) -> Challenge | None:
     """A login that waits, with the tenant that its account is in now."""
     row = await connection.fetchrow(
-        "SELECT c.account_id, a.tenant_id, c.session_id, c.methods, c.mark, c.tries"
+        "SELECT c.account_id, a.tenant_id, c.session_id, c.methods, c.mark, c.tries,"
+        " c.source_id, c.external_sid"
         " FROM identity.login_challenge c JOIN identity.account a ON a.id = c.account_id"
         " WHERE c.id_hash = $1 AND c.expires_at > $2",
         id_hash,
@@ -175,6 +180,7 @@ async def challenge(connection: Connection, id_hash: bytes, at: datetime) -> Cha
         methods=tuple(row["methods"]),
         mark=row["mark"],
         tries=row["tries"],
+        origin=Origin(row["source_id"], row["external_sid"]) if row["source_id"] else None,
     )
 
 

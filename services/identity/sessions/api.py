@@ -13,6 +13,7 @@ from servicekit.rpc.values import timestamp
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
+from services.identity.sso.service import Providers
 
 
 def _session(session: OpenSession) -> pb.Session:
@@ -29,8 +30,9 @@ def _session(session: OpenSession) -> pb.Session:
 class AuthApi(identity_pb2_grpc.AuthServiceServicer):
     """evergreen.v1.AuthService."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, providers: Providers) -> None:
         self._sessions = sessions
+        self._providers = providers
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Session:
         """Opens a session."""
@@ -75,6 +77,18 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
             await self._sessions.accept_invitation(
                 context.call, request.invitation_token, request.password, request.otp
             )
+        )
+
+    async def ListLoginMethods(
+        self, request: pb.ListLoginMethodsRequest, context: Context
+    ) -> pb.ListLoginMethodsResponse:
+        """Says how people sign in."""
+        found = await self._providers.buttons(request.org, request.email)
+        return pb.ListLoginMethodsResponse(
+            providers=[
+                pb.LoginMethod(id=str(one.id), name=one.name, start_url=one.start_url)
+                for one in found
+            ]
         )
 
 

@@ -27,7 +27,13 @@ from contract.events.identity import (
 )
 from servicekit.call import Call, current_call
 from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import DomainError, exhausted, invalid_field, unauthenticated
+from servicekit.errors import (
+    DomainError,
+    exhausted,
+    failed_precondition,
+    invalid_field,
+    unauthenticated,
+)
 from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
@@ -44,8 +50,10 @@ from services.identity.directories.logins import (
 )
 from services.identity.second_factor.challenges import Challenges, PendingLogin
 from services.identity.second_factor.domain import (
+    FACTOR_ELSEWHERE,
     OTP,
     PASSWORD,
+    SSO,
     Factors,
     challenge_over,
     otp_needed,
@@ -57,7 +65,8 @@ from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
-from services.identity.sources.domain import NotAdmittedError
+from services.identity.sources.domain import NotAdmittedError, Origin
+from services.identity.sso.logins import Arrival, SsoLogins
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
 from services.identity.users import store as users_store
@@ -94,6 +103,7 @@ class Sessions:
         factors: SecondFactors,
         challenges: Challenges,
         code_tries: CodeTries,
+        sso: SsoLogins,
         signer: TokenSigner,
         session_life: timedelta,
         unknown: UnknownLogins,
@@ -109,6 +119,7 @@ class Sessions:
         self._factors = factors
         self._challenges = challenges
         self._code_tries = code_tries
+        self._sso = sso
         self._signer = signer
         self._session_life = session_life
         self._clock = clock
@@ -233,7 +244,8 @@ class Sessions:
                 admitted = await self._directories.admit(connection, recognised)
                 await self._check_open(connection, admitted)
                 await self._guesses.succeeded(connection, counted)
-                begun = await self._settle(connection, admitted, device, (PASSWORD,))
+                origin = Origin(directory.id)
+                begun = await self._settle(connection, admitted, device, (PASSWORD,), origin)
             except NotAdmittedError as error:
                 refusal = error
         if refusal is not None:
@@ -244,17 +256,23 @@ class Sessions:
         return begun
 
     async def _settle(
-        self, connection: Connection, user: User, device: str | None, methods: tuple[str, ...]
+        self,
+        connection: Connection,
+        user: User,
+        device: str | None,
+        methods: tuple[str, ...],
+        origin: Origin | None = None,
     ) -> OpenSession | PendingLogin:
         """Opens the session of a user whose first step was right, or says that another one is
         needed.
 
         Args:
             methods: how the first step was taken.
+            origin: which source has recognised the user.
         """
         if (pending := await self._pending(connection, user, methods)) is not None:
-            return pending
-        return await self._open(connection, user, LoginSucceeded, device, methods)
+            return replace(pending, origin=origin)
+        return await self._open(connection, user, LoginSucceeded, device, methods, origin=origin)
 
     async def _pending(
         self, connection: Connection, user: User, methods: tuple[str, ...]
@@ -343,7 +361,13 @@ class Sessions:
             await self._challenges.end(connection, pending)
             methods = (*pending.methods, OTP)
             opened = await self._open(
-                connection, user, LoginSucceeded, device, methods, pending.session_id
+                connection,
+                user,
+                LoginSucceeded,
+                device,
+                methods,
+                pending.session_id,
+                pending.origin,
             )
         await self._refresh_directory()
         return opened
@@ -368,7 +392,13 @@ class Sessions:
                     await self._challenges.end(connection, pending)
                 methods = (*pending.methods, proof.method)
                 return await self._open(
-                    connection, user, LoginSucceeded, device, methods, pending.session_id
+                    connection,
+                    user,
+                    LoginSucceeded,
+                    device,
+                    methods,
+                    pending.session_id,
+                    pending.origin,
                 )
         await self._login_failed(call, user.email, user, attempt, proof.wrong_because)
         raise wrong_code(self._clock())
@@ -385,6 +415,60 @@ class Sessions:
         if user is None:
             raise challenge_over()
         return user
+
+    async def enter(self, arrival: Arrival, device: str) -> OpenSession | PendingLogin:
+        """Opens a browser's session of a person whom a provider has recognised, or keeps a login
+        that waits for the second factor, where the provider does not answer for one.
+
+        Args:
+            device: as for `login`.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when the person gets no login.
+        """
+        # What the provider says of the person is committed, also when there is no login.
+        refusal: NotAdmittedError | None = None
+        async with self._database.system_transaction(
+            "an address is one in the whole system"
+        ) as connection:
+            try:
+                admitted = await self._sso.admit(connection, arrival)
+                await self._check_open(connection, admitted)
+                begun = await self._entered(connection, arrival, admitted, device)
+            except NotAdmittedError as error:
+                refusal = error
+        if refusal is not None:
+            told = await self._sso.not_admitted(arrival, refusal.reason)
+            await self._refresh_directory()
+            raise told
+        self._sso.admitted()
+        # Whoever had another role until now has ended sessions.
+        await self._refresh_directory()
+        return await self._kept(begun)
+
+    async def _entered(
+        self, connection: Connection, arrival: Arrival, user: User, device: str
+    ) -> OpenSession | PendingLogin:
+        origin = Origin(arrival.provider.id, arrival.claims.sid)
+        if not arrival.provider.trusts_mfa:
+            return await self._settle(connection, user, device, (SSO,), origin)
+        methods = (SSO, FACTOR_ELSEWHERE)
+        return await self._open(connection, user, LoginSucceeded, device, methods, origin=origin)
+
+    async def link(self, arrival: Arrival) -> None:
+        """Links a person of a provider with the account of the session that asked for it.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when that session is over; FAILED_PRECONDITION when the
+                two cannot be linked.
+        """
+        async with self._database.system_transaction(
+            "a provider may be of a tenant above"
+        ) as connection:
+            session = arrival.session
+            if session is None or not await store.is_open(connection, session, self._clock()):
+                raise unauthenticated("SESSION_ENDED", "the session has ended; log in again")
+            await self._sso.link(connection, arrival)
 
     async def _still_right(self, found: Credentials, now: Credentials, password: str) -> bool:
         """Whether the password is right now; another login may have renewed its hash."""
@@ -447,14 +531,19 @@ class Sessions:
         device: str | None,
         methods: tuple[str, ...],
         session_id: UUID | None = None,
+        origin: Origin | None = None,
     ) -> OpenSession:
         at = self._clock()
         session_id = session_id or new_id()
-        await store.insert_session(
-            connection, session_id, user, at, at + self._session_life, methods
-        )
+        until = at + self._session_life
+        await store.insert_session(connection, session_id, user, at, until, methods, origin)
         answer = await self._issue(connection, user, session_id, at, at, device, login=True)
-        after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
+        after = OpenedSession(
+            email=user.email,
+            session_id=session_id,
+            methods=methods,
+            source=origin.source_id if origin else None,
+        )
         await self._outbox.append(
             connection,
             CloudEvent(
@@ -508,7 +597,8 @@ class Sessions:
             if user is None or user.status != "active":
                 raise _wrong_refresh_token()
             await self._directories.check_confirmed(connection, user)
-            if (await self._factors.of(connection, user)).must_set_up(at):
+            factors = await self._factors.of(connection, user)
+            if factors.must_set_up(at) and not token.has_factor_elsewhere:
                 raise _wrong_refresh_token()
             if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
@@ -599,6 +689,12 @@ class Sessions:
             if found is None or found.user.status != "active":
                 raise _wrong_credentials()
             user = found.user
+            if user.origin == "sso":
+                raise failed_precondition(
+                    "SIGN_IN_AGAIN",
+                    "your organisation's sign-in knows you, and no password here: sign out, and in"
+                    " again",
+                )
             if not await self._knows_password(found, password):
                 await self._login_failed(call, user.email, user, attempt, "STEP_UP")
                 raise invalid_field("password", "is wrong")
@@ -659,19 +755,10 @@ class Sessions:
         caller = call.caller
         user_id = UUID(caller.id)
         scope = Scope.of(UUID(caller.tenant_id))
-        attempt = self._guesses.of_session(caller.id)
-        async with self._guesses.attempt(attempt) as counted:
-            async with self._database.transaction(scope) as connection:
-                found = await users_store.credentials(connection, scope, user_id)
-            if found is not None and found.user.origin != "local":
-                raise password_is_elsewhere()
-            if found is None or not await self._passwords.verify(found.hashes, current):
-                raise invalid_field("currentPassword", "is wrong")
-            async with self._database.transaction(scope) as connection:
-                await self._guesses.succeeded(connection, counted)
+        found = await self.confirm_password(call, current)
         async with self._database.transaction(scope) as connection:
-            protected = (await self._factors.of(connection, found.user)).any
-        person = self._person(found.user, second_factor=protected)
+            protected = (await self._factors.of(connection, found)).any
+        person = self._person(found, second_factor=protected)
         hashes = await self._passwords.hash(new, person, "newPassword", before=current)
         at = self._clock()
         async with self._database.transaction(scope) as connection:
@@ -685,6 +772,27 @@ class Sessions:
                 CloudEvent(PasswordChanged(id=user.id), user.tenant_id),
             )
         await self._refresh_directory()
+
+    async def confirm_password(self, call: Call, current: str) -> User:
+        """Makes sure that the caller knows the password, and not only has the session.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when it is wrong; FAILED_PRECONDITION for a user whose
+                password is elsewhere.
+        """
+        caller = call.caller
+        scope = Scope.of(UUID(caller.tenant_id))
+        attempt = self._guesses.of_session(caller.id)
+        async with self._guesses.attempt(attempt) as counted:
+            async with self._database.transaction(scope) as connection:
+                found = await users_store.credentials(connection, scope, UUID(caller.id))
+            if found is not None and found.user.origin != "local":
+                raise password_is_elsewhere()
+            if found is None or not await self._passwords.verify(found.hashes, current):
+                raise invalid_field("currentPassword", "is wrong")
+            async with self._database.transaction(scope) as connection:
+                await self._guesses.succeeded(connection, counted)
+        return found.user
 
     async def accept_invitation(
         self, call: Call, invitation_token: str, password: str, otp: str = ""

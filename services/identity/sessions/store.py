@@ -11,6 +11,7 @@ from uuid import UUID
 from servicekit.data.postgres import Connection
 from servicekit.rpc.pagination import Page
 from services.identity.sessions.domain import MAX_USER_AGENT, KnownSession
+from services.identity.sources.domain import Origin
 from services.identity.users.domain import User
 
 
@@ -25,6 +26,8 @@ class RefreshToken:
     expires_at: datetime
     ended: bool
     authenticated_at: datetime
+    has_factor_elsewhere: bool
+    """Whether a provider opened the session that answers for a second factor."""
 
 
 CHANGING: Final = (
@@ -54,18 +57,21 @@ async def insert_session(
     at: datetime,
     expires_at: datetime,
     methods: Sequence[str],
+    origin: Origin | None = None,
 ) -> None:
     """Opens a session of somebody who has just logged in."""
     await connection.execute(
         "INSERT INTO identity.session"
-        " (id, account_id, tenant_id, created_at, expires_at, authenticated_at, methods)"
-        " VALUES ($1, $2, $3, $4, $5, $4, $6)",
+        " (id, account_id, tenant_id, created_at, expires_at, authenticated_at, methods,"
+        " source_id, external_sid) VALUES ($1, $2, $3, $4, $5, $4, $6, $7, nullif($8, ''))",
         session_id,
         user.id,
         user.tenant_id,
         at,
         expires_at,
         list(methods),
+        origin.source_id if origin else None,
+        origin.sid if origin else "",
     )
 
 
@@ -86,7 +92,9 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
     row = await connection.fetchrow(
         "SELECT s.id, s.tenant_id, s.account_id, t.used_at, s.expires_at,"
         " s.ended_at IS NOT NULL AS ended,"
-        " coalesce(s.authenticated_at, s.created_at) AS authenticated_at"
+        " coalesce(s.authenticated_at, s.created_at) AS authenticated_at,"
+        " EXISTS (SELECT FROM identity.sso_provider p"
+        " WHERE p.id = s.source_id AND p.trusts_mfa) AS has_factor_elsewhere"
         " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
         " WHERE t.hash = $1 FOR UPDATE",
         token_hash,
@@ -101,6 +109,7 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         expires_at=row["expires_at"],
         ended=row["ended"],
         authenticated_at=row["authenticated_at"],
+        has_factor_elsewhere=row["has_factor_elsewhere"],
     )
 
 
@@ -152,6 +161,48 @@ async def end_sessions_of(
         only,
     )
     return [row["id"] for row in rows]
+
+
+async def end_sessions_of_source(connection: Connection, source_id: UUID, at: datetime) -> None:
+    """Ends all open sessions that a source opened."""
+    await connection.execute(
+        "UPDATE identity.session SET ended_at = $2, changed_xid = pg_current_xact_id()"
+        " WHERE source_id = $1 AND ended_at IS NULL",
+        source_id,
+        at,
+    )
+
+
+async def end_sessions_by_source(
+    connection: Connection, user_id: UUID, source_id: UUID, at: datetime, sid: str
+) -> list[UUID]:
+    """Ends the open sessions of a user that a source opened; answers those that ended.
+
+    Args:
+        sid: what the source calls its session; empty for all. Of sessions that it gave no name
+            it may mean any.
+    """
+    rows = await connection.fetch(
+        "UPDATE identity.session SET ended_at = $3, changed_xid = pg_current_xact_id()"
+        " WHERE account_id = $1 AND source_id = $2 AND ended_at IS NULL"
+        " AND ($4 = '' OR coalesce(external_sid, $4) = $4) RETURNING id",
+        user_id,
+        source_id,
+        at,
+        sid,
+    )
+    return [row["id"] for row in rows]
+
+
+async def is_open(connection: Connection, session_id: UUID, at: datetime) -> bool:
+    """Whether a session is open."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.session WHERE id = $1 AND ended_at IS NULL"
+        " AND expires_at > $2)",
+        session_id,
+        at,
+    )
+    return found
 
 
 async def note_seen(

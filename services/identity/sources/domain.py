@@ -110,6 +110,29 @@ class ExternalIdentity:
         return self.asked_at is not None and asked_at < self.asked_at <= at
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which source has recognised a user who logs in, and what it calls its own session."""
+
+    source_id: UUID
+    sid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a source's people are admitted; as directories', where nothing is said."""
+
+    makes_accounts: bool = True
+    """Whether somebody without an account gets one, if the address is of the source's domains."""
+    takes_invited: bool = False
+    """Whether who was invited is admitted with an address of any domain: it was verified."""
+    decision: Decision | None = None
+    """What stands in the place of what the rows decide."""
+
+
+USUAL: Final = Terms()
+
+
 class NotAdmittedError(Exception):
     """A source knows a person who gets no login all the same; `reason` is UPPER_SNAKE."""
 

@@ -16,10 +16,19 @@ from contract.events.identity import (
     DirectoryUpdated,
     EmailDomainDeleted,
     EmailDomainUpdated,
+    SsoProviderDeleted,
+    SsoProviderUpdated,
 )
 from servicekit.data.backup import Connection, Recorded
 
-_CHANGED: Final = frozenset({DirectoryUpdated.NAME, DirectoryDeleted.NAME})
+_CHANGED: Final = frozenset(
+    {
+        DirectoryUpdated.NAME,
+        DirectoryDeleted.NAME,
+        SsoProviderUpdated.NAME,
+        SsoProviderDeleted.NAME,
+    }
+)
 _OTHER_DOMAINS: Final = frozenset({EmailDomainUpdated.NAME, EmailDomainDeleted.NAME})
 
 

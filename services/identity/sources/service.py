@@ -32,12 +32,14 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.texts import email_fault
 from services.identity.sources import store
 from services.identity.sources.domain import (
+    USUAL,
     Decision,
     ExternalIdentity,
     NotAdmittedError,
     Person,
     RoleMapping,
     Source,
+    Terms,
     decide,
     domain_of,
     ranks_below,
@@ -92,6 +94,7 @@ class _Word:
     decision: Decision | None
     at: datetime
     asked_at: datetime
+    terms: Terms = USUAL
 
 
 class SourceAccounts:
@@ -118,6 +121,7 @@ class SourceAccounts:
         person: Person,
         at: datetime,
         asked_at: datetime | None = None,
+        terms: Terms = USUAL,
     ) -> User:
         """The account of a person whom a source has just recognised, as its mappings want it now.
 
@@ -129,11 +133,12 @@ class SourceAccounts:
             asked_at: when the source was asked; where something newer is known, that stands.
 
         Raises:
-            NotAdmittedError: NO_ROLE, DISABLED, EMAIL, EMAIL_DOMAIN, OTHER_ACCOUNT, or CHANGED
-                when the account was changed in this moment.
+            NotAdmittedError: NO_ROLE, DISABLED, EMAIL, EMAIL_DOMAIN, NOT_INVITED, OTHER_ACCOUNT, or
+                CHANGED when the account was changed in this moment.
         """
         rows = await self._rows(connection, source)
-        word = _Word(person, decide(rows, person.groups), at, asked_at or at)
+        decision = terms.decision or decide(rows, person.groups)
+        word = _Word(person, decision, at, asked_at or at, terms)
         user = await self._as_before(connection, source, word)
         if user is None:
             await users_store.take_turns(connection)
@@ -354,15 +359,18 @@ class SourceAccounts:
     async def _welcome(self, connection: Connection, source: Source, word: _Word) -> User:
         """The account of a person whom the source has not sent before: a new one, or the one that
         was invited by the address."""
-        person, decision, at = word.person, word.decision, word.at
+        person, decision, at, terms = word.person, word.decision, word.at, word.terms
         if decision is None:
             raise NotAdmittedError("NO_ROLE")
         if not person.email or email_fault(person.email) is not None:
             raise NotAdmittedError("EMAIL")
-        if await store.source_of_domain(connection, domain_of(person.email)) != source.id:
-            raise NotAdmittedError("EMAIL_DOMAIN")
+        answering = await store.source_of_domain(connection, domain_of(person.email))
         found = await users_store.credentials_by_email(connection, person.email, person.email)
+        if answering != source.id and not (found is not None and terms.takes_invited):
+            raise NotAdmittedError("EMAIL_DOMAIN")
         if found is None:
+            if not terms.makes_accounts:
+                raise NotAdmittedError("NOT_INVITED")
             user = User(
                 id=new_id(),
                 tenant_id=decision.tenant_id,

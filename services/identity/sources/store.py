@@ -293,3 +293,13 @@ async def follow_account(connection: Connection, account_id: UUID, tenant_id: UU
         account_id,
         tenant_id,
     )
+
+
+async def forget_identity(connection: Connection, source_id: UUID, account_id: UUID) -> bool:
+    """Forgets which person of a source an account is; answers whether it was one."""
+    done: str = await connection.execute(
+        "DELETE FROM identity.external_identity WHERE source_id = $1 AND account_id = $2",
+        source_id,
+        account_id,
+    )
+    return done == "DELETE 1"

@@ -220,7 +220,9 @@ class Users:
             )
             if after == before:
                 return before, None
-            check_local(before)
+            stays = (after.email, after.tenant_id) == (before.email, before.tenant_id)
+            if not (stays and await store.has_role_of_its_own(connection, before)):
+                check_local(before)
             if (after.role, after.tenant_id) != (before.role, before.tenant_id):
                 await self._check_owner_stays(connection, call, before)
             if (after.role, after.tenant_id) != (before.role, before.tenant_id):

@@ -335,6 +335,19 @@ async def has_active_owner(connection: Connection, tenant_id: UUID) -> bool:
     return found
 
 
+async def has_role_of_its_own(connection: Connection, user: User) -> bool:
+    """Whether a user comes from a provider without role mappings, which says nothing of roles."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.external_identity e"
+        " JOIN identity.source s ON s.id = e.source_id AND s.kind = 'sso' AND s.kind = $2"
+        " WHERE e.account_id = $1 AND NOT EXISTS"
+        " (SELECT FROM identity.role_mapping m WHERE m.source_id = s.id))",
+        user.id,
+        user.origin,
+    )
+    return found
+
+
 async def is_last_local_owner(connection: Connection, user: User) -> bool:
     """Whether a user is the only active Owner of a tenant with a password here."""
     found: bool = await connection.fetchval(

@@ -24,6 +24,7 @@ from deploy.postgres import roles
 from servicekit.data import migrate
 from servicekit.security.sealing import Sealer, check_value
 from tests.support.backups import (
+    CLIENT_SECRET,
     DIRECTORY_PASSWORD,
     EVENTS,
     FORWARDER_SECRETS,
@@ -273,6 +274,12 @@ async def test_forwarders_go_on_where_they_were(world: World) -> None:
     assert DIRECTORY_PASSWORD not in world.archive.read_bytes()
     opened = Sealer(SealedKeys(own.encode()).master_key, purpose).open(secret)
     assert opened == DIRECTORY_PASSWORD
+    async with superuser(world.second) as connection:
+        purpose = catalog.SECRETS["identity.sso_provider"]
+        secret = await connection.fetchval("SELECT sealed_secrets FROM identity.sso_provider")
+    assert CLIENT_SECRET not in world.archive.read_bytes()
+    opened = Sealer(SealedKeys(own.encode()).master_key, purpose).open(secret)
+    assert opened == CLIENT_SECRET
 
 
 async def test_a_ca_does_not_keep_the_key_of_another_one(world: World) -> None:

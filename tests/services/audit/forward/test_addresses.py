@@ -13,9 +13,15 @@ import grpc
 import pytest
 
 from evergreen.v1 import audit_pb2 as pb
-from services.audit.forward.addresses import Reach, Rules, reach, read_allowed, read_denied
-from services.audit.forward.domain import NotDeliveredError
-from services.audit.forward.guard import Guard, Proxy, resolve
+from servicekit.outgoing.addresses import (
+    NotConnectedError,
+    Reach,
+    Rules,
+    reach,
+    read_allowed,
+    read_denied,
+)
+from servicekit.outgoing.guard import Guard, Proxy, resolve
 from services.audit.settings import AuditSettings
 from tests.services.audit.forward.conftest import StartWorld
 from tests.support import callers
@@ -118,7 +124,7 @@ async def test_every_spelling_is_refused_where_it_is_connected() -> None:
     guard = Guard(Rules("all"))
     async with _canary() as (port, came):
         for text in NEVER:
-            with pytest.raises(NotDeliveredError) as refused:
+            with pytest.raises(NotConnectedError) as refused:
                 await guard.connect(text, port, root=True)
             assert refused.value.reason in {"ADDRESS_REFUSED", "NAME_NOT_FOUND"}, text
         assert came == []
@@ -138,7 +144,7 @@ async def test_a_name_that_changes_its_address_is_of_no_use() -> None:
     async with _canary() as (port, came):
         assert await guard.refusal("rebind.example", port, root=True) == ""
         for _ in range(4):
-            with pytest.raises(NotDeliveredError, match="ADDRESS_REFUSED"):
+            with pytest.raises(NotConnectedError, match="ADDRESS_REFUSED"):
                 await guard.connect("rebind.example", port, root=True)
         assert came == []
     assert asked == 5, "each connection asks once"

@@ -14,14 +14,15 @@ from uuid import UUID
 import pytest
 
 from evergreen.v1 import audit_pb2 as pb
-from services.audit.forward import deliver, guard, outbound, service
-from services.audit.forward.addresses import Rules
-from services.audit.forward.domain import NotDeliveredError, Syslog
+from servicekit.outgoing import guard
+from servicekit.outgoing.addresses import NotConnectedError, Rules
+from servicekit.outgoing.guard import Guard
+from servicekit.outgoing.wire import Wire, client_context
+from services.audit.forward import deliver, outbound, service
+from services.audit.forward.domain import Syslog
 from services.audit.forward.formats import Item
-from services.audit.forward.guard import Guard
 from services.audit.forward.lines import Lines
 from services.audit.forward.outbound import Lanes
-from services.audit.forward.wire import Wire, client_context
 from tests.services.audit.forward.conftest import StartWorld, World
 from tests.support import callers
 from tests.support.audit import ORG, RESELLER, ROOT, SISTER, event
@@ -222,7 +223,7 @@ async def test_a_name_server_that_is_silent_is_not_waited_for(
 
     found = Guard(Rules(), lookup=lookup)
     assert await found.refusal("slow.example", 443, root=False) == ""
-    with pytest.raises(NotDeliveredError, match="NAME_NOT_FOUND"):
+    with pytest.raises(NotConnectedError, match="NAME_NOT_FOUND"):
         await found.connect("slow.example", 443, root=False)
 
 

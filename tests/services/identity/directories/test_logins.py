@@ -11,7 +11,7 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
-from services.identity.directories.threads import FAILURES
+from services.identity.sources.breaker import FAILURES
 from tests.fakes.ldap import SERVICE, SERVICE_PASSWORD, group_dn
 from tests.support import callers
 from tests.support.directories import DOMAIN, LOCAL, World, fake, reason, row, world

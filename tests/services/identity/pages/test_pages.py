@@ -16,7 +16,14 @@ from services.identity.pages.texts import LANGUAGES, TEXTS, language_of, rule_te
 from services.identity.second_factor.qr import qr_svg
 
 _VALUES = {
-    "login": {"form": "f", "next": "", "email": "a@b.example", "session": Html("")},
+    "login": {
+        "form": "f",
+        "next": "",
+        "email": "a@b.example",
+        "org": "",
+        "session": Html(""),
+        "sso": Html("<p>sso</p>"),
+    },
     "accept": {"new_password": Html("<p>form</p>")},
     "forgot": {"new_password": Html("<p>form</p>")},
     "signed_in": {"email": "a@b.example"},
@@ -30,6 +37,7 @@ _VALUES = {
         "password_hint": "15",
         "factor": Html("<p>factor</p>"),
         "sessions": Html("<p>sessions</p>"),
+        "providers": Html("<p>providers</p>"),
     },
     "second_factor": {"form": "f", "next": "", "email": "a@b.example"},
     "confirm": {"form": "f", "email": "a@b.example", "code": Html("")},
@@ -43,6 +51,7 @@ _VALUES = {
         "secret": "ABCD",
     },
     "recovery_codes": {"codes": Html("<li>x</li>")},
+    "going": {"text": "You are signed in.", "url": "/auth/signed-in"},
     "invitations": {"link": Html(""), "people": Html(""), "more": Html("")},
 }
 
@@ -54,6 +63,7 @@ _WITHOUT_PASSWORD = {
     "set_up",
     "set_up_first",
     "recovery_codes",
+    "going",
 }
 
 
@@ -175,12 +185,19 @@ def test_values_are_escaped() -> None:
     text = Page(
         name="login",
         language="en",
-        values={"form": evil, "next": evil, "email": evil, "session": Html("")},
+        values={
+            "form": evil,
+            "next": evil,
+            "email": evil,
+            "org": evil,
+            "session": Html(""),
+            "sso": Html(""),
+        },
         problems=[Problem(evil, evil)],
         notice=evil,
     ).html()
     assert "<script>a" not in text
-    assert text.count("&lt;script&gt;") == 6
+    assert text.count("&lt;script&gt;") == 7
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Which addresses may be connected to: any Admin of any organisation may type a URL.
 
-Three classes: public ones; private ones, which an operator's own forwarders reach; and those that
+Three classes: public ones; private ones, which what is the operator's own reaches; and those that
 nobody reaches unless the operator names them: this machine, its links, and what is reserved. An
 IPv6 address that stands for an IPv4 address is that address.
 """
@@ -16,6 +16,17 @@ from typing import Final, Literal
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+
+FORBIDDEN: Final = "ADDRESS_REFUSED"
+
+
+class NotConnectedError(Exception):
+    """There is no connection; `reason` is UPPER_SNAKE, `FORBIDDEN` where the rules refuse it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Reach(Enum):
@@ -143,11 +154,13 @@ def read_denied(text: str) -> tuple[Network, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Whom forwarders may connect to, by the operator's settings."""
+    """What may be connected to, by the operator's settings."""
 
     private: Literal["root", "all", "none"] = "root"
     allowed: Sequence[Named] = ()
     denied: Sequence[Network] = ()
+    deny_setting: str = ""
+    """The setting that `denied` comes from, for messages."""
 
     def names_host(self, host: str, port: int) -> bool:
         """Whether the operator allows a host by its name."""
@@ -159,7 +172,7 @@ class Rules:
         Args:
             address: what a name was resolved to.
             port: the port.
-            root: whether the forwarder is the root tenant's, which is the operator.
+            root: whether the root tenant asks, which is the operator.
             plain_http: whether what is sent could be read on the way.
         """
         found = meant(address)
@@ -173,7 +186,7 @@ class Rules:
             return ""
         named = {address, found, _tunnelled(found) or found}
         if any(one in network for network in self.denied for one in named):
-            return "its address is denied by EVERGREEN_FORWARD_DENY or EVERGREEN_OUTBOUND"
+            return f"its address is denied by {self.deny_setting}"
         reached = reach(address)
         if reached is Reach.NEVER:
             return "its address is this machine's, a link's or reserved"

@@ -19,6 +19,8 @@ import termios
 from typing import Final
 
 _CHUNK: Final = 64 << 10
+_EXPIRED, _NOT_YET = 10, 9
+_OTHER_NAME: Final = frozenset({62, 64})
 _POLL_SECONDS: Final = 0.005
 _MOST_CHUNKS: Final = 16
 """That are thrown away at once of what a peer says unasked."""
@@ -242,3 +244,14 @@ def client_context(ca_pem: str, certificate_pem: str, key_pem: str) -> ssl.SSLCo
         finally:
             os.close(descriptor)
     return context
+
+
+def certificate_reason(error: ssl.SSLCertVerificationError) -> str:
+    """Why a target's certificate is not taken."""
+    if error.verify_code == _EXPIRED:
+        return "CERTIFICATE_EXPIRED"
+    if error.verify_code == _NOT_YET:
+        return "CERTIFICATE_NOT_YET_VALID"
+    if error.verify_code in _OTHER_NAME:
+        return "CERTIFICATE_OF_ANOTHER_NAME"
+    return "CERTIFICATE_UNKNOWN"

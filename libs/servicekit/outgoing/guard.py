@@ -1,4 +1,5 @@
-"""The one place where forwarders connect: a name is resolved once, and only that address is used.
+"""The one place that connects to what somebody typed: a name is resolved once, and only that
+address is used.
 
 Every address that a name has must be allowed, and the connection goes to the very address that was
 looked at, so that a name that changes its address has no moment in which to do so.
@@ -16,9 +17,15 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from services.audit.forward.addresses import Address, Reach, Rules, reach
-from services.audit.forward.domain import Fault, NotDeliveredError
-from services.audit.forward.wire import ClosedError, Wire
+from servicekit.outgoing.addresses import (
+    FORBIDDEN,
+    Address,
+    NotConnectedError,
+    Reach,
+    Rules,
+    reach,
+)
+from servicekit.outgoing.wire import ClosedError, Wire
 
 _MOST_TRIED: Final = 4
 _MOST_OF_AN_ANSWER: Final = 8 << 10
@@ -35,7 +42,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, by the system.
 
-    In a thread of its own: whoever has a forwarder has name servers, too, and those that do not
+    In a thread of its own: whoever types a name has name servers, too, and those that do not
     answer must hold up neither the threads that the service needs nor its end.
 
     Raises:
@@ -113,20 +120,20 @@ class Guard:
         """The addresses of a host, all of which are allowed.
 
         Raises:
-            NotDeliveredError: the name has none, or one is not allowed.
+            NotConnectedError: the name has none, or one is not allowed.
         """
         try:
             texts = await self._look_up(host, port)
         except (OSError, UnicodeError) as error:
-            raise NotDeliveredError(Fault.TARGET, "NAME_NOT_FOUND") from error
+            raise NotConnectedError("NAME_NOT_FOUND") from error
         if not texts:
-            raise NotDeliveredError(Fault.TARGET, "NAME_NOT_FOUND")
+            raise NotConnectedError("NAME_NOT_FOUND")
         # The zone of a link-local address plays no part: such an address is refused.
         found = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
         if not self.rules.names_host(host, port):
             for address in found:
                 if self.rules.refusal(address, port, root=root, plain_http=plain_http):
-                    raise NotDeliveredError(Fault.ADDRESS, "ADDRESS_REFUSED")
+                    raise NotConnectedError(FORBIDDEN)
         return found
 
     async def refusal(self, host: str, port: int, *, root: bool, plain_http: bool = False) -> str:
@@ -154,7 +161,7 @@ class Guard:
         """A TCP connection.
 
         Raises:
-            NotDeliveredError: as `addresses`, or nothing listens there.
+            NotConnectedError: as `addresses`, or nothing listens there.
         """
         found = await self.addresses(host, port, root=root, plain_http=plain_http)
         last: Exception | None = None
@@ -171,7 +178,7 @@ class Guard:
                 last = error
         refused = isinstance(last, ConnectionRefusedError)
         reason = "CONNECTION_REFUSED" if refused else "NO_CONNECTION"
-        raise NotDeliveredError(Fault.TARGET, reason) from last
+        raise NotConnectedError(reason) from last
 
     async def _through(self, proxy: Proxy, address: Address, port: int) -> Wire:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -191,7 +198,7 @@ class Guard:
                 if not part or len(answer) > _MOST_OF_AN_ANSWER:
                     raise ClosedError("the proxy gave no answer")
             if answer.split(b" ", 2)[1:2] != [b"200"]:
-                raise NotDeliveredError(Fault.TARGET, "PROXY_REFUSED")
+                raise NotConnectedError("PROXY_REFUSED")
         except BaseException:
             wire.close()
             raise

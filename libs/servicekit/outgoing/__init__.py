@@ -1,0 +1,1 @@
+"""Connections to servers of others, whose addresses somebody typed: guarded and bounded."""

@@ -1,0 +1,1 @@
+"""Single sign-on: providers (OpenID Connect) whose people log in here."""
