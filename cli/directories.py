@@ -103,7 +103,7 @@ def list_directories(
 ) -> None:
     """Show the directories that you can see."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = list(_directories(api, _tenant(api, org) if org else ""))
+        found = list(_directories(api, tenant_named(api, org) if org else ""))
         for line in (
             [json.dumps(one, ensure_ascii=False) for one in found]
             if as_json
@@ -161,7 +161,7 @@ def create(
             **_more(group_base_dn, attribute, sync_minutes, grace_hours),
         }  # fmt: skip
         if org:
-            body["orgId"] = _tenant(api, org)
+            body["orgId"] = tenant_named(api, org)
         _say(api, api.post("/api/directories", body))
 
 
@@ -232,7 +232,7 @@ def test(
     """Try a directory step by step, and a person's login. Nothing is changed."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         found = _found(api, directory)
-        body = {"email": login, "password": _secret(login_password_file)}
+        body = {"email": login, "password": read_secret(login_password_file)}
         answer = api.post(f"/api/directories/{found['id']}/test", body)
         for step in answer["steps"]:
             typer.echo(f"{'ok    ' if step['ok'] else 'FAILED'} {step['step']}: {step['detail']}")
@@ -280,7 +280,7 @@ def delete(
     """Delete a directory; its users are deactivated."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         found = _found(api, directory)
-        _confirm(f"Delete {found['name']} and deactivate its {found['users']} users?", yes)
+        confirm(f"Delete {found['name']} and deactivate its {found['users']} users?", yes)
         api.delete(f"/api/directories/{found['id']}", etag=found["etag"])
         typer.echo(f"{found['name']} is deleted; its users are deactivated.")
 
@@ -311,7 +311,7 @@ def assign(
 ) -> None:
     """Assign an e-mail domain to an organisation below yours."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        body = {"domain": domain, "orgId": _tenant(api, org)}
+        body = {"domain": domain, "orgId": tenant_named(api, org)}
         for line in _domain_table(api, [api.post("/api/email-domains", body)]):
             typer.echo(line)
 
@@ -321,8 +321,9 @@ def use(
     domain: _Domain,
     directory: Annotated[
         str,
-        typer.Option("--directory", help="A directory; without one, people have passwords here."),
+        typer.Option("--directory", help="A directory; with neither, people have passwords here."),
     ] = "",
+    provider: Annotated[str, typer.Option("--provider", help="A provider of single sign-on.")] = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -331,7 +332,11 @@ def use(
 ) -> None:
     """Say where people with addresses of a domain log in."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
+        if directory and provider:
+            raise CliError("say --directory or --provider, not both")
         source = _found(api, directory)["id"] if directory else ""
+        if provider:
+            source = named(api, "/api/sso-providers", "providers", "provider", provider)["id"]
         changed = api.patch(f"/api/email-domains/{domain}", {"sourceId": source})
         for line in _domain_table(api, [changed]):
             typer.echo(line)
@@ -349,7 +354,7 @@ def release(
 ) -> None:
     """Take an e-mail domain back; users who are there stay."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        _confirm(f"Take {domain} back?", yes)
+        confirm(f"Take {domain} back?", yes)
         api.delete(f"/api/email-domains/{domain}")
         typer.echo(f"{domain} is assigned to nobody.")
 
@@ -372,11 +377,11 @@ def _given(
         "urls": servers or [],
         "caPem": read_text(server_ca_file) if server_ca_file is not None else "",
         "bindDn": bind_dn,
-        "bindPassword": _secret(bind_password_file),
+        "bindPassword": read_secret(bind_password_file),
         "baseDn": base_dn,
         "userFilter": user_filter,
         "groupMode": group_mode,
-        "roleMappings": [_row(api, one) for one in mapping or []],
+        "roleMappings": [mapped_row(api, one) for one in mapping or []],
     }
     return {name: value for name, value in body.items() if value}
 
@@ -402,7 +407,7 @@ def _more(
     return {name: value for name, value in body.items() if value}
 
 
-def _row(api: Api, text: str) -> dict[str, str]:
+def mapped_row(api: Api, text: str) -> dict[str, str]:
     """GROUP=ROLE or GROUP=ROLE@ORG; a group's name has equals signs of its own.
 
     Raises:
@@ -414,10 +419,11 @@ def _row(api: Api, text: str) -> dict[str, str]:
         raise CliError(
             f"--map {text}: say GROUP=ROLE or GROUP=ROLE@ORG, with Owner, Admin or Auditor"
         )
-    return {"group": group, "role": role} | ({"orgId": _tenant(api, org)} if org else {})
+    return {"group": group, "role": role} | ({"orgId": tenant_named(api, org)} if org else {})
 
 
-def _secret(path: Path | None) -> str:
+def read_secret(path: Path | None) -> str:
+    """The secret of a file, or of the terminal (`-`); empty for none."""
     from cli.client import read_text  # noqa: PLC0415
 
     if path is None:
@@ -427,7 +433,12 @@ def _secret(path: Path | None) -> str:
     return read_text(path).rstrip("\r\n")
 
 
-def _confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool) -> None:
+    """Asks whether to go on.
+
+    Raises:
+        CliError: nobody can be asked.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
@@ -443,34 +454,45 @@ def _domains(api: Api) -> Iterator[dict[str, Any]]:
     yield from api.pages("/api/email-domains", "domains", _ALL)
 
 
-def _found(api: Api, name: str) -> dict[str, Any]:
-    """The directory with a name or an id.
+def named(api: Api, path: str, members: str, what: str, name: str) -> dict[str, Any]:
+    """The directory or provider with a name or an id.
 
     Raises:
         CliError: there is none, or more than one with the name.
     """
-    found = [one for one in _directories(api) if name in {one["id"], one["name"]}]
+    listed: Iterator[dict[str, Any]] = api.pages(path, members, _ALL)
+    found = [one for one in listed if name in {one["id"], one["name"]}]
     if not found:
-        raise CliError(f"you see no directory with the name or id {name}")
+        raise CliError(f"you see no {what} with the name or id {name}")
     if len(found) > 1:
-        raise CliError(f"there are {len(found)} directories with the name {name}; give the id")
+        raise CliError(f"{len(found)} of what you see have the name {name}; give the id")
     return found[0]
 
 
-def _tenants(api: Api) -> dict[str, str]:
+def _found(api: Api, name: str) -> dict[str, Any]:
+    return named(api, "/api/directories", "directories", "directory", name)
+
+
+def tenants_by_id(api: Api) -> dict[str, str]:
+    """The codes of the tenants that one sees, by their ids."""
     tenants = api.pages("/api/tenants", "tenants", _ALL)
     return {tenant["id"]: tenant["code"] for tenant in tenants}
 
 
-def _tenant(api: Api, name: str) -> str:
-    for tenant_id, code in _tenants(api).items():
+def tenant_named(api: Api, name: str) -> str:
+    """The id of the tenant with a code or an id.
+
+    Raises:
+        CliError: there is none.
+    """
+    for tenant_id, code in tenants_by_id(api).items():
         if name in {tenant_id, code}:
             return tenant_id
     raise CliError(f"you see no tenant with the code or id {name}")
 
 
 def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
-    codes = _tenants(api)
+    codes = tenants_by_id(api)
     rows = [
         (
             one["name"],
@@ -487,8 +509,9 @@ def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
 
 
 def _domain_table(api: Api, found: list[dict[str, Any]]) -> list[str]:
-    codes = _tenants(api)
-    names = {one["id"]: one["name"] for one in _directories(api)}
+    codes = tenants_by_id(api)
+    providers = api.pages("/api/sso-providers", "providers", _ALL)
+    names = {one["id"]: one["name"] for one in (*_directories(api), *providers)}
     rows = [
         (
             one["domain"],

@@ -31,6 +31,7 @@ from cli import (
     service_accounts,
     services,
     simulate,
+    sso_providers,
     tokens,
     tpm_roots,
     up,
@@ -77,6 +78,7 @@ app.add_typer(tokens.app)
 app.add_typer(service_accounts.app)
 app.add_typer(directories.app)
 app.add_typer(directories.domains)
+app.add_typer(sso_providers.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 app.add_typer(policies.app)

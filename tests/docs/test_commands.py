@@ -61,6 +61,9 @@ RUN_BY: Final = {
     ("docs/install.md", "servers"): (
         "tests/external/test_systemd.py::test_a_service_runs_and_comes_back"
     ),
+    ("docs/single-sign-on.md", "servers"): (
+        "tests/external/test_single_sign_on.py::test_the_example"
+    ),
     ("docs/sign-in.md", "servers"): "tests/external/test_sign_in.py::test_the_example",
     ("docs/upgrade.md", "servers"): (
         "tests/external/test_postgres_upgrade.py::test_an_older_servers_data_go_on"
@@ -86,6 +89,7 @@ BY_HAND: Final = {
         " production profile with what stands for them"
     ),
     "docs/release.md": "a release is made in a clone by tests/release; publishing it pushes",
+    "docs/single-sign-on.md": "Google and Microsoft are not here; Keycloak's commands are run",
     "docs/sign-in.md": "Windows is not here; the same commands run with OpenLDAP",
     "docs/monitoring.md": "Grafana is in no package; test_prometheus_watches_all starts the rest",
 }
