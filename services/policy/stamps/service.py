@@ -19,6 +19,7 @@ from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor
 from servicekit.ids import Clock
 from servicekit.observability import logs
+from servicekit.observability.logs import brief
 from services.policy.keys.service import KeyRing
 from services.policy.stamps import store
 from services.policy.stamps.cache import Cache
@@ -78,8 +79,10 @@ class Stamps:
         try:
             async with asyncio.timeout(_FRESH_SECONDS):
                 await self.follower.refresh()
-        except (DomainError, TimeoutError):
+        except Exception as error:
+            # Whatever is wrong with the feed, devices get what is known.
             self._away_until = loop.time() + _AWAY_SECONDS
+            log.info("delivery goes on with what is known", error=brief(error))
             return False
         return True
 

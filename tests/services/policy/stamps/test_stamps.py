@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
+from services.policy.stamps import store as stamps_store
 from services.policy.stamps.cache import Cache
 from services.policy.stamps.domain import Document
 from tests.support.policy import ORG, TOKEN_LIFE, Admin, Device, World, verified, world
@@ -149,6 +150,20 @@ async def test_nothing_is_drawn_without_the_database(world: World) -> None:
     await admin.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
     await admin.close()
     assert await drawn_for(new_device(world), "2") == "3"
+
+
+async def test_a_feed_that_cannot_be_read_stops_no_delivery(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by a defect: devices get what is known, as without the database."""
+    await world.admin.published(ORG.id, FIRST)
+
+    async def broken(*_: object) -> None:
+        raise ValueError("a row that nobody can read")
+
+    monkeypatch.setattr(stamps_store, "changed_since", broken)
+    assert verified(await world.pem(), await new_device(world).pull())["version"] == "1"
+    assert (await new_device(world).pull("1")).status_code == 304
 
 
 async def test_what_was_in_force_before_is_stamped(world: World) -> None:
