@@ -367,9 +367,15 @@ class SsoLogins:
         email = "" if claims.email_verified is False else claims.email
         person = Person(claims.subject, email, groups or frozenset())
         terms = Terms(decision=decision)
-        return await self._accounts.admit(
-            connection, now.source, person, self._clock(), arrival.asked_at, terms
-        )
+        try:
+            return await self._accounts.admit(
+                connection, now.source, person, self._clock(), arrival.asked_at, terms
+            )
+        except NotAdmittedError:
+            # What was told counts, also when it lets nobody in: else a login that tells no groups
+            # would go back to those of before.
+            await store.note_groups(connection, now.id, person.subject, sorted(person.groups))
+            raise
 
     async def _welcome(self, connection: Connection, provider: Provider, arrival: Arrival) -> User:
         """The account of somebody whom the provider has not sent before: the one that was invited

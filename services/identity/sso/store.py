@@ -180,6 +180,19 @@ async def known_account(connection: Connection, provider_id: UUID, subject: str)
     return found
 
 
+async def note_groups(
+    connection: Connection, provider_id: UUID, subject: str, groups: Sequence[str]
+) -> None:
+    """Writes which groups a provider has told of a person whom it knows."""
+    await connection.execute(
+        "UPDATE identity.external_identity SET groups_seen = $3"
+        " WHERE source_id = $1 AND subject = $2",
+        provider_id,
+        subject,
+        groups,
+    )
+
+
 async def accounts_of_sid(connection: Connection, provider_id: UUID, sid: str) -> list[UUID]:
     """The accounts with sessions that a provider calls so."""
     rows = await connection.fetch(

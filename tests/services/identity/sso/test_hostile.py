@@ -112,7 +112,7 @@ async def test_a_clock_may_differ_by_a_minute(world: World) -> None:
 
 
 def none(claims: Claims) -> str:
-    return jwt.encode(claims, None, "none")
+    return jwt.encode(claims, "", "none")
 
 
 def unpadded(data: bytes) -> str:

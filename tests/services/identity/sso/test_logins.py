@@ -102,6 +102,9 @@ async def test_groups_decide(world: World) -> None:
         ("c@school.example", "NO_ROLE"),
         ("a@school.example", "NO_ROLE"),
     ]
+    # That it told none stands, too, when it tells nothing.
+    del world.sso.people["a"]["groups"]
+    assert (await world.refused("a")).startswith(NO_ACCOUNT)
     world.sso.people["a"]["groups"] = ["admins"]
     assert (await world.login("a"))["role"] == "Admin"
 
@@ -285,13 +288,13 @@ async def test_the_domain_of_an_address_finds_the_provider(world: World) -> None
     assert answer.status_code == 404
     assert problem(answer).startswith("No organisation signs in here")
     methods = world.identity.auth.ListLoginMethods
-    for asked, found in (
+    for question, found in (
         (pb.ListLoginMethodsRequest(), []),
         (pb.ListLoginMethodsRequest(email=f"x@{DOMAIN}"), ["School sign-in"]),
         (pb.ListLoginMethodsRequest(org=world.school.code), ["School sign-in"]),
         (pb.ListLoginMethodsRequest(org="nobody"), []),
     ):
-        said = await methods(asked, metadata=[])
+        said = await methods(question, metadata=[])
         assert [one.name for one in said.providers] == found
 
 
