@@ -200,7 +200,7 @@ def follow(
         with session(home, url, ca_file, email, password_file) as api:
             keys = keys or read_keys(api.get_text("/api/v1/audit-keys.pem"))
             newest = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
-            check.continues(newest, keys, kept, report, partial(check.consistency, api))
+            newest = check.continues(newest, keys, kept, report, partial(check.consistency, api))
         if report.exit_code == check.VERIFIED:
             with written(file) as out:
                 out.write(newest.write().encode())

@@ -20,6 +20,7 @@ from cli.client import Api, read_text
 from cli.errors import CliError
 
 _MOST_SHOWN: Final = 100
+_ATTEMPTS: Final = 5
 VERIFIED: Final = 0
 TAMPERED: Final = 1
 NOT_CHECKED: Final = 2
@@ -235,19 +236,46 @@ def continues(
     kept: Iterable[tuple[str, TreeCheckpoint]],
     report: Report,
     ask: Callable[[int], Consistency],
-) -> None:
-    """Checks that a tree holds those that were kept, as they were."""
+) -> TreeCheckpoint:
+    """Checks that a tree holds those that were kept, as they were.
+
+    Answers the checkpoint that may be kept in their place: that with which the proof ends.
+    """
     if not trusted([("of now", newest)], keys, report):
-        return
+        return newest
     for name, checkpoint in kept:
         if not trusted([(name, checkpoint)], keys, report):
             continue
-        if checkpoint.origin == newest.origin and checkpoint.size > newest.size:
-            report.found(
-                f"the tree became shorter: it had {checkpoint.size} leaves, and has {newest.size}"
-            )
+        if checkpoint.origin == newest.origin and checkpoint.size != newest.size:
+            newest = _continued(name, checkpoint, newest, keys, report, ask)
         else:
-            _same_tree(name, checkpoint, newest, report, ask)
+            _same_tree(name, checkpoint, newest, keys, report, ask)
+    return newest
+
+
+def _continued(
+    name: str,
+    kept: TreeCheckpoint,
+    newest: TreeCheckpoint,
+    keys: Sequence[CheckpointKey],
+    report: Report,
+    ask: Callable[[int], Consistency],
+) -> TreeCheckpoint:
+    """The checkpoint of which one signed answer proves that it continues a kept one."""
+    if kept.size > newest.size:
+        report.found(f"the tree became shorter: it had {kept.size} leaves, and has {newest.size}")
+        return newest
+    answer = ask(kept.size)
+    now = answer.checkpoint
+    if not _is_of(newest.origin, now, keys, report):
+        return newest
+    if now.size < newest.size:
+        report.found(f"the tree became shorter: it had {newest.size} leaves, and has {now.size}")
+    elif now.size == newest.size and now.root != newest.root:
+        report.found(f"the installation signed two trees of {now.size} leaves")
+    else:
+        _contains(name, kept, answer, report)
+    return now
 
 
 def check_proof(
@@ -276,7 +304,7 @@ def check_proof(
         return
     for name, checkpoint in kept:
         if trusted([(name, checkpoint)], keys, report):
-            _same_tree(name, checkpoint, proof.checkpoint, report, ask)
+            _same_tree(name, checkpoint, proof.checkpoint, keys, report, ask)
 
 
 def told_of(proof: Proof, report: Report) -> list[str]:
@@ -299,6 +327,7 @@ def _same_tree(
     name: str,
     kept: TreeCheckpoint,
     other: TreeCheckpoint,
+    keys: Sequence[CheckpointKey],
     report: Report,
     ask: Callable[[int], Consistency] | None,
 ) -> None:
@@ -310,14 +339,56 @@ def _same_tree(
     elif ask is None:
         report.could_not(f"the checkpoint {name}: that needs a connection")
     else:
-        for one in (kept, other):
-            newer = ask(one.size)
-            try:
-                now = newer.checkpoint
-                check_consistency(one.size, one.root, now.size, now.root, newer.hashes)
-            except ProofError as wrong:
-                report.found(f"what the checkpoint {name} knows: {wrong}")
-                return
+        _both_in_one(name, kept, other, keys, report, ask)
+
+
+def _both_in_one(
+    name: str,
+    kept: TreeCheckpoint,
+    other: TreeCheckpoint,
+    keys: Sequence[CheckpointKey],
+    report: Report,
+    ask: Callable[[int], Consistency],
+) -> None:
+    """Checks that two trees are in one and the same present tree."""
+    for _ in range(_ATTEMPTS):
+        answers = [ask(one.size) for one in (kept, other)]
+        first, second = (answer.checkpoint for answer in answers)
+        if first.size == second.size:
+            break
+    else:
+        # The log grows between the two answers, or does not want to be compared.
+        report.could_not(f"the checkpoint {name}: the tree grew meanwhile; try again")
+        return
+    if not all(_is_of(kept.origin, now, keys, report) for now in (first, second)):
+        return
+    if first.root != second.root:
+        report.found(f"the installation signed two trees of {first.size} leaves")
+        return
+    for one, answer in zip((kept, other), answers, strict=True):
+        if not _contains(name, one, answer, report):
+            return
+
+
+def _is_of(origin: str, now: TreeCheckpoint, keys: Sequence[CheckpointKey], report: Report) -> bool:
+    """Whether the checkpoint of an answer is signed, and of this log."""
+    if not trusted([("in the answer", now)], keys, report):
+        return False
+    if now.origin != origin:
+        report.could_not(f"the tree: the answer is of another log, {now.origin}; try again")
+        return False
+    return True
+
+
+def _contains(name: str, one: TreeCheckpoint, answer: Consistency, report: Report) -> bool:
+    """Whether the tree of an answer holds all that a checkpoint knows."""
+    now = answer.checkpoint
+    try:
+        check_consistency(one.size, one.root, now.size, now.root, answer.hashes)
+    except ProofError as wrong:
+        report.found(f"what the checkpoint {name} knows: {wrong}")
+        return False
+    return True
 
 
 def read_lines(path: Path) -> Iterator[str]:

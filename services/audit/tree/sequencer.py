@@ -110,7 +110,7 @@ class Sequencer:
     async def begin_again(self) -> Log | None:
         """Begins another log: the database went back to an earlier state."""
         async with self._database.system_transaction("the tree has no tenant") as connection:
-            ended = await store.newest(connection, lock=True)
+            ended = await store.hold(connection)
             if ended is None:
                 return None
             begun = await store.begin_behind(connection, ended, self._clock())

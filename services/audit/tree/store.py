@@ -61,28 +61,49 @@ class Log:
 
 async def newest(connection: Connection, *, lock: bool = False) -> Log | None:
     """The log that grows; `None` before there is one, or while another process holds it."""
+    # Only the newest one: the one before it must not grow because the newest is locked.
     row = await connection.fetchrow(
         "SELECT number, origin, before, size, root FROM audit.tree_log"
-        f" ORDER BY number DESC LIMIT 1{' FOR UPDATE SKIP LOCKED' if lock else ''}"
+        " WHERE number = (SELECT max(number) FROM audit.tree_log)"
+        f"{' FOR UPDATE SKIP LOCKED' if lock else ''}"
     )
     return Log(**row) if row else None
 
 
-async def begin(connection: Connection, number: int, host: str, before: str, at: datetime) -> Log:
-    """Begins a log; which one there is then, `newest` says.
+async def hold(connection: Connection) -> Log | None:
+    """The log that grows, held by this transaction; waits for the process that holds it.
+
+    `None` before there is a log.
+    """
+    held = None
+    while True:
+        found = await newest(connection)
+        # Another one may have begun while this waited.
+        if found is None or (held is not None and held.number == found.number):
+            return found
+        held = found
+        await connection.execute(
+            "SELECT FROM audit.tree_log WHERE number = $1 FOR UPDATE", found.number
+        )
+
+
+async def begin(
+    connection: Connection, number: int, host: str, before: str, at: datetime
+) -> Log | None:
+    """Begins a log; `None` when there is one with that number already, which stays as it is.
 
     Args:
         connection: in a transaction.
-        number: behind that of the log before; a log that has it already stays as it is.
+        number: behind that of the log before.
         host: what its origin begins with.
         before: the text of the last checkpoint of the log before; empty for none.
         at: the time.
     """
     origin = f"{host}/audit/{secrets.token_hex(_LOG_ID_BYTES)}"
     log = Log(number, origin, before, 0, EMPTY_ROOT)
-    await connection.execute(
+    begun = await connection.fetchval(
         "INSERT INTO audit.tree_log (number, origin, before, size, root, began_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING number",
         log.number,
         log.origin,
         log.before,
@@ -90,13 +111,20 @@ async def begin(connection: Connection, number: int, host: str, before: str, at:
         log.root,
         at,
     )
-    return log
+    return log if begun is not None else None
 
 
 async def begin_behind(connection: Connection, ended: Log, at: datetime) -> Log:
-    """Begins a log behind another one, which went back in time."""
+    """Begins a log behind another one, which went back in time.
+
+    Raises:
+        RuntimeError: another process has begun one.
+    """
     host = ended.origin.rsplit("/audit/", 1)[0]
-    return await begin(connection, ended.number + 1, host, ended.text, at)
+    begun = await begin(connection, ended.number + 1, host, ended.text, at)
+    if begun is None:
+        raise RuntimeError(f"another log began behind {ended.origin}")
+    return begun
 
 
 async def grow(connection: Connection, log: Log) -> Log:

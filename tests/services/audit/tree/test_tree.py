@@ -218,6 +218,30 @@ async def test_a_database_that_went_back_gets_another_log(audit: Audit) -> None:
     assert proof.checkpoint.origin == after.origin
 
 
+async def test_a_log_that_ended_does_not_grow(audit: Audit) -> None:
+    """Though another process holds the newest one; who ends that one waits for it."""
+    await fill(audit, 5)
+    await audit.tree_checkpoint(5)
+    assert await sequencer(audit).begin_again() is not None
+    await fill(audit, 3)
+    async with audit.kit.database.system_transaction("a test") as connection:
+        held = await store.hold(connection)
+        assert held is not None
+        assert held.number == 2
+        assert await sequencer(audit).grow() is False
+        ended = await connection.fetchval("SELECT size FROM audit.tree_log WHERE number = 1")
+        assert ended == 5
+        waiting = asyncio.create_task(sequencer(audit).begin_again())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+    begun = await waiting
+    assert begun is not None
+    assert begun.number == 3
+    async with audit.kit.database.system_transaction("a test") as connection:
+        with pytest.raises(RuntimeError, match="another log began"):
+            await store.begin_behind(connection, held, audit.kit.clock())
+
+
 async def test_the_services_role_cannot_change_the_tree(audit: Audit) -> None:
     """Nor a superuser, without removing the triggers first."""
     await fill(audit, 3)
