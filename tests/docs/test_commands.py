@@ -28,6 +28,7 @@ RUN_BY: Final = {
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
+    ("docs/second-factor.md", "make-run"): "tests/docs/test_make_run.py::test_second_factors",
     ("docs/simulator.md", "make-run"): "tests/docs/test_make_run.py::test_the_simulator",
     ("docs/troubleshooting.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
     ("docs/upgrade.md", "make-run"): "tests/upgrade/test_homes.py::test_there_and_back",

@@ -22,6 +22,7 @@ from servicekit.ids import now
 from tests.docs.reader import Reader, clone, day, psql
 from tests.e2e.world import ok
 from tests.support import documented
+from tests.support.authenticator import App
 from tests.support.backups import World, seed, target, world
 from tests.support.documented import Block, Commands
 from tests.support.paths import ROOT
@@ -187,6 +188,27 @@ def test_api_tokens(reader: Reader, stack: Stack) -> None:
     said = reader.run([revoked])
     assert "revoked" in said
     assert "rotated" not in said  # the overlap is not over
+
+
+def test_second_factors(reader: Reader, root: httpx.Client, stack: Stack) -> None:
+    """A person makes recovery codes, an Owner asks for second factors, and resets one."""
+    ann = {"email": "ann@school.example", "password": "a password for tests"}
+    ok(root.post("/api/users", json={**ann, "role": "Auditor"}))
+    (reader.directory / "ann-password").write_text(ann["password"])
+    with Commands("docs/second-factor.md", "make-run") as commands:
+        said = reader.run(commands.take("Set one up"))
+        assert "authenticator app: none" in said
+        assert len(re.findall(r"^[0-9a-z]{5}-[0-9a-z]{5}$", said, re.M)) == 10
+        said = reader.run(commands.take("Ask for it"))
+        assert "second factor: owners, needed from" in said
+        assert said.rstrip().endswith("second factor: off")
+        with stack.client() as client:
+            session = ok(client.post("/auth/login", json=ann))
+            client.headers["authorization"] = f"Bearer {session['token']}"
+            app = App(ok(client.post("/auth/mfa/totp", json={}))["secret"])
+            ok(client.post("/auth/mfa/totp/confirm", json={"code": app.code(-1)}))
+        assert "password alone" in reader.run(commands.take("App and recovery codes are lost"))
+        ok(root.post("/auth/login", json=ann))
 
 
 def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
