@@ -104,9 +104,29 @@ def remove_app(
         _say(api.delete("/auth/mfa/totp"))
 
 
+@app.command("remove-passkey")
+def remove_passkey(
+    passkey: Annotated[str, typer.Argument(help="The passkey, by its id or name.")],
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Remove one of your passkeys; they are added in the browser, at /auth/account."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        known = api.get("/auth/mfa").get("passkeys", [])
+        found = [one for one in known if passkey in {one["id"], one["name"]}]
+        if len(found) != 1:
+            raise CliError(f"you have {len(found)} passkeys with the name or id {passkey}")
+        _say(api.delete(f"/auth/passkeys/{found[0]['id']}"))
+
+
 def _say(factors: dict[str, Any]) -> None:
     since = factors.get("totpSince", "")
     typer.echo(f"authenticator app: {f'since {since}' if since else 'none'}")
     typer.echo(f"recovery codes left: {factors.get('recoveryCodesLeft', 0)}")
+    for one in factors.get("passkeys", []):
+        typer.echo(f"passkey: {one['name']} ({one['site']}), {one['id']}")
     if factors.get("required"):
         typer.echo(f"asked for by your organisation from {factors['requiredFrom']} on")

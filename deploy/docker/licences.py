@@ -16,6 +16,7 @@ _SPELLED: Final[Mapping[str, str]] = {
     "Apache 2 License": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
+    "Apache License, Version 2.0": "Apache-2.0",
     "BSD 2-Clause License": "BSD-2-Clause",
     "BSD 3-Clause License": "BSD-3-Clause",
     "GPLv2": "GPL-2.0-only",
@@ -39,6 +40,7 @@ _READ: Final[Mapping[str, str]] = {
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",  # its own text, on the model of Python's
     "promql-parser": "MIT",
+    "pyasn1-modules": "BSD-2-Clause",
     "pyrage": "MIT",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
     "segno": "BSD-3-Clause",

@@ -23,6 +23,7 @@ from servicekit.outgoing.guard import Guard, Proxy
 from servicekit.peers.closing import TenantWork
 from servicekit.rpc.chain import CallChain
 from servicekit.rpc.reflection import add_reflection
+from servicekit.security.passkeys import RelyingParty
 from servicekit.security.sealing import Sealer
 from servicekit.settings import read_secret
 from services.identity.api_tokens.accounts import ServiceAccounts
@@ -55,6 +56,7 @@ from services.identity.pages.browsers import Browsers
 from services.identity.second_factor.api import SecondFactorApi
 from services.identity.second_factor.challenges import Challenges
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
+from services.identity.second_factor.passkeys import Passkeys
 from services.identity.second_factor.policies import SignInPolicies
 from services.identity.second_factor.service import SecondFactors
 from services.identity.second_factor.tries import CodeTries
@@ -251,6 +253,15 @@ async def build(kit: Kit) -> Parts:
     factors = SecondFactors(
         kit.database, kit.outbox, kit.tenants, end_sessions_of, factor_sealer, kit.clock
     )
+    passkeys = Passkeys(
+        kit.database,
+        kit.outbox,
+        factors,
+        end_sessions_of,
+        factor_sealer,
+        RelyingParty.at(settings.public_url),
+        kit.clock,
+    )
     policies = SignInPolicies(kit.database, kit.outbox, kit.tenants, factors, kit.clock)
     sso = _single_sign_on(kit, settings, accounts)
     sessions = Sessions(
@@ -261,6 +272,7 @@ async def build(kit: Kit) -> Parts:
         Guesses(kit.database, sealer, kit.clock),
         directories.logins,
         factors,
+        passkeys,
         Challenges(kit.database, factor_sealer, kit.clock),
         CodeTries(kit.database, sealer, kit.clock),
         sso.logins,
@@ -278,7 +290,9 @@ async def build(kit: Kit) -> Parts:
             pass
 
     def portal(chain: CallChain) -> AsgiApp:
-        browsers = Browsers(chain, sessions, overview, factors, sso.logins, signer, session_life)
+        browsers = Browsers(
+            chain, sessions, overview, factors, passkeys, sso.logins, signer, session_life
+        )
         around = Surroundings(
             browsers,
             users,
@@ -302,7 +316,8 @@ async def build(kit: Kit) -> Parts:
                 SessionApi(overview),
             ),
             partial(
-                rpc.add_SecondFactorServiceServicer_to_server, SecondFactorApi(factors, policies)
+                rpc.add_SecondFactorServiceServicer_to_server,
+                SecondFactorApi(factors, passkeys, policies),
             ),
             partial(rpc.add_TenantServiceServicer_to_server, TenantApi(tenants, life, deletions)),
             partial(rpc.add_UserServiceServicer_to_server, UserApi(users, settings.public_url)),

@@ -32,7 +32,7 @@ from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
     # Failed logins of the last hours, and logins that are under way.
-    made_anew=frozenset({"guess", "login_challenge", "sso_used"}),
+    made_anew=frozenset({"guess", "login_challenge", "spent_challenge", "sso_used"}),
     sealed={"signing_key": SEALED_FOR},
     secrets={
         "directory": DIRECTORY_SEALED_FOR,

@@ -51,6 +51,7 @@ _ABOUT_CONTENT = re.compile(
             "(currentPassword|password): is wrong",
             # One of the two has to be given.
             "mfa: must be given, or graceDays",
+            "credential: is no new passkey: .*",
             # Which six digits an app shows, a schema does not know.
             "code: is none that your app shows .*",
             "etag: must be the etag in If-Match.*",

@@ -505,6 +505,10 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "ResetSecondFactors",
         "UpdateSignInPolicy",
         "StepUp",
+        # tests/external/test_passkeys.py
+        "CreatePasskeyOptions",
+        "CreatePasskey",
+        "DeletePasskey",
         # tests/services/identity/api_tokens
         "CreateApiToken",
         "RotateApiToken",

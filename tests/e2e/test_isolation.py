@@ -193,6 +193,9 @@ _NAMED: dict[str, Case] = {
     "ServiceAccountService/UpdateServiceAccount": _by_id(lambda v: v.service_account, name="y"),
     "ServiceAccountService/DeleteServiceAccount": _by_id(lambda v: v.service_account),
     "SecondFactorService/ResetSecondFactors": _by_id(lambda v: v.user["id"]),
+    "SecondFactorService/DeletePasskey": lambda v, _: {
+        "id": "01936d2e-9c14-7a02-8b77-51d2c3e4f506"
+    },
     "SecondFactorService/GetSignInPolicy": _by_id(lambda v: v.org.id),
     "SecondFactorService/UpdateSignInPolicy": _by_id(lambda v: v.org.id, mfa="all"),
     "UserService/DeleteUser": _by_id(lambda v: v.user["id"]),
@@ -331,6 +334,8 @@ _UNNAMED = {
     "SecondFactorService/ConfirmTotp",
     "SecondFactorService/DeleteTotp",
     "AuthService/StepUp",
+    "SecondFactorService/CreatePasskeyOptions",
+    "SecondFactorService/CreatePasskey",
     "AuthService/Logout",
     "AuthService/ChangePassword",
     "TokenKeyService/ListTokenKeys",

@@ -106,7 +106,7 @@ class FactorChange:
     """A second factor, and whose it is."""
 
     email: str
-    method: Literal["totp"]
+    method: Literal["totp", "passkey"]
     factor_id: UUID
 
 
@@ -163,7 +163,7 @@ class OpenedSession:
         tuple[str, ...],
         Since("0.2.0"),
         "How the user logged in: `pwd` or `sso`, and `otp` or `recovery` beside it; `mfa` where a"
-        " provider answers for a second factor.",
+        " provider answers for a second factor; or `passkey`.",
     ] = ()
     source: Annotated[
         UUID | None, Since("0.2.0"), "The directory or provider that recognised the user."
@@ -650,6 +650,30 @@ class RecoveryCodeUsed(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyAdded(_UserAction):
+    """A user added a passkey."""
+
+    NAME: ClassVar[str] = "identity.passkey_added"
+    after: FactorChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyRemoved(_UserAction):
+    """A passkey of a user opens nothing any more."""
+
+    NAME: ClassVar[str] = "identity.passkey_removed"
+    after: FactorChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyCounterBehind(_UserAction):
+    """A passkey was refused: its device has counted less than before, as a copy of it would."""
+
+    NAME: ClassVar[str] = "identity.passkey_counter_behind"
+    after: FactorChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SecondFactorsReset(_UserAction):
     """An Owner, or an operator on the server's machine, removed all second factors of a user."""
 
@@ -1099,6 +1123,9 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     PasswordChanged(id=ID),
     SecondFactorEnabled(id=ID, after=_FACTOR),
     SecondFactorDisabled(id=ID, after=_FACTOR),
+    PasskeyAdded(id=ID, after=replace(_FACTOR, method="passkey")),
+    PasskeyRemoved(id=ID, after=replace(_FACTOR, method="passkey")),
+    PasskeyCounterBehind(id=ID, after=replace(_FACTOR, method="passkey")),
     SecondFactorsReset(id=ID, after=FactorOwner(email=EMAIL)),
     SignInPolicyUpdated(
         id=ID,

@@ -4523,6 +4523,7 @@ class SecondFactors(_message.Message):
     RECOVERY_CODES_LEFT_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     REQUIRED_FROM_FIELD_NUMBER: _builtins.int
+    PASSKEYS_FIELD_NUMBER: _builtins.int
     recovery_codes_left: _builtins.int
     """How many recovery codes have not been used."""
     required: _builtins.bool
@@ -4537,6 +4538,10 @@ class SecondFactors(_message.Message):
         for.
         """
 
+    @_builtins.property
+    def passkeys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Passkey]:
+        """The user's passkeys."""
+
     def __init__(
         self,
         *,
@@ -4544,14 +4549,63 @@ class SecondFactors(_message.Message):
         recovery_codes_left: _builtins.int = ...,
         required: _builtins.bool = ...,
         required_from: _timestamp_pb2.Timestamp | None = ...,
+        passkeys: _abc.Iterable[Global___Passkey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["required_from", b"required_from", "totp_since", b"totp_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recovery_codes_left", b"recovery_codes_left", "required", b"required", "required_from", b"required_from", "totp_since", b"totp_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passkeys", b"passkeys", "recovery_codes_left", b"recovery_codes_left", "required", b"required", "required_from", b"required_from", "totp_since", b"totp_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SecondFactors: _TypeAlias = SecondFactors  # noqa: Y015
+
+@_typing.final
+class Passkey(_message.Message):
+    """A passkey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    BACKED_UP_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The passkey's id."""
+    name: _builtins.str
+    """What its owner calls it."""
+    backed_up: _builtins.bool
+    """Whether several devices of its owner have it."""
+    site: _builtins.str
+    """The host that it is for. It opens nothing when the installation is at
+    another one.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was added."""
+
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last opened something; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        backed_up: _builtins.bool = ...,
+        site: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "last_used_at", b"last_used_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backed_up", b"backed_up", "created_at", b"created_at", "id", b"id", "last_used_at", b"last_used_at", "name", b"name", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Passkey: _TypeAlias = Passkey  # noqa: Y015
 
 @_typing.final
 class CreateRecoveryCodesRequest(_message.Message):
@@ -4826,3 +4880,90 @@ class UpdateSignInPolicyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mfa) -> _WhichOneofReturnType__mfa | None: ...
 
 Global___UpdateSignInPolicyRequest: _TypeAlias = UpdateSignInPolicyRequest  # noqa: Y015
+
+@_typing.final
+class CreatePasskeyOptionsRequest(_message.Message):
+    """Asks for options of a new passkey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePasskeyOptionsRequest: _TypeAlias = CreatePasskeyOptionsRequest  # noqa: Y015
+
+@_typing.final
+class PasskeyOptions(_message.Message):
+    """Options for a browser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    options: _builtins.str
+    """The options, as JSON."""
+    def __init__(
+        self,
+        *,
+        options: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PasskeyOptions: _TypeAlias = PasskeyOptions  # noqa: Y015
+
+@_typing.final
+class CreatePasskeyRequest(_message.Message):
+    """A new passkey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What to call it."""
+    credential: _builtins.str
+    """What the browser answered: `JSON.stringify(credential)`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        credential: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePasskeyRequest: _TypeAlias = CreatePasskeyRequest  # noqa: Y015
+
+@_typing.final
+class DeletePasskeyRequest(_message.Message):
+    """Which passkey to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The passkey's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePasskeyRequest: _TypeAlias = DeletePasskeyRequest  # noqa: Y015

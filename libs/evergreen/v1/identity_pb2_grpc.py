@@ -706,6 +706,21 @@ class SecondFactorServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
                 _registered_method=True)
+        self.CreatePasskeyOptions = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/CreatePasskeyOptions',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreatePasskeyOptionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.PasskeyOptions.FromString,
+                _registered_method=True)
+        self.CreatePasskey = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/CreatePasskey',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreatePasskeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
+        self.DeletePasskey = channel.unary_unary(
+                '/evergreen.v1.SecondFactorService/DeletePasskey',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeletePasskeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+                _registered_method=True)
         self.ResetSecondFactors = channel.unary_unary(
                 '/evergreen.v1.SecondFactorService/ResetSecondFactors',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ResetSecondFactorsRequest.SerializeToString,
@@ -766,6 +781,29 @@ class SecondFactorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreatePasskeyOptions(self, request, context):
+        """Returns what a browser is asked to make: options of WebAuthn as JSON, for
+        `PublicKeyCredential.parseCreationOptionsFromJSON`. For ten minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePasskey(self, request, context):
+        """Adds a passkey that a browser has made with these options. A passkey alone
+        opens the account, at `/login`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePasskey(self, request, context):
+        """Removes a passkey. With the last factor the recovery codes go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResetSecondFactors(self, request, context):
         """Removes all second factors of a user who has lost them, and ends the user's
         sessions. The password stays. Not of one's own account.
@@ -816,6 +854,21 @@ def add_SecondFactorServiceServicer_to_server(servicer, server):
             'DeleteTotp': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTotp,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'CreatePasskeyOptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePasskeyOptions,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreatePasskeyOptionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.PasskeyOptions.SerializeToString,
+            ),
+            'CreatePasskey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePasskey,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreatePasskeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
+            ),
+            'DeletePasskey': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePasskey,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeletePasskeyRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.SecondFactors.SerializeToString,
             ),
             'ResetSecondFactors': grpc.unary_unary_rpc_method_handler(
@@ -971,6 +1024,87 @@ class SecondFactorService:
             target,
             '/evergreen.v1.SecondFactorService/DeleteTotp',
             evergreen_dot_v1_dot_identity__pb2.DeleteTotpRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePasskeyOptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/CreatePasskeyOptions',
+            evergreen_dot_v1_dot_identity__pb2.CreatePasskeyOptionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.PasskeyOptions.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePasskey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/CreatePasskey',
+            evergreen_dot_v1_dot_identity__pb2.CreatePasskeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePasskey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.SecondFactorService/DeletePasskey',
+            evergreen_dot_v1_dot_identity__pb2.DeletePasskeyRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.SecondFactors.FromString,
             options,
             channel_credentials,

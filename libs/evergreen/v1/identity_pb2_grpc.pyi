@@ -286,6 +286,16 @@ class SecondFactorServiceStub:
     """Confirms the authenticator app's key with a code of it."""
     DeleteTotp: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]
     """Removes the authenticator app. With the last factor the recovery codes go."""
+    CreatePasskeyOptions: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreatePasskeyOptionsRequest, _identity_pb2.PasskeyOptions]
+    """Returns what a browser is asked to make: options of WebAuthn as JSON, for
+    `PublicKeyCredential.parseCreationOptionsFromJSON`. For ten minutes.
+    """
+    CreatePasskey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreatePasskeyRequest, _identity_pb2.SecondFactors]
+    """Adds a passkey that a browser has made with these options. A passkey alone
+    opens the account, at `/login`.
+    """
+    DeletePasskey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeletePasskeyRequest, _identity_pb2.SecondFactors]
+    """Removes a passkey. With the last factor the recovery codes go."""
     ResetSecondFactors: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ResetSecondFactorsRequest, _identity_pb2.SecondFactors]
     """Removes all second factors of a user who has lost them, and ends the user's
     sessions. The password stays. Not of one's own account.
@@ -321,6 +331,16 @@ class SecondFactorServiceAsyncStub(SecondFactorServiceStub):
     """Confirms the authenticator app's key with a code of it."""
     DeleteTotp: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteTotpRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
     """Removes the authenticator app. With the last factor the recovery codes go."""
+    CreatePasskeyOptions: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreatePasskeyOptionsRequest, _identity_pb2.PasskeyOptions]  # type: ignore[assignment]
+    """Returns what a browser is asked to make: options of WebAuthn as JSON, for
+    `PublicKeyCredential.parseCreationOptionsFromJSON`. For ten minutes.
+    """
+    CreatePasskey: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreatePasskeyRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Adds a passkey that a browser has made with these options. A passkey alone
+    opens the account, at `/login`.
+    """
+    DeletePasskey: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeletePasskeyRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
+    """Removes a passkey. With the last factor the recovery codes go."""
     ResetSecondFactors: _aio.UnaryUnaryMultiCallable[_identity_pb2.ResetSecondFactorsRequest, _identity_pb2.SecondFactors]  # type: ignore[assignment]
     """Removes all second factors of a user who has lost them, and ends the user's
     sessions. The password stays. Not of one's own account.
@@ -383,6 +403,34 @@ class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
         """Removes the authenticator app. With the last factor the recovery codes go."""
+
+    @_abc_1.abstractmethod
+    def CreatePasskeyOptions(
+        self,
+        request: _identity_pb2.CreatePasskeyOptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.PasskeyOptions, _abc.Awaitable[_identity_pb2.PasskeyOptions]]:
+        """Returns what a browser is asked to make: options of WebAuthn as JSON, for
+        `PublicKeyCredential.parseCreationOptionsFromJSON`. For ten minutes.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePasskey(
+        self,
+        request: _identity_pb2.CreatePasskeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Adds a passkey that a browser has made with these options. A passkey alone
+        opens the account, at `/login`.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePasskey(
+        self,
+        request: _identity_pb2.DeletePasskeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SecondFactors, _abc.Awaitable[_identity_pb2.SecondFactors]]:
+        """Removes a passkey. With the last factor the recovery codes go."""
 
     @_abc_1.abstractmethod
     def ResetSecondFactors(

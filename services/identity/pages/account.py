@@ -17,10 +17,12 @@ from services.identity.pages import forms, invitations
 from services.identity.pages.answers import going, language, page_answer, see
 from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, LOGIN, FormPages
 from services.identity.pages.browsers import keep_sso
+from services.identity.pages.passkeys import asking, making
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Html, Page, Problem
 from services.identity.pages.texts import TEXTS
 from services.identity.second_factor.domain import Factors
+from services.identity.second_factor.passkey_store import Passkey
 from services.identity.second_factor.qr import qr_svg
 from services.identity.second_factor.service import Setup
 from services.identity.sessions.domain import KnownSession, OpenSession
@@ -31,6 +33,8 @@ _DONE: Final = {
     "confirmed": "confirmed",
     "factor": "factor_done",
     "no-factor": "factor_removed",
+    "passkey": "passkey_done",
+    "no-passkey": "passkey_removed",
     "session": "session_ended_there",
     "others": "others_ended",
     "linked": "linked",
@@ -128,11 +132,72 @@ class Account(FormPages):
         form = await self._form(request)
         try:
             self._check(request, form)
-            codes = await self._browsers.new_recovery_codes(request)
+            return await self._codes_page(request)
         except DomainError as error:
             return await self._refused(request, error)
+
+    async def _codes_page(self, request: Request) -> Response:
+        codes = await self._browsers.new_recovery_codes(request)
         values = {"codes": _items(codes)}
         return page_answer(Page(name="recovery_codes", language=language(request), values=values))
+
+    async def add_passkey(self, request: Request) -> Response:
+        """Shows recovery codes where there are none, and else asks the browser for a passkey."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            if not (await self._browsers.factors(request)).recovery_codes_left:
+                return await self._codes_page(request)
+            options = await self._browsers.new_passkey_options(request)
+        except DomainError as error:
+            return await self._refused(request, error)
+        token = forms.form_token(request)
+        page = Page(name="add_passkey", language=language(request))
+        values = {"passkey": making(page, options, token)}
+        return page_answer(
+            Page(name=page.name, language=page.language, values=values), form_token=token
+        )
+
+    async def new_passkey(self, request: Request) -> Response:
+        """Adds the passkey that the browser has made."""
+        form = await self._form(request)
+        made = pb.CreatePasskeyRequest(
+            name=form.get("name", "").strip(), credential=form.get("credential", "")
+        )
+        try:
+            self._check(request, form)
+            await self._browsers.add_passkey(request, made)
+        except DomainError as error:
+            return await self._refused(request, error)
+        return see(f"{ACCOUNT}?done=passkey")
+
+    async def remove_passkey(self, request: Request) -> Response:
+        """Removes a passkey."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            removed = pb.DeletePasskeyRequest(id=form.get("passkey", ""))
+            await self._browsers.remove_passkey(request, removed)
+        except DomainError as error:
+            return await self._refused(request, error)
+        return see(f"{ACCOUNT}?done=no-passkey")
+
+    async def confirm_with_passkey(self, request: Request) -> Response:
+        """Confirms with a passkey who uses the session."""
+        form = await self._form(request)
+        try:
+            self._check(request, form)
+            confirmed = await self._browsers.step_up_with_passkey(
+                request, form.get("credential", "")
+            )
+        except DomainError as error:
+            problem = error
+            return await self._with_session(
+                request, lambda session: self._confirm(request, session, problem)
+            )
+        response = see(f"{ACCOUNT}?done=confirmed")
+        self._browsers.remember_token(response, confirmed)
+        return response
 
     async def confirm_page(self, request: Request) -> Response:
         """Asks for the password again, and for a code where there is a second factor."""
@@ -168,6 +233,9 @@ class Account(FormPages):
             "form": token,
             "email": session.user.email,
             "code": page.part("confirm_code") if factors.any else Html(""),
+            "passkey": asking(
+                page, "passkey-confirm", await self._browsers.confirm_options(request), token
+            ),
         }
         return page_answer(
             Page(name=page.name, language=spoken, values=values, problems=problems), error, token
@@ -239,7 +307,9 @@ class Account(FormPages):
                     **self._new_password(texts, protected=factors.any),
                     "organisation": tenant.name if tenant else str(session.user.tenant_id),
                     "providers": await self._links(page, token, session),
-                    "factor": _factor_part(page, factors, token),
+                    "factor": _factor_part(
+                        page, factors, await self._browsers.passkeys(request), token
+                    ),
                     "sessions": await self._sessions_part(request, page, token),
                     "links": Html(
                         "".join(
@@ -316,22 +386,40 @@ def set_up_page(
     )
 
 
-def _factor_part(page: Page, factors: Factors, token: str) -> Html:
+def _factor_part(page: Page, factors: Factors, passkeys: Sequence[Passkey], token: str) -> Html:
     texts = page.texts
     said = [texts["factor_off"]]
     if factors.totp_since is not None:
         said = [texts["factor_on"].format(_day(factors.totp_since), factors.recovery_codes_left)]
+    elif factors.any:
+        said = [texts["factor_passkeys"].format(factors.recovery_codes_left)]
     if factors.required_from is not None and not factors.any:
         said.append(texts["factor_required"].format(_day(factors.required_from)))
     more = Html("")
     if factors.any:
-        more = page.part("account_factor_more", form=token)
+        remove = page.part("account_remove_app", form=token) if factors.totp_since else Html("")
+        more = page.part("account_factor_more", form=token, remove=remove)
+    rows = "".join(_passkey_row(page, one, token) for one in passkeys)
     return page.part(
         "account_factor",
         said=" ".join(said),
         form=token,
-        button=texts["another_app" if factors.any else "set_up_app"],
+        button=texts["another_app" if factors.totp_since else "set_up_app"],
         more=more,
+        passkeys=Html(f'<ul class="people">{rows}</ul>' if rows else ""),
+    )
+
+
+def _passkey_row(page: Page, passkey: Passkey, token: str) -> Html:
+    used = passkey.last_used_at
+    return page.part(
+        "passkey_row",
+        id=str(passkey.id),
+        called=passkey.name,
+        about=page.texts["passkey_about"].format(
+            _day(passkey.created_at), _day(used) if used else "-"
+        ),
+        form=token,
     )
 
 

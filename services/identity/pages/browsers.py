@@ -23,6 +23,8 @@ from servicekit.rpc.pagination import Page
 from services.identity.authenticators.domain import DEVICE_COOKIE, DEVICE_LIFE
 from services.identity.second_factor.challenges import PendingLogin
 from services.identity.second_factor.domain import CHALLENGE_LIFE, Factors
+from services.identity.second_factor.passkey_store import Passkey
+from services.identity.second_factor.passkeys import Passkeys
 from services.identity.second_factor.service import AppKey, SecondFactors, Setup
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
@@ -61,6 +63,7 @@ class Browsers:
         sessions: Sessions,
         overview: SessionsOverview,
         factors: SecondFactors,
+        passkeys: Passkeys,
         sso: SsoLogins,
         signer: TokenSigner,
         session_life: timedelta,
@@ -70,6 +73,7 @@ class Browsers:
         self._overview = overview
         self._factors = factors
         self._sso = sso
+        self._passkeys = passkeys
         self._signer = signer
         self._session_life = session_life
 
@@ -111,6 +115,111 @@ class Browsers:
             request,
             lambda call: self._sessions.finish_login(call, cookie(request, WAITING), code, device),
         )
+
+    def passkey_options(self, bound: str) -> str:
+        """What the browser is asked for a login with a passkey; empty where there can be none.
+
+        Args:
+            bound: what only this browser has.
+        """
+        return self._passkeys.login_options(bound)
+
+    async def login_with_passkey(
+        self, request: Request, credential: str, bound: str
+    ) -> OpenSession:
+        """Opens a session with a passkey alone.
+
+        Raises:
+            DomainError: as `Sessions.login_with_passkey`.
+        """
+        device = cookie(request, DEVICE_COOKIE)
+        return await self._second_step(
+            request, lambda _: self._sessions.login_with_passkey(credential, bound, device)
+        )
+
+    async def finish_with_passkey(self, request: Request, credential: str) -> OpenSession:
+        """Opens the session of a login that waits, with a passkey.
+
+        Raises:
+            DomainError: as `Sessions.finish_with_passkey`.
+        """
+        device = cookie(request, DEVICE_COOKIE)
+        return await self._second_step(
+            request,
+            lambda _: self._sessions.finish_with_passkey(
+                cookie(request, WAITING), credential, device
+            ),
+        )
+
+    async def step_up_with_passkey(self, request: Request, credential: str) -> OpenSession:
+        """Confirms with a passkey who uses the session; answers its new token.
+
+        Raises:
+            DomainError: as `Sessions.step_up_with_passkey`.
+        """
+
+        async def work(call: Call) -> OpenSession:
+            return await self._sessions.step_up_with_passkey(call, credential)
+
+        return await self.user(request, f"{_AUTH}StepUp", work)
+
+    async def known_passkeys(self, request: Request, user: User) -> str:
+        """What the browser is asked for the second step; empty where the user has no passkey."""
+
+        async def work(_: Call) -> str:
+            known = await self._passkeys.of_user(user)
+            return self._passkeys.step_options(cookie(request, WAITING), known)
+
+        return await self._second_step(request, work)
+
+    async def passkeys(self, request: Request) -> list[Passkey]:
+        """The user's passkeys."""
+        return await self.user(request, f"{_FACTORS}GetSecondFactors", self._passkeys.own)
+
+    async def confirm_options(self, request: Request) -> str:
+        """What the browser is asked to confirm who uses the session; empty without a passkey."""
+
+        async def work(call: Call) -> str:
+            known = await self._passkeys.own(call)
+            return self._passkeys.step_options(call.caller.session_id, known)
+
+        return await self.user(request, f"{_FACTORS}GetSecondFactors", work)
+
+    async def new_passkey_options(self, request: Request) -> str:
+        """What the browser is asked to make.
+
+        Raises:
+            DomainError: as `Passkeys.creation_options`.
+        """
+        return await self.user(
+            request, f"{_FACTORS}CreatePasskeyOptions", self._passkeys.creation_options
+        )
+
+    async def add_passkey(self, request: Request, made: pb.CreatePasskeyRequest) -> None:
+        """Adds a passkey.
+
+        Raises:
+            DomainError: as `Passkeys.add`.
+        """
+
+        async def work(call: Call) -> None:
+            check_rules(made)
+            await self._passkeys.add(call, made.name, made.credential)
+
+        await self.user(request, f"{_FACTORS}CreatePasskey", work)
+
+    async def remove_passkey(self, request: Request, removed: pb.DeletePasskeyRequest) -> None:
+        """Removes a passkey.
+
+        Raises:
+            DomainError: as `Passkeys.remove`.
+        """
+
+        async def work(call: Call) -> None:
+            check_rules(removed)
+            await self._passkeys.remove(call, UUID(removed.id))
+
+        await self.user(request, f"{_FACTORS}DeletePasskey", work)
 
     async def set_up_factor(self, request: Request) -> Setup:
         """Makes what somebody needs who gets in only with a second factor.

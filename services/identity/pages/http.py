@@ -50,6 +50,12 @@ _ASSETS: Final = {
 }
 _AGAIN: Final = {
     "login": LOGIN,
+    "passkey": LOGIN,
+    "passkey-step": SECOND_STEP,
+    "passkey-confirm": CONFIRM,
+    "add-passkey": ACCOUNT,
+    "new-passkey": ACCOUNT,
+    "remove-passkey": ACCOUNT,
     "accept": ACCEPT,
     "reset": FORGOT,
     "password": ACCOUNT,
@@ -97,6 +103,12 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         app.add_api_route(path, page, methods=_READ)
     for name, form in {
         "login": pages.log_in,
+        "passkey": pages.use_passkey,
+        "passkey-step": second.use_passkey,
+        "passkey-confirm": account.confirm_with_passkey,
+        "add-passkey": account.add_passkey,
+        "new-passkey": account.new_passkey,
+        "remove-passkey": account.remove_passkey,
         "accept": pages.accept_invitation,
         "reset": pages.reset,
         "password": account.change_password,
@@ -170,6 +182,20 @@ class _Pages(LoginPage):
                 error=error,
             )
         return self.next_step(session, target)
+
+    async def use_passkey(self, request: Request) -> Response:
+        """Signs in with a passkey alone."""
+        form = await self._form(request)
+        target = next_of(form.get("next", ""))
+        try:
+            self._check(request, form)
+            session = await self._browsers.login_with_passkey(
+                request, form.get("credential", ""), form.get(forms.TOKEN, "")
+            )
+        except DomainError as error:
+            problems = problems_of(language(request), error, "password")
+            return await self.login_page(request, target, problems=problems, error=error)
+        return self._enter(session, target or self._around.landing)
 
     async def accept_invitation(self, request: Request) -> Response:
         return await self._set_password(request, "accept", "accept")

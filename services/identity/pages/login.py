@@ -12,6 +12,7 @@ from servicekit.observability import logs
 from services.identity.pages import forms
 from services.identity.pages.answers import language, page_answer, see
 from services.identity.pages.base import FormPages
+from services.identity.pages.passkeys import asking
 from services.identity.pages.render import Html, Page, Problem
 from services.identity.pages.second_step import second_step
 from services.identity.second_factor.challenges import PendingLogin
@@ -65,6 +66,9 @@ class LoginPage(FormPages):
             "org": org,
             "session": session,
             "sso": await self._providers(page, target, org, email),
+            "passkey": asking(
+                page, "passkey", self._browsers.passkey_options(token), token, target
+            ),
         }
         return page_answer(
             Page(

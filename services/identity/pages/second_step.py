@@ -12,6 +12,7 @@ from services.identity.pages import forms
 from services.identity.pages.account import set_up_page
 from services.identity.pages.answers import language, page_answer, see
 from services.identity.pages.base import LOGIN, FormPages
+from services.identity.pages.passkeys import asking
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Page
 from services.identity.pages.targets import SECOND_STEP, next_of
@@ -45,6 +46,17 @@ class SecondStep(FormPages):
         try:
             self._check(request, form)
             session = await self._browsers.finish_login(request, form.get("code", ""))
+        except DomainError as error:
+            return await self._page(request, target, error)
+        return self._signed_in(session, target)
+
+    async def use_passkey(self, request: Request) -> Response:
+        """Takes a passkey, and signs in."""
+        form = await self._form(request)
+        target = next_of(form.get("next", ""))
+        try:
+            self._check(request, form)
+            session = await self._browsers.finish_with_passkey(request, form.get("credential", ""))
         except DomainError as error:
             return await self._page(request, target, error)
         return self._signed_in(session, target)
@@ -91,6 +103,7 @@ class SecondStep(FormPages):
             if error is not None and error.reason in _OVER:
                 raise error
             user, factors, _ = await self._browsers.waiting_login(request)
+            known = await self._browsers.known_passkeys(request, user)
         except DomainError as over:
             if over.reason not in _OVER:
                 raise
@@ -99,10 +112,12 @@ class SecondStep(FormPages):
             return response
         spoken = language(request)
         token = forms.form_token(request)
-        page = Page(
-            name="second_factor" if factors.any else "set_up_first",
-            language=spoken,
-            values={"form": token, "next": target, "email": user.email},
-            problems=problems_of(spoken, error, "") if error else (),
+        name = "second_factor" if factors.any else "set_up_first"
+        problems = problems_of(spoken, error, "") if error else []
+        page = Page(name=name, language=spoken)
+        values = {"form": token, "next": target, "email": user.email}
+        if factors.any:
+            values["passkey"] = asking(page, "passkey-step", known, token, target)
+        return page_answer(
+            Page(name=name, language=spoken, values=values, problems=problems), error, token
         )
-        return page_answer(page, error, token)

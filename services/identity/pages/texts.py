@@ -98,6 +98,22 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "wrong_code": "The code is wrong, or was used before. Codes of an app are right only when"
         " the clock of your phone is: here it is {0} UTC.",
         "code_missing": "Enter a code, too.",
+        "factor_passkeys": "Signing in takes a passkey, or your password with a recovery code."
+        " Recovery codes left: {0}.",
+        "passkey_name": "What to call it",
+        "passkey_first_name": "My device",
+        "passkey_failed": "The passkey could not be used. Try again, or sign in another way.",
+        "passkey_script": "Passkeys need JavaScript, and a browser that has them.",
+        "use_passkey": "Use a passkey",
+        "make_passkey": "Make a passkey",
+        "add_passkey": "Add a passkey",
+        "add_passkey_intro": "Your device, or a security key, opens your account from then on with"
+        " a fingerprint or a PIN, without password and code.",
+        "remove_passkey": "Remove this passkey",
+        "passkey_about": "added on {0}, last used: {1}",
+        "passkey_done": "Your passkey is added.",
+        "passkey_removed": "That passkey opens nothing any more.",
+        "wrong_passkey": "The passkey was not recognised. Try again, or sign in another way.",
         "app_code_wrong": "is none that your app shows for this key now. The clock of your phone"
         " must be right: here it is {0} UTC.",
         "confirm": "Is it still you?",
@@ -263,6 +279,24 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "wrong_code": "Der Code ist falsch oder schon gebraucht. Codes einer App stimmen nur, wenn"
         " die Uhr Ihres Telefons stimmt: Hier ist es {0} UTC.",
         "code_missing": "Geben Sie auch einen Code ein.",
+        "factor_passkeys": "Zum Anmelden dient ein Passkey oder Ihr Passwort mit einem"
+        " Wiederherstellungscode. Übrige Wiederherstellungscodes: {0}.",
+        "passkey_name": "Wie er heißen soll",
+        "passkey_first_name": "Mein Gerät",
+        "passkey_failed": "Der Passkey ging nicht. Versuchen Sie es noch einmal, oder melden Sie"
+        " sich anders an.",
+        "passkey_script": "Passkeys brauchen JavaScript und einen Browser, der sie kennt.",
+        "use_passkey": "Passkey verwenden",
+        "make_passkey": "Passkey anlegen",
+        "add_passkey": "Passkey hinzufügen",
+        "add_passkey_intro": "Ihr Gerät oder ein Sicherheitsschlüssel öffnet dann Ihr Konto mit"
+        " Fingerabdruck oder PIN, ohne Passwort und Code.",
+        "remove_passkey": "Diesen Passkey entfernen",
+        "passkey_about": "angelegt am {0}, zuletzt gebraucht: {1}",
+        "passkey_done": "Ihr Passkey ist hinzugefügt.",
+        "passkey_removed": "Dieser Passkey öffnet nichts mehr.",
+        "wrong_passkey": "Der Passkey wurde nicht erkannt. Versuchen Sie es noch einmal, oder"
+        " melden Sie sich anders an.",
         "app_code_wrong": "ist keiner, den Ihre App für diesen Schlüssel jetzt zeigt. Die Uhr Ihres"
         " Telefons muss stimmen: Hier ist es {0} UTC.",
         "confirm": "Sind Sie es noch?",
@@ -358,6 +392,7 @@ REASONS: Final[Mapping[str, str]] = {
     "OWNERS_INVITE_ADMINS_AGAIN": "owners_invite",
     "NOT_FOUND": "not_there",
     "WRONG_CODE": "wrong_code",
+    "WRONG_PASSKEY": "wrong_passkey",
     "OTP_NEEDED": "code_missing",
     "SECOND_FACTOR_REQUIRED": "factor_needed",
     "SSO_STALE": "sso_stale",

@@ -10,13 +10,26 @@ from evergreen.v1 import identity_pb2_grpc
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.identity.second_factor.domain import MFA, Factors, Policy, strictest
+from services.identity.second_factor.passkey_store import Passkey
+from services.identity.second_factor.passkeys import Passkeys
 from services.identity.second_factor.policies import SignInPolicies
 from services.identity.second_factor.qr import qr_svg
 from services.identity.second_factor.service import SecondFactors
 
 
-def _factors(factors: Factors) -> pb.SecondFactors:
+def _factors(factors: Factors, passkeys: Sequence[Passkey] = ()) -> pb.SecondFactors:
     return pb.SecondFactors(
+        passkeys=(
+            pb.Passkey(
+                id=str(one.id),
+                name=one.name,
+                created_at=timestamp(one.created_at),
+                last_used_at=optional_timestamp(one.last_used_at),
+                backed_up=one.backed_up,
+                site=one.site,
+            )
+            for one in passkeys
+        ),
         totp_since=optional_timestamp(factors.totp_since),
         recovery_codes_left=factors.recovery_codes_left,
         required=factors.required_from is not None,
@@ -37,15 +50,18 @@ def _policy(policy: Policy, counting: Sequence[Policy]) -> pb.SignInPolicy:
 class SecondFactorApi(identity_pb2_grpc.SecondFactorServiceServicer):
     """evergreen.v1.SecondFactorService."""
 
-    def __init__(self, factors: SecondFactors, policies: SignInPolicies) -> None:
+    def __init__(
+        self, factors: SecondFactors, passkeys: Passkeys, policies: SignInPolicies
+    ) -> None:
         self._factors = factors
+        self._passkeys = passkeys
         self._policies = policies
 
     async def GetSecondFactors(
         self, request: pb.GetSecondFactorsRequest, context: Context
     ) -> pb.SecondFactors:
         """Answers what the caller has."""
-        return _factors(await self._factors.own(context.call))
+        return await self._own(context)
 
     async def CreateRecoveryCodes(
         self, request: pb.CreateRecoveryCodesRequest, context: Context
@@ -62,11 +78,37 @@ class SecondFactorApi(identity_pb2_grpc.SecondFactorServiceServicer):
         self, request: pb.ConfirmTotpRequest, context: Context
     ) -> pb.SecondFactors:
         """Confirms a key."""
-        return _factors(await self._factors.confirm_totp(context.call, request.code))
+        await self._factors.confirm_totp(context.call, request.code)
+        return await self._own(context)
 
     async def DeleteTotp(self, request: pb.DeleteTotpRequest, context: Context) -> pb.SecondFactors:
         """Removes the app."""
-        return _factors(await self._factors.delete_totp(context.call))
+        await self._factors.delete_totp(context.call)
+        return await self._own(context)
+
+    async def CreatePasskeyOptions(
+        self, request: pb.CreatePasskeyOptionsRequest, context: Context
+    ) -> pb.PasskeyOptions:
+        """Answers what a browser is asked to make."""
+        return pb.PasskeyOptions(options=await self._passkeys.creation_options(context.call))
+
+    async def CreatePasskey(
+        self, request: pb.CreatePasskeyRequest, context: Context
+    ) -> pb.SecondFactors:
+        """Adds a passkey."""
+        await self._passkeys.add(context.call, request.name, request.credential)
+        return await self._own(context)
+
+    async def DeletePasskey(
+        self, request: pb.DeletePasskeyRequest, context: Context
+    ) -> pb.SecondFactors:
+        """Removes a passkey."""
+        await self._passkeys.remove(context.call, UUID(request.id))
+        return await self._own(context)
+
+    async def _own(self, context: Context) -> pb.SecondFactors:
+        passkeys = await self._passkeys.own(context.call)
+        return _factors(await self._factors.own(context.call), passkeys)
 
     async def ResetSecondFactors(
         self, request: pb.ResetSecondFactorsRequest, context: Context

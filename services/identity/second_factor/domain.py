@@ -27,8 +27,8 @@ SSO: Final = "sso"
 FACTOR_ELSEWHERE: Final = "mfa"
 OTP: Final = "otp"
 RECOVERY: Final = "recovery"
-SECOND: Final = frozenset({OTP, RECOVERY})
-"""The methods that are a second factor."""
+PASSKEY: Final = "passkey"
+"""How somebody logged in, as sessions and events say it."""
 
 Mfa: TypeAlias = Literal["off", "owners", "admins", "all"]
 MFA: Final[tuple[Mfa, ...]] = get_args(Mfa)
@@ -64,13 +64,14 @@ class Factors:
 
     totp_since: datetime | None
     recovery_codes_left: int
+    passkeys: int
     required_from: datetime | None
     """From when on the user does not get in without a factor; `None` where none is asked for."""
 
     @property
     def any(self) -> bool:
         """Whether a login needs one."""
-        return self.totp_since is not None
+        return self.totp_since is not None or self.passkeys > 0
 
     def must_set_up(self, at: datetime) -> bool:
         """Whether the user gets in only by setting one up."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from contract.events.identity import (
+    PasskeyRemoved,
     RecoveryCodesCreated,
     RecoveryCodeUsed,
     SecondFactorDisabled,
@@ -27,6 +28,8 @@ from servicekit.security.totp import STEP_SECONDS
 _COLUMNS: Final = {
     "totp": "id, account_id, sealed_secrets, created_at, confirmed_at, last_step",
     "recovery_code": "id, account_id, sealed_secrets, used_at",
+    "passkey": "id, account_id, credential_id, site, public_key, sign_count, backed_up, aaguid,"
+    " name, created_at, last_used_at",
 }
 _POLICY: Final = "tenant_id, mfa, mfa_required_from, updated_at"
 _GONE: Final = frozenset({SecondFactorDisabled.NAME, SecondFactorsReset.NAME})
@@ -46,6 +49,9 @@ class KnownFactors:
     changed_codes: set[UUID] = field(default_factory=set)
     """Users who made recovery codes, or lost them."""
     used_codes: set[UUID] = field(default_factory=set)
+    removed_passkeys: set[UUID] = field(default_factory=set)
+    reset: set[UUID] = field(default_factory=set)
+    """Users whose factors were all removed."""
     told_policies: dict[UUID, tuple[str, datetime, datetime]] = field(default_factory=dict)
     """By tenant, as the log has them: whom, from when on, and when that was decided."""
 
@@ -56,6 +62,8 @@ class KnownFactors:
         users = await connection.fetch("SELECT id FROM identity.account")
         self.users = frozenset(row["id"] for row in users)
         for table, columns in _COLUMNS.items():
+            if not await _there(connection, table):
+                continue
             found = await connection.fetch(f"SELECT {columns} FROM identity.{table}")
             self.rows[table] = [tuple(row) for row in found]
         found = await connection.fetch(f"SELECT {_POLICY} FROM identity.sign_in_policy")
@@ -67,6 +75,10 @@ class KnownFactors:
             self.changed_apps.add(UUID(entry.name))
         if entry.action in {*_GONE, RecoveryCodesCreated.NAME}:
             self.changed_codes.add(UUID(entry.name))
+        if entry.action == PasskeyRemoved.NAME:
+            self.removed_passkeys.add(UUID(str(entry.after["factorId"])))
+        if entry.action == SecondFactorsReset.NAME:
+            self.reset.add(UUID(entry.name))
         if entry.action == RecoveryCodeUsed.NAME:
             self.used_codes.add(UUID(str(entry.after["codeId"])))
         if entry.action == SignInPolicyUpdated.NAME:
@@ -85,6 +97,8 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
         return
     if known.users:
         for table, columns in _COLUMNS.items():
+            if not await _there(connection, table):
+                continue
             await connection.execute(
                 f"DELETE FROM identity.{table} WHERE account_id = ANY ($1)", list(known.users)
             )
@@ -92,7 +106,7 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
             await connection.executemany(
                 f"INSERT INTO identity.{table} ({columns}) SELECT {places}"
                 " WHERE EXISTS (SELECT FROM identity.account WHERE id = $2)",
-                known.rows[table],
+                known.rows.get(table, ()),
             )
     await connection.execute(
         "DELETE FROM identity.totp WHERE account_id = ANY ($1)",
@@ -106,6 +120,12 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
         "UPDATE identity.recovery_code SET used_at = now() WHERE id = ANY ($1) AND used_at IS NULL",
         list(known.used_codes),
     )
+    if await _there(connection, "passkey"):
+        await connection.execute(
+            "DELETE FROM identity.passkey WHERE id = ANY ($1) OR account_id = ANY ($2)",
+            list(known.removed_passkeys),
+            list(known.reset - known.users),
+        )
     told = [(tenant_id, *told) for tenant_id, told in known.told_policies.items()]
     await connection.executemany(
         f"INSERT INTO identity.sign_in_policy ({_POLICY})"
@@ -122,6 +142,6 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
     )
 
 
-async def _there(connection: Connection) -> bool:
-    table = await connection.fetchval("SELECT to_regclass('identity.totp')")
-    return table is not None
+async def _there(connection: Connection, table: str = "totp") -> bool:
+    found = await connection.fetchval("SELECT to_regclass($1)", f"identity.{table}")
+    return found is not None

@@ -29,7 +29,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.security import totp
 from servicekit.security.digests import equal, sha256
 from servicekit.security.sealing import Sealer
-from services.identity.second_factor import store
+from services.identity.second_factor import passkey_store, store
 from services.identity.second_factor.domain import (
     OTP,
     RECOVERY,
@@ -114,12 +114,12 @@ class SecondFactors:
     async def own(self, call: Call) -> Factors:
         """What the caller has, and what is asked of the caller."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self.of(connection, await _caller(connection, call))
+            return await self.of(connection, await caller_of(connection, call))
 
     async def create_recovery_codes(self, call: Call) -> list[str]:
         """Makes recovery codes in place of all that there were."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self._new_codes(connection, await _caller(connection, call))
+            return await self._new_codes(connection, await caller_of(connection, call))
 
     async def create_totp(self, call: Call) -> AppKey:
         """Makes a key that waits for its first code.
@@ -128,7 +128,7 @@ class SecondFactors:
             DomainError: FAILED_PRECONDITION without recovery codes.
         """
         async with self._database.transaction(_scope(call)) as connection:
-            user = await _caller(connection, call)
+            user = await caller_of(connection, call)
             if not await store.recovery_codes_left(connection, user.id):
                 raise codes_first()
             return await self._new_key(connection, user)
@@ -136,12 +136,12 @@ class SecondFactors:
     async def set_up_own(self, call: Call) -> Setup:
         """Makes a key that waits for its first code, and recovery codes where there are none."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self.set_up(connection, await _caller(connection, call))
+            return await self.set_up(connection, await caller_of(connection, call))
 
     async def waiting_own(self, call: Call) -> AppKey | None:
         """The caller's key that waits for its first code, once more."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self.waiting(connection, await _caller(connection, call))
+            return await self.waiting(connection, await caller_of(connection, call))
 
     async def confirm_totp(self, call: Call, code: str) -> Factors:
         """Lets the key that waits count. With the first factor the caller's other sessions end.
@@ -151,7 +151,7 @@ class SecondFactors:
                 waits.
         """
         async with self._database.transaction(_scope(call)) as connection:
-            user = await _caller(connection, call)
+            user = await caller_of(connection, call)
             first = not (await self.of(connection, user)).any
             await self.confirm(connection, user, code)
             if first:
@@ -168,23 +168,19 @@ class SecondFactors:
             DomainError: FAILED_PRECONDITION when a factor is asked for and this is the last one.
         """
         async with self._database.transaction(_scope(call)) as connection:
-            user = await _caller(connection, call)
+            user = await caller_of(connection, call)
             key = await store.totp(connection, user.id, confirmed=True)
             if key is not None:
-                factors = await self.of(connection, user)
-                if factors.required_from is not None:
-                    raise failed_precondition(
-                        "SECOND_FACTOR_REQUIRED",
-                        "your organisation asks for a second factor: confirm another app, which"
-                        " takes the place of this one",
-                    )
+                last = not await passkey_store.passkeys(connection, user.id)
+                await self.check_removable(connection, user, last=last)
                 await self._outbox.append(
                     connection,
                     CloudEvent(
                         SecondFactorDisabled(id=user.id, after=_change(user, key)), user.tenant_id
                     ),
                 )
-                await remove_all(connection, user.id)
+                await store.delete_totp(connection, user.id)
+            await self.drop_codes_without_factor(connection, user)
             return await self.of(connection, user)
 
     # Those of others
@@ -218,8 +214,27 @@ class SecondFactors:
         return Factors(
             totp_since=key.confirmed_at if key else None,
             recovery_codes_left=await store.recovery_codes_left(connection, user.id),
+            passkeys=len(await passkey_store.passkeys(connection, user.id)),
             required_from=required_from(policies, user.role),
         )
+
+    async def check_removable(self, connection: Connection, user: User, *, last: bool) -> None:
+        """Refuses to remove the last factor where one is asked for.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        if last and (await self.of(connection, user)).required_from is not None:
+            raise failed_precondition(
+                "SECOND_FACTOR_REQUIRED",
+                "your organisation asks for a second factor: set up another one first; another"
+                " app takes the place of this one",
+            )
+
+    async def drop_codes_without_factor(self, connection: Connection, user: User) -> None:
+        """Recovery codes stand in for a factor, and go with the last one."""
+        if not (await self.of(connection, user)).any:
+            await store.replace_recovery_codes(connection, user.id, ())
 
     async def prove(self, connection: Connection, user: User, code: str) -> Proof:
         """Takes a code of a user's factors, which works no more then.
@@ -330,6 +345,7 @@ class SecondFactors:
 async def remove_all(connection: Connection, user_id: UUID) -> bool:
     """Removes whatever a user has; answers whether a factor was among it."""
     had = await store.totp(connection, user_id, confirmed=True) is not None
+    had = bool(await passkey_store.delete(connection, user_id)) or had
     await store.delete_totp(connection, user_id)
     await store.replace_recovery_codes(connection, user_id, ())
     return had
@@ -343,7 +359,7 @@ def _scope(call: Call) -> Scope:
     return Scope.of(UUID(call.caller.tenant_id))
 
 
-async def _caller(connection: Connection, call: Call) -> User:
+async def caller_of(connection: Connection, call: Call) -> User:
     """The caller's account, locked.
 
     Raises:

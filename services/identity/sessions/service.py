@@ -26,7 +26,7 @@ from contract.events.identity import (
     SessionConfirmed,
 )
 from servicekit.call import Call, current_call
-from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.data.postgres import SYSTEM, Connection, Database, Scope
 from servicekit.errors import (
     DomainError,
     exhausted,
@@ -52,6 +52,7 @@ from services.identity.second_factor.challenges import Challenges, PendingLogin
 from services.identity.second_factor.domain import (
     FACTOR_ELSEWHERE,
     OTP,
+    PASSKEY,
     PASSWORD,
     SSO,
     Factors,
@@ -60,6 +61,7 @@ from services.identity.second_factor.domain import (
     setup_needed,
     wrong_code,
 )
+from services.identity.second_factor.passkeys import Passkeys, wrong_passkey
 from services.identity.second_factor.service import AppKey, Proof, SecondFactors, Setup
 from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions import store
@@ -101,6 +103,7 @@ class Sessions:
         guesses: Guesses,
         directories: DirectoryLogins,
         factors: SecondFactors,
+        passkeys: Passkeys,
         challenges: Challenges,
         code_tries: CodeTries,
         sso: SsoLogins,
@@ -117,6 +120,7 @@ class Sessions:
         self._guesses = guesses
         self._directories = directories
         self._factors = factors
+        self._passkeys = passkeys
         self._challenges = challenges
         self._code_tries = code_tries
         self._sso = sso
@@ -330,6 +334,98 @@ class Sessions:
         pending = await self._challenges.find(secret)
         await self._challenges.count_try(pending)
         return await self._finish(call, pending, device, code)
+
+    async def login_with_passkey(self, credential: str, bound: str, device: str) -> OpenSession:
+        """Opens a browser's session with a passkey alone: its device has verified the person.
+
+        Args:
+            bound: what the browser's challenge was bound to.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when it proves nothing, or its user may not log in.
+        """
+        return await self._by_passkey(credential, "login", bound, device, None)
+
+    async def finish_with_passkey(self, secret: str, credential: str, device: str) -> OpenSession:
+        """Opens the session of a browser whose login waits, with a passkey of its user.
+
+        Raises:
+            DomainError: as `login_with_passkey`, and when the login waits no more.
+        """
+        pending = await self._challenges.find(secret)
+        return await self._by_passkey(credential, "step", secret, device, pending)
+
+    async def _by_passkey(
+        self,
+        credential: str,
+        kind: str,
+        bound: str,
+        device: str,
+        pending: PendingLogin | None,
+    ) -> OpenSession:
+        why = "a passkey names no tenant"
+        async with self._database.system_transaction(why) as connection:
+            used = await self._passkeys.prove(connection, credential, kind, bound)
+            user = await users_store.user(
+                connection, SYSTEM, used.passkey.account_id, for_update=True
+            )
+            if user is None or user.status != "active":
+                raise wrong_passkey()
+            if pending is not None and (await self._still(connection, pending)).id != user.id:
+                raise wrong_passkey()
+            await self._check_open(connection, user)
+            await self._directories.check_confirmed(connection, user)
+            if used.behind:
+                await self._passkeys.tell_behind(connection, user, used)
+            else:
+                await self._passkeys.note_use(connection, used)
+                if pending is not None:
+                    await self._challenges.end(connection, pending)
+                methods = (*(pending.methods if pending else ()), PASSKEY)
+                session_id = pending.session_id if pending else None
+                return await self._open(
+                    connection, user, LoginSucceeded, device, methods, session_id
+                )
+        raise wrong_passkey()
+
+    async def step_up_with_passkey(self, call: Call, credential: str) -> OpenSession:
+        """Confirms with a passkey that it is still the caller; answers a new token.
+
+        Raises:
+            DomainError: UNAUTHENTICATED when it proves nothing.
+        """
+        caller = call.caller
+        at, session_id = self._clock(), UUID(caller.session_id)
+        why = "a passkey names no tenant"
+        async with self._database.system_transaction(why) as connection:
+            used = await self._passkeys.prove(connection, credential, "step", caller.session_id)
+            user = await users_store.user(
+                connection, SYSTEM, used.passkey.account_id, for_update=True
+            )
+            if user is None or user.status != "active" or str(user.id) != caller.id:
+                raise wrong_passkey()
+            if used.behind:
+                await self._passkeys.tell_behind(connection, user, used)
+            else:
+                await self._passkeys.note_use(connection, used)
+                return await self._confirmed(connection, user, session_id, (PASSKEY,), at)
+        raise wrong_passkey()
+
+    async def _confirmed(
+        self,
+        connection: Connection,
+        user: User,
+        session_id: UUID,
+        methods: tuple[str, ...],
+        at: datetime,
+    ) -> OpenSession:
+        if not await store.confirm_session(connection, session_id, at):
+            raise _wrong_refresh_token()
+        after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
+        confirmed = SessionConfirmed(id=user.id, after=after)
+        await self._outbox.append(connection, CloudEvent(confirmed, user.tenant_id))
+        token, expires_at = self._signer.session_token(user, session_id, at, at)
+        return OpenSession(user, token, "", expires_at)
 
     async def set_up_factor(self, secret: str) -> Setup:
         """Makes what a user needs to set up an app, who gets in only with one.
@@ -877,6 +973,7 @@ class Sessions:
         """Deletes failures, origins of logins, and logins that wait, which are too old to count."""
         await self._guesses.forget_old()
         await self._challenges.forget_old()
+        await self._passkeys.forget_old()
 
     async def forget_old(self) -> None:
         """Deletes sessions that expired or ended a while ago."""

@@ -24,3 +24,26 @@ window.addEventListener("pageshow", () => {
 
 const link = document.getElementById("link");
 link?.addEventListener("focus", () => link.select());
+
+// Passkeys are the one thing here that needs script: without it, or in a browser that has none, their
+// forms stay hidden.
+const passkeys = typeof window.PublicKeyCredential?.parseRequestOptionsFromJSON === "function";
+for (const form of passkeys ? document.querySelectorAll("form[data-passkey]") : []) {
+  form.hidden = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const failed = form.querySelector(".error");
+    failed.hidden = true;
+    try {
+      const options = JSON.parse(form.dataset.passkey);
+      const made = form.dataset.kind === "create"
+        ? await navigator.credentials.create({ publicKey: PublicKeyCredential.parseCreationOptionsFromJSON(options) })
+        : await navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) });
+      form.elements.credential.value = JSON.stringify(made.toJSON());
+      form.submit();
+    } catch (error) {
+      failed.hidden = false;
+      document.querySelectorAll("button").forEach((one) => { one.disabled = false; });
+    }
+  });
+}

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from services.identity.pages.browsers import cookie
 from services.identity.pages.http import token_of
+from services.identity.pages.passkeys import asking, making
 from services.identity.pages.render import Html, Page, Problem
 from services.identity.pages.targets import next_of
 from services.identity.pages.texts import LANGUAGES, TEXTS, language_of, rule_text
@@ -23,6 +24,7 @@ _VALUES = {
         "org": "",
         "session": Html(""),
         "sso": Html("<p>sso</p>"),
+        "passkey": Html(""),
     },
     "accept": {"new_password": Html("<p>form</p>")},
     "forgot": {"new_password": Html("<p>form</p>")},
@@ -39,8 +41,14 @@ _VALUES = {
         "sessions": Html("<p>sessions</p>"),
         "providers": Html("<p>providers</p>"),
     },
-    "second_factor": {"form": "f", "next": "", "email": "a@b.example"},
-    "confirm": {"form": "f", "email": "a@b.example", "code": Html("")},
+    "second_factor": {"form": "f", "next": "", "email": "a@b.example", "passkey": Html("")},
+    "add_passkey": {"passkey": Html("")},
+    "confirm": {
+        "form": "f",
+        "email": "a@b.example",
+        "code": Html(""),
+        "passkey": Html(""),
+    },
     "set_up_first": {"form": "f", "next": "", "email": "a@b.example"},
     "set_up": {
         "form": "f",
@@ -62,6 +70,7 @@ _WITHOUT_PASSWORD = {
     "second_factor",
     "set_up",
     "set_up_first",
+    "add_passkey",
     "recovery_codes",
     "going",
 }
@@ -154,9 +163,18 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
             values["link"] = page.part("invitation_link", email="a@b.example", link="https://x")
             values["more"] = page.part("invitations_more", before="1")
         elif name == "account":
-            more = page.part("account_factor_more", form="f")
+            more = page.part(
+                "account_factor_more",
+                form="f",
+                remove=page.part("account_remove_app", form="f"),
+            )
             values["factor"] = page.part(
-                "account_factor", said="x", form="f", button="Go", more=more
+                "account_factor",
+                said="x",
+                form="f",
+                button="Go",
+                more=more,
+                passkeys=page.part("passkey_row", id="1", called="x", about="y", form="f"),
             )
             button = page.part("session_end", form="f", id="1")
             row = page.part(
@@ -165,6 +183,10 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
             values["sessions"] = Html(f"<ul>{row}</ul>{page.part('sessions_end', form='f')}")
         elif name == "confirm":
             values["code"] = page.part("confirm_code")
+        elif name == "login":
+            values["passkey"] = asking(page, "passkey", '{"a": "b"}', "f")
+        elif name == "add_passkey":
+            values["passkey"] = making(page, '{"a": "b"}', "f")
         elif name == "set_up":
             values["codes"] = Html(
                 page.part("set_up_codes", codes=Html("<li>x</li>")) + page.part("set_up_codes_kept")
@@ -192,6 +214,7 @@ def test_values_are_escaped() -> None:
             "org": evil,
             "session": Html(""),
             "sso": Html(""),
+            "passkey": Html(""),
         },
         problems=[Problem(evil, evil)],
         notice=evil,
