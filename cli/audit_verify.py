@@ -196,6 +196,11 @@ def run(
                 report.found(text)
     except ExportError as broken:
         report.could_not(f"the export: {broken}")
+    if verifier.unlinked:
+        report.could_not(
+            f"{_count(verifier.unlinked, 'entry')} that the filter left out: without a salt"
+            " (format v1) a hash cannot be made without the record"
+        )
     for text in tree.unchecked:
         report.could_not(text)
     return verifier
@@ -419,6 +424,8 @@ def summary(report: Report, verifier: Verifier, anchors: Anchors, *, kept: bool)
     if report.unchecked:
         return [f"The audit log was not fully checked; in {size} nothing is wrong so far."]
     text = [f"Verified: {size}, {_count(anchors.count, 'checkpoint')}. Nothing was changed."]
+    if verifier.is_part:
+        text.append("That was a part of the log, as a filter left it.")
     if not kept:
         text.append(
             "No earlier checkpoint was given: had the whole log been written anew, this would not"

@@ -1,6 +1,9 @@
 """The file in which the audit log leaves the system: JSON lines that hold all that a check needs.
 
 The first line names the format and says whether the export is `complete` (not filtered by time).
+One that is not can be verified, too, as far as it goes: a chain begins with its `base`, the place
+and the hash of the entry before, and entries that the filter leaves out between others are
+`withheld`.
 Then, chain by chain, the entries in their order, and behind each chain where the log itself says
 that it ends. The last line counts the entries, so that a broken download is told from a log that
 was cut off. A record is a text within its line, so that its bytes stay exactly what was hashed.
@@ -14,9 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from auditlog.chain import Columns, Head
+from auditlog.chain import Columns, Head, record_digest
 from auditlog.leaves import TreeState, TreeVerifier
-from auditlog.verify import Entry, Finding, Verifier
+from auditlog.verify import Entry, Finding, Verifier, Withheld
 
 EXPORT_FORMAT: Final = "evergreen audit export v1"
 
@@ -27,7 +30,9 @@ class ExportError(ValueError):
 
 def opening_line(taken_at: datetime, *, complete: bool, tree: TreeState | None = None) -> str:
     """The first line."""
-    more = {} if tree is None else {"tree": _tree(tree)}
+    more: dict[str, Any] = {} if tree is None else {"tree": _tree(tree)}
+    if not complete:
+        more["based"] = True
     return _line(
         {"format": EXPORT_FORMAT, "takenAt": _time(taken_at), "complete": complete, **more}
     )
@@ -80,11 +85,34 @@ def entry_of_line(line: str) -> Entry:
         raise ValueError("it is not a line of an entry") from broken
 
 
+def withheld_line(entry: Entry) -> str:
+    """The line of an entry that a filter leaves out, between others."""
+    digest = {"digest": record_digest(entry.salt, entry.record)} if entry.salt else {}
+    return _line(
+        {
+            "withheld": {
+                "tenantId": entry.tenant_id,
+                "sequence": entry.sequence,
+                "previousHash": entry.previous_hash,
+                "hash": entry.hash,
+                **digest,
+            }
+        }
+    )
+
+
+def base_line(entry: Entry) -> str:
+    """The line before a chain's first entry, if a filter leaves out those before it."""
+    return _place_line("base", Head(entry.tenant_id, entry.sequence - 1, entry.previous_hash))
+
+
 def head_line(head: Head) -> str:
     """The line behind a chain's entries."""
-    return _line(
-        {"head": {"tenantId": head.tenant_id, "sequence": head.sequence, "hash": head.hash}}
-    )
+    return _place_line("head", head)
+
+
+def _place_line(what: str, head: Head) -> str:
+    return _line({what: {"tenantId": head.tenant_id, "sequence": head.sequence, "hash": head.hash}})
 
 
 def closing_line(entries: int, left_out: int = 0) -> str:
@@ -104,7 +132,13 @@ def _time(time: datetime) -> str:
 @dataclass(frozen=True, slots=True)
 class _Opening:
     complete: bool
+    based: bool
     tree: TreeState | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    head: Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +171,14 @@ def verify(
         if opening is None:
             if not isinstance(item, _Opening):
                 raise ExportError("it does not begin as an export of the audit log")
-            if not item.complete:
-                raise ExportError(
-                    "it was filtered by time; only an export of whole chains can be verified"
-                )
             opening = item
+            _begin(item, verifier)
             tree.begin(item.tree)
         elif isinstance(item, Entry):
             yield from verifier.entry(item)
             yield from tree.entry(item)
-        elif isinstance(item, Head):
-            yield from verifier.head(item)
+        elif isinstance(item, Head | _Base | Withheld):
+            yield from _place(item, verifier)
         elif isinstance(item, _Closing):
             closed = True
             if item.entries != verifier.entries:
@@ -162,21 +193,56 @@ def verify(
     yield from tree.finish()
 
 
-def _read(number: int, line: str) -> _Opening | Entry | Head | _Closing:
+def _begin(opening: _Opening, verifier: Verifier) -> None:
+    if opening.complete:
+        return
+    if not opening.based:
+        raise ExportError(
+            "it was filtered by time, and is of a release whose filtered exports cannot be verified"
+        )
+    verifier.in_part()
+
+
+def _place(item: Head | _Base | Withheld, verifier: Verifier) -> Iterator[Finding]:
+    if isinstance(item, Head):
+        return verifier.head(item)
+    return verifier.base(item.head) if isinstance(item, _Base) else verifier.withheld(item)
+
+
+def _read(number: int, line: str) -> _Opening | Entry | Head | _Base | Withheld | _Closing:
     try:
         value = json.loads(line)
         if "entry" in value:
             return _entry(value["entry"])
         if "head" in value:
-            head = value["head"]
-            return Head(_str(head, "tenantId"), _int(head, "sequence"), _str(head, "hash"))
+            return _head(value["head"])
+        if "base" in value:
+            return _Base(_head(value["base"]))
+        if "withheld" in value:
+            return _withheld(value["withheld"])
         if "end" in value:
             return _Closing(_int(value["end"], "entries"))
         if value["format"] != EXPORT_FORMAT:
             raise ValueError("another format")
-        return _Opening(value["complete"] is True, _tree_state(value.get("tree")))
+        return _Opening(
+            value["complete"] is True, value.get("based") is True, _tree_state(value.get("tree"))
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as broken:
         raise ExportError(f"line {number} is not a line of an export") from broken
+
+
+def _head(value: dict[str, Any]) -> Head:
+    return Head(_str(value, "tenantId"), _int(value, "sequence"), _str(value, "hash"))
+
+
+def _withheld(value: dict[str, Any]) -> Withheld:
+    return Withheld(
+        tenant_id=_str(value, "tenantId"),
+        sequence=_int(value, "sequence"),
+        previous_hash=_str(value, "previousHash"),
+        hash=_str(value, "hash"),
+        digest=_str(value, "digest") if "digest" in value else "",
+    )
 
 
 def _tree_state(value: dict[str, Any] | None) -> TreeState | None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
-from auditlog.chain import NO_HASH, Checkpoint, Columns, Head, entry_hash
+from auditlog.chain import NO_HASH, Checkpoint, Columns, Head, entry_hash, withheld_hash
 
 _MAX_SUSPECTS: Final = 64
 """Of how many bad entries of a chain it is looked for where they belong."""
@@ -66,6 +66,26 @@ class Entry:
         return entry_hash(self.tenant_id, sequence, previous_hash, self.record, self.salt)
 
 
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """An entry that a filter left out of an export: all but its record."""
+
+    tenant_id: str
+    sequence: int
+    previous_hash: str
+    hash: str
+    digest: str
+    """What stands for the record in the hash; empty for an entry without a salt, whose hash cannot
+    be made without the record."""
+
+    @property
+    def true_hash(self) -> str:
+        """The hash that it ought to have, as far as that can be known."""
+        if not self.digest:
+            return self.hash
+        return withheld_hash(self.tenant_id, self.sequence, self.previous_hash, self.digest)
+
+
 RESTORED_ACTION: Final = "audit.restored"
 
 
@@ -115,6 +135,8 @@ class _Chain:
     """The last entry that a checkpoint agrees with."""
     strays: list[_Stray] = field(default_factory=list)
     restores: list[_Restore] = field(default_factory=list)
+    is_part: bool = False
+    """Whether the export need not go to the chain's end."""
 
     def lost(self, sequence: int, taken_at: str) -> _Restore | None:
         """The restore by which a checkpoint's entry was lost, if the chain tells of one."""
@@ -139,6 +161,10 @@ class Verifier:
     def __init__(self, checkpoints: Iterable[Checkpoint] = (), only: str = "") -> None:
         self.entries = 0
         self.chains = 0
+        self.unlinked = 0
+        """Entries that were left out, and whose hashes cannot be made."""
+        self.is_part = False
+        """Whether a filter may have left entries out, before and behind those that there are."""
         self._anchors: dict[str, dict[int, dict[str, str]]] = {}
         for checkpoint in checkpoints:
             for head in checkpoint.heads:
@@ -148,13 +174,45 @@ class Verifier:
         self._chain = _Chain("")
         self._done: set[str] = set()
 
+    def in_part(self) -> None:
+        """Chains begin behind a base, and end where a filter has nothing more."""
+        self.is_part = True
+
+    def base(self, head: Head) -> Iterator[Finding]:
+        """Begins a chain behind an entry that the export does not have."""
+        yield from self._enter(head.tenant_id)
+        chain = self._chain
+        chain.sequence, chain.stored_hash, chain.true_hash = head.sequence, head.hash, head.hash
+        chain.strays += self._anchor(chain, head.sequence, head.hash)
+
+    def withheld(self, entry: Withheld) -> Iterator[Finding]:
+        """Takes an entry without its record."""
+        yield from self._enter(entry.tenant_id)
+        chain = self._chain
+        self.unlinked += not entry.digest
+        found = list(_place(chain, entry.tenant_id, entry.sequence))
+        if entry.sequence <= chain.sequence:
+            yield from found
+            return
+        if entry.true_hash != entry.hash:
+            message = f"entry {entry.sequence} was changed: its hash does not fit its digest"
+            found.append(Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message))
+        elif not found:
+            found.extend(_link(chain, entry))
+        chain.strays += self._anchor(chain, entry.sequence, entry.hash)
+        chain.bad = bool(found)
+        chain.sequence = entry.sequence
+        chain.stored_hash, chain.true_hash = entry.hash, entry.true_hash
+        yield from found
+
     def entry(self, entry: Entry) -> Iterator[Finding]:
         """Takes the next entry; answers what is wrong with it, or with those before it."""
         yield from self._enter(entry.tenant_id)
         chain = self._chain
         self.entries += 1
         true_hash = entry.true_hash
-        found = list(_place(chain, entry))
+        found = list(_place(chain, entry.tenant_id, entry.sequence))
+        found.extend(_repeated(chain, entry))
         chain.ids.add(entry.columns.id)
         if entry.sequence <= chain.sequence:
             yield from found
@@ -168,7 +226,7 @@ class Verifier:
         elif not found:
             found.extend(_link(chain, entry))
         found.extend(_columns(entry))
-        strays = list(self._anchor(chain, entry)) if fits else []
+        strays = list(self._anchor(chain, entry.sequence, entry.hash)) if fits else []
         chain.strays += strays
         if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
             chain.restores.append(restore)
@@ -209,6 +267,8 @@ class Verifier:
     def finish(self) -> Iterator[Finding]:
         """Ends the last chain, and looks for chains that are missing altogether."""
         yield from self._leave()
+        if self.is_part:
+            return
         for tenant_id in sorted(self._anchors.keys() - self._done):
             last = max(self._anchors[tenant_id])
             yield Finding(
@@ -230,17 +290,15 @@ class Verifier:
         else:
             self.chains += 1
         self._done.add(tenant_id)
-        self._chain = _Chain(tenant_id)
+        self._chain = _Chain(tenant_id, is_part=self.is_part)
 
-    def _anchor(self, chain: _Chain, entry: Entry) -> Iterator[_Stray]:
-        """Where the checkpoints do not agree with this entry."""
-        for known, taken_at in (
-            self._anchors.get(chain.tenant_id, {}).get(entry.sequence, {}).items()
-        ):
-            if known == entry.hash:
-                chain.confirmed = entry.sequence
+    def _anchor(self, chain: _Chain, sequence: int, found: str) -> Iterator[_Stray]:
+        """Where the checkpoints do not agree with an entry that has this hash."""
+        for known, taken_at in self._anchors.get(chain.tenant_id, {}).get(sequence, {}).items():
+            if known == found:
+                chain.confirmed = sequence
                 continue
-            yield _Stray(entry.sequence, entry.hash, known, taken_at, chain.confirmed)
+            yield _Stray(sequence, found, known, taken_at, chain.confirmed)
 
     def _leave(self) -> Iterator[Finding]:
         """Ends the check of a chain."""
@@ -248,7 +306,7 @@ class Verifier:
         anchors = self._anchors.get(chain.tenant_id, {})
         yield from (_stray(chain, stray) for stray in chain.strays)
         beyond = max(anchors, default=0)
-        if beyond > chain.sequence:
+        if beyond > chain.sequence and not chain.is_part:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
 
@@ -291,24 +349,28 @@ def _restored(chain: _Chain, last: int, taken_at: str, restore: _Restore) -> Fin
     )
 
 
-def _place(chain: _Chain, entry: Entry) -> Iterator[Finding]:
-    """Whether the entry stands where its number says, once."""
+def _place(chain: _Chain, tenant_id: str, number: int) -> Iterator[Finding]:
+    """Whether an entry stands where its number says, once."""
     here = chain.sequence + 1
-    number = entry.sequence
     if number > here:
-        yield Finding(entry.tenant_id, here, Kind.REMOVED, f"{_span(here, number - 1)} removed")
+        yield Finding(tenant_id, here, Kind.REMOVED, f"{_span(here, number - 1)} removed")
     elif number == chain.sequence:
         message = f"there are two entries with the number {number}"
-        yield Finding(entry.tenant_id, number, Kind.FORGED, message)
+        yield Finding(tenant_id, number, Kind.FORGED, message)
     elif number < chain.sequence:
         message = f"entry {number} stands behind entry {chain.sequence}"
-        yield Finding(entry.tenant_id, number, Kind.REORDERED, message)
+        yield Finding(tenant_id, number, Kind.REORDERED, message)
+
+
+def _repeated(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+    """Whether another entry has its id."""
+    number = entry.sequence
     if entry.columns.id in chain.ids:
         message = f"entry {number} repeats the id of an earlier entry, {entry.columns.id}"
         yield Finding(entry.tenant_id, number, Kind.FORGED, message)
 
 
-def _link(chain: _Chain, entry: Entry) -> Iterator[Finding]:
+def _link(chain: _Chain, entry: Entry | Withheld) -> Iterator[Finding]:
     """Whether the entry continues the one before."""
     if entry.previous_hash in {chain.stored_hash, chain.true_hash}:
         return

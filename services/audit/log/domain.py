@@ -54,6 +54,13 @@ class Filters:
     occurred_after: datetime | None = None
     occurred_before: datetime | None = None
 
+    def is_in_time(self, entry: Entry) -> bool:
+        """Whether an entry happened within the times."""
+        at = entry.columns.occurred_at
+        return (self.occurred_after is None or at >= self.occurred_after) and (
+            self.occurred_before is None or at < self.occurred_before
+        )
+
 
 def is_recorded(subject: str) -> bool:
     """Whether what is published under a subject belongs into the log."""

@@ -7,7 +7,14 @@ from typing import Final
 from uuid import UUID
 
 from auditlog.chain import Checkpoint, Head
-from auditlog.export import closing_line, entry_line, head_line, opening_line
+from auditlog.export import (
+    base_line,
+    closing_line,
+    entry_line,
+    head_line,
+    opening_line,
+    withheld_line,
+)
 from auditlog.notes import Proof
 from auditlog.verify import Entry
 from contract.events.audit import AuditExported
@@ -30,6 +37,7 @@ from services.audit.tree.service import Tree
 _EXPORTED: Final = place("audit", "export_entries")
 _PAGE: Final = 200
 _FIRST: Final = (0, UUID(int=0))
+_LAST_ID: Final = UUID(int=(1 << 128) - 1)
 
 
 class AuditLog:
@@ -129,9 +137,16 @@ class AuditLog:
         tree = await self._tree.state(all_tenants=whole)
         yield [opening_line(self._clock(), complete=complete, tree=tree)]
         count = left_out = 0
+        if not complete:
+            async for lines, wanted, written in self._parts(scope, filters):
+                count += written
+                left_out += wanted - written
+                yield lines
+            yield [closing_line(count, left_out)]
+            return
         for tenant_id in await self._chains(scope):
             last = None
-            async for head, found in self._pages(tenant_id, filters):
+            async for head, found in self._pages(tenant_id, Filters()):
                 last = head
                 page = await self._tree.placed(found)
                 lines = readable(_EXPORTED, page, entry_line, key_of)
@@ -141,6 +156,33 @@ class AuditLog:
             if last is not None:
                 yield [head_line(last)]
         yield [closing_line(count, left_out)]
+
+    async def _parts(
+        self, scope: Scope, filters: Filters
+    ) -> AsyncIterator[tuple[list[str], int, int]]:
+        """The lines of an export within some times; how many entries belong in them, and are."""
+
+        def line(entry: Entry) -> str:
+            return entry_line(entry) if filters.is_in_time(entry) else withheld_line(entry)
+
+        for tenant_id in await self._chains(scope):
+            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+                span = await store.span(connection, tenant_id, filters)
+            if span is None:
+                continue
+            first, last = span
+            async for head, page in self._pages(tenant_id, Filters(), (first - 1, _LAST_ID)):
+                found = [entry for entry in page if entry.sequence <= last]
+                if not found:
+                    break
+                wanted = sum(map(filters.is_in_time, found))
+                lines = readable(_EXPORTED, await self._tree.placed(found), line, key_of)
+                written = wanted - (len(found) - len(lines))
+                if first > 1 and found[0].sequence == first:
+                    lines.insert(0, base_line(found[0]))
+                if head is not None and found[-1].sequence == head.sequence:
+                    lines.append(head_line(head))
+                yield lines, wanted, written
 
     async def export_entries(
         self, call: Call, org_id: UUID | None, filters: Filters
@@ -154,13 +196,12 @@ class AuditLog:
                 yield page
 
     async def _pages(
-        self, tenant_id: UUID, filters: Filters
+        self, tenant_id: UUID, filters: Filters, after: tuple[int, UUID] = _FIRST
     ) -> AsyncIterator[tuple[Head | None, list[Entry]]]:
         """A chain's pages, and its head as it was before each; the last page is empty.
 
         So the last head was read just before nothing more was found: neither is behind the other.
         """
-        after = _FIRST
         while True:
             async with self._database.transaction(Scope.of(tenant_id)) as connection:
                 head, page = await store.chain_page(connection, tenant_id, filters, after, _PAGE)

@@ -346,6 +346,19 @@ async def chain_page(
     return found, [entry_of(row) for row in rows]
 
 
+async def span(connection: Connection, tenant_id: UUID, filters: Filters) -> tuple[int, int] | None:
+    """The first and the last entry of a chain within some times; `None` when there is none."""
+    row = await connection.fetchrow(
+        "SELECT min(sequence) AS first, max(sequence) AS last FROM audit.entry"
+        " WHERE tenant_id = $1 AND ($2::timestamptz IS NULL OR occurred_at >= $2)"
+        " AND ($3::timestamptz IS NULL OR occurred_at < $3)",
+        tenant_id,
+        filters.occurred_after,
+        filters.occurred_before,
+    )
+    return (row["first"], row["last"]) if row and row["first"] is not None else None
+
+
 async def forget_dead_letters(connection: Connection, tenant_id: UUID, most: int) -> int:
     """Deletes some quarantined messages of a tenant; answers how many."""
     done: str = await connection.execute(

@@ -13,6 +13,7 @@ import pytest
 from auditlog.chain import Checkpoint
 from evergreen.v1 import audit_pb2 as pb
 from servicekit.security.signing import Signer
+from services.audit.log.recorder import Recorder
 from tests.support import callers
 from tests.support.audit import (
     ORG,
@@ -208,13 +209,14 @@ async def test_a_forged_checkpoint_is_no_proof(audit: Audit, tmp_path: Path) -> 
     assert "is no checkpoint" in broken.err
 
 
-async def test_a_part_of_the_log_cannot_be_verified(audit: Audit, tmp_path: Path) -> None:
-    """Neither a filtered export nor one that breaks off is called sound, or tampered with."""
+async def test_what_breaks_off_cannot_be_verified(audit: Audit, tmp_path: Path) -> None:
+    """It is neither called sound, nor tampered with; nor is a filtered export of 0.1.0."""
     await keep(audit, tmp_path)
     whole = await audit.export()
     filtered = await audit.export(occurred_after=event(3).occurred_at)
     assert '"complete":false' in filtered
-    for text in (filtered, whole[: len(whole) // 2], "", '{"x":1}\n'):
+    old = filtered.replace(',"based":true', "", 1)
+    for text in (old, whole[: len(whole) // 2], "", '{"x":1}\n'):
         path = tmp_path / "part.jsonl"
         path.write_text(text)
         found = await evergreen("audit", "verify", "--from-export", path)
@@ -223,6 +225,54 @@ async def test_a_part_of_the_log_cannot_be_verified(audit: Audit, tmp_path: Path
     missing = await evergreen("audit", "verify", "--from-export", tmp_path / "missing")
     assert missing.code == 2
     assert "cannot be read: No such file" in missing.err
+
+
+async def test_a_part_of_the_log_is_verified(audit: Audit, tmp_path: Path) -> None:
+    """From its first entry to its last; entries between that the filter leaves out are links."""
+    salted = Audit(
+        **{**vars(audit), "recorder": Recorder(audit.kit.database, audit.kit.clock, salted=True)}
+    )
+    # The fourth and the sixth arrived late.
+    for number in (0, 1, 2, 9, 3, 10, 4, 5, 6):
+        await salted.record(event(number))
+    await salted.record(event(1, SISTER.id), event(3, SISTER.id))
+    point, keys, path = (tmp_path / name for name in ("checkpoint", "keys.pem", "part.jsonl"))
+    point.write_text(await audit.checkpoint())
+    keys.write_text(await audit.public_keys())
+    await salted.record(event(5, SISTER.id))
+    times = {"occurred_after": event(2).occurred_at, "occurred_before": event(6).occurred_at}
+
+    async def verify(text: str) -> Outcome:
+        path.write_text(text)
+        return await evergreen(
+            *("audit", "verify", "--from-export", path),
+            *("--checkpoint", point, "--public-key", keys),
+        )
+
+    text = await audit.export(**times)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [next(iter(line)) for line in lines] == [
+        *("format", "base", "entry", "withheld", "entry", "withheld", "entry", "entry"),
+        *("base", "entry", "entry", "head", "end"),
+    ]
+    records = "".join(line["entry"]["record"] for line in lines if "entry" in line)
+    assert "policies/9" not in records
+    done = await verify(text)
+    assert (done.code, done.err) == (0, ""), done
+    assert "That was a part of the log" in done.out
+    for old, new, said in (
+        ("policies/4", "policies/7", "was changed"),
+        (lines[3]["withheld"]["digest"][:9], "000000000", "does not fit its digest"),
+        (f'{lines[4]["entry"]["hash"]}"', f'{"0" * 64}"', "changed"),
+    ):
+        bad = await verify(text.replace(old, new))
+        assert (bad.code, said in bad.out) == (1, True), bad
+    gone = "".join(line for line in text.splitlines(keepends=True) if '"withheld"' not in line)
+    bad = await verify(gone)
+    assert (bad.code, "entry 4 was removed" in bad.out) == (1, True), bad
+    await audit.sql("UPDATE audit.entry SET salt = NULL WHERE sequence = 4")
+    plain = await verify(await audit.export(**times))
+    assert (plain.code, "1 entry that the filter left out" in plain.out) == (2, True), plain
 
 
 async def test_exports_hold_what_the_caller_may_see(audit: Audit) -> None:
