@@ -330,6 +330,14 @@ def verify(
         Path | None,
         typer.Option(help="Verify this exported file, without any connection."),
     ] = None,
+    part: Annotated[
+        bool,
+        typer.Option(
+            "--part",
+            help="The exported file is of some times alone: what is before and behind them is not"
+            " looked for.",
+        ),
+    ] = False,
     org: Org = "",
     home: Home = None,
     url: Url = "",
@@ -354,7 +362,7 @@ def verify(
         trusted_keys = check.read_keys(public_key) if public_key else []
         if from_export is not None:
             anchors = check.anchors(kept, trusted_keys, report)
-            done = check.run(check.read_lines(from_export), anchors, org, report)
+            done = check.run(check.read_lines(from_export), anchors, org, report, part=part)
         else:
             with session(home, url, ca_file, email, password_file) as api:
                 if not trusted_keys:
@@ -363,7 +371,8 @@ def verify(
                 now = Checkpoint.read(_checkpoint(api))
                 anchors = check.anchors(kept, trusted_keys, report, now)
                 stream = lines(api.stream("/api/audit/export", orgId=org))
-                done = check.run(stream, anchors, org, report, partial(check.leaves, api))
+                published = partial(check.leaves, api)
+                done = check.run(stream, anchors, org, report, published=published)
         for line in check.summary(report, done, anchors, kept=bool(kept.heads or kept.trees)):
             typer.echo(line)
     raise typer.Exit(report.exit_code)

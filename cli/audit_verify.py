@@ -173,6 +173,8 @@ def run(
     anchors: Anchors,
     org_id: str,
     report: Report,
+    *,
+    part: bool = False,
     published: Callable[[int], Iterable[bytes]] | None = None,
 ) -> Verifier:
     """Checks an export and reports all that is found.
@@ -182,9 +184,10 @@ def run(
         anchors: the checkpoints that it must agree with.
         org_id: the one tenant whose chain is checked; empty for all.
         report: takes the findings.
+        part: whether an export that a filter has cut is taken.
         published: answers the data of so many leaves of the tree, when there is a connection.
     """
-    verifier = Verifier(anchors.heads, only=org_id)
+    verifier = Verifier(anchors.heads, only=org_id, part=part)
     tree = TreeVerifier(anchors.trees, published)
     try:
         for finding in verify(export, verifier, tree):

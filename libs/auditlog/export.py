@@ -200,6 +200,8 @@ def _begin(opening: _Opening, verifier: Verifier) -> None:
         raise ExportError(
             "it was filtered by time, and is of a release whose filtered exports cannot be verified"
         )
+    if not verifier.takes_part:
+        raise ExportError("it was filtered by time: it can only be verified as a part (--part)")
     verifier.in_part()
 
 

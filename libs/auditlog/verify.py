@@ -156,13 +156,18 @@ class Verifier:
     Args:
         checkpoints: what the chains must agree with; their signatures are checked elsewhere.
         only: the one tenant whose chain is checked; heads of others are ignored then.
+        part: whether an export that a filter has cut is taken. Then what is missing before and
+            behind its entries is not looked for, so whoever verifies has to ask for it.
     """
 
-    def __init__(self, checkpoints: Iterable[Checkpoint] = (), only: str = "") -> None:
+    def __init__(
+        self, checkpoints: Iterable[Checkpoint] = (), only: str = "", *, part: bool = False
+    ) -> None:
         self.entries = 0
         self.chains = 0
         self.unlinked = 0
         """Entries that were left out, and whose hashes cannot be made."""
+        self.takes_part = part
         self.is_part = False
         """Whether a filter may have left entries out, before and behind those that there are."""
         self._anchors: dict[str, dict[int, dict[str, str]]] = {}

@@ -216,7 +216,7 @@ async def test_what_breaks_off_cannot_be_verified(audit: Audit, tmp_path: Path) 
     filtered = await audit.export(occurred_after=event(3).occurred_at)
     assert '"complete":false' in filtered
     old = filtered.replace(',"based":true', "", 1)
-    for text in (old, whole[: len(whole) // 2], "", '{"x":1}\n'):
+    for text in (old, filtered, whole[: len(whole) // 2], "", '{"x":1}\n'):
         path = tmp_path / "part.jsonl"
         path.write_text(text)
         found = await evergreen("audit", "verify", "--from-export", path)
@@ -242,10 +242,10 @@ async def test_a_part_of_the_log_is_verified(audit: Audit, tmp_path: Path) -> No
     await salted.record(event(5, SISTER.id))
     times = {"occurred_after": event(2).occurred_at, "occurred_before": event(6).occurred_at}
 
-    async def verify(text: str) -> Outcome:
+    async def verify(text: str, *more: str) -> Outcome:
         path.write_text(text)
         return await evergreen(
-            *("audit", "verify", "--from-export", path),
+            *("audit", "verify", "--from-export", path, *more),
             *("--checkpoint", point, "--public-key", keys),
         )
 
@@ -257,7 +257,9 @@ async def test_a_part_of_the_log_is_verified(audit: Audit, tmp_path: Path) -> No
     ]
     records = "".join(line["entry"]["record"] for line in lines if "entry" in line)
     assert "policies/9" not in records
-    done = await verify(text)
+    unasked = await verify(text)
+    assert (unasked.code, "--part" in unasked.out) == (2, True), unasked
+    done = await verify(text, "--part")
     assert (done.code, done.err) == (0, ""), done
     assert "That was a part of the log" in done.out
     for old, new, said in (
@@ -265,13 +267,13 @@ async def test_a_part_of_the_log_is_verified(audit: Audit, tmp_path: Path) -> No
         (lines[3]["withheld"]["digest"][:9], "000000000", "does not fit its digest"),
         (f'{lines[4]["entry"]["hash"]}"', f'{"0" * 64}"', "changed"),
     ):
-        bad = await verify(text.replace(old, new))
+        bad = await verify(text.replace(old, new), "--part")
         assert (bad.code, said in bad.out) == (1, True), bad
     gone = "".join(line for line in text.splitlines(keepends=True) if '"withheld"' not in line)
-    bad = await verify(gone)
+    bad = await verify(gone, "--part")
     assert (bad.code, "entry 4 was removed" in bad.out) == (1, True), bad
     await audit.sql("UPDATE audit.entry SET salt = NULL WHERE sequence = 4")
-    plain = await verify(await audit.export(**times))
+    plain = await verify(await audit.export(**times), "--part")
     assert (plain.code, "1 entry that the filter left out" in plain.out) == (2, True), plain
 
 
