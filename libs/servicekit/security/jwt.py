@@ -27,6 +27,12 @@ _FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
 shared."""
 FOREIGN_ALGORITHMS: Final = frozenset(_FOREIGN)
 _RSA_BITS: Final = range(2048, 8193)
+_MEMBERS: Final[Mapping[str, Mapping[str, int]]] = {
+    "RSA": {"n": 1400, "e": 16},
+    "EC": {"crv": 16, "x": 128, "y": 128},
+    "OKP": {"crv": 16, "x": 128},
+}
+"""The members of each type's public keys (RFC 7518, RFC 8037), and how long each may be."""
 
 
 def encode(claims: dict[str, Any], signer: Signer, kind: str) -> str:
@@ -127,7 +133,7 @@ def is_signed_by(token: str, keys: Iterable[dict[str, Any]]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """A public key of somebody else (RFC 7517), as it was published."""
+    """A public key of somebody else (RFC 7517)."""
 
     id: str
     """Its `kid`; empty when it has none."""
@@ -136,7 +142,8 @@ class ForeignKey:
     curve: str
     algorithm: str
     """The only one that it is for; empty for any that its kind has."""
-    document: Mapping[str, Any] = field(repr=False)
+    document: Mapping[str, str] = field(repr=False)
+    """Its type, and the members of its public part; private ones would be worked with."""
 
     def fits(self, algorithm: str) -> bool:
         """Whether it verifies what is signed so."""
@@ -153,7 +160,8 @@ class UnknownKeyError(ValueError):
 
 
 def foreign_keys(document: Mapping[str, Any], most: int) -> tuple[ForeignKey, ...]:
-    """The keys of a JWK Set that verify signatures; keys for anything else are left out.
+    """The keys of a JWK Set that verify signatures; keys for anything else are left out, and so
+    are private ones and those that are too long.
 
     Raises:
         ValueError: it is none, or has more than `most`.
@@ -163,20 +171,29 @@ def foreign_keys(document: Mapping[str, Any], most: int) -> tuple[ForeignKey, ..
         raise ValueError("has no list of keys")
     if len(listed) > most:
         raise ValueError(f"has more than {most} keys")
-    kinds = {kind for kind, _ in _FOREIGN.values()}
     return tuple(
         ForeignKey(
             id=str(key.get("kid", "")),
             kind=key["kty"],
             curve=str(key.get("crv", "")),
             algorithm=str(key.get("alg", "")),
-            document=key,
+            document={name: key[name] for name in ("kty", *_MEMBERS[key["kty"]])},
         )
         for key in listed
         if isinstance(key, dict)
-        and key.get("kty") in kinds
+        and _is_public(key)
         and key.get("use", "sig") == "sig"
         and str(key.get("alg", "")) in {"", *FOREIGN_ALGORITHMS}
+    )
+
+
+def _is_public(key: Mapping[str, Any]) -> bool:
+    kind = key.get("kty")
+    if not isinstance(kind, str) or kind not in _MEMBERS or "d" in key:
+        return False
+    return all(
+        isinstance(found := key.get(name), str) and found.isascii() and 0 < len(found) <= longest
+        for name, longest in _MEMBERS[kind].items()
     )
 
 
@@ -214,8 +231,6 @@ def decode_foreign(
     key = found[0]
     try:
         public = jwt.PyJWK(dict(key.document), algorithm).key
-        if getattr(public, "private_bytes", None) is not None:
-            raise ValueError("the key is a private one")
         if key.kind == "RSA" and public.key_size not in _RSA_BITS:
             raise ValueError("the key is too short, or too long")
         claims: dict[str, Any] = jwt.decode(
