@@ -99,7 +99,7 @@ PAGES: Final = (
     _page("/auth/assets/*"),
     # They ask a provider of single sign-on, which may take its time.
     replace(_page("/auth/sso/start"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),
-    replace(_page("/auth/sso/callback"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),
+    replace(_page("/auth/sso/*"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),
     # What providers themselves send, without a browser.
     replace(_submit("/auth/sso/*", RateClass.OPEN), cookies=False),
     # The console's own `/api/auth/…` keeps one session for all its users and loses it with a

@@ -84,6 +84,15 @@ class World:
     """The school's own Owner, who has a password here."""
     provider: pb.SsoProvider
 
+    @property
+    def callback(self) -> str:
+        """Where people come back to from the school's provider."""
+        return self.callback_of(self.provider.id)
+
+    @staticmethod
+    def callback_of(provider_id: str) -> str:
+        return f"/auth/sso/{provider_id}/callback"
+
     def browser(self) -> Browser:
         return Browser(self.http)
 
@@ -100,7 +109,8 @@ class World:
     ) -> httpx.Response:
         """Logs somebody in with the provider, and comes back."""
         url = await self.begin(browser, provider_id, **query)
-        return await browser.get("/auth/sso/callback", **self.sso.authorize(url, name))
+        path = self.callback_of(provider_id or self.provider.id)
+        return await browser.get(path, **self.sso.authorize(url, name))
 
     async def login(self, name: str, browser: Browser | None = None) -> dict[str, Any]:
         """The claims of somebody's session."""

@@ -275,7 +275,7 @@ class Browsers:
         )
 
     async def arrive(
-        self, request: Request, query: Mapping[str, str]
+        self, request: Request, provider_id: UUID, query: Mapping[str, str]
     ) -> tuple[Arrival, OpenSession | PendingLogin | None]:
         """Who comes back from a provider, with the session that was opened, or the login that waits
         for the second factor; with neither where an account was linked.
@@ -285,7 +285,7 @@ class Browsers:
         """
 
         async def arrive(_: Call) -> tuple[Arrival, OpenSession | PendingLogin | None]:
-            arrival = await self._sso.arrive(query, cookie(request, SSO_COOKIE))
+            arrival = await self._sso.arrive(provider_id, query, cookie(request, SSO_COOKIE))
             if arrival.link is not None:
                 await self._sessions.link(arrival)
                 return arrival, None

@@ -31,12 +31,12 @@ from services.identity.pages.login import LoginPage
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Page, Problem, asset
 from services.identity.pages.second_step import SecondStep
-from services.identity.pages.sso import LOGOUT, SignOn
+from services.identity.pages.sso import SignOn
 from services.identity.pages.targets import SECOND_STEP, next_of
 from services.identity.pages.texts import TEXTS
 from services.identity.portal import cached
 from services.identity.sessions.domain import OpenSession
-from services.identity.sso.domain import CALLBACK, START
+from services.identity.sso.domain import CALLBACK, LOGOUT, START
 
 ACCEPT: Final = "/auth/accept"
 FORGOT: Final = "/auth/forgot"
@@ -85,6 +85,7 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
     second = SecondStep(around)
     single = SignOn(around)
     app.add_api_route(LOGOUT, single.backchannel, methods=["POST"])
+    app.add_api_route(CALLBACK, single.callback, methods=_READ)
     invited = invitations.Invitations(
         around.browsers, around.users, around.tenants, around.public_url, around.origins
     )
@@ -97,7 +98,6 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         SECOND_STEP: second.page,
         SIGNED_IN: pages.signed_in,
         START: single.start,
-        CALLBACK: single.callback,
         invitations.PATH: invited.page,
     }.items():
         app.add_api_route(path, page, methods=_READ)

@@ -22,7 +22,6 @@ from services.identity.pages.second_step import second_step
 from services.identity.pages.targets import next_of
 from services.identity.second_factor.challenges import PendingLogin
 
-LOGOUT: Final = "/auth/sso/{provider}/backchannel-logout"
 _MAX_QUERY: Final = 16 * 1024
 _MAX_PARAMETERS: Final = 20
 _NO_STORE: Final = {"cache-control": "no-store"}
@@ -52,10 +51,12 @@ class SignOn(LoginPage):
         keep_sso(response, began)
         return response
 
-    async def callback(self, request: Request) -> Response:
+    async def callback(self, request: Request, provider: str) -> Response:
         """Takes a browser that comes back."""
         try:
-            arrival, begun = await self._browsers.arrive(request, _query(request))
+            if not is_uuid(provider):
+                raise DomainError(Code.NOT_FOUND, "NO_PROVIDER", "there is no such provider")
+            arrival, begun = await self._browsers.arrive(request, UUID(provider), _query(request))
         except DomainError as error:
             response = await self._failed(request, error, "", "")
             forget_sso(response)

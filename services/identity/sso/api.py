@@ -16,7 +16,7 @@ from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
 from services.identity.sources.domain import RoleMapping
-from services.identity.sso.domain import CALLBACK, Provider, scopes_of
+from services.identity.sso.domain import CALLBACK, LOGOUT, Provider, scopes_of
 from services.identity.sso.service import Providers
 from services.identity.sso.trials import Trials
 
@@ -123,10 +123,8 @@ class SsoProviderApi(identity_pb2_grpc.SsoProviderServiceServicer):
             created_at=timestamp(source.created_at),
             updated_at=timestamp(source.updated_at),
             users=provider.users,
-            redirect_uri=f"{own}{CALLBACK}" if own else "",
-            backchannel_logout_uri=(
-                f"{own}/auth/sso/{provider.id}/backchannel-logout" if own else ""
-            ),
+            redirect_uri=own + CALLBACK.format(provider=provider.id) if own else "",
+            backchannel_logout_uri=(own + LOGOUT.format(provider=provider.id) if own else ""),
             etag=provider.etag,
             **{name: getattr(provider, name) for name in _PLAIN},
         )

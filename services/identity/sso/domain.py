@@ -18,7 +18,10 @@ from services.identity.sources.domain import EVERYBODY, RoleMapping, Source
 SEALED_FOR: Final = "sso-secret"
 """What the secrets of clients are sealed for."""
 START: Final = "/auth/sso/start"
-CALLBACK: Final = "/auth/sso/callback"
+CALLBACK: Final = "/auth/sso/{provider}/callback"
+"""Where people come back: each provider has an address of its own, so that none answers for
+another (RFC 9700, section 4.4)."""
+LOGOUT: Final = "/auth/sso/{provider}/backchannel-logout"
 SESSION_HOURS: Final = 12
 SCOPES: Final = ("profile", "email")
 OPENID: Final = "openid"

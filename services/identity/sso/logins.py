@@ -213,7 +213,7 @@ class SsoLogins:
         asked = {
             "response_type": "code",
             "client_id": provider.client_id,
-            "redirect_uri": f"{self._public_url}{CALLBACK}",
+            "redirect_uri": self._redirect_uri(provider),
             "scope": " ".join(provider.scopes),
             "state": ticket.state,
             "nonce": ticket.nonce,
@@ -226,10 +226,11 @@ class SsoLogins:
             asked["hd"] = provider.hosted_domain
         return Began(_with(document.authorization_endpoint, asked), self._seal(ticket))
 
-    async def arrive(self, query: Mapping[str, str], cookie: str) -> Arrival:
+    async def arrive(self, provider_id: UUID, query: Mapping[str, str], cookie: str) -> Arrival:
         """Who comes back from a provider.
 
         Args:
+            provider_id: whose address the browser came back to.
             query: what the provider sent along.
             cookie: the browser's.
 
@@ -246,6 +247,8 @@ class SsoLogins:
             raise _stale()
         provider = await self._open_provider(ticket.provider_id, "")
         try:
+            if provider.id != provider_id:
+                raise _mixed_up()
             async with self._asking.turn(provider):
                 claims = await self._recognise(provider, ticket, query, at)
         except RefusedError as refused:
@@ -264,7 +267,7 @@ class SsoLogins:
         said = query.get("iss")
         if (said is None and document.says_issuer) or said not in {None, provider.issuer}:
             # Another provider has answered in the place of this one (RFC 9207).
-            raise RefusedError("MIX_UP", "another provider has answered")
+            raise _mixed_up()
         if error := query.get("error", ""):
             raise RefusedError("CANCELLED", f"the provider says {printable(error)}")
         code = query.get("code", "")
@@ -280,7 +283,7 @@ class SsoLogins:
             document,
             {
                 "code": code,
-                "redirect_uri": f"{self._public_url}{CALLBACK}",
+                "redirect_uri": self._redirect_uri(provider),
                 "code_verifier": ticket.verifier,
             },
             root=root,
@@ -661,6 +664,9 @@ class SsoLogins:
             "nobody signs in there; check the address, or ask your administrator",
         )
 
+    def _redirect_uri(self, provider: Provider) -> str:
+        return self._public_url + CALLBACK.format(provider=provider.id)
+
     def _is_roots(self, provider: Provider) -> bool:
         tenant = self._tenants.known(provider.source.tenant_id)
         return tenant is not None and tenant.kind == "root"
@@ -704,6 +710,10 @@ class SsoLogins:
         if not equal(ticket.state.encode(), state.encode()) or ticket.expires_at <= self._clock():
             raise _stale()
         return ticket
+
+
+def _mixed_up() -> RefusedError:
+    return RefusedError("MIX_UP", "another provider has answered")
 
 
 def _stale() -> DomainError:

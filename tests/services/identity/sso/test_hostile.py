@@ -25,6 +25,7 @@ from tests.fakes.oidc import CLIENT, Claims, FakeProvider, Key
 from tests.support.identity import PASSWORD
 from tests.support.single_sign_on import (
     LOCAL,
+    PUBLIC_URL,
     World,
     fake,
     problem,
@@ -237,30 +238,28 @@ async def test_a_state_works_once_and_in_its_browser(world: World) -> None:
     back = world.sso.authorize(url, "anna")
     # An attacker's way back in somebody else's browser, with and without a way of its own.
     victim = world.browser()
-    answer = await victim.get("/auth/sso/callback", **back)
+    answer = await victim.get(world.callback, **back)
     assert (answer.status_code, problem(answer)[:42]) == (401, STALE)
     await world.begin(victim)
-    answer = await victim.get("/auth/sso/callback", **back)
+    answer = await victim.get(world.callback, **back)
     assert (answer.status_code, problem(answer)[:42]) == (401, STALE)
     assert "session" not in victim.cookies
-    assert (await browser.get("/auth/sso/callback", **back)).status_code == 200
+    assert (await browser.get(world.callback, **back)).status_code == 200
     browser.cookies |= kept
     again = world.sso.authorize(url, "anna")
-    answer = await browser.get("/auth/sso/callback", **again)
+    answer = await browser.get(world.callback, **again)
     assert (answer.status_code, problem(answer)[:42]) == (401, STALE)
     url = await world.begin(browser)
     for wrong in ({"state": "x"}, {"state": ""}):
-        answer = await browser.get(
-            "/auth/sso/callback", **(world.sso.authorize(url, "anna") | wrong)
-        )
+        answer = await browser.get(world.callback, **(world.sso.authorize(url, "anna") | wrong))
         assert problem(answer).startswith(STALE)
     for forged in ("", "x", "A" * 5000, kept["__Host-evergreen_sso"][:-2] + "AA"):
         browser.cookies["__Host-evergreen_sso"] = forged
-        answer = await browser.get("/auth/sso/callback", **world.sso.authorize(url, "anna"))
+        answer = await browser.get(world.callback, **world.sso.authorize(url, "anna"))
         assert problem(answer).startswith(STALE)
     url = await world.begin(browser)
     world.clock.ahead += LIFE
-    answer = await browser.get("/auth/sso/callback", **world.sso.authorize(url, "anna"))
+    answer = await browser.get(world.callback, **world.sso.authorize(url, "anna"))
     assert problem(answer).startswith(STALE)
 
 
@@ -270,7 +269,7 @@ async def test_a_parameter_that_is_there_twice_is_not_taken(world: World) -> Non
     browser = world.browser()
     back = world.sso.authorize(await world.begin(browser), "anna")
     query = "&".join(f"{name}={value}" for name, value in back.items())
-    answer = await browser.get(f"/auth/sso/callback?{query}&state={back['state']}")
+    answer = await browser.get(f"{world.callback}?{query}&state={back['state']}")
     assert problem(answer).startswith(STALE)
 
 
@@ -280,7 +279,7 @@ async def test_a_stolen_code_opens_nothing(world: World) -> None:
     victim, thief = world.browser(), world.browser()
     stolen = world.sso.authorize(await world.begin(victim), "anna")
     asked = parse_qs(urlsplit(await world.begin(thief)).query)
-    answer = await thief.get("/auth/sso/callback", **(stolen | {"state": asked["state"][0]}))
+    answer = await thief.get(world.callback, **(stolen | {"state": asked["state"][0]}))
     assert UNUSABLE in problem(answer)
     assert "session" not in thief.cookies
     assert await reasons(world) == [], "anybody can bring wrong codes: the log is not theirs"
@@ -292,17 +291,44 @@ async def test_another_provider_does_not_answer(world: World) -> None:
     for wrong in ({"iss": "https://evil.example"}, {"iss": ""}):
         browser = world.browser()
         back = world.sso.authorize(await world.begin(browser), "anna")
-        answer = await browser.get("/auth/sso/callback", **(back | wrong))
+        answer = await browser.get(world.callback, **(back | wrong))
         assert UNUSABLE in problem(answer)
     browser = world.browser()
     back = world.sso.authorize(await world.begin(browser), "anna")
     del back["iss"]
-    answer = await browser.get("/auth/sso/callback", **back)
+    answer = await browser.get(world.callback, **back)
     assert UNUSABLE in problem(answer)
     assert "/token" not in world.sso.asked, "no code went to the wrong one"
     # One that has never said so need not.
     world.sso.says_issuer = False
     await world.update(name="Silent")
+    await world.login("anna")
+
+
+async def test_no_provider_answers_for_another(world: World) -> None:
+    """Mix-up, where the honest one does not say who it is: each has an address of its own to come
+    back to, and its codes go to nobody else."""
+    world.sso.person("anna", "admins")
+    world.sso.says_issuer = False
+    evil = await world.identity.providers.CreateSsoProvider(
+        wanted(world.sso.issuer, row("admins", Role.ADMIN), name="Evil"), metadata=world.owner
+    )
+    assert evil.redirect_uri == PUBLIC_URL + world.callback_of(evil.id)
+    assert world.provider.redirect_uri == PUBLIC_URL + world.callback
+    browser = world.browser()
+    # The evil one leads the browser on to the honest one, with the state of its own login.
+    back = world.sso.authorize(await world.begin(browser, evil.id), "anna")
+    answer = await browser.get(world.callback, **back)
+    assert (answer.status_code, UNUSABLE in problem(answer)) == (401, True)
+    assert "/token" not in world.sso.asked, "no code went to the wrong one"
+    assert "session" not in browser.cookies
+    # That login is over, at its own address, too.
+    answer = await browser.get(world.callback_of(evil.id), **back)
+    assert problem(answer).startswith(STALE)
+    for other in ("/auth/sso/callback", "/auth/sso/x/callback"):
+        back = world.sso.authorize(await world.begin(browser), "anna")
+        assert (await browser.get(other, **back)).status_code == 404
+    assert (await browser.get(world.callback, **back)).status_code == 401, "its cookie is gone"
     await world.login("anna")
 
 
@@ -312,7 +338,7 @@ async def test_a_refusal_is_told(world: World) -> None:
     url = await world.begin(browser)
     state = parse_qs(urlsplit(url).query)["state"][0]
     answer = await browser.get(
-        "/auth/sso/callback",
+        world.callback,
         state=state,
         iss=world.sso.issuer,
         error="<script>alert(1)</script>",
@@ -382,7 +408,7 @@ async def test_answers_that_are_none(
     led = await browser.get("/auth/sso/start", provider=world.provider.id)
     if led.status_code == 303:
         back = world.sso.authorize(led.headers["location"], "anna")
-        led = await browser.get("/auth/sso/callback", **back)
+        led = await browser.get(world.callback, **back)
     assert led.status_code in {401, 503}
     said = problem(led)
     assert AWAY in said or UNUSABLE in said
@@ -430,7 +456,7 @@ async def test_wrong_codes_do_not_keep_others_out(world: World) -> None:
     for _ in range(2 * FAILURES):
         browser = world.browser()
         back = world.sso.authorize(await world.begin(browser), "anna")
-        answer = await browser.get("/auth/sso/callback", **(back | {"code": "guessed"}))
+        answer = await browser.get(world.callback, **(back | {"code": "guessed"}))
         assert UNUSABLE in problem(answer)
     await world.login("anna")
 
@@ -460,5 +486,5 @@ async def test_what_is_private_stays_so(world: World, fake: FakeProvider) -> Non
     await world.update(name="Points inside")
     browser = world.browser()
     back = world.sso.authorize(await world.begin(browser), "anna")
-    answer = await browser.get("/auth/sso/callback", **back)
+    answer = await browser.get(world.callback, **back)
     assert answer.status_code == 503

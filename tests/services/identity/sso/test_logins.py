@@ -41,10 +41,10 @@ async def test_a_person_gets_an_account_by_signing_in(world: World) -> None:
     led = await browser.get(start)
     asked = parse_qs(urlsplit(led.headers["location"]).query)
     assert led.status_code == 303
-    assert asked["redirect_uri"] == [f"{PUBLIC_URL}/auth/sso/callback"]
+    assert asked["redirect_uri"] == [f"{PUBLIC_URL}{world.callback}"]
     assert asked["tenant"] == ["1"], "the endpoint's own parameters stay"
     back = world.sso.authorize(led.headers["location"], "anna")
-    answer = await browser.get("/auth/sso/callback", **back)
+    answer = await browser.get(world.callback, **back)
     assert (answer.status_code, leads_to(answer)) == (200, "/auth/signed-in")
     assert "anna@school.example" in (await browser.get("/auth/signed-in")).text
     said = claims(browser.cookies["session"])
@@ -73,7 +73,7 @@ async def test_cookies_are_for_this_browser_and_this_site(world: World) -> None:
     for secret in ("state", "nonce"):
         assert asked[secret][0] not in line
     answer = await browser.get(
-        "/auth/sso/callback", **world.sso.authorize(led.headers["location"], "anna")
+        world.callback, **world.sso.authorize(led.headers["location"], "anna")
     )
     lines = answer.headers.get_list("set-cookie")
     assert any(c.startswith("session=") and "SameSite=strict" in c for c in lines)
@@ -337,7 +337,7 @@ async def test_a_provider_that_is_not_in_use_is_not_there(world: World) -> None:
     url = await world.begin(browser)
     await world.archive(world.school.id, "now()")
     back = world.sso.authorize(url, "anna")
-    assert (await browser.get("/auth/sso/callback", **back)).status_code == 404
+    assert (await browser.get(world.callback, **back)).status_code == 404
     await world.archive(world.school.id, "NULL")
     await world.login("anna")
     await world.identity.providers.DeleteSsoProvider(
@@ -361,7 +361,7 @@ async def test_an_account_is_linked_from_within(world: World) -> None:
         "/auth/account", "link", provider=world.provider.id, current=PASSWORD
     )
     url = leads_to(led)
-    answer = await browser.get("/auth/sso/callback", **world.sso.authorize(url, "subject-7"))
+    answer = await browser.get(world.callback, **world.sso.authorize(url, "subject-7"))
     assert (answer.status_code, leads_to(answer)) == (200, "/auth/account?done=linked")
     assert "Unlink School sign-in" in (await browser.get("/auth/account?done=linked")).text
     said = await world.login("subject-7")
@@ -373,9 +373,7 @@ async def test_an_account_is_linked_from_within(world: World) -> None:
         "/auth/account", "link", provider=world.provider.id, current=PASSWORD
     )
     world.sso.person("subject-8", "owners")
-    answer = await browser.get(
-        "/auth/sso/callback", **world.sso.authorize(leads_to(again), "subject-8")
-    )
+    answer = await browser.get(world.callback, **world.sso.authorize(leads_to(again), "subject-8"))
     assert "linked already" in problem(answer)
     done = await browser.submit("/auth/account", "unlink", provider=world.provider.id)
     assert done.headers["location"] == "/auth/account?done=unlinked"
@@ -394,7 +392,7 @@ async def test_who_runs_a_provider_below_gets_into_no_account_above(world: World
         "/auth/account", "link", provider=world.provider.id, current=PASSWORD
     )
     world.sso.person("anna", "owners")
-    answer = await browser.get("/auth/sso/callback", **world.sso.authorize(leads_to(led), "anna"))
+    answer = await browser.get(world.callback, **world.sso.authorize(leads_to(led), "anna"))
     assert problem(answer) == "This account cannot be linked with that."
     browser = world.browser()
     await browser.submit("/login", "login", email=LOCAL, password=PASSWORD)
@@ -404,7 +402,7 @@ async def test_who_runs_a_provider_below_gets_into_no_account_above(world: World
     await world.identity.auth.Logout(
         pb.LogoutRequest(), metadata=as_caller(browser.cookies["session"])
     )
-    answer = await browser.get("/auth/sso/callback", **world.sso.authorize(leads_to(led), "anna"))
+    answer = await browser.get(world.callback, **world.sso.authorize(leads_to(led), "anna"))
     assert "session has ended" in problem(answer)
 
 

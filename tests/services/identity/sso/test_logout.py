@@ -51,7 +51,7 @@ async def test_a_link_ends_no_session_of_the_password(world: World) -> None:
     )
     world.sso.person("anna", "admins")
     url = led.headers["refresh"].removeprefix("0;url=")
-    await browser.get("/auth/sso/callback", **world.sso.authorize(url, "anna"))
+    await browser.get(world.callback, **world.sso.authorize(url, "anna"))
     opened = await world.login("anna")
     assert opened["email"] == LOCAL
     await world.logout(sub="anna")
