@@ -28,7 +28,7 @@ async def test_a_secret_is_written_and_never_shown(world: World) -> None:
     shown = await world.identity.providers.GetSsoProvider(
         pb.GetSsoProviderRequest(id=world.provider.id), metadata=world.owner
     )
-    assert shown.redirect_uri == f"{PUBLIC_URL}/auth/sso/callback"
+    assert shown.redirect_uri == f"{PUBLIC_URL}/auth/sso/{shown.id}/callback"
     assert shown.backchannel_logout_uri.endswith(f"/auth/sso/{shown.id}/backchannel-logout")
     assert list(shown.scopes) == ["openid", "profile", "email"]
     assert SECRET not in str(shown) + str(await world.identity.events())
