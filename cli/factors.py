@@ -44,9 +44,7 @@ def recovery_codes(
     """Make ten recovery codes in place of those that there were, and print them once."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         made = api.post("/auth/mfa/recovery-codes", {})
-        typer.echo("Keep them where you keep passwords. Each works once:", err=True)
-        for code in made["codes"]:
-            typer.echo(code)
+        _say_codes(made["codes"])
 
 
 @app.command("add-app")
@@ -57,32 +55,30 @@ def add_app(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Make a key for an authenticator app, as a QR code; the app counts with its first code."""
+    """Set up an authenticator app: show its key, as a QR code, and take its first code.
+
+    The first app comes with recovery codes. Where nobody can be asked, the first line is the key's
+    address, and the code is read from standard input.
+    """
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        codes: list[str] = []
+        if not api.get("/auth/mfa").get("totpSince"):
+            codes = api.post("/auth/mfa/recovery-codes", {})["codes"]
         key = api.post("/auth/mfa/totp", {})
-        if not sys.stdin.isatty():
+        if sys.stdin.isatty():
+            import segno  # noqa: PLC0415
+
+            segno.make_qr(key["uri"]).terminal(compact=True)
+            typer.echo(f"Scan it with the app, or type the key {key['secret']}")
+        else:
             typer.echo(key["uri"])
-            typer.echo("Give the app's code to evergreen factors confirm-app", err=True)
-            return
-        import segno  # noqa: PLC0415
-
-        segno.make_qr(key["uri"]).terminal(compact=True)
-        typer.echo(f"Scan it with the app, or type the key {key['secret']}")
-        code = typer.prompt("Code that the app shows")
-        _say(api.post("/auth/mfa/totp/confirm", {"code": code}))
-
-
-@app.command("confirm-app")
-def confirm_app(
-    code: Annotated[str, typer.Argument(help="The six digits that the app shows.")],
-    home: Home = None,
-    url: Url = "",
-    ca_file: CaFile = None,
-    email: Email = "",
-    password_file: PasswordFile = None,
-) -> None:
-    """Let the authenticator app count whose key was made last."""
-    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        if codes:
+            _say_codes(codes)
+        sys.stdout.flush()
+        if sys.stdin.isatty():
+            code = typer.prompt("Code that the app shows")
+        elif not (code := sys.stdin.readline().strip()):
+            raise CliError("give the code that the app shows on standard input")
         _say(api.post("/auth/mfa/totp/confirm", {"code": code}))
 
 
@@ -120,6 +116,12 @@ def remove_passkey(
         if len(found) != 1:
             raise CliError(f"you have {len(found)} passkeys with the name or id {passkey}")
         _say(api.delete(f"/auth/passkeys/{found[0]['id']}"))
+
+
+def _say_codes(codes: list[str]) -> None:
+    typer.echo("Keep them where you keep passwords. Each works once:", err=True)
+    for code in codes:
+        typer.echo(code)
 
 
 def _say(factors: dict[str, Any]) -> None:

@@ -205,6 +205,7 @@ def test_second_factors(reader: Reader, root: httpx.Client, stack: Stack) -> Non
         with stack.client() as client:
             session = ok(client.post("/auth/login", json=ann))
             client.headers["authorization"] = f"Bearer {session['token']}"
+            ok(client.post("/auth/mfa/recovery-codes", json={}))
             app = App(ok(client.post("/auth/mfa/totp", json={}))["secret"])
             ok(client.post("/auth/mfa/totp/confirm", json={"code": app.code(-1)}))
         assert "password alone" in reader.run(commands.take("App and recovery codes are lost"))

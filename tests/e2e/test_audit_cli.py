@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,16 +22,33 @@ from tests.support.stack import PATIENCE, Stack, until
 def evergreen(
     *arguments: str | Path, seconds: float = PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the real command."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERGREEN_")}
+    """Runs the real command, with nothing on its standard input."""
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)],
-        env={**kept, "COLUMNS": "200", **environment},
+        _command(arguments),
+        env=_environment(environment),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
+
+
+def running(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The real command, for a test that answers it."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        _command(arguments), env=_environment({}), stdin=pipe, stdout=pipe, text=True
+    )
+
+
+def _command(arguments: Iterable[str | Path]) -> list[str]:
+    return [sys.executable, "-m", "cli.main", *map(str, arguments)]
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERGREEN_")}
+    return {**kept, "COLUMNS": "200", **more}
 
 
 def as_superuser(stack: Stack, *statements: str) -> None:

@@ -11,11 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.e2e.pages import Pages, hidden
-from tests.e2e.test_audit_cli import evergreen
+from tests.e2e.test_audit_cli import evergreen, running
 from tests.e2e.test_console import person
 from tests.e2e.world import PASSWORD, Org, ok
 from tests.support.authenticator import App
-from tests.support.stack import Stack
+from tests.support.stack import PATIENCE, Stack
 
 
 def app_on(page: str) -> App:
@@ -201,12 +201,15 @@ def test_the_command_line_asks_for_a_code(stack: Stack, org: Org, tmp_path: Path
         return done.stdout + done.stderr
 
     assert "authenticator app: none" in factors("show")
-    assert "make recovery codes first" in factors("add-app", expected=2)
-    codes = [line for line in factors("recovery-codes").splitlines() if "-" in line]
-    assert len(codes) == 10
-    uri = factors("add-app").splitlines()[0]
-    app = App(parse_qs(urlsplit(uri).query)["secret"][0])
-    assert "since 20" in factors("confirm-app", app.code(-1))
+    assert "on standard input" in factors("add-app", expected=2)
+    with running("factors", "add-app", *who) as command:
+        assert command.stdin is not None
+        assert command.stdout is not None
+        app = App(parse_qs(urlsplit(command.stdout.readline()).query)["secret"][0])
+        codes = [command.stdout.readline().strip() for _ in range(10)]
+        assert all("-" in code for code in codes)
+        said, _ = command.communicate(f"{app.code(-1)}\n", timeout=PATIENCE)
+        assert "since 20" in said
     said = factors("show", expected=2)
     assert "EVERGREEN_OTP" in said
     assert "EVERGREEN_API_TOKEN" in said

@@ -19,7 +19,7 @@ from prometheus_client import Counter
 
 from evergreen.v1 import identity_pb2, identity_pb2_grpc
 from servicekit.call import Caller, begin_background_call
-from servicekit.errors import unauthenticated
+from servicekit.errors import unauthenticated, unavailable
 from servicekit.feeds.feed import ANSWER_SECONDS
 from servicekit.ids import Clock
 from servicekit.observability import logs
@@ -85,12 +85,15 @@ class ApiTokens:
         """Refuses a token that has ended, and notes the use of another one.
 
         Raises:
-            DomainError: UNAUTHENTICATED.
+            DomainError: UNAUTHENTICATED, or UNAVAILABLE before the first word from identity.
         """
         at = self._clock()
         known = self._known.get(caller.session_id)
         if known is not None:
             works = at < known.works_until
+        elif self._known_at == _NEVER:
+            # Identity has not told yet which tokens work: a revoked one looks like a new one.
+            raise unavailable("which API tokens work is not known yet")
         else:
             issued, expires = caller.issued_at, caller.expires_at
             works = (

@@ -23,6 +23,9 @@ SOON: Final = timedelta(days=14)
 """So long before its end a token that is not replaced yet is told of."""
 MOST_OF_HOLDER: Final = 50
 """Working tokens of a user or a service account."""
+MOST_OF_PERSON: Final = 100
+"""Tokens of a user that have not expired, those that were ended before included: nobody alone takes
+all that the tenant may have."""
 MOST_OF_TENANT: Final = 1_000
 """Tokens of a tenant that have not expired, those that were ended before included: every service
 has them in memory."""

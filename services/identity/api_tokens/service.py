@@ -35,6 +35,7 @@ from services.identity.api_tokens import store
 from services.identity.api_tokens.domain import (
     KEPT_FOR,
     MOST_OF_HOLDER,
+    MOST_OF_PERSON,
     MOST_OF_TENANT,
     MOST_OVERLAP,
     SOON,
@@ -332,9 +333,14 @@ class ApiTokens:
         *,
         besides: int = 0,
     ) -> None:
-        of_holder, of_tenant = await store.counts(connection, holder_id, tenant_id, at)
+        of_holder, of_person, of_tenant = await store.counts(connection, holder_id, tenant_id, at)
         if of_holder - besides >= MOST_OF_HOLDER:
             raise _too_many(f"{MOST_OF_HOLDER} API tokens of one holder work; revoke one first")
+        if of_person >= MOST_OF_PERSON:
+            raise _too_many(
+                f"you have {MOST_OF_PERSON} API tokens that have not expired, those that were"
+                " revoked included; make tokens that live longer, less often"
+            )
         if of_tenant >= MOST_OF_TENANT:
             raise _too_many(
                 f"the tenant has {MOST_OF_TENANT} API tokens that have not expired, those that were"

@@ -62,11 +62,14 @@ async def take_turns(connection: Connection, holder_id: UUID, tenant_id: UUID) -
 
 async def counts(
     connection: Connection, holder_id: UUID, tenant_id: UUID, at: datetime
-) -> tuple[int, int]:
-    """How many working tokens a holder has, and how many a tenant that have not expired."""
+) -> tuple[int, int, int]:
+    """How many working tokens a holder has, how many a user that have not expired, and how many a
+    tenant."""
     row = await connection.fetchrow(
         "SELECT (SELECT count(*) FROM identity.api_token"
         " WHERE (account_id = $1 OR service_account_id = $1) AND ends_at > $3) AS of_holder,"
+        " (SELECT count(*) FROM identity.api_token"
+        " WHERE account_id = $1 AND expires_at > $3) AS of_person,"
         " (SELECT count(*) FROM identity.api_token"
         " WHERE tenant_id = $2 AND expires_at > $3) AS of_tenant",
         holder_id,
@@ -74,7 +77,7 @@ async def counts(
         at,
     )
     assert row is not None
-    return row["of_holder"], row["of_tenant"]
+    return row["of_holder"], row["of_person"], row["of_tenant"]
 
 
 async def has_name(connection: Connection, holder_id: UUID, name: str, at: datetime) -> bool:

@@ -312,7 +312,8 @@ class Browsers:
         """Where the browser goes to link the user's account with a provider.
 
         Raises:
-            DomainError: INVALID_ARGUMENT when the password is wrong; else as `SsoLogins.begin`.
+            DomainError: INVALID_ARGUMENT when the password is wrong; PERMISSION_DENIED without a
+                fresh login; else as `SsoLogins.begin`.
         """
 
         async def work(call: Call) -> Began:
@@ -320,7 +321,8 @@ class Browsers:
             session = UUID(call.caller.session_id)
             return await self._sso.begin(provider_id, user.email, "", link=user.id, session=session)
 
-        return await self.user(request, f"{_AUTH}ChangePassword", work)
+        # It opens the account from elsewhere, as a factor does: with a fresh login alone.
+        return await self.user(request, f"{_FACTORS}CreateTotp", work)
 
     async def unlink(self, request: Request, provider_id: UUID) -> None:
         """Takes a link back.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias, get_args
 from uuid import UUID
@@ -86,6 +86,8 @@ class Policy:
     mfa: Mfa
     required_from: datetime
     updated_at: datetime
+    earlier: Mapping[Role, datetime] = field(default_factory=dict)
+    """From when on those are asked who were asked before others were."""
 
     def snapshot(self) -> SignInPolicySnapshot:
         """What events say of it."""
@@ -98,6 +100,18 @@ class Policy:
         """Whether it asks a role for a second factor."""
         return role in _ASKED[self.mfa]
 
+    def asked_from(self, role: Role) -> datetime | None:
+        """From when on it asks a role; `None` where it does not."""
+        if not self.asks(role):
+            return None
+        return min(self.earlier.get(role, self.required_from), self.required_from)
+
+    def for_others(self, mfa: Mfa, required_from: datetime) -> Policy:
+        """The policy when it asks others. Who is asked already gets no days for that."""
+        after = replace(self, mfa=mfa, required_from=required_from, earlier={})
+        known = {role: since for role in Role if (since := self.asked_from(role)) is not None}
+        return replace(after, earlier={one: at for one, at in known.items() if after.asks(one)})
+
 
 def strictest(policies: Sequence[Policy]) -> Mfa:
     """Whom some policies together ask."""
@@ -106,8 +120,8 @@ def strictest(policies: Sequence[Policy]) -> Mfa:
 
 def required_from(policies: Sequence[Policy], role: Role) -> datetime | None:
     """From when on a second factor is asked for: by the strictest of some policies."""
-    asking = [one.required_from for one in policies if one.asks(role)]
-    return min(asking, default=None)
+    asking = (one.asked_from(role) for one in policies)
+    return min((since for since in asking if since is not None), default=None)
 
 
 def new_recovery_code() -> str:

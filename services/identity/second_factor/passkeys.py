@@ -32,7 +32,7 @@ from servicekit.security.digests import equal, sha256
 from servicekit.security.passkeys import Claimed, PasskeyError, RelyingParty
 from servicekit.security.sealing import Sealer
 from services.identity.second_factor import passkey_store, store
-from services.identity.second_factor.domain import codes_first
+from services.identity.second_factor.domain import PASSKEY
 from services.identity.second_factor.passkey_store import Passkey
 from services.identity.second_factor.service import EndSessions, SecondFactors, caller_of
 from services.identity.users.domain import User
@@ -106,8 +106,7 @@ class Passkeys:
         site = self._known_site()
         async with self._database.transaction(_scope(call)) as connection:
             user = await caller_of(connection, call)
-            if not await store.recovery_codes_left(connection, user.id):
-                raise codes_first()
+            await self._factors.check_codes(connection, user, UUID(call.caller.session_id))
             known = await passkey_store.passkeys(connection, user.id)
         challenge = self._challenge("add", call.caller.session_id)
         ids = [one.credential_id for one in known]
@@ -132,8 +131,8 @@ class Passkeys:
                 raise invalid_field("credential", f"is no new passkey: {broken}") from broken
             if not await self._spend(connection, answer):
                 raise invalid_field("credential", "was used before; ask for new options")
-            if not await store.recovery_codes_left(connection, user.id):
-                raise codes_first()
+            session_id = UUID(call.caller.session_id)
+            await self._factors.check_codes(connection, user, session_id)
             first = not (await self._factors.of(connection, user)).any
             if len(await passkey_store.passkeys(connection, user.id)) >= MOST:
                 raise failed_precondition(
@@ -155,9 +154,9 @@ class Passkeys:
             await passkey_store.insert(connection, passkey)
             event = PasskeyAdded(id=user.id, after=_change(user, passkey))
             await self._outbox.append(connection, CloudEvent(event, user.tenant_id))
+            await store.add_methods(connection, session_id, (PASSKEY,))
             if first:
                 # They were opened without it.
-                session_id = UUID(call.caller.session_id)
                 await self._end_sessions(connection, user.id, at, but=session_id)
             return passkey
 

@@ -60,7 +60,8 @@ class SignInPolicies:
         Args:
             mfa: whom to ask; `None` for those who are asked already.
             grace_days: how many days from now they get in without; `None` for the days that are
-                left, or for the usual ones where others are asked.
+                left, or for the usual ones where others are asked. Where others are asked, the days
+                are theirs alone.
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT when nothing is given; FAILED_PRECONDITION
@@ -72,10 +73,12 @@ class SignInPolicies:
         async with self._database.transaction(scope) as connection:
             before, _ = await self._found(connection, scope, tenant_id, for_update=True)
             at = self._clock()
-            after = replace(before, mfa=mfa or before.mfa, updated_at=at)
-            if grace_days is not None or after.mfa != before.mfa:
-                days = _GRACE_DAYS if grace_days is None else grace_days
-                after = replace(after, required_from=at + timedelta(days=days))
+            after = replace(before, updated_at=at)
+            since = at + timedelta(days=_GRACE_DAYS if grace_days is None else grace_days)
+            if mfa is not None and mfa != before.mfa:
+                after = after.for_others(mfa, since)
+            elif grace_days is not None:
+                after = replace(after, required_from=since, earlier={})
             if after.snapshot() != before.snapshot():
                 await self._check_own(connection, call, after)
                 await store.write_policy(connection, after)

@@ -31,6 +31,7 @@ from servicekit.security.digests import equal, sha256
 from servicekit.security.sealing import Sealer
 from services.identity.second_factor import passkey_store, store
 from services.identity.second_factor.domain import (
+    CHALLENGE_LIFE,
     OTP,
     RECOVERY,
     RECOVERY_CODES,
@@ -119,7 +120,8 @@ class SecondFactors:
     async def create_recovery_codes(self, call: Call) -> list[str]:
         """Makes recovery codes in place of all that there were."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self._new_codes(connection, await caller_of(connection, call))
+            user = await caller_of(connection, call)
+            return await self._new_codes(connection, user, UUID(call.caller.session_id))
 
     async def create_totp(self, call: Call) -> AppKey:
         """Makes a key that waits for its first code.
@@ -127,38 +129,40 @@ class SecondFactors:
         Raises:
             DomainError: FAILED_PRECONDITION without recovery codes.
         """
+        session_id = UUID(call.caller.session_id)
         async with self._database.transaction(_scope(call)) as connection:
             user = await caller_of(connection, call)
-            if not await store.recovery_codes_left(connection, user.id):
-                raise codes_first()
-            return await self._new_key(connection, user)
+            await self.check_codes(connection, user, session_id)
+            return await self._new_key(connection, user, session_id)
 
     async def set_up_own(self, call: Call) -> Setup:
-        """Makes a key that waits for its first code, and recovery codes where there are none."""
+        """Makes a key that waits for its first code, and recovery codes as `set_up`."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self.set_up(connection, await caller_of(connection, call))
+            user = await caller_of(connection, call)
+            return await self.set_up(connection, user, UUID(call.caller.session_id))
 
     async def waiting_own(self, call: Call) -> AppKey | None:
         """The caller's key that waits for its first code, once more."""
         async with self._database.transaction(_scope(call)) as connection:
-            return await self.waiting(connection, await caller_of(connection, call))
+            user = await caller_of(connection, call)
+            return await self.waiting(connection, user, UUID(call.caller.session_id))
 
     async def confirm_totp(self, call: Call, code: str) -> Factors:
         """Lets the key that waits count. With the first factor the caller's other sessions end.
 
         Raises:
             DomainError: INVALID_ARGUMENT when the code is wrong; FAILED_PRECONDITION when none
-                waits.
+                waits that was made in this session, and without recovery codes.
         """
+        session_id = UUID(call.caller.session_id)
         async with self._database.transaction(_scope(call)) as connection:
             user = await caller_of(connection, call)
             first = not (await self.of(connection, user)).any
-            await self.confirm(connection, user, code)
+            await self.confirm(connection, user, session_id, code)
+            await store.add_methods(connection, session_id, (OTP,))
             if first:
                 # They were opened without it.
-                await self._end_sessions(
-                    connection, user.id, self._clock(), but=UUID(call.caller.session_id)
-                )
+                await self._end_sessions(connection, user.id, self._clock(), but=session_id)
             return await self.of(connection, user)
 
     async def delete_totp(self, call: Call) -> Factors:
@@ -206,6 +210,22 @@ class SecondFactors:
         return factors
 
     # What a login needs
+
+    async def is_vouched_for(
+        self, connection: Connection, user: User, tenant_id: UUID | None
+    ) -> bool:
+        """Whether a provider's answer for a second factor is enough. It is for those who come from
+        providers, whose way in it is; an account with a password here may have been linked by
+        somebody who knew only that. And nobody has to believe a provider of a tenant below.
+
+        Args:
+            tenant_id: of the provider that answers for one; `None` where none does.
+        """
+        if tenant_id is None or user.origin != "sso":
+            return False
+        counting = await store.policies(connection, tenant_id)
+        above = required_from([one for one in counting if one.tenant_id != tenant_id], user.role)
+        return above is None or above > self._clock()
 
     async def of(self, connection: Connection, user: User) -> Factors:
         """What a user has, and what is asked of the user."""
@@ -265,25 +285,58 @@ class SecondFactors:
         await self._outbox.append(connection, self._by(user, event))
         return Proof(RECOVERY)
 
-    async def set_up(self, connection: Connection, user: User) -> Setup:
-        """Makes a key of an app that waits, and recovery codes where there are none."""
-        codes: Sequence[str] = ()
-        if not await store.recovery_codes_left(connection, user.id):
-            codes = await self._new_codes(connection, user)
-        return Setup(await self._new_key(connection, user), codes)
+    async def set_up(self, connection: Connection, user: User, session_id: UUID) -> Setup:
+        """Makes a key of an app that waits, and recovery codes where there are none, or no factor:
+        somebody who knew the password alone may have made those that there are.
 
-    async def waiting(self, connection: Connection, user: User) -> AppKey | None:
-        """The key that waits for its first code, once more."""
-        key = await store.totp(connection, user.id, confirmed=False)
+        Args:
+            session_id: the session in which, or the one that a login that waits is to open.
+        """
+        codes: Sequence[str] = ()
+        factors = await self.of(connection, user)
+        if not factors.any or not factors.recovery_codes_left:
+            codes = await self._new_codes(connection, user, session_id)
+        return Setup(await self._new_key(connection, user, session_id), codes)
+
+    async def waiting(self, connection: Connection, user: User, session_id: UUID) -> AppKey | None:
+        """The key that waits for its first code, once more.
+
+        Args:
+            session_id: as for `set_up`. Another one's key is not shown, and does not come to count:
+                whoever made it knows it.
+        """
+        key = await self._waiting_key(connection, user, session_id)
         return None if key is None else self._shown(user, self._sealer.open(key.sealed))
 
-    async def confirm(self, connection: Connection, user: User, code: str) -> None:
+    async def check_codes(self, connection: Connection, user: User, session_id: UUID) -> None:
+        """Makes sure that there are recovery codes; before the first factor, that they were made in
+        the same session: others may be known to somebody who knew the password alone.
+
+        Args:
+            session_id: as for `set_up`.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        factors = await self.of(connection, user)
+        there = factors.recovery_codes_left > 0
+        if not factors.any:
+            there = await store.has_codes_of(connection, user.id, session_id)
+        if not there:
+            raise codes_first()
+
+    async def confirm(
+        self, connection: Connection, user: User, session_id: UUID, code: str
+    ) -> None:
         """Lets the key that waits count; the code is taken.
+
+        Args:
+            session_id: as for `set_up`.
 
         Raises:
             DomainError: as `confirm_totp`.
         """
-        key = await store.totp(connection, user.id, confirmed=False)
+        key = await self._waiting_key(connection, user, session_id)
         if key is None:
             raise failed_precondition("NO_TOTP", "make a key for your authenticator app first")
         at = self._clock()
@@ -294,26 +347,32 @@ class SecondFactors:
                 "is none that your app shows for this key now; the clock of your device must be"
                 f" right: here it is {at:%H:%M:%S} UTC",
             )
+        await self.check_codes(connection, user, session_id)
         await store.confirm_totp(connection, key, step, at)
         event = SecondFactorEnabled(id=user.id, after=_change(user, key))
         await self._outbox.append(connection, self._by(user, event))
 
-    async def _new_codes(self, connection: Connection, user: User) -> list[str]:
+    async def _new_codes(self, connection: Connection, user: User, session_id: UUID) -> list[str]:
         codes = [new_recovery_code() for _ in range(RECOVERY_CODES)]
-        await store.replace_recovery_codes(
-            connection, user.id, [(new_id(), self._sealer.seal(_digest(code))) for code in codes]
-        )
+        sealed = [(new_id(), self._sealer.seal(_digest(code))) for code in codes]
+        await store.replace_recovery_codes(connection, user.id, sealed, session_id)
         event = RecoveryCodesCreated(
             id=user.id, after=RecoveryCodesLeft(email=user.email, left=len(codes))
         )
         await self._outbox.append(connection, self._by(user, event))
         return codes
 
-    async def _new_key(self, connection: Connection, user: User) -> AppKey:
+    async def _waiting_key(
+        self, connection: Connection, user: User, session_id: UUID
+    ) -> TotpKey | None:
+        since = self._clock() - CHALLENGE_LIFE
+        return await store.waiting_totp(connection, user.id, session_id, since)
+
+    async def _new_key(self, connection: Connection, user: User, session_id: UUID) -> AppKey:
         secret = totp.new_totp_key()
         at = self._clock()
         key = TotpKey(new_id(), user.id, self._sealer.seal(secret), at, None, 0)
-        await store.insert_totp(connection, key)
+        await store.insert_totp(connection, key, session_id)
         return self._shown(user, secret)
 
     @staticmethod

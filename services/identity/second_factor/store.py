@@ -10,10 +10,14 @@ from uuid import UUID
 
 import asyncpg
 
+from contract.access import Role
 from servicekit.data.postgres import Connection
 from services.identity.second_factor.domain import Policy, TotpKey
 from services.identity.sources.domain import Origin
 
+_EARLIER: Final = {Role.OWNER: "owners_from", Role.ADMIN: "admins_from"}
+"""Where a policy has it from when on a role is asked that was asked before others were. Who asks
+Auditors asks everybody: nobody is asked after them."""
 _TOTP: Final = "id, account_id, sealed_secrets, created_at, confirmed_at, last_step"
 
 
@@ -55,19 +59,34 @@ async def totp(connection: Connection, account_id: UUID, *, confirmed: bool) -> 
     return None if row is None else _totp(row)
 
 
-async def insert_totp(connection: Connection, key: TotpKey) -> None:
-    """Adds a key that waits, in place of another one that does."""
+async def waiting_totp(
+    connection: Connection, account_id: UUID, session_id: UUID, since: datetime
+) -> TotpKey | None:
+    """The key that waits, if it was made in a session, and not before a time."""
+    row = await connection.fetchrow(
+        f"SELECT {_TOTP} FROM identity.totp WHERE account_id = $1 AND confirmed_at IS NULL"
+        " AND session_id = $2 AND created_at > $3",
+        account_id,
+        session_id,
+        since,
+    )
+    return None if row is None else _totp(row)
+
+
+async def insert_totp(connection: Connection, key: TotpKey, session_id: UUID) -> None:
+    """Adds a key that waits, made in a session, in place of another one that does."""
     await connection.execute(
         "DELETE FROM identity.totp WHERE account_id = $1 AND confirmed_at IS NULL", key.account_id
     )
     await connection.execute(
-        f"INSERT INTO identity.totp ({_TOTP}) VALUES ($1, $2, $3, $4, $5, $6)",
+        f"INSERT INTO identity.totp ({_TOTP}, session_id) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         key.id,
         key.account_id,
         key.sealed,
         key.created_at,
         key.confirmed_at,
         key.last_step,
+        session_id,
     )
 
 
@@ -99,13 +118,21 @@ async def delete_totp(connection: Connection, account_id: UUID) -> None:
 
 
 async def replace_recovery_codes(
-    connection: Connection, account_id: UUID, codes: Sequence[tuple[UUID, bytes]]
+    connection: Connection,
+    account_id: UUID,
+    codes: Sequence[tuple[UUID, bytes]],
+    session_id: UUID | None = None,
 ) -> None:
-    """Writes a user's codes, as ids and sealed digests, in place of all that there were."""
+    """Writes a user's codes, as ids and sealed digests, in place of all that there were.
+
+    Args:
+        session_id: the session that they are made in.
+    """
     await connection.execute("DELETE FROM identity.recovery_code WHERE account_id = $1", account_id)
     await connection.executemany(
-        "INSERT INTO identity.recovery_code (id, account_id, sealed_secrets) VALUES ($1, $2, $3)",
-        [(code_id, account_id, code) for code_id, code in codes],
+        "INSERT INTO identity.recovery_code (id, account_id, sealed_secrets, session_id)"
+        " VALUES ($1, $2, $3, $4)",
+        [(code_id, account_id, code, session_id) for code_id, code in codes],
     )
 
 
@@ -134,6 +161,17 @@ async def recovery_codes_left(connection: Connection, account_id: UUID) -> int:
     found: int = await connection.fetchval(
         "SELECT count(*) FROM identity.recovery_code WHERE account_id = $1 AND used_at IS NULL",
         account_id,
+    )
+    return found
+
+
+async def has_codes_of(connection: Connection, account_id: UUID, session_id: UUID) -> bool:
+    """Whether a user has codes that work, all of them made in a session."""
+    found: bool = await connection.fetchval(
+        "SELECT coalesce(bool_and(session_id IS NOT DISTINCT FROM $2), false)"
+        " FROM identity.recovery_code WHERE account_id = $1 AND used_at IS NULL",
+        account_id,
+        session_id,
     )
     return found
 
@@ -207,17 +245,37 @@ async def forget_challenges(connection: Connection, at: datetime) -> None:
     await connection.execute("DELETE FROM identity.login_challenge WHERE expires_at <= $1", at)
 
 
+# Sessions
+
+
+async def add_methods(connection: Connection, session_id: UUID, methods: Sequence[str]) -> None:
+    """Notes how the user of a session has shown who it is, beside what is known."""
+    await connection.execute(
+        "UPDATE identity.session SET methods = methods || ARRAY"
+        " (SELECT m FROM unnest($2::text[]) AS m WHERE m <> ALL (methods)) WHERE id = $1",
+        session_id,
+        list(methods),
+    )
+
+
 # Policies
 
 
 async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
     """The policies of a tenant and of all above it."""
     rows = await connection.fetch(
-        "SELECT tenant_id, mfa, mfa_required_from, updated_at FROM identity.sign_in_policies($1)",
+        "SELECT tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from"
+        " FROM identity.sign_in_policies($1)",
         tenant_id,
     )
     return [
-        Policy(row["tenant_id"], row["mfa"], row["mfa_required_from"], row["updated_at"])
+        Policy(
+            row["tenant_id"],
+            row["mfa"],
+            row["mfa_required_from"],
+            row["updated_at"],
+            {role: row[name] for role, name in _EARLIER.items() if row[name] is not None},
+        )
         for row in rows
     ]
 
@@ -225,11 +283,14 @@ async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
 async def write_policy(connection: Connection, policy: Policy) -> None:
     """Writes a tenant's policy."""
     await connection.execute(
-        "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from, updated_at)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
-        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
+        "INSERT INTO identity.sign_in_policy"
+        " (tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from)"
+        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at,"
+        " owners_from = excluded.owners_from, admins_from = excluded.admins_from",
         policy.tenant_id,
         policy.mfa,
         policy.required_from,
         policy.updated_at,
+        *(policy.earlier.get(role) for role in _EARLIER),
     )

@@ -54,6 +54,7 @@ from services.identity.second_factor.domain import (
     OTP,
     PASSKEY,
     PASSWORD,
+    RECOVERY,
     SSO,
     Factors,
     challenge_over,
@@ -67,6 +68,7 @@ from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
+from services.identity.sources import store as sources_store
 from services.identity.sources.domain import NotAdmittedError, Origin
 from services.identity.sso.logins import Arrival, SsoLogins
 from services.identity.tenants import store as tenants_store
@@ -76,6 +78,8 @@ from services.identity.users.domain import User, spellings
 from services.identity.users.store import Credentials
 
 _Opening: TypeAlias = LoginSucceeded | InvitationAccepted
+_SECOND: Final = frozenset({OTP, RECOVERY, PASSKEY})
+"""The methods that are a second factor."""
 _MAX_REFRESHES: Final = 32
 """At the same time, of everybody."""
 _FORGET_AFTER: Final = timedelta(days=7)
@@ -321,7 +325,9 @@ class Sessions:
         async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
             user = await self._still(connection, pending)
             factors = await self._factors.of(connection, user)
-            key = None if factors.any else await self._factors.waiting(connection, user)
+            key = None
+            if not factors.any:
+                key = await self._factors.waiting(connection, user, pending.session_id)
             return user, factors, key
 
     async def finish_login(self, call: Call, secret: str, code: str, device: str) -> OpenSession:
@@ -374,7 +380,8 @@ class Sessions:
             if pending is not None and (await self._still(connection, pending)).id != user.id:
                 raise wrong_passkey()
             await self._check_open(connection, user)
-            await self._directories.check_confirmed(connection, user)
+            origin = pending.origin if pending else None
+            await self._check_source(connection, user, origin)
             if used.behind:
                 await self._passkeys.tell_behind(connection, user, used)
             else:
@@ -384,7 +391,7 @@ class Sessions:
                 methods = (*(pending.methods if pending else ()), PASSKEY)
                 session_id = pending.session_id if pending else None
                 return await self._open(
-                    connection, user, LoginSucceeded, device, methods, session_id
+                    connection, user, LoginSucceeded, device, methods, session_id, origin
                 )
         raise wrong_passkey()
 
@@ -419,7 +426,7 @@ class Sessions:
         methods: tuple[str, ...],
         at: datetime,
     ) -> OpenSession:
-        if not await store.confirm_session(connection, session_id, at):
+        if not await store.confirm_session(connection, session_id, at, methods):
             raise _wrong_refresh_token()
         after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
         confirmed = SessionConfirmed(id=user.id, after=after)
@@ -438,7 +445,7 @@ class Sessions:
             user = await self._still(connection, pending)
             if (await self._factors.of(connection, user)).any:
                 raise challenge_over()
-            return await self._factors.set_up(connection, user)
+            return await self._factors.set_up(connection, user, pending.session_id)
 
     async def confirm_factor(self, secret: str, code: str, device: str) -> OpenSession:
         """Lets the app count that was set up, and opens the session.
@@ -448,13 +455,16 @@ class Sessions:
                 code is wrong.
         """
         pending = await self._challenges.find(secret)
-        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+        async with self._database.system_transaction("a source may be above") as connection:
             user = await self._still(connection, pending)
             if (await self._factors.of(connection, user)).any:
                 raise challenge_over()
             await self._check_open(connection, user)
-            await self._factors.confirm(connection, user, code)
+            await self._check_source(connection, user, pending.origin)
+            await self._factors.confirm(connection, user, pending.session_id, code)
             await self._challenges.end(connection, pending)
+            # They were opened without it.
+            await store.end_sessions_of(connection, user.id, self._clock())
             methods = (*pending.methods, OTP)
             opened = await self._open(
                 connection,
@@ -471,16 +481,16 @@ class Sessions:
     async def _finish(
         self, call: Call, pending: PendingLogin, device: str | None, code: str
     ) -> OpenSession:
-        scope = Scope.of(pending.tenant_id)
         async with self._database.system_transaction("counters have no tenant") as connection:
             user = await self._still(connection, pending)
             attempt = await self._guesses.recognise(
                 connection, user.email, user.id, call.source_ip, device or ""
             )
         tried = await self._code_tries.begin(user, attempt, code)
-        async with self._database.transaction(scope) as connection:
+        async with self._database.system_transaction("a source may be above") as connection:
             user = await self._still(connection, pending)
             await self._check_open(connection, user)
+            await self._check_source(connection, user, pending.origin)
             proof = await self._factors.prove(connection, user, code)
             if proof.method:
                 await self._code_tries.succeeded(connection, tried)
@@ -511,6 +521,23 @@ class Sessions:
         if user is None:
             raise challenge_over()
         return user
+
+    async def _check_source(
+        self, connection: Connection, user: User, origin: Origin | None
+    ) -> None:
+        """Refuses to go on with a login whose source was disabled meanwhile.
+
+        Args:
+            connection: sees all tenants.
+
+        Raises:
+            DomainError: UNAUTHENTICATED.
+        """
+        await self._directories.check_confirmed(connection, user)
+        if origin is not None:
+            found = await sources_store.source(connection, SYSTEM, origin.source_id)
+            if found is None or not found.enabled:
+                raise challenge_over()
 
     async def enter(self, arrival: Arrival, device: str) -> OpenSession | PendingLogin:
         """Opens a browser's session of a person whom a provider has recognised, or keeps a login
@@ -545,8 +572,10 @@ class Sessions:
     async def _entered(
         self, connection: Connection, arrival: Arrival, user: User, device: str
     ) -> OpenSession | PendingLogin:
-        origin = Origin(arrival.provider.id, arrival.claims.sid)
-        if not arrival.provider.trusts_mfa:
+        provider = arrival.provider
+        origin = Origin(provider.id, arrival.claims.sid)
+        vouching = provider.source.tenant_id if provider.trusts_mfa else None
+        if not await self._factors.is_vouched_for(connection, user, vouching):
             return await self._settle(connection, user, device, (SSO,), origin)
         methods = (SSO, FACTOR_ELSEWHERE)
         return await self._open(connection, user, LoginSucceeded, device, methods, origin=origin)
@@ -694,7 +723,10 @@ class Sessions:
                 raise _wrong_refresh_token()
             await self._directories.check_confirmed(connection, user)
             factors = await self._factors.of(connection, user)
-            if factors.must_set_up(at) and not token.has_factor_elsewhere:
+            lacking = (factors.any and not token.methods & _SECOND) or factors.must_set_up(at)
+            if lacking and not await self._factors.is_vouched_for(
+                connection, user, token.vouching_tenant_id
+            ):
                 raise _wrong_refresh_token()
             if token.used_at is None:
                 await store.use_refresh_token(connection, token_hash, at)
@@ -797,6 +829,10 @@ class Sessions:
             async with self._database.transaction(scope) as connection:
                 await self._guesses.succeeded(connection, counted)
                 factors = await self._factors.of(connection, user)
+        async with self._database.system_transaction("a directory is above") as connection:
+            await self._directories.check_confirmed(connection, user)
+        if factors.must_set_up(self._clock()):
+            raise setup_needed()
         if factors.any and not otp:
             raise otp_needed()
         tried = await self._code_tries.begin(user, attempt, otp) if factors.any else None
@@ -810,9 +846,9 @@ class Sessions:
                 if tried is not None:
                     await self._code_tries.succeeded(connection, tried)
                 session_id = UUID(caller.session_id)
-                if not await store.confirm_session(connection, session_id, at):
-                    raise _wrong_refresh_token()
                 methods = (PASSWORD, *([proof.method] if proof.method else []))
+                if not await store.confirm_session(connection, session_id, at, methods):
+                    raise _wrong_refresh_token()
                 after = OpenedSession(email=user.email, session_id=session_id, methods=methods)
                 await self._outbox.append(
                     connection,

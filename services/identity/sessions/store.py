@@ -10,6 +10,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.rpc.pagination import Page
+from services.identity.second_factor import store as factors_store
 from services.identity.sessions.domain import MAX_USER_AGENT, KnownSession
 from services.identity.sources.domain import Origin
 from services.identity.users.domain import User
@@ -26,8 +27,10 @@ class RefreshToken:
     expires_at: datetime
     ended: bool
     authenticated_at: datetime
-    has_factor_elsewhere: bool
-    """Whether a provider opened the session that answers for a second factor."""
+    methods: frozenset[str]
+    """How the user logged in, and confirmed it since."""
+    vouching_tenant_id: UUID | None
+    """The tenant of the provider that opened the session, if that answers for a second factor."""
 
 
 CHANGING: Final = (
@@ -93,8 +96,8 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         "SELECT s.id, s.tenant_id, s.account_id, t.used_at, s.expires_at,"
         " s.ended_at IS NOT NULL AS ended,"
         " coalesce(s.authenticated_at, s.created_at) AS authenticated_at,"
-        " EXISTS (SELECT FROM identity.sso_provider p"
-        " WHERE p.id = s.source_id AND p.trusts_mfa) AS has_factor_elsewhere"
+        " s.methods, (SELECT p.tenant_id FROM identity.sso_provider p"
+        " WHERE p.id = s.source_id AND p.trusts_mfa) AS vouching_tenant_id"
         " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
         " WHERE t.hash = $1 FOR UPDATE",
         token_hash,
@@ -109,7 +112,8 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         expires_at=row["expires_at"],
         ended=row["ended"],
         authenticated_at=row["authenticated_at"],
-        has_factor_elsewhere=row["has_factor_elsewhere"],
+        methods=frozenset(row["methods"]),
+        vouching_tenant_id=row["vouching_tenant_id"],
     )
 
 
@@ -120,14 +124,21 @@ async def use_refresh_token(connection: Connection, token_hash: bytes, at: datet
     )
 
 
-async def confirm_session(connection: Connection, session_id: UUID, at: datetime) -> bool:
-    """Notes that it is still its user who uses a session; answers whether it is open."""
+async def confirm_session(
+    connection: Connection, session_id: UUID, at: datetime, methods: Sequence[str] = ()
+) -> bool:
+    """Notes that it is still its user who uses a session; answers whether it is open.
+
+    Args:
+        methods: how the user has shown it.
+    """
     done: str = await connection.execute(
         "UPDATE identity.session SET authenticated_at = $2"
         " WHERE id = $1 AND ended_at IS NULL AND expires_at > $2",
         session_id,
         at,
     )
+    await factors_store.add_methods(connection, session_id, methods)
     return done == "UPDATE 1"
 
 

@@ -119,6 +119,22 @@ def check_may_readdress_by_token(by_token: bool) -> None:
         )
 
 
+def check_may_raise_by_token(by_token: bool, before: User, after: User) -> None:
+    """What a user may do is not taken back when the API token ends that gave it.
+
+    Raises:
+        DomainError: PERMISSION_DENIED.
+    """
+    if not by_token:
+        return
+    rising = (Role.AUDITOR, Role.ADMIN, Role.OWNER).index
+    if after.tenant_id != before.tenant_id or rising(after.role) > rising(before.role):
+        raise permission_denied(
+            "TOKEN_MAY_NOT",
+            "API tokens may not move users, nor give them a higher role; log in",
+        )
+
+
 def may_invite(actor_role: Role | None, user: User) -> bool:
     """Whether one may invite a user again."""
     try:

@@ -42,6 +42,7 @@ from services.identity.users.domain import (
     check_local,
     check_may_invite,
     check_may_manage,
+    check_may_raise_by_token,
     check_may_readdress,
     check_may_readdress_by_token,
     check_not_self,
@@ -220,6 +221,7 @@ class Users:
             )
             if after == before:
                 return before, None
+            check_may_raise_by_token(caller.token is not None, before, after)
             stays = (after.email, after.tenant_id) == (before.email, before.tenant_id)
             if not (stays and await store.has_role_of_its_own(connection, before)):
                 check_local(before)

@@ -120,7 +120,7 @@ async def test_a_token_acts_as_its_holder_within_its_scopes(identity: Identity) 
 
 
 def _calls(
-    identity: Identity, by: Metadata, user: pb.User
+    identity: Identity, by: Metadata, user: pb.User, org_id: str
 ) -> dict[str, Callable[[], Awaitable[Any]]]:
     return {
         "tokens": lambda: create(identity, by),
@@ -142,6 +142,12 @@ def _calls(
         "address": lambda: identity.users.UpdateUser(
             pb.UpdateUserRequest(id=user.id, email="mine@x.example"), metadata=by
         ),
+        "higher role": lambda: identity.users.UpdateUser(
+            pb.UpdateUserRequest(id=user.id, role="Admin"), metadata=by
+        ),
+        "other organisation": lambda: identity.users.UpdateUser(
+            pb.UpdateUserRequest(id=user.id, org_id=org_id), metadata=by
+        ),
         "event credential": lambda: identity.credentials.CreateEventCredential(
             pb.CreateEventCredentialRequest(name="x"), metadata=by
         ),
@@ -155,10 +161,15 @@ async def test_no_token_makes_what_opens_something(identity: Identity) -> None:
     """No tokens, passwords, invitations, credentials or keys, whatever its scopes and its role."""
     owner = await identity.as_user()
     user, _ = await identity.user(owner, Role.AUDITOR)
+    org = await identity.org(owner, "North")
     every = ["users:write", "tenants:write", "events:write", "audit:write"]
     made = await create(identity, owner, scopes=every)
-    for what, call in _calls(identity, as_token(made.token), user).items():
+    for what, call in _calls(identity, as_token(made.token), user, org.id).items():
         assert await reason(call()) == "TOKEN_MAY_NOT", what
+    lower, _ = await identity.user(owner, Role.ADMIN)
+    await identity.users.UpdateUser(
+        pb.UpdateUserRequest(id=lower.id, role="Auditor"), metadata=as_token(made.token)
+    )
 
 
 async def test_a_scope_is_needed_and_no_role_is_exceeded(identity: Identity) -> None:
@@ -572,6 +583,12 @@ async def test_tokens_are_bounded(identity: Identity, monkeypatch: pytest.Monkey
     # A rotation takes the place of what it ends.
     await identity.tokens.RotateApiToken(pb.RotateApiTokenRequest(id=tokens[0].id), metadata=owner)
     monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_HOLDER", 50)
+    # Nobody who may only read fills the tenant with tokens that were revoked.
+    monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_PERSON", 3)
+    for token in await listed(identity, owner, show_ended=False):
+        await identity.tokens.RevokeApiToken(pb.RevokeApiTokenRequest(id=token.id), metadata=owner)
+    assert await reason(create(identity, owner, "c")) == "TOO_MANY_TOKENS"
+    monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_PERSON", 100)
     monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_TENANT", 3)
     assert await reason(create(identity, owner, "c")) == "TOO_MANY_TOKENS"
 

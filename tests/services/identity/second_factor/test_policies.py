@@ -89,6 +89,26 @@ async def test_people_have_days_to_set_one_up(identity: Identity) -> None:
     assert await reason_of(identity.auth.RefreshSession(refresh)) == "WRONG_REFRESH_TOKEN"
 
 
+async def test_asking_others_gives_no_days_to_those_who_are_asked(identity: Identity) -> None:
+    """Neither asking more people, nor fewer; only who gives days to the same ones gives them."""
+    root = await identity.as_user()
+    school = await identity.org(root, "School", code="school")
+    user, _ = await identity.user(root, Role.OWNER, school.id)
+    other, _ = await identity.user(root, Role.AUDITOR, school.id)
+    await ask(identity, root, school.id, "owners", 0)
+    for mfa in ("admins", "all", "owners"):
+        await ask(identity, root, school.id, mfa)
+        assert await reason_of(identity.login(user.email)) == "SECOND_FACTOR_REQUIRED", mfa
+        await identity.login(other.email)
+    await ask(identity, root, school.id, "owners", 3)
+    await identity.login(user.email)
+    # Whom nobody asked any more gets days when asked again.
+    await ask(identity, root, school.id, "owners", 0)
+    await ask(identity, root, school.id, "off")
+    await ask(identity, root, school.id, "all")
+    await identity.login(user.email)
+
+
 async def test_who_has_one_keeps_it(identity: Identity) -> None:
     """As long as it is asked for, the last one cannot be removed, only replaced."""
     root = await identity.as_user()
