@@ -370,9 +370,10 @@ def verify(
                 # Before the export, which must then go at least as far.
                 now = Checkpoint.read(_checkpoint(api))
                 anchors = check.anchors(kept, trusted_keys, report, now)
+                # The tree, too: an export must not wait while it is fetched.
+                tree = check.published(api, anchors.trees, report)
                 stream = lines(api.stream("/api/audit/export", orgId=org))
-                published = partial(check.leaves, api)
-                done = check.run(stream, anchors, org, report, published=published)
+                done = check.run(stream, anchors, org, report, published=tree)
         for line in check.summary(report, done, anchors, kept=bool(kept.heads or kept.trees)):
             typer.echo(line)
     raise typer.Exit(report.exit_code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,11 @@ from auditlog.chain import Checkpoint, CheckpointError
 from auditlog.export import ExportError, verify
 from auditlog.keys import CheckpointKey
 from auditlog.keys import read_keys as read_pem
-from auditlog.leaves import TreeVerifier
+from auditlog.leaves import Leaves, Published, TreeVerifier
 from auditlog.notes import Consistency, NoteError, Proof, TreeCheckpoint, is_tree_checkpoint
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, ProofError, check_consistency, tile_path
 from auditlog.verify import Kind, Verifier
-from cli.client import Api, read_text
+from cli.client import Api, RefusedError, read_text
 from cli.errors import CliError
 
 _MOST_SHOWN: Final = 100
@@ -153,6 +153,8 @@ class Anchors:
 
     heads: Sequence[Checkpoint]
     trees: Sequence[TreeCheckpoint]
+    kept: Mapping[str, int] = field(default_factory=dict)
+    """Tenant → the last entry of its chain that was kept outside."""
 
     @property
     def count(self) -> int:
@@ -164,8 +166,12 @@ def anchors(
     kept: Kept, keys: Sequence[CheckpointKey], report: Report, now: Checkpoint | None = None
 ) -> Anchors:
     """Those that can be trusted, and what the installation states now."""
-    heads = [*kept.heads, *([("of now", now)] if now else [])]
-    return Anchors(trusted(heads, keys, report), trusted(kept.trees, keys, report))
+    heads = trusted(kept.heads, keys, report)
+    last: dict[str, int] = {}
+    for head in (head for checkpoint in heads for head in checkpoint.heads):
+        last[head.tenant_id] = max(head.sequence, last.get(head.tenant_id, 0))
+    stated = trusted([("of now", now)] if now else [], keys, report)
+    return Anchors([*heads, *stated], trusted(kept.trees, keys, report), last)
 
 
 def run(
@@ -175,7 +181,7 @@ def run(
     report: Report,
     *,
     part: bool = False,
-    published: Callable[[int], Iterable[bytes]] | None = None,
+    published: Published | None = None,
 ) -> Verifier:
     """Checks an export and reports all that is found.
 
@@ -185,10 +191,10 @@ def run(
         org_id: the one tenant whose chain is checked; empty for all.
         report: takes the findings.
         part: whether an export that a filter has cut is taken.
-        published: answers the data of so many leaves of the tree, when there is a connection.
+        published: the leaves of the tree, when there is a connection.
     """
     verifier = Verifier(anchors.heads, only=org_id, part=part)
-    tree = TreeVerifier(anchors.trees, published)
+    tree = TreeVerifier(anchors.trees, published, anchors.kept)
     try:
         for finding in verify(export, verifier, tree):
             where = f"tenant {finding.tenant_id}" if finding.tenant_id else "the tree"
@@ -206,7 +212,35 @@ def run(
         )
     for text in tree.unchecked:
         report.could_not(text)
+    for tenant_id, last in list(tree.reach.items())[: 0 if report.tampered else _MOST_SHOWN]:
+        report.say(f"KEPT      tenant {tenant_id}: the kept checkpoints know it up to entry {last}")
     return verifier
+
+
+def published(api: Api, trees: Sequence[TreeCheckpoint], report: Report) -> Published | None:
+    """The leaves that the kept checkpoints know; asked for before an export is begun.
+
+    `None` when there are none, or the installation does not answer them, which is reported.
+    """
+    if not trees:
+        return None
+    found = Leaves()
+    try:
+        now = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
+        known = [kept.size for kept in trees if kept.origin == now.origin]
+        size = max((size for size in known if size <= now.size), default=0)
+        for index, data in enumerate(leaves(api, size)):
+            found[index] = data
+    except RefusedError as refused:
+        if refused.reason == "AUDIT_TREE_DAMAGED":
+            report.found(f"the tree: {refused}")
+        else:
+            report.could_not(f"the leaves of the tree: {refused}")
+        return None
+    except (CliError, NoteError) as error:
+        report.could_not(f"the leaves of the tree: {error}")
+        return None
+    return Published(now.origin, size, found)
 
 
 def leaves(api: Api, size: int) -> Iterator[bytes]:

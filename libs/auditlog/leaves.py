@@ -1,17 +1,22 @@
 """Compares an export with the tree over all entries, as kept checkpoints know it.
 
 The chains are checked by `auditlog.verify`. Somebody who rewrites a chain so that it fits together
-must change leaves of the tree, too, and then the tree has another root than a kept checkpoint.
+must change leaves of the tree, too, and then the tree has another root than a kept checkpoint; or
+leave them, and then they belong to no entry. Whose entry a leaf is stands in no hash. So only an
+export of all tenants shows leaves without an entry; in one of some tenants they pass for leaves of
+others, and a kept checkpoint of the chains has to say that these are whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, Growing, leaf_hash, sha256
-from auditlog.verify import Entry, Finding, Kind
+from auditlog.verify import RESTORED_ACTION, Entry, Finding, Kind
 
 _NOTHING: Final = bytes(HASH_BYTES)
 _MOST_SPANS: Final = 20
@@ -64,28 +69,44 @@ class Leaves:
         page[at : at + HASH_BYTES] = data
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The data of a log's first leaves, as the log publishes them."""
+
+    origin: str
+    size: int
+    leaves: Leaves
+
+
 class TreeVerifier:
     """Checks the entries of an export against the tree.
 
     Args:
         anchors: the checkpoints that were kept; their signatures are checked elsewhere.
-        published: answers the data of so many leaves, from the first on, as the log publishes
-            them; without it only an export of all tenants can be compared.
+        published: the leaves that these know; without them only an export of all tenants can be
+            compared.
+        kept: tenant → the last entry of its chain that a kept checkpoint of the chains knows.
     """
 
     def __init__(
         self,
         anchors: Iterable[Anchor],
-        published: Callable[[int], Iterable[bytes]] | None = None,
+        published: Published | None = None,
+        kept: Mapping[str, int] | None = None,
     ) -> None:
         self.unchecked: list[str] = []
-        self.others = 0
-        """Leaves before the newest kept checkpoint that belong to entries of other tenants."""
+        self.reach: dict[str, int] = {}
+        """Tenant → the last entry that the kept checkpoints know, of chains that they know to be
+        whole; empty for an export of all tenants, of which they know all."""
         self._anchors = sorted(anchors, key=lambda anchor: anchor.size)
-        self._ask = published
+        self._given = published
+        self._kept = kept or {}
         self._published: Leaves | None = None
         self._state: TreeState | None = None
+        self._size = 0
         self._claimed = Leaves()
+        self._known: dict[str, int] = {}
+        self._restores: set[tuple[str, str]] = set()
         self._tenant_id = ""
         self._last = -1
         self._without: list[int] = []
@@ -97,17 +118,20 @@ class TreeVerifier:
             return
         if state.before:
             self._claimed[0] = beginning(state.before)
-        size = max((a.size for a in self._anchors if a.origin == state.origin), default=0)
-        if self._ask is not None and 0 < size <= state.size:
-            self._published = Leaves()
-            for index, data in enumerate(self._ask(size)):
-                self._published[index] = data
+        self._size = max((a.size for a in self._anchors if a.origin == state.origin), default=0)
+        given = self._given
+        if given is not None and given.origin == state.origin and given.size >= self._size:
+            self._published = given.leaves
 
     def entry(self, entry: Entry) -> Iterator[Finding]:
         """Takes the next entry of a chain; answers what is wrong with its leaf."""
         if entry.tenant_id != self._tenant_id:
             self._tenant_id, self._last, self._without = entry.tenant_id, -1, []
-        if entry.leaf is None:
+            self._known.setdefault(entry.tenant_id, 0)
+        if entry.columns.action == RESTORED_ACTION:
+            self._restores |= _origins(entry)
+        # The tree may have grown while the export was written, page by page.
+        if entry.leaf is None or self._state is None or entry.leaf >= self._state.size:
             self._without.append(entry.sequence)
             return
         for sequence in self._without:
@@ -120,6 +144,8 @@ class TreeVerifier:
         if self._claimed[at] is not None:
             yield self._forged(entry.sequence, f"is in leaf {at}, as another entry is")
         self._last = max(self._last, at)
+        if at < self._size:
+            self._known[entry.tenant_id] = max(self._known[entry.tenant_id], entry.sequence)
         known = self._published[at] if self._published is not None else None
         self._claimed[at] = bytes.fromhex(entry.hash)
         if known is not None and known.hex() != entry.hash:
@@ -142,13 +168,7 @@ class TreeVerifier:
             if anchor.origin == state.origin:
                 anchors.append(anchor)
             elif state.before.partition("\n")[0] == anchor.origin:
-                yield Finding(
-                    "",
-                    0,
-                    Kind.RESTORED,
-                    f"the checkpoint of {anchor.size} leaves is of the log {anchor.origin}, which"
-                    f" ended when the installation was restored; {state.origin} came behind it",
-                )
+                yield from self._ended(state, anchor)
             else:
                 self.unchecked.append(
                     f"the checkpoint of {anchor.size} leaves: it is of the log {anchor.origin}, and"
@@ -156,6 +176,34 @@ class TreeVerifier:
                 )
         if anchors:
             yield from self._compare(state, anchors)
+
+    def _ended(self, state: TreeState, anchor: Anchor) -> Iterator[Finding]:
+        """Judges a checkpoint of the log before this one."""
+        known = f"{anchor.origin}\n{anchor.size}\n"
+        text = f"{known}{base64.b64encode(anchor.root).decode()}\n"
+        if state.before.startswith(known) and state.before != text:
+            message = (
+                f"the log {anchor.origin} ended with other {anchor.size} leaves than those of the"
+                " checkpoint, which has another root"
+            )
+            yield Finding("", 0, Kind.FORGED, message)
+        elif (anchor.origin, state.origin) in self._restores:
+            message = (
+                f"the checkpoint of {anchor.size} leaves is of the log {anchor.origin}, which"
+                f" ended when the installation was restored; {state.origin} came behind it"
+            )
+            yield Finding("", 0, Kind.RESTORED, message)
+        elif state.all_tenants:
+            message = (
+                f"the checkpoint of {anchor.size} leaves is of the log {anchor.origin}, and no"
+                f" entry says that a restore put {state.origin} in its place"
+            )
+            yield Finding("", 0, Kind.FORGED, message)
+        else:
+            self.unchecked.append(
+                f"the checkpoint of {anchor.size} leaves: it is of the log {anchor.origin}, and no"
+                f" entry of these tenants says that a restore put {state.origin} in its place"
+            )
 
     def _compare(self, state: TreeState, anchors: list[Anchor]) -> Iterator[Finding]:
         size = anchors[-1].size
@@ -167,22 +215,44 @@ class TreeVerifier:
                 f"the tree became shorter: it had {size} leaves, and has {state.size}",
             )
             return
-        missing = [at for at in range(size) if self._claimed[at] is None]
-        if state.all_tenants:
-            for first, last in _spans(missing)[:_MOST_SPANS]:
-                leaves = f"leaf {first}" if first == last else f"leaves {first} to {last}"
-                message = f"what was in {leaves} of the tree was removed from the log"
-                yield Finding("", first, Kind.REMOVED, message)
-        self.others = len(missing)
-        source = self._claimed if self._published is None else self._published
-        if self._published is None and missing:
-            if not state.all_tenants:
-                self.unchecked.append(
-                    f"the root of the tree: {len(missing)} of {size} leaves are other tenants',"
-                    " which are asked for when there is a connection"
-                )
+        missing = self._missing(size) if state.all_tenants else []
+        for first, last in _spans(missing)[:_MOST_SPANS]:
+            leaves = f"leaf {first}" if first == last else f"leaves {first} to {last}"
+            message = f"what was in {leaves} of the tree was removed from the log"
+            yield Finding("", first, Kind.REMOVED, message)
+        if self._published is not None:
+            yield from _roots(anchors, self._published)
+        elif state.all_tenants:
+            if not missing:
+                yield from _roots(anchors, self._claimed)
             return
-        yield from _roots(anchors, source)
+        elif others := sum(1 for at in range(size) if self._claimed[at] is None):
+            self.unchecked.append(
+                f"the root of the tree: {others} of {size} leaves are other tenants', which are"
+                " asked for when there is a connection"
+            )
+            return
+        else:
+            yield from _roots(anchors, self._claimed)
+        if not state.all_tenants:
+            self._tell_reach()
+
+    def _missing(self, size: int) -> list[int]:
+        return [at for at in range(size) if self._claimed[at] is None]
+
+    def _tell_reach(self) -> None:
+        """Says of which chains it is known that no leaf of theirs passes for another's."""
+        untold = 0
+        for tenant_id, known in self._known.items():
+            if tenant_id in self._kept:
+                self.reach[tenant_id] = max(known, self._kept[tenant_id])
+            elif untold < _MOST_SPANS:
+                untold += 1
+                self.unchecked.append(
+                    f"which leaves are of tenant {tenant_id}: the kept tree has its entries up to"
+                    f" {known}, and cannot tell whether there were others behind; give a checkpoint"
+                    " of the chains, or verify as root"
+                )
 
     def _forged(self, sequence: int, what: str) -> Finding:
         return Finding(self._tenant_id, sequence, Kind.FORGED, f"entry {sequence} {what}")
@@ -191,6 +261,15 @@ class TreeVerifier:
 def beginning(before: str) -> bytes:
     """The data of the leaf with which a log begins behind another one, whose end is given."""
     return sha256(before.encode())
+
+
+def _origins(entry: Entry) -> set[tuple[str, str]]:
+    """The log before a restore and the one since, as an entry tells of it."""
+    try:
+        after = json.loads(entry.record)["data"]["after"]
+        return {(str(after["treeBefore"]), str(after["tree"]))}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _roots(anchors: Iterable[Anchor], leaves: Leaves) -> Iterator[Finding]:

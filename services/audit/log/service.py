@@ -15,6 +15,7 @@ from auditlog.export import (
     opening_line,
     withheld_line,
 )
+from auditlog.leaves import TreeState
 from auditlog.notes import Proof
 from auditlog.verify import Entry
 from contract.events.audit import AuditExported
@@ -138,7 +139,7 @@ class AuditLog:
         yield [opening_line(self._clock(), complete=complete, tree=tree)]
         count = left_out = 0
         if not complete:
-            async for lines, wanted, written in self._parts(scope, filters):
+            async for lines, wanted, written in self._parts(scope, filters, tree):
                 count += written
                 left_out += wanted - written
                 yield lines
@@ -148,7 +149,7 @@ class AuditLog:
             last = None
             async for head, found in self._pages(tenant_id, Filters()):
                 last = head
-                page = await self._tree.placed(found)
+                page = await self._tree.placed(found, tree)
                 lines = readable(_EXPORTED, page, entry_line, key_of)
                 count += len(lines)
                 left_out += len(page) - len(lines)
@@ -158,7 +159,7 @@ class AuditLog:
         yield [closing_line(count, left_out)]
 
     async def _parts(
-        self, scope: Scope, filters: Filters
+        self, scope: Scope, filters: Filters, tree: TreeState | None
     ) -> AsyncIterator[tuple[list[str], int, int]]:
         """The lines of an export within some times; how many entries belong in them, and are."""
 
@@ -176,7 +177,7 @@ class AuditLog:
                 if not found:
                     break
                 wanted = sum(map(filters.is_in_time, found))
-                lines = readable(_EXPORTED, await self._tree.placed(found), line, key_of)
+                lines = readable(_EXPORTED, await self._tree.placed(found, tree), line, key_of)
                 written = wanted - (len(found) - len(lines))
                 if first > 1 and found[0].sequence == first:
                     lines.insert(0, base_line(found[0]))

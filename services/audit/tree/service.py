@@ -102,16 +102,15 @@ class Tree:
             log = await store.newest(connection)
         return TreeState(log.origin, log.size, log.before, all_tenants) if log else None
 
-    async def placed(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries of one chain, in their order, with their leaves."""
-        if not entries:
-            return []
+    async def placed(self, entries: Sequence[Entry], state: TreeState | None) -> list[Entry]:
+        """Entries of one chain, in their order, with their leaves in the tree of an export."""
+        if not entries or state is None:
+            return list(entries)
         first, last = entries[0], entries[-1]
         async with self._database.system_transaction("the tree has no tenant") as connection:
-            log = await store.newest(connection)
             places = await store.places(
                 connection,
-                log.number if log else 0,
+                state.origin,
                 UUID(first.tenant_id),
                 first.sequence,
                 last.sequence,
@@ -128,7 +127,7 @@ class Tree:
         while True:
             async with self._reading() as (connection, log):
                 at = await store.places(
-                    connection, log.number, UUID(entry.tenant_id), entry.sequence, entry.sequence
+                    connection, log.origin, UUID(entry.tenant_id), entry.sequence, entry.sequence
                 )
                 index = at.get(entry.sequence)
                 if index is not None and index < log.size:

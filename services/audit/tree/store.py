@@ -293,13 +293,14 @@ def _all(found: Mapping[int, bytes], first: int, count: int) -> list[bytes]:
 
 
 async def places(
-    connection: Connection, log: int, tenant_id: UUID, first: int, last: int
+    connection: Connection, origin: str, tenant_id: UUID, first: int, last: int
 ) -> dict[int, int]:
-    """Sequence of a chain's entry → its leaf, of those that are in the tree."""
+    """Sequence of a chain's entry → its leaf, of those that are in the tree of a log."""
     rows = await connection.fetch(
-        "SELECT sequence, index FROM audit.tree_leaf WHERE log = $1 AND tenant_id = $2"
+        "SELECT sequence, index FROM audit.tree_leaf WHERE tenant_id = $2"
+        " AND log = (SELECT number FROM audit.tree_log WHERE origin = $1)"
         " AND sequence BETWEEN $3 AND $4",
-        log,
+        origin,
         tenant_id,
         first,
         last,

@@ -9,8 +9,12 @@ from uuid import UUID
 
 import pytest
 
+from auditlog.chain import Checkpoint
+from auditlog.keys import read_keys
 from auditlog.notes import TreeCheckpoint
 from auditlog.tree import Growing, leaf_hash
+from cli import audit_verify as check
+from cli.client import RefusedError
 from tests.support.audit import (
     ORG,
     ROOT,
@@ -189,15 +193,134 @@ async def test_after_a_restore_the_checkpoint_is_of_another_log(
     """That is said, and is no tampering."""
     kept = await keep(audit, tmp_path)
     old = TreeCheckpoint.read(kept.checkpoint.read_text())
-    await audit.sql(
-        "INSERT INTO audit.tree_log SELECT 2, 'evergreen/audit/00000002', $1, 0, root, began_at"
-        " FROM audit.tree_log",
-        old.text,
-    )
+    await another_log(audit, old.text)
     await audit.tree_checkpoint(16)
+    silent = await kept.verify(audit)
+    assert silent.code == 1, "somebody may have put a row there"
+    assert "no entry says that a restore put evergreen/audit/00000002 in its place" in silent.out
+    one = await kept.verify(audit, org_id=str(ORG.id))
+    assert one.code == 2, "it may be told of elsewhere"
+    trees = {"treeBefore": old.origin, "tree": "evergreen/audit/00000002"}
+    await audit.record(event(90, name="audit.restored", after=trees))
     done = await kept.verify(audit)
     assert done.code == 2, done.out
     assert "RESTORED  the tree: restored: the checkpoint of 12 leaves is of the log" in done.out
+
+
+async def test_a_log_that_ended_otherwise_is_no_restore(audit: Audit, tmp_path: Path) -> None:
+    """Whatever entries say."""
+    kept = await keep(audit, tmp_path)
+    old = TreeCheckpoint.read(kept.checkpoint.read_text())
+    await another_log(audit, TreeCheckpoint(old.origin, old.size, bytes(32)).text)
+    trees = {"treeBefore": old.origin, "tree": "evergreen/audit/00000002"}
+    await audit.record(event(90, name="audit.restored", after=trees))
+    await audit.tree_checkpoint(17)
+    done = await kept.verify(audit)
+    assert done.code == 1
+    assert "ended with other 12 leaves than those of the checkpoint" in done.out
+
+
+async def another_log(audit: Audit, before: str) -> None:
+    """Begins one as a superuser can."""
+    await audit.sql(
+        "INSERT INTO audit.tree_log SELECT 2, 'evergreen/audit/00000002', $1, 0, root, began_at"
+        " FROM audit.tree_log",
+        before,
+    )
+
+
+async def test_a_tree_that_grows_during_an_export_is_no_tampering(
+    audit: Audit, tmp_path: Path
+) -> None:
+    """Entries of an early page have no leaf yet, those of a later one have."""
+    kept = await keep(audit, tmp_path)
+    opening, *rest = map(json.loads, (await audit.export()).splitlines())
+    opening["tree"]["size"] = 12
+    (early,) = (
+        line["entry"]
+        for line in rest
+        if line.get("entry", {}).get("tenantId") == str(ORG.id) and line["entry"]["sequence"] == 9
+    )
+    del early["leaf"]
+    path = tmp_path / "grown.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (opening, *rest)))
+    done = await evergreen(
+        *("audit", "verify", "--from-export", path),
+        *("--checkpoint", kept.checkpoint, "--public-key", kept.keys),
+    )
+    assert (done.code, done.out) == (0, done.out)
+
+
+async def online(audit: Audit, *checkpoints: Path) -> tuple[int, str]:
+    """Verifies one tenant's chain with the leaves that the log publishes."""
+    said: list[str] = []
+    report = check.Report(said.append)
+    keys = read_keys(await audit.public_keys())
+    anchors = check.anchors(check.Kept.read(checkpoints), keys, report)
+    answers = Answers(
+        (await audit.tree_checkpoint()).write(), {"000.p/12": await audit.tile("entries/000.p/12")}
+    )
+    tree = check.published(answers, anchors.trees, report)  # type: ignore[arg-type]
+    export = await audit.export(org_id=str(ORG.id))
+    lines = export.splitlines(keepends=True)
+    check.run(lines, anchors, str(ORG.id), report, published=tree)
+    return report.exit_code, "\n".join(said)
+
+
+@dataclass
+class Answers:
+    """What the API answers of the tree; a tile that is not there is damaged."""
+
+    checkpoint: str
+    tiles: dict[str, bytes]
+
+    def get_text(self, path: str) -> str:
+        assert path == "/api/audit/log/checkpoint"
+        return self.checkpoint
+
+    def get_bytes(self, path: str) -> bytes:
+        found = self.tiles.get(path.removeprefix("/api/audit/log/tile/entries/"))
+        if found is None:
+            raise RefusedError("damaged", 400, "AUDIT_TREE_DAMAGED")
+        return found
+
+
+async def test_a_tenants_rewritten_chain_does_not_pass(audit: Audit, tmp_path: Path) -> None:
+    """Though its old leaves pass for others', and the new ones are behind the kept tree."""
+    kept = await keep(audit, tmp_path)
+    chains = tmp_path / "chains.checkpoint"
+    chains.write_text(Checkpoint.read(await audit.checkpoint()).write())
+    code, said = await online(audit, kept.checkpoint, chains)
+    assert (code, said) == (
+        0,
+        f"KEPT      tenant {ORG.id}: the kept checkpoints know it up to entry 11",
+    )
+    await change(audit)
+    await audit.sql(
+        "UPDATE audit.tree_leaf SET tenant_id = $2 WHERE tenant_id = $1", ORG.id, UUID(int=1)
+    )
+    await audit.sql("DELETE FROM audit.tree_cursor WHERE tenant_id = $1", ORG.id)
+    await audit.tree_checkpoint(26)
+    code, said = await online(audit, kept.checkpoint)
+    assert code == 2
+    assert f"which leaves are of tenant {ORG.id}: the kept tree has its entries up to 0" in said
+    code, said = await online(audit, kept.checkpoint, chains)
+    assert code == 1
+    assert "the chain was rewritten" in said
+
+
+def test_leaves_that_are_gone_are_one_finding() -> None:
+    """And the chains are checked all the same."""
+    said: list[str] = []
+    report = check.Report(said.append)
+    tree = TreeCheckpoint("x/audit/1", 3, bytes(32))
+    note = tree.text + "\n\u2014 x AAAAAAAA\n"
+    answers = Answers(note, {})
+    assert check.published(answers, [tree], report) is None  # type: ignore[arg-type]
+    assert (report.exit_code, said) == (1, ["TAMPERED  the tree: damaged"])
+    answers = Answers("x", {})
+    assert check.published(answers, [tree], report) is None  # type: ignore[arg-type]
+    assert said[-1].startswith("UNCHECKED the leaves of the tree: ")
 
 
 @pytest.mark.parametrize("form", ["v1", "v2"])
