@@ -231,7 +231,13 @@ async def build(kit: Kit) -> Parts:
         gatekeeper.changed if gatekeeper else None,
         kit.clock,
     )
-    api_tokens = ApiTokens(kit.database, kit.outbox, kit.tenants, signer, kit.clock)
+    factor_sealer = Sealer.from_file(settings.master_key_file, FACTORS_SEALED_FOR)
+    factors = SecondFactors(
+        kit.database, kit.outbox, kit.tenants, end_sessions_of, factor_sealer, kit.clock
+    )
+    api_tokens = ApiTokens(
+        kit.database, kit.outbox, kit.tenants, signer, factors.check_kept, kit.clock
+    )
     service_accounts = ServiceAccounts(
         kit.database, kit.outbox, kit.tenants, api_tokens.holder_changed, kit.clock
     )
@@ -249,15 +255,10 @@ async def build(kit: Kit) -> Parts:
 
     accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
     directories = _directories(kit, settings, accounts, sealer)
-    factor_sealer = Sealer.from_file(settings.master_key_file, FACTORS_SEALED_FOR)
-    factors = SecondFactors(
-        kit.database, kit.outbox, kit.tenants, end_sessions_of, factor_sealer, kit.clock
-    )
     passkeys = Passkeys(
         kit.database,
         kit.outbox,
         factors,
-        end_sessions_of,
         factor_sealer,
         RelyingParty.at(settings.public_url),
         kit.clock,

@@ -14,6 +14,7 @@ from servicekit.errors import failed_precondition, not_found
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import write
 from servicekit.security.tokens import new_secret, secret_hash
+from services.identity.api_tokens.ends import end_tokens_of
 from services.identity.authenticators import guess_store
 from services.identity.second_factor.service import remove_all
 from services.identity.sessions import store as sessions_store
@@ -121,6 +122,7 @@ async def reset_factors(connection: Connection, email: str, operator: str, at: d
         connection,
         "identity",
         CloudEvent(event, user.tenant_id, actor=RESET_FACTORS_ACTOR, actor_id=operator),
+        *await end_tokens_of(connection, user.id),
     )
     return user
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
@@ -44,6 +44,7 @@ from services.identity.api_tokens.domain import (
     checked_expiry,
     checked_scopes,
 )
+from services.identity.api_tokens.ends import ended_of
 from services.identity.api_tokens.holders import MANAGERS, holder_of, tenant_of
 from services.identity.token_keys.tokens import TokenSigner
 
@@ -72,8 +73,15 @@ class MadeToken:
     secret: str = field(repr=False)
 
 
+CheckFactor: TypeAlias = Callable[[Call], Awaitable[None]]
+
+
 class ApiTokens:
-    """The use cases around API tokens."""
+    """The use cases around API tokens.
+
+    Args:
+        check_factor: refuses a caller who lacks a second factor that is asked for.
+    """
 
     def __init__(
         self,
@@ -81,12 +89,14 @@ class ApiTokens:
         outbox: Outbox,
         directory: TenantDirectory,
         signer: TokenSigner,
+        check_factor: CheckFactor,
         clock: Clock,
     ) -> None:
         self._database = database
         self._outbox = outbox
         self._directory = directory
         self._signer = signer
+        self._check_factor = check_factor
         self._clock = clock
 
     async def list(
@@ -138,8 +148,9 @@ class ApiTokens:
                 role above the caller's or the service account's, and for a service account of
                 somebody who only reads; INVALID_ARGUMENT for scopes and times that cannot be;
                 ALREADY_EXISTS for a name that a token of the same holder has; FAILED_PRECONDITION
-                when there are enough.
+                when there are enough, and for a caller who lacks a second factor that is asked for.
         """
+        await self._check_factor(call)
         at = self._clock()
         expires_at = checked_expiry(wish.expires_at, at)
         scope = await self._directory.query_scope(call.caller)
@@ -185,8 +196,9 @@ class ApiTokens:
         Raises:
             DomainError: NOT_FOUND; PERMISSION_DENIED for anybody but its holder, or who may manage
                 its service account; FAILED_PRECONDITION for one that has ended or has a successor;
-                INVALID_ARGUMENT for a time that cannot be.
+                INVALID_ARGUMENT for a time that cannot be; and as `create` without a second factor.
         """
+        await self._check_factor(call)
         assert timedelta(0) <= overlap <= MOST_OVERLAP
         at = self._clock()
         scope = await self._directory.query_scope(call.caller)
@@ -266,17 +278,14 @@ class ApiTokens:
                 return before
             after = replace(before, ends_at=at, ended_because="revoked")
             await store.end(connection, after)
-            await self._tell_revoked(connection, [(before, after)])
+            revoked = ApiTokenRevoked(id=after.id, before=before.snapshot(), after=after.snapshot())
+            await self._outbox.append(connection, CloudEvent(revoked, after.tenant_id))
         await self._directory.follower.try_refresh()
         return after
 
     async def holder_changed(self, connection: Connection, holder_id: UUID) -> None:
         """Tells which tokens ended because of what the transaction did to their holder."""
-        ended = await store.ended_now(connection, holder_id)
-        await self._tell_revoked(
-            connection,
-            [(replace(one, ends_at=one.expires_at, ended_because=None), one) for one in ended],
-        )
+        await self._outbox.append(connection, *await ended_of(connection, holder_id))
 
     async def still_works(self, connection: Connection, token_id: UUID) -> bool:
         """Whether a token works now."""
@@ -346,20 +355,6 @@ class ApiTokens:
                 f"the tenant has {MOST_OF_TENANT} API tokens that have not expired, those that were"
                 " revoked included; make tokens that live longer, less often"
             )
-
-    async def _tell_revoked(
-        self, connection: Connection, ended: Sequence[tuple[ApiToken, ApiToken]]
-    ) -> None:
-        await self._outbox.append(
-            connection,
-            *(
-                CloudEvent(
-                    ApiTokenRevoked(id=after.id, before=before.snapshot(), after=after.snapshot()),
-                    after.tenant_id,
-                )
-                for before, after in ended
-            ),
-        )
 
     def _made(self, token: ApiToken) -> MadeToken:
         secret = self._signer.api_token(token.claims(), token.created_at, token.expires_at)

@@ -178,6 +178,14 @@ async def ended_now(connection: Connection, holder_id: UUID) -> list[ApiToken]:
     return [_token(row) for row in rows]
 
 
+async def end_of_account(connection: Connection, account_id: UUID) -> list[ApiToken]:
+    """Ends the tokens of a user that work, of whatever tenants; answers them."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM identity.end_api_tokens_of($1)", account_id
+    )
+    return [_token(row) for row in rows]
+
+
 async def works(connection: Connection, token_id: UUID) -> bool:
     """Whether a token works."""
     found: bool = await connection.fetchval(

@@ -34,7 +34,7 @@ from servicekit.security.sealing import Sealer
 from services.identity.second_factor import passkey_store, store
 from services.identity.second_factor.domain import PASSKEY
 from services.identity.second_factor.passkey_store import Passkey
-from services.identity.second_factor.service import EndSessions, SecondFactors, caller_of
+from services.identity.second_factor.service import SecondFactors, caller_of
 from services.identity.users.domain import User
 
 MOST: Final = 20
@@ -75,7 +75,6 @@ class Passkeys:
         database: Database,
         outbox: Outbox,
         factors: SecondFactors,
-        end_sessions: EndSessions,
         sealer: Sealer,
         site: RelyingParty | None,
         clock: Clock,
@@ -83,7 +82,6 @@ class Passkeys:
         self._database = database
         self._outbox = outbox
         self._factors = factors
-        self._end_sessions = end_sessions
         self._sealer = sealer
         self._site = site
         self._clock = clock
@@ -156,8 +154,7 @@ class Passkeys:
             await self._outbox.append(connection, CloudEvent(event, user.tenant_id))
             await store.add_methods(connection, session_id, (PASSKEY,))
             if first:
-                # They were opened without it.
-                await self._end_sessions(connection, user.id, at, but=session_id)
+                await self._factors.end_what_was_opened_without(connection, user, but=session_id)
             return passkey
 
     async def remove(self, call: Call, passkey_id: UUID) -> None:

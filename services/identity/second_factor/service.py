@@ -29,6 +29,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.security import totp
 from servicekit.security.digests import equal, sha256
 from servicekit.security.sealing import Sealer
+from services.identity.api_tokens.ends import end_tokens_of
 from services.identity.second_factor import passkey_store, store
 from services.identity.second_factor.domain import (
     CHALLENGE_LIFE,
@@ -161,9 +162,10 @@ class SecondFactors:
             await self.confirm(connection, user, session_id, code)
             await store.add_methods(connection, session_id, (OTP,))
             if first:
-                # They were opened without it.
-                await self._end_sessions(connection, user.id, self._clock(), but=session_id)
-            return await self.of(connection, user)
+                await self.end_what_was_opened_without(connection, user, but=session_id)
+            factors = await self.of(connection, user)
+        await self._tenants.follower.try_refresh()
+        return factors
 
     async def delete_totp(self, call: Call) -> Factors:
         """Removes the caller's app; with the last factor the recovery codes go.
@@ -202,7 +204,7 @@ class SecondFactors:
                 raise not_found("user", user_id)
             check_not_self(call.caller.id, user)
             if await remove_all(connection, user.id):
-                await self._end_sessions(connection, user.id, self._clock())
+                await self.end_what_was_opened_without(connection, user)
                 event = SecondFactorsReset(id=user.id, after=FactorOwner(email=user.email))
                 await self._outbox.append(connection, CloudEvent(event, user.tenant_id))
             factors = await self.of(connection, user)
@@ -210,6 +212,39 @@ class SecondFactors:
         return factors
 
     # What a login needs
+
+    async def end_what_was_opened_without(
+        self, connection: Connection, user: User, *, but: UUID | None = None
+    ) -> None:
+        """Ends the sessions of a user, but for one, and the user's API tokens: somebody who knew
+        the password alone may have them."""
+        await self._end_sessions(connection, user.id, self._clock(), but=but)
+        await self._outbox.append(connection, *await end_tokens_of(connection, user.id))
+
+    async def check_kept(self, call: Call) -> None:
+        """Refuses a caller who lacks a second factor that is asked for, also where there are days
+        left: what is made now lasts longer than these.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        caller = call.caller
+        why = "a provider may be of a tenant above"
+        async with self._database.system_transaction(why) as connection:
+            user = await users_store.user(connection, _scope(call), UUID(caller.id))
+            if user is None:
+                return
+            factors = await self.of(connection, user)
+            if factors.any or factors.required_from is None:
+                return
+            session_id = UUID(caller.session_id)
+            vouching = await store.vouching_tenant(connection, session_id)
+            if not await self.is_vouched_for(connection, user, vouching):
+                raise failed_precondition(
+                    "SECOND_FACTOR_REQUIRED",
+                    "your organisation asks for a second factor: set one up first, at"
+                    " /auth/account",
+                )
 
     async def is_vouched_for(
         self, connection: Connection, user: User, tenant_id: UUID | None

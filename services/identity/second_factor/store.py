@@ -258,6 +258,16 @@ async def add_methods(connection: Connection, session_id: UUID, methods: Sequenc
     )
 
 
+async def vouching_tenant(connection: Connection, session_id: UUID) -> UUID | None:
+    """The tenant of the provider that opened a session, if that answers for a second factor."""
+    found: UUID | None = await connection.fetchval(
+        "SELECT p.tenant_id FROM identity.session s"
+        " JOIN identity.sso_provider p ON p.id = s.source_id AND p.trusts_mfa WHERE s.id = $1",
+        session_id,
+    )
+    return found
+
+
 # Policies
 
 

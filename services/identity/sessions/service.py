@@ -64,7 +64,7 @@ from services.identity.second_factor.domain import (
 )
 from services.identity.second_factor.passkeys import Passkeys, wrong_passkey
 from services.identity.second_factor.service import AppKey, Proof, SecondFactors, Setup
-from services.identity.second_factor.tries import CodeTries
+from services.identity.second_factor.tries import CodeTries, CodeTry
 from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
@@ -463,8 +463,7 @@ class Sessions:
             await self._check_source(connection, user, pending.origin)
             await self._factors.confirm(connection, user, pending.session_id, code)
             await self._challenges.end(connection, pending)
-            # They were opened without it.
-            await store.end_sessions_of(connection, user.id, self._clock())
+            await self._factors.end_what_was_opened_without(connection, user)
             methods = (*pending.methods, OTP)
             opened = await self._open(
                 connection,
@@ -506,7 +505,7 @@ class Sessions:
                     pending.session_id,
                     pending.origin,
                 )
-        await self._login_failed(call, user.email, user, attempt, proof.wrong_because)
+        await self._login_failed(call, user.email, user, attempt, proof.wrong_because, tried=tried)
         raise wrong_code(self._clock())
 
     async def _still(self, connection: Connection, pending: PendingLogin) -> User:
@@ -621,6 +620,7 @@ class Sessions:
         attempt: Attempt,
         reason: str = "",
         source: UUID | None = None,
+        tried: CodeTry | None = None,
     ) -> None:
         if user is None:
             await self._unknown.note(call, email)
@@ -635,7 +635,12 @@ class Sessions:
                     user.tenant_id,
                 )
             ]
-            if (attack := await self._guesses.attacked(connection, attempt)) is not None:
+            attacks = [await self._guesses.attacked(connection, attempt)]
+            if tried is not None:
+                attacks.append(await self._code_tries.attacked(connection, tried))
+            for attack in attacks:
+                if attack is None:
+                    continue
                 failures, until = attack
                 events.append(
                     CloudEvent(
@@ -856,7 +861,7 @@ class Sessions:
                 )
                 token, expires_at = self._signer.session_token(now.user, session_id, at, at)
                 return OpenSession(now.user, token, "", expires_at)
-        await self._login_failed(call, user.email, user, attempt, proof.wrong_because)
+        await self._login_failed(call, user.email, user, attempt, proof.wrong_because, tried=tried)
         raise wrong_code(at)
 
     async def _knows_password(self, found: Credentials, password: str) -> bool:

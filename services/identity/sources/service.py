@@ -30,6 +30,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.texts import email_fault
+from services.identity.api_tokens.ends import ended_of
 from services.identity.sources import store
 from services.identity.sources.domain import (
     USUAL,
@@ -484,6 +485,7 @@ class SourceAccounts:
         else:
             changed = UserUpdated(id=after.id, before=old, after=new)
             await self._tell(connection, source, (changed, after.tenant_id), by_source=by_source)
+        await self._outbox.append(connection, *await ended_of(connection, after.id))
         if after.status == "disabled":
             await self._orphan_credentials(connection, after, at, None)
         if after.email != before.email:

@@ -598,7 +598,7 @@ async def test_the_end_of_a_token_is_told_before_and_when_it_comes(
 ) -> None:
     """Once each; not of one that was made for a short time, nor of one that somebody ended."""
     kit = await make_kit("identity")
-    work = ApiTokens(kit.database, kit.outbox, kit.tenants, Mock(), now).tell_of_ends
+    work = ApiTokens(kit.database, kit.outbox, kit.tenants, Mock(), Mock(), now).tell_of_ends
     owner = await identity.as_user()
     soon = await create(identity, owner, "soon", expires_at=at(now() + timedelta(days=30)))
     short = await create(identity, owner, "short", expires_at=at(now() + timedelta(days=10)))

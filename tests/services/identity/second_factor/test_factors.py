@@ -177,6 +177,26 @@ async def test_codes_are_guessed_slowly_and_nobody_is_locked_out(identity: Ident
     await identity.login(otp=app.code())  # where the owner has logged in
 
 
+async def test_a_day_of_guesses_is_an_attack(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From strange places no more are taken for a day, and the log tells of it once."""
+    monkeypatch.setattr("services.identity.second_factor.tries.MOST_OF_DAY", 4)
+    owner = await identity.as_user()
+    app, codes = await set_up(identity, owner)
+    for number in range(4):
+        guess = identity.login(otp="000000", source=f"198.51.{number}.7")
+        assert await reason_of(guess) == "WRONG_CODE"
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await identity.login(otp=app.code(), source="203.0.113.5")
+        assert refused(error)["details"][0]["reason"] == "TOO_MANY_CODES"
+    (attack,) = await _named(identity, "identity.account_under_attack")
+    assert attack["after"]["failures"] == 4  # type: ignore[index]
+    await identity.login(otp=codes[0], source="203.0.113.6")
+    await identity.login(otp=app.code())
+
+
 async def test_a_wrong_clock_is_told_in_the_log(identity: Identity) -> None:
     """The person learns what time it is here, and not that a code was nearly right."""
     owner = await identity.as_user()

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
+from tests.services.identity.api_tokens.test_tokens import account, create, read, refuses, told
 from tests.services.identity.second_factor.test_factors import reason_of, set_up
 from tests.services.identity.second_factor.test_policies import ask
 from tests.support.authenticator import App
@@ -218,3 +219,64 @@ async def test_a_login_that_waits_ends_with_its_source(world: World) -> None:
     await world.update(enabled=False)
     await browser.submit("/auth/second-factor", "code", code=app.code())
     assert "session" not in browser.cookies
+
+
+async def test_tokens_from_before_the_factor_end_with_it(identity: Identity) -> None:
+    """And those of somebody whose factors are reset; those of service accounts go on."""
+    root = await identity.as_user()
+    org = await identity.org(root, "North", reseller=True)
+    user, admin = await identity.user(root, Role.ADMIN, org.id)
+    below = await identity.org(root, "Below", parent_id=org.id)
+    planted = [await create(identity, admin), await create(identity, admin, "x", org_id=below.id)]
+    service = await account(identity, admin, Role.ADMIN)
+    kept = await create(identity, admin, service_account_id=service)
+    await set_up(identity, admin)
+    for token in planted:
+        assert await refuses(identity, token)
+    await read(identity, kept)
+    revoked = await told(identity, "api_token_revoked")
+    assert {event["resource"] for event in revoked} == {f"tokens/{one.id}" for one in planted}
+    made = await create(identity, admin)
+    # Another app ends none.
+    await set_up(identity, admin)
+    await read(identity, made)
+    await identity.factors.ResetSecondFactors(
+        pb.ResetSecondFactorsRequest(id=user.id), metadata=root
+    )
+    assert await refuses(identity, made)
+    await read(identity, kept)
+
+
+async def test_no_token_is_made_without_the_factor_that_is_asked_for(identity: Identity) -> None:
+    """Not in the days that are left either, and by no rotation."""
+    root = await identity.as_user()
+    org = await identity.org(root, "North")
+    _, admin = await identity.user(root, Role.ADMIN, org.id)
+    before = await create(identity, admin)
+    await ask(identity, root, org.id, "all")
+    assert await reason_of(create(identity, admin, "x")) == "SECOND_FACTOR_REQUIRED"
+    rotated = identity.tokens.RotateApiToken(pb.RotateApiTokenRequest(id=before.id), metadata=admin)
+    assert await reason_of(rotated) == "SECOND_FACTOR_REQUIRED"
+    await read(identity, before)
+    await set_up(identity, admin)
+    await create(identity, admin, "x")
+
+
+async def test_a_provider_that_answers_for_a_factor_lets_people_make_tokens(world: World) -> None:
+    """And tokens that end with what a source says are told of."""
+    world.sso.person("anna", "admins")
+    await world.update(trusts_mfa=True)
+    await set_up(world.identity, world.owner)
+    await ask(world.identity, world.owner, world.school.id, "all", 0)
+    browser = world.browser()
+    await world.login("anna", browser)
+    token = await create(world.identity, as_caller(browser.cookies["session"]))
+    await world.update(trusts_mfa=False)
+    refused = create(world.identity, as_caller(browser.cookies["session"]), "x")
+    assert await reason_of(refused) == "SECOND_FACTOR_REQUIRED"
+    await world.update(trusts_mfa=True)
+    world.sso.people["anna"]["groups"] = []
+    await world.refused("anna")
+    assert await refuses(world.identity, token)
+    (event,) = await world.events("api_token_revoked")
+    assert event["resource"] == f"tokens/{token.id}"
