@@ -92,7 +92,12 @@ async def build(kit: Kit) -> Parts:
     async def prepare() -> None:
         await keys.load()
         # So that there is a tree from the first call on.
-        await sequencer.grow()
+        await sequencer.begin()
+
+    async def grow() -> None:
+        # The tree of an older database would be another one than what was signed.
+        await gaps.checked()
+        await sequencer.run()
 
     async def record() -> None:
         await gaps.checked()
@@ -113,7 +118,7 @@ async def build(kit: Kit) -> Parts:
             gaps.run,
             record,
             keys.follower.run,
-            sequencer.run,
+            grow,
             Backups(kit.database).watch,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),

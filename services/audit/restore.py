@@ -14,16 +14,15 @@ from uuid import UUID
 
 from auditlog.chain import Columns, Head
 from auditlog.verify import Entry, Verifier
-from contract.events.audit import Restored, RestoredBackup
 from servicekit.data.backup import Connection, Tables
 from servicekit.ids import now
-from servicekit.messaging.events import CloudEvent
 from servicekit.times import from_text
 from services.audit.backups import store as runs
 from services.audit.backups.domain import Kind, Newest, Run
 from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
 from services.audit.log.domain import SEALED_FOR
 from services.audit.tree import store as trees
+from services.audit.tree.restores import End, Restore
 
 __all__ = ["Kind", "Newest", "Run"]
 
@@ -61,23 +60,16 @@ async def repair(connection: Connection, restored: RestoredFrom) -> None:
     Entries come there through the outbox, as all do.
     """
     ended, begun = await _begin_log(connection)
+    restore = Restore(
+        restored.backup_id,
+        restored.release,
+        ended,
+        begun,
+        actor="evergreen backup restore",
+        actor_id=restored.operator,
+    )
     events = [
-        CloudEvent(
-            Restored(
-                id=restored.backup_id,
-                after=RestoredBackup(
-                    point=restored.point,
-                    sequence=row["sequence"],
-                    hash=row["hash"].hex(),
-                    release=restored.release,
-                    tree_before=ended,
-                    tree=begun,
-                ),
-            ),
-            row["tenant_id"],
-            actor="evergreen backup restore",
-            actor_id=restored.operator,
-        )
+        restore.event(End(row["tenant_id"], row["sequence"], row["hash"], restored.point))
         for row in await connection.fetch(
             "SELECT tenant_id, sequence, hash FROM audit.chain_head ORDER BY tenant_id"
         )

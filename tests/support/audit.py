@@ -29,6 +29,7 @@ from servicekit.rpc.channels import open_channel
 from servicekit.times import format_rfc3339
 from services.audit.__main__ import build
 from services.audit.log.recorder import Recorder
+from services.audit.log.store import stream_position
 from services.audit.settings import AuditSettings
 from services.audit.tree import sequencer
 from tests.conftest import MakeKit, ServeService, tenant
@@ -229,17 +230,27 @@ async def start_audit(
     database: TestDatabase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[StartAudit]:
-    """Starts the service; with `stream=False` its NATS is away and tests hand it messages."""
+    """Starts the service; with `stream=False` its NATS is away and tests hand it messages.
+
+    The tree grows all the same, unless with `grows=False`.
+    """
     channels: list[grpc.aio.Channel] = []
+    growing: list[asyncio.Task[None]] = []
     # Tests record beside the service, which does not hear of it.
     monkeypatch.setattr(sequencer, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(sequencer, "_LINGER_SECONDS", 0.05)
 
-    async def start(*, stream: bool = True, clock: Clock = now, **settings: object) -> Audit:
+    async def start(
+        *, stream: bool = True, grows: bool = True, clock: Clock = now, **settings: object
+    ) -> Audit:
         away = {} if stream else {"nats_url": "nats://127.0.0.1:1"}
         made = await make_kit("audit", AuditSettings, tenants=TREE, **(away | settings))
         kit = replace(made, clock=clock)
         running = await serve(kit, build)
+        if grows and not stream:
+            # The service waits for its stream; another process need not.
+            other = sequencer.Sequencer(kit.database, "evergreen", clock, stream_position)
+            growing.append(asyncio.create_task(other.run()))
         channel = open_channel(kit.settings.grpc_listen, "test")
         channels.append(channel)
         return Audit(
@@ -252,6 +263,9 @@ async def start_audit(
         )
 
     yield start
+    for task in growing:
+        task.cancel()
+    await asyncio.gather(*growing, return_exceptions=True)
     for channel in channels:
         await channel.close()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from prometheus_client import Gauge
 
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Connection, Database
 from servicekit.messaging.jetstream import AUDIT, Messaging
 from servicekit.observability import logs
 from servicekit.observability.logs import brief
@@ -20,6 +20,12 @@ log = logs.get(__name__)
 _WAITING: Final = Gauge("evergreen_audit_waiting", "Events that are still to be recorded.")
 _CHECK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
+_TOLD: Final = ""
+"""In the place of the stream's incarnation: it was told that the database is an older one, and
+everything is still to be read again."""
+
+First: TypeAlias = Callable[[Connection], Awaitable[bool]]
+"""Answers, in a transaction, whether no other process has told it yet."""
 
 
 class GapWatch:
@@ -32,14 +38,15 @@ class GapWatch:
     Args:
         database: the service's.
         messaging: the stream.
-        went_back: is called when the database is an older one.
+        went_back: is called when the database is an older one, or may be one, because the stream
+            is not the one of before.
     """
 
     def __init__(
         self,
         database: Database,
         messaging: Messaging,
-        went_back: Callable[[], Awaitable[object]],
+        went_back: Callable[[First], Awaitable[object]],
     ) -> None:
         self._database = database
         self._messaging = messaging
@@ -76,14 +83,15 @@ class GapWatch:
         if known is None and state.acknowledged == 0 and state.oldest == 1:
             await self._start_at(StreamPosition(incarnation, 0))
             return False
-        if known is None or known.incarnation == incarnation:
+        if known is None or known.incarnation in {incarnation, _TOLD}:
+            told = known is not None and known.incarnation == _TOLD
             recorded = known.sequence if known else 0
             dropped = max(state.acknowledged, recorded) + 1 < state.oldest
             forgotten = state.acknowledged > recorded
-            if not dropped and not forgotten:
+            if not dropped and not forgotten and not told:
                 return False
-            if forgotten and known is not None:
-                await self._went_back()
+            if forgotten and known is not None and not told:
+                await self._went_back(_first(known))
             log.warning(
                 "stream and log differ; all events sent again",
                 dropped=dropped,
@@ -91,6 +99,8 @@ class GapWatch:
             )
             incarnation = await self._messaging.publish_again()
         else:
+            # A database of before an earlier gap names an earlier incarnation, too.
+            await self._went_back(_first(known))
             log.info("new stream read from its beginning", stream=incarnation)
         await self._start_at(StreamPosition(incarnation, state.oldest - 1))
         await self._messaging.read_again(AUDIT)
@@ -99,3 +109,14 @@ class GapWatch:
     async def _start_at(self, position: StreamPosition) -> None:
         async with self._database.system_transaction("the position has no tenant") as connection:
             await store.start_position(connection, position)
+
+
+def _first(known: StreamPosition) -> First:
+    async def first(connection: Connection) -> bool:
+        found = await store.stream_position(connection)
+        if found is None or found.incarnation != known.incarnation:
+            return False
+        await store.start_position(connection, StreamPosition(_TOLD, found.sequence))
+        return True
+
+    return first

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeAlias
+from uuid import UUID
 
 from prometheus_client import Gauge
 
+from servicekit.build import VERSION
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Connection, Database
 from servicekit.ids import Clock
+from servicekit.messaging.outbox import write
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from services.audit.tree import store
+from services.audit.tree.restores import Restore
 from services.audit.tree.store import Log
 
 log = logs.get(__name__)
@@ -27,6 +31,9 @@ _LINGER_SECONDS: Final = 1.0
 _HURRY_SECONDS: Final = 0.05
 """and so long, when somebody waits for it."""
 _FULL_LOOK_SECONDS: Final = 60.0
+_NO_BACKUP: Final = UUID(int=0)
+
+First: TypeAlias = Callable[[Connection], Awaitable[bool]]
 
 
 class Sequencer:
@@ -107,13 +114,30 @@ class Sequencer:
         _SIZE.set(grown.size)
         return grown.size > log.size
 
-    async def begin_again(self) -> Log | None:
-        """Begins another log: the database went back to an earlier state."""
+    async def begin(self) -> None:
+        """Begins the first log, if there is none."""
+        async with self._database.system_transaction("the tree has no tenant") as connection:
+            if await store.newest(connection) is None:
+                await store.begin(connection, 1, self._host, "", self._clock())
+
+    async def begin_again(self, first: First | None = None) -> Log | None:
+        """Begins another log, and tells each chain: the database went back to an earlier state.
+
+        Args:
+            first: answers within the transaction whether no other process has done it.
+        """
+        begin_background_call()
         async with self._database.system_transaction("the tree has no tenant") as connection:
             ended = await store.hold(connection)
-            if ended is None:
+            if ended is None or (first is not None and not await first(connection)):
                 return None
-            begun = await store.begin_behind(connection, ended, self._clock())
+            at = self._clock()
+            begun = await store.begin_behind(connection, ended, at)
+            restore = Restore(
+                _NO_BACKUP, VERSION, ended.origin, begun.origin, actor="evergreen audit"
+            )
+            ends = await store.ends(connection, at)
+            await write(connection, "audit", *map(restore.event, ends))
         log.warning("audit log restored; its tree begins anew", before=ended.origin)
         self.wake()
         return begun

@@ -38,7 +38,11 @@ from services.audit.tree.sequencer import Sequencer
 from services.audit.tree.store import DamagedError, Log
 
 _WAIT_SECONDS: Final = 2.0
-_LOOK_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 0.25
+_NEAR: Final = 4096
+"""So many entries of a chain the tree takes in while somebody waits."""
+_BACKLOG_SECONDS: Final = 10.0
+_ORIGIN_SECONDS: Final = 10.0
 _TILE: Final = re.compile(r"(entries|\d{1,2})((?:/x\d{3})*/\d{3})(?:\.p/(\d{1,3}))?", re.ASCII)
 
 
@@ -86,6 +90,8 @@ class Tree:
         self._keys = keys
         self._purpose = purpose
         self._sequencer = sequencer
+        self._origin = ""
+        self._origin_until = 0.0
 
     async def checkpoint(self) -> TreeCheckpoint:
         """The newest checkpoint.
@@ -121,7 +127,8 @@ class Tree:
         """The proof that an entry is in the tree; waits a moment for a new entry.
 
         Raises:
-            DomainError: UNAVAILABLE when the tree does not have it yet.
+            DomainError: UNAVAILABLE when the tree does not have it yet; at once when there is a
+                backlog before it.
         """
         until = asyncio.get_running_loop().time() + _WAIT_SECONDS
         while True:
@@ -134,6 +141,9 @@ class Tree:
                     hashes = await _prove(connection, log, inclusion_ranges(index, log.size))
                     line = entry_line(replace(entry, leaf=index))
                     return Proof(entry, index, tuple(hashes), self._signed(log), line)
+                known = await store.taken(connection, log.number, UUID(entry.tenant_id))
+            if entry.sequence - known > _NEAR:
+                raise unavailable("the entry is not in the tree yet", retry_after=_BACKLOG_SECONDS)
             if asyncio.get_running_loop().time() > until:
                 raise unavailable("the entry is not in the tree yet", retry_after=1.0)
             self._sequencer.wake()
@@ -170,9 +180,13 @@ class Tree:
 
     async def verifier_keys(self) -> str:
         """The public keys that verify checkpoints, newest first, a line each."""
-        async with self._reading() as (_, log):
-            keys = reversed(self._keys.ring.verifying(self._purpose))
-            return "".join(f"{verifier_key(log.origin, key.raw)}\n" for key in keys)
+        # Anyone may ask for them, as often as they like.
+        now = asyncio.get_running_loop().time()
+        if now >= self._origin_until:
+            async with self._reading() as (_, log):
+                self._origin, self._origin_until = log.origin, now + _ORIGIN_SECONDS
+        keys = reversed(self._keys.ring.verifying(self._purpose))
+        return "".join(f"{verifier_key(self._origin, key.raw)}\n" for key in keys)
 
     def _signed(self, log: Log) -> TreeCheckpoint:
         unsigned = TreeCheckpoint(log.origin, log.size, log.root)

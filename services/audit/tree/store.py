@@ -25,6 +25,7 @@ from auditlog.tree import (
     subtrees,
 )
 from servicekit.data.postgres import Connection, columns
+from services.audit.tree.restores import End
 
 _LOG_ID_BYTES: Final = 4
 _CHAINS: Final = 256
@@ -125,6 +126,17 @@ async def begin_behind(connection: Connection, ended: Log, at: datetime) -> Log:
     if begun is None:
         raise RuntimeError(f"another log began behind {ended.origin}")
     return begun
+
+
+async def ends(connection: Connection, at: datetime) -> list[End]:
+    """Where all chains end now; a chain whose last entry is gone has what happened until `at`."""
+    rows = await connection.fetch(
+        "SELECT h.tenant_id, h.sequence, h.hash, coalesce(e.occurred_at, $1) AS point"
+        " FROM audit.chain_head h LEFT JOIN audit.entry e USING (tenant_id, sequence)"
+        " ORDER BY h.tenant_id",
+        at,
+    )
+    return [End(**row) for row in rows]
 
 
 async def grow(connection: Connection, log: Log) -> Log:
@@ -290,6 +302,14 @@ def _all(found: Mapping[int, bytes], first: int, count: int) -> list[bytes]:
         return [found[index] for index in range(first, first + count)]
     except KeyError as missing:
         raise DamagedError(f"hash {missing} of the tree is missing") from missing
+
+
+async def taken(connection: Connection, log: int, tenant_id: UUID) -> int:
+    """Up to which entry of a chain the tree has it; 0 for none."""
+    found = await connection.fetchval(
+        "SELECT sequence FROM audit.tree_cursor WHERE log = $1 AND tenant_id = $2", log, tenant_id
+    )
+    return found or 0
 
 
 async def places(

@@ -17,7 +17,7 @@ from servicekit.app import Kit
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.jetstream import AUDIT, ConsumerState
 from servicekit.messaging.outbox import Outbox
-from services.audit.log.gaps import GapWatch
+from services.audit.log.gaps import First, GapWatch
 from tests.conftest import MakeKit
 from tests.support.audit import (
     ORG,
@@ -330,7 +330,7 @@ class FakeMessaging:
         self.asked.append(subject)
 
 
-async def nothing() -> None:
+async def nothing(_: First) -> None:
     pass
 
 
@@ -339,8 +339,11 @@ async def test_the_gap_watch_asks_again_for_what_is_missing(audit: Audit) -> Non
     fake = FakeMessaging()
     went_back: list[str] = []
 
-    async def note() -> None:
-        went_back.append(fake.state.incarnation)
+    async def note(first: First) -> None:
+        async with audit.kit.database.system_transaction("a test") as connection:
+            if await first(connection):
+                went_back.append(fake.state.incarnation)
+                assert not await first(connection), "no other process tells it, too"
 
     watch = GapWatch(audit.kit.database, fake, note)  # type: ignore[arg-type]
 
@@ -362,9 +365,12 @@ async def test_the_gap_watch_asks_again_for_what_is_missing(audit: Audit) -> Non
     assert await check(acknowledged=50, position=45) == ["publish", "read"], "a restored database"
     assert went_back == ["i1'"], "the tree of the log begins anew"
     assert await check(incarnation="i2", oldest=1) == ["read"], "a new stream"
+    assert went_back == ["i1'", "i2"], "or a database of before an earlier gap"
+    await audit.sql("UPDATE audit.stream_position SET incarnation = ''")
+    assert await check() == ["publish", "read"], "a check that ended before it had all sent again"
     await audit.sql("DELETE FROM audit.stream_position")
     assert await check(acknowledged=7) == ["publish", "read"], "an empty database"
-    assert went_back == ["i1'"], "whoever restored it has seen to the tree"
+    assert went_back == ["i1'", "i2"], "whoever restored it has seen to the tree"
 
 
 async def test_an_outbox_keeps_what_the_log_lacks(make_kit: MakeKit, audit: Audit) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -22,7 +22,7 @@ from auditlog.tree import (
 )
 from evergreen.v1 import audit_pb2 as pb
 from services.audit.log.store import stream_position
-from services.audit.tree import store
+from services.audit.tree import service, store
 from services.audit.tree.sequencer import Sequencer
 from tests.support import callers
 from tests.support.audit import (
@@ -210,6 +210,19 @@ async def test_a_database_that_went_back_gets_another_log(audit: Audit) -> None:
         after = await audit.tree_checkpoint(6)
     assert after.origin.rpartition("/")[0] == before.origin.rpartition("/")[0]
     assert after.size == 6
+    told = [
+        json.loads(row["payload"]) for row in await audit.sql("SELECT payload FROM audit.outbox")
+    ]
+    assert {event["tenantid"] for event in told} == {str(t.id) for t in (ORG, SISTER, STRANGER)}
+    for event_told in told:
+        assert event_told["data"]["action"] == "audit.restored"
+        found = event_told["data"]["after"]
+        assert (found["treeBefore"], found["tree"]) == (before.origin, after.origin)
+        (head,) = await audit.sql(
+            "SELECT sequence, hash FROM audit.chain_head WHERE tenant_id = $1",
+            UUID(event_told["tenantid"]),
+        )
+        assert (found["sequence"], found["hash"]) == (head["sequence"], head["hash"].hex())
     data = await audit.tile("entries/000.p/6")
     assert data[2:34] == beginning(before.text)
     entry = (await audit.entries())[0]
@@ -280,10 +293,35 @@ async def test_keys_of_notes_are_published(audit: Audit) -> None:
     name, key_hash, _ = line.split("+", 2)
     assert name == checkpoint.origin
     assert [s.key_hash.hex() for s in checkpoint.signatures] == [key_hash]
+    await audit.sql("UPDATE audit.tree_log SET origin = 'not/read/each/time'")
+    again = await audit.api.GetAuditLogKeys(
+        pb.GetAuditLogKeysRequest(), metadata=callers.anonymous()
+    )
+    assert again.data == answer.data
 
 
-async def test_a_damaged_tree_is_told(audit: Audit) -> None:
-    """And does not stop the service."""
+async def test_a_service_without_its_stream_does_not_grow_the_tree(
+    start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its database may be an older one; a proof is refused at once when much is before it."""
+    audit = await start_audit(stream=False, grows=False)
+    await fill(audit, 12)
+    monkeypatch.setattr(service, "_NEAR", 3)
+    entry = (await audit.entries(org_id=str(ORG.id)))[0]
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await audit.proof(entry.id)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert asyncio.get_running_loop().time() - began < 1.5
+    await asyncio.sleep(1)
+    assert (await audit.tree_checkpoint()).size == 0
+    assert await sequencer(audit).grow()
+    assert Proof.read(await audit.proof(entry.id)).checkpoint.size == 12
+
+
+async def test_a_damaged_tree_is_told(start_audit: StartAudit) -> None:
+    """And does not stop the service, nor one that starts with a backlog."""
+    audit = await start_audit(stream=False)
     await fill(audit, 10)
     await audit.tree_checkpoint(10)
     await audit.sql("DELETE FROM audit.tree_leaf WHERE index = 2")
@@ -292,6 +330,8 @@ async def test_a_damaged_tree_is_told(audit: Audit) -> None:
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await audit.record(event(50, ROOT.id))
     assert len(await audit.entries(org_id=str(ROOT.id))) == 1
+    again = await start_audit(stream=False)
+    assert len(await again.entries(org_id=str(ROOT.id))) == 1
 
 
 async def test_one_query_finds_many_hashes(audit: Audit) -> None:
