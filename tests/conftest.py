@@ -164,8 +164,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield test_stack.attached(Path(running))
         return
     home = tmp_path_factory.mktemp("stack") / "home"
-    # A test waits for a new key to sign.
-    with test_stack.running(home, EVERGREEN_KEY_LEAD_SECONDS="10") as found:
+    with test_stack.running(
+        home,
+        # A test waits for a new key to sign.
+        EVERGREEN_KEY_LEAD_SECONDS="10",
+        # Another one has a directory on this machine.
+        EVERGREEN_LDAP_ALLOW=f"127.0.0.1/32:{test_stack.LDAP_PORT}",
+    ) as found:
         yield found
 
 

@@ -123,7 +123,7 @@ def _directories(
         threads,
         Sealer.from_file(settings.master_key_file, DIRECTORY_SEALED_FOR),
         kit.clock,
-        allow_private=settings.ldap_allow_private,
+        guard=Guard(settings.ldap_rules),
     )
     # Apart from logins, and one of a tenant at a time: none waits for another's.
     trial_threads = DirectoryThreads(

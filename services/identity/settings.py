@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from servicekit.keys.settings import KeySettings
 from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
 from servicekit.outgoing.guard import Proxy
+from services.identity.directories.domain import PORTS
+
+_NOWHERE: Final = Rules("none", (), read_denied("0.0.0.0/0,::/0"), "EVERGREEN_OUTBOUND")
 
 
 class IdentitySettings(KeySettings):
@@ -87,10 +90,15 @@ class IdentitySettings(KeySettings):
         le=30,
         description="What one of them may take as a whole, however the directory's server answers.",
     )
-    ldap_allow_private: bool = Field(
-        default=True,
-        description="Whether directories may be at private addresses; say false where strangers are"
-        " Owners, so that none reaches into your network.",
+    ldap_private: Literal["root", "all", "none"] = Field(
+        default="root",
+        description="Whose directories may be at private addresses: those of the root tenant, of"
+        " all tenants, or nobody's.",
+    )
+    ldap_allow: str = Field(
+        default="",
+        description="Where directories may be whatever else forbids it: HOST:PORT or CIDR:PORT,"
+        " with commas between them.",
     )
     sso_private: Literal["root", "all", "none"] = Field(
         default="root",
@@ -115,12 +123,19 @@ class IdentitySettings(KeySettings):
 
     @model_validator(mode="after")
     def _says_where(self) -> Self:
-        _ = self.sso_rules, Proxy.read(self.sso_proxy)
+        _ = self.ldap_rules, self.sso_rules, Proxy.read(self.sso_proxy)
         return self
 
     @property
     def sso_rules(self) -> Rules:
         """Where providers may be."""
         if not self.outbound:
-            return Rules("none", (), read_denied("0.0.0.0/0,::/0"), "EVERGREEN_OUTBOUND")
+            return _NOWHERE
         return Rules(self.sso_private, read_allowed(self.sso_allow))
+
+    @property
+    def ldap_rules(self) -> Rules:
+        """Where directories may be."""
+        if not self.outbound:
+            return _NOWHERE
+        return Rules(self.ldap_private, read_allowed(self.ldap_allow), ports=PORTS)

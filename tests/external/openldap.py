@@ -111,6 +111,11 @@ class OpenLdap:
         return f"ldaps://127.0.0.1:{self.tls_port}"
 
     @property
+    def allowed(self) -> str:
+        """What allows to connect to it, as a setting says it: it is on this machine."""
+        return f"localhost:{self.port},127.0.0.1/32:{self.tls_port}"
+
+    @property
     def ca_pem(self) -> str:
         return (self.directory / "ca.crt").read_text()
 
@@ -183,12 +188,13 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running(cache: Path, directory: Path) -> Iterator[OpenLdap]:
+def running(cache: Path, directory: Path, tls_port: int = 0) -> Iterator[OpenLdap]:
     """Runs OpenLDAP with a school's people and groups.
 
     Args:
         cache: for the programs, which are unpacked once.
         directory: is made for its files.
+        tls_port: where it listens for LDAPS; 0 for a port that nobody uses.
     """
     root = _unpacked(cache)
     (directory / "data").mkdir(parents=True)
@@ -206,7 +212,7 @@ def running(cache: Path, directory: Path) -> Iterator[OpenLdap]:
     (directory / "school.ldif").write_text(_ldif())
     configuration = str(directory / "slapd.conf")
     _run(root, ["slapadd", "-f", configuration, "-l", str(directory / "school.ldif")])
-    found = OpenLdap(directory, root, free_port(), free_port())
+    found = OpenLdap(directory, root, free_port(), tls_port or free_port())
     with (directory / "slapd.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -74,6 +74,11 @@ class Samba:
         return f"ldaps://{ADDRESS}"
 
     @property
+    def allowed(self) -> str:
+        """What allows to connect to it, as a setting says it: it is on this machine."""
+        return f"{ADDRESS}/32:636,{ADDRESS}/32:389"
+
+    @property
     def starttls(self) -> str:
         return f"ldap://{ADDRESS}"
 

@@ -59,7 +59,7 @@ async def test_a_domain(
     tls: str,
 ) -> None:
     """Who gets in as what, what each refusal is called, and what a sync takes over."""
-    async with running(make_kit, serve, database, tmp_path) as identity:
+    async with running(make_kit, serve, database, tmp_path, ldap_allow=server.allowed) as identity:
         owner = await identity.as_user()
         tenant = claims((await identity.login()).token)["tid"]
         rows = {"EG-Owners": Role.OWNER, "EG-Admins": Role.ADMIN, "EG-Auditors": Role.AUDITOR}

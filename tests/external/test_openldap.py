@@ -78,7 +78,7 @@ async def school(
     tmp_path: Path,
     server: OpenLdap,
 ) -> AsyncIterator[School]:
-    async with running(make_kit, serve, database, tmp_path) as identity:
+    async with running(make_kit, serve, database, tmp_path, ldap_allow=server.allowed) as identity:
         owner = await identity.as_user()
         rows = {
             "eg-owners": Role.OWNER,
@@ -122,6 +122,8 @@ async def test_who_gets_in_and_who_does_not(school: School) -> None:
     assert await school.refused("twin", password_of("twin1")) == "WRONG_CREDENTIALS"
     assert await school.refused("olive", "wrong") == "WRONG_CREDENTIALS"
     assert await school.refused("nobody", PASSWORD) == "WRONG_CREDENTIALS"
+    # Strangers are not told.
+    await school.login("lock")
     for _ in range(3):
         await school.refused("lock", "wrong")
     assert await school.refused("lock") == "ACCOUNT_LOCKED"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.external import openldap
 from tests.external.openldap import SERVICE_PASSWORD, password_of
 from tests.support.documented import Commands, script
-from tests.support.stack import Stack
+from tests.support.stack import LDAP_PORT, Stack
 
 PLACE = "ldaps://ldap.school.example"
 
@@ -18,7 +18,7 @@ PLACE = "ldaps://ldap.school.example"
 def test_the_example(stack: Stack, tmp_path: Path) -> None:
     """Each command does what the page says, and nina is an Admin of the organisation."""
     with (
-        openldap.running(tmp_path / "programs", tmp_path / "ldap") as server,
+        openldap.running(tmp_path / "programs", tmp_path / "ldap", LDAP_PORT) as server,
         Commands("docs/sign-in.md", "servers") as commands,
     ):
         (tmp_path / "ca.pem").write_text(server.ca_pem)

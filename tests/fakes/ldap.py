@@ -77,6 +77,13 @@ class FakeDirectory:
     """What arrived before TLS."""
     connections: int = 0
 
+    @property
+    def allowed(self) -> str:
+        """What allows to connect to it, as a setting says it: it is on this machine."""
+        ports = [url.rpartition(":")[2] for url in (self.ldaps, self.starttls)]
+        hosts = ("127.0.0.0/8", "localhost")
+        return ",".join(f"{host}:{port}" for host in hosts for port in ports)
+
     def person(self, name: str, *groups: str, password: str = "", mail: str = "") -> FakePerson:
         """Adds somebody to groups, which are made when they are not there."""
         dn = f"CN={name},OU=Staff,{BASE}"

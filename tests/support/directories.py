@@ -143,6 +143,7 @@ async def running(
     **more: object,
 ) -> AsyncIterator[World]:
     clock = Clock()
+    more = {"ldap_allow": fake.allowed} | more
     async with identity.running(make_kit, serve, database, directory, clock, **more) as found:
         root = await found.as_user()
         school = await found.org(root, "School")

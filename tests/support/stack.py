@@ -25,6 +25,8 @@ from tests.support.events import Reader
 from tests.support.paths import ROOT
 
 _START_SECONDS = 120.0
+LDAP_PORT = 10_636
+"""Where the product may find a directory on this machine."""
 _OFTEN = "too many requests"
 """How the gateway's own refusals begin; those of a service say what there is too much of."""
 PATIENCE = 60.0

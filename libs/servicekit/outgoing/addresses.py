@@ -161,6 +161,8 @@ class Rules:
     denied: Sequence[Network] = ()
     deny_setting: str = ""
     """The setting that `denied` comes from, for messages."""
+    ports: frozenset[int] = _TRUSTED_PORTS
+    """Those below 1024 that are connected to."""
 
     def names_host(self, host: str, port: int) -> bool:
         """Whether the operator allows a host by its name."""
@@ -190,8 +192,8 @@ class Rules:
         reached = reach(address)
         if reached is Reach.NEVER:
             return "its address is this machine's, a link's or reserved"
-        if port < _FIRST_FREE_PORT and port not in _TRUSTED_PORTS:
-            return f"port {port} is not one of {', '.join(map(str, sorted(_TRUSTED_PORTS)))}"
+        if port < _FIRST_FREE_PORT and port not in self.ports:
+            return f"port {port} is not one of {', '.join(map(str, sorted(self.ports)))}"
         if reached is Reach.PRIVATE:
             if self.private == "all" or (self.private == "root" and root):
                 return ""

@@ -5,20 +5,25 @@ LDAP itself (`ldap`) is loaded with the first question: it takes half a second a
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import ssl
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from servicekit.outgoing.guard import Guard
 from services.identity.directories.domain import LOGIN, Reading
 
 _VALUE_BEGINS: Final = re.compile(r".*[A-Za-z0-9-]=", re.DOTALL).fullmatch
 """What stands before a value that is compared for equality."""
 _MESSAGE_OCTETS: Final = 128 * 1024
 """What one message of a server may have: an entry with a handful of attributes."""
+T = TypeVar("T")
+
 _SEQUENCE: Final = 0x30
 _LENGTH_OCTETS: Final = 4
 _MOST_TEXT: Final = 400
@@ -73,8 +78,10 @@ class Settings:
     reading: Reading
     groups: tuple[str, ...]
     """The mapped groups."""
-    allow_private: bool
-    """Whether servers may have addresses of private networks."""
+    guard: Guard
+    """Says where servers may be."""
+    root: bool
+    """Whether the directory is the root tenant's."""
 
     @property
     def is_ad(self) -> bool:
@@ -123,8 +130,9 @@ class Budget:
 class Job:
     """One conversation and its budget; `expire` may be called from another thread."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, loop: asyncio.AbstractEventLoop) -> None:
         self._budget = budget
+        self._loop = loop
         self.began = time.monotonic()
         self.deadline = self.began + budget.seconds
         self._cpu_end: float | None = None
@@ -149,6 +157,19 @@ class Job:
         """
         if self.expired or self.left <= 0:
             raise AwayError("connect", "the directory took too long to answer")
+
+    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """Has something done by the event loop, in the time that is left.
+
+        Raises:
+            TimeoutError: it is not done by then.
+        """
+        done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return done.result(max(self.left, 0))
+        except TimeoutError:
+            done.cancel()
+            raise
 
     def receive(self, octets: int, messages: int) -> None:
         """Takes what has arrived off the budget.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import IPv6Address, ip_address
-from socket import SOCK_STREAM, getaddrinfo
 from typing import Any, Final
 
 import ldap3
 
+from servicekit.outgoing.addresses import FORBIDDEN, NotConnectedError
 from services.identity.directories.asking import (
     AwayError,
     Bounded,
@@ -100,24 +99,17 @@ class Connector:
         raise fault or AwayError("resolve", f"{server.host} has no address")
 
     def _addresses(self, server: Server) -> list[str]:
+        guard, host, port = self._settings.guard, server.host, server.port
         try:
-            found = getaddrinfo(server.host, server.port, type=SOCK_STREAM)
-        except OSError as error:
-            raise AwayError("resolve", f"{server.host} has no address: {error.strerror}") from error
-        addresses = list(dict.fromkeys(str(one[4][0]) for one in found))[:_ADDRESSES]
-        if refused := [a for a in addresses if not self._may_reach(a)]:
-            raise AwayError(
-                "resolve", f"{server.host} is {refused[0]}, where directories must not be"
-            )
-        return addresses
-
-    def _may_reach(self, address: str) -> bool:
-        parsed = ip_address(address.partition("%")[0])
-        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
-        if parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified:
-            return False
-        return self._settings.allow_private or parsed.is_global
+            found = self._job.wait_for(guard.addresses(host, port, root=self._settings.root))
+        except TimeoutError:
+            raise AwayError("resolve", f"{host}: the name servers took too long") from None
+        except NotConnectedError as error:
+            if error.reason != FORBIDDEN:
+                raise AwayError("resolve", f"{host} has no address") from None
+            why = self._job.wait_for(guard.refusal(host, port, root=self._settings.root))
+            raise AwayError("resolve", f"{host} must not be connected to: {why}") from None
+        return [str(address) for address in found[:_ADDRESSES]]
 
     def _connect(self, server: Server, address: str, dn: str, password: str) -> Any:
         tls = _Tls(self._context, server.host, self._job)

@@ -29,6 +29,8 @@ SYNC_MINUTES_LEAST: Final = 5
 GRACE_HOURS: Final = 24
 MOST: Final = 10
 """Directories and providers that a tenant may have."""
+PORTS: Final = frozenset({389, 636, 3268, 3269})
+"""Ports of the system that directories may have; the last two are those of global catalogues."""
 _PORTS: Final[Mapping[str, int]] = {"ldaps": 636, "ldap": 389}
 _SCHEMES: Final[Mapping[Tls, str]] = {"ldaps": "ldaps", "starttls": "ldap"}
 _OCTETS: Final = 65_536

@@ -20,6 +20,7 @@ from servicekit.etags import check_etag
 from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
+from servicekit.outgoing.guard import Guard
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from servicekit.security.sealing import Sealer
@@ -57,7 +58,7 @@ class Directories:
         sealer: Sealer,
         clock: Clock,
         *,
-        allow_private: bool,
+        guard: Guard,
     ) -> None:
         self._database = database
         self._outbox = outbox
@@ -66,7 +67,7 @@ class Directories:
         self._threads = threads
         self._sealer = sealer
         self._clock = clock
-        self._allow_private = allow_private
+        self._guard = guard
 
     def settings(self, directory: Directory) -> Settings:
         """What a conversation with a directory needs.
@@ -74,6 +75,7 @@ class Directories:
         Raises:
             SealingError: the master key is not the one that sealed the password.
         """
+        root = self._tenants.known(directory.source.tenant_id)
         return Settings(
             urls=directory.urls,
             starttls=directory.tls == "starttls",
@@ -84,7 +86,8 @@ class Directories:
             group_base_dn=directory.group_base_dn,
             reading=directory.reading,
             groups=directory.groups,
-            allow_private=self._allow_private,
+            guard=self._guard,
+            root=root is not None and root.kind == "root",
         )
 
     async def list(

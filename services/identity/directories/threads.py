@@ -187,7 +187,8 @@ class DirectoryThreads:
                         raise
             except TimeoutError:
                 raise _busy() from None
-            job = Job(budget or Budget.of_login(self.seconds))
+            loop = asyncio.get_running_loop()
+            job = Job(budget or Budget.of_login(self.seconds), loop)
             had = _Had(directory_id, job, turns, places)
             return await self._have(had, settings, work)
         finally:

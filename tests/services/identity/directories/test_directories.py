@@ -12,7 +12,15 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
-from tests.fakes.ldap import SERVICE_PASSWORD, group_dn
+from servicekit.outgoing.addresses import Rules, read_allowed
+from servicekit.outgoing.guard import Guard
+from services.identity.directories.asking import AwayError
+from services.identity.directories.domain import PORTS
+from services.identity.directories.threads import DirectoryThreads
+from services.identity.settings import IdentitySettings
+from tests.conftest import MakeKit
+from tests.fakes.ldap import SERVICE_PASSWORD, FakeDirectory, group_dn
+from tests.services.identity.directories.test_threads import settings
 from tests.support.directories import DOMAIN, LOCAL, World, fake, reason, row, wanted, world
 from tests.support.identity import refused
 
@@ -290,30 +298,34 @@ async def test_all_rows_can_be_taken_away(world: World) -> None:
     assert len(told["after"]["caSha256"]) == 64
 
 
-async def test_private_addresses_may_be_forbidden() -> None:
-    """Where strangers are Owners, none reaches into the network by a directory's address."""
-    from services.identity.directories.asking import AwayError, Budget, Job, Settings  # noqa: PLC0415
-    from services.identity.directories.domain import READINGS  # noqa: PLC0415
-    from services.identity.directories.ldap import Conversation  # noqa: PLC0415
+async def test_addresses_are_those_of_the_rules(fake: FakeDirectory) -> None:
+    """Nobody reaches this machine or its links by a directory's address, and into private networks
+    the root tenant alone, or whom the operator allows."""
+    threads = DirectoryThreads(1, 5)
 
-    settings = Settings(
-        urls=("ldaps://127.0.0.1:1",),
-        starttls=False,
-        ca_pem="",
-        bind_dn="x",
-        bind_password="x",
-        base_dn="x",
-        group_base_dn="",
-        reading=READINGS["ad"],
-        groups=(),
-        allow_private=False,
-    )
-    for address in ("127.0.0.1", "10.0.0.1", "[::1]", "192.168.1.1"):
-        with pytest.raises(AwayError, match="must not be"):
-            Conversation(
-                replace(settings, urls=(f"ldaps://{address}",)), Job(Budget.of_login(5))
-            ).count()
-    for address in ("169.254.169.254", "0.0.0.0", "224.0.0.1"):
-        with pytest.raises(AwayError, match="must not be"):
-            where = replace(settings, urls=(f"ldaps://{address}",), allow_private=True)
-            Conversation(where, Job(Budget.of_login(5))).count()
+    async def refusal(url: str, rules: Rules, *, root: bool) -> str:
+        where = replace(settings(fake), urls=(url,), guard=Guard(rules), root=root)
+        with pytest.raises(AwayError) as error:
+            await threads.run(uuid4(), where, lambda ldap: ldap.count())
+        return str(error.value)
+
+    everybodys = Rules("all", ports=PORTS)
+    for address in ("127.0.0.1", "[::1]", "localhost", "169.254.169.254", "0.0.0.0", "224.0.0.1"):
+        said = await refusal(f"ldaps://{address}", everybodys, root=True)
+        assert "this machine's, a link's or reserved" in said
+    for rules, root in ((Rules("root", ports=PORTS), False), (Rules("none", ports=PORTS), True)):
+        for address in ("10.0.0.1", "192.168.1.1", "[fd00::1]"):
+            said = await refusal(f"ldaps://{address}", rules, root=root)
+            assert said.endswith("its address is private")
+    assert "is not one of 389, 636" in await refusal("ldaps://9.9.9.9:25", everybodys, root=True)
+    # Allowed by name, it is not there.
+    named = Rules("none", read_allowed("127.0.0.1/32:1"), ports=PORTS)
+    assert "must not" not in await refusal("ldaps://127.0.0.1:1", named, root=False)
+    threads.close()
+
+
+async def test_settings_say_where_directories_may_be(make_kit: MakeKit) -> None:
+    """What is none of the three, or no list, is refused at the start."""
+    for name, value in (("ldap_private", "some"), ("ldap_allow", "10.0.0.0/8")):
+        with pytest.raises(ValueError, match=r"ldap_private|HOST:PORT"):
+            await make_kit("identity", IdentitySettings, **{name: value})

@@ -140,12 +140,12 @@ def test_texts_of_a_directory_can_be_stored() -> None:
     assert len(str(AwayError("search", "x" * 10_000))) < 500
 
 
-def test_a_large_message_is_refused_by_its_head() -> None:
+async def test_a_large_message_is_refused_by_its_head() -> None:
     """Before any of it is there; so is what is no LDAP."""
 
     def frames(**more: Any) -> Frames:
-        return Frames(Job(Budget(**({"seconds": 9.0, "octets": 9000, "messages": 9,
-                                     "cpu_seconds": 9.0} | more))))  # fmt: skip
+        given = {"seconds": 9.0, "octets": 9000, "messages": 9, "cpu_seconds": 9.0} | more
+        return Frames(Job(Budget(**given), asyncio.get_running_loop()))
 
     for head in (b"\x30\x84\x7f\xff\xff\xff", b"\x30\x80", b"\x30\x88", b"\x31", b"\x30\x83\x10"):
         whole = head + b"\0\0" if head.endswith(b"\x10") else head

@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 
 from servicekit.errors import DomainError
+from servicekit.outgoing.addresses import Rules, read_allowed
+from servicekit.outgoing.guard import Guard
 from services.identity.directories.asking import AwayError, Settings
 from services.identity.directories.domain import READINGS
 from services.identity.directories.threads import DirectoryThreads
@@ -34,7 +36,8 @@ def settings(fake: FakeDirectory) -> Settings:
         group_base_dn="",
         reading=READINGS["ad"],
         groups=(),
-        allow_private=True,
+        guard=Guard(Rules("root", read_allowed(f"{fake.allowed},127.0.0.1/32:1"))),
+        root=True,
     )
 
 
