@@ -76,6 +76,8 @@ class FakeDirectory:
     in_the_clear: list[bytes] = field(default_factory=list)
     """What arrived before TLS."""
     connections: int = 0
+    hanging: int = 0
+    """Questions that were left without an answer."""
 
     @property
     def allowed(self) -> str:
@@ -244,6 +246,7 @@ class _Session:
         if lie == "cut":
             return False
         if lie == "hang":
+            self.directory.hanging += 1
             self.ended.wait(60)
             return False
         if lie == "drip":

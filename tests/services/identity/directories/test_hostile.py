@@ -216,7 +216,7 @@ async def test_slow_directories_leave_places_to_the_others(
         for one in hanging
     ]
     async with asyncio.timeout(PATIENCE):
-        while fake.connections < 2:
+        while fake.hanging < 2:
             await asyncio.sleep(0.05)
     fake.lie = ""
     began = time.monotonic()
