@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from servicekit.security.digests import equal
 from servicekit.texts import normal_email
-from services.identity.sso.domain import Provider
+from services.identity.sso.domain import EMAIL_CLAIM, Provider
 
 LEEWAY: Final = timedelta(seconds=60)
 """By how much the clock of a provider may differ."""
@@ -25,6 +25,7 @@ _MOST_GROUPS: Final = 10_000
 _LONGEST_GROUP: Final = 1024
 _LONGEST_SUBJECT: Final = 255
 _LONGEST_SID: Final = 255
+_LONGEST_EMAIL: Final = 254
 
 
 class RefusedError(Exception):
@@ -41,9 +42,9 @@ class Claims:
 
     subject: str
     email: str
-    """Normalised; empty when there is none."""
+    """Normalised; empty when there is none that can be used."""
     email_verified: bool | None
-    """`None` where the provider does not say."""
+    """`None` where the provider does not say so of this address."""
     groups: frozenset[str] | None
     """`None` where the provider does not say, or says that there are too many to say."""
     sid: str
@@ -74,9 +75,7 @@ def check_id_token(
     if not isinstance(said, str) or not equal(said.encode(), nonce.encode()):
         raise RefusedError("NONCE")
     subject = token.get("sub")
-    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_SUBJECT:
-        raise RefusedError("SUBJECT")
-    if not subject.isprintable():
+    if not subject or not _is_name(subject, _LONGEST_SUBJECT):
         raise RefusedError("SUBJECT")
     if provider.hosted_domain and token.get("hd") != provider.hosted_domain:
         raise RefusedError("HOSTED_DOMAIN")
@@ -89,7 +88,7 @@ def lacks(provider: Provider, token: Mapping[str, Any]) -> bool:
     """Whether the user-info endpoint is to be asked for what an ID token leaves out."""
     if not _text(token, provider.email_claim):
         return True
-    if not provider.groups or "groups" in _names_elsewhere(token):
+    if not provider.groups or _are_elsewhere(provider, token):
         return False
     return _claim(token, provider.groups_claim) is None
 
@@ -106,16 +105,14 @@ def claims_of(
     if more is not None and more.get("sub") != token["sub"]:
         raise RefusedError("USERINFO_SUBJECT")
     whole = {**(more or {}), **token}
-    verified = whole.get("email_verified")
-    if isinstance(verified, str):
-        verified = {"true": True, "false": False}.get(verified.lower())
-    sid = token.get("sid")
+    email = _text(whole, provider.email_claim)
+    sid = token.get("sid", "")
     return Claims(
         subject=str(token["sub"]),
-        email=normal_email(_text(whole, provider.email_claim)),
-        email_verified=verified if isinstance(verified, bool) else None,
+        email=normal_email(email) if _is_name(email, _LONGEST_EMAIL) else "",
+        email_verified=_verified(provider, token, more or {}),
         groups=_groups(provider, whole, token),
-        sid=sid if isinstance(sid, str) and 0 < len(sid) <= _LONGEST_SID else "",
+        sid=sid if _is_name(sid, _LONGEST_SID) else "",
     )
 
 
@@ -134,7 +131,7 @@ def check_logout(provider: Provider, token: Mapping[str, Any], at: datetime) -> 
     if "nonce" in token:
         raise RefusedError("NONCE")
     found = {name: token.get(name, "") for name in ("jti", "sub", "sid")}
-    if not all(isinstance(one, str) and len(one) <= _LONGEST_SID for one in found.values()):
+    if not all(_is_name(one, _LONGEST_SID) for one in found.values()):
         raise RefusedError("SUBJECT")
     if not found["jti"]:
         raise RefusedError("ID")
@@ -190,6 +187,27 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
     return found
 
 
+def _is_name(said: object, longest: int) -> bool:
+    """Whether it is a text that may be stored and shown; an empty one is."""
+    return isinstance(said, str) and len(said) <= longest and said.isprintable()
+
+
+def _verified(provider: Provider, token: Mapping[str, Any], more: Mapping[str, Any]) -> bool | None:
+    """What is said of the address: that it is verified counts for the claim `email` alone, and from
+    the document that it stands in; that it is not, wherever it is said."""
+    said = []
+    for claims in (token, more):
+        one = claims.get("email_verified")
+        if isinstance(one, str):
+            one = {"true": True, "false": False}.get(one.lower())
+        said.append(one if isinstance(one, bool) else None)
+    if False in said:
+        return False
+    if provider.email_claim != EMAIL_CLAIM:
+        return None
+    return said[0] if EMAIL_CLAIM in token else said[1]
+
+
 def _text(claims: Mapping[str, Any], name: str) -> str:
     found = _claim(claims, name)
     return found.strip() if isinstance(found, str) else ""
@@ -204,11 +222,17 @@ def _names_elsewhere(token: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"groups": ""} if token.get("hasgroups") is True else {}
 
 
+def _are_elsewhere(provider: Provider, token: Mapping[str, Any]) -> bool:
+    """Whether a token points to the claim with the groups; other claims of it stand."""
+    names = _names_elsewhere(token)
+    return provider.groups_claim in names or provider.groups_claim.split(".")[0] in names
+
+
 def _groups(
     provider: Provider, whole: Mapping[str, Any], token: Mapping[str, Any]
 ) -> frozenset[str] | None:
     """The mapped groups that a person is in."""
-    if provider.groups_claim in _names_elsewhere(token) or "groups" in _names_elsewhere(token):
+    if _are_elsewhere(provider, token):
         return None
     found = _claim(whole, provider.groups_claim)
     if found is None:
