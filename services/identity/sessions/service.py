@@ -306,7 +306,7 @@ class Sessions:
         """Opens the session of a program that gives its code at once."""
         if isinstance(begun, OpenSession):
             return begun
-        async with self._database.transaction(Scope.of(begun.tenant_id)) as connection:
+        async with self._database.system_transaction("a source may be above") as connection:
             factors = await self._factors.of(connection, await self._still(connection, begun))
         if not factors.any:
             raise setup_needed()
@@ -322,7 +322,7 @@ class Sessions:
             DomainError: UNAUTHENTICATED when it waits no more.
         """
         pending = await self._challenges.find(secret)
-        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+        async with self._database.system_transaction("a source may be above") as connection:
             user = await self._still(connection, pending)
             factors = await self._factors.of(connection, user)
             key = None
@@ -371,17 +371,17 @@ class Sessions:
     ) -> OpenSession:
         why = "a passkey names no tenant"
         async with self._database.system_transaction(why) as connection:
+            waiting = await self._still(connection, pending) if pending is not None else None
             used = await self._passkeys.prove(connection, credential, kind, bound)
             user = await users_store.user(
                 connection, SYSTEM, used.passkey.account_id, for_update=True
             )
             if user is None or user.status != "active":
                 raise wrong_passkey()
-            if pending is not None and (await self._still(connection, pending)).id != user.id:
+            if waiting is not None and waiting.id != user.id:
                 raise wrong_passkey()
             await self._check_open(connection, user)
-            origin = pending.origin if pending else None
-            await self._check_source(connection, user, origin)
+            await self._directories.check_confirmed(connection, user)
             if used.behind:
                 await self._passkeys.tell_behind(connection, user, used)
             else:
@@ -390,6 +390,7 @@ class Sessions:
                     await self._challenges.end(connection, pending)
                 methods = (*(pending.methods if pending else ()), PASSKEY)
                 session_id = pending.session_id if pending else None
+                origin = pending.origin if pending else None
                 return await self._open(
                     connection, user, LoginSucceeded, device, methods, session_id, origin
                 )
@@ -441,7 +442,7 @@ class Sessions:
             DomainError: UNAUTHENTICATED when the login waits no more.
         """
         pending = await self._challenges.find(secret)
-        async with self._database.transaction(Scope.of(pending.tenant_id)) as connection:
+        async with self._database.system_transaction("a source may be above") as connection:
             user = await self._still(connection, pending)
             if (await self._factors.of(connection, user)).any:
                 raise challenge_over()
@@ -460,7 +461,7 @@ class Sessions:
             if (await self._factors.of(connection, user)).any:
                 raise challenge_over()
             await self._check_open(connection, user)
-            await self._check_source(connection, user, pending.origin)
+            await self._directories.check_confirmed(connection, user)
             await self._factors.confirm(connection, user, pending.session_id, code)
             await self._challenges.end(connection, pending)
             await self._factors.end_what_was_opened_without(connection, user)
@@ -489,7 +490,7 @@ class Sessions:
         async with self._database.system_transaction("a source may be above") as connection:
             user = await self._still(connection, pending)
             await self._check_open(connection, user)
-            await self._check_source(connection, user, pending.origin)
+            await self._directories.check_confirmed(connection, user)
             proof = await self._factors.prove(connection, user, code)
             if proof.method:
                 await self._code_tries.succeeded(connection, tried)
@@ -511,32 +512,30 @@ class Sessions:
     async def _still(self, connection: Connection, pending: PendingLogin) -> User:
         """The user of a login that waits, locked.
 
-        Raises:
-            DomainError: UNAUTHENTICATED when the first step is not right any more.
-        """
-        scope = Scope.of(pending.tenant_id)
-        now = await users_store.credentials(connection, scope, pending.user_id, for_update=True)
-        user = self._challenges.is_still(pending, now)
-        if user is None:
-            raise challenge_over()
-        return user
-
-    async def _check_source(
-        self, connection: Connection, user: User, origin: Origin | None
-    ) -> None:
-        """Refuses to go on with a login whose source was disabled meanwhile.
-
         Args:
             connection: sees all tenants.
 
         Raises:
-            DomainError: UNAUTHENTICATED.
+            DomainError: UNAUTHENTICATED when the first step is not right any more: another
+                password, or a source that is not in use, or that has this user no more.
         """
-        await self._directories.check_confirmed(connection, user)
+        scope = Scope.of(pending.tenant_id)
+        origin = pending.origin
         if origin is not None:
-            found = await sources_store.source(connection, SYSTEM, origin.source_id)
-            if found is None or not found.enabled:
+            source = await sources_store.source(
+                connection, SYSTEM, origin.source_id, lock="FOR SHARE"
+            )
+            if source is None or not source.enabled:
                 raise challenge_over()
+        now = await users_store.credentials(connection, scope, pending.user_id, for_update=True)
+        user = self._challenges.is_still(pending, now)
+        if user is None:
+            raise challenge_over()
+        if origin is not None:
+            known = await sources_store.identities_of(connection, user.id)
+            if all(one.source_id != origin.source_id for one in known):
+                raise challenge_over()
+        return user
 
     async def enter(self, arrival: Arrival, device: str) -> OpenSession | PendingLogin:
         """Opens a browser's session of a person whom a provider has recognised, or keeps a login

@@ -175,7 +175,8 @@ async def end_sessions_of(
 
 
 async def end_sessions_of_source(connection: Connection, source_id: UUID, at: datetime) -> None:
-    """Ends all open sessions that a source opened."""
+    """Ends all open sessions that a source opened, and logins that wait for a second factor."""
+    await connection.execute("DELETE FROM identity.login_challenge WHERE source_id = $1", source_id)
     await connection.execute(
         "UPDATE identity.session SET ended_at = $2, changed_xid = pg_current_xact_id()"
         " WHERE source_id = $1 AND ended_at IS NULL",
@@ -187,12 +188,20 @@ async def end_sessions_of_source(connection: Connection, source_id: UUID, at: da
 async def end_sessions_by_source(
     connection: Connection, user_id: UUID, source_id: UUID, at: datetime, sid: str
 ) -> list[UUID]:
-    """Ends the open sessions of a user that a source opened; answers those that ended.
+    """Ends the open sessions of a user that a source opened, and logins that wait for a second
+    factor; answers the sessions that ended.
 
     Args:
         sid: what the source calls its session; empty for all. Of sessions that it gave no name
             it may mean any.
     """
+    await connection.execute(
+        "DELETE FROM identity.login_challenge WHERE account_id = $1 AND source_id = $2"
+        " AND ($3 = '' OR external_sid IN ('', $3))",
+        user_id,
+        source_id,
+        sid,
+    )
     rows = await connection.fetch(
         "UPDATE identity.session SET ended_at = $3, changed_xid = pg_current_xact_id()"
         " WHERE account_id = $1 AND source_id = $2 AND ended_at IS NULL"

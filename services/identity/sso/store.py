@@ -194,10 +194,12 @@ async def note_groups(
 
 
 async def accounts_of_sid(connection: Connection, provider_id: UUID, sid: str) -> list[UUID]:
-    """The accounts with sessions that a provider calls so."""
+    """The accounts with sessions that a provider calls so, or with logins that wait."""
     rows = await connection.fetch(
-        "SELECT DISTINCT account_id FROM identity.session"
-        " WHERE source_id = $1 AND external_sid = $2 AND ended_at IS NULL ORDER BY account_id",
+        "SELECT account_id FROM identity.session"
+        " WHERE source_id = $1 AND external_sid = $2 AND ended_at IS NULL"
+        " UNION SELECT account_id FROM identity.login_challenge"
+        " WHERE source_id = $1 AND external_sid = $2 ORDER BY account_id",
         provider_id,
         sid,
     )
