@@ -20,7 +20,7 @@ from services.identity.second_factor.service import remove_all
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
-from services.identity.users.domain import User, check_local, invitation_link, spellings
+from services.identity.users.domain import User, check_local, invitation_link, spellings, unlinked
 
 RESET_LIFE: Final = timedelta(days=1)
 ACTOR: Final = "operator (evergreen users reset-password)"
@@ -43,7 +43,7 @@ class Reset:
 async def reset_password(
     connection: Connection, email: str, operator: str, at: datetime, *, reactivate: bool
 ) -> Reset:
-    """Ends the password and all sessions of a user, who is invited from then on.
+    """Ends the password, all sessions and all links of a user, who is invited from then on.
 
     The only Owner who could be reached is invited even when deactivated: nobody else can do that.
 
@@ -85,11 +85,13 @@ async def reset_password(
     )
     await sessions_store.end_sessions_of(connection, user.id, at)
     await guess_store.forget_account(connection, user.id)
+    links = await users_store.forget_links(connection, user.id)
     event = PasswordReset(id=user.id, before=user.snapshot(), after=after.snapshot())
+    events = (event, *unlinked(user, links))
     await write(
         connection,
         "identity",
-        CloudEvent(event, user.tenant_id, actor=ACTOR, actor_id=operator),
+        *(CloudEvent(one, user.tenant_id, actor=ACTOR, actor_id=operator) for one in events),
     )
     return reset
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import UserOrigin, UserSnapshot, UserStatus
+from contract.events.identity import (
+    AccountUnlinked,
+    LinkedAccount,
+    UserOrigin,
+    UserSnapshot,
+    UserStatus,
+)
 from servicekit.errors import DomainError, failed_precondition, permission_denied
 from servicekit.etags import etag_of
 from servicekit.texts import normal_email
@@ -151,6 +158,16 @@ def invitation_link(public_url: str, token: str) -> str | None:
         return None
     # Behind "#", so that no server's log and no other site gets to know it.
     return f"{public_url.rstrip('/')}/auth/accept#token={token}"
+
+
+def unlinked(user: User, links: Iterable[tuple[UUID, str]]) -> list[AccountUnlinked]:
+    """What is told of links that have ended: of each the source, and its name."""
+    return [
+        AccountUnlinked(
+            id=user.id, before=LinkedAccount(email=user.email, source=source, provider=name)
+        )
+        for source, name in links
+    ]
 
 
 def check_local(user: User) -> None:

@@ -46,6 +46,7 @@ from services.identity.users.domain import (
     check_may_readdress,
     check_may_readdress_by_token,
     check_not_self,
+    unlinked,
 )
 
 _Change: TypeAlias = UserUpdated | UserDeactivated | UserInvited | UserReactivated
@@ -376,7 +377,7 @@ class Users:
         return after
 
     async def invite(self, call: Call, user_id: UUID) -> tuple[User, str]:
-        """Invites a user (again); the old password and all sessions end.
+        """Invites a user (again); the old password, all sessions and all links with providers end.
 
         Raises:
             DomainError: NOT_FOUND; PERMISSION_DENIED for an Admin when the user was ever active;
@@ -398,6 +399,10 @@ class Users:
             # Whoever had the old password may have logged in from there.
             await guess_store.forget_account(connection, before.id)
             await self._write(connection, UserInvited, before, after)
+            links = await store.forget_links(connection, before.id)
+            await self._outbox.append(
+                connection, *(CloudEvent(one, after.tenant_id) for one in unlinked(after, links))
+            )
         await self._directory.follower.try_refresh()
         return after, token
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -446,3 +447,81 @@ async def test_a_second_factor_of_ours_is_asked_for(world: World) -> None:
     await world.login("anna", browser)
     told = (await world.events("login_succeeded"))[-1]["after"]
     assert told["methods"] == ["sso", "mfa"]
+
+
+async def test_a_login_that_waits_ends_with_what_it_came_from(world: World) -> None:
+    """A provider that is disabled, or says that the session is over: no code opens it then."""
+    world.sso.person("anna", "admins", sid="their-session")
+    browser = world.browser()
+    await world.login("anna", browser)
+    caller = as_caller(browser.cookies["session"])
+    await world.identity.factors.CreateRecoveryCodes(
+        pb.CreateRecoveryCodesRequest(), metadata=caller
+    )
+    made = await world.identity.factors.CreateTotp(pb.CreateTotpRequest(), metadata=caller)
+    app = App(made.secret)
+    await world.identity.factors.ConfirmTotp(
+        pb.ConfirmTotpRequest(code=app.code(-1)), metadata=caller
+    )
+
+    async def waiting() -> str:
+        browser.cookies.clear()
+        answer = await world.arrive(browser, "anna")
+        assert path_of(leads_to(answer)) == "/auth/second-factor"
+        text = (await browser.get("/auth/second-factor")).text
+        found = re.search(r'name="form" value="([^"]+)"', text)
+        assert found
+        return found[1]
+
+    async def code(form: str) -> None:
+        answer = await browser.post("/auth/forms/code", form=form, code=app.code())
+        assert "session" not in browser.cookies
+        assert answer.headers.get("location", "").startswith("/login"), answer.text
+
+    form = await waiting()
+    await world.logout(sid="their-session")
+    await code(form)
+    form = await waiting()
+    await world.update(enabled=False)
+    await world.update(enabled=True)
+    await code(form)
+    form = await waiting()
+    # As if the login had begun while the provider was being disabled.
+    connection = await world.identity.database.superuser()
+    await connection.execute("UPDATE identity.source SET enabled = false")
+    await code(form)
+    await connection.execute("UPDATE identity.source SET enabled = true")
+    form = await waiting()
+    await connection.execute("DELETE FROM identity.external_identity")
+    await connection.close()
+    await code(form)
+
+
+async def test_a_new_invitation_ends_links(world: World) -> None:
+    """Whoever gets a password anew has nobody else's way in."""
+    connection = await world.identity.database.superuser()
+    local = (await world.users())["local"]
+    world.sso.person("subject-7", "auditors", email="other@elsewhere.example")
+    browser = world.browser()
+    await browser.submit("/login", "login", email=LOCAL, password=PASSWORD)
+    led = await browser.submit(
+        "/auth/account", "link", provider=world.provider.id, current=PASSWORD
+    )
+    await browser.get(world.callback, **world.sso.authorize(leads_to(led), "subject-7"))
+    await world.login("subject-7")
+    # Another Owner with a password, so that this one may be invited again.
+    await world.identity.users.CreateUser(
+        pb.CreateUserRequest(
+            email="third@school.example", role="Owner", org_id=world.school.id, password=PASSWORD
+        ),
+        metadata=world.root,
+    )
+    await world.identity.users.InviteUser(pb.InviteUserRequest(id=local.id), metadata=world.root)
+    assert await connection.fetchval("SELECT count(*) FROM identity.external_identity") == 0
+    await connection.close()
+    assert (await world.refused("subject-7")).startswith(NO_ACCOUNT)
+    (told,) = await world.events("account_unlinked")
+    assert (told["before"]["source"], told["before"]["provider"]) == (
+        world.provider.id,
+        "School sign-in",
+    )
