@@ -179,7 +179,8 @@ async def test_a_link_needs_a_fresh_login_and_keeps_the_factor(world: World) -> 
         "/auth/account", "link", provider=world.provider.id, current=PASSWORD
     )
     back = world.sso.authorize(leads_to(led), "subject-7")
-    assert leads_to(await browser.get("/auth/sso/callback", **back)) == "/auth/account?done=linked"
+    answer = await browser.get(world.callback, **back)
+    assert leads_to(answer) == "/auth/account?done=linked"
     await set_up(identity, await identity.as_user(LOCAL))
     browser = world.browser()
     answer = await world.arrive(browser, "subject-7")
