@@ -1,8 +1,8 @@
 # Everything runs from a clean clone: the environment is made on first use.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# Two files at a time.
-TWO := -n2 --dist=loadfile --no-loadscope-reorder
+# A file more at a time than the usual two cores: tests also wait.
+SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help run test test-servers test-long test-compose bench chaos lint gen lock clean
 
@@ -20,11 +20,11 @@ node_modules/.installed: package-lock.json
 run: .venv/.installed ## Start everything here, without containers; Ctrl-C stops it
 	@exec $(BIN)/evergreen up
 
-test: .venv/.installed ## Run all tests but the following, on real PostgreSQL, NATS and Envoy, two files at a time
-	@exec $(BIN)/python -m tools.suite $(TWO) "-m=not servers"
+test: .venv/.installed ## Run all tests but the following, on real PostgreSQL, NATS and Envoy, three files at a time
+	@exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) "-m=not servers"
 
 test-servers: .venv/.installed ## Run what upgrades, restores and releases whole installations, the documentation's commands, and programs of others (Chromium, LibreOffice, PgBouncer, swtpm), which are installed from Debian as root
-	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(TWO) -rs -m=servers
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) -rs -m=servers
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_TEST_SERVERS=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"

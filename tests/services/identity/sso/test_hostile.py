@@ -253,7 +253,9 @@ async def test_a_state_works_once_and_in_its_browser(world: World) -> None:
     for wrong in ({"state": "x"}, {"state": ""}):
         answer = await browser.get(world.callback, **(world.sso.authorize(url, "anna") | wrong))
         assert problem(answer).startswith(STALE)
-    for forged in ("", "x", "A" * 5000, kept["__Host-evergreen_sso"][:-2] + "AA"):
+    cookie = kept["__Host-evergreen_sso"]
+    changed = cookie[:-9] + ("B" if cookie[-9] == "A" else "A") + cookie[-8:]
+    for forged in ("", "x", "A" * 5000, changed):
         browser.cookies["__Host-evergreen_sso"] = forged
         answer = await browser.get(world.callback, **world.sso.authorize(url, "anna"))
         assert problem(answer).startswith(STALE)
