@@ -128,6 +128,8 @@ class Terms:
     """Whether who was invited is admitted with an address of any domain: it was verified."""
     decision: Decision | None = None
     """What stands in the place of what the rows decide."""
+    keeps: bool = False
+    """Whether that is what the account is already: then as it is once nobody else changes it."""
 
 
 USUAL: Final = Terms()

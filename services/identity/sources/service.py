@@ -232,6 +232,11 @@ class SourceAccounts:
                 raise NotAdmittedError("DISABLED")
             await store.note_login(connection, known, word.at)
             return account
+        if word.terms.keeps:
+            below = await tenants_store.below(connection, source.tenant_id, {account.tenant_id})
+            if account.tenant_id not in below:
+                raise NotAdmittedError("OTHER_ACCOUNT")
+            word = replace(word, decision=Decision(account.role, account.tenant_id, ()))
         change = await self._change(connection, source, known, account, word.person, word.decision)
         await self._apply(connection, source, change, word.at)
         if word.decision is None:
@@ -393,6 +398,8 @@ class SourceAccounts:
         before = await users_store.user(connection, SYSTEM, invited.id, for_update=True)
         if before is None or before != invited:
             raise NotAdmittedError("OTHER_ACCOUNT")
+        if terms.keeps:
+            decision = Decision(before.role, before.tenant_id, ())
         user = replace(
             before,
             origin=source.kind,

@@ -11,8 +11,8 @@ import base64
 import json
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -52,7 +52,10 @@ _SIDE_BY_SIDE: Final = 8
 """Logins with one provider that ask it,"""
 _WAITING: Final = 16
 """and those that wait for it."""
+_OF_TENANT: Final = 24
+"""Logins with the providers of one tenant that ask,"""
 _ALL: Final = 64
+"""and those with all."""
 _LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 _REASONS: Final = {
     "NAME_NOT_FOUND": "its name has no address",
@@ -68,11 +71,20 @@ _REASONS: Final = {
 
 
 class AwayError(Exception):
-    """A provider does not answer as one; `step` says how far it came, the text why."""
+    """A provider does not answer as one; `step` says how far it came, the text why.
 
-    def __init__(self, step: str, text: str) -> None:
+    `counts` is false where anybody may have brought that about, with a code that is none: then
+    nobody else is kept from the provider.
+    """
+
+    def __init__(self, step: str, text: str, *, counts: bool = True) -> None:
         super().__init__(text)
         self.step = step
+        self.counts = counts
+
+
+def _busy() -> DomainError:
+    return exhausted("PROVIDER_BUSY", "too many people sign in there at once; try again")
 
 
 def away(retry_after: float) -> DomainError:
@@ -135,6 +147,7 @@ class Asking:
         self._turns: dict[UUID, asyncio.Semaphore] = {}
         self._fetches: dict[UUID, asyncio.Lock] = {}
         self._waiting: Counter[UUID] = Counter()
+        self._running: Counter[UUID] = Counter()
         self._kept: OrderedDict[UUID, _Kept] = OrderedDict()
 
     @asynccontextmanager
@@ -148,16 +161,21 @@ class Asking:
         one = provider.id
         if (left := self._breaker.left(one)) > 0:
             raise away(max(1.0, left))
-        if self._waiting[one] >= _SIDE_BY_SIDE + _WAITING or self._waiting.total() >= _ALL:
-            raise exhausted("PROVIDER_BUSY", "too many people sign in there at once; try again")
+        if self._waiting[one] >= _SIDE_BY_SIDE + _WAITING:
+            raise _busy()
         turns = self._turns.setdefault(one, asyncio.Semaphore(_SIDE_BY_SIDE))
         self._waiting[one] += 1
         try:
             async with asyncio.timeout(2 * _SECONDS), turns:
-                yield
+                with self._place(provider.source.tenant_id):
+                    yield
         except (AwayError, TimeoutError) as error:
-            self._breaker.failed(one)
-            step = error.step if isinstance(error, AwayError) else "address"
+            step = "address"
+            counts = True
+            if isinstance(error, AwayError):
+                step, counts = error.step, error.counts
+            if counts:
+                self._breaker.failed(one)
             log.warning("provider not reached", provider=str(one), step=step, error=str(error))
             raise away(PAUSE_SECONDS) from None
         finally:
@@ -165,6 +183,19 @@ class Asking:
             if self._waiting[one] <= 0:
                 del self._waiting[one]
                 self._turns.pop(one, None)
+
+    @contextmanager
+    def _place(self, tenant_id: UUID) -> Iterator[None]:
+        """A place among those who ask now; those who wait for a slow provider take none."""
+        if self._running[tenant_id] >= _OF_TENANT or self._running.total() >= _ALL:
+            raise _busy()
+        self._running[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self._running[tenant_id] -= 1
+            if self._running[tenant_id] <= 0:
+                del self._running[tenant_id]
 
     def worked(self, provider: Provider) -> None:
         """Notes that a provider has answered."""
@@ -235,7 +266,8 @@ class Asking:
 
         Raises:
             AwayError: the provider does not answer.
-            RefusedError: CODE when it refuses the code, CLIENT when it refuses the client.
+            RefusedError: CODE when it refuses the code, or does not say what it refuses; CLIENT
+                when it refuses the client.
         """
         form = {"grant_type": "authorization_code", **code}
         headers = []
@@ -251,10 +283,12 @@ class Asking:
         if answer.status == 200:
             return answer.body
         error = answer.body.get("error")
-        if answer.status in {400, 401, 403} and isinstance(error, str):
-            reason = "CODE" if error == "invalid_grant" else "CLIENT"
-            raise RefusedError(reason, f"the provider says {printable(error)}")
-        raise AwayError("token", f"the token endpoint answers {answer.status}")
+        if 400 <= answer.status < 500:
+            of_code = not isinstance(error, str) or error == "invalid_grant"
+            raise RefusedError(
+                "CODE" if of_code else "CLIENT", f"the provider says {printable(error)}"
+            )
+        raise AwayError("token", f"the token endpoint answers {answer.status}", counts=False)
 
     async def userinfo(
         self, provider: Provider, document: Document, access_token: str, *, root: bool
@@ -273,7 +307,8 @@ class Asking:
             step="userinfo",
         )
         if answer.status != 200:
-            raise AwayError("userinfo", f"the user-info endpoint answers {answer.status}")
+            text = f"the user-info endpoint answers {answer.status}"
+            raise AwayError("userinfo", text, counts=False)
         return answer.body
 
     async def get(

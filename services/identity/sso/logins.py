@@ -134,6 +134,8 @@ class _Ticket:
     expires_at: datetime
     link: UUID | None
     session: UUID | None
+    changed_at: datetime
+    """When the provider was changed last: it was begun with that one."""
 
 
 class SsoLogins:
@@ -209,6 +211,7 @@ class SsoLogins:
             self._clock() + LIFE,
             link,
             session,
+            provider.source.updated_at,
         )
         asked = {
             "response_type": "code",
@@ -249,6 +252,8 @@ class SsoLogins:
         try:
             if provider.id != provider_id:
                 raise _mixed_up()
+            if provider.source.updated_at != ticket.changed_at:
+                raise _changed()
             async with self._asking.turn(provider):
                 claims = await self._recognise(provider, ticket, query, at)
         except RefusedError as refused:
@@ -369,7 +374,7 @@ class SsoLogins:
         # Somebody else's address may stand there.
         email = "" if claims.email_verified is False else claims.email
         person = Person(claims.subject, email, groups or frozenset())
-        terms = Terms(decision=decision)
+        terms = Terms(decision=decision, keeps=now.keeps_roles)
         try:
             return await self._accounts.admit(
                 connection, now.source, person, self._clock(), arrival.asked_at, terms
@@ -398,6 +403,7 @@ class SsoLogins:
             makes_accounts=provider.just_in_time,
             takes_invited=claims.email_verified is True,
             decision=decision,
+            keeps=provider.keeps_roles,
         )
         person = Person(claims.subject, claims.email, claims.groups or frozenset())
         return await self._accounts.admit(
@@ -453,9 +459,7 @@ class SsoLogins:
         _LOGINS.note("refused")
         await self._tell_refusal(arrival.provider, arrival.claims.email, reason)
         if reason == "CHANGED":
-            return DomainError(
-                Code.UNAVAILABLE, "PROVIDER_CHANGED", "the provider was changed; try again"
-            )
+            return _changed()
         if reason == "DISABLED":
             return unauthenticated("ACCOUNT_DISABLED", "your account is disabled")
         if reason == "EMAIL_UNVERIFIED":
@@ -478,9 +482,13 @@ class SsoLogins:
         provider, claims = arrival.provider, arrival.claims
         assert arrival.link is not None
         source = await sources_store.source(connection, SYSTEM, provider.id, lock="FOR SHARE")
+        # Nobody else links the same person meanwhile.
+        await users_store.take_turns(connection)
         user = await users_store.user(connection, SYSTEM, arrival.link, for_update=True)
         if source is None or not source.enabled or user is None or user.status != "active":
             raise not_found("provider", provider.id)
+        if source.updated_at != provider.source.updated_at:
+            raise _changed()
         self._check_linkable(provider, user)
         known = await sources_store.identity(connection, provider.id, claims.subject)
         mine = await sources_store.identities_of(connection, user.id)
@@ -681,6 +689,7 @@ class SsoLogins:
             "e": ticket.expires_at.isoformat(),
             "l": str(ticket.link or ""),
             "i": str(ticket.session or ""),
+            "u": ticket.changed_at.isoformat(),
         }
         return _unpadded(self._sealer.seal(json.dumps(said).encode()))
 
@@ -706,10 +715,15 @@ class SsoLogins:
             datetime.fromisoformat(said["e"]),
             UUID(said["l"]) if said["l"] else None,
             UUID(said["i"]) if said["i"] else None,
+            datetime.fromisoformat(said["u"]),
         )
         if not equal(ticket.state.encode(), state.encode()) or ticket.expires_at <= self._clock():
             raise _stale()
         return ticket
+
+
+def _changed() -> DomainError:
+    return DomainError(Code.UNAVAILABLE, "PROVIDER_CHANGED", "the provider was changed; try again")
 
 
 def _mixed_up() -> RefusedError:

@@ -226,8 +226,9 @@ class Providers:
             self._check(after)
             if after.login_button != before.login_button:
                 self._check_button(call, shown=after.login_button)
-            if after.login_button and after.source.name != before.source.name:
-                # Everybody reads the name.
+            renamed = after.source.name != before.source.name
+            if after.login_button and (renamed or _leads_elsewhere(before, after)):
+                # Everybody reads the name, and is led there.
                 self._check_button(call, shown=True)
             new = [row for row in after.mappings if row not in before.mappings]
             self._check_tenants(after, new)
@@ -288,7 +289,7 @@ class Providers:
     async def _found(
         self, connection: Connection, scope: Scope, provider_id: UUID, *, lock: str = ""
     ) -> Provider:
-        found = await store.provider(connection, scope, provider_id, lock=lock)
+        found = await store.provider(connection, scope, provider_id, lock=lock, counted=True)
         if found is None:
             raise not_found("provider", provider_id)
         return found
@@ -313,8 +314,8 @@ class Providers:
         if shown and not self._is_roots(call):
             raise permission_denied(
                 "BUTTONS_COME_FROM_ROOT",
-                "only an Owner of the root tenant shows a button on everybody's sign-in page, or"
-                " renames it; yours is at /login?org=CODE",
+                "only an Owner of the root tenant shows a button on everybody's sign-in page,"
+                " renames it or leads it elsewhere; yours is at /login?org=CODE",
             )
 
     def _check_tenants(self, provider: Provider, new: Sequence[RoleMapping]) -> None:

@@ -18,8 +18,10 @@ from services.identity.sso.domain import MOST_SHOWN, Provider
 _COLUMNS: Final = (
     "s.id, s.tenant_id, s.name, s.enabled, s.grace_hours, s.created_at, s.updated_at,"
     " p.issuer, p.client_id, p.sealed_secrets, p.ca_pem, p.scopes, p.groups_claim, p.email_claim,"
-    " p.hosted_domain, p.just_in_time, p.login_button, p.trusts_mfa,"
-    " (SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
+    " p.hosted_domain, p.just_in_time, p.login_button, p.trusts_mfa"
+)
+_USERS: Final = (
+    "(SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
 )
 _TABLES: Final = "identity.source s JOIN identity.sso_provider p ON p.id = s.id"
 
@@ -96,16 +98,24 @@ async def update(connection: Connection, provider: Provider) -> None:
 
 
 async def provider(
-    connection: Connection, scope: Scope, provider_id: UUID, *, lock: str = ""
+    connection: Connection,
+    scope: Scope,
+    provider_id: UUID,
+    *,
+    lock: str = "",
+    counted: bool = False,
 ) -> Provider | None:
     """One provider of the scope's tenants.
 
     Args:
         lock: `FOR UPDATE` or `FOR SHARE`, of its source.
+        counted: whether its users are counted, which takes longer the more there are; else it
+            has 0.
     """
+    users = _USERS if counted else "0 AS users"
     of = f"{lock} OF s" if lock else ""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM {_TABLES}"
+        f"SELECT {_COLUMNS}, {users} FROM {_TABLES}"
         f" WHERE s.id = $1 AND ($2::uuid[] IS NULL OR s.tenant_id = ANY ($2)) {of}",
         provider_id,
         scope.tenant_ids,
@@ -120,7 +130,7 @@ async def list_providers(
 ) -> Page[Provider, UUID]:
     """Providers of the scope's tenants behind a position, oldest first."""
     rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM {_TABLES}"
+        f"SELECT {_COLUMNS}, {_USERS} FROM {_TABLES}"
         " WHERE ($1::uuid[] IS NULL OR s.tenant_id = ANY ($1)) AND ($2::uuid IS NULL OR s.id > $2)"
         " ORDER BY s.id LIMIT $3",
         scope.tenant_ids,

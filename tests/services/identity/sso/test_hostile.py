@@ -463,6 +463,57 @@ async def test_wrong_codes_do_not_keep_others_out(world: World) -> None:
     await world.login("anna")
 
 
+@pytest.mark.parametrize(("status", "said"), [(400, b"{}"), (404, b"no JSON"), (500, b"oops")])
+async def test_one_person_keeps_nobody_out(world: World, status: int, said: bytes) -> None:
+    """By codes that the provider answers otherwise than the standard says."""
+    world.sso.person("anna", "admins")
+    world.sso.answers["/token"] = (status, said, {})
+    for _ in range(2 * FAILURES):
+        browser = world.browser()
+        back = world.sso.authorize(await world.begin(browser), "anna")
+        answer = await browser.get(world.callback, **(back | {"code": "guessed"}))
+        assert answer.status_code == (401 if status < 500 else 503)
+    del world.sso.answers["/token"]
+    await world.login("anna")
+    assert await reasons(world) == []
+
+
+async def test_slow_providers_of_one_organisation_stop_no_other(world: World) -> None:
+    """However many people wait there."""
+    slow = [world.provider.id]
+    for number in range(2):
+        made = await world.identity.providers.CreateSsoProvider(
+            wanted(world.sso.issuer, name=f"Slow {number}"), metadata=world.owner
+        )
+        slow.append(made.id)
+    world.sso.lie = "hang"
+    with oidc.running() as other:
+        roots = await world.identity.providers.CreateSsoProvider(
+            wanted(other.issuer), metadata=world.root
+        )
+        waiting = [
+            asyncio.create_task(world.browser().get("/auth/sso/start", provider=one))
+            for one in slow
+            for _ in range(22)
+        ]
+        await asyncio.sleep(2)
+        answer = await world.browser().get("/auth/sso/start", provider=roots.id)
+        assert answer.status_code == 303
+    world.sso.hang.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_login_ends_with_a_change_of_its_provider(world: World) -> None:
+    """What was asked before is not taken for an answer of what the provider is now."""
+    world.sso.person("anna", "admins")
+    browser = world.browser()
+    back = world.sso.authorize(await world.begin(browser), "anna")
+    await world.update(name="Another")
+    assert (await browser.get(world.callback, **back)).status_code == 503
+    assert "/token" not in world.sso.asked
+    await world.login("anna")
+
+
 async def test_a_changed_secret_is_told(world: World) -> None:
     """The provider refuses the client: the log says so, once."""
     world.sso.person("anna", "admins")

@@ -106,6 +106,10 @@ async def test_everybodys_page_is_the_roots(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await world.update(name="Root sign-in")
     assert reason(error) == "BUTTONS_COME_FROM_ROOT"
+    for elsewhere in ({"issuer": "https://evil.example"}, {"client_id": "evil"}):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await world.update(client_secret="x", **elsewhere)
+        assert reason(error) == "BUTTONS_COME_FROM_ROOT"
     await world.update(login_button=False, name="Ours <b>")
     page = await world.browser().get("/login", org=world.school.code)
     assert "Ours &lt;b&gt;" in page.text
