@@ -317,7 +317,9 @@ async def _bring_origins(connection: Connection, known: Known) -> None:
     )
     local = [user_id for user_id, user in users if user.origin == "local"]
     await connection.execute(
-        "DELETE FROM identity.external_identity WHERE account_id = ANY ($1)", local
+        "DELETE FROM identity.external_identity i USING identity.account a"
+        " WHERE a.id = i.account_id AND a.id = ANY ($1) AND a.origin <> 'local'",
+        local,
     )
     await connection.execute(
         "UPDATE identity.account SET origin = 'local' WHERE id = ANY ($1)", local

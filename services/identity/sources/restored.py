@@ -1,7 +1,7 @@
-"""What a restore has to know of sources of accounts and of e-mail domains.
+"""What a restore has to know of sources of accounts, of e-mail domains and of links.
 
-Nobody comes in by one that was changed, deleted or taken back since the backup: an Owner looks at
-it, and opens it again.
+Nobody comes in by what was changed, deleted or taken back since the backup: an Owner looks at a
+source, and opens it again; a person links the own account again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 from uuid import UUID
 
 from contract.events.identity import (
+    AccountUnlinked,
     DirectoryDeleted,
     DirectoryUpdated,
     EmailDomainDeleted,
@@ -44,6 +45,10 @@ class KnownSources:
     """Sources that the audit log says were changed or deleted."""
     tenants: set[UUID] = field(default_factory=set)
     """Tenants of whose domains it says so."""
+    links: set[tuple[UUID, UUID]] | None = None
+    """Sources and accounts that they open; `None` as with `sources`."""
+    unlinked: set[UUID] = field(default_factory=set)
+    """Accounts of which the audit log says that a link was taken back."""
 
     async def read(self, connection: Connection) -> None:
         """Takes what a database knows that is about to be replaced."""
@@ -57,6 +62,10 @@ class KnownSources:
                 "SELECT domain, tenant_id, source_id FROM identity.email_domain"
             )
         }
+        links = await connection.fetch(
+            "SELECT source_id, account_id FROM identity.external_identity"
+        )
+        self.links = {(row["source_id"], row["account_id"]) for row in links}
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
@@ -64,6 +73,8 @@ class KnownSources:
             self.changed.add(UUID(entry.name))
         elif entry.action in _OTHER_DOMAINS:
             self.tenants.add(UUID(entry.name))
+        elif entry.action == AccountUnlinked.NAME:
+            self.unlinked.add(UUID(entry.name))
 
 
 async def close_sources(connection: Connection, known: KnownSources) -> None:
@@ -91,6 +102,20 @@ async def close_sources(connection: Connection, known: KnownSources) -> None:
             for row in domains
             if row["tenant_id"] in known.tenants
             or (known.domains is not None and tuple(row) not in known.domains)
+        ],
+    )
+    # Accounts of their own alone: the others are opened by nothing else.
+    links = await connection.fetch(
+        "SELECT i.source_id, i.account_id FROM identity.external_identity i"
+        " JOIN identity.account a ON a.id = i.account_id WHERE a.origin = 'local'"
+    )
+    await connection.executemany(
+        "DELETE FROM identity.external_identity WHERE source_id = $1 AND account_id = $2",
+        [
+            tuple(row)
+            for row in links
+            if row["account_id"] in known.unlinked
+            or (known.links is not None and tuple(row) not in known.links)
         ],
     )
     has_leases = await connection.fetchval(

@@ -296,6 +296,46 @@ async def test_sources_that_were_changed_since_let_nobody_in(database: TestDatab
         assert await state(connection) == ({same}, [])
 
 
+async def test_links_that_were_taken_back_stay_so(database: TestDatabase) -> None:
+    """Whether the replaced database or the audit log tells of it; the others go on."""
+    await seed(database)
+    source, other = uuid4(), uuid4()
+
+    async def links(connection: Connection) -> set[UUID]:
+        rows = await connection.fetch("SELECT source_id FROM identity.external_identity")
+        return {row["source_id"] for row in rows}
+
+    async with repairing(database) as connection:
+        for made in (source, other):
+            await connection.execute(
+                "INSERT INTO identity.source VALUES ($1, $2, 'sso', 'IdP', true, 24, now(), now())",
+                made,
+                ORG,
+            )
+            await connection.execute(
+                "INSERT INTO identity.external_identity (source_id, subject, account_id, tenant_id,"
+                " email_seen, groups_seen, seen_at) VALUES ($1, 'a', $2, $3, '', '{}', now())",
+                made,
+                STAYS,
+                ORG,
+            )
+        known = Known()
+        later = connection.transaction()
+        await later.start()
+        await connection.execute(
+            "DELETE FROM identity.external_identity WHERE source_id = $1", source
+        )
+        await known.read(connection)
+        await later.rollback()
+        await restore.repair(connection, known)
+        assert await links(connection) == {other}
+
+        known = Known()
+        known.learn(recorded("account_unlinked", {}))
+        await restore.repair(connection, known)
+        assert await links(connection) == set()
+
+
 async def test_tokens_that_were_ended_stay_so(database: TestDatabase) -> None:
     """As the database that is replaced knows it, or the audit log since the backup: revoked ones,
     rotated ones, and those of service accounts that were deleted. Others go on, and their keys."""
