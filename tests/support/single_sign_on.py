@@ -38,8 +38,11 @@ class Browser:
     http: httpx.AsyncClient
     cookies: dict[str, str] = field(default_factory=dict)
 
-    async def get(self, path: str, **query: str) -> httpx.Response:
-        return await self._send("GET", f"{path}?{urlencode(query)}" if query else path)
+    async def get(self, path: str, *, site: str = "", **query: str) -> httpx.Response:
+        """Opens an address; `site` is from where, as browsers say it."""
+        headers = {"sec-fetch-site": site} if site else {}
+        url = f"{path}?{urlencode(query)}" if query else path
+        return await self._send("GET", url, headers=headers)
 
     async def post(self, path: str, **fields: str) -> httpx.Response:
         headers = {"origin": PUBLIC_URL, "sec-fetch-site": "same-origin"}

@@ -49,13 +49,22 @@ def see(path: str) -> Response:
     return RedirectResponse(path, 303, {"cache-control": "no-store"})
 
 
+def asking_first(request: Request, url: str) -> Response:
+    """A page that leads to a provider by its button alone."""
+    return _leading(request, "sso_going", url)
+
+
 def going(request: Request, text: str, url: str) -> Response:
     """A page that leads on by itself, without a script, and by its button."""
-    spoken = language(request)
-    values = {"text": TEXTS[spoken][text], "url": url}
-    response = page_answer(Page(name="going", language=spoken, values=values))
+    response = _leading(request, text, url)
     response.headers["refresh"] = f"0;url={quote(url, safe=_URL)}"
     return response
+
+
+def _leading(request: Request, text: str, url: str) -> Response:
+    spoken = language(request)
+    values = {"text": TEXTS[spoken][text], "url": url}
+    return page_answer(Page(name="going", language=spoken, values=values))
 
 
 def language(request: Request) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from servicekit.errors import HTTP_STATUS, Code, DomainError, invalid_field, retry_after_header
 from servicekit.rpc.rules import is_uuid
 from services.identity.pages import forms
-from services.identity.pages.answers import going, language, see
+from services.identity.pages.answers import asking_first, going, language, see
 from services.identity.pages.base import ACCOUNT
 from services.identity.pages.browsers import forget_sso, keep_sso
 from services.identity.pages.login import LoginPage
@@ -33,6 +33,9 @@ class SignOn(LoginPage):
     async def start(self, request: Request) -> Response:
         """Leads a browser to a provider."""
         said = _query(request)
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            # Another site does not sign anybody in: the person presses the button.
+            return asking_first(request, f"{request.url.path}?{urlencode(said)}")
         target = next_of(said.get("returnTo", ""))
         email = said.get("email", "").strip()
         try:

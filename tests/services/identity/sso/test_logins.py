@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -59,6 +60,19 @@ async def test_a_person_gets_an_account_by_signing_in(world: World) -> None:
     assert created["after"]["groups"] == ["admins"]
     logins = await world.events("login_succeeded")
     assert logins[-1]["after"]["source"] == world.provider.id
+
+
+async def test_another_site_signs_nobody_in(world: World) -> None:
+    """Its link shows a page with a button, and nothing has begun."""
+    browser = world.browser()
+    start = {"provider": world.provider.id, "returnTo": "/auth/account"}
+    page = await browser.get("/auth/sso/start", site="cross-site", **start)
+    assert (page.status_code, page.headers.get("refresh")) == (200, None)
+    assert not browser.cookies
+    (address,) = re.findall(r'class="button" href="(/auth/sso/start[^"]+)"', page.text)
+    led = await browser.get(html.unescape(address), site="same-origin")
+    assert led.status_code == 303
+    assert led.headers["location"].startswith(world.sso.issuer)
 
 
 async def test_cookies_are_for_this_browser_and_this_site(world: World) -> None:
