@@ -105,6 +105,7 @@ _ABOUT_CONTENT = re.compile(
             # What is guessed first is no password.
             r"(password|newPassword): must have at least \d+ characters",
             *(rf"(password|newPassword): {re.escape(rule)}" for rule in _PASSWORD_RULES),
+            r"(password|newPassword): must not contain the character U\+.*",
             # What devices could not apply; and a mask for what is not stored.
             *(rf"bundle\..*: {re.escape(rule.text)}( \(and .*)?" for rule in RULES),
             "bundle.*: stands for a stored value.*",

@@ -36,7 +36,7 @@ def _key_of(token: str) -> str:
 def test_keys_are_rotated_without_one_refused_call(stack: Stack, org: Org, tmp_path: Path) -> None:
     """New tokens count at once, old ones go on, and the audit log verifies across its keys."""
     old = _active(stack)
-    assert set(old) == {*_PURPOSES, "policies"}
+    assert set(old) == {*_PURPOSES, "tokens", "policies"}
     kept = tmp_path / "checkpoint.txt"
     assert evergreen("audit", "checkpoint", "-o", kept, "--home", stack.home).returncode == 0
     old_session = stack.login()["token"]

@@ -57,6 +57,9 @@ _SERVICES: dict[str, tuple[ModuleType, type[ServiceSettings]]] = {
     "audit": (audit, AuditSettings),
 }
 
+_AUDIT_LOG = {"audit.entry", "audit.chain_head", "audit.tree_leaf", "audit.tree_cursor"}
+"""It keeps what was done in an organisation that is gone."""
+
 
 @dataclass
 class Device:
@@ -224,7 +227,7 @@ class Six:
                 list(CONTEXTS),
                 ["uuid", "text", "json", "bytea"],
             ):
-                if table in {"audit.entry", "audit.chain_head"} or table.endswith("tombstone"):
+                if table in _AUDIT_LOG or table.endswith("tombstone"):
                     continue
                 value = (
                     f"convert_from({column}, 'UTF8')"

@@ -11,7 +11,7 @@ from contract.access import PACKAGE, Audience
 from contract.rows import File
 from evergreen.v1 import rules_pb2
 from tools.openapi import errors
-from tools.openapi.contract import Contract, Operation, rules, split_comment
+from tools.openapi.contract import Contract, Operation, is_required, rules, split_comment
 from tools.openapi.examples import EXAMPLES
 from tools.openapi.schemas import Direction, Form, Schema, Schemas
 
@@ -119,7 +119,7 @@ def _parameters(schemas: Schemas, operation: Operation, form: Form) -> list[Sche
 def _parameter(schemas: Schemas, field: FieldDescriptor, form: Form, where: str) -> Schema:
     schema = schemas.field(field, form, in_body=False)
     parameter: Schema = {"name": form.name(field), "in": where}
-    if where == "path":
+    if where == "path" or (is_required(field) and not field.is_repeated):
         parameter["required"] = True
     return parameter | {"description": schema.pop("description"), "schema": schema}
 

@@ -51,6 +51,8 @@ CHANGED = {
     # As if all had been here now.
     "identity.account": ("seen_at",),
     "identity.session": ("ended_at", "changed_xid"),
+    # Its next pass is due.
+    "identity.directory": ("sync_next_at",),
     "policy.version_counters": ("last_version",),
     "telemetry.event": ("xid", "id_day"),
 }
