@@ -97,8 +97,8 @@ async def test_ones_own_sessions_are_listed_and_ended(identity: Identity) -> Non
         if event["data"]["action"] == "identity.sessions_ended"
     ]
     assert ended == [
-        {"email": OWNER, "count": 1, "sessionId": listed[1].id},
-        {"email": OWNER, "count": 1, "sessionId": listed[2].id},
+        {"email": OWNER, "count": 1, "sessionId": listed[1].id, "by": ""},
+        {"email": OWNER, "count": 1, "sessionId": listed[2].id, "by": ""},
     ]
 
 
