@@ -142,9 +142,9 @@ class Audit:
         connection = await self.database.superuser()
         try:
             tables = ("entry", "chain_head", "tree_log", "tree_leaf", "tree_node")
-            await connection.execute(
-                ";".join(f"ALTER TABLE audit.{table} DISABLE TRIGGER ALL" for table in tables)
-            )
+            for table in tables:
+                # One lock at a time: the service takes several of them in its own order.
+                await connection.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER ALL")
             rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
             return rows
         finally:

@@ -299,15 +299,15 @@ class ApiTokens:
             latest[use[0]] = use if known is None else max(known, use, key=lambda one: one[1])
         if not latest:
             return
-        why = "uses are noted of tokens of all tenants"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction(
+            "uses are noted of tokens of all tenants"
+        ) as connection:
             await store.note_uses(connection, sorted(latest.values()))
 
     async def tell_of_ends(self) -> None:
         """Tells of tokens that expire within two weeks or have expired, and forgets old ones."""
         at = self._clock()
-        why = "tokens of all tenants expire"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction("tokens of all tenants expire") as connection:
             soon = await store.take_to_tell(connection, "soon", at, at + SOON)
             expired = await store.take_to_tell(connection, "expired", _BEGINNING, at)
             await self._outbox.append(

@@ -229,8 +229,9 @@ class SecondFactors:
             DomainError: FAILED_PRECONDITION.
         """
         caller = call.caller
-        why = "a provider may be of a tenant above"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction(
+            "a provider may be of a tenant above"
+        ) as connection:
             user = await users_store.user(connection, _scope(call), UUID(caller.id))
             if user is None:
                 return

@@ -369,8 +369,7 @@ class Sessions:
         device: str,
         pending: PendingLogin | None,
     ) -> OpenSession:
-        why = "a passkey names no tenant"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction("a passkey names no tenant") as connection:
             waiting = await self._still(connection, pending) if pending is not None else None
             used = await self._passkeys.prove(connection, credential, kind, bound)
             user = await users_store.user(
@@ -404,8 +403,7 @@ class Sessions:
         """
         caller = call.caller
         at, session_id = self._clock(), UUID(caller.session_id)
-        why = "a passkey names no tenant"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction("a passkey names no tenant") as connection:
             used = await self._passkeys.prove(connection, credential, "step", caller.session_id)
             user = await users_store.user(
                 connection, SYSTEM, used.passkey.account_id, for_update=True

@@ -133,8 +133,9 @@ async def test_every_address_has_its_row_and_every_row_an_address() -> None:
             Mock(),
             Mock(),
             Mock(),
+            Mock(),
             "https://evergreen.test",
-            ("https://evergreen.test",),
+            origins=("https://evergreen.test",),
             console=True,
             password_min=15,
         )

@@ -167,5 +167,6 @@ async def test_keys_are_bounded(
         assert len(await _states(identity, owner, "devices")) == 10
         # Keys that have ended are forgotten a month later.
         clock.ahead += timedelta(days=600)
+        owner = await identity.as_user()
         await identity.keys.RotateTokenKey(request, metadata=owner)
         assert sorted((await _states(identity, owner, "devices")).values()) == ["active", "next"]

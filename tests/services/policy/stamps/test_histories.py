@@ -68,7 +68,7 @@ class History:
     """One organisation, and what has to be true of it."""
 
     org: UUID
-    database: Any
+    connection: Any
     admins: tuple[Admin, ...]
     random: Random
     laptops: list[Laptop]
@@ -109,7 +109,7 @@ class History:
 
     async def rollback(self) -> None:
         """Any version of any policy."""
-        rows = await self.database.fetch(
+        rows = await self.connection.fetch(
             "SELECT policy_id, version FROM policy.versions WHERE tenant_id = $1", self.org
         )
         if rows:
@@ -123,7 +123,7 @@ class History:
 
     async def move(self) -> None:
         """Brings back what an older number stands for, as a change of groups does."""
-        await self.database.execute(
+        await self.connection.execute(
             "UPDATE policy.assignments a SET policy_id = v.policy_id, version = v.version,"
             " changed_xid = pg_current_xact_id() FROM policy.versions v"
             " WHERE a.tenant_id = $1 AND v.tenant_id = $1 AND v.version ="
@@ -137,11 +137,11 @@ class History:
 
     async def published_before(self) -> None:
         """A publish of what was published once, by the statements of 0.1.0."""
-        async with self.database.transaction():
-            await self.database.execute(
+        async with self.connection.transaction():
+            await self.connection.execute(
                 "SELECT FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE", self.org
             )
-            number = await self.database.fetchval(
+            number = await self.connection.fetchval(
                 "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
                 " signature, statement_payload, statement_signature, key_id, rollback_of,"
                 " published_at, published_by) SELECT v.tenant_id, c.last_version + 1, v.policy_id,"
@@ -155,12 +155,12 @@ class History:
             )
             if number is None:
                 return
-            await self.database.execute(
+            await self.connection.execute(
                 "UPDATE policy.version_counters SET last_version = $2 WHERE tenant_id = $1",
                 self.org,
                 number,
             )
-            await self.database.execute(
+            await self.connection.execute(
                 "INSERT INTO policy.assignments (id, tenant_id, policy_id, version)"
                 " SELECT $1, v.tenant_id, v.policy_id, v.version FROM policy.versions v"
                 " WHERE v.tenant_id = $2 AND v.version = $3"
@@ -178,7 +178,7 @@ class History:
             self.backup = {
                 table: [
                     row[0]
-                    for row in await self.database.fetch(
+                    for row in await self.connection.fetch(
                         f"SELECT (to_jsonb(t) - 'changed_xid')::text FROM policy.{table} t"
                         " WHERE t.tenant_id = $1",
                         self.org,
@@ -191,43 +191,43 @@ class History:
         """The rows of the backup, and the repairs of a restore, which knows more or less."""
         if self.backup is None:
             return
-        async with self.database.transaction():
+        async with self.connection.transaction():
             known = Known()
             # A second one that knows nothing of the first would give out the same numbers.
             if self.restored or self.random.random() < 0.5:
-                await known.read(self.database)
+                await known.read(self.connection)
                 known.versions = {self.org: known.versions[self.org]}
             for table in ("stamps", "signatures", "documents", "assignments", *_TABLES):
-                await self.database.execute(
+                await self.connection.execute(
                     f"DELETE FROM policy.{table} WHERE tenant_id = $1", self.org
                 )
             for table in _TABLES:
                 columns = ", ".join(
                     row[0]
-                    for row in await self.database.fetch(
+                    for row in await self.connection.fetch(
                         "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass"
                         " AND attnum > 0 AND NOT attisdropped AND attname <> 'changed_xid'",
                         f"policy.{table}",
                     )
                 )
                 # What the trigger wrote is in the backup too.
-                await self.database.execute(
+                await self.connection.execute(
                     f"DELETE FROM policy.{table} WHERE tenant_id = $1"
                     if table == "stamps"
                     else "SELECT $1::uuid",
                     self.org,
                 )
-                await self.database.execute(
+                await self.connection.execute(
                     f"INSERT INTO policy.{table} ({columns}) SELECT {columns} FROM"
                     f" jsonb_populate_recordset(NULL::policy.{table}, $1::jsonb)"
                     " ON CONFLICT DO NOTHING",
                     f"[{','.join(self.backup[table])}]",
                 )
             # It repairs what it sees; the other histories go on.
-            await self.database.execute(
+            await self.connection.execute(
                 f"SET LOCAL ROLE evergreen_policy; SET LOCAL evergreen.scope = '{self.org}'"
             )
-            await restore.repair(self.database, known, [self.org])
+            await restore.repair(self.connection, known, [self.org])
         self.restored = True
         self.policies = [json.loads(row)["id"] for row in self.backup["policies"]]
 
@@ -248,7 +248,7 @@ class History:
         assert self.stood.setdefault(version, content) == content
         # Never what was replaced: nothing else happens to the organisation meanwhile.
         assert content == await self.wanted()
-        cause = await self.database.fetchval(
+        cause = await self.connection.fetchval(
             "SELECT cause FROM policy.stamps WHERE tenant_id = $1 AND version = $2",
             self.org,
             version,
@@ -260,7 +260,7 @@ class History:
 
     async def wanted(self) -> str | None:
         """What the organisation's devices are to have."""
-        document = await self.database.fetchval(
+        document = await self.connection.fetchval(
             "SELECT convert_from(v.document, 'UTF8') FROM policy.assignments a"
             " JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
             " WHERE a.tenant_id = $1",
@@ -272,7 +272,7 @@ class History:
         """Whether no device has a number that a restore lost: the next publish goes above it."""
         known = {
             row[0]
-            for row in await self.database.fetch(
+            for row in await self.connection.fetch(
                 "SELECT version FROM policy.versions WHERE tenant_id = $1"
                 " UNION SELECT version FROM policy.stamps WHERE tenant_id = $1",
                 self.org,
@@ -287,7 +287,7 @@ class History:
         wanted = await self.wanted()
         standing = {
             row[0]
-            for row in await self.database.fetch(
+            for row in await self.connection.fetch(
                 "SELECT s.version FROM policy.assignments a"
                 " JOIN policy.stamps w ON w.tenant_id = a.tenant_id AND w.version = a.version"
                 " JOIN policy.stamps s ON s.tenant_id = a.tenant_id AND s.digest = w.digest"
