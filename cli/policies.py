@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 
@@ -27,6 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
 _COLUMNS: Final = ("NAME", "VERSION", "STATE", "CHANGED", "ID")
+_FIELD_COLUMNS: Final = ("FIELD", "HOW", "VALUE", "FROM")
 _VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED", "BY", "ROLLBACK OF")
 
 
@@ -113,6 +115,34 @@ def diff(
 
 
 @app.command()
+def effective(
+    device: Annotated[
+        str, typer.Option(help="Of this device, by its id; else of the organisation.")
+    ] = "",
+    every: Annotated[bool, typer.Option("--all", help="Also the fields that nobody sets.")] = False,
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show what devices are to have of all policies, and which policy each value is from."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = (
+            api.get(f"/api/devices/{quote(device, safe='')}/effective-policy")
+            if device
+            else api.get("/api/effective-policy", orgId=org_id(api, org))
+        )
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False))
+            return
+        for line in _explained(found, every=every):
+            typer.echo(line)
+
+
+@app.command()
 def withdraw(
     policy: Policy,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -165,6 +195,36 @@ def _version_row(version: Any) -> tuple[str, ...]:
         version["publishedBy"],
         version["rollbackOf"],
     )
+
+
+def _explained(found: Any, *, every: bool) -> list[str]:
+    reason = f": {found['stateReason']}" if found["stateReason"] else ""
+    lines = [f"{found['state']}{reason}"]
+    lines += [f"  {_source(layer)}" for layer in found["layers"]]
+    rows = []
+    for field in found["fields"]:
+        if field["how"] == "DEFAULT" and not every and not field["overridden"]:
+            continue
+        place = f"{field['path']}[{field['itemKey']}]" if field["itemKey"] else field["path"]
+        value = json.dumps(field.get("value"), ensure_ascii=False)
+        source = _source(field["source"]) if field.get("source") else ""
+        rows.append((place, field["how"], value, source))
+        rows += [
+            (
+                "",
+                lost["reason"],
+                json.dumps(lost["value"], ensure_ascii=False),
+                _source(lost["source"]),
+            )
+            for lost in field["overridden"]
+        ]
+    return lines + table(_FIELD_COLUMNS, rows)
+
+
+def _source(layer: Any) -> str:
+    if layer["level"] == "BASELINE":
+        return "the console's baseline"
+    return f"{layer['tenantName']}: {layer['policyName'] or layer['policyId']} v{layer['version']}"
 
 
 def _lines(changes: list[Any]) -> list[str]:

@@ -240,6 +240,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "RollbackPolicy": _ADMIN_WRITE,
             "ListPolicyVersions": _USER_READ,
             "DiffPolicyVersions": _USER_READ,
+            "GetEffectivePolicy": _USER_READ,
+            "GetLayeredPolicy": _USER_READ,
             "ListOrphanedDevices": _USER_READ,
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,

@@ -12,12 +12,14 @@ from servicekit.feeds.changes import Changes
 from servicekit.rpc.device_service import device_methods
 from servicekit.security.sealing import Sealer
 from servicekit.settings import ServiceSettings
-from services.policy.authoring.api import PolicyApi
 from services.policy.authoring.service import PolicyService
 from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import DeviceApi
 from services.policy.delivery.http import routes
 from services.policy.delivery.service import Delivery
+from services.policy.editions.api import EffectiveApi
+from services.policy.editions.effective import EffectivePolicies
+from services.policy.editions.service import Editions
 from services.policy.feed import PolicyInternalApi
 from services.policy.gate import store as gate_store
 from services.policy.gate.service import Gates
@@ -62,7 +64,10 @@ async def build(kit: Kit) -> Parts:
         kit.wait_seconds("attestation"),
     )
     orphans = Orphans(kit.database, kit.tenants)
-    service = PolicyService(kit.database, kit.outbox, kit.tenants, keys, changes, kit.clock)
+    editions = Editions(kit.database, changes, stamps, keys, kit.tenants)
+    service = PolicyService(
+        kit.database, kit.outbox, kit.tenants, keys, changes, editions, kit.clock
+    )
 
     async def prepare() -> None:
         await keys.load()
@@ -74,7 +79,13 @@ async def build(kit: Kit) -> Parts:
         public=(
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
-                PolicyApi(service, syncs, orphans, gates),
+                EffectiveApi(
+                    EffectivePolicies(kit.database, kit.tenants, editions),
+                    service,
+                    syncs,
+                    orphans,
+                    gates,
+                ),
             ),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
@@ -95,6 +106,8 @@ async def build(kit: Kit) -> Parts:
         devices=devices,
         tasks=(
             stamps.follower.run,
+            editions.follower.run,
+            editions.run,
             delivery.write_behind,
             syncs.follower.run,
             orphans.watch,

@@ -29,6 +29,10 @@ class Version:
     rollback_of: int | None
     published_at: datetime
     published_by: str
+    layer: str | None = field(default=None, repr=False)
+    """What it sets by itself, as `layering.Own` writes it; `None` of the last release."""
+    inherits: bool = False
+    """Whether `document` has something of layers above."""
 
 
 def parse_version(text: str) -> int:

@@ -221,6 +221,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         root.post("/api/policies", json={"name": "Form", "orgId": stack.tenant_id, "bundle": form})
     )
     with Commands("docs/policies.md", "make-run") as commands:
+        layers = commands.take("Layers")
         compared = commands.take("What changed")
         blocks = commands.take("The console's form")
     first, then = reader.run(day()), documented.script(blocks, reader.directory)
@@ -230,6 +231,9 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
     said = reader.run(named + documented.script(compared, reader.directory))
     assert "+ network.wifi[School]:" in said
+    said = reader.run([*day(), *layers])
+    assert "LOCKED" in said
+    assert said.rstrip().endswith("false")
 
 
 def test_groups(reader: Reader, stack: Stack, root: httpx.Client) -> None:

@@ -109,6 +109,8 @@ _ABOUT_CONTENT = re.compile(
             # What devices could not apply; and a mask for what is not stored.
             *(rf"bundle\..*: {re.escape(rule.text)}( \(and .*)?" for rule in RULES),
             "bundle.*: stands for a stored value.*",
+            # Fields of documents are a vocabulary of their own.
+            r"merging\..*: must (be|not) .*",
         ]
     )
 )

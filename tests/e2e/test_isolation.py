@@ -268,6 +268,8 @@ _NAMED: dict[str, Case] = {
     "PolicyService/RollbackPolicy": _by_id(lambda v: v.policy["id"], version="1"),
     "PolicyService/ListPolicyVersions": lambda v, _: {"policy_id": v.policy["id"]},
     "PolicyService/DiffPolicyVersions": lambda v, _: {"policy_id": v.policy["id"], "version": "1"},
+    "PolicyService/GetEffectivePolicy": _by_id(_device),
+    "PolicyService/GetLayeredPolicy": _list,
     "PolicyService/ListOrphanedDevices": _list,
     "PolicyService/GetAttestationGate": _list,
     "PolicyService/UpdateAttestationGate": _in_org(mode="OBSERVE"),

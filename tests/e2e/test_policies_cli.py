@@ -45,5 +45,11 @@ def test_versions_are_listed_compared_and_withdrawn(stack: Stack, root: httpx.Cl
     ]
     assert "passphrase" not in said.replace('"passphrase": "[masked]"', "")
     assert "no policy is called Nothing" in run(stack, org, "versions", "Nothing", code=2)
+    said = run(stack, org, "effective", "--all")
+    assert said.startswith("CURRENT")
+    assert "Compared" in said
+    assert "network.wifi[Class]" in said
+    assert "another one of it" not in said
+    assert "DEFAULT" in said
     run(stack, org, "withdraw", "Base", "--yes")
     assert "withdrawn" in run(stack, org, "list")

@@ -21,6 +21,9 @@ class PolicySnapshot:
     version: Annotated[str, "The version that was published last; 0 if none."]
     in_force: bool
     bundle: object
+    merging: Annotated[
+        object, "What it does with the policies of tenants above and below.", Since("0.3.0")
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +171,7 @@ _POLICY: Final = PolicySnapshot(
     version="3",
     in_force=True,
     bundle={"browser": {"homepage": "https://school.example"}},
+    merging={"locked": ["security"]},
 )
 _RESTORED: Final = RestoredPolicySnapshot(
     name="Laptops",
@@ -176,6 +180,7 @@ _RESTORED: Final = RestoredPolicySnapshot(
     version="3",
     in_force=True,
     bundle=_POLICY.bundle,
+    merging=_POLICY.merging,
     rollback_of="1",
 )
 

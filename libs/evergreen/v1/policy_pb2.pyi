@@ -128,6 +128,7 @@ class Policy(_message.Message):
     HAS_UNPUBLISHED_CHANGES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     org_id: _builtins.str
@@ -173,6 +174,10 @@ class Policy(_message.Message):
         probably meant; not in lists.
         """
 
+    @_builtins.property
+    def merging(self) -> Global___PolicyMerging:
+        """What it does with the policies of tenants above and below; absent when nothing."""
+
     def __init__(
         self,
         *,
@@ -189,16 +194,80 @@ class Policy(_message.Message):
         has_unpublished_changes: _builtins.bool = ...,
         etag: _builtins.str = ...,
         warnings: _abc.Iterable[Global___PolicyWarning] | None = ...,
+        merging: Global___PolicyMerging | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "merging", b"merging", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "name", b"name", "org_id", b"org_id", "signed", b"signed", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class PolicyMerging(_message.Message):
+    """What a policy does with the policies of tenants above and below."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RemovedItemsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _struct_pb2.ListValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _struct_pb2.ListValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOCKED_FIELDS_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELDS_FIELD_NUMBER: _builtins.int
+    REMOVED_ITEMS_FIELD_NUMBER: _builtins.int
+    INHERIT_FIELD_NUMBER: _builtins.int
+    inherit: _builtins.bool
+    """Whether what policies above set counts, where they did not lock it."""
+    @_builtins.property
+    def locked_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields and sections of a document that no policy below changes."""
+
+    @_builtins.property
+    def replaced_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists of items that begin anew with this policy."""
+
+    @_builtins.property
+    def removed_items(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.ListValue]:
+        """Names of items that policies above have and devices do not get, by the path of
+        their list.
+        """
+
+    def __init__(
+        self,
+        *,
+        locked_fields: _abc.Iterable[_builtins.str] | None = ...,
+        replaced_fields: _abc.Iterable[_builtins.str] | None = ...,
+        removed_items: _abc.Mapping[_builtins.str, _struct_pb2.ListValue] | None = ...,
+        inherit: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inherit", b"inherit", "locked_fields", b"locked_fields", "removed_items", b"removed_items", "replaced_fields", b"replaced_fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyMerging: _TypeAlias = PolicyMerging  # noqa: Y015
 
 @_typing.final
 class PolicyWarning(_message.Message):
@@ -235,6 +304,78 @@ class PolicyWarning(_message.Message):
 Global___PolicyWarning: _TypeAlias = PolicyWarning  # noqa: Y015
 
 @_typing.final
+class PolicyMergingChange(_message.Message):
+    """What a policy does with the policies of tenants above and below. Without it, what
+    it sets counts in place of what tenants above set, lists of items are united, and
+    tenants below may set anything otherwise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RemovedItemsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _struct_pb2.ListValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _struct_pb2.ListValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOCKED_FIELDS_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELDS_FIELD_NUMBER: _builtins.int
+    REMOVED_ITEMS_FIELD_NUMBER: _builtins.int
+    INHERIT_FIELD_NUMBER: _builtins.int
+    inherit: _builtins.bool
+    """Whether what policies above set counts at all, where they did not lock it; true
+    when not given.
+    """
+    @_builtins.property
+    def locked_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields (`security.selinux_enforce`) and sections (`security`) of a document that
+        no policy below changes. What those set there is kept, and ignored.
+        """
+
+    @_builtins.property
+    def replaced_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists of items (`network.wifi`) that begin anew with this policy."""
+
+    @_builtins.property
+    def removed_items(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.ListValue]:
+        """Names of items that policies above have and devices are not to have, by the path
+        of their list.
+        """
+
+    def __init__(
+        self,
+        *,
+        locked_fields: _abc.Iterable[_builtins.str] | None = ...,
+        replaced_fields: _abc.Iterable[_builtins.str] | None = ...,
+        removed_items: _abc.Mapping[_builtins.str, _struct_pb2.ListValue] | None = ...,
+        inherit: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_inherit", b"_inherit", "inherit", b"inherit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_inherit", b"_inherit", "inherit", b"inherit", "locked_fields", b"locked_fields", "removed_items", b"removed_items", "replaced_fields", b"replaced_fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__inherit: _TypeAlias = _typing.Literal["inherit"]  # noqa: Y015
+    _WhichOneofArgType__inherit: _TypeAlias = _typing.Literal["_inherit", b"_inherit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inherit) -> _WhichOneofReturnType__inherit | None: ...
+
+Global___PolicyMergingChange: _TypeAlias = PolicyMergingChange  # noqa: Y015
+
+@_typing.final
 class CreatePolicyRequest(_message.Message):
     """A new policy."""
 
@@ -245,6 +386,7 @@ class CreatePolicyRequest(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     SIGNED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people to read."""
     org_id: _builtins.str
@@ -257,6 +399,10 @@ class CreatePolicyRequest(_message.Message):
     def bundle(self) -> _struct_pb2.Value:
         """A device document, or an object with `configuration`."""
 
+    @_builtins.property
+    def merging(self) -> Global___PolicyMergingChange:
+        """What it does with the policies of tenants above and below."""
+
     def __init__(
         self,
         *,
@@ -265,10 +411,11 @@ class CreatePolicyRequest(_message.Message):
         bundle: _struct_pb2.Value | None = ...,
         signed: _builtins.bool = ...,
         description: _builtins.str | None = ...,
+        merging: Global___PolicyMergingChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -289,6 +436,7 @@ class UpdatePolicyRequest(_message.Message):
     SIGNED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     name: _builtins.str
@@ -307,6 +455,10 @@ class UpdatePolicyRequest(_message.Message):
     def bundle(self) -> _struct_pb2.Value:
         """A device document, or an object with `configuration`."""
 
+    @_builtins.property
+    def merging(self) -> Global___PolicyMergingChange:
+        """What it does with the policies of tenants above and below, as a whole."""
+
     def __init__(
         self,
         *,
@@ -317,10 +469,11 @@ class UpdatePolicyRequest(_message.Message):
         signed: _builtins.bool | None = ...,
         description: _builtins.str | None = ...,
         etag: _builtins.str | None = ...,
+        merging: Global___PolicyMergingChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "id", b"id", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "id", b"id", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -587,6 +740,246 @@ class PolicyVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
+
+@_typing.final
+class GetEffectivePolicyRequest(_message.Message):
+    """Whose policy to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The device's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEffectivePolicyRequest: _TypeAlias = GetEffectivePolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetLayeredPolicyRequest(_message.Message):
+    """Whose policy to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLayeredPolicyRequest: _TypeAlias = GetLayeredPolicyRequest  # noqa: Y015
+
+@_typing.final
+class EffectivePolicy(_message.Message):
+    """What devices are to have of all policies that are in force for them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
+    APPLIED_VERSION_FIELD_NUMBER: _builtins.int
+    WANTED_VERSION_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device; empty when an organisation was asked for."""
+    org_id: _builtins.str
+    """The organisation."""
+    state: _builtins.str
+    """Of a device: `CURRENT`, `PENDING` (it gets it by a later poll), `ORPHANED`
+    (nothing is in force, and it runs a policy), `AHEAD` (it names a version that
+    nobody published) or `NONE`. Of an organisation: `CURRENT`, `PENDING` (a policy
+    above changed a moment ago) or `NONE`. Of both `HELD`: the policies do not fit
+    together, and devices keep what they have.
+    """
+    state_reason: _builtins.str
+    """Why it is held; empty otherwise."""
+    applied_version: _builtins.str
+    """The version that the device says it has; empty for none."""
+    wanted_version: _builtins.str
+    """The version that a device with another content gets; empty for none."""
+    @_builtins.property
+    def document(self) -> _struct_pb2.Struct:
+        """The document, with `[redacted]` in place of secrets."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyLayer]:
+        """The policies, the root's first."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectiveField]:
+        """Every field, and every item of a list of items, with where it is from."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        state_reason: _builtins.str = ...,
+        applied_version: _builtins.str = ...,
+        wanted_version: _builtins.str = ...,
+        document: _struct_pb2.Struct | None = ...,
+        layers: _abc.Iterable[Global___PolicyLayer] | None = ...,
+        fields: _abc.Iterable[Global___EffectiveField] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_version", b"applied_version", "device_id", b"device_id", "document", b"document", "fields", b"fields", "layers", b"layers", "org_id", b"org_id", "state", b"state", "state_reason", b"state_reason", "wanted_version", b"wanted_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectivePolicy: _TypeAlias = EffectivePolicy  # noqa: Y015
+
+@_typing.final
+class PolicyLayer(_message.Message):
+    """A policy that is in force for a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    TENANT_NAME_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INHERIT_FIELD_NUMBER: _builtins.int
+    level: _builtins.str
+    """`BASELINE` (what the console's form has no switch for), `ROOT`, `RESELLER` or
+    `ORG`.
+    """
+    tenant_name: _builtins.str
+    """The tenant's name."""
+    policy_id: _builtins.str
+    """The policy; empty for the baseline."""
+    policy_name: _builtins.str
+    """The policy's name; empty when it was deleted."""
+    version: _builtins.str
+    """The version that is in force."""
+    inherit: _builtins.bool
+    """Whether it takes over what policies above set."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.str = ...,
+        tenant_name: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        policy_name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        inherit: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inherit", b"inherit", "level", b"level", "policy_id", b"policy_id", "policy_name", b"policy_name", "tenant_name", b"tenant_name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyLayer: _TypeAlias = PolicyLayer  # noqa: Y015
+
+@_typing.final
+class EffectiveField(_message.Message):
+    """What devices get of a field, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ITEM_KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    HOW_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    OVERRIDDEN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path of the field in a device document, such as `network.wifi`."""
+    item_key: _builtins.str
+    """In lists of items the item's name; empty for other fields."""
+    how: _builtins.str
+    """`SET`: one policy sets it. `MERGED`: it took the place of what others set.
+    `LOCKED`: a policy above locked it. `DEFAULT`: nobody sets it, and devices switch
+    it off. `NONE`: devices do not get the item.
+    """
+    @_builtins.property
+    def value(self) -> _struct_pb2.Value:
+        """What devices get, with `[redacted]` in place of secrets; absent when they do not
+        get the item, or nobody set the field.
+        """
+
+    @_builtins.property
+    def source(self) -> Global___PolicyLayer:
+        """Whose it is; absent where nobody sets it."""
+
+    @_builtins.property
+    def overridden(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverriddenValue]:
+        """What other policies set that devices do not get."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        item_key: _builtins.str = ...,
+        value: _struct_pb2.Value | None = ...,
+        how: _builtins.str = ...,
+        source: Global___PolicyLayer | None = ...,
+        overridden: _abc.Iterable[Global___OverriddenValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["how", b"how", "item_key", b"item_key", "overridden", b"overridden", "path", b"path", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectiveField: _TypeAlias = EffectiveField  # noqa: Y015
+
+@_typing.final
+class OverriddenValue(_message.Message):
+    """A value that devices do not get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """`LOWER_PRIORITY`, `LOCKED_ABOVE`, `REPLACED` or `REMOVED`."""
+    @_builtins.property
+    def source(self) -> Global___PolicyLayer:
+        """Whose it is."""
+
+    @_builtins.property
+    def value(self) -> _struct_pb2.Value:
+        """The value, with `[redacted]` in place of secrets."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___PolicyLayer | None = ...,
+        value: _struct_pb2.Value | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverriddenValue: _TypeAlias = OverriddenValue  # noqa: Y015
 
 @_typing.final
 class DiffPolicyVersionsRequest(_message.Message):

@@ -82,6 +82,16 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
                 _registered_method=True)
+        self.GetEffectivePolicy = channel.unary_unary(
+                '/evergreen.v1.PolicyService/GetEffectivePolicy',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetEffectivePolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.FromString,
+                _registered_method=True)
+        self.GetLayeredPolicy = channel.unary_unary(
+                '/evergreen.v1.PolicyService/GetLayeredPolicy',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetLayeredPolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.FromString,
+                _registered_method=True)
         self.DiffPolicyVersions = channel.unary_unary(
                 '/evergreen.v1.PolicyService/DiffPolicyVersions',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.SerializeToString,
@@ -194,6 +204,22 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEffectivePolicy(self, request, context):
+        """Returns what a device is to have of all policies that are in force for it, and
+        which policy each value is from. Secrets are shown to nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLayeredPolicy(self, request, context):
+        """Returns what the devices of an organisation are to have of all policies that are
+        in force for it, as GetEffectivePolicy does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffPolicyVersions(self, request, context):
         """Says what one version of a policy sets otherwise than another one, field by
         field.
@@ -287,6 +313,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ListPolicyVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'GetEffectivePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEffectivePolicy,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetEffectivePolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.SerializeToString,
+            ),
+            'GetLayeredPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLayeredPolicy,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetLayeredPolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.SerializeToString,
             ),
             'DiffPolicyVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.DiffPolicyVersions,
@@ -563,6 +599,60 @@ class PolicyService:
             '/evergreen.v1.PolicyService/ListPolicyVersions',
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEffectivePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/GetEffectivePolicy',
+            evergreen_dot_v1_dot_policy__pb2.GetEffectivePolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLayeredPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/GetLayeredPolicy',
+            evergreen_dot_v1_dot_policy__pb2.GetLayeredPolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.EffectivePolicy.FromString,
             options,
             channel_credentials,
             insecure,

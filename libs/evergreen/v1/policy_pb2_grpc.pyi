@@ -72,6 +72,14 @@ class PolicyServiceStub:
     """
     ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]
     """Lists what was published of a policy, newest first."""
+    GetEffectivePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetEffectivePolicyRequest, _policy_pb2.EffectivePolicy]
+    """Returns what a device is to have of all policies that are in force for it, and
+    which policy each value is from. Secrets are shown to nobody.
+    """
+    GetLayeredPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetLayeredPolicyRequest, _policy_pb2.EffectivePolicy]
+    """Returns what the devices of an organisation are to have of all policies that are
+    in force for it, as GetEffectivePolicy does.
+    """
     DiffPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]
     """Says what one version of a policy sets otherwise than another one, field by
     field.
@@ -135,6 +143,14 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
     ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
     """Lists what was published of a policy, newest first."""
+    GetEffectivePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetEffectivePolicyRequest, _policy_pb2.EffectivePolicy]  # type: ignore[assignment]
+    """Returns what a device is to have of all policies that are in force for it, and
+    which policy each value is from. Secrets are shown to nobody.
+    """
+    GetLayeredPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetLayeredPolicyRequest, _policy_pb2.EffectivePolicy]  # type: ignore[assignment]
+    """Returns what the devices of an organisation are to have of all policies that are
+    in force for it, as GetEffectivePolicy does.
+    """
     DiffPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]  # type: ignore[assignment]
     """Says what one version of a policy sets otherwise than another one, field by
     field.
@@ -249,6 +265,26 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListPolicyVersionsResponse, _abc.Awaitable[_policy_pb2.ListPolicyVersionsResponse]]:
         """Lists what was published of a policy, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetEffectivePolicy(
+        self,
+        request: _policy_pb2.GetEffectivePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.EffectivePolicy, _abc.Awaitable[_policy_pb2.EffectivePolicy]]:
+        """Returns what a device is to have of all policies that are in force for it, and
+        which policy each value is from. Secrets are shown to nobody.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLayeredPolicy(
+        self,
+        request: _policy_pb2.GetLayeredPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.EffectivePolicy, _abc.Awaitable[_policy_pb2.EffectivePolicy]]:
+        """Returns what the devices of an organisation are to have of all policies that are
+        in force for it, as GetEffectivePolicy does.
+        """
 
     @_abc_1.abstractmethod
     def DiffPolicyVersions(

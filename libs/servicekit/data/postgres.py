@@ -314,6 +314,20 @@ async def _nothing_to_reset(connection: Connection) -> None:
     """
 
 
+@asynccontextmanager
+async def seeing_all(connection: Connection, why: LiteralString) -> AsyncIterator[None]:
+    """Lets a transaction see the rows of all tenants for a few statements.
+
+    Args:
+        why: as for `Database.system_transaction`.
+    """
+    scope = await connection.fetchval("SELECT current_setting('evergreen.scope')")
+    await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
+    yield
+    # Where a statement failed, the transaction is over.
+    await connection.execute("SELECT set_config('evergreen.scope', $1, true)", scope)
+
+
 def columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Turns rows into one list per column, as `unnest` takes them."""
     return [list(column) for column in zip(*rows, strict=True)]

@@ -209,6 +209,19 @@ class TenantDirectory:
         """The tenant, as far as identity's feed was heard; nobody is asked."""
         return self._nodes.get(tenant_id)
 
+    def line(self, tenant_id: UUID) -> list[TenantNode]:
+        """A tenant and those above it, the root first, as far as identity's feed was heard."""
+        found: list[TenantNode] = []
+        at: UUID | None = tenant_id
+        while at is not None and (node := self._nodes.get(at)) is not None:
+            found.append(node)
+            at = node.parent_id
+        return found[::-1]
+
+    def organisations(self) -> list[UUID]:
+        """The organisations that are not deleted or about to be."""
+        return [n.id for n in self._nodes.values() if n.kind == "org" and not n.going]
+
     def scope(self, tenant_id: UUID) -> Scope:
         """The tenant and all below it that are not being deleted; the root sees everything."""
         if (known := self._scopes.get(tenant_id)) is not None:

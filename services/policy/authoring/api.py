@@ -8,6 +8,7 @@ from uuid import UUID
 from contract.access import Role
 from evergreen.v1 import policy_pb2
 from servicekit.call import Caller
+from servicekit.errors import invalid_field
 from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
@@ -17,8 +18,10 @@ from services.policy.authoring.domain import Policy, Published, warnings_of
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide
 from services.policy.authoring.service import Change as PolicyChange
 from services.policy.authoring.service import PolicyService
+from services.policy.authoring.violations import child
 from services.policy.gate.api import GateApi
 from services.policy.gate.service import Gates
+from services.policy.layers.merging import Merging
 from services.policy.orphans.domain import Orphan
 from services.policy.orphans.service import Orphans
 from services.policy.syncs.service import Syncs
@@ -68,6 +71,7 @@ class PolicyApi(GateApi):
             description=request.description if request.HasField("description") else None,
             bundle=from_value(request.bundle),
             publish=request.signed,
+            merging=_merging(request.merging),
         )
         return to_policy(policy, MASKED)
 
@@ -83,6 +87,7 @@ class PolicyApi(GateApi):
             bundle=from_value(request.bundle) if has_bundle else None,
             has_bundle=has_bundle,
             publish=request.signed,
+            merging=_merging(request.merging) if request.HasField("merging") else None,
         )
         policy = await self._service.update(context.call, UUID(request.id), change)
         return to_policy(policy, MASKED)
@@ -163,6 +168,32 @@ class PolicyApi(GateApi):
         return policy_pb2.SyncDeviceResponse(requested_at=timestamp(asked))
 
 
+def _merging(message: policy_pb2.PolicyMergingChange) -> Merging:
+    removed: dict[str, tuple[str, ...]] = {}
+    for path, names in message.removed_items.items():
+        found = [from_value(name) for name in names.values]
+        if not all(isinstance(name, str) for name in found):
+            raise invalid_field(child("merging.removedItems", path), "must be a list of names")
+        removed[path] = tuple(found)
+    return Merging(
+        locked=tuple(message.locked_fields),
+        replaced=tuple(message.replaced_fields),
+        removed=removed,
+        inherit=message.inherit if message.HasField("inherit") else True,
+    )
+
+
+def _to_merging(merging: Merging) -> policy_pb2.PolicyMerging | None:
+    if not merging.stored():
+        return None
+    message = policy_pb2.PolicyMerging(
+        locked_fields=merging.locked, replaced_fields=merging.replaced, inherit=merging.inherit
+    )
+    for path, names in merging.removed.items():
+        message.removed_items[path].extend(names)
+    return message
+
+
 def _mask_for(caller: Caller) -> str:
     return REDACTED if caller.role is Role.AUDITOR else MASKED
 
@@ -181,6 +212,7 @@ def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> 
         in_force=policy.in_force,
         has_unpublished_changes=policy.changed_since_publish,
         etag=policy.etag,
+        merging=_to_merging(policy.merging),
     )
     if with_bundle:
         bundle = json.loads(policy.authored)

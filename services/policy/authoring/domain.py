@@ -16,8 +16,10 @@ from services.policy.authoring.agent_rules import Finding, check
 from services.policy.authoring.configuration import compile_bundle, is_console_form, keeps_baseline
 from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_document
 from services.policy.authoring.goencoding import encode_document
+from services.policy.authoring.layering import own_document_of
 from services.policy.authoring.secret_values import REDACTED, hide
-from services.policy.authoring.violations import Violations
+from services.policy.authoring.violations import MAX_TEXT, Violations, check_text, child, item
+from services.policy.layers.merging import ITEM_PATHS, PATHS, SECTIONS, Merging
 from services.policy.versions import Version
 
 # An audit entry shows a policy up to this size, and of a larger one its digest.
@@ -39,6 +41,7 @@ class Policy:
     in_force: bool
     created_at: datetime
     updated_at: datetime
+    merging: Merging = field(default_factory=Merging)
 
     @property
     def etag(self) -> str:
@@ -131,11 +134,12 @@ def compile_rollback(version: Version, bundle: Any, standing: Security | None) -
     `bundle` is what was authored. A version of the console's form from before it had a baseline is
     compiled anew. Raises `DomainError` (INVALID_ARGUMENT).
     """
-    document = parse_document(json.loads(version.document))
+    own = own_document_of(version)
+    document = parse_document(json.loads(own))
     if is_console_form(bundle) and not keeps_baseline(document.security):
         return compile_policy(bundle, standing)
     _refuse(Finding(found.rule, f"bundle.{found.path}") for found in check(document))
-    return version.document
+    return own
 
 
 def warnings_of(policy: Policy) -> tuple[Warned, ...]:
@@ -170,6 +174,27 @@ def still_in_force() -> DomainError:
     )
 
 
+def check_merging(merging: Merging) -> None:
+    """Refuses paths that there are not. Raises `DomainError` (INVALID_ARGUMENT)."""
+    violations = Violations()
+    for index, path in enumerate(merging.locked):
+        if path not in PATHS and path not in SECTIONS:
+            violations.add(
+                f"merging.lockedFields[{index}]",
+                "must be a field of a document, such as network.wifi, or a section of it",
+            )
+    lists = ", ".join(ITEM_PATHS)
+    for index, path in enumerate(merging.replaced):
+        if path not in ITEM_PATHS:
+            violations.add(f"merging.replacedFields[{index}]", f"must be one of {lists}")
+    for path, names in merging.removed.items():
+        if path not in ITEM_PATHS:
+            violations.add(child("merging.removedItems", path), f"must be one of {lists}")
+        for index, name in enumerate(names):
+            check_text(name, item(child("merging.removedItems", path), index), violations, MAX_TEXT)
+    violations.raise_if_any()
+
+
 def same_json(one: str, other: str) -> bool:
     """Whether two texts are the same JSON; the order of an object's members does not count."""
     return one == other or _ordered(one) == _ordered(other)
@@ -181,7 +206,9 @@ def _ordered(text: str) -> str:
 
 def standing_of(version: Version | None) -> Security | None:
     """What a version in force says of security."""
-    return None if version is None else parse_document(json.loads(version.document)).security
+    return (
+        None if version is None else parse_document(json.loads(own_document_of(version))).security
+    )
 
 
 def _refuse(findings: Iterable[Finding]) -> None:
@@ -217,6 +244,7 @@ def snapshot(policy: Policy) -> PolicySnapshot:
         version=str(policy.published_version or 0),
         in_force=policy.in_force,
         bundle=_shown(policy),
+        merging=policy.merging.stored(),
     )
 
 
@@ -229,6 +257,7 @@ def snapshot_after_rollback(policy: Policy, version: str) -> RestoredPolicySnaps
         version=str(policy.published_version or 0),
         in_force=policy.in_force,
         bundle=_shown(policy),
+        merging=policy.merging.stored(),
         rollback_of=version,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from contract.access import ACCESS
@@ -20,7 +20,7 @@ from contract.events.policy import (
     SecretsRevealed,
 )
 from servicekit.call import Call, Caller
-from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.data.postgres import Connection, Database, Scope, seeing_all
 from servicekit.errors import DomainError, invalid_field, not_found, permission_denied
 from servicekit.etags import check_etag
 from servicekit.feeds.changes import Changes
@@ -36,6 +36,7 @@ from services.policy.authoring.configuration import is_console_form
 from services.policy.authoring.domain import (
     Policy,
     Published,
+    check_merging,
     compile_policy,
     compile_rollback,
     not_publishable,
@@ -46,12 +47,23 @@ from services.policy.authoring.domain import (
     still_in_force,
     what_counts,
 )
+from services.policy.authoring.layering import (
+    Around,
+    InForce,
+    encoded,
+    folded,
+    own_document_of,
+    own_of,
+    own_of_version,
+)
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
 from services.policy.keys.service import KeyRing
+from services.policy.layers.merging import Level, Merging, Source
 from services.policy.stamps.store import lock_counter, previous_payload
 from services.policy.versions import Version, next_version, parse_version
 
+NO_MERGING: Final = Merging()
 _UPDATE = "/evergreen.v1.PolicyService/UpdatePolicy"
 
 
@@ -65,6 +77,7 @@ class Change:
     bundle: Any = field(default=None, repr=False)
     has_bundle: bool = False
     publish: bool = False
+    merging: Merging | None = None
 
 
 class PolicyService:
@@ -77,8 +90,10 @@ class PolicyService:
         tenants: TenantDirectory,
         keys: KeyRing,
         changes: Changes,
+        around: Around,
         clock: Clock,
     ) -> None:
+        self._around = around
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -120,9 +135,14 @@ class PolicyService:
         description: str | None,
         bundle: Any,
         publish: bool = False,
+        merging: Merging = NO_MERGING,
     ) -> Policy:
-        """Stores a new policy after checking its bundle; devices get it if `publish` is set."""
-        org = await self._tenants.require_org(call.caller, org_id, to_add=True)
+        """Stores a new policy after checking its bundle; devices get it if `publish` is set.
+
+        It may be of any tenant; devices of the organisations below get it, too.
+        """
+        org = await self._tenants.require(call.caller, org_id, to_add=True)
+        check_merging(merging)
         bundle = restore(bundle, None, "bundle")
         now = self._clock()
         async with self._database.transaction(Scope.of(org.id)) as connection:
@@ -139,6 +159,7 @@ class PolicyService:
                 in_force=False,
                 created_at=now,
                 updated_at=now,
+                merging=merging,
             )
             await store.insert_policy(connection, policy)
             await self._tell(
@@ -153,8 +174,11 @@ class PolicyService:
     async def update(self, call: Call, policy_id: UUID, change: Change) -> Policy:
         """Changes a policy; devices keep what was published, unless `publish` is set.
 
-        An update that changes nothing writes nothing, so that a repeated call does no harm.
+        `merging` is changed as a whole. An update that changes nothing writes nothing, so that a
+        repeated call does no harm.
         """
+        if change.merging is not None:
+            check_merging(change.merging)
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
@@ -243,7 +267,9 @@ class PolicyService:
                 document = compile_rollback(earlier, bundle, standing_of(now))
             except DomainError as broken:
                 raise not_publishable(broken) from broken
-            restored = replace(policy, authored=as_text(bundle))
+            restored = replace(
+                policy, authored=as_text(bundle), merging=own_of_version(earlier).merging
+            )
             published = await self._put_in_force(
                 connection, call, restored, document, earlier.version
             )
@@ -284,7 +310,9 @@ class PolicyService:
                 before = await _published(connection, policy, base)
         nothing: dict[str, Any] = {}
         found = changes(
-            json.loads(before.document) if before else nothing, json.loads(after.document), mask
+            json.loads(own_document_of(before)) if before else nothing,
+            json.loads(own_document_of(after)),
+            mask,
         )
         return str(before.version) if before else "", found
 
@@ -325,7 +353,7 @@ class PolicyService:
             document = compile_policy(json.loads(policy.authored), standing_of(version))
         except DomainError:
             return False
-        return version.document == document
+        return own_document_of(version) == document
 
     async def _put_in_force(
         self,
@@ -337,8 +365,15 @@ class PolicyService:
     ) -> Policy:
         now = self._clock()
         last, reported = await lock_counter(connection, policy.tenant_id)
-        previous = await previous_payload(connection, policy.tenant_id, last)
         number = next_version(last, reported)
+        own = own_of(json.loads(policy.authored), document, policy.merging)
+        async with seeing_all(connection, "layers are of the tenants above"):
+            above = await self._around.above(connection, policy.tenant_id)
+            previous = await previous_payload(connection, policy.tenant_id, last)
+        if above:
+            # Only its tenant is looked at: it is a layer of its own kind.
+            source = Source(Level.ORG, policy.tenant_id, policy.id, policy.name, number)
+            document = encoded(folded([*above, InForce(source, own)]))
         signer = self._keys.signer
         version = Version(
             tenant_id=policy.tenant_id,
@@ -357,8 +392,11 @@ class PolicyService:
             rollback_of=rollback_of,
             published_at=now,
             published_by=call.caller.name,
+            layer=own.text(),
+            inherits=bool(above),
         )
         await store.put_in_force(connection, version)
+        await self._around.published(connection, policy.tenant_id, above, version)
         published = replace(
             policy, published_version=number, changed_since_publish=False, in_force=True
         )
@@ -410,6 +448,8 @@ def _changed(policy: Policy, change: Change, authored: str) -> Policy:
         name=policy.name if change.name is None else change.name,
         description=policy.description if change.description is None else change.description,
         authored=authored,
+        merging=policy.merging if change.merging is None else change.merging,
         changed_since_publish=policy.changed_since_publish
+        or (change.merging is not None and change.merging.stored() != policy.merging.stored())
         or what_counts(json.loads(authored)) != what_counts(json.loads(policy.authored)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,26 +16,37 @@ from servicekit.rpc.pagination import Page
 from services.policy.authoring.domain import Policy, Published
 from services.policy.authoring.stored_form import joined, parted
 from services.policy.keys.signing import Statement
+from services.policy.layers.merging import Merging
 from services.policy.stamps.store import move_counter
 from services.policy.versions import Version
 
 _POLICY = (
-    "p.id, p.tenant_id, p.name, p.description, p.revision, p.published_version,"
+    "p.id, p.tenant_id, p.name, p.description, p.revision, p.published_version, p.merging,"
     " p.changed_since_publish, p.created_at, p.updated_at,"
     " EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
     " AND a.policy_id = p.id) AS in_force"
 )
-_VERSION = (
+VERSION = (
     "v.tenant_id, v.version, v.policy_id, v.authored, v.document, v.signature,"
     " v.statement_payload, v.statement_signature, v.key_id, v.rollback_of, v.published_at,"
-    " v.published_by, v.form_extra"
+    " v.published_by, v.form_extra, v.layer, v.inherits"
 )
 
 
 def _policy(row: asyncpg.Record) -> Policy:
     columns = dict(row)
     authored = joined(columns.pop("authored"), columns.pop("form_extra"))
-    return Policy(authored=authored, **columns)
+    merging = columns.pop("merging")
+    return Policy(
+        authored=authored,
+        merging=Merging() if merging is None else Merging.of(json.loads(merging)),
+        **columns,
+    )
+
+
+def _text_of(merging: Merging) -> str | None:
+    stored = merging.stored()
+    return json.dumps(stored, ensure_ascii=False) if stored else None
 
 
 def to_version(row: asyncpg.Record) -> Version:
@@ -54,6 +66,8 @@ def to_version(row: asyncpg.Record) -> Version:
         rollback_of=row["rollback_of"],
         published_at=row["published_at"],
         published_by=row["published_by"],
+        layer=row["layer"],
+        inherits=row["inherits"],
     )
 
 
@@ -96,7 +110,8 @@ async def insert_policy(connection: Connection, policy: Policy) -> None:
     authored, extra = parted(policy.authored)
     await connection.execute(
         "INSERT INTO policy.policies (id, tenant_id, name, description, authored, revision,"
-        " created_at, updated_at, form_extra) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        " created_at, updated_at, form_extra, merging)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         policy.id,
         policy.tenant_id,
         policy.name,
@@ -106,6 +121,7 @@ async def insert_policy(connection: Connection, policy: Policy) -> None:
         policy.created_at,
         policy.updated_at,
         extra,
+        _text_of(policy.merging),
     )
 
 
@@ -115,7 +131,8 @@ async def update_policy(connection: Connection, policy: Policy, now: datetime) -
     authored, extra = parted(changed.authored)
     await connection.execute(
         "UPDATE policy.policies SET name = $3, description = $4, authored = $5, revision = $6,"
-        " published_version = $7, changed_since_publish = $8, updated_at = $9, form_extra = $10"
+        " published_version = $7, changed_since_publish = $8, updated_at = $9, form_extra = $10,"
+        " merging = $11"
         " WHERE id = $1 AND tenant_id = $2",
         changed.id,
         changed.tenant_id,
@@ -127,6 +144,7 @@ async def update_policy(connection: Connection, policy: Policy, now: datetime) -
         changed.changed_since_publish,
         changed.updated_at,
         extra,
+        _text_of(changed.merging),
     )
     return changed
 
@@ -154,8 +172,8 @@ async def put_in_force(connection: Connection, version: Version) -> None:
     await connection.execute(
         "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
         " signature, statement_payload, statement_signature, key_id, rollback_of, published_at,"
-        " published_by, form_extra)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        " published_by, form_extra, layer, inherits)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         version.tenant_id,
         version.version,
         version.policy_id,
@@ -169,6 +187,8 @@ async def put_in_force(connection: Connection, version: Version) -> None:
         version.published_at,
         version.published_by,
         extra,
+        version.layer,
+        version.inherits,
     )
     await move_counter(connection, version.tenant_id, version.version)
     # A trigger stamps the number with the document.
@@ -187,7 +207,7 @@ async def put_in_force(connection: Connection, version: Version) -> None:
 async def get_version(connection: Connection, tenant_id: UUID, version: int) -> Version | None:
     """One published version of an org."""
     row = await connection.fetchrow(
-        f"SELECT {_VERSION} FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2",
+        f"SELECT {VERSION} FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2",
         tenant_id,
         version,
     )
@@ -197,7 +217,7 @@ async def get_version(connection: Connection, tenant_id: UUID, version: int) -> 
 async def get_version_before(connection: Connection, version: Version) -> Version | None:
     """What was published of the same policy before a version."""
     row = await connection.fetchrow(
-        f"SELECT {_VERSION} FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
+        f"SELECT {VERSION} FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND v.version < $3 ORDER BY v.version DESC LIMIT 1",
         version.policy_id,
         version.tenant_id,
@@ -209,7 +229,7 @@ async def get_version_before(connection: Connection, version: Version) -> Versio
 async def get_in_force(connection: Connection, tenant_id: UUID) -> Version | None:
     """The version in force for an org; stays it while the org's counter is locked."""
     row = await connection.fetchrow(
-        f"SELECT {_VERSION} FROM policy.assignments a JOIN policy.versions v"
+        f"SELECT {VERSION} FROM policy.assignments a JOIN policy.versions v"
         " ON v.tenant_id = a.tenant_id AND v.version = a.version WHERE a.tenant_id = $1",
         tenant_id,
     )
@@ -224,7 +244,8 @@ async def list_versions(
         "SELECT v.version, v.published_at, v.published_by, v.rollback_of, v.key_id,"
         " encode(sha256(v.document), 'hex') AS document_sha256,"
         # Within a text of the document these quotes are escaped.
-        """ CASE WHEN $5 THEN convert_from(v.document, 'UTF8') ~"""
+        # Of layers above they are nobody's to try out below.
+        """ CASE WHEN $5 OR v.inherits THEN convert_from(v.document, 'UTF8') ~"""
         """ '"passphrase":"[^"]|"(eap|data|secrets)":[{]"' ELSE false END AS holds_secrets"""
         " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",

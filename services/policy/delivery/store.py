@@ -60,6 +60,14 @@ async def write_applied(connection: Connection, applied: Sequence[Applied]) -> N
     )
 
 
+async def applied_version(connection: Connection, device_id: UUID) -> int | None:
+    """The version that a device says it has; `None` when it never said."""
+    version: int | None = await connection.fetchval(
+        "SELECT version FROM policy.applied_versions WHERE device_id = $1", device_id
+    )
+    return version
+
+
 async def has_called(connection: Connection, device_id: UUID, token_version: int) -> bool:
     """Whether a device asked for its policy with a token of this generation."""
     found: bool = await connection.fetchval(

@@ -9,9 +9,13 @@ from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
 from services.policy.orphans.domain import Orphan
 
-# An organisation's row stays when nothing is in force any more; there are few such rows.
+# An organisation's row stays when nothing is in force any more; there are few such rows. One that
+# inherits has something in force all the same.
 _ORPHANS: Final = (
-    " FROM policy.assignments s"
+    " FROM (SELECT o.tenant_id, NULL::bigint AS version FROM policy.assignments o"
+    " WHERE o.version IS NULL UNION SELECT e.tenant_id, NULL FROM policy.editions e"
+    " WHERE e.recipe = '[]' EXCEPT SELECT e.tenant_id, NULL FROM policy.editions e"
+    " WHERE e.own_version IS NULL AND e.digest IS NOT NULL) AS s"
     " JOIN policy.applied_versions a ON a.tenant_id = s.tenant_id AND a.version > 0"
     " JOIN policy.devices d ON d.device_id = a.device_id AND d.status = 'active'"
     " WHERE s.version IS NULL AND ($1::uuid[] IS NULL OR s.tenant_id = ANY ($1))"

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.data.postgres import Connection, Database
 from servicekit.errors import DomainError
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor
@@ -113,7 +113,9 @@ class Stamps:
         if self._refused.get(asked, 0.0) > loop.time():
             return None
         try:
-            async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            async with self._database.system_transaction(
+                "a document may be of a tenant above"
+            ) as connection:
                 number = await self._draw(connection, tenant_id, edition, has)
         except DomainError as away:
             log.info("no number drawn", error=away.message)
@@ -144,8 +146,27 @@ class Stamps:
         if earlier is not None and earlier > now - _DRAWS_WITHIN:
             DRAWS.note("deferred")
             return None
-        number = next_version(last, reported)
         body = (await store.documents(connection, [edition.content]))[edition.content].body
+        DRAWS.note("drawn")
+        return await self.stamp(connection, tenant_id, edition.content, body, (last, reported))
+
+    async def stamp(
+        self,
+        connection: Connection,
+        tenant_id: UUID,
+        content: Content,
+        body: bytes,
+        counter: tuple[int, int],
+        cause: str = "draw",
+    ) -> int:
+        """Lets a new number stand for a stored document; answers it.
+
+        Args:
+            counter: what `lock_counter` answered; the counter is still locked.
+        """
+        last, reported = counter
+        now = self._clock()
+        number = next_version(last, reported)
         statement = self._keys.signer.state(
             body,
             version=number,
@@ -153,10 +174,9 @@ class Stamps:
             previous=await store.previous_payload(connection, tenant_id, last),
             issued_at=now,
         )
-        stamp = Stamp.of(edition.content, statement, body)
-        await store.insert_draw(connection, tenant_id, number, stamp, now)
+        stamp = Stamp.of(content, statement, body)
+        await store.insert_draw(connection, tenant_id, number, stamp, now, cause)
         await store.move_counter(connection, tenant_id, number)
-        DRAWS.note("drawn")
         return number
 
     def _kept(self, key: tuple[UUID, int]) -> Bundle | None:

@@ -19,6 +19,7 @@ _CHANGES_A_PAGE: Final = 1000
 CHANGING: Final = (
     "SELECT changed_xid FROM policy.assignments",
     "SELECT changed_xid FROM policy.stamps",
+    "SELECT changed_xid FROM policy.editions",
 )
 """What the feed below tells of (`servicekit.feeds.changes`)."""
 
@@ -34,7 +35,7 @@ async def changed_since(connection: Connection, cursor: Cursor) -> tuple[FeedPag
     page = await read_page(
         connection,
         "SELECT c.changed_xid::text AS changed_xid, c.id AS key, c.tenant_id FROM"
-        f" ({_BEHIND.format('assignments')} UNION ALL {_BEHIND.format('stamps')}) AS c"
+        f" ({' UNION ALL '.join(map(_BEHIND.format, ('assignments', 'stamps', 'editions')))}) AS c"
         # By the column: the text of the same name would put 99 behind 100.
         " ORDER BY c.changed_xid, c.id LIMIT $3",
         cursor,
@@ -46,13 +47,19 @@ async def changed_since(connection: Connection, cursor: Cursor) -> tuple[FeedPag
 async def standings(connection: Connection, tenant_ids: Iterable[UUID]) -> dict[UUID, Standing]:
     """How it stands with organisations, all as of one moment: it is one statement."""
     rows = await connection.fetch(
-        "SELECT a.tenant_id, s.document_tenant, s.digest,"
-        " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = s.tenant_id"
-        " AND o.document_tenant = s.document_tenant AND o.digest = s.digest AND o.stands"
+        "SELECT w.tenant_id, w.document_tenant, w.digest,"
+        " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = w.tenant_id"
+        " AND o.document_tenant = w.document_tenant AND o.digest = w.digest AND o.stands"
         " ORDER BY o.version) AS versions,"
-        " (SELECT max(o.version) FROM policy.stamps o WHERE o.tenant_id = a.tenant_id) AS last"
-        " FROM policy.assignments a LEFT JOIN policy.stamps s"
-        " ON s.tenant_id = a.tenant_id AND s.version = a.version WHERE a.tenant_id = ANY ($1)",
+        " (SELECT max(o.version) FROM policy.stamps o WHERE o.tenant_id = w.tenant_id) AS last"
+        " FROM (SELECT t.tenant_id, coalesce(e.document_tenant, s.document_tenant)"
+        " AS document_tenant, coalesce(e.digest, s.digest) AS digest"
+        " FROM unnest($1::uuid[]) AS t (tenant_id)"
+        " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
+        " LEFT JOIN policy.stamps s ON s.tenant_id = a.tenant_id AND s.version = a.version"
+        # An edition of before another version came into force is out of date.
+        " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id"
+        " AND e.own_version IS NOT DISTINCT FROM a.version) AS w",
         list(tenant_ids),
     )
     return {
@@ -194,14 +201,50 @@ async def earlier_draw(connection: Connection, tenant_id: UUID, count: int) -> d
     return drawn
 
 
+async def insert_document(connection: Connection, content: Content, document: Document) -> None:
+    """Stores a document that no publish of its tenant has stored."""
+    await connection.execute(
+        "INSERT INTO policy.documents (tenant_id, digest, body) VALUES ($1, $2, $3)"
+        " ON CONFLICT DO NOTHING",
+        content.tenant_id,
+        content.digest,
+        document.body,
+    )
+    await connection.execute(
+        "INSERT INTO policy.signatures (tenant_id, digest, key_id, signature)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        content.tenant_id,
+        content.digest,
+        document.key_id,
+        document.signature,
+    )
+
+
+async def newest_standing(connection: Connection, tenant_id: UUID, content: Content) -> int | None:
+    """The highest number of an org that stands for a content."""
+    version: int | None = await connection.fetchval(
+        "SELECT max(s.version) FROM policy.stamps s WHERE s.tenant_id = $1"
+        " AND s.document_tenant = $2 AND s.digest = $3 AND s.stands",
+        tenant_id,
+        content.tenant_id,
+        content.digest,
+    )
+    return version
+
+
 async def insert_draw(
-    connection: Connection, tenant_id: UUID, version: int, stamp: Stamp, now: datetime
+    connection: Connection,
+    tenant_id: UUID,
+    version: int,
+    stamp: Stamp,
+    now: datetime,
+    cause: str = "draw",
 ) -> None:
-    """Stores that a new number stands for a document that others stand for already."""
+    """Stores that a new number stands for a document, beside those of publishes."""
     await connection.execute(
         "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
         " statement_head, statement_signature, cause, stamped_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, 'draw', $8)",
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)",
         tenant_id,
         version,
         stamp.content.tenant_id,
@@ -210,4 +253,5 @@ async def insert_draw(
         stamp.statement_head,
         stamp.statement_signature,
         now,
+        cause,
     )

@@ -1,0 +1,171 @@
+"""What a bundle sets as one of several layers, and the document that layers make together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from servicekit.data.postgres import Connection
+from servicekit.errors import Code, DomainError
+from services.policy.authoring.agent_rules import check
+from services.policy.authoring.configuration import is_console_form
+from services.policy.authoring.document import MAX_DOCUMENT, parse_document
+from services.policy.authoring.goencoding import encode_document
+from services.policy.layers.fields import FIELDS
+from services.policy.layers.merging import Folded, Layer, Level, Merging, Source
+from services.policy.versions import Version
+
+_FORM: Final = {
+    "apps.required": ("apps",),
+    "updates.channel": ("updateChannel",),
+    "browser.homepage": ("browser", "homepageUrl"),
+    "network.wifi": ("network", "wifiNetworks"),
+}
+"""Where the console's form says something, by the path of a document."""
+_BASELINE: Final = (
+    "security.selinux_enforce",
+    "security.ssh_enabled",
+    "security.usbguard",
+    "security.usbguard_rules",
+    "security.allow_root_login",
+)
+"""What the console's form has no switch for; it counts where no layer above says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What one version sets by itself.
+
+    `baseline` are the values of a console's form for which it has no switch; `None` for a document.
+    """
+
+    sets: Mapping[str, Any] = field(repr=False)
+    baseline: Mapping[str, Any] | None
+    merging: Merging
+
+    def text(self) -> str:
+        """As it is stored with the version."""
+        return json.dumps(
+            {"sets": self.sets, "baseline": self.baseline, "merging": self.merging.stored()},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def read(cls, text: str) -> Own:
+        """What `text` wrote."""
+        stored = json.loads(text)
+        return cls(stored["sets"], stored["baseline"], Merging.of(stored["merging"]))
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A version that is in force for a tenant, as a layer of what is below."""
+
+    source: Source
+    own: Own
+
+    @property
+    def layer(self) -> Layer:
+        """What it sets."""
+        return Layer(self.source, self.own.sets, self.own.merging)
+
+
+def own_of(bundle: Any, document: bytes, merging: Merging) -> Own:
+    """What an authored bundle sets; `document` is what it compiles to alone."""
+    compiled = json.loads(document)
+    sets = {one.path: one.of(compiled) for one in FIELDS if _is_set(bundle, one.path)}
+    baseline = None
+    if is_console_form(bundle):
+        baseline = {
+            one.path: value
+            for one in FIELDS
+            if one.path in _BASELINE and (value := one.of(compiled)) is not None
+        }
+    return Own(sets, baseline, merging)
+
+
+def _is_set(bundle: Any, path: str) -> bool:
+    steps = path.split(".")
+    if is_console_form(bundle):
+        if path not in _FORM:
+            return False
+        steps = ["configuration", *_FORM[path]]
+    at: Any = bundle
+    for step in steps:
+        at = at.get(step) if isinstance(at, Mapping) else None
+    return at is not None
+
+
+def folded(layers: Sequence[InForce]) -> Folded:
+    """All layers as one, the root's first; a console's form has its baseline below them."""
+    forms = [one for one in layers if one.own.baseline is not None]
+    # Of several forms the lowest one says it, as it does alone.
+    baseline = [
+        Layer(Source(Level.BASELINE, one.source.tenant_id), one.own.baseline or {})
+        for one in forms[-1:]
+    ]
+    return Folded([*baseline, *(one.layer for one in layers)])
+
+
+def encoded(found: Folded) -> bytes:
+    """The exact bytes that devices get of layers.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when devices could not apply them together. It names no
+            value: it may be another tenant's.
+    """
+    try:
+        document = parse_document(found.document())
+    except DomainError as broken:
+        raise _not_together(broken.message) from broken
+    body = encode_document(document)
+    if len(body) > MAX_DOCUMENT:
+        raise _not_together(f"the document would have {len(body)} bytes, more than {MAX_DOCUMENT}")
+    for finding in check(document):
+        if finding.rule.refuses:
+            raise _not_together(f"{finding.path}: breaks the rule {finding.rule.name}")
+    return body
+
+
+def _not_together(reason: str) -> DomainError:
+    return DomainError(
+        Code.FAILED_PRECONDITION,
+        "LAYERS_DO_NOT_FIT",
+        f"devices cannot apply the policy together with those of tenants above: {reason}",
+    )
+
+
+class Around(Protocol):
+    """The layers that a policy stands among."""
+
+    async def above(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
+        """What is in force for those above a tenant, the root's first."""
+
+    async def published(
+        self, connection: Connection, tenant_id: UUID, above: Sequence[InForce], version: Version
+    ) -> None:
+        """Notes what devices are to have from now on, which is the version's document."""
+
+
+def own_of_version(version: Version) -> Own:
+    """What a published version sets by itself; one of the last release says it by its document."""
+    if version.layer is not None:
+        return Own.read(version.layer)
+    return own_of(json.loads(version.authored), version.document, Merging())
+
+
+def own_document_of(version: Version) -> bytes:
+    """The document that a published version makes alone."""
+    if not version.inherits:
+        return version.document
+    return own_document(own_of_version(version), version.tenant_id)
+
+
+def own_document(own: Own, tenant_id: UUID) -> bytes:
+    """What a version makes alone."""
+    source = Source(Level.ORG, tenant_id)
+    return encode_document(parse_document(folded([InForce(source, own)]).document()))

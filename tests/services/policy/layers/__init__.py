@@ -1,0 +1,1 @@
+"""Layers: what several policies make together."""

@@ -1,0 +1,297 @@
+"""Policies of tenants above an organisation, and what its devices get of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import pytest
+
+from evergreen.v1 import policy_pb2
+from servicekit.rpc.values import from_value
+from tests.support.policy import (
+    ORG,
+    RESELLER,
+    ROOT,
+    SISTER,
+    STRANGER,
+    Admin,
+    Device,
+    World,
+    verified,
+    world,
+)
+from tests.support.refusals import refusal
+from tests.support.stack import PATIENCE
+
+__all__ = ["world"]
+
+SECRET = "the district's own passphrase"
+DISTRICT = {"ssid": "District", "passphrase": SECRET, "security": "wpa-psk"}
+SCHOOL = {"ssid": "School", "passphrase": "the school's passphrase", "security": "wpa-psk"}
+HARD = {"selinux_enforce": True, "ssh_enabled": False}
+
+
+def new_device(world: World, org: UUID = ORG.id) -> Device:
+    return Device(world.kit, world.channel, uuid4(), org)
+
+
+async def delivered(world: World, device: Device, version: str = "") -> dict[str, Any]:
+    """What a device gets above a version, a moment later."""
+    async with asyncio.timeout(PATIENCE):
+        while (answer := await device.pull(version)).status_code == 304:
+            await asyncio.sleep(0.05)
+    verified(await world.pem(), answer)
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def settled(world: World, org: UUID, state: str = "CURRENT") -> policy_pb2.EffectivePolicy:
+    """What an organisation's devices are to have, once it is put together."""
+    admin = Admin(world.channel, org, "Auditor")
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = await admin.call("GetLayeredPolicy")
+            if found.state == state:
+                return found
+            await asyncio.sleep(0.05)
+
+
+def ssids(envelope: dict[str, Any]) -> list[str]:
+    return [network["ssid"] for network in envelope["policy"]["network"]["wifi"] or ()]
+
+
+async def test_what_a_district_publishes_reaches_its_schools(world: World) -> None:
+    """Also those without a policy of their own, which share the document; and no others."""
+    district = Admin(world.channel, RESELLER.id)
+    policy = await district.published(
+        RESELLER.id, {"network": {"wifi": [DISTRICT]}, "security": HARD}
+    )
+    assert (policy.version, policy.in_force) == ("1", True)
+    first = await delivered(world, new_device(world))
+    assert (first["version"], ssids(first)) == ("1", ["District"])
+    assert ssids(await delivered(world, new_device(world, SISTER.id))) == ["District"]
+    assert (await new_device(world, STRANGER.id).pull()).status_code == 304
+    connection = await world.database.superuser()
+    count = "SELECT count(*) FROM policy.documents"
+    assert await connection.fetchval(count) == 1
+    # A school adds its network, by one publish under one number.
+    mine = await world.admin.published(ORG.id, {"network": {"wifi": [SCHOOL]}})
+    assert mine.version == "2"
+    device = new_device(world)
+    second = await delivered(world, device, "1")
+    assert (second["version"], ssids(second)) == ("2", ["District", "School"])
+    assert second["policy"]["security"]["selinux_enforce"] is True
+    assert (await device.pull("2")).status_code == 304
+    # What changes above reaches it, too, and only those for whom it changes something.
+    await district.call(
+        "UpdatePolicy", id=policy.id, bundle={"updates": {"channel": "beta"}}, signed=True
+    )
+    third = await delivered(world, device, "2")
+    assert (third["version"], ssids(third)) == ("3", ["School"])
+    assert third["policy"]["updates"]["channel"] == "beta"
+    await settled(world, SISTER.id)
+    await district.call("PublishPolicy", id=policy.id)
+    await settled(world, ORG.id)
+    assert (await device.pull("3")).status_code == 304
+    # Withdrawn, the school's own is left; and withdrawn that as well, nothing.
+    await district.call("WithdrawPolicy", id=policy.id)
+    fourth = await delivered(world, device, "3")
+    assert fourth["policy"]["updates"]["channel"] == ""
+    await world.admin.call("WithdrawPolicy", id=mine.id)
+    assert (await settled(world, ORG.id, "NONE")).wanted_version == ""
+    assert (await new_device(world).pull()).status_code == 304
+    await connection.close()
+
+
+async def test_locks_and_sources_are_explained(world: World) -> None:
+    """A school's value for a locked field is kept and ignored; every value says whose it is."""
+    root, district = Admin(world.channel, ROOT.id), Admin(world.channel, RESELLER.id)
+    await root.published(ROOT.id, {"security": HARD, "browser": {"homepage": "https://root"}})
+    base = await district.create(RESELLER.id, {"security": {"usbguard": False}}, "Base")
+    locked = policy_pb2.PolicyMergingChange(locked_fields=["security"])
+    await district.call("UpdatePolicy", id=base.id, merging=locked, signed=True)
+    own = {"security": {"selinux_enforce": False}, "browser": {"homepage": "https://school"}}
+    policy = await world.admin.published(ORG.id, own)
+    device = new_device(world)
+    envelope = await delivered(world, device)
+    assert envelope["policy"]["security"]["selinux_enforce"] is True
+    assert envelope["policy"]["browser"]["homepage"] == "https://school"
+    found = await settled(world, ORG.id)
+    assert [(one.level, one.policy_name) for one in found.layers] == [
+        ("ROOT", "Policy"),
+        ("RESELLER", "Base"),
+        ("ORG", "Policy"),
+    ]
+    fields = {one.path: one for one in found.fields}
+    selinux = fields["security.selinux_enforce"]
+    assert (selinux.how, selinux.source.level) == ("LOCKED", "ROOT")
+    (lost,) = selinux.overridden
+    assert (lost.source.level, lost.reason) == ("ORG", "LOCKED_ABOVE")
+    homepage = fields["browser.homepage"]
+    assert (homepage.how, homepage.source.level) == ("MERGED", "ORG")
+    assert homepage.overridden[0].reason == "LOWER_PRIORITY"
+    assert (fields["updates.channel"].how, fields["updates.channel"].HasField("source")) == (
+        "DEFAULT",
+        False,
+    )
+    # A device's view says whether it has it.
+    world.neighbours.registry.add(UUID(str(device.id)), ORG.id)
+    has = envelope["version"]
+    await device.pull(has)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                mine = await world.admin.call("GetEffectivePolicy", id=str(device.id))
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+                continue
+            if mine.state == "CURRENT":
+                break
+            await asyncio.sleep(0.05)
+    assert (mine.applied_version, mine.wanted_version) == (has, has)
+    assert mine.fields == found.fields
+    refused = await refusal(
+        Admin(world.channel, SISTER.id).call("GetEffectivePolicy", id=str(device.id))
+    )
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+    alone = policy_pb2.PolicyMergingChange(inherit=False)
+    await world.admin.call("UpdatePolicy", id=policy.id, merging=alone, signed=True)
+    shown = await world.admin.call("GetPolicy", id=policy.id)
+    assert (shown.merging.inherit, list(shown.merging.locked_fields)) == (False, [])
+    envelope = await delivered(world, device, has)
+    assert envelope["policy"]["security"]["selinux_enforce"] is True
+    back = await world.admin.call("RollbackPolicy", id=policy.id, version=has)
+    assert not back.HasField("merging")
+
+
+async def test_no_school_sees_its_districts_secrets(world: World) -> None:
+    """By no answer, digest, difference, error, event or export."""
+    district = Admin(world.channel, RESELLER.id)
+    await district.published(RESELLER.id, {"network": {"wifi": [DISTRICT]}})
+    policy = await world.admin.published(ORG.id, {"network": {"wifi": [SCHOOL]}})
+    await world.admin.call(
+        "UpdatePolicy", id=policy.id, bundle={"updates": {"channel": "beta"}}, signed=True
+    )
+    said = [
+        await settled(world, ORG.id),
+        await world.admin.call("GetPolicy", id=policy.id, reveal_secrets=True),
+        await world.admin.call("ListPolicies"),
+        await world.admin.call("ListPolicyVersions", policy_id=policy.id),
+        await world.admin.call("DiffPolicyVersions", policy_id=policy.id, version="2"),
+        await world.admin.call("RollbackPolicy", id=policy.id, version="1"),
+    ]
+    assert SECRET not in str(said)
+    assert "District" not in str(said[1:])
+    assert not any(version.document_sha256 for version in said[3].versions)
+    wifi = next(one for one in said[0].fields if one.item_key == "District")
+    assert from_value(wifi.value)["passphrase"] == "[redacted]"
+    assert SECRET not in json.dumps(await world.events())
+    # The word for a stored secret stands for the school's own alone.
+    refused = await refusal(
+        world.admin.create(ORG.id, {"network": {"wifi": [{**DISTRICT, "passphrase": "[masked]"}]}})
+    )
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    # And a form of the console does not take it over by naming the network.
+    form = {"configuration": {"network": {"wifiNetworks": [{"ssid": "District"}]}}}
+    made = await world.admin.create(ORG.id, form)
+    refused = await refusal(world.admin.call("PublishPolicy", id=made.id))
+    assert SECRET not in str(refused.body)
+    # The policies of a tenant above are not there.
+    above = await district.call("ListPolicies", org_id=str(RESELLER.id))
+    theirs = next(one for one in above.policies if one.org_id == str(RESELLER.id))
+    for method in ("GetPolicy", "PublishPolicy", "WithdrawPolicy", "DeletePolicy"):
+        refused = await refusal(world.admin.call(method, id=theirs.id))
+        assert refused.code is grpc.StatusCode.NOT_FOUND
+    refused = await refusal(world.admin.create(RESELLER.id, {}))
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_consoles_form_takes_its_baseline_from_above(world: World) -> None:
+    """The form has no switch for security; a root's policy says it, and else the baseline does."""
+    form = {"configuration": {"updateChannel": "stable"}}
+    await world.admin.published(ORG.id, form)
+    before = await delivered(world, new_device(world))
+    assert before["policy"]["security"]["selinux_enforce"] is True
+    root = Admin(world.channel, ROOT.id)
+    rules = {"usbguard": True, "usbguard_rules": ["allow id 1d6b:0002"], "selinux_enforce": True}
+    await root.published(ROOT.id, {"security": rules, "updates": {"channel": "beta"}})
+    after = await delivered(world, new_device(world), before["version"])
+    assert after["policy"]["security"]["usbguard"] is True
+    assert after["policy"]["updates"]["channel"] == "stable"
+    fields = {one.path: one for one in (await settled(world, ORG.id)).fields}
+    assert fields["security.ssh_enabled"].source.level == "BASELINE"
+    assert fields["security.usbguard"].source.level == "ROOT"
+    again = await world.admin.published(ORG.id, form)
+    last = await delivered(world, new_device(world), after["version"])
+    assert (last["version"], last["policy"]) == (again.version, after["policy"])
+
+
+async def test_layers_that_do_not_fit_are_held(world: World) -> None:
+    """A school whose document would be too large keeps what it had; the others go on."""
+    long = {"usbguard_rules": [f"allow {number} {'x' * 8000}" for number in range(40)]}
+    apps = {"required": [{"id": f"org.a.B{n}", "source": "x" * 4000} for n in range(60)]}
+    await world.admin.published(ORG.id, {"security": long})
+    before = await delivered(world, new_device(world))
+    district = Admin(world.channel, RESELLER.id)
+    await district.published(RESELLER.id, {"apps": apps})
+    assert (await delivered(world, new_device(world, SISTER.id)))["policy"]["apps"]["required"]
+    held = await settled(world, ORG.id, "HELD")
+    assert "bytes" in held.state_reason
+    device = new_device(world)
+    assert (await device.pull(before["version"])).status_code == 304
+    refused = await refusal(world.admin.published(ORG.id, {"security": long}))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "LAYERS_DO_NOT_FIT",
+    )
+
+
+@pytest.mark.parametrize(
+    ("merging", "field"),
+    [
+        ({"locked_fields": ["nothing"]}, "merging.lockedFields[0]"),
+        ({"replaced_fields": ["updates.channel"]}, "merging.replacedFields[0]"),
+        ({"removed_items": {"security": ["x"]}}, "merging.removedItems.security"),
+        ({"removed_items": {"network.wifi": [1]}}, 'merging.removedItems["network.wifi"]'),
+    ],
+)
+async def test_merging_names_what_there_is(
+    world: World, merging: dict[str, Any], field: str
+) -> None:
+    """A path that is none is refused by its place."""
+    removed = merging.pop("removed_items", {})
+    change = policy_pb2.PolicyMergingChange(**merging)
+    for path, names in removed.items():
+        change.removed_items[path].extend(names)
+    refused = await refusal(
+        world.admin.call("CreatePolicy", org_id=str(ORG.id), name="x", bundle={}, merging=change)
+    )
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.body["message"].startswith(f"{field}: ")
+
+
+async def test_what_is_inherited_again_is_drawn_above_a_schools_own(world: World) -> None:
+    """The document is the district's; who has it under an older number is left alone."""
+    await Admin(world.channel, RESELLER.id).published(
+        RESELLER.id, {"network": {"wifi": [DISTRICT]}}
+    )
+    stays, device = new_device(world), new_device(world)
+    assert (await delivered(world, device))["version"] == "1"
+    mine = await world.admin.published(ORG.id, {"network": {"wifi": [SCHOOL]}})
+    assert (await delivered(world, device, "1"))["version"] == "2"
+    await world.admin.call("WithdrawPolicy", id=mine.id)
+    again = await delivered(world, device, "2")
+    assert (again["version"], ssids(again)) == ("3", ["District"])
+    for has in ("1", "3"):
+        assert (await stays.pull(has)).status_code == 304
+    # The next number's statement follows the drawn one.
+    await world.admin.call("PublishPolicy", id=mine.id)
+    last = await new_device(world).pull_grpc("3")
+    payload = json.loads(last.statement.payload)
+    assert (last.version, bool(payload["previous"])) == ("4", True)
+    orphans = await world.admin.call("ListOrphanedDevices")
+    assert orphans.total_size == 0
