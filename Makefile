@@ -3,6 +3,8 @@
 BIN := .venv/bin
 # A file more at a time than the usual two cores: tests also wait.
 SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
+# Tests start thousands of processes: each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run test test-servers test-long test-compose bench chaos lint gen lock clean
 

@@ -60,7 +60,7 @@ def copied(files: dict[str, str], places: Places, *, transcoded: bool) -> dict[s
         transcoded: device calls in JSON become gRPC at the gateway, and are not passed on as
             they are.
     """
-    config = {name: yaml.safe_load(text) for name, text in files.items()}
+    config = {name: yaml.load(text, yaml.CSafeLoader) for name, text in files.items()}
     (listener,) = config[LISTENER]["resources"]
     listener.pop("additional_addresses", None)
     listener["address"] = address(f"127.0.0.1:{places.port}")
@@ -75,7 +75,10 @@ def copied(files: dict[str, str], places: Places, *, transcoded: bool) -> dict[s
     sources["cds_config"]["path_config_source"]["path"] = str(places.directory / CLUSTERS)
     if transcoded:
         _transcode(listener)
-    return {name: yaml.safe_dump(content, sort_keys=False) for name, content in config.items()}
+    return {
+        name: yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
+        for name, content in config.items()
+    }
 
 
 def _transcode(listener: dict[str, Any]) -> None:

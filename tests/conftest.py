@@ -52,6 +52,23 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files in which `make test`, or `make test-servers`, would find nothing to run.
+
+    To read all of them takes each worker half a minute.
+    """
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    only = config.getoption("markexpr")
+    if only == "not servers":
+        return "\npytestmark = pytest.mark.servers\n" in collection_path.read_text() or None
+    # The folder's conftest marks all of them.
+    outside = collection_path.parent.name != "external"
+    if only == "servers" and outside:
+        return "mark.servers" not in collection_path.read_text() or None
+    return None
+
+
 LONGEST = (
     "docs/test_make_run.py",
     "e2e/test_schemathesis.py",

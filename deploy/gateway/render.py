@@ -10,6 +10,11 @@ from typing import Final
 
 import yaml
 
+try:
+    from yaml import CSafeDumper as SafeDumper
+except ImportError:  # without libyaml: the same files, a second later
+    from yaml import SafeDumper  # type: ignore[assignment]
+
 from contract.contexts import CONTEXTS
 from deploy.gateway import api
 from deploy.gateway.bootstrap import bootstrap
@@ -94,14 +99,14 @@ def _resources(resources: Iterable[Config]) -> str:
     return _yaml({"resources": list(resources)})
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(SafeDumper):
     """Writes texts of several lines as such, and nothing by reference."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _text(dumper: SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
 from bench import traffic
@@ -27,6 +26,7 @@ from bench.traffic import Call, Device, Traffic
 from cli.sim.http import Answer
 from contract.contexts import CONTEXTS
 from deploy import gateway
+from tests.support import yaml_text
 
 
 def test_processes_belong_to_parts() -> None:
@@ -235,7 +235,7 @@ def test_a_floor_has_the_products_filters_and_other_addresses(
     places = Places(tmp_path / "floor", 1234, 5678, Path("/http.sock"), Path("/grpc.sock"))
     floor = copied(files, places, transcoded=transcoded)
     assert floor.keys() == files.keys()
-    clusters = yaml.safe_load(floor["clusters.yaml"])["resources"]
+    clusters = yaml_text.load(floor["clusters.yaml"])["resources"]
     pipes = {
         cluster["name"]: cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"][
             "address"
@@ -244,9 +244,9 @@ def test_a_floor_has_the_products_filters_and_other_addresses(
     }
     assert pipes["policy-http"] == "/http.sock"
     assert pipes["policy"] == "/grpc.sock"
-    (listener,) = yaml.safe_load(floor["listener.yaml"])["resources"]
+    (listener,) = yaml_text.load(floor["listener.yaml"])["resources"]
     assert listener["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 1234}
-    (original,) = yaml.safe_load(files["listener.yaml"])["resources"]
+    (original,) = yaml_text.load(files["listener.yaml"])["resources"]
     ours, theirs = (_http(one)["http_filters"] for one in (listener, original))
     assert [one["name"] for one in ours] == [one["name"] for one in theirs]
     if not transcoded:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from contract import addresses
 from contract.access import ACCESS, Audience, Rule
@@ -21,6 +20,7 @@ from deploy.gateway.errors import H_ERROR
 from deploy.gateway.settings import DESCRIPTORS
 from servicekit.rpc import server as grpc_server
 from servicekit.security.tls import Tls
+from tests.support import yaml_text
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def settings() -> GatewaySettings:
 
 
 def _listener(settings: GatewaySettings) -> Any:
-    return yaml.safe_load(render(settings)["listener.yaml"])["resources"][0]
+    return yaml_text.load(render(settings)["listener.yaml"])["resources"][0]
 
 
 def test_only_addresses_differ_between_environments(settings: GatewaySettings) -> None:
@@ -128,13 +128,13 @@ def test_on_a_network_both_sides_show_certificates(settings: GatewaySettings) ->
     """The gateway takes a service by the name in its certificate, and has one of its own."""
     own = Tls(Path("/in/ca"), Path("/in/crt"), Path("/in/key"))
     files = render(dataclasses.replace(settings, inside=own))
-    clusters = {c["name"]: c for c in yaml.safe_load(files["clusters.yaml"])["resources"]}
+    clusters = {c["name"]: c for c in yaml_text.load(files["clusters.yaml"])["resources"]}
     assert "transport_socket" not in clusters["policy"]  # a socket
     tls = clusters["policy-http"]["transport_socket"]["typed_config"]["common_tls_context"]
     names = tls["combined_validation_context"]["default_validation_context"]
     assert [n["matcher"] for n in names["match_typed_subject_alt_names"]] == [{"exact": "policy"}]
     for secret in ("gateway", "inside", "inside-ca"):
-        assert len(yaml.safe_load(files[f"secret-{secret}.yaml"])["resources"]) == 1
+        assert len(yaml_text.load(files[f"secret-{secret}.yaml"])["resources"]) == 1
 
 
 def _method_in(verbs: tuple[str, ...]) -> Any:

@@ -58,7 +58,11 @@ def seen(
 def made(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The Secrets in what was rendered."""
     assert done.returncode == 0, done.stderr
-    found = [one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "Secret"]
+    found = [
+        one
+        for one in yaml.load_all(done.stdout, yaml.CSafeLoader)
+        if one and one["kind"] == "Secret"
+    ]
     return {one["metadata"]["name"]: one for one in found}
 
 

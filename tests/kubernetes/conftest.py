@@ -15,7 +15,7 @@ from tests.support.stack import Stack
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Pods take their time."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(3600))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import REGISTRY
 
 from contract.contexts import CONTEXTS
@@ -24,6 +23,7 @@ from deploy.launcher import options
 from deploy.launcher.errors import LauncherError
 from servicekit.observability.spans import Tracer
 from servicekit.observability.tracing import ENDPOINT, PROTOCOL, RATIO, SAMPLER, Traces
+from tests.support import yaml_text
 from tests.support.stack import PATIENCE
 
 RPC = "/evergreen.v1.PolicyService/ListPolicies"
@@ -91,8 +91,8 @@ def test_what_cannot_be_is_named_at_the_start(
 def _rendered(traces: Traces | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The connection manager and the clusters by name."""
     found = render(dataclasses.replace(GATEWAY, traces=traces))
-    (listener,) = yaml.safe_load(found["listener.yaml"])["resources"]
-    clusters = yaml.safe_load(found["clusters.yaml"])["resources"]
+    (listener,) = yaml_text.load(found["listener.yaml"])["resources"]
+    clusters = yaml_text.load(found["clusters.yaml"])["resources"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     return manager, {cluster["name"]: cluster for cluster in clusters}
 
