@@ -36,9 +36,9 @@ def main() -> None:
 
             sys.exit(schedule())
         case _:
-            from cli.main import app  # noqa: PLC0415
+            from cli.main import run as run_command  # noqa: PLC0415
 
-            app()
+            run_command()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -101,5 +102,20 @@ def _evergreen(
     asyncio_log.addFilter(lambda record: "eof_received" not in record.getMessage())
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command of `sys.argv`; of all groups, only one that it names is built.
+
+    To build all of them takes longer than most commands.
+    """
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    every = app.registered_groups
+    app.registered_groups = [
+        group
+        for group in every
+        if group.typer_instance is not None and group.typer_instance.info.name == word
+    ] or every
     app()
+
+
+if __name__ == "__main__":
+    run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 from evergreen.v1 import identity_pb2_grpc
@@ -41,6 +43,9 @@ settings.register_profile(
 )
 settings.register_profile("long", max_examples=1_000, deadline=None, suppress_health_check=SLOW)
 settings.load_profile("long" if LONG else "short")
+
+# A tree of commands stays the same; to make it takes a third of a second.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_configure() -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cli import entry
 from contract.contexts import CONTEXTS
 from tests.support.paths import ROOT
 
@@ -34,9 +35,22 @@ def _evergreen(*words: str, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("words", [["serve"], []], ids=["serve", "the words of 0.1.0"])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_a_service_names_the_settings_it_lacks(context: str, words: list[str]) -> None:
+def test_a_service_is_started_by_its_name(
+    context: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the words of today, and by those of 0.1.0 where a service's settings are set."""
+    started: list[str] = []
+    monkeypatch.setattr("cli.entry.run_service", started.append)
+    monkeypatch.setattr(sys, "argv", ["evergreen", *words, context])
+    monkeypatch.setenv("EVERGREEN_GRPC_LISTEN", "unix:/nowhere/gw")
+    entry.main()
+    assert started == [context]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_service_names_the_settings_it_lacks(context: str) -> None:
     """By their variables, each on a line, and without a value, which may be a secret."""
-    done = _evergreen(*words, context, **_HALF)
+    done = _evergreen("serve", context, **_HALF)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines() == [
         f"evergreen serve {context}: EVERGREEN_DATABASE_URL: is not set",
@@ -59,7 +73,8 @@ def test_the_help_shows_serve_and_not_the_words_it_replaces() -> None:
     commands = {line.split()[1] for line in shown.splitlines() if line.startswith("│ ")}
     assert {"serve", "health", "audit"} <= commands
     assert not commands & (set(CONTEXTS) - {"audit"})
-    assert all(context in _evergreen("serve", "--help").stdout.lower() for context in CONTEXTS)
+    explained = _evergreen("serve", "--help").stdout.lower()
+    assert all(context in explained for context in CONTEXTS)
 
 
 def test_the_commands_about_the_audit_log_are_no_service() -> None:

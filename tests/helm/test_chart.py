@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -44,6 +45,10 @@ PROFILES = {
     "cert-manager": CERT_MANAGER,
 }
 OPERATOR = "Deployment/ev-operator"
+# It would read all definitions of a release for each object.
+kubernetes_validate.utils.schema_contents = functools.cache(
+    kubernetes_validate.utils.schema_contents
+)
 # These are no part of Kubernetes; their schemas come with what defines them.
 OTHERS = {
     "ServiceMonitor",
