@@ -227,15 +227,17 @@ def test_a_backup_to_the_standard_output(
 def test_a_backup_without_bytes_fails(output: str, told: str) -> None:
     """Where nobody takes them, or not all of them: the exit code says so."""
     program = (
-        "import os; from pathlib import Path; from cli.errors import told\n"
-        "from cli.backup.archive import writing\n"
-        "from tests.cli.backup.test_archive import RECIPIENT, header\n"
+        "import os, sys; from pathlib import Path; from cli.errors import told\n"
+        "from cli.backup.archive import Header, writing\n"
+        "from cli.backup.crypt import Lock\n"
+        "header = Header.read(sys.argv[1].encode())\n"
         "with told(1):\n"
-        "    with writing(Path('-'), RECIPIENT, header(tables=(), files=('a',))) as archive:\n"
+        "    with writing(Path('-'), Lock(recipients=(sys.argv[2],)), header) as archive:\n"
         "        archive.file('a', os.urandom(1 << 20))\n"
     )
+    given = [header(tables=(), files=("a",)).write().decode(), *RECIPIENT.recipients]
     done = subprocess.run(
-        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {output}', sys.executable, program],
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$@" {output}', sys.executable, program, *given],
         capture_output=True,
         text=True,
         cwd=ROOT,
