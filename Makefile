@@ -6,7 +6,7 @@ SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
 # Tests start thousands of processes: each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-servers test-long test-compose bench chaos lint gen lock clean
+.PHONY: help run test test-servers test-all test-long test-compose bench chaos lint style types compiled gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: .venv/.installed ## Run all tests but the following, on real PostgreSQL, N
 test-servers: .venv/.installed ## Run what upgrades, restores and releases whole installations, the documentation's commands, and programs of others (Chromium, LibreOffice, PgBouncer, swtpm), which are installed from Debian as root
 	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) -rs -m=servers
 
+test-all: .venv/.installed ## Run both in one, as .ci/run does: what all tests share is started once
+	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) -rs
+
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_TEST_SERVERS=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
 
@@ -47,10 +50,11 @@ endif
 chaos: .venv/.installed ## Break everything for ten minutes, then count what was promised; CHAOS="--minutes 3"
 	@exec $(BIN)/python -m chaos $(CHAOS)
 
-lint: .venv/.installed node_modules/.installed ## Check style, types and the walls between the contexts
+lint: style types ## Check style, types and the walls between the contexts
+
+style: .venv/.installed node_modules/.installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m tools.asyncapi.check
 	@$(BIN)/python -m tools.numbers
@@ -58,6 +62,13 @@ lint: .venv/.installed node_modules/.installed ## Check style, types and the wal
 	@npx --no-install buf format --diff --exit-code
 	@# What `python -m tools.release` recorded last.
 	@npx --no-install buf breaking --against protos/released.binpb
+
+types: .venv/.installed
+	@$(BIN)/mypy
+
+# Reads and compiles the tests: done once here, the workers need not do it at the same time.
+compiled: .venv/.installed
+	@said=$$(EVERGREEN_TEST_SERVERS=1 $(BIN)/python -m pytest --collect-only -qq) || { echo "$$said"; exit 1; }
 
 gen: .venv/.installed ## Make again what comes from protos/ and libs/contract: code, documents, parts of the chart
 	@exec $(BIN)/python -m tools.gen

@@ -82,7 +82,9 @@ LONGEST = (
     "release/test_release.py",
     "services/identity/tenants/test_tenancy.py",
     "cli/backup/test_killed.py",
-    "deploy/test_containers.py",
+    "external/test_moving.py",
+    "external/test_postgres_upgrade.py",
+    "external/test_forwarders.py",
     "upgrade/test_rolling.py",
     "upgrade/test_previous_release.py",
     "services/telemetry/reports/test_events.py",
@@ -97,7 +99,6 @@ LONGEST = (
     "services/telemetry/inventory/test_queries.py",
     "services/identity/authenticators/test_guesses.py",
     "services/policy/delivery/test_delivery.py",
-    "cli/test_serve.py",
 )
 """The files that take longest, the longest first."""
 
