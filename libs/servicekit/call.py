@@ -189,6 +189,10 @@ _tenant_uuid: Final = lru_cache(maxsize=4096)(_uuid)
 """One text for all devices of a tenant, too."""
 
 
+_LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
+"""When users of tokens logged in that do not say it: those of 0.1.0."""
+
+
 def caller_from_headers(headers: Mapping[str, str]) -> Caller:
     """Reads the caller that the gateway verified.
 
@@ -213,7 +217,7 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
                 session_id=_uuid(headers[H_SESSION]),
                 issued_at=issued,
                 expires_at=expires,
-                authenticated_at=_time(headers.get(H_AUTHENTICATED)) or issued,
+                authenticated_at=_time(headers.get(H_AUTHENTICATED)) or _LONG_AGO,
             )
         if kind == "device":
             return Caller(

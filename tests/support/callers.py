@@ -29,6 +29,7 @@ def user(
         ("x-evergreen-email", email),
         ("x-evergreen-session", str(session_id or uuid4())),
         ("x-evergreen-token-issued", str(issued)),
+        ("x-evergreen-token-authenticated", str(issued)),
         ("x-evergreen-token-expires", str(issued + 3600)),
         ("x-request-id", str(uuid4())),
         ("x-envoy-external-address", source_ip),

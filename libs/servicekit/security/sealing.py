@@ -1,7 +1,8 @@
 """Sealing of private keys at rest, with a master key that is not in the database.
 
 A sealed value begins with the name of its suite: `$xchacha20poly1305$`, then the nonce and the
-ciphertext. Values of 0.1.0 are without it, and begin with 24 random bytes. Both are read for ever.
+ciphertext. Values up to release 0.2.0 are without it, and begin with 24 random bytes. Both are read
+for ever; older ones are sealed anew when they are used.
 """
 
 from __future__ import annotations
@@ -18,12 +19,6 @@ from nacl.secret import Aead
 from servicekit.security.digests import derived_key, keyed
 from servicekit.security.suites import XCHACHA20POLY1305
 
-NAMES_ITS_SUITE: Final = False
-"""Whether new values name their suite.
-
-The release before must read what this one writes, and 0.1.0 does not read the name. 0.2.0 does: set
-this to true when 0.2.0 is the release before. Older values are then sealed anew when they are used.
-"""
 _KEY_BYTES: Final = 32
 _NAME: Final = re.compile(rb"\$([a-z0-9-]{3,40})\$")
 _PREFIX: Final = b"$%b$" % XCHACHA20POLY1305.encode()
@@ -78,19 +73,15 @@ class Sealer:
     Args:
         master_key: 32 bytes.
         purpose: what is sealed; purposes differ in their first 16 bytes.
-        names_its_suite: as `NAMES_ITS_SUITE`, which is what everything but a test takes.
     """
 
-    def __init__(
-        self, master_key: bytes, purpose: str, *, names_its_suite: bool = NAMES_ITS_SUITE
-    ) -> None:
+    def __init__(self, master_key: bytes, purpose: str) -> None:
         if len(master_key) != _KEY_BYTES:
             raise SealingError("the master key must be 32 bytes, base64-encoded")
         key = derived_key(master_key, purpose)
         self._box = Aead(key)
         self._marks = keyed(key, b"marks")
         self._purpose = purpose.encode()
-        self._prefix = _PREFIX if names_its_suite else b""
 
     @classmethod
     def from_file(cls, path: Path | None, purpose: str) -> Sealer:
@@ -103,11 +94,12 @@ class Sealer:
 
     def seal(self, secret: bytes) -> bytes:
         """Encrypts with a random nonce, which is part of the answer."""
-        return self._prefix + bytes(self._box.encrypt(secret, self._bound(self._prefix)))
+        return _PREFIX + bytes(self._box.encrypt(secret, self._bound(_PREFIX)))
 
-    def is_current(self, sealed: bytes) -> bool:
+    @staticmethod
+    def is_current(sealed: bytes) -> bool:
         """Whether a value is sealed as it would be now."""
-        return not self._prefix or sealed.startswith(self._prefix)
+        return sealed.startswith(_PREFIX)
 
     def mark(self, text: str) -> bytes:
         """32 bytes that stand for a text, and tell nothing of it without the master key."""

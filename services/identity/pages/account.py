@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
+from urllib.parse import quote
 from uuid import UUID
 
 from starlette.requests import Request
@@ -228,11 +229,17 @@ class Account(FormPages):
         token = forms.form_token(request)
         problems = problems_of(spoken, error, "password") if error else []
         page = Page(name="confirm", language=spoken, problems=problems)
+        provider = await self._around.providers.again(await self._browsers.session_id(request))
         factors = await self._browsers.factors(request)
+        code = page.part("confirm_code") if factors.any else Html("")
         values = {
-            "form": token,
-            "email": session.user.email,
-            "code": page.part("confirm_code") if factors.any else Html(""),
+            "first": page.part(
+                "confirm_elsewhere",
+                url=f"{provider.start_url}&again=1&returnTo={quote(ACCOUNT)}",
+                label=page.texts["sso_button"].format(provider.name),
+            )
+            if provider is not None
+            else page.part("confirm_password", form=token, email=session.user.email, code=code),
             "passkey": asking(
                 page, "passkey-confirm", await self._browsers.confirm_options(request), token
             ),

@@ -259,9 +259,18 @@ class Browsers:
         )
 
     async def begin(
-        self, request: Request, provider_id: UUID | None, email: str, return_to: str
+        self,
+        request: Request,
+        provider_id: UUID | None,
+        email: str,
+        return_to: str,
+        *,
+        again: bool = False,
     ) -> Began:
         """Where the browser goes to sign in with a provider, and its cookie.
+
+        Args:
+            again: as for `SsoLogins.begin`.
 
         Raises:
             DomainError: as `SsoLogins.begin`.
@@ -271,7 +280,7 @@ class Browsers:
             request,
             "ListLoginMethods",
             asked,
-            lambda _: self._sso.begin(provider_id, email, return_to),
+            lambda _: self._sso.begin(provider_id, email, return_to, again=again),
         )
 
     async def arrive(
@@ -399,6 +408,14 @@ class Browsers:
             await self._sessions.change_password(call, change.current_password, change.new_password)
 
         await self.user(request, f"{_AUTH}ChangePassword", work)
+
+    async def session_id(self, request: Request) -> UUID:
+        """Which session the browser has."""
+
+        async def work(call: Call) -> UUID:
+            return UUID(call.caller.session_id)
+
+        return await self.user(request, f"{_AUTH}GetSession", work)
 
     async def step_up(self, request: Request, step_up: pb.StepUpRequest) -> OpenSession:
         """Confirms who uses the session; answers its new token.

@@ -45,7 +45,7 @@ class SignOn(LoginPage):
             if named and not is_uuid(named):
                 raise DomainError(Code.NOT_FOUND, "NO_PROVIDER", "there is no such provider")
             began = await self._browsers.begin(
-                request, UUID(named) if named else None, email, target
+                request, UUID(named) if named else None, email, target, again="again" in said
             )
         except DomainError as error:
             return await self._failed(request, error, target, email)

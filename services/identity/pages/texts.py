@@ -119,6 +119,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "confirm": "Is it still you?",
         "confirm_intro": "You signed in a while ago. Before this is changed, enter your password"
         " again.",
+        "confirm_elsewhere": "You signed in a while ago. Before this is changed, your organisation"
+        " asks you once more who you are.",
         "confirmed": "Thank you. Now do once more what you wanted to do.",
         "sessions": "Where you are signed in",
         "this_session": "(this browser)",
@@ -302,6 +304,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "confirm": "Sind Sie es noch?",
         "confirm_intro": "Sie haben sich vor einer Weile angemeldet. Bevor das geändert wird, geben"
         " Sie noch einmal Ihr Passwort ein.",
+        "confirm_elsewhere": "Sie haben sich vor einer Weile angemeldet. Bevor das geändert wird,"
+        " fragt Ihre Organisation noch einmal, wer Sie sind.",
         "confirmed": "Danke. Tun Sie jetzt noch einmal, was Sie vorhatten.",
         "sessions": "Wo Sie angemeldet sind",
         "this_session": "(dieser Browser)",

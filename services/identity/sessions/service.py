@@ -569,7 +569,7 @@ class Sessions:
         self, connection: Connection, arrival: Arrival, user: User, device: str
     ) -> OpenSession | PendingLogin:
         provider = arrival.provider
-        origin = Origin(provider.id, arrival.claims.sid)
+        origin = Origin(provider.id, arrival.claims.sid, arrival.authenticated_at)
         vouching = provider.source.tenant_id if provider.trusts_mfa else None
         if not await self._factors.is_vouched_for(connection, user, vouching):
             return await self._settle(connection, user, device, (SSO,), origin)
@@ -664,7 +664,10 @@ class Sessions:
         session_id = session_id or new_id()
         until = at + self._session_life
         await store.insert_session(connection, session_id, user, at, until, methods, origin)
-        answer = await self._issue(connection, user, session_id, at, at, device, login=True)
+        authenticated_at = (origin.authenticated_at if origin else None) or at
+        answer = await self._issue(
+            connection, user, session_id, at, authenticated_at, device, login=True
+        )
         after = OpenedSession(
             email=user.email,
             session_id=session_id,
@@ -822,8 +825,8 @@ class Sessions:
             if user.origin == "sso":
                 raise failed_precondition(
                     "SIGN_IN_AGAIN",
-                    "your organisation's sign-in knows you, and no password here: sign out, and in"
-                    " again",
+                    "your organisation's sign-in knows you, and no password here: confirm it at"
+                    " /auth/confirm, which leads there",
                 )
             if not await self._knows_password(found, password):
                 await self._login_failed(call, user.email, user, attempt, "STEP_UP")

@@ -62,11 +62,11 @@ async def insert_session(
     methods: Sequence[str],
     origin: Origin | None = None,
 ) -> None:
-    """Opens a session of somebody who has just logged in."""
+    """Opens a session of somebody who logs in."""
     await connection.execute(
         "INSERT INTO identity.session"
         " (id, account_id, tenant_id, created_at, expires_at, authenticated_at, methods,"
-        " source_id, external_sid) VALUES ($1, $2, $3, $4, $5, $4, $6, $7, nullif($8, ''))",
+        " source_id, external_sid) VALUES ($1, $2, $3, $4, $5, $9, $6, $7, nullif($8, ''))",
         session_id,
         user.id,
         user.tenant_id,
@@ -75,6 +75,7 @@ async def insert_session(
         list(methods),
         origin.source_id if origin else None,
         origin.sid if origin else "",
+        (origin.authenticated_at if origin else None) or at,
     )
 
 

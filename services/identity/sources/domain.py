@@ -116,6 +116,8 @@ class Origin:
 
     source_id: UUID
     sid: str = ""
+    authenticated_at: datetime | None = None
+    """When the source asked the user, if that was earlier than the login."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from servicekit.security.digests import equal
@@ -49,6 +49,8 @@ class Claims:
     """`None` where the provider does not say, or says that there are too many to say."""
     sid: str
     """What the provider calls its session."""
+    authenticated_at: datetime | None = None
+    """When the person showed the provider who it is; `None` where the provider does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def claims_of(
         email_verified=_verified(provider, token, more or {}),
         groups=_groups(provider, whole, token),
         sid=sid if _is_name(sid, _LONGEST_SID) else "",
+        authenticated_at=_authenticated_at(token),
     )
 
 
@@ -173,6 +176,17 @@ def _number(token: Mapping[str, Any], name: str) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
     return float(found) if abs(found) < 1 << 53 else None
+
+
+def _authenticated_at(token: Mapping[str, Any]) -> datetime | None:
+    """The claim `auth_time`; one that is no time of ours is the oldest one."""
+    if "auth_time" not in token:
+        return None
+    said = _number(token, "auth_time")
+    try:
+        return datetime.fromtimestamp(max(0.0, said or 0.0), UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:

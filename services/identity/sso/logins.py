@@ -77,6 +77,7 @@ log = logs.get(__name__)
 
 LIFE: Final = timedelta(minutes=10)
 """From the way there to the way back."""
+_GOOGLE: Final = "https://accounts.google.com"
 _LONGEST: Final = 4096
 """Of what comes back."""
 _LOGINS: Final = Outcomes(
@@ -120,6 +121,11 @@ class Arrival:
     """The session in which the person wants that."""
     asked_at: datetime
     """When the provider was asked."""
+
+    @property
+    def authenticated_at(self) -> datetime:
+        """When the person showed who it is: as the provider says, or else now."""
+        return min(self.claims.authenticated_at or self.asked_at, self.asked_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +186,7 @@ class SsoLogins:
         *,
         link: UUID | None = None,
         session: UUID | None = None,
+        again: bool = False,
     ) -> Began:
         """Where a browser goes to log in.
 
@@ -189,6 +196,7 @@ class SsoLogins:
             return_to: where the person wants to be afterwards.
             link: the account that is to be linked.
             session: the session in which it is.
+            again: whether the provider is to ask the person once more, whatever it remembers.
 
         Raises:
             DomainError: NOT_FOUND when there is no such provider in use; UNAVAILABLE when it does
@@ -227,6 +235,10 @@ class SsoLogins:
             asked["login_hint"] = email
         if provider.hosted_domain:
             asked["hd"] = provider.hosted_domain
+        if again:
+            # Google knows no other prompt, and does not say when it asked.
+            asked["prompt"] = "select_account" if provider.issuer == _GOOGLE else "login"
+            asked["max_age"] = "0"
         return Began(_with(document.authorization_endpoint, asked), self._seal(ticket))
 
     async def arrive(self, provider_id: UUID, query: Mapping[str, str], cookie: str) -> Arrival:

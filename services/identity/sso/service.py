@@ -109,6 +109,14 @@ class Providers:
         async with self._database.transaction(scope) as connection:
             return await self._found(connection, scope, provider_id)
 
+    async def again(self, session_id: UUID) -> Button | None:
+        """The provider that opened a session, and can ask its user once more."""
+        async with self._database.system_transaction(
+            "a provider may be of a tenant above"
+        ) as connection:
+            found = await store.of_session(connection, session_id)
+        return Button(*found) if found else None
+
     async def buttons(self, org: str, email: str) -> Sequence[Button]:
         """What a sign-in page shows: the installation's providers, those of the organisation with
         a code and of those above it, and the one of an address's domain. Whether there is such a

@@ -180,6 +180,17 @@ async def of_tenants(connection: Connection, tenant_ids: Sequence[UUID]) -> list
     return [(row["id"], row["name"]) for row in rows]
 
 
+async def of_session(connection: Connection, session_id: UUID) -> tuple[UUID, str] | None:
+    """Id and name of the provider that opened a session of one of its people, if it is in use."""
+    row = await connection.fetchrow(
+        f"SELECT s.id, s.name FROM {_TABLES} JOIN identity.session o ON o.source_id = s.id"
+        " JOIN identity.account a ON a.id = o.account_id"
+        " WHERE s.enabled AND a.origin = 'sso' AND o.id = $1",
+        session_id,
+    )
+    return (row["id"], row["name"]) if row is not None else None
+
+
 async def known_account(connection: Connection, provider_id: UUID, subject: str) -> UUID | None:
     """Which account a person of a provider has."""
     found: UUID | None = await connection.fetchval(

@@ -7,7 +7,6 @@ import hashlib
 
 import pytest
 
-from servicekit.security import sealing
 from servicekit.security.passwords import (
     UnknownSuiteError,
     hash_password,
@@ -25,12 +24,11 @@ _OF_0_1_0 = bytes.fromhex(
 """`the seed of a key`, sealed by release 0.1.0 for `identity-keys`."""
 
 
-def test_what_0_1_0_sealed_opens_on_both_sides_of_the_switch() -> None:
-    """Values without a name are read for ever."""
-    for names_its_suite in (False, True):
-        sealer = Sealer(_MASTER, "identity-keys", names_its_suite=names_its_suite)
-        assert sealer.open(_OF_0_1_0) == b"the seed of a key"
-        assert sealer.is_current(_OF_0_1_0) is not names_its_suite
+def test_what_older_releases_sealed_opens() -> None:
+    """Values without a name are read for ever, and are sealed anew when they are used."""
+    sealer = Sealer(_MASTER, "identity-keys")
+    assert sealer.open(_OF_0_1_0) == b"the seed of a key"
+    assert not sealer.is_current(_OF_0_1_0)
 
 
 def test_marks_are_those_of_0_1_0() -> None:
@@ -39,29 +37,18 @@ def test_marks_are_those_of_0_1_0() -> None:
     assert mark.hex() == "bd27967eb6d9e9be65cd529119c4336930bd39b0010ba1e6d651f44043e1313a"
 
 
-def test_a_sealed_value_names_its_suite_once_the_release_before_reads_it() -> None:
-    """Both sides of the switch read both forms; only the new side writes the name."""
-    before = Sealer(_MASTER, "audit-signing", names_its_suite=False)
-    after = Sealer(_MASTER, "audit-signing", names_its_suite=True)
-    named, nameless = after.seal(b"seed"), before.seal(b"seed")
+def test_a_sealed_value_names_its_suite() -> None:
+    """Release 0.2.0 reads the name, and wrote none."""
+    sealer = Sealer(_MASTER, "audit-signing")
+    named = sealer.seal(b"seed")
     assert named.startswith(b"$xchacha20poly1305$")
-    assert not nameless.startswith(b"$")
-    for sealer in (before, after):
-        assert sealer.open(named) == sealer.open(nameless) == b"seed"
-    assert after.is_current(named)
-    assert not after.is_current(nameless)
-    assert before.is_current(nameless)
-
-
-def test_this_release_writes_what_the_release_before_reads() -> None:
-    """0.1.0 does not read the name: the switch is off until 0.2.0 is the release before."""
-    assert sealing.NAMES_ITS_SUITE is False
-    assert not Sealer(_MASTER, "identity-keys").seal(b"seed").startswith(b"$xchacha")
+    assert sealer.open(named) == b"seed"
+    assert sealer.is_current(named)
 
 
 def test_a_name_cannot_be_taken_away_or_changed() -> None:
     """The name is authenticated, and an unknown one is named in the error."""
-    sealer = Sealer(_MASTER, "identity-keys", names_its_suite=True)
+    sealer = Sealer(_MASTER, "identity-keys")
     named = sealer.seal(b"seed")
     with pytest.raises(SealingError, match="not the one that sealed"):
         sealer.open(named.removeprefix(b"$xchacha20poly1305$"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -271,6 +272,52 @@ async def test_without_rows_roles_are_local(world: World) -> None:
     )
     await world.arrive(browser, "anna", google.id)
     assert claims(browser.cookies["session"])["role"] == "Auditor"
+
+
+async def test_a_login_is_as_fresh_as_the_provider_says(world: World) -> None:
+    """A provider that remembered somebody for days has not asked them just now."""
+    world.sso.person("anna", "admins")
+    since = int(time.time()) - 3600
+    world.sso.change_token = lambda token: {**token, "auth_time": since}
+    browser = world.browser()
+    assert (await world.login("anna", browser))["aat"] == since
+    sent = await browser.submit("/auth/account", "set-up-app")
+    assert sent.headers["location"] == "/auth/confirm"
+    page = (await browser.get("/auth/confirm")).text
+    assert "your organisation asks you once more who you are" in page
+    assert 'type="password"' not in page
+    (url,) = re.findall(r'href="(/auth/sso/start[^"]+)"', page)
+    led = (await browser.get(html.unescape(url))).headers["location"]
+    asked = parse_qs(urlsplit(led).query)
+    assert (asked["prompt"], asked["max_age"]) == (["login"], ["0"])
+
+    # One that does not ask again, whatever it was told, helps nobody.
+    answer = await browser.get(world.callback, **world.sso.authorize(led, "anna"))
+    assert leads_to(answer) == "/auth/account"
+    sent = await browser.submit("/auth/account", "set-up-app")
+    assert sent.headers["location"] == "/auth/confirm"
+
+    world.sso.change_token = lambda token: {**token, "auth_time": token["iat"]}
+    await world.arrive(browser, "anna", again="1")
+    sent = await browser.submit("/auth/account", "set-up-app")
+    assert sent.status_code == 200
+    await browser.post("/api/auth/refresh")
+    assert claims(browser.cookies["session"])["aat"] > since
+
+
+@pytest.mark.parametrize("said", ["yesterday", True, -1, 1e300, None, [], 2**70])
+async def test_a_time_that_is_none_is_not_fresh(world: World, said: object) -> None:
+    """Nor does it refuse the login."""
+    world.sso.person("anna", "admins")
+    world.sso.change_token = lambda token: {**token, "auth_time": said}
+    assert (await world.login("anna"))["aat"] == 0
+
+
+async def test_a_time_ahead_is_now(world: World) -> None:
+    """A provider's clock makes no login fresher than it is."""
+    world.sso.person("anna", "admins")
+    world.sso.change_token = lambda token: {**token, "auth_time": token["iat"] + 86_400}
+    assert (await world.login("anna"))["aat"] <= time.time()
 
 
 async def test_a_session_lasts_as_long_as_the_provider_says(world: World) -> None:
