@@ -31,7 +31,7 @@ RUN tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
 
 FROM debian:${DEBIAN}-slim
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 ca-certificates openssh-client \
+ && apt-get install --yes --no-install-recommends python3 tzdata ca-certificates openssh-client \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* \
  && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin evergreen \
  # New volumes get the owner of these.

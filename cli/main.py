@@ -28,6 +28,7 @@ from cli import (
     orgs,
     policies,
     postgres,
+    reports,
     service,
     service_accounts,
     services,
@@ -71,6 +72,9 @@ app.add_typer(nats.app)
 app.add_typer(certificates.app)
 app.add_typer(events.app)
 app.add_typer(forwarders.app)
+app.add_typer(reports.app)
+# As the other nouns were once.
+app.add_typer(reports.app, name="report", hidden=True)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
 app.add_typer(factors.app)

@@ -66,6 +66,45 @@ class Signature:
         return cls(name, key_hash(name, _ED25519, raw), value)
 
 
+def read_note(note: str) -> tuple[str, tuple[Signature, ...]]:
+    """The text of a note, with its line break, and its signatures, which are not checked here.
+
+    Raises:
+        NoteError: it is none.
+    """
+    text, separator, below = note.partition("\n\n")
+    if not separator:
+        raise NoteError("there is no empty line before signatures")
+    signatures = []
+    lines = below.split("\n")
+    if lines[-1] or not 2 <= len(lines) <= _MOST_LINES:
+        raise NoteError("it does not end with lines of signatures")
+    for line in lines[:-1]:
+        match = _SIGNATURE.fullmatch(line)
+        raw = _base64(match[2]) if match else b""
+        if match is None or len(raw) <= 4:
+            raise NoteError("a line of a signature is none")
+        signatures.append(Signature(match[1], raw[:4], raw[4:]))
+    return f"{text}\n", tuple(signatures)
+
+
+def signed_by(
+    text: str, name: str, signatures: Iterable[Signature], keys: Iterable[CheckpointKey]
+) -> bool | None:
+    """Whether one of the keys signed a text under a name; `None` when no signature names one of
+    them, `False` when one that does is forged."""
+    known = None
+    found = tuple(signatures)
+    for key in keys:
+        named = key_hash(name, _ED25519, key.raw)
+        for signature in found:
+            if (signature.name, signature.key_hash) == (name, named):
+                if not key.verifies(text.encode(), signature.value):
+                    return False
+                known = True
+    return known
+
+
 @dataclass(frozen=True, slots=True)
 class TreeCheckpoint:
     """What a log says of its tree at one moment, with the signatures as they came."""
@@ -96,21 +135,9 @@ class TreeCheckpoint:
         Raises:
             NoteError: it is none.
         """
-        text, separator, below = note.partition("\n\n")
-        if not separator:
-            raise NoteError("there is no empty line before signatures")
-        found = cls.of_text(text + "\n")
-        signatures = []
-        lines = below.split("\n")
-        if lines[-1] or not 2 <= len(lines) <= _MOST_LINES:
-            raise NoteError("it does not end with lines of signatures")
-        for line in lines[:-1]:
-            match = _SIGNATURE.fullmatch(line)
-            raw = _base64(match[2]) if match else b""
-            if match is None or len(raw) <= 4:
-                raise NoteError("a line of a signature is none")
-            signatures.append(Signature(match[1], raw[:4], raw[4:]))
-        return cls(found.origin, found.size, found.root, tuple(signatures))
+        text, signatures = read_note(note)
+        found = cls.of_text(text)
+        return cls(found.origin, found.size, found.root, signatures)
 
     @classmethod
     def of_text(cls, text: str) -> TreeCheckpoint:
@@ -133,15 +160,7 @@ class TreeCheckpoint:
     def signed_by(self, keys: Iterable[CheckpointKey]) -> bool | None:
         """Whether one of the keys signed it; `None` when it names none of them, `False` when a
         signature that names one of them is forged."""
-        known = None
-        for key in keys:
-            named = key_hash(self.origin, _ED25519, key.raw)
-            for signature in self.signatures:
-                if (signature.name, signature.key_hash) == (self.origin, named):
-                    if not key.verifies(self.text.encode(), signature.value):
-                        return False
-                    known = True
-        return known
+        return signed_by(self.text, self.origin, self.signatures, keys)
 
 
 @dataclass(frozen=True, slots=True)

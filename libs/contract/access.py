@@ -67,6 +67,9 @@ _EVENT_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Event")
 _DEVICE_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="DeviceSummary")
 _ATTESTATION_FILE: Final = File(about=_CHOSEN, media=(_JSON, _CSV), list_of="Attestation")
 _KEY_FILE: Final = File(about="The keys as CSV", media=(_CSV,))
+_REPORT_FILE: Final = File(
+    about="The file", media=(_CSV, _JSON, "text/html", _TEXT, "application/jsonl")
+)
 _RAW_EVENT: Final = File(about="The event as it was sent", media=(_TEXT,))
 _START_FILE: Final = File(
     about="The file that the agent starts from",
@@ -183,6 +186,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "IdentityInternalService": {
             "IssueDeviceToken": _services("enrollment", "policy"),
             "ListAccessChanges": _services(*CONTEXTS),
+            "ListUserFacts": _services("audit"),
+            "ListCredentialFacts": _services("audit"),
             "NoteTokenUses": _services(*CONTEXTS),
             "ReportTenantErasure": _services(*CONTEXTS),
         },
@@ -224,7 +229,9 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "EnrollmentInternalService": {
             "ListDeviceChanges": _services("policy", "telemetry", "attestation"),
             "ListGroupChanges": _services("policy", "telemetry"),
-            "CountEnrollment": _services("identity"),
+            "CountEnrollment": _services("identity", "audit"),
+            "ListDeviceRecords": _services("audit"),
+            "ListTokenRecords": _services("audit"),
         },
     },
     "policy": {
@@ -255,8 +262,10 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "PolicyInternalService": {
             "GetDevicePolicy": _services("enrollment", "telemetry"),
             "ListAppliedVersions": _services("enrollment", "telemetry"),
-            "CountPolicies": _services("identity"),
+            "CountPolicies": _services("identity", "audit"),
             "ListAttestationGateChanges": _services("telemetry"),
+            "ListPublishedVersions": _services("audit"),
+            "ListDeviceVersions": _services("audit"),
         },
     },
     "telemetry": {
@@ -277,7 +286,10 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetEventRetention": _USER_READ,
             "UpdateEventRetention": _ADMIN_WRITE,
         },
-        "TelemetryInternalService": {"CountEvents": _services("identity")},
+        "TelemetryInternalService": {
+            "CountEvents": _services("identity", "audit"),
+            "ListDeviceFacts": _services("audit"),
+        },
     },
     "attestation": {
         "DeviceService": {"AttestBoot": replace(_REPORT, body=Body.STATE)},
@@ -304,6 +316,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         },
         "AttestationInternalService": {
             "ListVerdictChanges": _services("policy", "telemetry"),
+            "ListDeviceVerdicts": _services("audit"),
         },
     },
     "audit": {
@@ -334,6 +347,22 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListForwarderQuarantine": _USER_READ,
             "RetryForwarderQuarantine": _ADMIN_WRITE,
         },
+        "ReportService": {
+            "ListReportKinds": _USER_READ,
+            # An Auditor is who needs them.
+            "CreateReport": _USER_OWN,
+            "ListReports": _USER_READ,
+            "GetReport": _USER_READ,
+            "DownloadReport": replace(_DOWNLOAD, file=_REPORT_FILE),
+            "DeleteReport": _ADMIN_WRITE,
+        },
+        "ReportScheduleService": {
+            "ListReportSchedules": _USER_READ,
+            "GetReportSchedule": _USER_READ,
+            "CreateReportSchedule": _ADMIN_WRITE,
+            "UpdateReportSchedule": _ADMIN_WRITE,
+            "DeleteReportSchedule": _ADMIN_WRITE,
+        },
     },
 }
 
@@ -351,6 +380,8 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "AttestationService": "attestation",
     "AuditService": "audit",
     "ForwarderService": "audit",
+    "ReportService": "audit",
+    "ReportScheduleService": "audit",
     # Of these no token may call anything.
     "AuthService": "",
     "SecondFactorService": "",

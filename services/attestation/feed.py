@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+from uuid import UUID
+
 from evergreen.v1 import attestation_pb2, attestation_pb2_grpc
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import timestamp
+from servicekit.rpc.values import optional_timestamp, timestamp
+from services.attestation.facts import store as fact_store
 from services.attestation.verdicts import store
 from services.attestation.verdicts.domain import Attested
 
@@ -39,6 +43,32 @@ class AttestationInternalApi(attestation_pb2_grpc.AttestationInternalServiceServ
             verdicts=[_to_change(device) for device in found],
             next_cursor=str(page.cursor),
             more=page.more,
+        )
+
+    async def ListDeviceVerdicts(
+        self, request: attestation_pb2.ListDeviceVerdictsRequest, context: Context
+    ) -> attestation_pb2.ListDeviceVerdictsResponse:
+        """Answers the verdicts over the latest boots of devices of an organisation."""
+        tenant_id = UUID(request.tenant_id)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            found = await fact_store.verdicts(
+                connection,
+                tenant_id,
+                [UUID(one) for one in request.device_ids],
+                request.until.ToDatetime(UTC) if request.HasField("until") else None,
+            )
+        return attestation_pb2.ListDeviceVerdictsResponse(
+            verdicts=[
+                attestation_pb2.VerdictFacts(
+                    device_id=str(one.device_id),
+                    verdict=one.verdict,
+                    reasons=one.reasons,
+                    attested_at=optional_timestamp(one.attested_at),
+                    failed_since=optional_timestamp(one.failed_since),
+                    reference_values=one.reference_values,
+                )
+                for one in found
+            ]
         )
 
 

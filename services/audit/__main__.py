@@ -31,6 +31,11 @@ from services.audit.log.domain import CHECKPOINTS, SEALED_FOR
 from services.audit.log.gaps import GapWatch
 from services.audit.log.recorder import Recorder
 from services.audit.log.service import AuditLog
+from services.audit.reports.api import ReportApi, ReportScheduleApi
+from services.audit.reports.maker import Maker
+from services.audit.reports.schedules import Schedules
+from services.audit.reports.service import Bounds, Reports
+from services.audit.reports.sources import Sources
 from services.audit.settings import AuditSettings
 from services.audit.tree.sequencer import Sequencer
 from services.audit.tree.service import Tree
@@ -77,6 +82,21 @@ async def build(kit: Kit) -> Parts:
     worker = Worker(outbound)
     forwarders = Forwarders(outbound, worker, settings.forwarders_per_tenant)
     stdout = Stdout() if settings.audit_stdout else None
+    bounds = Bounds(
+        settings.report_days, settings.report_mib << 20, settings.reports_mib_per_tenant << 20
+    )
+    maker = Maker(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        keys,
+        Sources(kit.channel),
+        bounds,
+        settings.public_host,
+        kit.clock,
+    )
+    reports = Reports(kit.database, kit.outbox, kit.tenants, bounds, kit.clock, maker.wake)
+    schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, kit.clock)
 
     def recorded(entries: Sequence[Entry]) -> None:
         worker.recorded(entries)
@@ -112,14 +132,26 @@ async def build(kit: Kit) -> Parts:
             partial(
                 audit_pb2_grpc.add_ForwarderServiceServicer_to_server, ForwarderApi(forwarders)
             ),
+            partial(audit_pb2_grpc.add_ReportServiceServicer_to_server, ReportApi(reports)),
+            partial(
+                audit_pb2_grpc.add_ReportScheduleServiceServicer_to_server,
+                ReportScheduleApi(schedules),
+            ),
         ],
-        services=["evergreen.v1.AuditService", "evergreen.v1.ForwarderService"],
+        services=[
+            "evergreen.v1.AuditService",
+            "evergreen.v1.ForwarderService",
+            "evergreen.v1.ReportService",
+            "evergreen.v1.ReportScheduleService",
+        ],
         tasks=[
             gaps.run,
             record,
             keys.follower.run,
             grow,
             Backups(kit.database).watch,
+            maker.run,
+            schedules.run,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
         ],

@@ -62,6 +62,21 @@ class AuditSettings(KeySettings):
         " 0.2.0 cannot verify it.",
     )
 
+    report_days: int = Field(
+        default=400, ge=1, le=3650, description="For how many days reports are kept."
+    )
+    report_mib: int = Field(
+        default=512,
+        ge=1,
+        le=2048,
+        description="How large all files of a report may be, in MiB.",
+    )
+    reports_mib_per_tenant: int = Field(
+        default=2048,
+        ge=1,
+        description="How much reports of a tenant may hold, in MiB; beyond it, no more are made.",
+    )
+
     @model_validator(mode="after")
     def _says_whom(self) -> Self:
         _ = self.forward_rules, Proxy.read(self.forward_proxy)

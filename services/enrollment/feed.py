@@ -11,8 +11,10 @@ from evergreen.v1 import enrollment_pb2_grpc
 from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock
+from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import optional_timestamp
+from servicekit.rpc.values import optional_timestamp, timestamp
+from services.enrollment.facts import store as fact_store
 from services.enrollment.groups.service import Groups
 from services.enrollment.registry import store as device_store
 from services.enrollment.registry.peers import membership_of
@@ -109,4 +111,62 @@ class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
             ],
             next_cursor=str(page.cursor),
             more=page.more,
+        )
+
+    async def ListDeviceRecords(
+        self, request: pb.ListDeviceRecordsRequest, context: Context
+    ) -> pb.ListDeviceRecordsResponse:
+        """Answers a page of the devices of an organisation."""
+        tenant_id = UUID(request.tenant_id)
+        after, size = asked_page(request, UUID)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            page = await fact_store.devices(
+                connection,
+                tenant_id,
+                after,
+                size,
+                with_decommissioned=request.with_decommissioned,
+            )
+        return pb.ListDeviceRecordsResponse(
+            devices=[
+                pb.DeviceRecord(
+                    device_id=str(device.id),
+                    serial=device.serial,
+                    model=device.model,
+                    cpu_model=device.cpu_model,
+                    total_ram_bytes=device.total_ram_bytes,
+                    has_tpm=device.has_tpm,
+                    status=device.status,
+                    created_at=timestamp(device.created_at),
+                    enrolled_at=optional_timestamp(device.enrolled_at),
+                    enrollment_token_name=device.token_name,
+                    decommissioned_at=optional_timestamp(device.decommissioned_at),
+                    asset_tag=device.asset_tag,
+                )
+                for device in page.items
+            ],
+            next_page_token=page.token,
+        )
+
+    async def ListTokenRecords(
+        self, request: pb.ListTokenRecordsRequest, context: Context
+    ) -> pb.ListTokenRecordsResponse:
+        """Answers a page of the enrollment tokens of an organisation."""
+        tenant_id = UUID(request.tenant_id)
+        after, size = asked_page(request, UUID)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            page = await fact_store.tokens(connection, tenant_id, after, size)
+        return pb.ListTokenRecordsResponse(
+            tokens=[
+                pb.TokenRecord(
+                    token_id=str(token.id),
+                    name=token.name,
+                    created_at=timestamp(token.created_at),
+                    expires_at=timestamp(token.expires_at),
+                    last_used_at=optional_timestamp(token.last_used_at),
+                    revoked_at=optional_timestamp(token.revoked_at),
+                )
+                for token in page.items
+            ],
+            next_page_token=page.token,
         )

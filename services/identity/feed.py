@@ -10,15 +10,18 @@ import asyncpg
 
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, readable
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import Clock
+from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.identity.api_tokens import store as tokens_store
 from services.identity.api_tokens.service import ApiTokens
+from services.identity.facts import store as fact_store
+from services.identity.facts.store import CredentialPosition
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.tenants.api import tenant_message
@@ -142,3 +145,54 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
             (UUID(use.token_id), use.used_at.ToDatetime(UTC), use.address) for use in request.uses
         )
         return pb.NoteTokenUsesResponse()
+
+    async def ListUserFacts(
+        self, request: pb.ListUserFactsRequest, context: Context
+    ) -> pb.ListUserFactsResponse:
+        """Answers a page of the users of a tenant."""
+        tenant_id = UUID(request.tenant_id)
+        after, size = asked_page(request, UUID)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            page = await fact_store.users(connection, tenant_id, after, size, self._clock())
+        return pb.ListUserFactsResponse(
+            users=[
+                pb.UserFacts(
+                    user_id=str(user.id),
+                    email=user.email,
+                    role=user.role,
+                    status=user.status,
+                    origin=user.origin,
+                    factors=user.factors,
+                    created_at=timestamp(user.created_at),
+                    last_login_at=optional_timestamp(user.last_login_at),
+                    open_sessions=user.open_sessions,
+                )
+                for user in page.items
+            ],
+            next_page_token=page.token,
+        )
+
+    async def ListCredentialFacts(
+        self, request: pb.ListCredentialFactsRequest, context: Context
+    ) -> pb.ListCredentialFactsResponse:
+        """Answers a page of the credentials of a tenant."""
+        tenant_id = UUID(request.tenant_id)
+        after, size = asked_page(request, CredentialPosition.read)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            page = await fact_store.credentials(connection, tenant_id, after, size)
+        return pb.ListCredentialFactsResponse(
+            credentials=[
+                pb.CredentialFacts(
+                    kind=one.kind,
+                    credential_id=str(one.id),
+                    name=one.name,
+                    created_by=one.created_by,
+                    created_at=timestamp(one.created_at),
+                    expires_at=optional_timestamp(one.expires_at),
+                    last_used_at=optional_timestamp(one.last_used_at),
+                    revoked_at=optional_timestamp(one.revoked_at),
+                )
+                for one in page.items
+            ],
+            next_page_token=page.token,
+        )

@@ -11,6 +11,7 @@ from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
 from servicekit.observability import logs
+from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
 from services.policy.authoring import store as authoring_store
@@ -20,9 +21,12 @@ from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import to_statement
 from services.policy.delivery.service import Delivery
 from services.policy.delivery.store import Applied
+from services.policy.facts import store as fact_store
+from services.policy.facts.store import PublishedVersion
 from services.policy.gate import store as gate_store
 from services.policy.gate.api import to_gate
 from services.policy.gate.domain import Gate
+from services.policy.stamps import store as stamps_store
 
 log = logs.get(__name__)
 
@@ -119,3 +123,63 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         return policy_pb2.ListAttestationGateChangesResponse(
             gates=map(to_gate, gates), next_cursor=str(page.cursor), more=page.more
         )
+
+    async def ListPublishedVersions(
+        self, request: policy_pb2.ListPublishedVersionsRequest, context: Context
+    ) -> policy_pb2.ListPublishedVersionsResponse:
+        """Answers a page of the versions of an organisation."""
+        tenant_id = UUID(request.tenant_id)
+        after, size = asked_page(request, int)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            page = await fact_store.versions(connection, tenant_id, after, size)
+        return policy_pb2.ListPublishedVersionsResponse(
+            versions=map(_to_published, page.items), next_page_token=page.token
+        )
+
+    async def ListDeviceVersions(
+        self, request: policy_pb2.ListDeviceVersionsRequest, context: Context
+    ) -> policy_pb2.ListDeviceVersionsResponse:
+        """Answers what devices of an organisation applied, and what is in force."""
+        tenant_id = UUID(request.tenant_id)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            standing = (await stamps_store.standings(connection, [tenant_id]))[tenant_id]
+            required = (
+                await fact_store.required(connection, tenant_id, standing.want.versions)
+                if standing.want
+                else None
+            )
+            found = await fact_store.applied(
+                connection, tenant_id, [UUID(one) for one in request.device_ids]
+            )
+        return policy_pb2.ListDeviceVersionsResponse(
+            required=policy_pb2.RequiredVersion(
+                versions=map(str, required.versions),
+                since=timestamp(required.since),
+                policy_id=str(required.policy_id) if required.policy_id else "",
+                policy_name=required.policy_name,
+            )
+            if required
+            else None,
+            versions=[
+                policy_pb2.AppliedVersion(
+                    device_id=str(applied.device_id),
+                    tenant_id=request.tenant_id,
+                    version=str(applied.version) if applied.version else "",
+                    reported_at=timestamp(applied.reported_at),
+                )
+                for applied in found
+            ],
+        )
+
+
+def _to_published(found: PublishedVersion) -> policy_pb2.PublishedVersion:
+    return policy_pb2.PublishedVersion(
+        version=str(found.version),
+        policy_id=str(found.policy_id),
+        policy_name=found.policy_name,
+        published_at=timestamp(found.published_at),
+        published_by=found.published_by,
+        rollback_of=str(found.rollback_of) if found.rollback_of else "",
+        document_sha256=found.document_sha256,
+        key_id=found.key_id,
+    )

@@ -8,7 +8,9 @@ from evergreen.v1 import telemetry_pb2 as pb
 from evergreen.v1 import telemetry_pb2_grpc
 from servicekit.data.postgres import Database, Scope
 from servicekit.rpc.server import Context
+from servicekit.rpc.values import optional_timestamp
 from services.telemetry.erasure import store as erasure_store
+from services.telemetry.facts import store as fact_store
 
 
 class InternalApi(telemetry_pb2_grpc.TelemetryInternalServiceServicer):
@@ -25,3 +27,30 @@ class InternalApi(telemetry_pb2_grpc.TelemetryInternalServiceServicer):
         async with self._database.transaction(Scope(ids)) as connection:
             found = await erasure_store.count_events(connection, ids)
         return pb.CountEventsResponse(events=found)
+
+    async def ListDeviceFacts(
+        self, request: pb.ListDeviceFactsRequest, context: Context
+    ) -> pb.ListDeviceFactsResponse:
+        """Answers what devices of an organisation reported last."""
+        tenant_id = UUID(request.tenant_id)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            found = await fact_store.devices(
+                connection, tenant_id, [UUID(one) for one in request.device_ids]
+            )
+        return pb.ListDeviceFactsResponse(
+            devices=[
+                pb.DeviceFacts(
+                    device_id=str(device.id),
+                    hostname=device.hostname,
+                    last_seen_at=optional_timestamp(device.last_seen_at),
+                    policy_version=device.policy_version,
+                    update_status=device.update_status,
+                    state_received_at=optional_timestamp(device.state_received_at),
+                    health=device.health,
+                    disk_free_percent=device.disk_free_percent,
+                    battery_percent=device.battery_percent,
+                    last_error=device.last_error,
+                )
+                for device in found
+            ]
+        )

@@ -27,6 +27,7 @@ RUN_BY: Final = {
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
+    ("docs/reports.md", "make-run"): "tests/docs/test_make_run.py::test_reports",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
     ("docs/second-factor.md", "make-run"): "tests/docs/test_make_run.py::test_second_factors",
     ("docs/simulator.md", "make-run"): "tests/docs/test_make_run.py::test_the_simulator",

@@ -314,6 +314,19 @@ def test_forwarding(reader: Reader, stack: Stack) -> None:
     assert secret.strip() not in said
 
 
+def test_reports(reader: Reader, stack: Stack) -> None:
+    """A report is made, downloaded and verified, and a changed one is found; a schedule is made."""
+    with Commands("docs/reports.md", "make-run") as commands:
+        said = reader.run(commands.take("Make one"))
+        assert "The report is ready" in said
+        assert "is as " in said
+        later = commands.take("By themselves")
+        made = reader.run([later[0]])
+        schedule = made.partition("schedule ")[2].split()[0]
+        said = reader.run([block.filled({"SCHEDULE-ID": schedule}) for block in later[1:]])
+    assert "The schedule is deleted." in said
+
+
 def test_the_simulator(reader: Reader, stack: Stack) -> None:
     """On this machine, and as from another one."""
     with Commands("docs/simulator.md", "make-run") as commands:

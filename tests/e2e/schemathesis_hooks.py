@@ -92,6 +92,8 @@ _ABOUT_CONTENT = re.compile(
             # After spaces are taken away, a serial number has to be one.
             r"serials?(\[\d+\])?: (is required|is a placeholder .*|must not contain control .*)",
             r"serials?(\[\d+\])?: begins with .*",
+            # Which parameters a kind of report takes, and names of time zones.
+            r"(kind|timeZone|on|formats\[\d+\]|parameters\..*): .*",
             # The transcoder, about what is below a field that it does not know.
             ": Proto fields must have a name.",
             # A schema can say how long base64 is, not exactly how many bytes it holds.

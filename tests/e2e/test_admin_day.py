@@ -539,6 +539,12 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateRegistration",
         "BatchUpdateRegistrations",
         "BatchImportRegistrations",
+        # tests/services/audit/reports
+        "CreateReport",
+        "DeleteReport",
+        "CreateReportSchedule",
+        "UpdateReportSchedule",
+        "DeleteReportSchedule",
     }
     writes = {
         r.name.rpartition("/")[2]

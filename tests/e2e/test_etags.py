@@ -43,7 +43,9 @@ _OF_NO_RESOURCE = {
     "StepUp",
     "CreatePasskeyOptions",
     "CreatePasskey",
+    "CreateReport",
     "DeletePasskey",
+    "DeleteReport",
     "DeleteTrustRoot",
     "ImportEndorsementKeys",
     "LearnReferenceValue",
@@ -201,6 +203,12 @@ def _forwarder(org: Org) -> Made:
     return Made(made["id"], made, f"/api/forwarders/{made['id']}")
 
 
+def _schedule(org: Org) -> Made:
+    wanted = {"orgId": org.id, "kind": "access-review", "every": "month"}
+    made = ok(org.root.post("/api/report-schedules", json=wanted))
+    return Made(made["id"], made, f"/api/report-schedules/{made['id']}")
+
+
 def _group(org: Org) -> Made:
     alias = f"g{uuid4().hex[:12]}"
     wanted = {"orgId": org.id, "name": "Cart 3", "alias": alias}
@@ -278,6 +286,8 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "DeleteReferenceValue": (_reference, {}),
     "UpdateForwarder": (_forwarder, {"name": "Other"}),
     "DeleteForwarder": (_forwarder, {}),
+    "UpdateReportSchedule": (_schedule, {"keep": 5}),
+    "DeleteReportSchedule": (_schedule, {}),
     "UpdateDirectory": (_directory, {"name": "Other"}),
     "DeleteDirectory": (_directory, {}),
     "UpdateSsoProvider": (_provider, {"name": "Other"}),

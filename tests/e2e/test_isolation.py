@@ -40,6 +40,8 @@ class Victim:
     directory: dict[str, Any]
     domain: str
     provider: dict[str, Any]
+    report: str
+    schedule: str
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,10 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         directory,
         domain,
         provider,
+        ok(org.owner.post("/api/reports", json={"kind": "devices-not-seen"}))["id"],
+        ok(org.owner.post("/api/report-schedules", json={"kind": "access-review", "every": "day"}))[
+            "id"
+        ],
     )
 
 
@@ -318,6 +324,16 @@ _NAMED: dict[str, Case] = {
     "ForwarderService/RotateForwarderSecret": _by_id(lambda v: v.forwarder["id"]),
     "ForwarderService/ListForwarderQuarantine": _by_id(lambda v: v.forwarder["id"]),
     "ForwarderService/RetryForwarderQuarantine": _by_id(lambda v: v.forwarder["id"]),
+    "ReportService/CreateReport": _in_org(kind="devices-not-seen"),
+    "ReportService/ListReports": _list,
+    "ReportService/GetReport": _by_id(lambda v: v.report),
+    "ReportService/DownloadReport": lambda v, _: {"id": v.report, "name": "manifest.txt"},
+    "ReportService/DeleteReport": _by_id(lambda v: v.report),
+    "ReportScheduleService/ListReportSchedules": _list,
+    "ReportScheduleService/GetReportSchedule": _by_id(lambda v: v.schedule),
+    "ReportScheduleService/CreateReportSchedule": _in_org(kind="access-review", every="day"),
+    "ReportScheduleService/UpdateReportSchedule": _by_id(lambda v: v.schedule, keep=1),
+    "ReportScheduleService/DeleteReportSchedule": _by_id(lambda v: v.schedule),
 }
 """Requests that name another tenant's data: all answer 404."""
 
@@ -343,6 +359,7 @@ _UNNAMED = {
     "TokenKeyService/ListTokenKeys",
     "TokenKeyService/RotateTokenKey",
     "AuditService/ListAuditKeys",
+    "ReportService/ListReportKinds",
     "AuditService/RotateAuditKey",
     "AttestationService/ListTrustRoots",
     "AttestationService/CreateTrustRoot",
@@ -395,6 +412,8 @@ def test_another_tenants_data_does_not_exist(victim: Victim, stranger: Org, rpc:
         ("/api/reference-values", "referenceValues"),
         ("/api/audit", "entries"),
         ("/api/forwarders", "forwarders"),
+        ("/api/reports", "reports"),
+        ("/api/report-schedules", "reportSchedules"),
     ],
 )
 def test_lists_hold_the_callers_own(victim: Victim, stranger: Org, path: str, key: str) -> None:

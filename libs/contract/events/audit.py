@@ -1,13 +1,23 @@
-"""What audit tells: exports of the audit log, its forwarders, and restores of the installation."""
+"""What audit tells: exports of the audit log, its forwarders, reports, and restores."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
-from contract.events.base import AT, ID, Action, CallsRefused, Export, KeyRotation, Since
+from contract.events.base import (
+    AT,
+    ID,
+    Action,
+    CallsRefused,
+    Export,
+    KeyRotation,
+    Outcome,
+    Since,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +240,159 @@ _FORWARDER: Final = ForwarderSnapshot(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportWish:
+    """What a report is asked for."""
+
+    kind: Annotated[str, "For example `devices-not-seen`."]
+    parameters: Annotated[Mapping[str, object], "With what is taken when not given."]
+    formats: tuple[str, ...]
+    requested_by: Annotated[str, "Who asked for it: a user, a program or a schedule."]
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportMade:
+    """A report that is ready."""
+
+    kind: str
+    requested_by: str
+    as_of: datetime
+    rows: int
+    bytes: int
+    manifest_sha256: Annotated[str, "The SHA-256 of what is signed in the manifest."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFailure:
+    """A report that was not made."""
+
+    kind: str
+    requested_by: str
+    reason: Annotated[
+        str, "`NOT_AVAILABLE`, `TOO_MANY_ROWS`, `TOO_LARGE`, `TOO_LONG` or `INTERNAL`."
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDownload:
+    """What was downloaded."""
+
+    kind: str
+    file: Annotated[str, "The file's name."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportScheduleSnapshot:
+    """Which reports are made by themselves, and when."""
+
+    kind: str
+    parameters: Mapping[str, object]
+    formats: tuple[str, ...]
+    every: Literal["day", "week", "month"]
+    on: int
+    hour: int
+    time_zone: str
+    keep: int
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReportAction(Action):
+    RESOURCE: ClassVar[str] = "reports/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequested(_ReportAction):
+    """A report was asked for, by somebody or by a schedule."""
+
+    NAME: ClassVar[str] = "audit.report_requested"
+    after: ReportWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCreated(_ReportAction):
+    """A report is ready. Its manifest is signed, and this is its digest."""
+
+    NAME: ClassVar[str] = "audit.report_created"
+    after: ReportMade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFailed(_ReportAction):
+    """A report could not be made; nothing of it is kept."""
+
+    NAME: ClassVar[str] = "audit.report_failed"
+    OUTCOME: ClassVar[Outcome] = "failed"
+    after: ReportFailure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDownloaded(_ReportAction):
+    """A user or a program began to download a file of a report."""
+
+    NAME: ClassVar[str] = "audit.report_downloaded"
+    after: ReportDownload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDeleted(_ReportAction):
+    """A report was deleted before it had expired."""
+
+    NAME: ClassVar[str] = "audit.report_deleted"
+    before: ReportWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReportScheduleAction(Action):
+    RESOURCE: ClassVar[str] = "report-schedules/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportScheduleCreated(_ReportScheduleAction):
+    """A schedule of reports was created."""
+
+    NAME: ClassVar[str] = "audit.report_schedule_created"
+    after: ReportScheduleSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportScheduleUpdated(_ReportScheduleAction):
+    """A schedule of reports was changed."""
+
+    NAME: ClassVar[str] = "audit.report_schedule_updated"
+    before: ReportScheduleSnapshot
+    after: ReportScheduleSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportScheduleDeleted(_ReportScheduleAction):
+    """A schedule of reports was deleted; its reports stay until they expire."""
+
+    NAME: ClassVar[str] = "audit.report_schedule_deleted"
+    before: ReportScheduleSnapshot
+
+
+_WISH: Final = ReportWish(
+    kind="devices-not-seen",
+    parameters={"days": 30},
+    formats=("csv", "json", "html"),
+    requested_by="admin@school.example",
+    as_of=AT,
+)
+_SCHEDULE: Final = ReportScheduleSnapshot(
+    kind="devices-not-seen",
+    parameters={"days": 30},
+    formats=("html",),
+    every="week",
+    on=1,
+    hour=3,
+    time_zone="Europe/Berlin",
+    keep=12,
+    enabled=True,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditCallsRefused(CallsRefused):
     """Calls of a user to audit were refused.
 
@@ -275,6 +438,31 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         id=ID, after=ForwarderQuarantined(name="SIEM", entry_id=ID, reason="HTTP_413")
     ),
     ForwarderQuarantineRetried(id=ID, after=ForwarderRetry(name="SIEM", messages=3)),
+    ReportRequested(id=ID, after=_WISH),
+    ReportCreated(
+        id=ID,
+        after=ReportMade(
+            kind="devices-not-seen",
+            requested_by="admin@school.example",
+            as_of=AT,
+            rows=12,
+            bytes=4711,
+            manifest_sha256="9f" * 32,
+        ),
+    ),
+    ReportFailed(
+        id=ID,
+        after=ReportFailure(
+            kind="devices-not-seen", requested_by="admin@school.example", reason="NOT_AVAILABLE"
+        ),
+    ),
+    ReportDownloaded(
+        id=ID, after=ReportDownload(kind="devices-not-seen", file="devices-not-seen.csv")
+    ),
+    ReportDeleted(id=ID, before=_WISH),
+    ReportScheduleCreated(id=ID, after=_SCHEDULE),
+    ReportScheduleUpdated(id=ID, before=_SCHEDULE, after=_SCHEDULE),
+    ReportScheduleDeleted(id=ID, before=_SCHEDULE),
     AuditCallsRefused.example("ForwarderService/CreateForwarder"),
 )
 """One of each; this is the list of what audit sends."""

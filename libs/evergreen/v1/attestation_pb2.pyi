@@ -1467,3 +1467,120 @@ class DeleteReferenceValueResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteReferenceValueResponse: _TypeAlias = DeleteReferenceValueResponse  # noqa: Y015
+
+@_typing.final
+class ListDeviceVerdictsRequest(_message.Message):
+    """Which devices a report asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation."""
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The devices' ids; those that are not known are left out."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Only verdicts before this count."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_until", b"_until", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until", b"_until", "device_ids", b"device_ids", "tenant_id", b"tenant_id", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+
+Global___ListDeviceVerdictsRequest: _TypeAlias = ListDeviceVerdictsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeviceVerdictsResponse(_message.Message):
+    """The verdicts over devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictFacts]:
+        """The verdicts."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___VerdictFacts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceVerdictsResponse: _TypeAlias = ListDeviceVerdictsResponse  # noqa: Y015
+
+@_typing.final
+class VerdictFacts(_message.Message):
+    """What attestation says of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_FIELD_NUMBER: _builtins.int
+    FAILED_SINCE_FIELD_NUMBER: _builtins.int
+    REFERENCE_VALUES_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    verdict: _builtins.str
+    """The verdict over its latest boot before the time that was asked for."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is not better."""
+
+    @_builtins.property
+    def attested_at(self) -> _timestamp_pb2.Timestamp:
+        """When the boot was attested."""
+
+    @_builtins.property
+    def failed_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when all its boots failed; absent when the latest one did not."""
+
+    @_builtins.property
+    def reference_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the reference values that accepted the boot."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        attested_at: _timestamp_pb2.Timestamp | None = ...,
+        failed_since: _timestamp_pb2.Timestamp | None = ...,
+        reference_values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attested_at", b"_attested_at", "_failed_since", b"_failed_since", "attested_at", b"attested_at", "failed_since", b"failed_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attested_at", b"_attested_at", "_failed_since", b"_failed_since", "attested_at", b"attested_at", "device_id", b"device_id", "failed_since", b"failed_since", "reasons", b"reasons", "reference_values", b"reference_values", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attested_at: _TypeAlias = _typing.Literal["attested_at"]  # noqa: Y015
+    _WhichOneofArgType__attested_at: _TypeAlias = _typing.Literal["_attested_at", b"_attested_at"]  # noqa: Y015
+    _WhichOneofReturnType__failed_since: _TypeAlias = _typing.Literal["failed_since"]  # noqa: Y015
+    _WhichOneofArgType__failed_since: _TypeAlias = _typing.Literal["_failed_since", b"_failed_since"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attested_at) -> _WhichOneofReturnType__attested_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failed_since) -> _WhichOneofReturnType__failed_since | None: ...
+
+Global___VerdictFacts: _TypeAlias = VerdictFacts  # noqa: Y015

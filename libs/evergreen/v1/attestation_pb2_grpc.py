@@ -923,6 +923,11 @@ class AttestationInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.FromString,
                 _registered_method=True)
+        self.ListDeviceVerdicts = channel.unary_unary(
+                '/evergreen.v1.AttestationInternalService/ListDeviceVerdicts',
+                request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.FromString,
+                _registered_method=True)
 
 
 class AttestationInternalServiceServicer:
@@ -936,6 +941,14 @@ class AttestationInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeviceVerdicts(self, request, context):
+        """Returns the verdicts over the latest boots of devices of an organisation,
+        for reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttestationInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -943,6 +956,11 @@ def add_AttestationInternalServiceServicer_to_server(servicer, server):
                     servicer.ListVerdictChanges,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.SerializeToString,
+            ),
+            'ListDeviceVerdicts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceVerdicts,
+                    request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -973,6 +991,33 @@ class AttestationInternalService:
             '/evergreen.v1.AttestationInternalService/ListVerdictChanges',
             evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.ListVerdictChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceVerdicts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationInternalService/ListDeviceVerdicts',
+            evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.SerializeToString,
+            evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -361,6 +361,10 @@ class AttestationInternalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AttestationInternalServiceAsyncStub: ...
     ListVerdictChanges: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListVerdictChangesRequest, _attestation_pb2.ListVerdictChangesResponse]
     """Lists the devices whose verdict changed since a cursor."""
+    ListDeviceVerdicts: _grpc.UnaryUnaryMultiCallable[_attestation_pb2.ListDeviceVerdictsRequest, _attestation_pb2.ListDeviceVerdictsResponse]
+    """Returns the verdicts over the latest boots of devices of an organisation,
+    for reports.
+    """
 
 @_typing.type_check_only
 class AttestationInternalServiceAsyncStub(AttestationInternalServiceStub):
@@ -369,6 +373,10 @@ class AttestationInternalServiceAsyncStub(AttestationInternalServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListVerdictChanges: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListVerdictChangesRequest, _attestation_pb2.ListVerdictChangesResponse]  # type: ignore[assignment]
     """Lists the devices whose verdict changed since a cursor."""
+    ListDeviceVerdicts: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListDeviceVerdictsRequest, _attestation_pb2.ListDeviceVerdictsResponse]  # type: ignore[assignment]
+    """Returns the verdicts over the latest boots of devices of an organisation,
+    for reports.
+    """
 
 class AttestationInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """What other services ask attestation for."""
@@ -380,5 +388,15 @@ class AttestationInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attestation_pb2.ListVerdictChangesResponse, _abc.Awaitable[_attestation_pb2.ListVerdictChangesResponse]]:
         """Lists the devices whose verdict changed since a cursor."""
+
+    @_abc_1.abstractmethod
+    def ListDeviceVerdicts(
+        self,
+        request: _attestation_pb2.ListDeviceVerdictsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestation_pb2.ListDeviceVerdictsResponse, _abc.Awaitable[_attestation_pb2.ListDeviceVerdictsResponse]]:
+        """Returns the verdicts over the latest boots of devices of an organisation,
+        for reports.
+        """
 
 def add_AttestationInternalServiceServicer_to_server(servicer: AttestationInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

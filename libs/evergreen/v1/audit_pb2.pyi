@@ -1711,3 +1711,977 @@ class RetryForwarderQuarantineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryForwarderQuarantineResponse: _TypeAlias = RetryForwarderQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class ListReportKindsRequest(_message.Message):
+    """Asks for the kinds of reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportKindsRequest: _TypeAlias = ListReportKindsRequest  # noqa: Y015
+
+@_typing.final
+class ListReportKindsResponse(_message.Message):
+    """All kinds of reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportKind]:
+        """The kinds."""
+
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[Global___ReportKind] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportKindsResponse: _TypeAlias = ListReportKindsResponse  # noqa: Y015
+
+@_typing.final
+class ReportKind(_message.Message):
+    """A kind of report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for example `devices-not-seen`."""
+    title: _builtins.str
+    """Its title."""
+    about: _builtins.str
+    """What it says."""
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The parameters that it takes."""
+
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportTable]:
+        """Its tables."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an API token needs to read to make it or to download it."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        title: _builtins.str = ...,
+        about: _builtins.str = ...,
+        parameters: _abc.Iterable[_builtins.str] | None = ...,
+        tables: _abc.Iterable[Global___ReportTable] | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "name", b"name", "parameters", b"parameters", "scopes", b"scopes", "tables", b"tables", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportKind: _TypeAlias = ReportKind  # noqa: Y015
+
+@_typing.final
+class ReportTable(_message.Message):
+    """A table of a report; each is a CSV file of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in JSON."""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its columns."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportTable: _TypeAlias = ReportTable  # noqa: Y015
+
+@_typing.final
+class ReportParametersInput(_message.Message):
+    """What a report is asked for. Which ones a kind takes is in the list of kinds;
+    others are refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    INACTIVE_DAYS_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    WITH_DECOMMISSIONED_FIELD_NUMBER: _builtins.int
+    days: _builtins.int
+    """So many days are long: without a call, or of what is told in days."""
+    grace_days: _builtins.int
+    """So many days a device may take to apply a version."""
+    inactive_days: _builtins.int
+    """So many days without a login make a user inactive."""
+    actor: _builtins.str
+    """Only what this user did: an e-mail address or an id."""
+    resource: _builtins.str
+    """Only what was done to this, such as `devices/<id>`."""
+    with_decommissioned: _builtins.bool
+    """Whether decommissioned devices are in it."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Until when, without that time itself."""
+
+    def __init__(
+        self,
+        *,
+        days: _builtins.int | None = ...,
+        grace_days: _builtins.int | None = ...,
+        inactive_days: _builtins.int | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        with_decommissioned: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_from", b"_from", "_grace_days", b"_grace_days", "_inactive_days", b"_inactive_days", "_until", b"_until", "_with_decommissioned", b"_with_decommissioned", "days", b"days", "from", b"from", "grace_days", b"grace_days", "inactive_days", b"inactive_days", "until", b"until", "with_decommissioned", b"with_decommissioned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_from", b"_from", "_grace_days", b"_grace_days", "_inactive_days", b"_inactive_days", "_until", b"_until", "_with_decommissioned", b"_with_decommissioned", "actor", b"actor", "days", b"days", "from", b"from", "grace_days", b"grace_days", "inactive_days", b"inactive_days", "resource", b"resource", "until", b"until", "with_decommissioned", b"with_decommissioned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__from: _TypeAlias = _typing.Literal["from"]  # noqa: Y015
+    _WhichOneofArgType__from: _TypeAlias = _typing.Literal["_from", b"_from"]  # noqa: Y015
+    _WhichOneofReturnType__grace_days: _TypeAlias = _typing.Literal["grace_days"]  # noqa: Y015
+    _WhichOneofArgType__grace_days: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days"]  # noqa: Y015
+    _WhichOneofReturnType__inactive_days: _TypeAlias = _typing.Literal["inactive_days"]  # noqa: Y015
+    _WhichOneofArgType__inactive_days: _TypeAlias = _typing.Literal["_inactive_days", b"_inactive_days"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    _WhichOneofReturnType__with_decommissioned: _TypeAlias = _typing.Literal["with_decommissioned"]  # noqa: Y015
+    _WhichOneofArgType__with_decommissioned: _TypeAlias = _typing.Literal["_with_decommissioned", b"_with_decommissioned"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from) -> _WhichOneofReturnType__from | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_days) -> _WhichOneofReturnType__grace_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inactive_days) -> _WhichOneofReturnType__inactive_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_decommissioned) -> _WhichOneofReturnType__with_decommissioned | None: ...
+
+Global___ReportParametersInput: _TypeAlias = ReportParametersInput  # noqa: Y015
+
+@_typing.final
+class ReportParameters(_message.Message):
+    """What a report was asked for, with what it takes when not given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    INACTIVE_DAYS_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    WITH_DECOMMISSIONED_FIELD_NUMBER: _builtins.int
+    days: _builtins.int
+    """So many days are long."""
+    grace_days: _builtins.int
+    """So many days a device may take to apply a version."""
+    inactive_days: _builtins.int
+    """So many days without a login make a user inactive."""
+    actor: _builtins.str
+    """Only what this user did."""
+    resource: _builtins.str
+    """Only what was done to this."""
+    with_decommissioned: _builtins.bool
+    """Whether decommissioned devices are in it."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Until when, without that time itself."""
+
+    def __init__(
+        self,
+        *,
+        days: _builtins.int | None = ...,
+        grace_days: _builtins.int | None = ...,
+        inactive_days: _builtins.int | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        with_decommissioned: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_from", b"_from", "_grace_days", b"_grace_days", "_inactive_days", b"_inactive_days", "_until", b"_until", "_with_decommissioned", b"_with_decommissioned", "days", b"days", "from", b"from", "grace_days", b"grace_days", "inactive_days", b"inactive_days", "until", b"until", "with_decommissioned", b"with_decommissioned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_from", b"_from", "_grace_days", b"_grace_days", "_inactive_days", b"_inactive_days", "_until", b"_until", "_with_decommissioned", b"_with_decommissioned", "actor", b"actor", "days", b"days", "from", b"from", "grace_days", b"grace_days", "inactive_days", b"inactive_days", "resource", b"resource", "until", b"until", "with_decommissioned", b"with_decommissioned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__from: _TypeAlias = _typing.Literal["from"]  # noqa: Y015
+    _WhichOneofArgType__from: _TypeAlias = _typing.Literal["_from", b"_from"]  # noqa: Y015
+    _WhichOneofReturnType__grace_days: _TypeAlias = _typing.Literal["grace_days"]  # noqa: Y015
+    _WhichOneofArgType__grace_days: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days"]  # noqa: Y015
+    _WhichOneofReturnType__inactive_days: _TypeAlias = _typing.Literal["inactive_days"]  # noqa: Y015
+    _WhichOneofArgType__inactive_days: _TypeAlias = _typing.Literal["_inactive_days", b"_inactive_days"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    _WhichOneofReturnType__with_decommissioned: _TypeAlias = _typing.Literal["with_decommissioned"]  # noqa: Y015
+    _WhichOneofArgType__with_decommissioned: _TypeAlias = _typing.Literal["_with_decommissioned", b"_with_decommissioned"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from) -> _WhichOneofReturnType__from | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_days) -> _WhichOneofReturnType__grace_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inactive_days) -> _WhichOneofReturnType__inactive_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_decommissioned) -> _WhichOneofReturnType__with_decommissioned | None: ...
+
+Global___ReportParameters: _TypeAlias = ReportParameters  # noqa: Y015
+
+@_typing.final
+class CreateReportRequest(_message.Message):
+    """A report to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """The kind."""
+    org_id: _builtins.str
+    """The tenant that it is about, with all below it; the caller's when not given."""
+    request_id: _builtins.str
+    """An id that the caller makes. A repeated request with it makes no second
+    report.
+    """
+    @_builtins.property
+    def parameters(self) -> Global___ReportParametersInput:
+        """What it is asked for."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its formats: `csv`, `json` and `html`; all when not given."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        parameters: Global___ReportParametersInput | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "kind", b"kind", "org_id", b"org_id", "parameters", b"parameters", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateReportRequest: _TypeAlias = CreateReportRequest  # noqa: Y015
+
+@_typing.final
+class Report(_message.Message):
+    """A report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    AUDIT_ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The report's id."""
+    org_id: _builtins.str
+    """The tenant that it is about."""
+    kind: _builtins.str
+    """Its kind."""
+    status: _builtins.str
+    """`running`, `ready` or `failed`."""
+    requested_by: _builtins.str
+    """Who asked for it."""
+    schedule_id: _builtins.str
+    """The schedule that it is of; empty for none."""
+    rows: _builtins.int
+    """How many rows its tables have."""
+    audit_entry_id: _builtins.str
+    """The entry of the audit log that has the digest of its manifest; empty before."""
+    error: _builtins.str
+    """Why it failed, for people to read."""
+    @_builtins.property
+    def parameters(self) -> Global___ReportParameters:
+        """What it was asked for."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its formats."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for. Days are counted up to then."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was ready or failed; absent before."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportFile]:
+        """Its files, when it is ready."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it is deleted by itself."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        parameters: Global___ReportParameters | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        status: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        requested_by: _builtins.str = ...,
+        schedule_id: _builtins.str = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+        rows: _builtins.int = ...,
+        files: _abc.Iterable[Global___ReportFile] | None = ...,
+        audit_entry_id: _builtins.str = ...,
+        error: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at", "as_of", b"as_of", "expires_at", b"expires_at", "finished_at", b"finished_at", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at", "as_of", b"as_of", "audit_entry_id", b"audit_entry_id", "error", b"error", "expires_at", b"expires_at", "files", b"files", "finished_at", b"finished_at", "formats", b"formats", "id", b"id", "kind", b"kind", "org_id", b"org_id", "parameters", b"parameters", "requested_by", b"requested_by", "rows", b"rows", "schedule_id", b"schedule_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__finished_at: _TypeAlias = _typing.Literal["finished_at"]  # noqa: Y015
+    _WhichOneofArgType__finished_at: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_at) -> _WhichOneofReturnType__finished_at | None: ...
+
+Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class ReportFile(_message.Message):
+    """A file of a report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    media_type: _builtins.str
+    """Its media type."""
+    bytes: _builtins.int
+    """Its length."""
+    sha256: _builtins.str
+    """Its SHA-256, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "media_type", b"media_type", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportFile: _TypeAlias = ReportFile  # noqa: Y015
+
+@_typing.final
+class ListReportsRequest(_message.Message):
+    """Which reports to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only reports of this tenant and those below it; of the caller's whole subtree
+    when not given.
+    """
+    kind: _builtins.str
+    """Only reports of this kind."""
+    schedule_id: _builtins.str
+    """Only reports of this schedule."""
+    page_size: _builtins.int
+    """The most reports to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        schedule_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportsRequest: _TypeAlias = ListReportsRequest  # noqa: Y015
+
+@_typing.final
+class ListReportsResponse(_message.Message):
+    """A page of reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Report]:
+        """The reports."""
+
+    def __init__(
+        self,
+        *,
+        reports: _abc.Iterable[Global___Report] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportsResponse: _TypeAlias = ListReportsResponse  # noqa: Y015
+
+@_typing.final
+class GetReportRequest(_message.Message):
+    """Which report to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The report's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportRequest: _TypeAlias = GetReportRequest  # noqa: Y015
+
+@_typing.final
+class DownloadReportRequest(_message.Message):
+    """Which file to download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The report's id."""
+    name: _builtins.str
+    """The file's name."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReportRequest: _TypeAlias = DownloadReportRequest  # noqa: Y015
+
+@_typing.final
+class DeleteReportRequest(_message.Message):
+    """Which report to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The report's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteReportRequest: _TypeAlias = DeleteReportRequest  # noqa: Y015
+
+@_typing.final
+class DeleteReportResponse(_message.Message):
+    """The report is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteReportResponse: _TypeAlias = DeleteReportResponse  # noqa: Y015
+
+@_typing.final
+class ListReportSchedulesRequest(_message.Message):
+    """Which schedules to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only schedules of this tenant and those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most schedules to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportSchedulesRequest: _TypeAlias = ListReportSchedulesRequest  # noqa: Y015
+
+@_typing.final
+class ListReportSchedulesResponse(_message.Message):
+    """A page of schedules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_SCHEDULES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def report_schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportSchedule]:
+        """The schedules."""
+
+    def __init__(
+        self,
+        *,
+        report_schedules: _abc.Iterable[Global___ReportSchedule] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "report_schedules", b"report_schedules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReportSchedulesResponse: _TypeAlias = ListReportSchedulesResponse  # noqa: Y015
+
+@_typing.final
+class GetReportScheduleRequest(_message.Message):
+    """Which schedule to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The schedule's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportScheduleRequest: _TypeAlias = GetReportScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ReportSchedule(_message.Message):
+    """A schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    NEXT_RUN_AT_FIELD_NUMBER: _builtins.int
+    LAST_RUN_AT_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The schedule's id."""
+    org_id: _builtins.str
+    """The tenant that its reports are about, with all below it."""
+    kind: _builtins.str
+    """The kind of its reports."""
+    every: _builtins.str
+    """How often: `day`, `week` or `month`."""
+    on: _builtins.int
+    """On which day: of a week 1 (Monday) to 7, of a month 1 to 31 (or its last)."""
+    hour: _builtins.int
+    """At which hour."""
+    time_zone: _builtins.str
+    """In which time zone, for example `Europe/Berlin`."""
+    keep: _builtins.int
+    """How many of its reports are kept."""
+    enabled: _builtins.bool
+    """Whether reports are made."""
+    last_error: _builtins.str
+    """Why no report was begun then; empty when one was."""
+    created_by: _builtins.str
+    """Who created it."""
+    etag: _builtins.str
+    """Changes with every change; give it back to change only what you saw."""
+    @_builtins.property
+    def parameters(self) -> Global___ReportParameters:
+        """What they are asked for."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their formats."""
+
+    @_builtins.property
+    def next_run_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next one is made; absent while it is disabled."""
+
+    @_builtins.property
+    def last_run_at(self) -> _timestamp_pb2.Timestamp:
+        """When the last one was begun; absent for never."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was changed last."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        parameters: Global___ReportParameters | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        every: _builtins.str = ...,
+        on: _builtins.int = ...,
+        hour: _builtins.int = ...,
+        time_zone: _builtins.str = ...,
+        keep: _builtins.int = ...,
+        enabled: _builtins.bool = ...,
+        next_run_at: _timestamp_pb2.Timestamp | None = ...,
+        last_run_at: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at", "_next_run_at", b"_next_run_at", "created_at", b"created_at", "last_run_at", b"last_run_at", "next_run_at", b"next_run_at", "parameters", b"parameters", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at", "_next_run_at", b"_next_run_at", "created_at", b"created_at", "created_by", b"created_by", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "kind", b"kind", "last_error", b"last_error", "last_run_at", b"last_run_at", "next_run_at", b"next_run_at", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_run_at: _TypeAlias = _typing.Literal["last_run_at"]  # noqa: Y015
+    _WhichOneofArgType__last_run_at: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at"]  # noqa: Y015
+    _WhichOneofReturnType__next_run_at: _TypeAlias = _typing.Literal["next_run_at"]  # noqa: Y015
+    _WhichOneofArgType__next_run_at: _TypeAlias = _typing.Literal["_next_run_at", b"_next_run_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_run_at) -> _WhichOneofReturnType__last_run_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_run_at) -> _WhichOneofReturnType__next_run_at | None: ...
+
+Global___ReportSchedule: _TypeAlias = ReportSchedule  # noqa: Y015
+
+@_typing.final
+class CreateReportScheduleRequest(_message.Message):
+    """A schedule to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """The kind of its reports."""
+    org_id: _builtins.str
+    """The tenant that they are about, with all below it; the caller's when not
+    given.
+    """
+    every: _builtins.str
+    """How often."""
+    on: _builtins.int
+    """On which day: of a week 1 (Monday) to 7, of a month 1 to 31 (or its last); 1
+    when not given. Of `day` it means nothing.
+    """
+    hour: _builtins.int
+    """At which hour; 3 when not given."""
+    time_zone: _builtins.str
+    """In which time zone, for example `Europe/Berlin`; `UTC` when not given."""
+    keep: _builtins.int
+    """How many of its reports are kept; 12 when not given."""
+    enabled: _builtins.bool
+    """Whether reports are made; true when not given."""
+    @_builtins.property
+    def parameters(self) -> Global___ReportParametersInput:
+        """What they are asked for."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their formats: `csv`, `json` and `html`; all when not given."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        parameters: Global___ReportParametersInput | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        every: _builtins.str = ...,
+        on: _builtins.int = ...,
+        hour: _builtins.int | None = ...,
+        time_zone: _builtins.str = ...,
+        keep: _builtins.int = ...,
+        enabled: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_hour", b"_hour", "enabled", b"enabled", "hour", b"hour", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_hour", b"_hour", "enabled", b"enabled", "every", b"every", "formats", b"formats", "hour", b"hour", "keep", b"keep", "kind", b"kind", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__hour: _TypeAlias = _typing.Literal["hour"]  # noqa: Y015
+    _WhichOneofArgType__hour: _TypeAlias = _typing.Literal["_hour", b"_hour"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hour) -> _WhichOneofReturnType__hour | None: ...
+
+Global___CreateReportScheduleRequest: _TypeAlias = CreateReportScheduleRequest  # noqa: Y015
+
+@_typing.final
+class UpdateReportScheduleRequest(_message.Message):
+    """How to change a schedule. What is not given stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The schedule's id."""
+    every: _builtins.str
+    """How often."""
+    on: _builtins.int
+    """On which day."""
+    hour: _builtins.int
+    """At which hour."""
+    time_zone: _builtins.str
+    """In which time zone."""
+    keep: _builtins.int
+    """How many of its reports are kept."""
+    enabled: _builtins.bool
+    """Whether reports are made."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def parameters(self) -> Global___ReportParametersInput:
+        """All that its reports are asked for."""
+
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their formats."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        parameters: Global___ReportParametersInput | None = ...,
+        formats: _abc.Iterable[_builtins.str] | None = ...,
+        every: _builtins.str = ...,
+        on: _builtins.int = ...,
+        hour: _builtins.int | None = ...,
+        time_zone: _builtins.str = ...,
+        keep: _builtins.int = ...,
+        enabled: _builtins.bool | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_hour", b"_hour", "_parameters", b"_parameters", "enabled", b"enabled", "etag", b"etag", "hour", b"hour", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_hour", b"_hour", "_parameters", b"_parameters", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "on", b"on", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__hour: _TypeAlias = _typing.Literal["hour"]  # noqa: Y015
+    _WhichOneofArgType__hour: _TypeAlias = _typing.Literal["_hour", b"_hour"]  # noqa: Y015
+    _WhichOneofReturnType__parameters: _TypeAlias = _typing.Literal["parameters"]  # noqa: Y015
+    _WhichOneofArgType__parameters: _TypeAlias = _typing.Literal["_parameters", b"_parameters"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hour) -> _WhichOneofReturnType__hour | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters) -> _WhichOneofReturnType__parameters | None: ...
+
+Global___UpdateReportScheduleRequest: _TypeAlias = UpdateReportScheduleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteReportScheduleRequest(_message.Message):
+    """Which schedule to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The schedule's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteReportScheduleRequest: _TypeAlias = DeleteReportScheduleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteReportScheduleResponse(_message.Message):
+    """The schedule is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteReportScheduleResponse: _TypeAlias = DeleteReportScheduleResponse  # noqa: Y015

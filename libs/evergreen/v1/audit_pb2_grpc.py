@@ -1074,3 +1074,555 @@ class ForwarderService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReportServiceStub:
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListReportKinds = channel.unary_unary(
+                '/evergreen.v1.ReportService/ListReportKinds',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportKindsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportKindsResponse.FromString,
+                _registered_method=True)
+        self.CreateReport = channel.unary_unary(
+                '/evergreen.v1.ReportService/CreateReport',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.CreateReportRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Report.FromString,
+                _registered_method=True)
+        self.ListReports = channel.unary_unary(
+                '/evergreen.v1.ReportService/ListReports',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportsResponse.FromString,
+                _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/evergreen.v1.ReportService/GetReport',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.Report.FromString,
+                _registered_method=True)
+        self.DownloadReport = channel.unary_stream(
+                '/evergreen.v1.ReportService/DownloadReport',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.DownloadReportRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.DeleteReport = channel.unary_unary(
+                '/evergreen.v1.ReportService/DeleteReport',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportResponse.FromString,
+                _registered_method=True)
+
+
+class ReportServiceServicer:
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    def ListReportKinds(self, request, context):
+        """Lists the kinds of reports, with their parameters and columns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateReport(self, request, context):
+        """Begins a report on a tenant and all below it. It is made in the background.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReports(self, request, context):
+        """Lists the reports of the caller's subtree, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """Returns one report, without its content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadReport(self, request, context):
+        """Streams a file of a report. `manifest.txt` is the signed note that holds the
+        digests of the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteReport(self, request, context):
+        """Deletes a report with its files; one that is being made ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReportServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListReportKinds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReportKinds,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportKindsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportKindsResponse.SerializeToString,
+            ),
+            'CreateReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReport,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.CreateReportRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Report.SerializeToString,
+            ),
+            'ListReports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReports,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportsResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetReportRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.Report.SerializeToString,
+            ),
+            'DownloadReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadReport,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.DownloadReportRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'DeleteReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReport,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ReportService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ReportService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReportService:
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    @staticmethod
+    def ListReportKinds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportService/ListReportKinds',
+            evergreen_dot_v1_dot_audit__pb2.ListReportKindsRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListReportKindsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportService/CreateReport',
+            evergreen_dot_v1_dot_audit__pb2.CreateReportRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportService/ListReports',
+            evergreen_dot_v1_dot_audit__pb2.ListReportsRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListReportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportService/GetReport',
+            evergreen_dot_v1_dot_audit__pb2.GetReportRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.ReportService/DownloadReport',
+            evergreen_dot_v1_dot_audit__pb2.DownloadReportRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportService/DeleteReport',
+            evergreen_dot_v1_dot_audit__pb2.DeleteReportRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.DeleteReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ReportScheduleServiceStub:
+    """Schedules: reports that are made by themselves.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListReportSchedules = channel.unary_unary(
+                '/evergreen.v1.ReportScheduleService/ListReportSchedules',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesResponse.FromString,
+                _registered_method=True)
+        self.GetReportSchedule = channel.unary_unary(
+                '/evergreen.v1.ReportScheduleService/GetReportSchedule',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetReportScheduleRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+                _registered_method=True)
+        self.CreateReportSchedule = channel.unary_unary(
+                '/evergreen.v1.ReportScheduleService/CreateReportSchedule',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.CreateReportScheduleRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+                _registered_method=True)
+        self.UpdateReportSchedule = channel.unary_unary(
+                '/evergreen.v1.ReportScheduleService/UpdateReportSchedule',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.UpdateReportScheduleRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+                _registered_method=True)
+        self.DeleteReportSchedule = channel.unary_unary(
+                '/evergreen.v1.ReportScheduleService/DeleteReportSchedule',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleResponse.FromString,
+                _registered_method=True)
+
+
+class ReportScheduleServiceServicer:
+    """Schedules: reports that are made by themselves.
+    """
+
+    def ListReportSchedules(self, request, context):
+        """Lists the schedules of the caller's subtree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReportSchedule(self, request, context):
+        """Returns one schedule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateReportSchedule(self, request, context):
+        """Creates a schedule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateReportSchedule(self, request, context):
+        """Changes a schedule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteReportSchedule(self, request, context):
+        """Deletes a schedule; its reports stay until they expire.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReportScheduleServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListReportSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReportSchedules,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesResponse.SerializeToString,
+            ),
+            'GetReportSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReportSchedule,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetReportScheduleRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.SerializeToString,
+            ),
+            'CreateReportSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReportSchedule,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.CreateReportScheduleRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.SerializeToString,
+            ),
+            'UpdateReportSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateReportSchedule,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.UpdateReportScheduleRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ReportSchedule.SerializeToString,
+            ),
+            'DeleteReportSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReportSchedule,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ReportScheduleService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ReportScheduleService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReportScheduleService:
+    """Schedules: reports that are made by themselves.
+    """
+
+    @staticmethod
+    def ListReportSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportScheduleService/ListReportSchedules',
+            evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListReportSchedulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReportSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportScheduleService/GetReportSchedule',
+            evergreen_dot_v1_dot_audit__pb2.GetReportScheduleRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateReportSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportScheduleService/CreateReportSchedule',
+            evergreen_dot_v1_dot_audit__pb2.CreateReportScheduleRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateReportSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportScheduleService/UpdateReportSchedule',
+            evergreen_dot_v1_dot_audit__pb2.UpdateReportScheduleRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ReportSchedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReportSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ReportScheduleService/DeleteReportSchedule',
+            evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.DeleteReportScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -413,3 +413,185 @@ class ForwarderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends quarantined messages once more, soon."""
 
 def add_ForwarderServiceServicer_to_server(servicer: ForwarderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ReportServiceStub:
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ReportServiceAsyncStub: ...
+    ListReportKinds: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListReportKindsRequest, _audit_pb2.ListReportKindsResponse]
+    """Lists the kinds of reports, with their parameters and columns."""
+    CreateReport: _grpc.UnaryUnaryMultiCallable[_audit_pb2.CreateReportRequest, _audit_pb2.Report]
+    """Begins a report on a tenant and all below it. It is made in the background."""
+    ListReports: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListReportsRequest, _audit_pb2.ListReportsResponse]
+    """Lists the reports of the caller's subtree, newest first."""
+    GetReport: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReportRequest, _audit_pb2.Report]
+    """Returns one report, without its content."""
+    DownloadReport: _grpc.UnaryStreamMultiCallable[_audit_pb2.DownloadReportRequest, _httpbody_pb2.HttpBody]
+    """Streams a file of a report. `manifest.txt` is the signed note that holds the
+    digests of the others.
+    """
+    DeleteReport: _grpc.UnaryUnaryMultiCallable[_audit_pb2.DeleteReportRequest, _audit_pb2.DeleteReportResponse]
+    """Deletes a report with its files; one that is being made ends."""
+
+@_typing.type_check_only
+class ReportServiceAsyncStub(ReportServiceStub):
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListReportKinds: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListReportKindsRequest, _audit_pb2.ListReportKindsResponse]  # type: ignore[assignment]
+    """Lists the kinds of reports, with their parameters and columns."""
+    CreateReport: _aio.UnaryUnaryMultiCallable[_audit_pb2.CreateReportRequest, _audit_pb2.Report]  # type: ignore[assignment]
+    """Begins a report on a tenant and all below it. It is made in the background."""
+    ListReports: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListReportsRequest, _audit_pb2.ListReportsResponse]  # type: ignore[assignment]
+    """Lists the reports of the caller's subtree, newest first."""
+    GetReport: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReportRequest, _audit_pb2.Report]  # type: ignore[assignment]
+    """Returns one report, without its content."""
+    DownloadReport: _aio.UnaryStreamMultiCallable[_audit_pb2.DownloadReportRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams a file of a report. `manifest.txt` is the signed note that holds the
+    digests of the others.
+    """
+    DeleteReport: _aio.UnaryUnaryMultiCallable[_audit_pb2.DeleteReportRequest, _audit_pb2.DeleteReportResponse]  # type: ignore[assignment]
+    """Deletes a report with its files; one that is being made ends."""
+
+class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Reports: what the services know at one time, as files that are kept and
+    signed.
+    """
+
+    @_abc_1.abstractmethod
+    def ListReportKinds(
+        self,
+        request: _audit_pb2.ListReportKindsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListReportKindsResponse, _abc.Awaitable[_audit_pb2.ListReportKindsResponse]]:
+        """Lists the kinds of reports, with their parameters and columns."""
+
+    @_abc_1.abstractmethod
+    def CreateReport(
+        self,
+        request: _audit_pb2.CreateReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Report, _abc.Awaitable[_audit_pb2.Report]]:
+        """Begins a report on a tenant and all below it. It is made in the background."""
+
+    @_abc_1.abstractmethod
+    def ListReports(
+        self,
+        request: _audit_pb2.ListReportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListReportsResponse, _abc.Awaitable[_audit_pb2.ListReportsResponse]]:
+        """Lists the reports of the caller's subtree, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _audit_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.Report, _abc.Awaitable[_audit_pb2.Report]]:
+        """Returns one report, without its content."""
+
+    @_abc_1.abstractmethod
+    def DownloadReport(
+        self,
+        request: _audit_pb2.DownloadReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams a file of a report. `manifest.txt` is the signed note that holds the
+        digests of the others.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteReport(
+        self,
+        request: _audit_pb2.DeleteReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.DeleteReportResponse, _abc.Awaitable[_audit_pb2.DeleteReportResponse]]:
+        """Deletes a report with its files; one that is being made ends."""
+
+def add_ReportServiceServicer_to_server(servicer: ReportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ReportScheduleServiceStub:
+    """Schedules: reports that are made by themselves."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ReportScheduleServiceAsyncStub: ...
+    ListReportSchedules: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListReportSchedulesRequest, _audit_pb2.ListReportSchedulesResponse]
+    """Lists the schedules of the caller's subtree."""
+    GetReportSchedule: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetReportScheduleRequest, _audit_pb2.ReportSchedule]
+    """Returns one schedule."""
+    CreateReportSchedule: _grpc.UnaryUnaryMultiCallable[_audit_pb2.CreateReportScheduleRequest, _audit_pb2.ReportSchedule]
+    """Creates a schedule."""
+    UpdateReportSchedule: _grpc.UnaryUnaryMultiCallable[_audit_pb2.UpdateReportScheduleRequest, _audit_pb2.ReportSchedule]
+    """Changes a schedule."""
+    DeleteReportSchedule: _grpc.UnaryUnaryMultiCallable[_audit_pb2.DeleteReportScheduleRequest, _audit_pb2.DeleteReportScheduleResponse]
+    """Deletes a schedule; its reports stay until they expire."""
+
+@_typing.type_check_only
+class ReportScheduleServiceAsyncStub(ReportScheduleServiceStub):
+    """Schedules: reports that are made by themselves."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListReportSchedules: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListReportSchedulesRequest, _audit_pb2.ListReportSchedulesResponse]  # type: ignore[assignment]
+    """Lists the schedules of the caller's subtree."""
+    GetReportSchedule: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetReportScheduleRequest, _audit_pb2.ReportSchedule]  # type: ignore[assignment]
+    """Returns one schedule."""
+    CreateReportSchedule: _aio.UnaryUnaryMultiCallable[_audit_pb2.CreateReportScheduleRequest, _audit_pb2.ReportSchedule]  # type: ignore[assignment]
+    """Creates a schedule."""
+    UpdateReportSchedule: _aio.UnaryUnaryMultiCallable[_audit_pb2.UpdateReportScheduleRequest, _audit_pb2.ReportSchedule]  # type: ignore[assignment]
+    """Changes a schedule."""
+    DeleteReportSchedule: _aio.UnaryUnaryMultiCallable[_audit_pb2.DeleteReportScheduleRequest, _audit_pb2.DeleteReportScheduleResponse]  # type: ignore[assignment]
+    """Deletes a schedule; its reports stay until they expire."""
+
+class ReportScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Schedules: reports that are made by themselves."""
+
+    @_abc_1.abstractmethod
+    def ListReportSchedules(
+        self,
+        request: _audit_pb2.ListReportSchedulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListReportSchedulesResponse, _abc.Awaitable[_audit_pb2.ListReportSchedulesResponse]]:
+        """Lists the schedules of the caller's subtree."""
+
+    @_abc_1.abstractmethod
+    def GetReportSchedule(
+        self,
+        request: _audit_pb2.GetReportScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ReportSchedule, _abc.Awaitable[_audit_pb2.ReportSchedule]]:
+        """Returns one schedule."""
+
+    @_abc_1.abstractmethod
+    def CreateReportSchedule(
+        self,
+        request: _audit_pb2.CreateReportScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ReportSchedule, _abc.Awaitable[_audit_pb2.ReportSchedule]]:
+        """Creates a schedule."""
+
+    @_abc_1.abstractmethod
+    def UpdateReportSchedule(
+        self,
+        request: _audit_pb2.UpdateReportScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ReportSchedule, _abc.Awaitable[_audit_pb2.ReportSchedule]]:
+        """Changes a schedule."""
+
+    @_abc_1.abstractmethod
+    def DeleteReportSchedule(
+        self,
+        request: _audit_pb2.DeleteReportScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.DeleteReportScheduleResponse, _abc.Awaitable[_audit_pb2.DeleteReportScheduleResponse]]:
+        """Deletes a schedule; its reports stay until they expire."""
+
+def add_ReportScheduleServiceServicer_to_server(servicer: ReportScheduleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2378,3 +2378,259 @@ class CountEnrollmentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountEnrollmentResponse: _TypeAlias = CountEnrollmentResponse  # noqa: Y015
+
+@_typing.final
+class ListDeviceRecordsRequest(_message.Message):
+    """Which devices a report asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WITH_DECOMMISSIONED_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation; those below it are not looked at."""
+    page_size: _builtins.int
+    """The most devices to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    with_decommissioned: _builtins.bool
+    """Whether decommissioned ones are listed, too."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        with_decommissioned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id", "with_decommissioned", b"with_decommissioned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceRecordsRequest: _TypeAlias = ListDeviceRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeviceRecordsResponse(_message.Message):
+    """A page of devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceRecord]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceRecordsResponse: _TypeAlias = ListDeviceRecordsResponse  # noqa: Y015
+
+@_typing.final
+class DeviceRecord(_message.Message):
+    """What the registry knows of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CPU_MODEL_FIELD_NUMBER: _builtins.int
+    TOTAL_RAM_BYTES_FIELD_NUMBER: _builtins.int
+    HAS_TPM_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    ENROLLMENT_TOKEN_NAME_FIELD_NUMBER: _builtins.int
+    DECOMMISSIONED_AT_FIELD_NUMBER: _builtins.int
+    ASSET_TAG_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    serial: _builtins.str
+    """Its serial number."""
+    model: _builtins.str
+    """Its model."""
+    cpu_model: _builtins.str
+    """Its processor."""
+    total_ram_bytes: _builtins.int
+    """Its memory in bytes."""
+    has_tpm: _builtins.bool
+    """Whether it has a TPM."""
+    status: _builtins.str
+    """Its status in the registry."""
+    enrollment_token_name: _builtins.str
+    """The name of the token that it enrolled with; empty for none."""
+    asset_tag: _builtins.str
+    """The label that the school gave it."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was registered."""
+
+    @_builtins.property
+    def enrolled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it enrolled; absent when it has not."""
+
+    @_builtins.property
+    def decommissioned_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was decommissioned; absent when it was not."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        model: _builtins.str = ...,
+        cpu_model: _builtins.str = ...,
+        total_ram_bytes: _builtins.int = ...,
+        has_tpm: _builtins.bool = ...,
+        status: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        enrolled_at: _timestamp_pb2.Timestamp | None = ...,
+        enrollment_token_name: _builtins.str = ...,
+        decommissioned_at: _timestamp_pb2.Timestamp | None = ...,
+        asset_tag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decommissioned_at", b"_decommissioned_at", "_enrolled_at", b"_enrolled_at", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "enrolled_at", b"enrolled_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decommissioned_at", b"_decommissioned_at", "_enrolled_at", b"_enrolled_at", "asset_tag", b"asset_tag", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "enrollment_token_name", b"enrollment_token_name", "has_tpm", b"has_tpm", "model", b"model", "serial", b"serial", "status", b"status", "total_ram_bytes", b"total_ram_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decommissioned_at: _TypeAlias = _typing.Literal["decommissioned_at"]  # noqa: Y015
+    _WhichOneofArgType__decommissioned_at: _TypeAlias = _typing.Literal["_decommissioned_at", b"_decommissioned_at"]  # noqa: Y015
+    _WhichOneofReturnType__enrolled_at: _TypeAlias = _typing.Literal["enrolled_at"]  # noqa: Y015
+    _WhichOneofArgType__enrolled_at: _TypeAlias = _typing.Literal["_enrolled_at", b"_enrolled_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decommissioned_at) -> _WhichOneofReturnType__decommissioned_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enrolled_at) -> _WhichOneofReturnType__enrolled_at | None: ...
+
+Global___DeviceRecord: _TypeAlias = DeviceRecord  # noqa: Y015
+
+@_typing.final
+class ListTokenRecordsRequest(_message.Message):
+    """Which tokens a report asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation; those below it are not looked at."""
+    page_size: _builtins.int
+    """The most tokens to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokenRecordsRequest: _TypeAlias = ListTokenRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListTokenRecordsResponse(_message.Message):
+    """A page of tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenRecord]:
+        """The tokens."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___TokenRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokenRecordsResponse: _TypeAlias = ListTokenRecordsResponse  # noqa: Y015
+
+@_typing.final
+class TokenRecord(_message.Message):
+    """What admits devices, without its secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """The token's id."""
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops admitting devices."""
+
+    @_builtins.property
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last admitted one; absent for never."""
+
+    @_builtins.property
+    def revoked_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was revoked; absent when it was not."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        revoked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "revoked_at", b"revoked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "name", b"name", "revoked_at", b"revoked_at", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_used_at: _TypeAlias = _typing.Literal["last_used_at"]  # noqa: Y015
+    _WhichOneofArgType__last_used_at: _TypeAlias = _typing.Literal["_last_used_at", b"_last_used_at"]  # noqa: Y015
+    _WhichOneofReturnType__revoked_at: _TypeAlias = _typing.Literal["revoked_at"]  # noqa: Y015
+    _WhichOneofArgType__revoked_at: _TypeAlias = _typing.Literal["_revoked_at", b"_revoked_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_used_at) -> _WhichOneofReturnType__last_used_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revoked_at) -> _WhichOneofReturnType__revoked_at | None: ...
+
+Global___TokenRecord: _TypeAlias = TokenRecord  # noqa: Y015

@@ -1267,6 +1267,16 @@ class EnrollmentInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.FromString,
                 _registered_method=True)
+        self.ListDeviceRecords = channel.unary_unary(
+                '/evergreen.v1.EnrollmentInternalService/ListDeviceRecords',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsResponse.FromString,
+                _registered_method=True)
+        self.ListTokenRecords = channel.unary_unary(
+                '/evergreen.v1.EnrollmentInternalService/ListTokenRecords',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentInternalServiceServicer:
@@ -1294,6 +1304,20 @@ class EnrollmentInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeviceRecords(self, request, context):
+        """Lists the devices of an organisation for reports, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokenRecords(self, request, context):
+        """Lists the enrollment tokens of an organisation for reports, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1311,6 +1335,16 @@ def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
                     servicer.CountEnrollment,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.SerializeToString,
+            ),
+            'ListDeviceRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceRecords,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsResponse.SerializeToString,
+            ),
+            'ListTokenRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokenRecords,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1395,6 +1429,60 @@ class EnrollmentInternalService:
             '/evergreen.v1.EnrollmentInternalService/CountEnrollment',
             evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.CountEnrollmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EnrollmentInternalService/ListDeviceRecords',
+            evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListDeviceRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokenRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EnrollmentInternalService/ListTokenRecords',
+            evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

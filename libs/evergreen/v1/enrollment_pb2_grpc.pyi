@@ -481,6 +481,10 @@ class EnrollmentInternalServiceStub:
     """Lists the groups that changed since a cursor."""
     CountEnrollment: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]
     """Counts the devices and enrollment tokens of tenants."""
+    ListDeviceRecords: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceRecordsRequest, _enrollment_pb2.ListDeviceRecordsResponse]
+    """Lists the devices of an organisation for reports, by id."""
+    ListTokenRecords: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]
+    """Lists the enrollment tokens of an organisation for reports, by id."""
 
 @_typing.type_check_only
 class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
@@ -493,6 +497,10 @@ class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
     """Lists the groups that changed since a cursor."""
     CountEnrollment: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CountEnrollmentRequest, _enrollment_pb2.CountEnrollmentResponse]  # type: ignore[assignment]
     """Counts the devices and enrollment tokens of tenants."""
+    ListDeviceRecords: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListDeviceRecordsRequest, _enrollment_pb2.ListDeviceRecordsResponse]  # type: ignore[assignment]
+    """Lists the devices of an organisation for reports, by id."""
+    ListTokenRecords: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]  # type: ignore[assignment]
+    """Lists the enrollment tokens of an organisation for reports, by id."""
 
 class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -520,5 +528,21 @@ class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.CountEnrollmentResponse, _abc.Awaitable[_enrollment_pb2.CountEnrollmentResponse]]:
         """Counts the devices and enrollment tokens of tenants."""
+
+    @_abc_1.abstractmethod
+    def ListDeviceRecords(
+        self,
+        request: _enrollment_pb2.ListDeviceRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListDeviceRecordsResponse, _abc.Awaitable[_enrollment_pb2.ListDeviceRecordsResponse]]:
+        """Lists the devices of an organisation for reports, by id."""
+
+    @_abc_1.abstractmethod
+    def ListTokenRecords(
+        self,
+        request: _enrollment_pb2.ListTokenRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ListTokenRecordsResponse, _abc.Awaitable[_enrollment_pb2.ListTokenRecordsResponse]]:
+        """Lists the enrollment tokens of an organisation for reports, by id."""
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer: EnrollmentInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3806,6 +3806,16 @@ class IdentityInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.FromString,
                 _registered_method=True)
+        self.ListUserFacts = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/ListUserFacts',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListUserFactsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListUserFactsResponse.FromString,
+                _registered_method=True)
+        self.ListCredentialFacts = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/ListCredentialFacts',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityInternalServiceServicer:
@@ -3842,6 +3852,20 @@ class IdentityInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUserFacts(self, request, context):
+        """Lists the users of a tenant for reports, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCredentialFacts(self, request, context):
+        """Lists the event credentials and API tokens of a tenant for reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -3864,6 +3888,16 @@ def add_IdentityInternalServiceServicer_to_server(servicer, server):
                     servicer.ReportTenantErasure,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.SerializeToString,
+            ),
+            'ListUserFacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserFacts,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListUserFactsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListUserFactsResponse.SerializeToString,
+            ),
+            'ListCredentialFacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCredentialFacts,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -3975,6 +4009,60 @@ class IdentityInternalService:
             '/evergreen.v1.IdentityInternalService/ReportTenantErasure',
             evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ReportTenantErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserFacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/ListUserFacts',
+            evergreen_dot_v1_dot_identity__pb2.ListUserFactsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListUserFactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCredentialFacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/ListCredentialFacts',
+            evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1464,6 +1464,10 @@ class IdentityInternalServiceStub:
     """Takes note of how far a service is with the rows of a tenant that is being
     deleted.
     """
+    ListUserFacts: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUserFactsRequest, _identity_pb2.ListUserFactsResponse]
+    """Lists the users of a tenant for reports, by id."""
+    ListCredentialFacts: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListCredentialFactsRequest, _identity_pb2.ListCredentialFactsResponse]
+    """Lists the event credentials and API tokens of a tenant for reports."""
 
 @_typing.type_check_only
 class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
@@ -1482,6 +1486,10 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     """Takes note of how far a service is with the rows of a tenant that is being
     deleted.
     """
+    ListUserFacts: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUserFactsRequest, _identity_pb2.ListUserFactsResponse]  # type: ignore[assignment]
+    """Lists the users of a tenant for reports, by id."""
+    ListCredentialFacts: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListCredentialFactsRequest, _identity_pb2.ListCredentialFactsResponse]  # type: ignore[assignment]
+    """Lists the event credentials and API tokens of a tenant for reports."""
 
 class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -1521,5 +1529,21 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes note of how far a service is with the rows of a tenant that is being
         deleted.
         """
+
+    @_abc_1.abstractmethod
+    def ListUserFacts(
+        self,
+        request: _identity_pb2.ListUserFactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListUserFactsResponse, _abc.Awaitable[_identity_pb2.ListUserFactsResponse]]:
+        """Lists the users of a tenant for reports, by id."""
+
+    @_abc_1.abstractmethod
+    def ListCredentialFacts(
+        self,
+        request: _identity_pb2.ListCredentialFactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListCredentialFactsResponse, _abc.Awaitable[_identity_pb2.ListCredentialFactsResponse]]:
+        """Lists the event credentials and API tokens of a tenant for reports."""
 
 def add_IdentityInternalServiceServicer_to_server(servicer: IdentityInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

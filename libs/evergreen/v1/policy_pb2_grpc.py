@@ -976,6 +976,16 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
                 _registered_method=True)
+        self.ListPublishedVersions = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListPublishedVersions',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsResponse.FromString,
+                _registered_method=True)
+        self.ListDeviceVersions = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListDeviceVersions',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyInternalServiceServicer:
@@ -1011,6 +1021,22 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPublishedVersions(self, request, context):
+        """Lists the versions that were published for an organisation, oldest first,
+        for reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeviceVersions(self, request, context):
+        """Returns which versions devices of an organisation applied, and which one is
+        in force, for reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1033,6 +1059,16 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAttestationGateChanges,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.SerializeToString,
+            ),
+            'ListPublishedVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPublishedVersions,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsResponse.SerializeToString,
+            ),
+            'ListDeviceVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceVersions,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1144,6 +1180,60 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListAttestationGateChanges',
             evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPublishedVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListPublishedVersions',
+            evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListDeviceVersions',
+            evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

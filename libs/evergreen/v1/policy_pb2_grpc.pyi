@@ -404,6 +404,14 @@ class PolicyInternalServiceStub:
     """Lists the organisations that changed since a cursor what they ask of their
     devices' boots.
     """
+    ListPublishedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPublishedVersionsRequest, _policy_pb2.ListPublishedVersionsResponse]
+    """Lists the versions that were published for an organisation, oldest first,
+    for reports.
+    """
+    ListDeviceVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListDeviceVersionsRequest, _policy_pb2.ListDeviceVersionsResponse]
+    """Returns which versions devices of an organisation applied, and which one is
+    in force, for reports.
+    """
 
 @_typing.type_check_only
 class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
@@ -419,6 +427,14 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     ListAttestationGateChanges: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]  # type: ignore[assignment]
     """Lists the organisations that changed since a cursor what they ask of their
     devices' boots.
+    """
+    ListPublishedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPublishedVersionsRequest, _policy_pb2.ListPublishedVersionsResponse]  # type: ignore[assignment]
+    """Lists the versions that were published for an organisation, oldest first,
+    for reports.
+    """
+    ListDeviceVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListDeviceVersionsRequest, _policy_pb2.ListDeviceVersionsResponse]  # type: ignore[assignment]
+    """Returns which versions devices of an organisation applied, and which one is
+    in force, for reports.
     """
 
 class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -456,6 +472,26 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.ListAttestationGateChangesResponse, _abc.Awaitable[_policy_pb2.ListAttestationGateChangesResponse]]:
         """Lists the organisations that changed since a cursor what they ask of their
         devices' boots.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPublishedVersions(
+        self,
+        request: _policy_pb2.ListPublishedVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListPublishedVersionsResponse, _abc.Awaitable[_policy_pb2.ListPublishedVersionsResponse]]:
+        """Lists the versions that were published for an organisation, oldest first,
+        for reports.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeviceVersions(
+        self,
+        request: _policy_pb2.ListDeviceVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListDeviceVersionsResponse, _abc.Awaitable[_policy_pb2.ListDeviceVersionsResponse]]:
+        """Returns which versions devices of an organisation applied, and which one is
+        in force, for reports.
         """
 
 def add_PolicyInternalServiceServicer_to_server(servicer: PolicyInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1163,3 +1163,132 @@ class CountEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountEventsResponse: _TypeAlias = CountEventsResponse  # noqa: Y015
+
+@_typing.final
+class ListDeviceFactsRequest(_message.Message):
+    """Which devices a report asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation."""
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The devices' ids; those that are not known are left out."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceFactsRequest: _TypeAlias = ListDeviceFactsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeviceFactsResponse(_message.Message):
+    """What devices reported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFacts]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceFacts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceFactsResponse: _TypeAlias = ListDeviceFactsResponse  # noqa: Y015
+
+@_typing.final
+class DeviceFacts(_message.Message):
+    """What a device reported last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    UPDATE_STATUS_FIELD_NUMBER: _builtins.int
+    STATE_RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    DISK_FREE_PERCENT_FIELD_NUMBER: _builtins.int
+    BATTERY_PERCENT_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    hostname: _builtins.str
+    """Its host name; its serial number where it reports none."""
+    policy_version: _builtins.str
+    """The version of the policy that it says it has; empty for none."""
+    update_status: _builtins.str
+    """The status of its updates."""
+    health: _builtins.str
+    """How it does: `healthy`, `warning` or `critical`."""
+    disk_free_percent: _builtins.float
+    """The free part of its disk in percent; absent when it is not known."""
+    battery_percent: _builtins.float
+    """The charge of its battery in percent; absent when it is not known."""
+    last_error: _builtins.str
+    """Its last error."""
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last called; absent for never."""
+
+    @_builtins.property
+    def state_received_at(self) -> _timestamp_pb2.Timestamp:
+        """When its state was received last; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        policy_version: _builtins.str = ...,
+        update_status: _builtins.str = ...,
+        state_received_at: _timestamp_pb2.Timestamp | None = ...,
+        health: _builtins.str = ...,
+        disk_free_percent: _builtins.float | None = ...,
+        battery_percent: _builtins.float | None = ...,
+        last_error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_disk_free_percent", b"_disk_free_percent", "_last_seen_at", b"_last_seen_at", "_state_received_at", b"_state_received_at", "battery_percent", b"battery_percent", "disk_free_percent", b"disk_free_percent", "last_seen_at", b"last_seen_at", "state_received_at", b"state_received_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent", "_disk_free_percent", b"_disk_free_percent", "_last_seen_at", b"_last_seen_at", "_state_received_at", b"_state_received_at", "battery_percent", b"battery_percent", "device_id", b"device_id", "disk_free_percent", b"disk_free_percent", "health", b"health", "hostname", b"hostname", "last_error", b"last_error", "last_seen_at", b"last_seen_at", "policy_version", b"policy_version", "state_received_at", b"state_received_at", "update_status", b"update_status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__battery_percent: _TypeAlias = _typing.Literal["battery_percent"]  # noqa: Y015
+    _WhichOneofArgType__battery_percent: _TypeAlias = _typing.Literal["_battery_percent", b"_battery_percent"]  # noqa: Y015
+    _WhichOneofReturnType__disk_free_percent: _TypeAlias = _typing.Literal["disk_free_percent"]  # noqa: Y015
+    _WhichOneofArgType__disk_free_percent: _TypeAlias = _typing.Literal["_disk_free_percent", b"_disk_free_percent"]  # noqa: Y015
+    _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
+    _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
+    _WhichOneofReturnType__state_received_at: _TypeAlias = _typing.Literal["state_received_at"]  # noqa: Y015
+    _WhichOneofArgType__state_received_at: _TypeAlias = _typing.Literal["_state_received_at", b"_state_received_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__battery_percent) -> _WhichOneofReturnType__battery_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_free_percent) -> _WhichOneofReturnType__disk_free_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state_received_at) -> _WhichOneofReturnType__state_received_at | None: ...
+
+Global___DeviceFacts: _TypeAlias = DeviceFacts  # noqa: Y015

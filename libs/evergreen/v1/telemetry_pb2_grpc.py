@@ -205,6 +205,11 @@ class TelemetryInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.FromString,
                 _registered_method=True)
+        self.ListDeviceFacts = channel.unary_unary(
+                '/evergreen.v1.TelemetryInternalService/ListDeviceFacts',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryInternalServiceServicer:
@@ -218,6 +223,13 @@ class TelemetryInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeviceFacts(self, request, context):
+        """Returns what devices of an organisation reported last, for reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -225,6 +237,11 @@ def add_TelemetryInternalServiceServicer_to_server(servicer, server):
                     servicer.CountEvents,
                     request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.SerializeToString,
+            ),
+            'ListDeviceFacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceFacts,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -255,6 +272,33 @@ class TelemetryInternalService:
             '/evergreen.v1.TelemetryInternalService/CountEvents',
             evergreen_dot_v1_dot_telemetry__pb2.CountEventsRequest.SerializeToString,
             evergreen_dot_v1_dot_telemetry__pb2.CountEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceFacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TelemetryInternalService/ListDeviceFacts',
+            evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.SerializeToString,
+            evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

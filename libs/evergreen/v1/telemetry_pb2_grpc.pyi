@@ -91,6 +91,8 @@ class TelemetryInternalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TelemetryInternalServiceAsyncStub: ...
     CountEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.CountEventsRequest, _telemetry_pb2.CountEventsResponse]
     """Counts the events of tenants, up to a number."""
+    ListDeviceFacts: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceFactsRequest, _telemetry_pb2.ListDeviceFactsResponse]
+    """Returns what devices of an organisation reported last, for reports."""
 
 @_typing.type_check_only
 class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
@@ -99,6 +101,8 @@ class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CountEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.CountEventsRequest, _telemetry_pb2.CountEventsResponse]  # type: ignore[assignment]
     """Counts the events of tenants, up to a number."""
+    ListDeviceFacts: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceFactsRequest, _telemetry_pb2.ListDeviceFactsResponse]  # type: ignore[assignment]
+    """Returns what devices of an organisation reported last, for reports."""
 
 class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -110,6 +114,14 @@ class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.CountEventsResponse, _abc.Awaitable[_telemetry_pb2.CountEventsResponse]]:
         """Counts the events of tenants, up to a number."""
+
+    @_abc_1.abstractmethod
+    def ListDeviceFacts(
+        self,
+        request: _telemetry_pb2.ListDeviceFactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.ListDeviceFactsResponse, _abc.Awaitable[_telemetry_pb2.ListDeviceFactsResponse]]:
+        """Returns what devices of an organisation reported last, for reports."""
 
 def add_TelemetryInternalServiceServicer_to_server(servicer: TelemetryInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

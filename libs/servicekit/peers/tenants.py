@@ -243,6 +243,25 @@ class TenantDirectory:
             return SYSTEM
         return Scope(tuple(self._subtree(tenant_id)))
 
+    def subtree(self, tenant_id: UUID, *, deleted: bool = False) -> list[TenantNode]:
+        """The tenant and all below it, as far as identity's feed was heard.
+
+        Args:
+            tenant_id: the tenant.
+            deleted: whether those are listed that were deleted, or are about to be.
+        """
+        found = (self._nodes.get(one) for one in self._subtree(tenant_id))
+        return [node for node in found if node is not None and (deleted or not node.going)]
+
+    def above(self, tenant_id: UUID) -> list[UUID]:
+        """The tenants above a tenant, the nearest first."""
+        found: list[UUID] = []
+        node = self._nodes.get(tenant_id)
+        while node is not None and node.parent_id is not None:
+            found.append(node.parent_id)
+            node = self._nodes.get(node.parent_id)
+        return found
+
     def _subtree(self, tenant_id: UUID) -> list[UUID]:
         found = [tenant_id]
         for one in found:

@@ -157,6 +157,14 @@ CLASSES: Final[Mapping[str, tuple[int, int]]] = {
     "audit.forwarder_disabled": (_ENTITY, _UPDATE),
     "audit.forwarder_quarantine": (_API, _OTHER),
     "audit.forwarder_quarantine_retried": (_API, _OTHER),
+    "audit.report_requested": (_API, _CREATE),
+    "audit.report_created": (_ENTITY, _CREATE),
+    "audit.report_failed": (_API, _OTHER),
+    "audit.report_downloaded": (_API, _READ),
+    "audit.report_deleted": (_ENTITY, _DELETE),
+    "audit.report_schedule_created": (_ENTITY, _CREATE),
+    "audit.report_schedule_updated": (_ENTITY, _UPDATE),
+    "audit.report_schedule_deleted": (_ENTITY, _DELETE),
 }
 """Action → class and activity. A later release's action is activity of an API."""
 _CATEGORIES: Final = {

@@ -1,0 +1,121 @@
+"""The manifest of a report: what it is, and the digests of its files, as a signed note of C2SP.
+
+evergreen report v1
+id 01936d2e-9c14-7a02-8b77-51d2c3e4f506
+kind devices-not-seen
+org 01936d2e-5a70-7c31-9d0e-3f6f1a8b2c01
+parameters <SHA-256 of the parameters' JSON>
+asOf 2026-11-30T09:00:00Z
+rows 12
+file <SHA-256> 4711 devices-not-seen.csv
+
+— evergreen.school.example/reports <signature>
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from auditlog.keys import CheckpointKey
+from auditlog.notes import NoteError, Signature, read_note, signed_by
+
+FIRST_LINE: Final = "evergreen report v1"
+SIGNS_AS: Final = "/reports"
+"""Behind the installation's name: the name that signs."""
+MANIFEST: Final = "manifest.txt"
+"""The name of the manifest among a report's files."""
+_HEAD: Final = ("id", "kind", "org", "parameters", "asOf", "rows")
+_FILE: Final = re.compile(r"file ([0-9a-f]{64}) (0|[1-9][0-9]{0,17}) ([A-Za-z0-9][A-Za-z0-9._-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """A file of a report."""
+
+    name: str
+    bytes: int
+    sha256: str
+    """64 hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportManifest:
+    """What a report is."""
+
+    id: str
+    kind: str
+    org_id: str
+    parameters_sha256: str
+    as_of: str
+    rows: int
+    files: tuple[ManifestFile, ...]
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What is signed."""
+        values = (
+            self.id,
+            self.kind,
+            self.org_id,
+            self.parameters_sha256,
+            self.as_of,
+            str(self.rows),
+        )
+        lines = [f"{name} {value}" for name, value in zip(_HEAD, values, strict=True)]
+        lines += [f"file {file.sha256} {file.bytes} {file.name}" for file in self.files]
+        return "\n".join([FIRST_LINE, *lines]) + "\n"
+
+    def write(self) -> str:
+        """The signed note."""
+        return f"{self.text}\n{''.join(signature.line for signature in self.signatures)}"
+
+    @classmethod
+    def read(cls, note: str) -> ReportManifest:
+        """Reads a note; signatures are not checked here.
+
+        Raises:
+            NoteError: it is no manifest of a report.
+        """
+        text, signatures = read_note(note)
+        first, *lines = text.removesuffix("\n").split("\n")
+        if first != FIRST_LINE:
+            raise NoteError(f"it does not begin with {FIRST_LINE}")
+        head = [line.partition(" ") for line in lines[: len(_HEAD)]]
+        if [name for name, _, _ in head] != list(_HEAD):
+            raise NoteError("it does not say what the report is")
+        values = [value for _, _, value in head]
+        files = []
+        for line in lines[len(_HEAD) :]:
+            match = _FILE.fullmatch(line)
+            if match is None:
+                raise NoteError("a line of a file is none")
+            files.append(ManifestFile(match[3], int(match[2]), match[1]))
+        if not values[-1].isdecimal():
+            raise NoteError("it does not say how many rows there are")
+        found = cls(
+            id=values[0],
+            kind=values[1],
+            org_id=values[2],
+            parameters_sha256=values[3],
+            as_of=values[4],
+            rows=int(values[5]),
+            files=tuple(files),
+            signatures=signatures,
+        )
+        if found.text != text:
+            raise NoteError("it says more than a manifest")
+        return found
+
+    def signed_by(self, keys: Iterable[CheckpointKey]) -> bool | None:
+        """Whether one of the keys signed it for an installation's reports; `None` when it names
+        none of them, `False` when a signature that names one of them is forged."""
+        names = {s.name for s in self.signatures if s.name.endswith(SIGNS_AS)}
+        trusted = tuple(keys)
+        found = {signed_by(self.text, name, self.signatures, trusted) for name in names}
+        if False in found:
+            return False
+        return True if True in found else None

@@ -1,0 +1,357 @@
+"""Schedules: reports that are made by themselves, and what of reports is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal, cast
+from uuid import UUID
+
+from contract.events.audit import (
+    ReportScheduleCreated,
+    ReportScheduleDeleted,
+    ReportScheduleSnapshot,
+    ReportScheduleUpdated,
+)
+from servicekit.call import Call, begin_background_call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import failed_precondition, invalid_field, not_found
+from servicekit.etags import check_etag
+from servicekit.ids import Clock, new_id
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from servicekit.observability.logs import Repeated, brief
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.pagination import Page
+from services.audit.reports import store
+from services.audit.reports.calendar import checked_day, next_run, period_before, zone_of
+from services.audit.reports.domain import (
+    DEFAULT_KEEP,
+    MOST_SCHEDULES,
+    PERIOD,
+    Parameters,
+    Schedule,
+    checked_formats,
+)
+from services.audit.reports.kinds import kind_of
+from services.audit.reports.service import Reports, Wanted, check_scopes
+
+log = logs.get(__name__)
+
+_LOOK_SECONDS: Final = 15.0
+_SWEEP_SECONDS: Final = 300.0
+_MOST: Final = 50
+_AGAIN: Final = timedelta(minutes=5)
+_DEFAULT_HOUR: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request says of a schedule; `None` and empty is not given."""
+
+    parameters: Parameters | None
+    formats: tuple[str, ...]
+    every: str
+    on_day: int
+    hour: int | None
+    time_zone: str
+    keep: int
+    enabled: bool | None
+
+
+def snapshot(schedule: Schedule) -> ReportScheduleSnapshot:
+    """What entries of the log say of a schedule."""
+    return ReportScheduleSnapshot(
+        kind=schedule.kind,
+        parameters=schedule.parameters.given(),
+        formats=schedule.formats,
+        every=cast(Literal["day", "week", "month"], schedule.every),
+        on=schedule.on_day,
+        hour=schedule.hour,
+        time_zone=schedule.time_zone,
+        keep=schedule.keep,
+        enabled=schedule.enabled,
+    )
+
+
+class Schedules:
+    """The schedules of tenants.
+
+    Args:
+        database: the service's.
+        outbox: takes events.
+        tenants: the tree.
+        reports: begins reports.
+        clock: the time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        reports: Reports,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._reports = reports
+        self._clock = clock
+
+    async def list_schedules(
+        self, call: Call, org_id: UUID | None, after: UUID | None, limit: int
+    ) -> Page[Schedule, UUID]:
+        """The schedules of the caller's subtree, or of a tenant in it and those below it.
+
+        Raises:
+            DomainError: NOT_FOUND for a tenant that is not in the subtree.
+        """
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        async with self._database.transaction(scope) as connection:
+            return await store.list_schedules(connection, scope, after, limit)
+
+    async def get(self, call: Call, schedule_id: UUID) -> Schedule:
+        """One schedule.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            return await self._found(connection, scope, schedule_id)
+
+    async def create(self, call: Call, org_id: UUID | None, kind: str, plan: Plan) -> Schedule:
+        """Adds a schedule.
+
+        Raises:
+            DomainError: NOT_FOUND for a tenant that is not in the subtree; INVALID_ARGUMENT with
+                the field; PERMISSION_DENIED when the API token may not read what its reports say;
+                FAILED_PRECONDITION when there are too many.
+        """
+        tenant_id = org_id or UUID(call.caller.tenant_id)
+        await self._tenants.require(call.caller, tenant_id, to_add=True)
+        wanted = kind_of(kind)
+        check_scopes(call, wanted)
+        zone_of(plan.time_zone or "UTC")
+        at = self._clock()
+        schedule = Schedule(
+            id=new_id(),
+            tenant_id=tenant_id,
+            kind=kind,
+            parameters=_parameters(kind, plan.parameters or Parameters()),
+            formats=checked_formats(plan.formats),
+            every=plan.every,
+            on_day=checked_day(plan.every, plan.on_day),
+            hour=_DEFAULT_HOUR if plan.hour is None else plan.hour,
+            time_zone=plan.time_zone or "UTC",
+            keep=plan.keep or DEFAULT_KEEP,
+            enabled=plan.enabled is not False,
+            created_at=at,
+            created_by=call.caller.name,
+            updated_at=at,
+        )
+        schedule = self._timed(schedule)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            await store.lock_tenant(connection, tenant_id)
+            if await store.count_schedules(connection, tenant_id) >= MOST_SCHEDULES:
+                raise failed_precondition(
+                    "TOO_MANY_SCHEDULES",
+                    f"a tenant has at most {MOST_SCHEDULES} schedules; delete one",
+                )
+            await store.insert_schedule(connection, schedule)
+            event = ReportScheduleCreated(id=schedule.id, after=snapshot(schedule))
+            await self._outbox.append(connection, CloudEvent(event, tenant_id))
+        return schedule
+
+    async def update(self, call: Call, schedule_id: UUID, plan: Plan) -> Schedule:
+        """Changes a schedule.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
+                another.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._found(connection, scope, schedule_id, for_update=True)
+            check_etag(before.etag)
+            check_scopes(call, kind_of(before.kind))
+            after = _changed(before, plan)
+            if after == before:
+                return before
+            after = self._timed(
+                replace(after, revision=before.revision + 1, updated_at=self._clock())
+            )
+            await store.update_schedule(connection, after)
+            event = ReportScheduleUpdated(
+                id=after.id, before=snapshot(before), after=snapshot(after)
+            )
+            await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
+        return after
+
+    async def delete(self, call: Call, schedule_id: UUID) -> None:
+        """Removes a schedule; its reports stay.
+
+        Raises:
+            DomainError: NOT_FOUND; ABORTED when its etag is another.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            before = await self._found(connection, scope, schedule_id, for_update=True)
+            check_etag(before.etag)
+            await store.delete_schedule(connection, before)
+            event = ReportScheduleDeleted(id=schedule_id, before=snapshot(before))
+            await self._outbox.append(connection, CloudEvent(event, before.tenant_id))
+
+    async def _found(
+        self, connection: Connection, scope: Scope, schedule_id: UUID, *, for_update: bool = False
+    ) -> Schedule:
+        found = await store.find_schedule(connection, scope, schedule_id, for_update=for_update)
+        if found is None:
+            raise not_found("report schedule", schedule_id)
+        return found
+
+    def _timed(self, schedule: Schedule) -> Schedule:
+        """The schedule with the time of its next run."""
+        at = next_run(schedule, self._clock()) if schedule.enabled else None
+        return replace(schedule, next_run_at=at)
+
+    async def run(self) -> None:
+        """Begins the reports whose time has come, for as long as the service lives."""
+        outage = Repeated(log, "schedules of reports not looked at")
+        loop = asyncio.get_running_loop()
+        sweep_at = 0.0
+        while True:
+            begin_background_call()
+            try:
+                if self._tenants.follower.synced:
+                    await self._begin_due()
+                if loop.time() >= sweep_at:
+                    await self._sweep()
+                    sweep_at = loop.time() + _SWEEP_SECONDS
+                outage.worked()
+            except Exception as error:
+                outage.failed(error)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _begin_due(self) -> None:
+        async with self._database.system_transaction(
+            "schedules of all tenants are looked at"
+        ) as connection:
+            found = await store.due(connection, self._clock(), _MOST)
+        for tenant_id, schedule_id in found:
+            try:
+                await self._begin(tenant_id, schedule_id)
+            except Exception as error:
+                # One that is broken keeps no other one waiting.
+                log.warning(
+                    "scheduled report not begun", schedule=str(schedule_id), error=brief(error)
+                )
+                await self._put_off(tenant_id, schedule_id, error)
+
+    async def _begin(self, tenant_id: UUID, schedule_id: UUID) -> None:
+        """Begins the report of a schedule, once however many runs were missed."""
+        at = self._clock()
+        node = self._tenants.known(tenant_id)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            await store.lock_tenant(connection, tenant_id)
+            schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
+            if schedule is None:
+                return
+            error = ""
+            if node is None or node.status != "active":
+                error = "the organisation is archived"
+            elif not await self._has_room(connection, tenant_id):
+                error = "the tenant keeps as many reports as it may; delete some"
+            else:
+                kind = kind_of(schedule.kind)
+                wanted = Wanted(
+                    kind,
+                    kind.checked(_of_period(schedule, at)),
+                    schedule.formats,
+                    f"schedule of {schedule.created_by}",
+                    schedule_id=schedule.id,
+                )
+                await self._reports.begin(connection, tenant_id, wanted)
+            after = replace(
+                schedule, last_run_at=at, last_error=error, next_run_at=next_run(schedule, at)
+            )
+            await store.update_schedule(connection, after)
+
+    async def _has_room(self, connection: Connection, tenant_id: UUID) -> bool:
+        """Whether a report can be added; the oldest ones of schedules make room for it."""
+        while self._reports.is_full(await store.load(connection, tenant_id)):
+            oldest = await store.oldest_scheduled(connection, tenant_id)
+            if oldest is None:
+                return False
+            await store.delete(connection, oldest)
+        return True
+
+    async def _put_off(self, tenant_id: UUID, schedule_id: UUID, error: Exception) -> None:
+        at = self._clock()
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
+            if schedule is not None:
+                await store.update_schedule(
+                    connection,
+                    replace(schedule, next_run_at=at + _AGAIN, last_error=brief(error)),
+                )
+
+    async def _sweep(self) -> None:
+        """Deletes reports that have expired, and those of schedules that have newer ones."""
+        async with self._database.system_transaction("reports of all tenants expire") as connection:
+            found = await store.expired(connection, self._clock(), _MOST)
+            found += await store.surplus(connection, _MOST)
+        for report in found:
+            async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
+                await store.delete(connection, report)
+
+
+def _parameters(kind: str, given: Parameters) -> Parameters:
+    """The parameters of a schedule: without a period, which is that of each run.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with the field.
+    """
+    for name in PERIOD:
+        if name in given.given():
+            raise invalid_field(
+                f"parameters.{name}", "must not be given: each report is about the time before it"
+            )
+    return kind_of(kind).checked(given)
+
+
+def _changed(before: Schedule, plan: Plan) -> Schedule:
+    """The schedule as a request wants it.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with the field.
+    """
+    every = plan.every or before.every
+    # Another rhythm has other days.
+    day = plan.on_day or (before.on_day if every == before.every else 1)
+    zone = plan.time_zone or before.time_zone
+    zone_of(zone)
+    return replace(
+        before,
+        parameters=before.parameters
+        if plan.parameters is None
+        else _parameters(before.kind, plan.parameters),
+        formats=checked_formats(plan.formats) if plan.formats else before.formats,
+        every=every,
+        on_day=checked_day(every, day),
+        hour=before.hour if plan.hour is None else plan.hour,
+        time_zone=zone,
+        keep=plan.keep or before.keep,
+        enabled=before.enabled if plan.enabled is None else plan.enabled,
+    )
+
+
+def _of_period(schedule: Schedule, at: datetime) -> Parameters:
+    """What a run is asked for: the time that ended before it, where its kind has one."""
+    if not kind_of(schedule.kind).has_period:
+        return schedule.parameters
+    start, until = period_before(schedule, at)
+    return replace(schedule.parameters, start=start, until=until)

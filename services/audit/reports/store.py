@@ -1,0 +1,641 @@
+"""All the SQL of reports and of their schedules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, Scope
+from servicekit.rpc.pagination import Page
+from services.audit.reports.domain import File, Parameters, Report, Schedule, Status
+
+_REPORT: Final = (
+    "id, tenant_id, kind, parameters, formats, status, as_of, requested_by, request_id,"
+    " schedule_id, attempts, waiting_since, finished_at, rows, bytes, manifest, entry_id, error,"
+    " expires_at"
+)
+_SCHEDULE: Final = (
+    "id, tenant_id, kind, parameters, formats, every, on_day, hour, time_zone, keep, enabled,"
+    " next_run_at, last_run_at, last_error, revision, created_at, created_by, updated_at"
+)
+_IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
+_UPDATES: Final = 20
+"""Changes of a user among which the one of a role is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much of a tenant is kept, and being made."""
+
+    kept: int
+    running: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What was done to something: how often, and who did it last and when."""
+
+    times: int
+    actor: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An entry of the log that says how a user was changed."""
+
+    resource: str
+    actor: str
+    at: datetime
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwarderFacts:
+    """What a review of access asks of a forwarder."""
+
+    id: UUID
+    name: str
+    created_by: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+def _report(row: asyncpg.Record) -> Report:
+    return Report(
+        id=row["id"],
+        tenant_id=row["tenant_id"],
+        kind=row["kind"],
+        parameters=Parameters.read(json.loads(row["parameters"])),
+        formats=tuple(row["formats"]),
+        status=Status(row["status"]),
+        as_of=row["as_of"],
+        requested_by=row["requested_by"],
+        expires_at=row["expires_at"],
+        request_id=row["request_id"],
+        schedule_id=row["schedule_id"],
+        attempts=row["attempts"],
+        waiting_since=row["waiting_since"],
+        finished_at=row["finished_at"],
+        rows=row["rows"],
+        bytes=row["bytes"],
+        manifest=row["manifest"],
+        entry_id=row["entry_id"],
+        error=row["error"],
+    )
+
+
+def _schedule(row: asyncpg.Record) -> Schedule:
+    return Schedule(
+        id=row["id"],
+        tenant_id=row["tenant_id"],
+        kind=row["kind"],
+        parameters=Parameters.read(json.loads(row["parameters"])),
+        formats=tuple(row["formats"]),
+        every=row["every"],
+        on_day=row["on_day"],
+        hour=row["hour"],
+        time_zone=row["time_zone"],
+        keep=row["keep"],
+        enabled=row["enabled"],
+        next_run_at=row["next_run_at"],
+        last_run_at=row["last_run_at"],
+        last_error=row["last_error"],
+        revision=row["revision"],
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        updated_at=row["updated_at"],
+    )
+
+
+# Reports
+
+
+async def lock_tenant(connection: Connection, tenant_id: UUID) -> None:
+    """Lets one call at a time add reports and schedules of a tenant, so that the bounds hold."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('audit.report'), hashtext($1))", str(tenant_id)
+    )
+
+
+async def load(connection: Connection, tenant_id: UUID) -> Load:
+    """How much of a tenant is kept, and being made."""
+    row = await connection.fetchrow(
+        "SELECT count(*) AS kept, count(*) FILTER (WHERE status = 'running') AS running,"
+        " coalesce(sum(bytes), 0)::bigint AS bytes FROM audit.report WHERE tenant_id = $1",
+        tenant_id,
+    )
+    return Load(row["kept"], row["running"], row["bytes"])
+
+
+async def insert(connection: Connection, report: Report) -> None:
+    """Adds a report that is to be made."""
+    await connection.execute(
+        "INSERT INTO audit.report (id, tenant_id, kind, parameters, formats, status, as_of,"
+        " requested_by, request_id, schedule_id, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        report.id,
+        report.tenant_id,
+        report.kind,
+        report.parameters.canonical(),
+        list(report.formats),
+        report.status,
+        report.as_of,
+        report.requested_by,
+        report.request_id,
+        report.schedule_id,
+        report.expires_at,
+    )
+
+
+async def by_request(connection: Connection, tenant_id: UUID, request_id: UUID) -> Report | None:
+    """The report that a request made."""
+    row = await connection.fetchrow(
+        f"SELECT {_REPORT} FROM audit.report WHERE tenant_id = $1 AND request_id = $2",
+        tenant_id,
+        request_id,
+    )
+    return _report(row) if row else None
+
+
+async def find(
+    connection: Connection, scope: Scope, report_id: UUID, *, for_update: bool = False
+) -> Report | None:
+    """A report of a scope, without its files."""
+    row = await connection.fetchrow(
+        f"SELECT {_REPORT} FROM audit.report WHERE {_IN_SCOPE} AND id = $2"
+        f"{' FOR UPDATE' if for_update else ''}",
+        scope.tenant_ids,
+        report_id,
+    )
+    return _report(row) if row else None
+
+
+async def files(connection: Connection, report_ids: Sequence[UUID]) -> dict[UUID, tuple[File, ...]]:
+    """The files of reports, in their order."""
+    rows = await connection.fetch(
+        "SELECT report_id, name, media_type, bytes, sha256 FROM audit.report_file"
+        " WHERE report_id = ANY ($1) ORDER BY report_id, position",
+        report_ids,
+    )
+    found: dict[UUID, tuple[File, ...]] = {}
+    for row in rows:
+        file = File(row["name"], row["media_type"], row["bytes"], row["sha256"])
+        found[row["report_id"]] = (*found.get(row["report_id"], ()), file)
+    return found
+
+
+async def list_reports(
+    connection: Connection,
+    scope: Scope,
+    kind: str,
+    schedule_id: UUID | None,
+    before: UUID | None,
+    limit: int,
+) -> Page[Report, UUID]:
+    """The reports of a scope, newest first, without their files."""
+    rows = await connection.fetch(
+        f"SELECT {_REPORT} FROM audit.report WHERE {_IN_SCOPE} AND ($2 = '' OR kind = $2)"
+        " AND ($3::uuid IS NULL OR schedule_id = $3) AND ($4::uuid IS NULL OR id < $4)"
+        " ORDER BY id DESC LIMIT $5",
+        scope.tenant_ids,
+        kind,
+        schedule_id,
+        before,
+        limit + 1,
+    )
+    return Page.of([_report(row) for row in rows], limit, lambda report: report.id)
+
+
+async def part(
+    connection: Connection, report_id: UUID, name: str, after: int
+) -> tuple[int, bytes] | None:
+    """The part of a file behind a number."""
+    row = await connection.fetchrow(
+        "SELECT part, content FROM audit.report_part WHERE report_id = $1 AND name = $2"
+        " AND part > $3 ORDER BY part LIMIT 1",
+        report_id,
+        name,
+        after,
+    )
+    return (row["part"], row["content"]) if row else None
+
+
+async def delete(connection: Connection, report: Report) -> None:
+    """Removes a report with its files."""
+    await connection.execute(
+        "DELETE FROM audit.report WHERE id = $1 AND tenant_id = $2", report.id, report.tenant_id
+    )
+
+
+async def expired(connection: Connection, at: datetime, most: int) -> list[Report]:
+    """Some reports that are kept no longer, the oldest first."""
+    rows = await connection.fetch(
+        f"SELECT {_REPORT} FROM audit.report WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2",
+        at,
+        most,
+    )
+    return [_report(row) for row in rows]
+
+
+async def surplus(connection: Connection, most: int) -> list[Report]:
+    """Some reports of schedules that have newer ones, as many as they keep."""
+    columns = ", ".join(f"r.{column}" for column in _REPORT.split(", "))
+    rows = await connection.fetch(
+        f"SELECT {columns} FROM audit.report_schedule s CROSS JOIN LATERAL ("
+        "SELECT * FROM audit.report o WHERE o.schedule_id = s.id AND o.status = 'ready'"
+        " ORDER BY o.id DESC OFFSET s.keep) AS r LIMIT $1",
+        most,
+    )
+    return [_report(row) for row in rows]
+
+
+async def oldest_scheduled(connection: Connection, tenant_id: UUID) -> Report | None:
+    """The oldest report of a tenant that a schedule made."""
+    row = await connection.fetchrow(
+        f"SELECT {_REPORT} FROM audit.report WHERE tenant_id = $1 AND schedule_id IS NOT NULL"
+        " AND status <> 'running' ORDER BY id LIMIT 1",
+        tenant_id,
+    )
+    return _report(row) if row else None
+
+
+# Making: only who holds the lease writes.
+
+
+async def claim(connection: Connection, lease: UUID, at: datetime, seconds: float) -> Report | None:
+    """Takes the next report to make: of tenants for which none is made now, the oldest."""
+    row = await connection.fetchrow(
+        "UPDATE audit.report SET lease = $1, lease_until = now() + make_interval(secs => $3),"
+        " attempts = attempts + 1 WHERE id = (SELECT r.id FROM audit.report r"
+        " WHERE r.status = 'running' AND (r.lease_until IS NULL OR r.lease_until < now())"
+        " AND (r.not_before IS NULL OR r.not_before <= $2) AND NOT EXISTS ("
+        "SELECT FROM audit.report o WHERE o.tenant_id = r.tenant_id AND o.status = 'running'"
+        " AND o.lease_until >= now()) ORDER BY r.id LIMIT 1 FOR UPDATE SKIP LOCKED)"
+        f" RETURNING {_REPORT}",
+        lease,
+        at,
+        seconds,
+    )
+    return _report(row) if row else None
+
+
+async def forget_parts(connection: Connection, report: Report) -> None:
+    """Removes what an attempt before left."""
+    await connection.execute("DELETE FROM audit.report_part WHERE report_id = $1", report.id)
+
+
+async def renew(connection: Connection, report: Report, lease: UUID, seconds: float) -> bool:
+    """Holds a report; answers whether it is still there and held."""
+    done = await connection.execute(
+        "UPDATE audit.report SET lease_until = now() + make_interval(secs => $3)"
+        " WHERE id = $1 AND lease = $2 AND status = 'running'",
+        report.id,
+        lease,
+        seconds,
+    )
+    return bool(done == "UPDATE 1")
+
+
+async def keep_part(
+    connection: Connection, report: Report, lease: UUID, name: str, number: int, content: bytes
+) -> bool:
+    """Keeps a part of a file; answers whether the report is still held."""
+    done = await connection.execute(
+        "INSERT INTO audit.report_part (report_id, tenant_id, name, part, content)"
+        " SELECT id, tenant_id, $3, $4, $5 FROM audit.report"
+        " WHERE id = $1 AND lease = $2 AND status = 'running' FOR SHARE",
+        report.id,
+        lease,
+        name,
+        number,
+        content,
+    )
+    return bool(done == "INSERT 0 1")
+
+
+async def finish(connection: Connection, report: Report, lease: UUID) -> bool:
+    """Stores what came of a report; answers whether it was still held."""
+    done = await connection.execute(
+        "UPDATE audit.report SET status = $3, finished_at = $4, rows = $5, bytes = $6,"
+        " manifest = $7, entry_id = $8, error = $9, lease = NULL, lease_until = NULL"
+        " WHERE id = $1 AND lease = $2 AND status = 'running'",
+        report.id,
+        lease,
+        report.status,
+        report.finished_at,
+        report.rows,
+        report.bytes,
+        report.manifest,
+        report.entry_id,
+        report.error,
+    )
+    if done != "UPDATE 1":
+        return False
+    await connection.executemany(
+        "INSERT INTO audit.report_file (report_id, tenant_id, position, name, media_type, bytes,"
+        " sha256) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        [
+            (report.id, report.tenant_id, n, file.name, file.media_type, file.bytes, file.sha256)
+            for n, file in enumerate(report.files)
+        ],
+    )
+    return True
+
+
+async def postpone(
+    connection: Connection, report: Report, lease: UUID, until: datetime, since: datetime
+) -> None:
+    """Gives a report back, to be made later; the attempt does not count.
+
+    Args:
+        connection: of the report's tenant.
+        report: the report.
+        lease: with which it is held.
+        until: when it is tried again.
+        since: when the wait began.
+    """
+    await connection.execute(
+        "UPDATE audit.report SET lease = NULL, lease_until = NULL, not_before = $3,"
+        " attempts = attempts - 1, waiting_since = coalesce(waiting_since, $4)"
+        " WHERE id = $1 AND lease = $2",
+        report.id,
+        lease,
+        until,
+        since,
+    )
+
+
+async def release(connection: Connection, report: Report, lease: UUID) -> None:
+    """Gives a report back, to be made at once; the attempt does not count."""
+    await connection.execute(
+        "UPDATE audit.report SET lease = NULL, lease_until = NULL, attempts = attempts - 1"
+        " WHERE id = $1 AND lease = $2",
+        report.id,
+        lease,
+    )
+
+
+# Schedules
+
+
+async def count_schedules(connection: Connection, tenant_id: UUID) -> int:
+    """How many schedules a tenant has."""
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM audit.report_schedule WHERE tenant_id = $1", tenant_id
+    )
+    return found
+
+
+def _values(schedule: Schedule) -> list[Any]:
+    return [
+        schedule.id,
+        schedule.tenant_id,
+        schedule.kind,
+        schedule.parameters.canonical(),
+        list(schedule.formats),
+        schedule.every,
+        schedule.on_day,
+        schedule.hour,
+        schedule.time_zone,
+        schedule.keep,
+        schedule.enabled,
+        schedule.next_run_at,
+        schedule.last_run_at,
+        schedule.last_error,
+        schedule.revision,
+        schedule.created_at,
+        schedule.created_by,
+        schedule.updated_at,
+    ]
+
+
+async def insert_schedule(connection: Connection, schedule: Schedule) -> None:
+    """Adds a schedule."""
+    await connection.execute(
+        f"INSERT INTO audit.report_schedule ({_SCHEDULE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
+        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+        *_values(schedule),
+    )
+
+
+async def update_schedule(connection: Connection, schedule: Schedule) -> None:
+    """Stores what can be changed of a schedule."""
+    await connection.execute(
+        "UPDATE audit.report_schedule SET parameters = $3, formats = $4, every = $5, on_day = $6,"
+        " hour = $7, time_zone = $8, keep = $9, enabled = $10, next_run_at = $11,"
+        " last_run_at = $12, last_error = $13, revision = $14, updated_at = $15"
+        " WHERE id = $1 AND tenant_id = $2",
+        schedule.id,
+        schedule.tenant_id,
+        schedule.parameters.canonical(),
+        list(schedule.formats),
+        schedule.every,
+        schedule.on_day,
+        schedule.hour,
+        schedule.time_zone,
+        schedule.keep,
+        schedule.enabled,
+        schedule.next_run_at,
+        schedule.last_run_at,
+        schedule.last_error,
+        schedule.revision,
+        schedule.updated_at,
+    )
+
+
+async def delete_schedule(connection: Connection, schedule: Schedule) -> None:
+    """Removes a schedule."""
+    await connection.execute(
+        "DELETE FROM audit.report_schedule WHERE id = $1 AND tenant_id = $2",
+        schedule.id,
+        schedule.tenant_id,
+    )
+
+
+async def find_schedule(
+    connection: Connection, scope: Scope, schedule_id: UUID, *, for_update: bool = False
+) -> Schedule | None:
+    """A schedule of a scope."""
+    row = await connection.fetchrow(
+        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE {_IN_SCOPE} AND id = $2"
+        f"{' FOR UPDATE' if for_update else ''}",
+        scope.tenant_ids,
+        schedule_id,
+    )
+    return _schedule(row) if row else None
+
+
+async def list_schedules(
+    connection: Connection, scope: Scope, after: UUID | None, limit: int
+) -> Page[Schedule, UUID]:
+    """The schedules of a scope, the oldest first."""
+    rows = await connection.fetch(
+        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE {_IN_SCOPE}"
+        " AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+        scope.tenant_ids,
+        after,
+        limit + 1,
+    )
+    return Page.of([_schedule(row) for row in rows], limit, lambda schedule: schedule.id)
+
+
+async def due(connection: Connection, at: datetime, most: int) -> list[tuple[UUID, UUID]]:
+    """Some schedules whose time has come, as (tenant, schedule)."""
+    rows = await connection.fetch(
+        "SELECT tenant_id, id FROM audit.report_schedule WHERE next_run_at <= $1"
+        " ORDER BY next_run_at LIMIT $2",
+        at,
+        most,
+    )
+    return [(row["tenant_id"], row["id"]) for row in rows]
+
+
+async def lock_due(
+    connection: Connection, tenant_id: UUID, schedule_id: UUID, at: datetime
+) -> Schedule | None:
+    """A schedule whose time has come, unless another process has it."""
+    row = await connection.fetchrow(
+        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE tenant_id = $1 AND id = $2"
+        " AND next_run_at <= $3 FOR UPDATE SKIP LOCKED",
+        tenant_id,
+        schedule_id,
+        at,
+    )
+    return _schedule(row) if row else None
+
+
+# What reports ask of the log and of forwarders.
+
+
+async def acts(
+    connection: Connection,
+    tenant_id: UUID,
+    actions: Sequence[str],
+    resources: Sequence[str],
+    start: datetime | None,
+    until: datetime | None,
+) -> dict[tuple[str, str], Act]:
+    """What was done to resources within some times, by (resource, action)."""
+    rows = await connection.fetch(
+        "SELECT resource, action, count(*)::integer AS times,"
+        " (array_agg(actor ORDER BY sequence DESC))[1] AS actor, max(occurred_at) AS at"
+        " FROM audit.entry WHERE resource = ANY ($3) AND tenant_id = $1 AND action = ANY ($2)"
+        " AND ($4::timestamptz IS NULL OR occurred_at >= $4)"
+        " AND ($5::timestamptz IS NULL OR occurred_at < $5) GROUP BY resource, action",
+        tenant_id,
+        actions,
+        resources,
+        start,
+        until,
+    )
+    return {
+        (row["resource"], row["action"]): Act(row["times"], row["actor"], row["at"]) for row in rows
+    }
+
+
+async def times(
+    connection: Connection, tenant_id: UUID, actions: Sequence[str], resources: Sequence[str]
+) -> dict[str, list[datetime]]:
+    """When something was done to resources, by resource, oldest first."""
+    rows = await connection.fetch(
+        "SELECT resource, occurred_at FROM audit.entry WHERE resource = ANY ($3)"
+        " AND tenant_id = $1 AND action = ANY ($2) ORDER BY occurred_at, id",
+        tenant_id,
+        actions,
+        resources,
+    )
+    found: dict[str, list[datetime]] = {}
+    for row in rows:
+        found.setdefault(row["resource"], []).append(row["occurred_at"])
+    return found
+
+
+async def updates_of_users(
+    connection: Connection, tenant_id: UUID, resources: Sequence[str]
+) -> list[Update]:
+    """The latest changes of users, of each user the newest first."""
+    rows = await connection.fetch(
+        "SELECT r.resource, e.actor, e.occurred_at, e.record"
+        " FROM unnest($2::text[]) AS r (resource)"
+        " CROSS JOIN LATERAL (SELECT actor, occurred_at, record FROM audit.entry"
+        " WHERE resource = r.resource AND tenant_id = $1 AND action = 'identity.user_updated'"
+        " ORDER BY occurred_at DESC, id DESC LIMIT $3) AS e"
+        " ORDER BY r.resource, e.occurred_at DESC",
+        tenant_id,
+        resources,
+        _UPDATES,
+    )
+    return [
+        Update(row["resource"], row["actor"], row["occurred_at"], row["record"]) for row in rows
+    ]
+
+
+async def size_of_log(
+    connection: Connection, tenant_id: UUID, before: datetime
+) -> tuple[int, datetime | None]:
+    """How many entries a tenant had before a time, and when the oldest of them happened."""
+    row = await connection.fetchrow(
+        "SELECT coalesce((SELECT sequence FROM audit.entry WHERE tenant_id = $1"
+        " AND occurred_at < $2 ORDER BY occurred_at DESC, id DESC LIMIT 1), 0) AS n,"
+        " (SELECT min(occurred_at) FROM audit.entry WHERE tenant_id = $1"
+        " AND occurred_at < $2) AS oldest",
+        tenant_id,
+        before,
+    )
+    return row["n"], row["oldest"]
+
+
+async def size_of_reports(
+    connection: Connection, tenant_id: UUID, before: datetime
+) -> tuple[int, datetime | None]:
+    """How many reports on a tenant of before a time are ready, and of when the oldest is."""
+    row = await connection.fetchrow(
+        "SELECT count(*) AS n, min(as_of) AS oldest FROM audit.report"
+        " WHERE tenant_id = $1 AND status = 'ready' AND as_of < $2",
+        tenant_id,
+        before,
+    )
+    return row["n"], row["oldest"]
+
+
+async def forwarders_of(
+    connection: Connection, tenant_id: UUID, above: Sequence[UUID]
+) -> tuple[list[str], int]:
+    """The names of the enabled forwarders of a tenant, and how many of tenants above send its
+    entries, too."""
+    rows = await connection.fetch(
+        "SELECT tenant_id, name FROM audit.forwarder WHERE enabled AND (tenant_id = $1"
+        " OR below_too AND tenant_id = ANY ($2)) ORDER BY name, id",
+        tenant_id,
+        above,
+    )
+    own = [row["name"] for row in rows if row["tenant_id"] == tenant_id]
+    return own, len(rows) - len(own)
+
+
+async def list_forwarders(connection: Connection, tenant_id: UUID) -> list[ForwarderFacts]:
+    """The forwarders of a tenant, by id."""
+    rows = await connection.fetch(
+        "SELECT f.id, f.name, f.created_by, f.created_at, s.last_success_at"
+        " FROM audit.forwarder f JOIN audit.forwarder_state s ON s.forwarder_id = f.id"
+        " WHERE f.tenant_id = $1 ORDER BY f.id",
+        tenant_id,
+    )
+    return [
+        ForwarderFacts(
+            id=row["id"],
+            name=row["name"],
+            created_by=row["created_by"],
+            created_at=row["created_at"],
+            last_used_at=row["last_success_at"],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,56 @@
+"""The SQL of what reports ask of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from servicekit.data.postgres import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What a device reported last; before its first state most is not known."""
+
+    id: UUID
+    hostname: str
+    last_seen_at: datetime | None
+    policy_version: str
+    update_status: str
+    state_received_at: datetime | None
+    health: str
+    disk_free_percent: float | None
+    battery_percent: float | None
+    last_error: str
+
+
+async def devices(
+    connection: Connection, tenant_id: UUID, ids: Sequence[UUID]
+) -> list[DeviceFacts]:
+    """What some devices of an organisation reported, by id."""
+    rows = await connection.fetch(
+        "SELECT id, name, contact_at, policy_version, update_status, state_received_at, health,"
+        " CASE WHEN disk_total_bytes > 0"
+        " THEN (disk_free_bytes * 100 / disk_total_bytes)::double precision END AS disk_free,"
+        " battery_percent, last_error FROM telemetry.device"
+        " WHERE tenant_id = $1 AND id = ANY ($2) ORDER BY id",
+        tenant_id,
+        ids,
+    )
+    return [
+        DeviceFacts(
+            id=row["id"],
+            hostname=row["name"],
+            last_seen_at=row["contact_at"],
+            policy_version=row["policy_version"],
+            update_status=row["update_status"],
+            state_received_at=row["state_received_at"],
+            health=row["health"],
+            disk_free_percent=row["disk_free"],
+            battery_percent=row["battery_percent"] if row["state_received_at"] else None,
+            last_error=row["last_error"],
+        )
+        for row in rows
+    ]
