@@ -8,8 +8,6 @@ import time
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from tests.support.authenticator import App
@@ -360,20 +358,20 @@ async def test_the_domain_of_an_address_finds_the_provider(world: World) -> None
         assert [one.name for one in said.providers] == found
 
 
-@pytest.mark.parametrize(
-    "wish",
-    [
-        "https://evil.example", "//evil.example", "/\\evil.example", "/dashboard/..//evil",
-        "javascript:alert(1)", "/dashboard\r\nset-cookie: x=y", "/auth/forms/logout",
-    ],
+WISHES = (
+    "https://evil.example", "//evil.example", "/\\evil.example", "/dashboard/..//evil",
+    "javascript:alert(1)", "/dashboard\r\nset-cookie: x=y", "/auth/forms/logout",
 )  # fmt: skip
-async def test_nobody_is_led_elsewhere(world: World, wish: str) -> None:
+
+
+async def test_nobody_is_led_elsewhere(world: World) -> None:
     """Whatever the link says, one comes back to a page of ours."""
     world.sso.person("anna", "admins")
-    answer = await world.arrive(world.browser(), "anna", returnTo=wish)
-    assert answer.status_code == 200
-    assert path_of(leads_to(answer)) in {"/auth/signed-in", "/dashboard/..//evil"}
-    assert urlsplit(leads_to(answer)).netloc == ""
+    for wish in WISHES:
+        answer = await world.arrive(world.browser(), "anna", returnTo=wish)
+        assert answer.status_code == 200, wish
+        assert path_of(leads_to(answer)) in {"/auth/signed-in", "/dashboard/..//evil"}, wish
+        assert urlsplit(leads_to(answer)).netloc == "", wish
 
 
 async def test_one_comes_back_to_where_one_wanted(world: World) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pytest
-
 from contract.access import Role
 from tests.fakes.oidc import Key
 from tests.support.identity import PASSWORD
@@ -76,14 +74,14 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", list(BAD_TOKENS))
-async def test_tokens_that_end_nothing(world: World, case: str) -> None:
+async def test_tokens_that_end_nothing(world: World) -> None:
     """400, and the session goes on."""
     world.sso.person("anna", "admins")
     session = await world.login("anna")
-    answer = await world.logout(**({"sub": "anna"} | BAD_TOKENS[case]))
-    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
-    assert session["sid"] not in await world.ended()
+    for case, claims in BAD_TOKENS.items():
+        answer = await world.logout(**({"sub": "anna"} | claims))
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request"), case
+        assert session["sid"] not in await world.ended(), case
 
 
 async def test_who_may_not_say_so(world: World) -> None:
