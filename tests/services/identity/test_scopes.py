@@ -155,18 +155,18 @@ _READS: dict[str, Read] = {
 }
 
 
-@pytest.mark.parametrize("name", _READS)
-async def test_a_read_finds_no_other_tenants_row(schools: Schools, name: str) -> None:
+async def test_a_read_finds_no_other_tenants_row(schools: Schools) -> None:
     """Each of the two bounds does for it alone; within both, and for the root, the row is found."""
-    read, mine, other = _READS[name], schools.mine, schools.other
-    async with schools.open as connection:
-        assert await read(connection, mine.scope, other) is None, "the SQL names no tenant"
-        assert await read(connection, Scope(()), mine) is None
-        assert await read(connection, mine.scope, mine) is not None
-        assert await read(connection, SYSTEM, other) is not None
-    async with schools.kit.database.transaction(mine.scope) as connection:
-        assert await read(connection, SYSTEM, other) is None, "the transaction is not bound"
-        assert await read(connection, mine.scope, mine) is not None
+    mine, other = schools.mine, schools.other
+    for name, read in _READS.items():
+        async with schools.open as connection:
+            assert await read(connection, mine.scope, other) is None, f"{name} names no tenant"
+            assert await read(connection, Scope(()), mine) is None, name
+            assert await read(connection, mine.scope, mine) is not None, name
+            assert await read(connection, SYSTEM, other) is not None, name
+        async with schools.kit.database.transaction(mine.scope) as connection:
+            assert await read(connection, SYSTEM, other) is None, f"{name} is not bound"
+            assert await read(connection, mine.scope, mine) is not None, name
 
 
 async def test_a_write_changes_no_other_tenants_user(schools: Schools) -> None:

@@ -262,28 +262,28 @@ async def test_pages_of_devices_have_each_device_once(world: World) -> None:
     assert len((await world.admin.devices()).devices) == 23
 
 
-@pytest.mark.parametrize(
-    "token",
-    [
-        "x",
-        "é",
-        encode_token("only a name"),
-        encode_token("name", "no id"),
-        encode_token("a\0", str(device_id(1))),
-        encode_token("\ud800", str(device_id(1))),
-        encode_token("2026-01-01T00:00:00", str(device_id(1))),
-        encode_token("2026-01-01T00:00:00+02:00", "7"),
-    ],
-)
-async def test_a_token_of_no_list_is_refused(world: World, token: str) -> None:
+NO_TOKENS = [
+    "x",
+    "é",
+    encode_token("only a name"),
+    encode_token("name", "no id"),
+    encode_token("a\0", str(device_id(1))),
+    encode_token("\ud800", str(device_id(1))),
+    encode_token("2026-01-01T00:00:00", str(device_id(1))),
+    encode_token("2026-01-01T00:00:00+02:00", "7"),
+]
+
+
+async def test_a_token_of_no_list_is_refused(world: World) -> None:
     """With the field's name."""
-    events = world.admin.events(page_token=token)
-    assert await code(events) is grpc.StatusCode.INVALID_ARGUMENT
-    if "2026" not in token and not token.startswith("WyIyMDI2"):
-        devices = world.admin.devices(page_token=token)
-        assert await code(devices) is grpc.StatusCode.INVALID_ARGUMENT
-        quarantine = world.admin.quarantined(page_token=token)
-        assert await code(quarantine) is grpc.StatusCode.INVALID_ARGUMENT
+    for token in NO_TOKENS:
+        events = world.admin.events(page_token=token)
+        assert await code(events) is grpc.StatusCode.INVALID_ARGUMENT, token
+        if "2026" not in token and not token.startswith("WyIyMDI2"):
+            devices = world.admin.devices(page_token=token)
+            assert await code(devices) is grpc.StatusCode.INVALID_ARGUMENT
+            quarantine = world.admin.quarantined(page_token=token)
+            assert await code(quarantine) is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_lists_go_on_while_the_registry_is_away(world: World) -> None:

@@ -166,20 +166,20 @@ async def test_what_is_too_large_for_a_list_is_kept_whole(world: World) -> None:
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        (b"nonsense", "body"),
-        (b"[]", "body"),
-        (b'{"events":[]}', "device_id"),
-        (b'{"device_id":5,"events":[]}', "device_id"),
-        (b'{"device_id":"x","events":[]}', "device_id"),
-    ],
-)
-async def test_a_body_without_a_batch_is_refused(world: World, body: bytes, field: str) -> None:
+NO_BATCHES = [
+    (b"nonsense", "body"),
+    (b"[]", "body"),
+    (b'{"events":[]}', "device_id"),
+    (b'{"device_id":5,"events":[]}', "device_id"),
+    (b'{"device_id":"x","events":[]}', "device_id"),
+]
+
+
+async def test_a_body_without_a_batch_is_refused(world: World) -> None:
     """As a whole, with the field."""
-    answer = await world.device().post("events", body)
-    assert (answer.status_code, fields_of(answer.json())) == (400, [field])
+    for body, field in NO_BATCHES:
+        answer = await world.device().post("events", body)
+        assert (answer.status_code, fields_of(answer.json())) == (400, [field])
 
 
 async def test_no_events_are_accepted(world: World) -> None:
