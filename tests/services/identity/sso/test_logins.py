@@ -8,6 +8,8 @@ import time
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from tests.support.authenticator import App
