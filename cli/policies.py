@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import quote
+from uuid import UUID
 
 import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, org_id
+from cli.places import ALL, Org, group_of, org_id
 from cli.session import session
 from cli.tables import table
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="policies",
-    help="Policies: list, show their versions and what is different between them, withdraw.",
+    help="Policies: list, compare versions, explain what a device gets, target, withdraw.",
     no_args_is_help=True,
 )
 
@@ -119,6 +121,9 @@ def effective(
     device: Annotated[
         str, typer.Option(help="Of this device, by its id; else of the organisation.")
     ] = "",
+    group: Annotated[
+        str, typer.Option(help="Of devices of the organisation in this group, by its alias.")
+    ] = "",
     every: Annotated[bool, typer.Option("--all", help="Also the fields that nobody sets.")] = False,
     org: Org = "",
     as_json: AsJson = False,
@@ -130,16 +135,77 @@ def effective(
 ) -> None:
     """Show what devices are to have of all policies, and which policy each value is from."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = (
-            api.get(f"/api/devices/{quote(device, safe='')}/effective-policy")
-            if device
-            else api.get("/api/effective-policy", orgId=org_id(api, org))
-        )
+        if device:
+            found = api.get(f"/api/devices/{quote(device, safe='')}/effective-policy")
+        else:
+            asked = {"orgId": org_id(api, org)}
+            if group:
+                asked["groupIds"] = group_of(api, asked["orgId"], group)["id"]
+            found = api.get("/api/effective-policy", **asked)
         if as_json:
             typer.echo(json.dumps(found, ensure_ascii=False))
             return
         for line in _explained(found, every=every):
             typer.echo(line)
+
+
+@app.command()
+def explain(
+    device: Annotated[str, typer.Argument(help="The device, by its serial number or id.")],
+    every: Annotated[bool, typer.Option("--all", help="Also the fields that nobody sets.")] = False,
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show what a device is to have, which policy each value is from, and whether it has it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(f"/api/devices/{_device_id(api, org, device)}/effective-policy")
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False))
+            return
+        for line in _explained(found, every=every):
+            typer.echo(line)
+
+
+@app.command()
+def target(
+    policy: Policy,
+    groups: Annotated[
+        list[str] | None, typer.Option("--group", help="A group, by its alias; repeatable.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="A device, by its serial number or id; repeatable."),
+    ] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--all-devices", help="All devices of the organisation.")
+    ] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Publish it, too.")] = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Say which groups and devices a policy is for; it counts with the next publish."""
+    if everywhere == bool(groups or devices):
+        raise typer.BadParameter("give --group or --device, or --all-devices alone")
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _found(api, org, policy)
+        targets = {
+            "groupIds": [group_of(api, found["orgId"], alias)["id"] for alias in groups or ()],
+            "deviceIds": [_device_id(api, org, device) for device in devices or ()],
+        }
+        body = {"targets": targets, "etag": found["etag"], **({"signed": True} if publish else {})}
+        changed = api.patch(f"/api/policies/{found['id']}", body)
+        where = ", ".join([*(groups or ()), *(devices or ())]) or "all devices"
+        state = "in force" if changed["signed"] else "not published yet"
+        typer.echo(f"{found['name']} is for {where}; {state}.")
 
 
 @app.command()
@@ -178,6 +244,21 @@ def _found(api: Api, org: str, name: str) -> Any:
     if len(found) > 1:
         raise CliError(f"several policies are called {name}; give the id of one")
     return found[0]
+
+
+def _device_id(api: Api, org: str, named: str) -> str:
+    """A device's id, by that or by its serial number.
+
+    Raises:
+        CliError: the organisation has no such device.
+    """
+    with suppress(ValueError):
+        return str(UUID(named))
+    text = named.replace("\\", "\\\\").replace('"', '\\"')
+    parameters = {"orgId": org_id(api, org), "filter": f'serial = "{text}"'}
+    for device in api.pages("/api/registrations", "registrations", 1, **parameters):
+        return str(device["id"])
+    raise CliError(f"no device has the serial number {named}; `devices list` shows them")
 
 
 def _row(policy: Any) -> tuple[str, ...]:
@@ -224,6 +305,9 @@ def _explained(found: Any, *, every: bool) -> list[str]:
 def _source(layer: Any) -> str:
     if layer["level"] == "BASELINE":
         return "the console's baseline"
+    if layer["level"] in {"GROUP", "DEVICE"}:
+        whose = f"group {layer['groupAlias']}" if layer["groupId"] else "this device"
+        return f"{whose}: {layer['policyName'] or layer['policyId']} v{layer['version']}"
     return f"{layer['tenantName']}: {layer['policyName'] or layer['policyId']} v{layer['version']}"
 
 

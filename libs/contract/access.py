@@ -263,6 +263,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetDevicePolicy": _services("enrollment", "telemetry"),
             "ListAppliedVersions": _services("enrollment", "telemetry"),
             "CountPolicies": _services("identity", "audit"),
+            "ListGroupPolicies": _services("enrollment"),
             "ListAttestationGateChanges": _services("telemetry"),
             "ListPublishedVersions": _services("audit"),
             "ListDeviceVersions": _services("audit"),

@@ -17,6 +17,7 @@ from services.enrollment.feed import InternalApi
 from services.enrollment.first_start import FirstStart
 from services.enrollment.groups.api import DeviceGroupApi
 from services.enrollment.groups.catch_up import CatchUp
+from services.enrollment.groups.policies import GroupPolicies
 from services.enrollment.groups.service import Groups
 from services.enrollment.groups.store import CHANGING as CHANGING_GROUPS
 from services.enrollment.registry.api import DeviceRegistryApi
@@ -40,7 +41,14 @@ async def build(kit: Kit) -> Parts:
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     bulk = Bulk(kit.database, kit.outbox, kit.tenants, kit.clock)
     catch_up = CatchUp(kit.database, kit.outbox)
-    groups = Groups(kit.database, kit.outbox, kit.tenants, catch_up, kit.clock)
+    groups = Groups(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        catch_up,
+        GroupPolicies(kit.channel("policy")),
+        kit.clock,
+    )
     admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     prepared = CallingDevices(
         kit.database,

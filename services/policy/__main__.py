@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from contract.events.policy import PolicyCallsRefused
-from evergreen.v1 import attestation_pb2_grpc, identity_pb2_grpc
+from evergreen.v1 import attestation_pb2_grpc, enrollment_pb2_grpc, identity_pb2_grpc
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
@@ -30,6 +30,8 @@ from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import DEVICES, Syncs
+from services.policy.targets import store as targets_store
+from services.policy.targets.service import Groups, Seats
 
 
 async def build(kit: Kit) -> Parts:
@@ -42,13 +44,24 @@ async def build(kit: Kit) -> Parts:
         delivery_store.CHANGING,
         syncs_store.CHANGING,
         gate_store.CHANGING,
+        targets_store.CHANGING,
     )
     devices = kit.device_access(DEVICES)
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
     stamps = Stamps(kit.database, changes, keys, kit.clock)
+    groups = Groups(
+        kit.database,
+        enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
+        kit.tenants,
+        kit.wait_seconds("enrollment"),
+    )
+    seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups)
+    editions = Editions(kit.database, stamps, seats, keys, kit.tenants)
     delivery = Delivery(
         kit.database,
         stamps,
+        seats,
+        editions.make,
         syncs,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
@@ -64,13 +77,13 @@ async def build(kit: Kit) -> Parts:
         kit.wait_seconds("attestation"),
     )
     orphans = Orphans(kit.database, kit.tenants)
-    editions = Editions(kit.database, changes, stamps, keys, kit.tenants)
     service = PolicyService(
-        kit.database, kit.outbox, kit.tenants, keys, changes, editions, kit.clock
+        kit.database, kit.outbox, kit.tenants, keys, changes, editions, seats, kit.clock
     )
 
     async def prepare() -> None:
         await keys.load()
+        await groups.load()
         await delivery.load()
         await gates.load()
 
@@ -80,7 +93,7 @@ async def build(kit: Kit) -> Parts:
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
                 EffectiveApi(
-                    EffectivePolicies(kit.database, kit.tenants, editions),
+                    EffectivePolicies(kit.database, kit.tenants, editions, seats),
                     service,
                     syncs,
                     orphans,
@@ -93,7 +106,7 @@ async def build(kit: Kit) -> Parts:
         internal=(
             partial(
                 rpc.add_PolicyInternalServiceServicer_to_server,
-                PolicyInternalApi(delivery, kit.database, changes),
+                PolicyInternalApi(delivery, groups, kit.database, changes),
             ),
         ),
         services=(
@@ -106,7 +119,8 @@ async def build(kit: Kit) -> Parts:
         devices=devices,
         tasks=(
             stamps.follower.run,
-            editions.follower.run,
+            groups.follower.run,
+            seats.follower.run,
             editions.run,
             delivery.write_behind,
             syncs.follower.run,
@@ -115,7 +129,7 @@ async def build(kit: Kit) -> Parts:
             gates.watch,
         ),
         before_serving=prepare,
-        ready=lambda: stamps.follower.synced,
+        ready=lambda: stamps.follower.synced and seats.follower.synced,
     )
 
 

@@ -10,6 +10,7 @@ from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
+from servicekit.ids import given_id
 from servicekit.observability import logs
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
@@ -27,6 +28,7 @@ from services.policy.gate import store as gate_store
 from services.policy.gate.api import to_gate
 from services.policy.gate.domain import Gate
 from services.policy.stamps import store as stamps_store
+from services.policy.targets.service import Groups
 
 log = logs.get(__name__)
 
@@ -40,8 +42,11 @@ def _fails(body: bytes) -> bool:
 class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
     """evergreen.v1.PolicyInternalService."""
 
-    def __init__(self, delivery: Delivery, database: Database, changes: Changes) -> None:
+    def __init__(
+        self, delivery: Delivery, groups: Groups, database: Database, changes: Changes
+    ) -> None:
         self._delivery = delivery
+        self._groups = groups
         self._database = database
         self._changes = changes
 
@@ -49,7 +54,11 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: policy_pb2.GetDevicePolicyRequest, context: Context
     ) -> policy_pb2.GetDevicePolicyResponse:
         """Answers what a device that enrolls gets."""
-        bundle = await self._delivery.in_force(UUID(request.tenant_id))
+        bundle = await self._delivery.in_force(
+            UUID(request.tenant_id),
+            given_id(request.device_id),
+            [*map(UUID, request.membership.group_ids)] if request.HasField("membership") else None,
+        )
         if bundle is not None and request.first and _fails(bundle.document.body):
             log.warning(
                 "first policy withheld: devices cannot apply it",
@@ -72,6 +81,15 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         async with self._database.transaction(Scope(ids)) as connection:
             found = await authoring_store.count(connection, ids)
         return policy_pb2.CountPoliciesResponse(policies=found)
+
+    async def ListGroupPolicies(
+        self, request: policy_pb2.ListGroupPoliciesRequest, context: Context
+    ) -> policy_pb2.ListGroupPoliciesResponse:
+        """Answers which policies are in force for a group."""
+        found = await self._groups.policies_of(UUID(request.tenant_id), UUID(request.group_id))
+        return policy_pb2.ListGroupPoliciesResponse(
+            policies=[policy_pb2.GroupPolicy(id=str(id_), name=name) for id_, name in found]
+        )
 
     async def ListAppliedVersions(
         self, request: policy_pb2.ListAppliedVersionsRequest, context: Context

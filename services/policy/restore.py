@@ -69,3 +69,19 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
         list(known.versions),
         list(known.versions.values()),
     )
+    has_layers: bool = await connection.fetchval(
+        "SELECT count(*) = 2 FROM information_schema.tables WHERE table_schema = 'policy'"
+        " AND table_name IN ('editions', 'profiles')"
+    )
+    if has_layers:
+        # Numbers that were made of layers since the backup are not known. Devices that have them
+        # get others above: a publish of the same content would give them none.
+        for table in ("editions", "profiles"):
+            await connection.execute(
+                f"UPDATE policy.{table} SET recipe = '', changed_xid = pg_current_xact_id()"
+                " WHERE digest IS NOT NULL"
+            )
+        await connection.execute(
+            "UPDATE policy.stamps SET stands = false, changed_xid = pg_current_xact_id()"
+            " WHERE stands AND (cause = 'layers' OR NOT shared)"
+        )

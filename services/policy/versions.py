@@ -33,6 +33,8 @@ class Version:
     """What it sets by itself, as `layering.Own` writes it; `None` of the last release."""
     inherits: bool = False
     """Whether `document` has something of layers above."""
+    targets: str | None = None
+    """The groups and devices that it was published for, as they are stored; `None` for all."""
 
 
 def parse_version(text: str) -> int:

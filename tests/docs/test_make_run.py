@@ -221,6 +221,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         root.post("/api/policies", json={"name": "Form", "orgId": stack.tenant_id, "bundle": form})
     )
     with Commands("docs/policies.md", "make-run") as commands:
+        of_groups = commands.take("Groups and single devices")
         layers = commands.take("Layers")
         compared = commands.take("What changed")
         blocks = commands.take("The console's form")
@@ -234,6 +235,9 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     said = reader.run([*day(), *layers])
     assert "LOCKED" in said
     assert said.rstrip().endswith("false")
+    said = reader.run([*day(), *of_groups])
+    assert "group staff: Staff apps v" in said
+    assert said.rstrip().endswith("Group staff is deleted.")
 
 
 def test_groups(reader: Reader, stack: Stack, root: httpx.Client) -> None:

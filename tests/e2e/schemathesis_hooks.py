@@ -113,6 +113,9 @@ _ABOUT_CONTENT = re.compile(
             "bundle.*: stands for a stored value.*",
             # Fields of documents are a vocabulary of their own.
             r"merging\..*: must (be|not) .*",
+            # Groups and devices of the policy's organisation, each once.
+            "targets: only a policy of an organisation .*",
+            r"targets\..*: (is no|is in the list twice|must have at most) ?.*",
         ]
     )
 )

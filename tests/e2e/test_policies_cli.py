@@ -8,7 +8,8 @@ import httpx
 from typer.testing import CliRunner
 
 from cli.main import app
-from tests.e2e.world import Org, make_org, ok
+from tests.e2e.world import Org, assert_error, make_org, ok
+from tests.fakes.agent.agent import Hardware
 from tests.support.stack import Stack
 
 
@@ -53,3 +54,38 @@ def test_versions_are_listed_compared_and_withdrawn(stack: Stack, root: httpx.Cl
     assert "DEFAULT" in said
     run(stack, org, "withdraw", "Base", "--yes")
     assert "withdrawn" in run(stack, org, "list")
+
+
+def test_a_policy_is_for_a_group_and_explained(stack: Stack, root: httpx.Client) -> None:
+    """From the enrollment on; the group stays while the policy is in force."""
+    org = make_org(stack, root, "Targeted")
+    ok(org.owner.post("/api/device-groups", json={"orgId": org.id, "name": "S", "alias": "staff"}))
+    org.publish()
+    bundle = {"browser": {"homepage": "https://staff.example"}}
+    body = {"name": "Staff", "orgId": org.id, "bundle": bundle}
+    policy = ok(org.owner.post("/api/policies", json=body))
+    said = run(stack, org, "target", "Staff", "--group", "staff")
+    assert said == "Staff is for staff; not published yet.\n"
+    assert "in force" in run(stack, org, "target", "Staff", "--group", "staff", "--publish")
+    (group,) = ok(org.owner.get("/api/device-groups"))["deviceGroups"]
+    serial = f"T-{org.id[:8]}"
+    path = f"/api/device-groups/{group['id']}/members"
+    ok(org.owner.post(path, json={"add": [serial]}))
+    agent = org.device(hardware=Hardware(serial=serial))
+    assert agent.document is not None
+    assert agent.document["browser"]["homepage"] == "https://staff.example"
+    said = run(stack, org, "explain", serial)
+    assert "group staff: Staff v" in said
+    assert "https://staff.example" in said
+    as_json = json.loads(run(stack, org, "explain", agent.device_id, "--json"))
+    assert [layer["level"] for layer in as_json["layers"]] == ["ORG", "GROUP"]
+    assert "group staff: Staff v" in run(stack, org, "effective", "--group", "staff")
+    assert "no device has the serial number" in run(stack, org, "explain", "Nobody's", code=2)
+    refused = org.owner.delete(f"/api/device-groups/{group['id']}")
+    message = assert_error(refused, 400, "FAILED_PRECONDITION")["message"]
+    assert "in force for the group: Staff; withdraw these" in message
+    said = run(stack, org, "target", "Staff", "--all-devices", code=2)
+    assert "withdraw it before" in said
+    run(stack, org, "withdraw", "Staff", "--yes")
+    ok(org.owner.delete(f"/api/device-groups/{group['id']}"))
+    assert "all devices" in run(stack, org, "target", policy["id"], "--all-devices")

@@ -90,6 +90,20 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     applied: list[policy_pb2.AppliedVersion] = field(default_factory=list)
     asked: list[policy_pb2.GetDevicePolicyRequest] = field(default_factory=list)
     down: bool = False
+    for_groups: dict[str, list[str]] = field(default_factory=dict)
+    """The names of the policies of groups, by the groups' ids."""
+
+    async def ListGroupPolicies(  # noqa: N802
+        self, request: policy_pb2.ListGroupPoliciesRequest, context: Any
+    ) -> policy_pb2.ListGroupPoliciesResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        return policy_pb2.ListGroupPoliciesResponse(
+            policies=[
+                policy_pb2.GroupPolicy(name=name)
+                for name in self.for_groups.get(request.group_id, ())
+            ]
+        )
 
     async def GetDevicePolicy(  # noqa: N802
         self, request: policy_pb2.GetDevicePolicyRequest, context: Any

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import grpc
 import httpx
@@ -83,6 +83,32 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     """Knows the devices that a test puts into it."""
 
     devices: list[enrollment_pb2.DeviceChange] = field(default_factory=list)
+    groups: list[enrollment_pb2.GroupChange] = field(default_factory=list)
+    down: bool = False
+
+    def group(self, org_id: UUID, alias: str, priority: int, group_id: UUID | None = None) -> UUID:
+        """A group of an organisation, a new one or one that is known, as it is now."""
+        group_id = group_id or uuid4()
+        self.groups.append(
+            enrollment_pb2.GroupChange(
+                group_id=str(group_id),
+                tenant_id=str(org_id),
+                name=alias.title(),
+                alias=alias,
+                priority=priority,
+            )
+        )
+        return group_id
+
+    def put(self, device_id: UUID, org_id: UUID, *group_ids: UUID) -> None:
+        """Puts a device into groups, and out of all others."""
+        self.add(
+            device_id,
+            org_id,
+            membership=enrollment_pb2.Membership(
+                group_ids=map(str, sorted(group_ids)), revision=len(self.devices) + 1
+            ),
+        )
 
     def add(
         self,
@@ -102,9 +128,20 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     async def ListDeviceChanges(  # noqa: N802
         self, request: enrollment_pb2.ListDeviceChangesRequest, context: Any
     ) -> enrollment_pb2.ListDeviceChangesResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         found = [] if request.restricted_only else self.devices[int(request.cursor or 0) :]
         return enrollment_pb2.ListDeviceChangesResponse(
             devices=found, next_cursor=str(len(self.devices))
+        )
+
+    async def ListGroupChanges(  # noqa: N802
+        self, request: enrollment_pb2.ListGroupChangesRequest, context: Any
+    ) -> enrollment_pb2.ListGroupChangesResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        return enrollment_pb2.ListGroupChangesResponse(
+            groups=self.groups[int(request.cursor or 0) :], next_cursor=str(len(self.groups))
         )
 
 

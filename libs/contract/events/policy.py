@@ -24,6 +24,9 @@ class PolicySnapshot:
     merging: Annotated[
         object, "What it does with the policies of tenants above and below.", Since("0.3.0")
     ]
+    targets: Annotated[
+        object, "The groups and devices that it is for; none for all devices.", Since("0.3.0")
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +175,7 @@ _POLICY: Final = PolicySnapshot(
     in_force=True,
     bundle={"browser": {"homepage": "https://school.example"}},
     merging={"locked": ["security"]},
+    targets={},
 )
 _RESTORED: Final = RestoredPolicySnapshot(
     name="Laptops",
@@ -181,6 +185,7 @@ _RESTORED: Final = RestoredPolicySnapshot(
     in_force=True,
     bundle=_POLICY.bundle,
     merging=_POLICY.merging,
+    targets=_POLICY.targets,
     rollback_of="1",
 )
 

@@ -938,7 +938,8 @@ class DeviceGroupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeviceGroup(self, request, context):
-        """Deletes a group: its devices leave it, and stay.
+        """Deletes a group: its devices leave it, and stay. Refused while policies are in
+        force for it (`GROUP_HAS_POLICIES`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

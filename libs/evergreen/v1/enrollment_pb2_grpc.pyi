@@ -345,7 +345,9 @@ class DeviceGroupServiceStub:
     UpdateDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
     """Changes a group. One with listed members gets no filter, and the reverse."""
     DeleteDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceGroupRequest, _enrollment_pb2.DeviceGroup]
-    """Deletes a group: its devices leave it, and stay."""
+    """Deletes a group: its devices leave it, and stay. Refused while policies are in
+    force for it (`GROUP_HAS_POLICIES`).
+    """
     ListGroupMembers: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupMembersRequest, _enrollment_pb2.ListGroupMembersResponse]
     """Lists who is in a group: of one with listed members also the serial numbers
     that no device has yet.
@@ -376,7 +378,9 @@ class DeviceGroupServiceAsyncStub(DeviceGroupServiceStub):
     UpdateDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.UpdateDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
     """Changes a group. One with listed members gets no filter, and the reverse."""
     DeleteDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DeleteDeviceGroupRequest, _enrollment_pb2.DeviceGroup]  # type: ignore[assignment]
-    """Deletes a group: its devices leave it, and stay."""
+    """Deletes a group: its devices leave it, and stay. Refused while policies are in
+    force for it (`GROUP_HAS_POLICIES`).
+    """
     ListGroupMembers: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListGroupMembersRequest, _enrollment_pb2.ListGroupMembersResponse]  # type: ignore[assignment]
     """Lists who is in a group: of one with listed members also the serial numbers
     that no device has yet.
@@ -434,7 +438,9 @@ class DeviceGroupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.DeleteDeviceGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.DeviceGroup, _abc.Awaitable[_enrollment_pb2.DeviceGroup]]:
-        """Deletes a group: its devices leave it, and stay."""
+        """Deletes a group: its devices leave it, and stay. Refused while policies are in
+        force for it (`GROUP_HAS_POLICIES`).
+        """
 
     @_abc_1.abstractmethod
     def ListGroupMembers(

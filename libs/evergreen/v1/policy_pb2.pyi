@@ -129,6 +129,7 @@ class Policy(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     MERGING_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     org_id: _builtins.str
@@ -178,6 +179,10 @@ class Policy(_message.Message):
     def merging(self) -> Global___PolicyMerging:
         """What it does with the policies of tenants above and below; absent when nothing."""
 
+    @_builtins.property
+    def targets(self) -> Global___PolicyTargets:
+        """The groups and devices that it is for; absent when it is for all devices."""
+
     def __init__(
         self,
         *,
@@ -195,16 +200,79 @@ class Policy(_message.Message):
         etag: _builtins.str = ...,
         warnings: _abc.Iterable[Global___PolicyWarning] | None = ...,
         merging: Global___PolicyMerging | None = ...,
+        targets: Global___PolicyTargets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "merging", b"merging", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "merging", b"merging", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "targets", b"targets", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class PolicyTargets(_message.Message):
+    """The groups and devices of an organisation that a policy is for, and those alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups; the policy of the group with the greater priority counts."""
+
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices; their own policy counts more than those of groups."""
+
+    def __init__(
+        self,
+        *,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "group_ids", b"group_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyTargets: _TypeAlias = PolicyTargets  # noqa: Y015
+
+@_typing.final
+class PolicyTargetsChange(_message.Message):
+    """The groups and devices of an organisation that a policy is for, and those alone.
+    Without any it is for all devices of its tenant.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups, at most 100."""
+
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "group_ids", b"group_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyTargetsChange: _TypeAlias = PolicyTargetsChange  # noqa: Y015
 
 @_typing.final
 class PolicyMerging(_message.Message):
@@ -387,6 +455,7 @@ class CreatePolicyRequest(_message.Message):
     SIGNED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     MERGING_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people to read."""
     org_id: _builtins.str
@@ -403,6 +472,10 @@ class CreatePolicyRequest(_message.Message):
     def merging(self) -> Global___PolicyMergingChange:
         """What it does with the policies of tenants above and below."""
 
+    @_builtins.property
+    def targets(self) -> Global___PolicyTargetsChange:
+        """The groups and devices that it is for; all devices when not given."""
+
     def __init__(
         self,
         *,
@@ -412,10 +485,11 @@ class CreatePolicyRequest(_message.Message):
         signed: _builtins.bool = ...,
         description: _builtins.str | None = ...,
         merging: Global___PolicyMergingChange | None = ...,
+        targets: Global___PolicyTargetsChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "description", b"description", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -437,6 +511,7 @@ class UpdatePolicyRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MERGING_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     name: _builtins.str
@@ -459,6 +534,13 @@ class UpdatePolicyRequest(_message.Message):
     def merging(self) -> Global___PolicyMergingChange:
         """What it does with the policies of tenants above and below, as a whole."""
 
+    @_builtins.property
+    def targets(self) -> Global___PolicyTargetsChange:
+        """The groups and devices that it is for, as a whole; they count from the next
+        publish on. An empty object stands for all devices. A policy that is in force is
+        withdrawn first, before it changes between all devices and some.
+        """
+
     def __init__(
         self,
         *,
@@ -470,10 +552,11 @@ class UpdatePolicyRequest(_message.Message):
         description: _builtins.str | None = ...,
         etag: _builtins.str | None = ...,
         merging: Global___PolicyMergingChange | None = ...,
+        targets: Global___PolicyTargetsChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "id", b"id", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_etag", b"_etag", "_name", b"_name", "_org_id", b"_org_id", "_signed", b"_signed", "bundle", b"bundle", "description", b"description", "etag", b"etag", "id", b"id", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -770,16 +853,24 @@ class GetLayeredPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORG_ID_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation; the caller's own when not given."""
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups of the organisation: what devices are to have that are in all of them, and
+        in no other group with a policy.
+        """
+
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "org_id", b"org_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,7 +943,7 @@ Global___EffectivePolicy: _TypeAlias = EffectivePolicy  # noqa: Y015
 
 @_typing.final
 class PolicyLayer(_message.Message):
-    """A policy that is in force for a tenant."""
+    """A policy that is in force for a tenant, a group or a device."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -862,9 +953,11 @@ class PolicyLayer(_message.Message):
     POLICY_NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     INHERIT_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ALIAS_FIELD_NUMBER: _builtins.int
     level: _builtins.str
-    """`BASELINE` (what the console's form has no switch for), `ROOT`, `RESELLER` or
-    `ORG`.
+    """`BASELINE` (what the console's form has no switch for), `ROOT`, `RESELLER`,
+    `ORG`, `GROUP` or `DEVICE`.
     """
     tenant_name: _builtins.str
     """The tenant's name."""
@@ -876,6 +969,10 @@ class PolicyLayer(_message.Message):
     """The version that is in force."""
     inherit: _builtins.bool
     """Whether it takes over what policies above set."""
+    group_id: _builtins.str
+    """The group that the policy is for; empty otherwise."""
+    group_alias: _builtins.str
+    """The group's alias."""
     def __init__(
         self,
         *,
@@ -885,10 +982,12 @@ class PolicyLayer(_message.Message):
         policy_name: _builtins.str = ...,
         version: _builtins.str = ...,
         inherit: _builtins.bool = ...,
+        group_id: _builtins.str = ...,
+        group_alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inherit", b"inherit", "level", b"level", "policy_id", b"policy_id", "policy_name", b"policy_name", "tenant_name", b"tenant_name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_alias", b"group_alias", "group_id", b"group_id", "inherit", b"inherit", "level", b"level", "policy_id", b"policy_id", "policy_name", b"policy_name", "tenant_name", b"tenant_name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1784,6 +1883,82 @@ class AppliedVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppliedVersion: _TypeAlias = AppliedVersion  # noqa: Y015
+
+@_typing.final
+class ListGroupPoliciesRequest(_message.Message):
+    """Which group is asked about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation that the group belongs to."""
+    group_id: _builtins.str
+    """The group's id."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupPoliciesRequest: _TypeAlias = ListGroupPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupPoliciesResponse(_message.Message):
+    """The policies that are in force for a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPolicy]:
+        """The policies."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___GroupPolicy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupPoliciesResponse: _TypeAlias = ListGroupPoliciesResponse  # noqa: Y015
+
+@_typing.final
+class GroupPolicy(_message.Message):
+    """A policy that is in force for a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The policy's id."""
+    name: _builtins.str
+    """The policy's name."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupPolicy: _TypeAlias = GroupPolicy  # noqa: Y015
 
 @_typing.final
 class CountPoliciesRequest(_message.Message):

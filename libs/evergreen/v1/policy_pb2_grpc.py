@@ -214,7 +214,7 @@ class PolicyServiceServicer:
 
     def GetLayeredPolicy(self, request, context):
         """Returns what the devices of an organisation are to have of all policies that are
-        in force for it, as GetEffectivePolicy does.
+        in force for it, or those in some groups, as GetEffectivePolicy does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -966,6 +966,11 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.FromString,
                 _registered_method=True)
+        self.ListGroupPolicies = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListGroupPolicies',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesResponse.FromString,
+                _registered_method=True)
         self.CountPolicies = channel.unary_unary(
                 '/evergreen.v1.PolicyInternalService/CountPolicies',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.CountPoliciesRequest.SerializeToString,
@@ -1001,6 +1006,13 @@ class PolicyInternalServiceServicer:
 
     def ListAppliedVersions(self, request, context):
         """Lists the devices whose applied policy version changed since a cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroupPolicies(self, request, context):
+        """Lists the policies that are in force for a group of devices.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1049,6 +1061,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAppliedVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.SerializeToString,
+            ),
+            'ListGroupPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroupPolicies,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesResponse.SerializeToString,
             ),
             'CountPolicies': grpc.unary_unary_rpc_method_handler(
                     servicer.CountPolicies,
@@ -1126,6 +1143,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListAppliedVersions',
             evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroupPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListGroupPolicies',
+            evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListGroupPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,7 +78,7 @@ class PolicyServiceStub:
     """
     GetLayeredPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetLayeredPolicyRequest, _policy_pb2.EffectivePolicy]
     """Returns what the devices of an organisation are to have of all policies that are
-    in force for it, as GetEffectivePolicy does.
+    in force for it, or those in some groups, as GetEffectivePolicy does.
     """
     DiffPolicyVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]
     """Says what one version of a policy sets otherwise than another one, field by
@@ -149,7 +149,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
     GetLayeredPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetLayeredPolicyRequest, _policy_pb2.EffectivePolicy]  # type: ignore[assignment]
     """Returns what the devices of an organisation are to have of all policies that are
-    in force for it, as GetEffectivePolicy does.
+    in force for it, or those in some groups, as GetEffectivePolicy does.
     """
     DiffPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]  # type: ignore[assignment]
     """Says what one version of a policy sets otherwise than another one, field by
@@ -283,7 +283,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.EffectivePolicy, _abc.Awaitable[_policy_pb2.EffectivePolicy]]:
         """Returns what the devices of an organisation are to have of all policies that are
-        in force for it, as GetEffectivePolicy does.
+        in force for it, or those in some groups, as GetEffectivePolicy does.
         """
 
     @_abc_1.abstractmethod
@@ -398,6 +398,8 @@ class PolicyInternalServiceStub:
     """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]
     """Lists the devices whose applied policy version changed since a cursor."""
+    ListGroupPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListGroupPoliciesRequest, _policy_pb2.ListGroupPoliciesResponse]
+    """Lists the policies that are in force for a group of devices."""
     CountPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]
     """Counts the policies of tenants."""
     ListAttestationGateChanges: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]
@@ -422,6 +424,8 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     """Returns the envelope in force for a device, and whether it ever called."""
     ListAppliedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]  # type: ignore[assignment]
     """Lists the devices whose applied policy version changed since a cursor."""
+    ListGroupPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListGroupPoliciesRequest, _policy_pb2.ListGroupPoliciesResponse]  # type: ignore[assignment]
+    """Lists the policies that are in force for a group of devices."""
     CountPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.CountPoliciesRequest, _policy_pb2.CountPoliciesResponse]  # type: ignore[assignment]
     """Counts the policies of tenants."""
     ListAttestationGateChanges: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]  # type: ignore[assignment]
@@ -455,6 +459,14 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.ListAppliedVersionsResponse, _abc.Awaitable[_policy_pb2.ListAppliedVersionsResponse]]:
         """Lists the devices whose applied policy version changed since a cursor."""
+
+    @_abc_1.abstractmethod
+    def ListGroupPolicies(
+        self,
+        request: _policy_pb2.ListGroupPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListGroupPoliciesResponse, _abc.Awaitable[_policy_pb2.ListGroupPoliciesResponse]]:
+        """Lists the policies that are in force for a group of devices."""
 
     @_abc_1.abstractmethod
     def CountPolicies(

@@ -93,6 +93,8 @@ class TenantDirectory:
         self.on_foreign: Callable[[Caller], None] = lambda _: None
         """Is told of a caller who names a tenant that is there, and is not the caller's or below.
         """
+        self.revision = 0
+        """Changes whenever the tree may have changed."""
         self.closed_changed = asyncio.Event()
         """Set when a tenant has become other than active, or active again."""
         self._ended: dict[str, datetime] = {}
@@ -162,6 +164,7 @@ class TenantDirectory:
             else:
                 self._closed.add(str(node.id))
         self._scopes.clear()
+        self.revision += 1
 
     def remember_closed(self, tenant_ids: Iterable[UUID]) -> None:
         """Takes what the service knew before it stopped: tenants whose devices are refused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -153,6 +153,15 @@ def priority_taken() -> DomainError:
 def too_many(what: str, most: int) -> DomainError:
     """A bound of the organisation is reached."""
     return failed_precondition("TOO_MANY_GROUPS", f"an organisation has at most {most} {what}")
+
+
+def has_policies(names: Sequence[str]) -> DomainError:
+    """Devices would get something else, and nobody said so."""
+    return failed_precondition(
+        "GROUP_HAS_POLICIES",
+        f"in force for the group: {', '.join(names)}; withdraw these policies, or publish them for"
+        " other groups, before the group is deleted",
+    )
 
 
 def not_listed() -> DomainError:

@@ -38,11 +38,13 @@ from services.enrollment.groups.domain import (
     Counted,
     Group,
     Member,
+    has_policies,
     members_changed,
     not_listed,
     too_many,
 )
 from services.enrollment.groups.filters import parse, terms_of
+from services.enrollment.groups.policies import GroupPolicies
 from services.enrollment.serials import clean_listed
 
 _AT_ONCE: Final = 2_000
@@ -95,8 +97,10 @@ class Groups:
         outbox: Outbox,
         tenants: TenantDirectory,
         catch_up: CatchUp,
+        policies: GroupPolicies,
         clock: Clock,
     ) -> None:
+        self._policies = policies
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -239,10 +243,19 @@ class Groups:
     async def delete(self, call: Call, group_id: UUID) -> Group:
         """Deletes a group; its devices leave it. Its id, alias and name stay known.
 
+        A policy that is published for it at the same moment is for nobody then.
+
         Raises:
-            DomainError: NOT_FOUND.
+            DomainError: NOT_FOUND; FAILED_PRECONDITION while policies are in force for it;
+                UNAVAILABLE when policy cannot be asked.
         """
         scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            group = await store.group(connection, scope, group_id)
+        if group is None:
+            raise not_found("group", group_id)
+        if names := await self._policies.names(group.tenant_id, group_id):
+            raise has_policies(names)
         async with self._database.transaction(scope) as connection:
             found = await store.group(connection, scope, group_id)
             if found is None:

@@ -25,6 +25,7 @@ from services.policy.layers.merging import Merging
 from services.policy.orphans.domain import Orphan
 from services.policy.orphans.service import Orphans
 from services.policy.syncs.service import Syncs
+from services.policy.targets.domain import PolicyTargets
 from services.policy.versions import MAX_VERSION
 
 
@@ -72,6 +73,7 @@ class PolicyApi(GateApi):
             bundle=from_value(request.bundle),
             publish=request.signed,
             merging=_merging(request.merging),
+            targets=_targets(request.targets),
         )
         return to_policy(policy, MASKED)
 
@@ -88,6 +90,7 @@ class PolicyApi(GateApi):
             has_bundle=has_bundle,
             publish=request.signed,
             merging=_merging(request.merging) if request.HasField("merging") else None,
+            targets=_targets(request.targets) if request.HasField("targets") else None,
         )
         policy = await self._service.update(context.call, UUID(request.id), change)
         return to_policy(policy, MASKED)
@@ -183,6 +186,18 @@ def _merging(message: policy_pb2.PolicyMergingChange) -> Merging:
     )
 
 
+def _targets(message: policy_pb2.PolicyTargetsChange) -> PolicyTargets:
+    return PolicyTargets(tuple(map(UUID, message.group_ids)), tuple(map(UUID, message.device_ids)))
+
+
+def _to_targets(targets: PolicyTargets) -> policy_pb2.PolicyTargets | None:
+    if not targets:
+        return None
+    return policy_pb2.PolicyTargets(
+        group_ids=map(str, targets.group_ids), device_ids=map(str, targets.device_ids)
+    )
+
+
 def _to_merging(merging: Merging) -> policy_pb2.PolicyMerging | None:
     if not merging.stored():
         return None
@@ -213,6 +228,7 @@ def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> 
         has_unpublished_changes=policy.changed_since_publish,
         etag=policy.etag,
         merging=_to_merging(policy.merging),
+        targets=_to_targets(policy.targets),
     )
     if with_bundle:
         bundle = json.loads(policy.authored)

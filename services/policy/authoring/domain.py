@@ -20,6 +20,7 @@ from services.policy.authoring.layering import own_document_of
 from services.policy.authoring.secret_values import REDACTED, hide
 from services.policy.authoring.violations import MAX_TEXT, Violations, check_text, child, item
 from services.policy.layers.merging import ITEM_PATHS, PATHS, SECTIONS, Merging
+from services.policy.targets.domain import PolicyTargets
 from services.policy.versions import Version
 
 # An audit entry shows a policy up to this size, and of a larger one its digest.
@@ -42,6 +43,7 @@ class Policy:
     created_at: datetime
     updated_at: datetime
     merging: Merging = field(default_factory=Merging)
+    targets: PolicyTargets = field(default_factory=PolicyTargets)
 
     @property
     def etag(self) -> str:
@@ -245,6 +247,7 @@ def snapshot(policy: Policy) -> PolicySnapshot:
         in_force=policy.in_force,
         bundle=_shown(policy),
         merging=policy.merging.stored(),
+        targets=policy.targets.stored(),
     )
 
 
@@ -258,6 +261,7 @@ def snapshot_after_rollback(policy: Policy, version: str) -> RestoredPolicySnaps
         in_force=policy.in_force,
         bundle=_shown(policy),
         merging=policy.merging.stored(),
+        targets=policy.targets.stored(),
         rollback_of=version,
     )
 

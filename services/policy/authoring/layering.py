@@ -135,15 +135,17 @@ def _not_together(reason: str) -> DomainError:
     return DomainError(
         Code.FAILED_PRECONDITION,
         "LAYERS_DO_NOT_FIT",
-        f"devices cannot apply the policy together with those of tenants above: {reason}",
+        f"devices cannot apply the policy together with those above it: {reason}",
     )
 
 
 class Around(Protocol):
     """The layers that a policy stands among."""
 
-    async def above(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
-        """What is in force for those above a tenant, the root's first."""
+    async def above(
+        self, connection: Connection, tenant_id: UUID, *, targeted: bool
+    ) -> list[InForce]:
+        """What is in force above a tenant, or with `targeted` above groups and devices of it."""
 
     async def published(
         self, connection: Connection, tenant_id: UUID, above: Sequence[InForce], version: Version

@@ -61,9 +61,21 @@ from services.policy.authoring.stored_form import as_text
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Merging, Source
 from services.policy.stamps.store import lock_counter, previous_payload
+from services.policy.targets.domain import (
+    MOST_BOUND,
+    PolicyTargets,
+    check_targets,
+    not_there,
+    of_no_organisation,
+    still_everywhere,
+    too_many_bound,
+)
+from services.policy.targets.service import Seats
+from services.policy.targets.store import count_bound, is_bound, known_devices, known_groups
 from services.policy.versions import Version, next_version, parse_version
 
 NO_MERGING: Final = Merging()
+NO_TARGETS: Final = PolicyTargets()
 _UPDATE = "/evergreen.v1.PolicyService/UpdatePolicy"
 
 
@@ -78,6 +90,7 @@ class Change:
     has_bundle: bool = False
     publish: bool = False
     merging: Merging | None = None
+    targets: PolicyTargets | None = None
 
 
 class PolicyService:
@@ -91,9 +104,11 @@ class PolicyService:
         keys: KeyRing,
         changes: Changes,
         around: Around,
+        seats: Seats,
         clock: Clock,
     ) -> None:
         self._around = around
+        self._seats = seats
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -136,16 +151,20 @@ class PolicyService:
         bundle: Any,
         publish: bool = False,
         merging: Merging = NO_MERGING,
+        targets: PolicyTargets = NO_TARGETS,
     ) -> Policy:
         """Stores a new policy after checking its bundle; devices get it if `publish` is set.
 
-        It may be of any tenant; devices of the organisations below get it, too.
+        It may be of any tenant; devices of the organisations below get it, too. With `targets` it
+        is for groups and devices of an organisation.
         """
         org = await self._tenants.require(call.caller, org_id, to_add=True)
         check_merging(merging)
+        await self._ask_for(org.id, targets)
         bundle = restore(bundle, None, "bundle")
         now = self._clock()
         async with self._database.transaction(Scope.of(org.id)) as connection:
+            await _check_there(connection, org.id, targets)
             authored = await self._authored(connection, org.id, bundle, draft=not publish)
             policy = Policy(
                 id=new_id(),
@@ -160,6 +179,7 @@ class PolicyService:
                 created_at=now,
                 updated_at=now,
                 merging=merging,
+                targets=targets,
             )
             await store.insert_policy(connection, policy)
             await self._tell(
@@ -174,12 +194,16 @@ class PolicyService:
     async def update(self, call: Call, policy_id: UUID, change: Change) -> Policy:
         """Changes a policy; devices keep what was published, unless `publish` is set.
 
-        `merging` is changed as a whole. An update that changes nothing writes nothing, so that a
-        repeated call does no harm.
+        `merging` and `targets` are changed as a whole. An update that changes nothing writes
+        nothing, so that a repeated call does no harm.
         """
         if change.merging is not None:
             check_merging(change.merging)
         scope = await self._tenants.query_scope(call.caller)
+        if change.targets:
+            async with self._database.transaction(scope) as connection:
+                org_id = (await _found(connection, scope, policy_id)).tenant_id
+            await self._ask_for(org_id, change.targets)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
             if change.org_id and change.org_id != policy.tenant_id:
@@ -194,6 +218,10 @@ class PolicyService:
                     stored,
                     draft=not change.publish,
                 )
+            if change.targets is not None and change.targets != policy.targets:
+                if policy.in_force and bool(change.targets) != bool(policy.targets):
+                    raise still_everywhere()
+                await _check_there(connection, policy.tenant_id, change.targets)
             before, policy = policy, _changed(policy, change, authored)
             if policy != before:
                 policy = await store.update_policy(connection, policy, self._clock())
@@ -346,14 +374,35 @@ class PolicyService:
         if policy.changed_since_publish:
             return False
         await lock_counter(connection, policy.tenant_id)
-        version = await store.get_in_force(connection, policy.tenant_id)
-        if version is None or version.policy_id != policy.id:
+        version = await self._in_force_of(connection, policy)
+        if version is None:
             return False
         try:
             document = compile_policy(json.loads(policy.authored), standing_of(version))
         except DomainError:
             return False
         return own_document_of(version) == document
+
+    async def _in_force_of(self, connection: Connection, policy: Policy) -> Version | None:
+        """The policy's version that is in force for all that it is for; `None` for none."""
+        number = policy.published_version
+        if not policy.targets:
+            version = await store.get_in_force(connection, policy.tenant_id)
+            return version if version is not None and version.policy_id == policy.id else None
+        if number is None or not await is_bound(
+            connection, policy.tenant_id, policy.targets, policy.id, number
+        ):
+            return None
+        return await store.get_version(connection, policy.tenant_id, number)
+
+    async def _ask_for(self, org_id: UUID, targets: PolicyTargets) -> None:
+        """Checks targets as far as that takes no database, and reads what is told of them."""
+        check_targets(targets)
+        if targets:
+            node = self._tenants.known(org_id)
+            if node is None or node.kind != "org":
+                raise of_no_organisation()
+            await self._seats.ask()
 
     async def _put_in_force(
         self,
@@ -364,16 +413,21 @@ class PolicyService:
         rollback_of: int | None,
     ) -> Policy:
         now = self._clock()
+        await _check_there(connection, policy.tenant_id, policy.targets)
         last, reported = await lock_counter(connection, policy.tenant_id)
         number = next_version(last, reported)
         own = own_of(json.loads(policy.authored), document, policy.merging)
         async with seeing_all(connection, "layers are of the tenants above"):
-            above = await self._around.above(connection, policy.tenant_id)
+            above = await self._around.above(
+                connection, policy.tenant_id, targeted=bool(policy.targets)
+            )
             previous = await previous_payload(connection, policy.tenant_id, last)
         if above:
             # Only its tenant is looked at: it is a layer of its own kind.
             source = Source(Level.ORG, policy.tenant_id, policy.id, policy.name, number)
-            document = encoded(folded([*above, InForce(source, own)]))
+            together = encoded(folded([*above, InForce(source, own)]))
+            # With targets it is put together for each set of them.
+            document = document if policy.targets else together
         signer = self._keys.signer
         version = Version(
             tenant_id=policy.tenant_id,
@@ -393,10 +447,15 @@ class PolicyService:
             published_at=now,
             published_by=call.caller.name,
             layer=own.text(),
-            inherits=bool(above),
+            inherits=bool(above) and not policy.targets,
+            targets=policy.targets.text(),
         )
         await store.put_in_force(connection, version)
-        await self._around.published(connection, policy.tenant_id, above, version)
+        if policy.targets:
+            if await count_bound(connection, policy.tenant_id) > MOST_BOUND:
+                raise too_many_bound()
+        else:
+            await self._around.published(connection, policy.tenant_id, above, version)
         published = replace(
             policy, published_version=number, changed_since_publish=False, in_force=True
         )
@@ -408,6 +467,20 @@ class PolicyService:
 
 def _may_see_secrets(caller: Caller) -> bool:
     return caller.role in ACCESS[_UPDATE].roles
+
+
+async def _check_there(connection: Connection, org_id: UUID, targets: PolicyTargets) -> None:
+    """Refuses groups and devices that an organisation does not have."""
+    if not targets:
+        return
+    groups = await known_groups(connection, org_id, targets.group_ids)
+    for index, group_id in enumerate(targets.group_ids):
+        if group_id not in groups:
+            raise not_there("groupIds", index, "group")
+    devices = await known_devices(connection, org_id, targets.device_ids)
+    for index, device_id in enumerate(targets.device_ids):
+        if device_id not in devices:
+            raise not_there("deviceIds", index, "device")
 
 
 async def _found(
@@ -449,7 +522,9 @@ def _changed(policy: Policy, change: Change, authored: str) -> Policy:
         description=policy.description if change.description is None else change.description,
         authored=authored,
         merging=policy.merging if change.merging is None else change.merging,
+        targets=policy.targets if change.targets is None else change.targets,
         changed_since_publish=policy.changed_since_publish
+        or (change.targets is not None and change.targets != policy.targets)
         or (change.merging is not None and change.merging.stored() != policy.merging.stored())
         or what_counts(json.loads(authored)) != what_counts(json.loads(policy.authored)),
     )

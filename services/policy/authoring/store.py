@@ -18,18 +18,21 @@ from services.policy.authoring.stored_form import joined, parted
 from services.policy.keys.signing import Statement
 from services.policy.layers.merging import Merging
 from services.policy.stamps.store import move_counter
+from services.policy.targets.domain import PolicyTargets
+from services.policy.targets.store import bind, unbind
 from services.policy.versions import Version
 
 _POLICY = (
     "p.id, p.tenant_id, p.name, p.description, p.revision, p.published_version, p.merging,"
-    " p.changed_since_publish, p.created_at, p.updated_at,"
-    " EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
-    " AND a.policy_id = p.id) AS in_force"
+    " p.targets, p.changed_since_publish, p.created_at, p.updated_at,"
+    " (EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
+    " AND a.policy_id = p.id) OR EXISTS (SELECT FROM policy.bindings b"
+    " WHERE b.tenant_id = p.tenant_id AND b.policy_id = p.id)) AS in_force"
 )
 VERSION = (
     "v.tenant_id, v.version, v.policy_id, v.authored, v.document, v.signature,"
     " v.statement_payload, v.statement_signature, v.key_id, v.rollback_of, v.published_at,"
-    " v.published_by, v.form_extra, v.layer, v.inherits"
+    " v.published_by, v.form_extra, v.layer, v.inherits, v.targets"
 )
 
 
@@ -37,9 +40,11 @@ def _policy(row: asyncpg.Record) -> Policy:
     columns = dict(row)
     authored = joined(columns.pop("authored"), columns.pop("form_extra"))
     merging = columns.pop("merging")
+    targets = PolicyTargets.read(columns.pop("targets"))
     return Policy(
         authored=authored,
         merging=Merging() if merging is None else Merging.of(json.loads(merging)),
+        targets=targets,
         **columns,
     )
 
@@ -68,6 +73,7 @@ def to_version(row: asyncpg.Record) -> Version:
         published_by=row["published_by"],
         layer=row["layer"],
         inherits=row["inherits"],
+        targets=row["targets"],
     )
 
 
@@ -110,8 +116,8 @@ async def insert_policy(connection: Connection, policy: Policy) -> None:
     authored, extra = parted(policy.authored)
     await connection.execute(
         "INSERT INTO policy.policies (id, tenant_id, name, description, authored, revision,"
-        " created_at, updated_at, form_extra, merging)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        " created_at, updated_at, form_extra, merging, targets)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         policy.id,
         policy.tenant_id,
         policy.name,
@@ -122,6 +128,7 @@ async def insert_policy(connection: Connection, policy: Policy) -> None:
         policy.updated_at,
         extra,
         _text_of(policy.merging),
+        policy.targets.text(),
     )
 
 
@@ -132,7 +139,7 @@ async def update_policy(connection: Connection, policy: Policy, now: datetime) -
     await connection.execute(
         "UPDATE policy.policies SET name = $3, description = $4, authored = $5, revision = $6,"
         " published_version = $7, changed_since_publish = $8, updated_at = $9, form_extra = $10,"
-        " merging = $11"
+        " merging = $11, targets = $12"
         " WHERE id = $1 AND tenant_id = $2",
         changed.id,
         changed.tenant_id,
@@ -145,6 +152,7 @@ async def update_policy(connection: Connection, policy: Policy, now: datetime) -
         changed.updated_at,
         extra,
         _text_of(changed.merging),
+        changed.targets.text(),
     )
     return changed
 
@@ -157,7 +165,8 @@ async def delete_policy(connection: Connection, policy: Policy) -> None:
 
 
 async def take_out_of_force(connection: Connection, policy: Policy) -> None:
-    """Leaves a policy's org without one in force, if it is this one; its row tells of that."""
+    """Leaves those without a policy for which this one is in force; their rows tell of that."""
+    await unbind(connection, policy.tenant_id, policy.id)
     await connection.execute(
         "UPDATE policy.assignments SET policy_id = NULL, version = NULL,"
         " changed_xid = pg_current_xact_id() WHERE tenant_id = $1 AND policy_id = $2",
@@ -167,13 +176,14 @@ async def take_out_of_force(connection: Connection, policy: Policy) -> None:
 
 
 async def put_in_force(connection: Connection, version: Version) -> None:
-    """Stores a signed version, moves the org's counter to it and assigns it to the org."""
+    """Stores a signed version, moves the org's counter to it and puts it in force."""
+    targets = PolicyTargets.read(version.targets)
     authored, extra = parted(version.authored)
     await connection.execute(
         "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
         " signature, statement_payload, statement_signature, key_id, rollback_of, published_at,"
-        " published_by, form_extra, layer, inherits)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        " published_by, form_extra, layer, inherits, targets)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         version.tenant_id,
         version.version,
         version.policy_id,
@@ -189,8 +199,12 @@ async def put_in_force(connection: Connection, version: Version) -> None:
         extra,
         version.layer,
         version.inherits,
+        version.targets,
     )
     await move_counter(connection, version.tenant_id, version.version)
+    if targets:
+        await bind(connection, version.tenant_id, targets, version.policy_id, version.version)
+        return
     # A trigger stamps the number with the document.
     await connection.execute(
         "INSERT INTO policy.assignments (id, tenant_id, policy_id, version)"

@@ -20,7 +20,7 @@ only from a 200 answer with a policy that verifies, so the token travels with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -41,9 +41,10 @@ from servicekit.observability import logs
 from services.policy.delivery import store
 from services.policy.delivery.domain import NOTHING, UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
-from services.policy.stamps.domain import Bundle, Standing
+from services.policy.stamps.domain import Bundle, Standing, Targets
 from services.policy.stamps.service import Stamps
 from services.policy.syncs.service import Syncs
+from services.policy.targets.service import Seats
 from services.policy.versions import parse_version
 
 log = logs.get(__name__)
@@ -77,6 +78,8 @@ class Delivery:
         self,
         database: Database,
         stamps: Stamps,
+        seats: Seats,
+        make: Callable[[UUID, Targets], Awaitable[None]],
         syncs: Syncs,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
@@ -88,6 +91,9 @@ class Delivery:
         self._clock = clock
         self._stamps = stamps
         self._standings = stamps.standings
+        self._seats = seats
+        self._seat_of = seats.of
+        self._make = make
         self._syncs = syncs
         self._asked = syncs.asked
         self._noted: dict[str, tuple[int, int]] = {}
@@ -96,11 +102,31 @@ class Delivery:
         self._unwritten: dict[str, Applied] = {}
         self._something_to_write = asyncio.Event()
 
-    async def in_force(self, tenant_id: UUID) -> Bundle | None:
-        """What a device that enrolls now gets."""
+    async def in_force(
+        self, tenant_id: UUID, device_id: UUID | None, group_ids: Sequence[UUID] | None
+    ) -> Bundle | None:
+        """What a device that enrolls now gets.
+
+        Args:
+            group_ids: the groups that it is in, where the registry says so with the question.
+        """
         await self._stamps.fresh()
-        want = self._standings.get(str(tenant_id), NOTHING).want
+        if group_ids is None and self._seats.matter(tenant_id):
+            await self._seats.fresh()
+        org = self._standings.get(str(tenant_id), NOTHING)
+        if targets := self._seats.targets(tenant_id, device_id, group_ids):
+            org = await self._made(tenant_id, targets)
+        want = org.want
         return None if want is None else await self._stamps.bundle(tenant_id, want.newest)
+
+    async def _made(self, tenant_id: UUID, targets: Targets) -> Standing:
+        """How it stands with devices that may be the first ones with these policies."""
+        found = self._seats.standing(tenant_id, targets)
+        if found.want is None:
+            await self._make(tenant_id, targets)
+            await self._stamps.fresh()
+            found = self._seats.standing(tenant_id, targets)
+        return found
 
     def poll(self, device: Caller, current_version: str) -> Decision:
         """Notes what the calling device has, and decides what it is answered.
@@ -110,7 +136,7 @@ class Delivery:
         """
         now = self._clock()
         has = parse_version(current_version)
-        org = self._standings.get(device.tenant_id, NOTHING)
+        org = self._standing(device)
         decision = decide(device, has, org, device.id in self._asked, now)
         self._note_applied(device, has, now)
         return decision
@@ -140,6 +166,7 @@ class Delivery:
     async def load(self) -> None:
         """Reads everything once, before the first call."""
         await self._stamps.follower.refresh()
+        await self._seats.follower.refresh()
         await self._syncs.follower.refresh()
 
     async def write_behind(self) -> None:
@@ -164,17 +191,17 @@ class Delivery:
         tenant_id = UUID(device.tenant_id)
         for _ in range(_MOST_TRIES):
             is_fresh = await self._stamps.fresh()
-            org = self._standings.get(device.tenant_id, NOTHING)
+            if self._seats.matter(tenant_id):
+                is_fresh = await self._seats.fresh() and is_fresh
+            org = self._standing(device)
             decision = self._decide(device, has, org)
             if decision is UNCHANGED:
                 return None, decision
             number: int | None = decision.version
             if decision.edition is not None and not number:
                 # A view that may be old would bring back what was replaced.
-                number = (
-                    await self._stamps.draw(tenant_id, decision.edition, has) if is_fresh else None
-                )
-                if number is None and self._standings.get(device.tenant_id) is not org:
+                number = await self._stamps.draw(tenant_id, org, has) if is_fresh else None
+                if number is None and self._standing(device) is not org:
                     continue
             if number is None:
                 # It keeps what it has; a new token travels with that.
@@ -182,8 +209,18 @@ class Delivery:
                 if decision is UNCHANGED:
                     return None, decision
                 number = has
-            return await self._stamps.bundle(tenant_id, number), decision
+            # A number that a device names proves nothing of what it may have.
+            is_wanted = decision.edition is not None
+            bundle = await self._stamps.bundle(tenant_id, number, shared=not is_wanted)
+            return bundle, decision
         return None, UNCHANGED
+
+    def _standing(self, device: Caller) -> Standing:
+        """How it stands with a device, by what is in memory."""
+        seat = self._seat_of.get(device.id)
+        if seat is not None and seat.standing is not None:
+            return seat.standing
+        return self._standings.get(device.tenant_id, NOTHING)
 
     def _decide(self, device: Caller, has: int, org: Standing) -> Decision:
         return decide(device, has, org, device.id in self._asked, self._clock())

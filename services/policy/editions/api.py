@@ -14,7 +14,7 @@ from servicekit.rpc.values import to_value
 from services.policy.authoring.api import PolicyApi
 from services.policy.editions.domain import Effective, Shown
 from services.policy.editions.effective import EffectivePolicies
-from services.policy.layers.merging import Source
+from services.policy.layers.merging import Level, Source
 
 
 def to_effective(found: Effective) -> policy_pb2.EffectivePolicy:
@@ -31,6 +31,8 @@ def to_effective(found: Effective) -> policy_pb2.EffectivePolicy:
             policy_name=source.policy_name,
             version=str(source.version or ""),
             inherit=inherits.get(source, True),
+            group_id=str(source.target_id) if source.level is Level.GROUP else "",
+            group_alias=source.target_name,
         )
 
     def field(shown: Shown) -> policy_pb2.EffectiveField:
@@ -76,6 +78,7 @@ class EffectiveApi(PolicyApi):
     async def GetLayeredPolicy(
         self, request: policy_pb2.GetLayeredPolicyRequest, context: Context
     ) -> policy_pb2.EffectivePolicy:
-        """Answers what the devices of an organisation are to have."""
+        """Answers what the devices of an organisation are to have, or those in some groups."""
         org_id = given_id(request.org_id)
-        return to_effective(await self._effective.of_org(context.call, org_id))
+        groups = [*map(UUID, request.group_ids)]
+        return to_effective(await self._effective.of_org(context.call, org_id, groups))

@@ -1,36 +1,45 @@
-"""Puts together what the devices of every organisation are to have, whenever a layer changes."""
+"""Puts together what devices are to have, whenever a layer changes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import DomainError
-from servicekit.feeds.changes import Changes
-from servicekit.feeds.feed import Cursor
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security.digests import sha256
 from services.policy.authoring.layering import InForce, encoded, folded
 from services.policy.editions import store
-from services.policy.editions.store import recipe_of
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Source
 from services.policy.stamps import store as stamps_store
-from services.policy.stamps.domain import Content, Document
+from services.policy.stamps.domain import Content, Document, Targets, recipe_of
 from services.policy.stamps.service import Stamps
+from services.policy.targets.domain import MOST_PROFILES
+from services.policy.targets.service import Seats
 from services.policy.versions import Version
 
 log = logs.get(__name__)
 
 _LOOK_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 0.05
+_AT_ONCE: Final = 100
+"""So many organisations are made before it is looked whether others wait that come first."""
+_TOGETHER: Final = 20
+"""So many editions are made in a transaction; a publish of their organisations waits for it."""
+_MOST_MADE: Final = 16
+"""Documents that are kept for the next organisation; one can have half a megabyte."""
 _AGAIN_SECONDS: Final = 60.0
 """So long an organisation waits for which it failed."""
 _LEVELS: Final = {"root": Level.ROOT, "reseller": Level.RESELLER, "org": Level.ORG}
@@ -38,51 +47,66 @@ WAITING: Final = Gauge(
     "evergreen_policy_editions_waiting",
     "Organisations for which a changed layer is still to be put together.",
 )
+FAILED: Final = Counter(
+    "evergreen_policy_editions_failed_total",
+    "Tries to put together the layers of an organisation that failed.",
+)
 
 
 class Editions:
-    """The layers of all organisations, and what is made of them. The service runs its tasks."""
+    """The layers of all devices, and what is made of them. The service runs its task."""
 
     def __init__(
         self,
         database: Database,
-        changes: Changes,
         stamps: Stamps,
+        seats: Seats,
         keys: KeyRing,
         tenants: TenantDirectory,
     ) -> None:
         self._database = database
         self._stamps = stamps
+        self._seats = seats
         self._keys = keys
         self._tenants = tenants
-        self._assigned: dict[UUID, tuple[UUID, int]] = {}
-        self._recipes: dict[UUID, str] = {}
         self._not_before: dict[UUID, float] = {}
-        self.follower = changes.follower("layers of policies", self._fetch)
+        self._changed: set[UUID] = set()
+        self._waits: dict[UUID, None] = {}
+        """The organisations for which something is to be made, in their order."""
+        self._first: dict[UUID, None] = {}
+        """Those of them that changed something themselves."""
+        self._tree = -1
+        self._news = asyncio.Event()
+        self._made: OrderedDict[str, tuple[Content, Document]] = OrderedDict()
+        """What organisations without a version of their own have in common, by its recipe."""
+        stamps.on_change.append(self._note)
 
-    async def layers(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
-        """What is in force for a tenant and those above it, the root's first."""
+    async def layers(
+        self, connection: Connection, tenant_id: UUID, targets: Targets = ()
+    ) -> list[InForce]:
+        """What is in force for a tenant and those above it, the root's first.
+
+        Args:
+            targets: groups and devices of the tenant whose policies count, too.
+        """
         line = self._tenants.line(tenant_id)
         levels = {node.id: _level(node) for node in line}
-        found = await store.assigned(connection, [node.id for node in line])
-        return [
-            InForce(
-                Source(
-                    levels[one.tenant_id],
-                    one.tenant_id,
-                    one.policy_id,
-                    one.policy_name,
-                    one.version,
-                ),
-                one.own,
-            )
-            for one in found
+        layers = [
+            InForce(_source(levels[one.tenant_id], one), one.own)
+            for one in await store.assigned(connection, [node.id for node in line])
         ]
+        for bound in await store.bound(connection, tenant_id, targets) if targets else ():
+            source = _source(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
+            named = replace(source, target_id=bound.target_id, target_name=bound.alias)
+            layers.append(InForce(named, bound.assigned.own))
+        return layers
 
-    async def above(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
-        """What is in force for those above a tenant; the connection sees their rows."""
+    async def above(
+        self, connection: Connection, tenant_id: UUID, *, targeted: bool
+    ) -> list[InForce]:
+        """What is in force above a tenant, or with `targeted` above groups and devices of it."""
         found = await self.layers(connection, tenant_id)
-        return [one for one in found if one.source.tenant_id != tenant_id]
+        return [one for one in found if targeted or one.source.tenant_id != tenant_id]
 
     async def published(
         self, connection: Connection, tenant_id: UUID, above: Sequence[InForce], version: Version
@@ -91,130 +115,240 @@ class Editions:
         node = self._tenants.known(tenant_id)
         if node is None or node.kind != "org":
             return
-        recipe = recipe_of(
-            [*_named(above), (version.tenant_id, version.policy_id, version.version)]
-        )
+        recipe = recipe_of([*named(above), (version.tenant_id, version.policy_id, version.version)])
         await store.put(connection, tenant_id, recipe, version.version, None)
 
     async def run(self) -> None:
         """Puts together what has changed, for as long as the service lives."""
         outage = Repeated(log, "layers of policies not put together")
+        loop = asyncio.get_running_loop()
         while True:
             begin_background_call()
             try:
-                waiting = self._waiting()
-                WAITING.set(len(waiting))
-                for org_id in waiting:
-                    if not await self._make(org_id):
-                        break
+                await self._make_all()
                 outage.worked()
             except Exception as error:
                 outage.failed(error)
-            await asyncio.sleep(_LOOK_SECONDS)
+            looked = loop.time()
+            if not self._changed:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), _LOOK_SECONDS)
+            self._news.clear()
+            # However much there is to make.
+            await asyncio.sleep(max(0.0, looked + _PAUSE_SECONDS - loop.time()))
 
-    def _waiting(self) -> list[UUID]:
-        """The organisations whose layers are other ones than those that were put together."""
-        if not self.follower.synced:
-            return []
-        now = asyncio.get_running_loop().time()
-        return [
-            org
-            for org in self._tenants.organisations()
-            if self.is_waiting(org) and self._not_before.get(org, 0.0) <= now
-        ]
+    async def make(self, org_id: UUID, targets: Targets) -> None:
+        """Puts together what devices need now, if that is possible."""
+        try:
+            async with self._database.system_transaction(
+                "layers are of the tenants above"
+            ) as connection:
+                await self._put_together(connection, org_id, targets)
+        except DomainError as away:
+            log.info("layers wait", tenant=str(org_id), error=away.message)
 
     def is_waiting(self, org_id: UUID) -> bool:
-        """Whether an organisation's layers are other ones than those that were put together."""
-        line = [node.id for node in self._tenants.line(org_id)]
-        layers = [(tenant, *self._assigned[tenant]) for tenant in line if tenant in self._assigned]
-        known = self._recipes.get(org_id)
-        if known is None:
-            # A version alone needs nothing, and neither does no version.
-            return any(tenant != org_id for tenant, _, _ in layers)
-        return known != recipe_of(layers)
+        """Whether something of an organisation is made of other layers than those in force."""
+        return next(self._to_make(org_id), None) is not None
 
-    async def _make(self, org_id: UUID) -> bool:
-        """Makes one edition; answers whether there is any sense in going on with the next one."""
+    def _to_make(self, org_id: UUID) -> Iterator[Targets]:
+        """What is to be made for an organisation: for all of its devices, or with targets."""
+        layers = self._seats.layers(org_id)
+        known = self._stamps.known.get(org_id)
+        recipe = None if known is None else known.recipe
+        if recipe is None:
+            # A version alone needs nothing, and neither does no version.
+            if any(whose != org_id for whose, _, _ in layers):
+                yield ()
+        elif recipe != recipe_of(layers):
+            yield ()
+        for targets in sorted(self._seats.in_use(org_id))[:MOST_PROFILES]:
+            made = None if known is None else known.profiles.get(targets)
+            if made is None or made.recipe != self._seats.recipe(org_id, targets):
+                yield targets
+
+    def _note(self, changed: Set[UUID]) -> None:
+        self._changed |= changed
+        self._news.set()
+
+    async def _make_all(self) -> None:
+        self._look()
+        now = asyncio.get_running_loop().time()
+        waiting = [
+            one
+            for one in dict.fromkeys([*self._first, *self._waits])
+            if self._not_before.get(one, 0.0) <= now
+        ]
+        WAITING.set(len(self._waits))
+        for start in range(0, min(len(waiting), _AT_ONCE), _TOGETHER):
+            if not await self._make(waiting[start : min(start + _TOGETHER, _AT_ONCE)]):
+                return
+        if len(waiting) > _AT_ONCE:
+            self._news.set()
+
+    def _look(self) -> None:
+        """Finds out for which organisations something is to be made."""
+        if not (self._stamps.follower.synced and self._seats.follower.synced):
+            return
+        changed, self._changed = self._changed, set()
+        moved = self._seats.moved()
+        if self._tree != self._tenants.revision:
+            self._tree = self._tenants.revision
+            self._seats.settle_all()
+            changed.clear()
+            moved = set()
+            look = self._tenants.organisations()
+        else:
+            nodes = {one: self._tenants.known(one) for one in changed}
+            if any(node is not None and node.kind != "org" for node in nodes.values()):
+                look = [
+                    org
+                    for org in self._tenants.organisations()
+                    if any(node.id in changed for node in self._tenants.line(org))
+                ]
+            else:
+                look = [one for one, node in nodes.items() if node is not None and not node.going]
+        for org in {*look, *moved}:
+            if not self.is_waiting(org):
+                self._waits.pop(org, None)
+                self._first.pop(org, None)
+            elif org not in self._waits:
+                self._waits[org] = None
+                if org in changed or org in moved:
+                    self._first[org] = None
+
+    async def _make(self, orgs: Sequence[UUID]) -> bool:
+        """Makes what organisations need, in one transaction; answers whether to go on.
+
+        Where that fails, each is tried alone, so that one does not stop the others.
+        """
+        done: list[UUID] = []
         try:
             async with self._database.system_transaction(
                 "layers are of the tenants above"
             ) as connection:
                 if not await store.try_lead(connection):
                     return False
-                made = await self._put_together(connection, org_id)
+                room = _TOGETHER
+                for org_id in orgs:
+                    node = self._tenants.known(org_id)
+                    wanted = [] if node is None or node.going else [*self._to_make(org_id)]
+                    for targets in wanted[:room]:
+                        await self._put_together(connection, org_id, targets)
+                    if len(wanted) > room:
+                        break
+                    room -= len(wanted)
+                    done.append(org_id)
         except DomainError as away:
-            log.info("layers wait", tenant=str(org_id), error=away.message)
+            log.info("layers wait", error=away.message)
             return False
         except Exception:
+            if len(orgs) > 1:
+                return all([await self._make([org_id]) for org_id in orgs])
             # The other organisations go on.
-            log.exception("layers not put together", tenant=str(org_id))
-            self._not_before[org_id] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
+            log.exception("layers not put together", tenant=str(orgs[0]))
+            FAILED.inc()
+            self._not_before[orgs[0]] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
+            self._first.pop(orgs[0], None)
             return True
-        self._recipes[org_id] = made
+        for org_id in done:
+            self._not_before.pop(org_id, None)
+            self._waits.pop(org_id, None)
+            self._first.pop(org_id, None)
+        if len(done) < len(orgs):
+            # The rest of what an organisation needs, when it was looked whether others come first.
+            await self._stamps.follower.try_refresh()
+            self._news.set()
         return True
 
-    async def _put_together(self, connection: Connection, org_id: UUID) -> str:
-        """Stores and stamps what the organisation's devices are to have; answers the recipe."""
+    async def _put_together(
+        self, connection: Connection, org_id: UUID, targets: Targets = ()
+    ) -> None:
+        """Stores and stamps what devices of an organisation are to have."""
         counter = await stamps_store.lock_counter(connection, org_id)
-        layers = await self.layers(connection, org_id)
-        recipe = recipe_of(_named(layers))
-        before = await store.get_stored(connection, org_id)
+        layers = await self.layers(connection, org_id, targets)
+        recipe = recipe_of(named(layers))
+        before = await store.get_stored(connection, org_id, targets)
         if before is not None and before.recipe == recipe:
-            return recipe
-        own = next((one.source.version for one in layers if one.source.tenant_id == org_id), None)
+            return
+        own = next((one.source.version for one in layers if one.source.whose == org_id), None)
+
+        async def put(content: Content | None, problem: str = "") -> None:
+            if targets:
+                await store.put_profile(connection, org_id, targets, recipe, content, problem)
+            else:
+                await store.put(connection, org_id, recipe, own, content, problem)
+
         if not layers:
-            await store.put(connection, org_id, recipe, own, None)
-            return recipe
+            await put(None)
+            return
         try:
-            body = encoded(folded(layers))
+            content, document = self._encoded(recipe, layers)
         except DomainError as apart:
             log.warning("layers do not fit", tenant=str(org_id), error=apart.message)
-            held = await self._wanted(connection, org_id, before)
-            await store.put(connection, org_id, recipe, own, held, apart.message)
-            return recipe
-        content = Content(layers[-1].source.tenant_id, sha256(body))
+            await put(await self._wanted(connection, org_id, targets, before), apart.message)
+            return
         if own is not None and await store.stamped_content(connection, org_id, own) == content:
-            await store.put(connection, org_id, recipe, own, None)
-            return recipe
-        signer = self._keys.signer
-        document = Document(body, signer.sign(body), signer.public.id)
+            await put(None if not targets else content)
+            return
         await stamps_store.insert_document(connection, content, document)
         if await stamps_store.newest_standing(connection, org_id, content) is None:
-            await self._stamps.stamp(connection, org_id, content, body, counter, "layers")
-        await store.put(connection, org_id, recipe, own, content)
-        return recipe
+            await self._stamps.stamp(
+                connection,
+                org_id,
+                content,
+                document.body,
+                counter,
+                "layers",
+                shared=not targets,
+            )
+        await put(content)
+
+    def _encoded(self, recipe: str, layers: Sequence[InForce]) -> tuple[Content, Document]:
+        """The signed document that layers make; organisations that only inherit share it."""
+        key = f"{self._keys.signer.public.id}{recipe}"
+        if (found := self._made.get(key)) is not None:
+            self._made.move_to_end(key)
+            return found
+        body = encoded(folded(layers))
+        signer = self._keys.signer
+        found = (
+            Content(layers[-1].source.tenant_id, sha256(body)),
+            Document(body, signer.sign(body), signer.public.id),
+        )
+        self._made[key] = found
+        if len(self._made) > _MOST_MADE:
+            self._made.popitem(last=False)
+        return found
 
     async def _wanted(
-        self, connection: Connection, org_id: UUID, before: store.Stored | None
+        self,
+        connection: Connection,
+        org_id: UUID,
+        targets: Targets,
+        before: store.Stored | None,
     ) -> Content | None:
-        """What the organisation's devices were to have until now."""
+        """What the devices were to have until now."""
         if before is not None and before.content is not None:
             return before.content
+        if targets:
+            return None
         org = (await stamps_store.standings(connection, [org_id])).get(org_id)
         return None if org is None or org.want is None else org.want.content
 
-    async def _fetch(self, cursor: str) -> tuple[str, bool]:
-        async with self._database.system_transaction("the feed tells of all tenants") as connection:
-            page, found = await store.changed_since(connection, Cursor.parse(cursor))
-        for tenant_id, (assigned, recipe) in found.items():
-            if assigned is None:
-                self._assigned.pop(tenant_id, None)
-            else:
-                self._assigned[tenant_id] = assigned
-            if recipe is None:
-                self._recipes.pop(tenant_id, None)
-            else:
-                self._recipes[tenant_id] = recipe
-        return str(page.cursor), page.more
+
+def _source(level: Level, one: store.Assigned) -> Source:
+    return Source(level, one.tenant_id, one.policy_id, one.policy_name, one.version)
 
 
 def _level(node: TenantNode) -> Level:
     return _LEVELS[node.kind]
 
 
-def _named(layers: Sequence[InForce]) -> list[tuple[UUID, UUID, int]]:
+def named(layers: Sequence[InForce]) -> list[tuple[UUID, UUID, int]]:
+    """Whose layers are, policy and version, as `recipe_of` takes them."""
     found: list[tuple[UUID, UUID, int]] = []
     for one in layers:
         assert one.source.policy_id is not None
-        found.append((one.source.tenant_id, one.source.policy_id, one.source.version))
+        found.append((one.source.whose, one.source.policy_id, one.source.version))
     return found

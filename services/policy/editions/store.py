@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from servicekit.data.postgres import Connection
-from servicekit.feeds.feed import Cursor, FeedPage, read_page
+from servicekit.ids import new_id
 from services.policy.authoring.layering import Own, own_of_version
 from services.policy.authoring.store import VERSION, to_version
-from services.policy.stamps.domain import Content
-
-_CHANGES_A_PAGE: Final = 1000
+from services.policy.stamps.domain import Content, Targets
+from services.policy.stamps.store import WEAKEST_FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,19 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """A version that is in force for a group or a device."""
+
+    assigned: Assigned
+    target_id: UUID
+    is_device: bool
+    alias: str
+    """The group's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """What was last made for an organisation."""
+    """What was last made for an organisation, or for some of its devices."""
 
     recipe: str
     content: Content | None
@@ -45,39 +55,6 @@ async def try_lead(connection: Connection) -> bool:
     return led
 
 
-async def changed_since(
-    connection: Connection, cursor: Cursor
-) -> tuple[FeedPage, dict[UUID, tuple[tuple[UUID, int] | None, str | None]]]:
-    """By tenant: which policy and version are in force, and the recipe that was last made."""
-    page = await read_page(
-        connection,
-        "SELECT c.changed_xid::text AS changed_xid, c.id AS key, c.tenant_id FROM"
-        " ((SELECT a.changed_xid, a.id, a.tenant_id FROM policy.assignments a"
-        " WHERE (a.changed_xid, a.id) > ($1::text::xid8, $2)"
-        " ORDER BY a.changed_xid, a.id LIMIT $3) UNION ALL"
-        " (SELECT e.changed_xid, e.id, e.tenant_id FROM policy.editions e"
-        " WHERE (e.changed_xid, e.id) > ($1::text::xid8, $2)"
-        " ORDER BY e.changed_xid, e.id LIMIT $3)) AS c"
-        " ORDER BY c.changed_xid, c.id LIMIT $3",
-        cursor,
-        _CHANGES_A_PAGE,
-    )
-    rows = await connection.fetch(
-        "SELECT t.tenant_id, a.policy_id, a.version, e.recipe"
-        " FROM unnest($1::uuid[]) AS t (tenant_id)"
-        " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
-        " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id",
-        list({row["tenant_id"] for row in page.rows}),
-    )
-    return page, {
-        row["tenant_id"]: (
-            None if row["version"] is None else (row["policy_id"], row["version"]),
-            row["recipe"],
-        )
-        for row in rows
-    }
-
-
 async def assigned(connection: Connection, tenant_ids: Sequence[UUID]) -> list[Assigned]:
     """What is in force for tenants, in their order."""
     rows = await connection.fetch(
@@ -87,29 +64,95 @@ async def assigned(connection: Connection, tenant_ids: Sequence[UUID]) -> list[A
         " WHERE a.tenant_id = ANY ($1) ORDER BY array_position($1::uuid[], a.tenant_id)",
         list(tenant_ids),
     )
+    return [_assigned(row) for row in rows]
+
+
+def _assigned(row: asyncpg.Record) -> Assigned:
+    return Assigned(
+        row["tenant_id"],
+        row["policy_id"],
+        row["name"] or "",
+        row["version"],
+        own_of_version(to_version(row)),
+    )
+
+
+async def bound(connection: Connection, tenant_id: UUID, targets: Collection[UUID]) -> list[Bound]:
+    """What is in force for groups and devices of an organisation, the weakest first."""
+    rows = await connection.fetch(
+        f"SELECT {VERSION}, p.name, b.target_id, b.kind, g.alias FROM policy.bindings b"
+        " JOIN policy.versions v ON v.tenant_id = b.tenant_id AND v.version = b.version"
+        " LEFT JOIN policy.groups g ON g.id = b.target_id"
+        " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
+        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2)"
+        f" AND (b.kind = 'device' OR NOT g.deleted) ORDER BY {WEAKEST_FIRST}",
+        tenant_id,
+        list(targets),
+    )
     return [
-        Assigned(
-            row["tenant_id"],
-            row["policy_id"],
-            row["name"] or "",
-            row["version"],
-            own_of_version(to_version(row)),
-        )
+        Bound(_assigned(row), row["target_id"], row["kind"] == "device", row["alias"] or "")
         for row in rows
     ]
 
 
-async def get_stored(connection: Connection, tenant_id: UUID) -> Stored | None:
-    """What was last made for an organisation."""
-    row = await connection.fetchrow(
-        "SELECT recipe, document_tenant, digest, problem FROM policy.editions WHERE tenant_id = $1",
+async def bound_among(
+    connection: Connection, tenant_id: UUID, wanted: Collection[UUID]
+) -> tuple[UUID, ...]:
+    """Those of groups and devices for which something is in force, sorted."""
+    rows = await connection.fetch(
+        "SELECT b.target_id FROM policy.bindings b LEFT JOIN policy.groups g ON g.id = b.target_id"
+        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2) AND b.version IS NOT NULL"
+        " AND (b.kind = 'device' OR NOT g.deleted) ORDER BY b.target_id",
         tenant_id,
+        list(wanted),
+    )
+    return tuple(row["target_id"] for row in rows)
+
+
+async def get_stored(
+    connection: Connection, tenant_id: UUID, targets: Targets = ()
+) -> Stored | None:
+    """What was last made for an organisation, or for those of its devices with some targets."""
+    row = await connection.fetchrow(
+        "SELECT recipe, document_tenant, digest, problem FROM policy.profiles"
+        " WHERE tenant_id = $1 AND targets = $2"
+        if targets
+        else "SELECT recipe, document_tenant, digest, problem FROM policy.editions"
+        " WHERE tenant_id = $1 AND $2::uuid[] = '{}'",
+        tenant_id,
+        list(targets),
     )
     if row is None:
         return None
     digest = row["digest"]
     content = None if digest is None else Content(row["document_tenant"], digest)
     return Stored(row["recipe"], content, row["problem"])
+
+
+async def put_profile(
+    connection: Connection,
+    tenant_id: UUID,
+    targets: Targets,
+    recipe: str,
+    content: Content | None,
+    problem: str = "",
+) -> None:
+    """Stores what was made for those devices of an organisation with some targets."""
+    await connection.execute(
+        "INSERT INTO policy.profiles"
+        " (tenant_id, targets, id, recipe, document_tenant, digest, problem)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant_id, targets) DO UPDATE"
+        " SET recipe = excluded.recipe, document_tenant = excluded.document_tenant,"
+        " digest = excluded.digest, problem = excluded.problem,"
+        " changed_xid = pg_current_xact_id()",
+        tenant_id,
+        list(targets),
+        new_id(),
+        recipe,
+        None if content is None else content.tenant_id,
+        None if content is None else content.digest,
+        problem,
+    )
 
 
 async def stamped_content(connection: Connection, tenant_id: UUID, version: int) -> Content | None:
@@ -145,8 +188,3 @@ async def put(
         None if content is None else content.digest,
         problem,
     )
-
-
-def recipe_of(versions: Iterable[tuple[UUID, UUID, int]]) -> str:
-    """The text that names what is put together: tenant, policy and version of each layer."""
-    return json.dumps([[str(tenant), str(policy), version] for tenant, policy, version in versions])

@@ -32,6 +32,8 @@ class Level(Enum):
     ROOT = "ROOT"
     RESELLER = "RESELLER"
     ORG = "ORG"
+    GROUP = "GROUP"
+    DEVICE = "DEVICE"
 
 
 class Why(Enum):
@@ -94,6 +96,15 @@ class Source:
     policy_id: UUID | None = None
     policy_name: str = ""
     version: int = 0
+    target_id: UUID | None = None
+    """The group or the device."""
+    target_name: str = ""
+    """The group's alias."""
+
+    @property
+    def whose(self) -> UUID:
+        """The tenant, or the group or device of it, for which the policy is in force."""
+        return self.target_id or self.tenant_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,18 @@ from services.policy.orphans.domain import Orphan
 _ORPHANS: Final = (
     " FROM (SELECT o.tenant_id, NULL::bigint AS version FROM policy.assignments o"
     " WHERE o.version IS NULL UNION SELECT e.tenant_id, NULL FROM policy.editions e"
-    " WHERE e.recipe = '[]' EXCEPT SELECT e.tenant_id, NULL FROM policy.editions e"
+    " WHERE e.recipe = '[]' UNION SELECT b.tenant_id, NULL FROM policy.bindings b"
+    " WHERE b.version IS NULL"
+    " EXCEPT SELECT o.tenant_id, NULL FROM policy.assignments o WHERE o.version IS NOT NULL"
+    " EXCEPT SELECT e.tenant_id, NULL FROM policy.editions e"
     " WHERE e.own_version IS NULL AND e.digest IS NOT NULL) AS s"
     " JOIN policy.applied_versions a ON a.tenant_id = s.tenant_id AND a.version > 0"
     " JOIN policy.devices d ON d.device_id = a.device_id AND d.status = 'active'"
+    " LEFT JOIN policy.memberships m ON m.device_id = a.device_id"
     " WHERE s.version IS NULL AND ($1::uuid[] IS NULL OR s.tenant_id = ANY ($1))"
+    " AND NOT EXISTS (SELECT FROM policy.bindings b WHERE b.tenant_id = a.tenant_id"
+    " AND b.version IS NOT NULL"
+    " AND (b.target_id = a.device_id OR b.target_id = ANY (m.group_ids)))"
 )
 
 

@@ -7,8 +7,9 @@ and what a device is answered goes by the document that its number stands for.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from services.policy.keys.signing import Statement, envelope_head
@@ -39,14 +40,51 @@ class Edition:
         return cls(content, versions, versions[-1])
 
 
+Targets: TypeAlias = tuple[UUID, ...]
+"""The groups, and the device, whose policies count for a device; sorted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How it stands with an organisation."""
+    """How it stands with an organisation, or with some of its devices."""
 
     want: Edition | None
-    """What its devices are to have; `None` when nothing is in force."""
+    """What the devices are to have; `None` when nothing is in force."""
     last: int
-    """The highest number that stands for anything."""
+    """The highest number of the organisation that stands for anything."""
+    targets: Targets = ()
+    """Whose policies make that, beside those of tenants."""
+    recipe: str = ""
+    """Of which versions it is made, where there are targets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A version that is in force for a group or a device."""
+
+    target_id: UUID
+    is_device: bool
+    policy_id: UUID
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is in force for a tenant."""
+
+    assigned: tuple[UUID, int] | None = None
+    """The policy and version for all of its devices."""
+    recipe: str | None = None
+    """Of which versions its edition was last made."""
+    bound: tuple[Bound, ...] = ()
+    """The weakest first."""
+    profiles: Mapping[Targets, Standing] = field(default_factory=dict)
+    """What was last made for some of its devices."""
+
+
+def recipe_of(versions: Iterable[tuple[UUID, UUID, int]]) -> str:
+    """The text that names what is put together: of each layer whose it is, policy and version."""
+    return json.dumps([[str(whose), str(policy), version] for whose, policy, version in versions])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +117,8 @@ class Stamp:
     statement_head: bytes = field(repr=False)
     """The statement's payload without the document and the last brace."""
     statement_signature: bytes
+    shared: bool = True
+    """Whether any device of the organisation may be given the document again."""
 
     @property
     def size(self) -> int:

@@ -8,7 +8,8 @@ number is drawn in the database alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -23,7 +24,16 @@ from servicekit.observability.logs import brief
 from services.policy.keys.service import KeyRing
 from services.policy.stamps import store
 from services.policy.stamps.cache import Cache
-from services.policy.stamps.domain import Bundle, Content, Document, Edition, Stamp, Standing
+from services.policy.stamps.domain import (
+    Bundle,
+    Content,
+    Document,
+    Edition,
+    Known,
+    Stamp,
+    Standing,
+    Targets,
+)
 from services.policy.stamps.metrics import DRAWS
 from services.policy.versions import next_version
 
@@ -63,13 +73,26 @@ class Stamps:
         self._stamps: Cache[tuple[UUID, int], Stamp] = Cache(_STAMP_BYTES)
         self._readers = asyncio.Semaphore(_READERS)
         self._away_until = 0.0
-        self._refused: dict[tuple[str, int], float] = {}
+        self._refused: dict[tuple[UUID, Targets, int], float] = {}
+        self._known: dict[UUID, Known] = {}
+        self.on_change: list[Callable[[Set[UUID]], None]] = []
+        """Are told of tenants with which it stands otherwise, in their order."""
         self.follower = changes.follower("policies in force", self._fetch)
 
     @property
     def standings(self) -> Mapping[str, Standing]:
         """How it stands with organisations, by their ids; always the same mapping."""
         return self._standings
+
+    @property
+    def known(self) -> Mapping[UUID, Known]:
+        """What is in force for tenants; always the same mapping."""
+        return self._known
+
+    def last(self, tenant_id: UUID) -> int:
+        """The highest number of an organisation that stands for anything."""
+        org = self._standings.get(str(tenant_id))
+        return 0 if org is None else org.last
 
     async def fresh(self) -> bool:
         """Reads what has changed; callers share a reading. Answers whether that was possible."""
@@ -86,9 +109,16 @@ class Stamps:
             return False
         return True
 
-    async def bundle(self, tenant_id: UUID, version: int) -> Bundle | None:
-        """What a number of an org stands for; `None` for nothing, or when it cannot be read now."""
-        key = (tenant_id, version)
+    async def bundle(self, tenant_id: UUID, version: int, *, shared: bool = False) -> Bundle | None:
+        """What a number of an org stands for; `None` for nothing, or when it cannot be read now.
+
+        Args:
+            shared: nothing that was made for some of the org's devices.
+        """
+        found = await self._found((tenant_id, version))
+        return None if found is not None and shared and not found.stamp.shared else found
+
+    async def _found(self, key: tuple[UUID, int]) -> Bundle | None:
         if (found := self._kept(key)) is not None:
             return found
         try:
@@ -101,22 +131,22 @@ class Stamps:
             log.info("policy unreadable", error=away.message)
             return None
 
-    async def draw(self, tenant_id: UUID, edition: Edition, has: int) -> int | None:
-        """A number above `has` that stands for an edition's content, as a device needs it.
+    async def draw(self, tenant_id: UUID, wanted: Standing, has: int) -> int | None:
+        """A number above `has` that stands for what is wanted, as a device needs it.
 
-        `None` when that is no longer what the organisation's devices are to have, when `has` never
-        stood for anything (a liar's number, or one that a restore lost), and when too many were
-        drawn or the database is away.
+        `None` when that is no longer what the devices are to have, when `has` never stood for
+        anything (a liar's number, or one that a restore lost), and when too many were drawn or the
+        database is away.
         """
         loop = asyncio.get_running_loop()
-        asked = (str(tenant_id), has)
+        asked = (tenant_id, wanted.targets, has)
         if self._refused.get(asked, 0.0) > loop.time():
             return None
         try:
             async with self._database.system_transaction(
                 "a document may be of a tenant above"
             ) as connection:
-                number = await self._draw(connection, tenant_id, edition, has)
+                number = await self._draw(connection, tenant_id, wanted, has)
         except DomainError as away:
             log.info("no number drawn", error=away.message)
             return None
@@ -129,15 +159,15 @@ class Stamps:
         return number
 
     async def _draw(
-        self, connection: Connection, tenant_id: UUID, edition: Edition, has: int
+        self, connection: Connection, tenant_id: UUID, wanted: Standing, has: int
     ) -> int | None:
         last, reported = await store.lock_counter(connection, tenant_id)
         # Other processes publish and draw too; they have to wait from here on.
-        org = (await store.standings(connection, [tenant_id])).get(tenant_id)
-        if org is None or org.want is None or org.want.content != edition.content:
+        now_wanted = await self._wanted(connection, tenant_id, wanted)
+        if now_wanted is None or wanted.want is None or now_wanted.content != wanted.want.content:
             return None
-        if org.want.newest > has:
-            return org.want.newest
+        if now_wanted.newest > has:
+            return now_wanted.newest
         if not await store.stood_for_something(connection, tenant_id, has):
             DRAWS.note("unknown_number")
             return None
@@ -146,9 +176,24 @@ class Stamps:
         if earlier is not None and earlier > now - _DRAWS_WITHIN:
             DRAWS.note("deferred")
             return None
-        body = (await store.documents(connection, [edition.content]))[edition.content].body
+        content = now_wanted.content
+        body = (await store.documents(connection, [content]))[content].body
         DRAWS.note("drawn")
-        return await self.stamp(connection, tenant_id, edition.content, body, (last, reported))
+        return await self.stamp(
+            connection, tenant_id, content, body, (last, reported), shared=not wanted.targets
+        )
+
+    async def _wanted(
+        self, connection: Connection, tenant_id: UUID, wanted: Standing
+    ) -> Edition | None:
+        """What the devices are to have that were to have `wanted`; the counter is locked."""
+        org = (await store.standings(connection, [tenant_id])).get(tenant_id)
+        if org is None or not wanted.targets:
+            return None if org is None else org.want
+        found = await store.profile(connection, tenant_id, wanted.targets, org.last)
+        if found is None or found.recipe != wanted.recipe:
+            return None
+        return found.want if await store.is_in_force(connection, tenant_id, wanted) else None
 
     async def stamp(
         self,
@@ -158,11 +203,14 @@ class Stamps:
         body: bytes,
         counter: tuple[int, int],
         cause: str = "draw",
+        *,
+        shared: bool = True,
     ) -> int:
         """Lets a new number stand for a stored document; answers it.
 
         Args:
             counter: what `lock_counter` answered; the counter is still locked.
+            shared: whether it is for all devices of the org.
         """
         last, reported = counter
         now = self._clock()
@@ -174,7 +222,7 @@ class Stamps:
             previous=await store.previous_payload(connection, tenant_id, last),
             issued_at=now,
         )
-        stamp = Stamp.of(content, statement, body)
+        stamp = replace(Stamp.of(content, statement, body), shared=shared)
         await store.insert_draw(connection, tenant_id, number, stamp, now, cause)
         await store.move_counter(connection, tenant_id, number)
         return number
@@ -208,16 +256,30 @@ class Stamps:
         async with self._database.system_transaction("the cache has all tenants") as connection:
             page, changed = await store.changed_since(connection, Cursor.parse(cursor))
             found = await store.standings(connection, changed) if changed else {}
-            await self._preload(connection, found)
+            known = await store.known(connection, changed, found) if changed else {}
+            await self._preload(connection, found, known)
         for tenant_id, standing in found.items():
             self._standings[str(tenant_id)] = standing
+        self._known.update(known)
+        if known:
+            for tell in self.on_change:
+                tell(known.keys())
         return str(page.cursor), page.more
 
-    async def _preload(self, connection: Connection, found: Mapping[UUID, Standing]) -> None:
+    async def _preload(
+        self,
+        connection: Connection,
+        found: Mapping[UUID, Standing],
+        known: Mapping[UUID, Known],
+    ) -> None:
         """Reads what devices are about to ask for, so that they get it without the database."""
+        all_of = [
+            *found.items(),
+            *((id_, one) for id_, org in known.items() for one in org.profiles.values()),
+        ]
         wanted = {
             (tenant_id, standing.want.newest): standing.want.content
-            for tenant_id, standing in found.items()
+            for tenant_id, standing in all_of
             if standing.want is not None
         }
         unknown = [key for key in wanted if key not in self._stamps]

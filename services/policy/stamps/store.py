@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
+
+import asyncpg
 
 from servicekit.data.postgres import Connection
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.security.digests import sha256
 from services.policy.keys.signing import Statement
-from services.policy.stamps.domain import Content, Document, Edition, Stamp, Standing
+from services.policy.stamps.domain import (
+    Bound,
+    Content,
+    Document,
+    Edition,
+    Known,
+    Stamp,
+    Standing,
+    Targets,
+)
 from services.policy.versions import MAX_JUMP
 
 _CHANGES_A_PAGE: Final = 1000
@@ -20,9 +32,13 @@ CHANGING: Final = (
     "SELECT changed_xid FROM policy.assignments",
     "SELECT changed_xid FROM policy.stamps",
     "SELECT changed_xid FROM policy.editions",
+    "SELECT changed_xid FROM policy.bindings",
+    "SELECT changed_xid FROM policy.groups",
+    "SELECT changed_xid FROM policy.profiles",
 )
 """What the feed below tells of (`servicekit.feeds.changes`)."""
 
+_FED: Final = ("assignments", "stamps", "editions", "bindings", "groups", "profiles")
 _BEHIND: Final = (
     "(SELECT {0}.changed_xid, {0}.id, {0}.tenant_id FROM policy.{0}"
     " WHERE ({0}.changed_xid, {0}.id) > ($1::text::xid8, $2)"
@@ -35,7 +51,7 @@ async def changed_since(connection: Connection, cursor: Cursor) -> tuple[FeedPag
     page = await read_page(
         connection,
         "SELECT c.changed_xid::text AS changed_xid, c.id AS key, c.tenant_id FROM"
-        f" ({' UNION ALL '.join(map(_BEHIND.format, ('assignments', 'stamps', 'editions')))}) AS c"
+        f" ({' UNION ALL '.join(map(_BEHIND.format, _FED))}) AS c"
         # By the column: the text of the same name would put 99 behind 100.
         " ORDER BY c.changed_xid, c.id LIMIT $3",
         cursor,
@@ -73,6 +89,96 @@ async def standings(connection: Connection, tenant_ids: Iterable[UUID]) -> dict[
     }
 
 
+async def known(
+    connection: Connection, tenant_ids: Iterable[UUID], org_of: Mapping[UUID, Standing]
+) -> dict[UUID, Known]:
+    """What is in force for tenants.
+
+    Args:
+        org_of: how it stands with them, of which their last numbers are taken.
+    """
+    wanted = list(tenant_ids)
+    bound: dict[UUID, list[Bound]] = {}
+    for row in await connection.fetch(
+        "SELECT b.tenant_id, b.target_id, b.kind = 'device' AS is_device, b.policy_id, b.version"
+        " FROM policy.bindings b LEFT JOIN policy.groups g ON g.id = b.target_id"
+        " WHERE b.tenant_id = ANY ($1) AND b.version IS NOT NULL"
+        f" AND (b.kind = 'device' OR NOT g.deleted) ORDER BY {WEAKEST_FIRST}",
+        wanted,
+    ):
+        bound.setdefault(row["tenant_id"], []).append(
+            Bound(row["target_id"], row["is_device"], row["policy_id"], row["version"])
+        )
+    profiles: dict[UUID, dict[Targets, Standing]] = {}
+    for row in await connection.fetch(f"{_PROFILES} WHERE p.tenant_id = ANY ($1)", wanted):
+        last = org_of[row["tenant_id"]].last if row["tenant_id"] in org_of else 0
+        found = _profile(row, last)
+        profiles.setdefault(row["tenant_id"], {})[found.targets] = found
+    rows = await connection.fetch(
+        "SELECT t.tenant_id, a.policy_id, a.version, e.recipe"
+        " FROM unnest($1::uuid[]) AS t (tenant_id)"
+        " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
+        " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id",
+        wanted,
+    )
+    return {
+        row["tenant_id"]: Known(
+            None if row["version"] is None else (row["policy_id"], row["version"]),
+            row["recipe"],
+            tuple(bound.get(row["tenant_id"], ())),
+            profiles.get(row["tenant_id"], {}),
+        )
+        for row in rows
+    }
+
+
+WEAKEST_FIRST: Final = "b.kind = 'device', g.priority, b.target_id"
+"""The order of `policy.bindings b` with their `policy.groups g`."""
+_PROFILES: Final = (
+    "SELECT p.tenant_id, p.targets, p.recipe, p.document_tenant, p.digest,"
+    " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = p.tenant_id"
+    " AND o.document_tenant = p.document_tenant AND o.digest = p.digest AND o.stands"
+    " ORDER BY o.version) AS versions FROM policy.profiles p"
+)
+
+
+def _profile(row: asyncpg.Record, last: int) -> Standing:
+    versions = tuple(row["versions"])
+    want = (
+        Edition.of(Content(row["document_tenant"], row["digest"]), versions) if versions else None
+    )
+    # A number may have been given out since the organisation's last one was read.
+    last = max(last, versions[-1]) if versions else last
+    return Standing(want, last, tuple(row["targets"]), row["recipe"])
+
+
+async def profile(
+    connection: Connection, tenant_id: UUID, targets: Targets, last: int
+) -> Standing | None:
+    """How it stands with the devices of an organisation for which some targets' policies count.
+
+    `None` when they were never put together.
+    """
+    row = await connection.fetchrow(
+        f"{_PROFILES} WHERE p.tenant_id = $1 AND p.targets = $2", tenant_id, list(targets)
+    )
+    return None if row is None else _profile(row, last)
+
+
+async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing) -> bool:
+    """Whether an organisation's versions of a recipe with targets are those in force now."""
+    rows = await connection.fetch(
+        "SELECT a.tenant_id AS whose, a.version FROM policy.assignments a WHERE a.tenant_id = $1"
+        " AND a.version IS NOT NULL UNION ALL SELECT b.target_id, b.version FROM policy.bindings b"
+        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2) AND b.version IS NOT NULL",
+        tenant_id,
+        list(wanted.targets),
+    )
+    own = {str(tenant_id), *map(str, wanted.targets)}
+    made = {(whose, version) for whose, _, version in json.loads(wanted.recipe) if whose in own}
+    return made == {(str(row["whose"]), row["version"]) for row in rows}
+
+
 async def documents(connection: Connection, wanted: Sequence[Content]) -> dict[Content, Document]:
     """Documents with their newest signatures."""
     rows = await connection.fetch(
@@ -100,7 +206,8 @@ async def stamps(
     """What numbers of organisations stand for."""
     rows = await connection.fetch(
         "SELECT s.tenant_id, s.version, s.document_tenant, s.digest, s.key_id, s.statement_head,"
-        " s.statement_signature FROM unnest($1::uuid[], $2::bigint[]) AS w (tenant_id, version)"
+        " s.statement_signature, s.shared"
+        " FROM unnest($1::uuid[], $2::bigint[]) AS w (tenant_id, version)"
         " JOIN policy.stamps s ON s.tenant_id = w.tenant_id AND s.version = w.version",
         [tenant_id for tenant_id, _ in wanted],
         [version for _, version in wanted],
@@ -111,6 +218,7 @@ async def stamps(
             row["key_id"],
             row["statement_head"],
             row["statement_signature"],
+            row["shared"],
         )
         for row in rows
     }
@@ -121,15 +229,16 @@ async def lock_counter(connection: Connection, tenant_id: UUID) -> tuple[int, in
 
     What a device reports counts only as far as it may move the counter.
     """
-    await connection.execute(
-        "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
-        " ON CONFLICT (tenant_id) DO NOTHING",
-        tenant_id,
-    )
-    last: int = await connection.fetchval(
-        "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE",
-        tenant_id,
-    )
+    locking = "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE"
+    last: int | None = await connection.fetchval(locking, tenant_id)
+    if last is None:
+        await connection.execute(
+            "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
+            " ON CONFLICT (tenant_id) DO NOTHING",
+            tenant_id,
+        )
+        last = await connection.fetchval(locking, tenant_id)
+    assert last is not None
     reported: int | None = await connection.fetchval(
         "SELECT max(version) FROM policy.applied_versions WHERE tenant_id = $1 AND version <= $2",
         tenant_id,
@@ -178,7 +287,7 @@ async def former(
     """A version as it was published; from before numbers were stamped, or not in force since."""
     row = await connection.fetchrow(
         "SELECT document, signature, statement_payload, statement_signature, key_id"
-        " FROM policy.versions WHERE tenant_id = $1 AND version = $2",
+        " FROM policy.versions WHERE tenant_id = $1 AND version = $2 AND targets IS NULL",
         tenant_id,
         version,
     )
@@ -243,8 +352,8 @@ async def insert_draw(
     """Stores that a new number stands for a document, beside those of publishes."""
     await connection.execute(
         "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
-        " statement_head, statement_signature, cause, stamped_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)",
+        " statement_head, statement_signature, shared, stamped_at, cause)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         tenant_id,
         version,
         stamp.content.tenant_id,
@@ -252,6 +361,7 @@ async def insert_draw(
         stamp.key_id,
         stamp.statement_head,
         stamp.statement_signature,
+        stamp.shared,
         now,
         cause,
     )

@@ -23,6 +23,7 @@ from servicekit.peers.devices import DeviceAccess, Mirror
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.syncs import store
 from services.policy.syncs.store import RegisteredDevice, Sync
+from services.policy.targets.store import Membership, unbind_targets, write_memberships
 
 log = logs.get(__name__)
 
@@ -38,15 +39,30 @@ def _device(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
         status=change.status,
         enrolled_at=change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
         deleted=change.deleted,
+        membership=_membership(change),
+    )
+
+
+def _membership(change: enrollment_pb2.DeviceChange) -> Membership | None:
+    if not change.HasField("membership"):
+        return None
+    return Membership(
+        UUID(change.device_id),
+        UUID(change.tenant_id),
+        tuple(sorted(map(UUID, change.membership.group_ids))),
+        change.membership.revision,
     )
 
 
 async def _write(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
     if staying := [device for device in devices if not device.deleted]:
         await store.write_devices(connection, staying)
-    await store.delete_devices(
-        connection, [device.device_id for device in devices if device.deleted]
-    )
+        await write_memberships(
+            connection, [one.membership for one in staying if one.membership is not None]
+        )
+    gone = [device.device_id for device in devices if device.deleted]
+    await store.delete_devices(connection, gone)
+    await unbind_targets(connection, gone)
 
 
 DEVICES: Final = Mirror(
@@ -57,7 +73,8 @@ DEVICES: Final = Mirror(
     read_position=store.devices_cursor,
     write_position=store.write_devices_cursor,
 )
-"""What policy keeps of the registry: which device belongs to which organisation, since when."""
+"""What policy keeps of the registry: which device belongs to which organisation, since when, and
+in which groups it is."""
 
 
 class Syncs:

@@ -14,6 +14,7 @@ from uuid import UUID
 from servicekit.data.postgres import Connection, Scope, columns
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from services.policy.deleted_devices import DELETED
+from services.policy.targets.store import Membership
 
 _SYNCS_A_PAGE = 1000
 
@@ -36,6 +37,8 @@ class RegisteredDevice:
     status: str
     enrolled_at: datetime | None
     deleted: bool
+    membership: Membership | None = None
+    """`None` while the registry does not know it: what is stored stays."""
 
 
 CHANGING = "SELECT changed_xid FROM policy.device_syncs"
@@ -91,7 +94,7 @@ async def write_served(connection: Connection, syncs: Sequence[Sync]) -> None:
 async def devices_cursor(connection: Connection) -> str:
     """How far the registry's feed was read; empty for not at all."""
     cursor: str | None = await connection.fetchval(
-        "SELECT enrolled_cursor FROM policy.devices_cursor"
+        "SELECT membership_cursor FROM policy.devices_cursor"
     )
     return cursor or ""
 
@@ -101,7 +104,13 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
     if not device_ids:
         return
     await DELETED.wait_for_writers(connection)
-    for table in ("devices", "applied_versions", "device_syncs", "device_verdict"):
+    for table in (
+        "devices",
+        "applied_versions",
+        "device_syncs",
+        "device_verdict",
+        "memberships",
+    ):
         await connection.execute(
             f"DELETE FROM policy.{table} WHERE device_id = ANY ($1)", device_ids
         )
@@ -110,10 +119,11 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
 async def write_devices_cursor(connection: Connection, cursor: str) -> None:
     """Stores how far the registry's feed was read."""
     await connection.execute(
-        # The last release reads the other one.
-        "INSERT INTO policy.devices_cursor (cursor, enrolled_cursor) VALUES ($1, $1)"
-        " ON CONFLICT (only_row) DO UPDATE SET cursor = excluded.cursor,"
-        " enrolled_cursor = excluded.enrolled_cursor",
+        # The last release reads `enrolled_cursor`.
+        "INSERT INTO policy.devices_cursor (cursor, enrolled_cursor, membership_cursor)"
+        " VALUES ($1, $1, $1) ON CONFLICT (only_row) DO UPDATE SET cursor = excluded.cursor,"
+        " enrolled_cursor = excluded.enrolled_cursor,"
+        " membership_cursor = excluded.membership_cursor",
         cursor,
     )
 

@@ -238,6 +238,30 @@ async def test_a_group_is_changed_and_deleted(service: Enrollment) -> None:
     assert (event["before"]["alias"], event["after"]["alias"]) == ("cart-3", "cart-iii")
 
 
+async def test_a_group_with_policies_is_not_deleted(service: Enrollment) -> None:
+    """The refusal names the policies and the way out; policy has to be there to say so."""
+    group = await service.groups.CreateDeviceGroup(
+        pb.CreateDeviceGroupRequest(org_id=str(ORG.id), name="Staff", alias="staff"),
+        metadata=service.admin,
+    )
+    request = pb.DeleteDeviceGroupRequest(id=group.id)
+    policy = service.neighbours.policy
+    policy.for_groups[group.id] = ["Staff Wi-Fi", "Staff apps"]
+    refused = await refusal(service.groups.DeleteDeviceGroup(request, metadata=service.admin))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "GROUP_HAS_POLICIES",
+    )
+    assert "Staff Wi-Fi, Staff apps; withdraw these" in refused.body["message"]
+    policy.for_groups.clear()
+    policy.down = True
+    refused = await refusal(service.groups.DeleteDeviceGroup(request, metadata=service.admin))
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    policy.down = False
+    assert (await _get(service, group.id)).alias == "staff"
+    await service.groups.DeleteDeviceGroup(request, metadata=service.admin)
+
+
 async def test_the_latest_deleted_groups_are_known(
     service: Enrollment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

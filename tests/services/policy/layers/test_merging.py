@@ -25,7 +25,7 @@ from services.policy.layers.merging import (
     Why,
 )
 
-LEVELS = (Level.ROOT, Level.RESELLER, Level.ORG)
+LEVELS = (Level.ROOT, Level.RESELLER, Level.ORG, Level.GROUP, Level.DEVICE)
 texts = st.sampled_from(["a", "b", "c"])
 CLASSROOM = {"ssid": "Class A", "security": "none"}
 
@@ -68,7 +68,7 @@ mergings = st.builds(
 plain = st.lists(sets, min_size=1, max_size=3).map(
     lambda several: [layer(LEVELS[i], one) for i, one in enumerate(several)]
 )
-stacks = st.lists(st.tuples(sets, mergings), min_size=1, max_size=3).map(
+stacks = st.lists(st.tuples(sets, mergings), min_size=1, max_size=len(LEVELS)).map(
     lambda several: [
         Layer(Source(LEVELS[i], UUID(int=i + 1)), one, merging)
         for i, (one, merging) in enumerate(several)

@@ -1,0 +1,1 @@
+"""Policies of groups and of single devices, and the devices for which they count."""

@@ -1,0 +1,319 @@
+"""Which devices have policies of groups or of their own, and what they are to have, in memory.
+
+A device of no group, and without a policy of its own, has no entry here: it is to have what its
+organisation says. Devices with the same groups share what they are to have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Final
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from evergreen.v1 import enrollment_pb2, enrollment_pb2_grpc
+from servicekit.data.postgres import Database
+from servicekit.data.quarantine import place, readable, write_readable
+from servicekit.errors import unavailable
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import ANSWER_SECONDS, Cursor, Follower, asking
+from servicekit.observability import logs
+from servicekit.observability.logs import brief
+from servicekit.peers.devices import DeviceAccess
+from servicekit.peers.tenants import TenantDirectory
+from services.policy.stamps.domain import Known, Standing, Targets, recipe_of
+from services.policy.stamps.service import Stamps
+from services.policy.targets import store
+from services.policy.targets.domain import Group
+
+log = logs.get(__name__)
+
+_GROUPS: Final = place("policy", "follow_groups")
+_NOTHING: Final = Known()
+_FRESH_SECONDS: Final = 5.0
+_AWAY_SECONDS: Final = 5.0
+"""So long nobody waits for a registry that did not answer."""
+
+
+class Groups:
+    """The groups of the registry, kept in policy's own schema. Its feed is run by the service."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: enrollment_pb2_grpc.EnrollmentInternalServiceAsyncStub,
+        tenants: TenantDirectory,
+        wait_seconds: int,
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._tenants = tenants
+        self.follower = Follower(
+            "device groups",
+            self._fetch,
+            asking(
+                registry.ListGroupChanges,
+                enrollment_pb2.ListGroupChangesRequest(),
+                "groups",
+                seconds=wait_seconds,
+            ),
+        )
+
+    async def load(self) -> None:
+        """Goes on where the feed was left."""
+        async with self._database.system_transaction("the feed tells of all tenants") as connection:
+            self.follower.start_at(await store.groups_cursor(connection))
+
+    async def policies_of(self, tenant_id: UUID, group_id: UUID) -> list[tuple[UUID, str]]:
+        """The policies that are in force for a group, with their names."""
+        async with self._database.system_transaction("a service asks") as connection:
+            return await store.policies_of(connection, tenant_id, group_id)
+
+    async def _fetch(self, cursor: str) -> tuple[str, bool]:
+        page = await self._registry.ListGroupChanges(
+            enrollment_pb2.ListGroupChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
+        )
+        found = readable(_GROUPS, page.groups, _group, lambda group: group.group_id)
+        groups = {one.id: one for one in found if not self._tenants.is_going(one.tenant_id)}
+        if page.groups:
+            await self._store([*groups.values()], page.next_cursor)
+        return page.next_cursor, page.more
+
+    async def _store(self, groups: Sequence[Group], cursor: str) -> None:
+        async def write(some: Sequence[Group]) -> None:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.write_groups(connection, some)
+                # Only all of them bring the feed on.
+                if len(some) == len(groups):
+                    await store.write_groups_cursor(connection, cursor)
+
+        if not await write_readable(_GROUPS, groups, write, lambda group: group.id):
+            # What is left out is not told once more.
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.write_groups_cursor(connection, cursor)
+
+
+def _group(change: enrollment_pb2.GroupChange) -> Group:
+    return Group(
+        id=UUID(change.group_id),
+        tenant_id=UUID(change.tenant_id),
+        name=change.name,
+        alias=change.alias,
+        priority=change.priority,
+        deleted=change.deleted,
+    )
+
+
+class Seat:
+    """Where devices with the same groups sit; one with a policy of its own sits alone."""
+
+    __slots__ = ("__weakref__", "device_id", "group_ids", "standing", "targets", "tenant_id")
+
+    def __init__(
+        self, tenant_id: UUID, group_ids: tuple[UUID, ...], device_id: UUID | None
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.group_ids = group_ids
+        self.device_id = device_id
+        self.targets: Targets = ()
+        self.standing: Standing | None = None
+        """How it stands with them; `None` for as with all devices of the organisation."""
+
+
+class Seats:
+    """The seats of devices. Its feed is run by the service."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        stamps: Stamps,
+        tenants: TenantDirectory,
+        devices: DeviceAccess,
+        groups: Groups,
+    ) -> None:
+        self._database = database
+        self._stamps = stamps
+        self._known = stamps.known
+        self._tenants = tenants
+        self._devices = devices
+        self._groups = groups
+        self._of: dict[str, Seat] = {}
+        self._seats: WeakValueDictionary[tuple[UUID, tuple[UUID, ...], UUID | None], Seat] = (
+            WeakValueDictionary()
+        )
+        self._in_org: dict[UUID, WeakValueDictionary[int, Seat]] = {}
+        self._own: dict[UUID, frozenset[UUID]] = {}
+        """The devices of organisations with policies of their own."""
+        self._with_targets: set[UUID] = set()
+        self._moved: set[UUID] = set()
+        self._away_until = 0.0
+        self.follower = changes.follower("groups of devices", self._fetch)
+        stamps.on_change.append(self.settle)
+
+    @property
+    def of(self) -> Mapping[str, Seat]:
+        """The seats of devices by their ids; always the same mapping."""
+        return self._of
+
+    def matter(self, tenant_id: UUID) -> bool:
+        """Whether an organisation has policies of groups or devices."""
+        return tenant_id in self._with_targets
+
+    async def fresh(self) -> bool:
+        """Reads what the registry tells; callers share a reading. Answers whether it could."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until:
+            return False
+        try:
+            async with asyncio.timeout(_FRESH_SECONDS):
+                await asyncio.gather(
+                    self._devices.follower.refresh(), self._groups.follower.refresh()
+                )
+                await asyncio.gather(self.follower.refresh(), self._stamps.follower.refresh())
+        except Exception as error:
+            # Devices get what is known.
+            self._away_until = loop.time() + _AWAY_SECONDS
+            log.info("delivery goes on without the registry", error=brief(error))
+            return False
+        return True
+
+    async def ask(self) -> None:
+        """Reads what the registry tells of groups and devices.
+
+        Raises:
+            DomainError: UNAVAILABLE.
+        """
+        try:
+            await asyncio.gather(self._devices.follower.refresh(), self._groups.follower.refresh())
+        except Exception as error:
+            raise unavailable("the device registry is not available; try again") from error
+
+    def targets(
+        self, tenant_id: UUID, device_id: UUID | None, group_ids: Collection[UUID] | None
+    ) -> Targets:
+        """Whose policies count for a device, beside those of tenants.
+
+        Args:
+            group_ids: its groups; `None` for those that are known here.
+        """
+        if group_ids is None:
+            seat = self._of.get(str(device_id))
+            group_ids = () if seat is None else seat.group_ids
+        wanted = {*group_ids, device_id}
+        bound = self._known.get(tenant_id, _NOTHING).bound
+        return tuple(sorted(one.target_id for one in bound if one.target_id in wanted))
+
+    def standing(self, tenant_id: UUID, targets: Targets) -> Standing:
+        """How it stands with the devices for which some targets' policies count.
+
+        What was put together of other versions than those in force is not to be delivered any more.
+        """
+        last = self._stamps.last(tenant_id)
+        found = self._known.get(tenant_id, _NOTHING).profiles.get(targets)
+        if found is not None and found.recipe == self.recipe(tenant_id, targets):
+            return found
+        return Standing(None, last, targets)
+
+    def recipe(self, tenant_id: UUID, targets: Targets = ()) -> str:
+        """Of which versions an edition is to be made now, as far as this process knows."""
+        return recipe_of(self.layers(tenant_id, targets))
+
+    def layers(self, tenant_id: UUID, targets: Targets = ()) -> list[tuple[UUID, UUID, int]]:
+        """The versions in force for devices of an organisation, the root's first: whose they are,
+        policy and version."""
+        found: list[tuple[UUID, UUID, int]] = []
+        for node in self._tenants.line(tenant_id):
+            known = self._known.get(node.id)
+            if known is not None and known.assigned is not None:
+                found.append((node.id, *known.assigned))
+        for bound in self._known.get(tenant_id, _NOTHING).bound if targets else ():
+            if bound.target_id in targets:
+                found.append((bound.target_id, bound.policy_id, bound.version))
+        return found
+
+    def in_use(self, tenant_id: UUID) -> set[Targets]:
+        """The sets of targets whose policies count for devices of an organisation."""
+        seats = self._in_org.get(tenant_id)
+        if seats is None:
+            return set()
+        return {seat.targets for seat in tuple(seats.values()) if seat.targets}
+
+    def moved(self) -> set[UUID]:
+        """The organisations with seats that are new since this was last asked."""
+        moved, self._moved = self._moved, set()
+        return moved
+
+    def settle_all(self) -> None:
+        """Takes a tree of tenants that has changed."""
+        for org in tuple(self._with_targets):
+            self._settle_org(org)
+
+    def settle(self, changed: Set[UUID]) -> None:
+        """Takes what has changed for tenants, and for those below them."""
+        above = {one for one in changed if not self._is_org(one)}
+        orgs = changed - above
+        if above:
+            orgs = orgs | {
+                org
+                for org in self._with_targets
+                if any(node.id in above for node in self._tenants.line(org))
+            }
+        for org in orgs:
+            self._settle_org(org)
+
+    def _settle_org(self, org: UUID) -> None:
+        bound = self._known.get(org, _NOTHING).bound
+        if not bound and org not in self._with_targets:
+            return
+        if bound:
+            self._with_targets.add(org)
+        else:
+            self._with_targets.discard(org)
+        own = frozenset(one.target_id for one in bound if one.is_device)
+        before = self._own.get(org, frozenset())
+        self._own[org] = own
+        for device_id in own ^ before:
+            seat = self._of.get(str(device_id))
+            self._sit(device_id, org, () if seat is None else seat.group_ids)
+        for seat in tuple(self._in_org.get(org, {}).values()):
+            self._settle_seat(seat)
+
+    def _settle_seat(self, seat: Seat) -> None:
+        seat.targets = self.targets(seat.tenant_id, seat.device_id, seat.group_ids)
+        seat.standing = self.standing(seat.tenant_id, seat.targets) if seat.targets else None
+
+    def _sit(self, device_id: UUID, org: UUID, group_ids: tuple[UUID, ...]) -> None:
+        own = device_id if device_id in self._own.get(org, ()) else None
+        if not group_ids and own is None:
+            self._of.pop(str(device_id), None)
+            return
+        key = (org, group_ids, own)
+        seat = self._seats.get(key)
+        if seat is None:
+            seat = Seat(*key)
+            self._seats[key] = seat
+            self._in_org.setdefault(org, WeakValueDictionary())[id(seat)] = seat
+            self._settle_seat(seat)
+            if seat.targets:
+                self._moved.add(org)
+        self._of[str(device_id)] = seat
+
+    def _is_org(self, tenant_id: UUID) -> bool:
+        node = self._tenants.known(tenant_id)
+        return node is None or node.kind == "org"
+
+    async def _fetch(self, cursor: str) -> tuple[str, bool]:
+        async with self._database.system_transaction("the cache has all tenants") as connection:
+            page, found = await store.memberships_since(connection, Cursor.parse(cursor))
+        self._sit_all(found)
+        return str(page.cursor), page.more
+
+    def _sit_all(self, found: Iterable[tuple[UUID, UUID, tuple[UUID, ...]]]) -> None:
+        for device_id, tenant_id, group_ids in found:
+            self._sit(device_id, tenant_id, group_ids)
