@@ -6,7 +6,7 @@ SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
 # Tests start thousands of processes: each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-servers test-all test-long test-compose bench chaos lint style types compiled gen lock clean
+.PHONY: help run test test-servers test-long test-compose bench chaos lint style types compiled gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,9 +27,6 @@ test: .venv/.installed ## Run all tests but the following, on real PostgreSQL, N
 
 test-servers: .venv/.installed ## Run what upgrades, restores and releases whole installations, the documentation's commands, and programs of others (Chromium, LibreOffice, PgBouncer, swtpm), which are installed from Debian as root
 	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) -rs -m=servers
-
-test-all: .venv/.installed ## Run both in one, as .ci/run does: what all tests share is started once
-	@EVERGREEN_TEST_SERVERS=1 exec $(BIN)/python -m tools.suite $(SIDE_BY_SIDE) -rs
 
 test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzers at length, the benchmark on stand-ins
 	@EVERGREEN_TEST_LONG=1 EVERGREEN_TEST_SERVERS=1 EVERGREEN_FUZZ_CALLS=5000 exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "hypothesis or long"
