@@ -23,6 +23,7 @@ from cli import (
     groups,
     init,
     keys,
+    mail,
     migrate,
     nats,
     orgs,
@@ -84,6 +85,7 @@ app.add_typer(service_accounts.app)
 app.add_typer(directories.app)
 app.add_typer(directories.domains)
 app.add_typer(sso_providers.app)
+app.add_typer(mail.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 app.add_typer(policies.app)

@@ -80,6 +80,38 @@ def show(
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 
+@app.command()
+def edit(
+    org: Org,
+    name: Annotated[str, typer.Option(help="The new name.")] = "",
+    language: Annotated[
+        str | None,
+        typer.Option(help="The language of mails: en, de, or empty for that of the tenant above."),
+    ] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(help="The time zone of mails, as Europe/Berlin; empty likewise."),
+    ] = None,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Change a tenant's name, and how mails to its people, and to those below it, are written."""
+    wanted = {"name": name or None, "language": language, "timeZone": time_zone}
+    body: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        if not body:
+            raise CliError("say what to change: --name, --language or --time-zone")
+        found = _found(api, org)
+        changed = api.patch(f"/api/tenants/{found['id']}", body | {"etag": found["etag"]})
+    typer.echo(
+        f"{changed['name']}: language {changed.get('language') or 'of the tenant above'},"
+        f" time zone {changed.get('timeZone') or 'of the tenant above'}"
+    )
+
+
 @app.command("sign-in")
 def sign_in(
     org: Org,

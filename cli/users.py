@@ -294,7 +294,9 @@ def _say(api: Api, user: dict[str, Any], dry_run: bool = False) -> None:
 
 
 def _hand_over(user: dict[str, Any]) -> None:
-    typer.echo(f"{user['email']} is invited. This link sets a password, once:", err=True)
+    mailed = " The link goes there by mail, too." if user.get("invitationMail") == "queued" else ""
+    told_them = f"{user['email']} is invited.{mailed} This link sets a password, once:"
+    typer.echo(told_them, err=True)
     typer.echo(user.get("invitationLink") or user["invitationToken"])
 
 

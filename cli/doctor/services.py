@@ -20,8 +20,9 @@ VERSION: Final = "services.version"
 FEEDS: Final = "services.feeds"
 BACKLOG: Final = "services.backlog"
 FORWARDERS: Final = "services.forwarders"
+MAIL: Final = "services.mail"
 CERTIFICATES: Final = "services.certificates"
-NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, FORWARDERS, CERTIFICATES)
+NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, FORWARDERS, MAIL, CERTIFICATES)
 
 _TIMEOUT: Final = 5.0
 _STALE_SECONDS: Final = 60.0
@@ -29,6 +30,8 @@ _BACKLOG_SECONDS: Final = 120.0
 """As in the alert EvergreenEventsWait."""
 _FORWARDER_SECONDS: Final = 900.0
 """As in the alert EvergreenForwarderFailing."""
+_MAIL_SECONDS: Final = 900.0
+"""As in the alert EvergreenMailWaits."""
 _SOON_DAYS: Final = 14
 """As in the alert EvergreenCertificateExpires."""
 _UNKNOWN: Final = "0.1.0 or older"
@@ -84,6 +87,7 @@ async def checks(
         judged(FEEDS, _stale(known, clock().timestamp()), "all were read within a minute"),
         judged(BACKLOG, _waiting(known), "no event waits to be published"),
         judged(FORWARDERS, _behind(known), "none is behind"),
+        judged(MAIL, _mail(known), "no mail waits for long"),
         _certificates(known, clock().timestamp()),
     ]
 
@@ -131,6 +135,19 @@ def _behind(known: Sequence[Vitals]) -> Iterator[Finding]:
                     " ago",
                     f"`evergreen forwarders show {forwarder}` says why; nothing is lost meanwhile."
                     " See docs/forwarding.md.",
+                )
+
+
+def _mail(known: Sequence[Vitals]) -> Iterator[Finding]:
+    """Mails that the mail server does not take."""
+    for vitals in known:
+        for _, seconds in vitals.values("evergreen_mails_oldest_seconds"):
+            if seconds > _MAIL_SECONDS:
+                yield warning(
+                    "MAIL_WAITS",
+                    f"a mail has waited for the mail server for {seconds / 60:.0f} minutes",
+                    "`evergreen mail status` says why; invitations can be handed over as links"
+                    " meanwhile. See docs/mail.md.",
                 )
 
 

@@ -85,6 +85,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "Login": replace(_OPEN_WRITE, rate=RateClass.LOGIN, timeout=45),
             "RefreshSession": replace(_OPEN_WRITE, rate=RateClass.REFRESH),
             "AcceptInvitation": replace(_OPEN_WRITE, rate=RateClass.INVITATION),
+            "ForgotPassword": replace(_OPEN_WRITE, rate=RateClass.LOGIN, timeout=30),
             "GetSession": _USER_READ,
             "Logout": _USER_OWN,
             "ChangePassword": replace(_USER_OWN, timeout=30),
@@ -178,6 +179,11 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateServiceAccount": _FRESH_ADMIN,
             "DeleteServiceAccount": _ADMIN_WRITE,
         },
+        "MailService": {
+            "GetMailStatus": _USER_READ,
+            # It waits for the mail server.
+            "TestMail": replace(_OWNER_WRITE, timeout=60),
+        },
         "TokenKeyService": {
             "GetJwks": _OPEN,
             "ListTokenKeys": _USER_READ,
@@ -190,6 +196,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListCredentialFacts": _services("audit"),
             "NoteTokenUses": _services(*CONTEXTS),
             "ReportTenantErasure": _services(*CONTEXTS),
+            "SendMail": _services("audit"),
         },
     },
     "enrollment": {
@@ -392,6 +399,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "EmailDomainService": "",
     "SsoProviderService": "",
     "TokenKeyService": "",
+    "MailService": "",
 }
 """The areas of services that users call."""
 _PEOPLE_ONLY: Final = frozenset(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     import asyncpg
@@ -145,3 +147,12 @@ def to_microseconds(time: datetime) -> tuple[int]:
     if time == END:
         return (_INFINITY,)
     return ((time - _EPOCH) // _MICROSECOND,)
+
+
+@cache
+def zone_of(name: str) -> ZoneInfo | None:
+    """A time zone by its name (IANA, as `Europe/Berlin`); `None` where there is none of it."""
+    try:
+        return ZoneInfo(name)
+    except (OSError, LookupError, ValueError):
+        return None

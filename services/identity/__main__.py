@@ -51,8 +51,18 @@ from services.identity.event_access.store import hold
 from services.identity.feed import InternalApi
 from services.identity.first_start import FirstStart
 from services.identity.http import identity_app
+from services.identity.mail.api import MailApi
+from services.identity.mail.domain import SEALED_FOR as MAIL_SEALED_FOR
+from services.identity.mail.invitations import InvitationMails
+from services.identity.mail.letters import Letters
+from services.identity.mail.notices import Notices
+from services.identity.mail.operations import MailOperations
+from services.identity.mail.sender import Sender, tidy
+from services.identity.mail.service import Mails
+from services.identity.mail.smtp import Smtp
 from services.identity.pages.base import Surroundings
 from services.identity.pages.browsers import Browsers
+from services.identity.password_resets.service import PasswordResets
 from services.identity.second_factor.api import SecondFactorApi
 from services.identity.second_factor.challenges import Challenges
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
@@ -179,6 +189,44 @@ def _single_sign_on(
     return _SingleSignOn(SsoProviderApi(providers, trials, settings.public_url), providers, logins)
 
 
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    """What has to do with mail."""
+
+    mails: Mails
+    notices: Notices
+    operations: MailOperations
+    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+
+
+def _mail(kit: Kit, settings: IdentitySettings) -> _Mail:
+    """Wires it; without a mail server nothing is queued, and nothing is sent."""
+    server = settings.mail_server()
+    mails = Mails(
+        Sealer.from_file(settings.master_key_file, MAIL_SEALED_FOR) if server else None, kit.clock
+    )
+    notices = Notices(mails)
+    kit.outbox.followed_by(notices.of_events)
+    smtp = Smtp(server) if server else None
+    letters = Letters(settings.public_url, server.sender, server.name) if server else None
+    manners = (settings.mail_language, settings.mail_time_zone)
+    operations = MailOperations(
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        mails,
+        server,
+        letters,
+        smtp,
+        manners,
+        kit.clock,
+    )
+    if smtp is None or letters is None or mails.sealer is None:
+        return _Mail(mails, notices, operations, ())
+    sender = Sender(kit.database, smtp, letters, mails.sealer, kit.clock, *manners)
+    return _Mail(mails, notices, operations, (sender.run,))
+
+
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
     settings = kit.settings
@@ -241,6 +289,7 @@ async def build(kit: Kit) -> Parts:
     service_accounts = ServiceAccounts(
         kit.database, kit.outbox, kit.tenants, api_tokens.holder_changed, kit.clock
     )
+    mail = _mail(kit, settings)
     users = Users(
         kit.database,
         kit.outbox,
@@ -250,8 +299,10 @@ async def build(kit: Kit) -> Parts:
         credentials.orphan,
         hold,
         api_tokens,
+        InvitationMails(mail.mails, kit.tenants),
         kit.clock,
     )
+    resets = PasswordResets(kit.database, kit.outbox, kit.tenants, mail.mails, sealer, kit.clock)
 
     accounts = SourceAccounts(kit.outbox, kit.tenants, end_sessions_of, credentials.orphan, hold)
     directories = _directories(kit, settings, accounts, sealer)
@@ -280,6 +331,7 @@ async def build(kit: Kit) -> Parts:
         signer,
         session_life,
         unknown,
+        mail.notices,
         kit.clock,
     )
 
@@ -297,6 +349,7 @@ async def build(kit: Kit) -> Parts:
         around = Surroundings(
             browsers,
             users,
+            resets,
             sso.providers,
             kit.tenants,
             settings.public_url,
@@ -311,7 +364,9 @@ async def build(kit: Kit) -> Parts:
     return Parts(
         calls_refused=IdentityCallsRefused,
         public=[
-            partial(rpc.add_AuthServiceServicer_to_server, AuthApi(sessions, sso.providers)),
+            partial(
+                rpc.add_AuthServiceServicer_to_server, AuthApi(sessions, sso.providers, resets)
+            ),
             partial(
                 rpc.add_SessionServiceServicer_to_server,
                 SessionApi(overview),
@@ -337,13 +392,22 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_ServiceAccountServiceServicer_to_server, ServiceAccountApi(service_accounts)
             ),
             partial(rpc.add_TokenKeyServiceServicer_to_server, TokenKeyApi(keys)),
+            partial(rpc.add_MailServiceServicer_to_server, MailApi(mail.operations)),
             # The gateway sends reflection here.
             add_reflection,
         ],
         internal=[
             partial(
                 rpc.add_IdentityInternalServiceServicer_to_server,
-                InternalApi(kit.database, changes, signer, deletions, api_tokens, kit.clock),
+                InternalApi(
+                    kit.database,
+                    changes,
+                    signer,
+                    deletions,
+                    api_tokens,
+                    mail.operations,
+                    kit.clock,
+                ),
             )
         ],
         services=[
@@ -359,6 +423,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.ApiTokenService",
             "evergreen.v1.ServiceAccountService",
             "evergreen.v1.TokenKeyService",
+            "evergreen.v1.MailService",
         ],
         changes=changes,
         portal=portal,
@@ -366,6 +431,9 @@ async def build(kit: Kit) -> Parts:
         tasks=[
             _regularly("old sessions stay", 3600, sessions.forget_old),
             _regularly("old failures of logins stay", 60, sessions.forget_guesses),
+            _regularly("old links for passwords stay", 600, resets.forget_old),
+            _regularly("ended mails stay", 60, partial(tidy, kit.database, kit.clock)),
+            *mail.tasks,
             _regularly("used states of single sign-on stay", 600, sso.providers.forget_used),
             unknown.run,
             _regularly("ends of API tokens not told", 600, api_tokens.tell_of_ends),

@@ -12,6 +12,7 @@ from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, readable
+from servicekit.errors import invalid_field
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import Clock
@@ -22,6 +23,7 @@ from services.identity.api_tokens import store as tokens_store
 from services.identity.api_tokens.service import ApiTokens
 from services.identity.facts import store as fact_store
 from services.identity.facts.store import CredentialPosition
+from services.identity.mail.operations import MailOperations, ToldText
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
 from services.identity.tenants.api import tenant_message
@@ -54,11 +56,13 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         signer: TokenSigner,
         deletions: Deletions,
         api_tokens: ApiTokens,
+        mail: MailOperations,
         clock: Clock,
     ) -> None:
         self._database = database
         self._deletions = deletions
         self._api_tokens = api_tokens
+        self._mail = mail
         self._changes = changes
         self._signer = signer
         self._clock = clock
@@ -195,4 +199,28 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
                 for one in page.items
             ],
             next_page_token=page.token,
+        )
+
+    async def SendMail(self, request: pb.SendMailRequest, context: Context) -> pb.SendMailResponse:
+        """Has a mail of another service wait."""
+        if not (request.user_ids or request.roles or request.addresses):
+            raise invalid_field("userIds", "give userIds, roles or addresses")
+        told = await self._mail.tell(
+            UUID(request.tenant_id),
+            request.key,
+            [
+                ToldText("de" if text.language == "de" else "en", text.subject, text.paragraphs)
+                for text in request.texts
+            ],
+            user_ids=[UUID(user_id) for user_id in request.user_ids],
+            roles=request.roles,
+            addresses=request.addresses,
+            times={name: at.ToDatetime(UTC) for name, at in request.times.items()},
+            path=request.path,
+            expires_at=request.expires_at.ToDatetime(UTC)
+            if request.HasField("expires_at")
+            else None,
+        )
+        return pb.SendMailResponse(
+            mail_is_on=self._mail.server is not None, queued=told.queued, full=told.full
         )

@@ -31,8 +31,19 @@ from services.identity.sso.domain import SEALED_FOR as SSO_SEALED_FOR
 from services.identity.token_keys.tokens import SEALED_FOR
 
 TABLES: Final = Tables(
-    # Failed logins of the last hours, and logins that are under way.
-    made_anew=frozenset({"guess", "login_challenge", "spent_challenge", "sso_used"}),
+    # Failed logins of the last hours, and logins that are under way. Mails that waited are not sent
+    # after a restore, and links for new passwords open nothing: neither is in a backup.
+    made_anew=frozenset(
+        {
+            "guess",
+            "login_challenge",
+            "spent_challenge",
+            "sso_used",
+            "mail",
+            "mail_server",
+            "password_reset",
+        }
+    ),
     sealed={"signing_key": SEALED_FOR},
     secrets={
         "directory": DIRECTORY_SEALED_FOR,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from servicekit.keys.settings import KeySettings
 from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
 from servicekit.outgoing.guard import Proxy
+from servicekit.outgoing.wire import client_context
+from servicekit.settings import read_secret
+from servicekit.times import zone_of
 from services.identity.directories.domain import PORTS
+from services.identity.mail.domain import (
+    MailServer,
+    greeting_name,
+    read_mailbox,
+    read_server_url,
+)
 
 _NOWHERE: Final = Rules("none", (), read_denied("0.0.0.0/0,::/0"), "EVERGREEN_OUTBOUND")
 
@@ -121,10 +131,89 @@ class IdentitySettings(KeySettings):
         " tests alone.",
     )
 
+    smtp_url: str = Field(
+        default="",
+        repr=False,
+        description="The mail server: smtps://[USER@]HOST[:PORT], smtp+starttls://…, or smtp:// for"
+        " one that is reached without encryption and without a user. No mail is sent without it.",
+    )
+    smtp_password_file: Path | None = Field(
+        default=None, description="File with the password of the mail server's user."
+    )
+    smtp_from: str = Field(
+        default="", description="Whom mails come from: NAME@HOST, or Name <NAME@HOST>."
+    )
+    smtp_ca_file: Path | None = Field(
+        default=None,
+        description="The CA of the mail server's certificate, in PEM; the system's when not given.",
+    )
+    mail_language: Literal["en", "de"] = Field(
+        default="en", description="The language of mails where an organisation says none."
+    )
+    mail_time_zone: str = Field(
+        default="UTC",
+        description="The time zone of times in mails where an organisation says none (IANA, as"
+        " Europe/Berlin).",
+    )
+
+    @field_validator("smtp_password_file", "smtp_ca_file", mode="before")
+    @classmethod
+    def _no_file(cls, given: object) -> object:
+        # As Compose sets what is not set.
+        return None if given == "" else given
+
+    @model_validator(mode="after")
+    def _says_how_mails_go(self) -> Self:
+        if zone_of(self.mail_time_zone) is None:
+            raise ValueError("EVERGREEN_MAIL_TIME_ZONE is no time zone (IANA, as Europe/Berlin)")
+        if not self.smtp_url:
+            if self.smtp_password_file or self.smtp_from or self.smtp_ca_file:
+                raise ValueError("EVERGREEN_SMTP_URL is needed where the other SMTP settings are")
+            return self
+        try:
+            server = read_server_url(self.smtp_url)
+        except ValueError as broken:
+            raise ValueError(f"EVERGREEN_SMTP_URL {broken}") from None
+        try:
+            read_mailbox(self.smtp_from)
+        except ValueError as broken:
+            raise ValueError(f"EVERGREEN_SMTP_FROM {broken}") from None
+        if bool(server.user) != bool(self.smtp_password_file):
+            raise ValueError(
+                "EVERGREEN_SMTP_PASSWORD_FILE and the user in EVERGREEN_SMTP_URL belong together"
+            )
+        if server.tls == "none" and self.smtp_ca_file:
+            raise ValueError("EVERGREEN_SMTP_CA_FILE is for smtps:// and smtp+starttls://")
+        if not self.public_url:
+            raise ValueError("EVERGREEN_PUBLIC_URL is needed for the links in mails")
+        return self
+
     @model_validator(mode="after")
     def _says_where(self) -> Self:
         _ = self.ldap_rules, self.sso_rules, Proxy.read(self.sso_proxy)
         return self
+
+    def mail_server(self) -> MailServer | None:
+        """Where mails go; `None` where none are sent. Reads the files that the settings name.
+
+        Raises:
+            OSError, ValueError: a file is missing, or is none that is meant.
+        """
+        if not self.smtp_url or not self.outbound:
+            return None
+        ca_pem = self.smtp_ca_file.read_text(encoding="utf-8") if self.smtp_ca_file else ""
+        server = replace(
+            read_server_url(self.smtp_url),
+            password=read_secret(self.smtp_password_file),
+            ca_pem=ca_pem,
+            sender=read_mailbox(self.smtp_from),
+            name=greeting_name(self.public_url),
+        )
+        if server.user and not server.password:
+            raise ValueError("the file of EVERGREEN_SMTP_PASSWORD_FILE is empty")
+        if ca_pem:
+            client_context(ca_pem, "", "")
+        return server
 
     @property
     def sso_rules(self) -> Rules:

@@ -23,6 +23,7 @@ RUN_BY: Final = {
     ("docs/forwarding.md", "make-run"): "tests/docs/test_make_run.py::test_forwarding",
     ("docs/groups.md", "make-run"): "tests/docs/test_make_run.py::test_groups",
     ("docs/integrators.md", "make-run"): "tests/docs/test_make_run.py::test_integrators",
+    ("docs/mail.md", "make-run"): "tests/e2e/test_mail.py::test_the_example",
     ("docs/monitoring.md", "make-run"): "tests/docs/test_make_run.py::test_monitoring",
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",

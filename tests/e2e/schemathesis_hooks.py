@@ -58,6 +58,7 @@ _ABOUT_CONTENT = re.compile(
             # Nothing can move or change its kind; the console sends such fields back as they are.
             "reseller: cannot be changed",
             "parentId: cannot be changed",
+            "timeZone: must be a time zone .*",
             "orgId: must stay what it is.*",
             "orgId: must be the same as tenantId.*",
             # Without it the caller's own tenant is meant, which need not be an organisation.

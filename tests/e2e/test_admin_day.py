@@ -522,6 +522,8 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "DeleteDirectory",
         "TestDirectory",
         "SyncDirectory",
+        # tests/services/identity/mail
+        "TestMail",
         # tests/services/identity/sso
         "CreateSsoProvider",
         "UpdateSsoProvider",

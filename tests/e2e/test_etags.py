@@ -58,6 +58,7 @@ _OF_NO_RESOURCE = {
     "RotateTokenKey",
     "SyncDevice",
     "TestForwarder",
+    "TestMail",
     "SyncDirectory",
     "TestDirectory",
     "TestSsoProvider",

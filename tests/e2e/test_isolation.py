@@ -358,6 +358,8 @@ _UNNAMED = {
     "AuthService/ChangePassword",
     "TokenKeyService/ListTokenKeys",
     "TokenKeyService/RotateTokenKey",
+    "MailService/GetMailStatus",
+    "MailService/TestMail",
     "AuditService/ListAuditKeys",
     "ReportService/ListReportKinds",
     "AuditService/RotateAuditKey",

@@ -48,7 +48,9 @@ class Identity:
     directories: rpc.DirectoryServiceAsyncStub
     domains: rpc.EmailDomainServiceAsyncStub
     providers: rpc.SsoProviderServiceAsyncStub
+    mail: rpc.MailServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
+    internal_listen: str
     http_socket: str
     """Where the pages are served."""
 
@@ -163,7 +165,9 @@ async def running(
             rpc.DirectoryServiceStub(public),
             rpc.EmailDomainServiceStub(public),
             rpc.SsoProviderServiceStub(public),
+            rpc.MailServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
+            kit.settings.internal_listen,
             kit.settings.http_listen.removeprefix("unix:"),
         )
 

@@ -35,6 +35,12 @@ class TenantSnapshot:
     code: str
     kind: TenantKind
     parent_id: UUID | None
+    language: Annotated[
+        str, Since("0.3.0"), "The language of mails; empty for that of the tenant above."
+    ] = ""
+    time_zone: Annotated[
+        str, Since("0.3.0"), "The time zone of mails (IANA); empty for that of the tenant above."
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +300,15 @@ class SsoTest:
     name: str
     ok: bool
     last_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailTest:
+    """How a try of the mail server went."""
+
+    address: str
+    ok: bool
+    error: Annotated[str, "The step, and the codes of the server's answer."] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -618,6 +633,15 @@ class PasswordChanged(_UserAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordResetRequested(_UserAction):
+    """Somebody asked for a link with which the user sets a new password; it was sent to the user's
+    address."""
+
+    NAME: ClassVar[str] = "identity.password_reset_requested"
+    after: FactorOwner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SecondFactorEnabled(_UserAction):
     """A user confirmed a second factor, or another one in its place."""
 
@@ -838,6 +862,14 @@ class SsoProviderDeleted(_SsoProviderAction):
 
     NAME: ClassVar[str] = "identity.sso_provider_deleted"
     before: SsoProviderSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailTested(_TenantAction):
+    """An Owner of the root tenant had a mail sent for a try."""
+
+    NAME: ClassVar[str] = "identity.mail_tested"
+    after: MailTest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1121,6 +1153,8 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     LoggedOut(id=ID, after=EndedSession(session_id=TENANT_ID)),
     SessionsEnded(id=ID, after=EndedSessions(email=EMAIL, count=1, session_id=TENANT_ID)),
     PasswordChanged(id=ID),
+    PasswordResetRequested(id=ID, after=FactorOwner(email=EMAIL)),
+    MailTested(id=ID, after=MailTest(address=EMAIL, ok=False, error="CONNECTION_REFUSED")),
     SecondFactorEnabled(id=ID, after=_FACTOR),
     SecondFactorDisabled(id=ID, after=_FACTOR),
     PasskeyAdded(id=ID, after=replace(_FACTOR, method="passkey")),

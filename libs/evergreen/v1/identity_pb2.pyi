@@ -217,6 +217,58 @@ class ChangePasswordResponse(_message.Message):
 Global___ChangePasswordResponse: _TypeAlias = ChangePasswordResponse  # noqa: Y015
 
 @_typing.final
+class ForgotPasswordRequest(_message.Message):
+    """Who has forgotten a password."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAIL_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    email: _builtins.str
+    """The address of the account."""
+    language: _builtins.str
+    """The language of the mail, `en` or `de`; the organisation's when not given."""
+    def __init__(
+        self,
+        *,
+        email: _builtins.str = ...,
+        language: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_language", b"_language", "language", b"language"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_language", b"_language", "email", b"email", "language", b"language"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__language: _TypeAlias = _typing.Literal["language"]  # noqa: Y015
+    _WhichOneofArgType__language: _TypeAlias = _typing.Literal["_language", b"_language"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__language) -> _WhichOneofReturnType__language | None: ...
+
+Global___ForgotPasswordRequest: _TypeAlias = ForgotPasswordRequest  # noqa: Y015
+
+@_typing.final
+class ForgotPasswordResponse(_message.Message):
+    """The same for every address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAIL_IS_ON_FIELD_NUMBER: _builtins.int
+    mail_is_on: _builtins.bool
+    """Whether the installation sends such mails. Where it does not, an Owner of the
+    organisation invites the user again.
+    """
+    def __init__(
+        self,
+        *,
+        mail_is_on: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mail_is_on", b"mail_is_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgotPasswordResponse: _TypeAlias = ForgotPasswordResponse  # noqa: Y015
+
+@_typing.final
 class AcceptInvitationRequest(_message.Message):
     """An invitation that is accepted."""
 
@@ -582,6 +634,8 @@ class Tenant(_message.Message):
     DELETED_AT_FIELD_NUMBER: _builtins.int
     DELETED_BY_FIELD_NUMBER: _builtins.int
     OLD_CODES_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
@@ -604,6 +658,12 @@ class Tenant(_message.Message):
     """Who archived it."""
     deleted_by: _builtins.str
     """Who asked for its deletion; `system` when its time had come."""
+    language: _builtins.str
+    """The language of mails to its people, `en` or `de`; empty where the tenant
+    above, or at the top the installation, says it.
+    """
+    time_zone: _builtins.str
+    """The time zone of times in them (IANA, as `Europe/Berlin`); empty likewise."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -652,10 +712,12 @@ class Tenant(_message.Message):
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_by: _builtins.str = ...,
         old_codes: _abc.Iterable[Global___OldTenantCode] | None = ...,
+        language: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "archived_at", b"archived_at", "created_at", b"created_at", "deleted_at", b"deleted_at", "deletion_requested_at", b"deletion_requested_at", "parent_id", b"parent_id", "purge_at", b"purge_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "archived_at", b"archived_at", "archived_by", b"archived_by", "code", b"code", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "deletion_requested_at", b"deletion_requested_at", "etag", b"etag", "id", b"id", "kind", b"kind", "name", b"name", "old_codes", b"old_codes", "parent_id", b"parent_id", "purge_at", b"purge_at", "reseller", b"reseller", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "archived_at", b"archived_at", "archived_by", b"archived_by", "code", b"code", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "deletion_requested_at", b"deletion_requested_at", "etag", b"etag", "id", b"id", "kind", b"kind", "language", b"language", "name", b"name", "old_codes", b"old_codes", "parent_id", b"parent_id", "purge_at", b"purge_at", "reseller", b"reseller", "status", b"status", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
     _WhichOneofArgType__parent_id: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
@@ -748,6 +810,8 @@ class UpdateTenantRequest(_message.Message):
     PARENT_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The tenant's id."""
     name: _builtins.str
@@ -764,6 +828,12 @@ class UpdateTenantRequest(_message.Message):
     """When given, the call is refused unless it still has this etag."""
     validate_only: _builtins.bool
     """Whether only to show what would be, without changing anything."""
+    language: _builtins.str
+    """The language of mails to its people, `en` or `de`; empty for that of the
+    tenant above.
+    """
+    time_zone: _builtins.str
+    """The time zone of times in them (IANA, as `Europe/Berlin`); empty likewise."""
     def __init__(
         self,
         *,
@@ -774,31 +844,41 @@ class UpdateTenantRequest(_message.Message):
         parent_id: _builtins.str | None = ...,
         etag: _builtins.str | None = ...,
         validate_only: _builtins.bool = ...,
+        language: _builtins.str | None = ...,
+        time_zone: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "etag", b"etag", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_language", b"_language", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "_time_zone", b"_time_zone", "code", b"code", "etag", b"etag", "language", b"language", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "code", b"code", "etag", b"etag", "id", b"id", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code", b"_code", "_etag", b"_etag", "_language", b"_language", "_name", b"_name", "_parent_id", b"_parent_id", "_reseller", b"_reseller", "_time_zone", b"_time_zone", "code", b"code", "etag", b"etag", "id", b"id", "language", b"language", "name", b"name", "parent_id", b"parent_id", "reseller", b"reseller", "time_zone", b"time_zone", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__code: _TypeAlias = _typing.Literal["code"]  # noqa: Y015
     _WhichOneofArgType__code: _TypeAlias = _typing.Literal["_code", b"_code"]  # noqa: Y015
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__language: _TypeAlias = _typing.Literal["language"]  # noqa: Y015
+    _WhichOneofArgType__language: _TypeAlias = _typing.Literal["_language", b"_language"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
     _WhichOneofArgType__parent_id: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
     _WhichOneofReturnType__reseller: _TypeAlias = _typing.Literal["reseller"]  # noqa: Y015
     _WhichOneofArgType__reseller: _TypeAlias = _typing.Literal["_reseller", b"_reseller"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__code) -> _WhichOneofReturnType__code | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__language) -> _WhichOneofReturnType__language | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parent_id) -> _WhichOneofReturnType__parent_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reseller) -> _WhichOneofReturnType__reseller | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
 
 Global___UpdateTenantRequest: _TypeAlias = UpdateTenantRequest  # noqa: Y015
 
@@ -1253,6 +1333,7 @@ class User(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     SOURCE_ID_FIELD_NUMBER: _builtins.int
     DISABLED_BY_FIELD_NUMBER: _builtins.int
+    INVITATION_MAIL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The user's id."""
     email: _builtins.str
@@ -1286,6 +1367,11 @@ class User(_message.Message):
     """The directory or provider that the user comes from; absent for `local`."""
     disabled_by: _builtins.str
     """Who disabled the user: `admin` or `source`; absent unless disabled."""
+    invitation_mail: _builtins.str
+    """Once, with the token, whether the link goes to the user's address by mail, too:
+    `queued`, `off` where the installation sends no mail, or `full` when too many
+    mails of the organisation wait or were made today.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the user was created."""
@@ -1318,10 +1404,11 @@ class User(_message.Message):
         origin: _builtins.str = ...,
         source_id: _builtins.str | None = ...,
         disabled_by: _builtins.str | None = ...,
+        invitation_mail: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "source_id", b"source_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_mail", b"_invitation_mail", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "invitation_link", b"invitation_link", "invitation_mail", b"invitation_mail", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "source_id", b"source_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "email", b"email", "etag", b"etag", "id", b"id", "invitation_link", b"invitation_link", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "origin", b"origin", "role", b"role", "source_id", b"source_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by", "_disabled_by", b"_disabled_by", "_invitation_link", b"_invitation_link", "_invitation_mail", b"_invitation_mail", "_invitation_token", b"_invitation_token", "_source_id", b"_source_id", "created_at", b"created_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "disabled_by", b"disabled_by", "email", b"email", "etag", b"etag", "id", b"id", "invitation_link", b"invitation_link", "invitation_mail", b"invitation_mail", "invitation_token", b"invitation_token", "last_login_at", b"last_login_at", "origin", b"origin", "role", b"role", "source_id", b"source_id", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deleted_by: _TypeAlias = _typing.Literal["deleted_by"]  # noqa: Y015
     _WhichOneofArgType__deleted_by: _TypeAlias = _typing.Literal["_deleted_by", b"_deleted_by"]  # noqa: Y015
@@ -1329,6 +1416,8 @@ class User(_message.Message):
     _WhichOneofArgType__disabled_by: _TypeAlias = _typing.Literal["_disabled_by", b"_disabled_by"]  # noqa: Y015
     _WhichOneofReturnType__invitation_link: _TypeAlias = _typing.Literal["invitation_link"]  # noqa: Y015
     _WhichOneofArgType__invitation_link: _TypeAlias = _typing.Literal["_invitation_link", b"_invitation_link"]  # noqa: Y015
+    _WhichOneofReturnType__invitation_mail: _TypeAlias = _typing.Literal["invitation_mail"]  # noqa: Y015
+    _WhichOneofArgType__invitation_mail: _TypeAlias = _typing.Literal["_invitation_mail", b"_invitation_mail"]  # noqa: Y015
     _WhichOneofReturnType__invitation_token: _TypeAlias = _typing.Literal["invitation_token"]  # noqa: Y015
     _WhichOneofArgType__invitation_token: _TypeAlias = _typing.Literal["_invitation_token", b"_invitation_token"]  # noqa: Y015
     _WhichOneofReturnType__source_id: _TypeAlias = _typing.Literal["source_id"]  # noqa: Y015
@@ -1339,6 +1428,8 @@ class User(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disabled_by) -> _WhichOneofReturnType__disabled_by | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_link) -> _WhichOneofReturnType__invitation_link | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_mail) -> _WhichOneofReturnType__invitation_mail | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__invitation_token) -> _WhichOneofReturnType__invitation_token | None: ...
     @_typing.overload
@@ -3949,6 +4040,310 @@ class SsoTestStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SsoTestStep: _TypeAlias = SsoTestStep  # noqa: Y015
+
+@_typing.final
+class GetMailStatusRequest(_message.Message):
+    """Asks for the state of mail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMailStatusRequest: _TypeAlias = GetMailStatusRequest  # noqa: Y015
+
+@_typing.final
+class MailStatus(_message.Message):
+    """Whether and how the installation sends mail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OLDEST_AT_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    LAST_REFUSAL_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_AT_FIELD_NUMBER: _builtins.int
+    FAILING_SINCE_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_AT_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    """Whether it sends mail at all."""
+    server: _builtins.str
+    """The mail server, as `smtps://mail.school.example:465`; without its user."""
+    sender: _builtins.str
+    """Whom mails come from."""
+    waiting: _builtins.int
+    """Mails that wait for the server."""
+    sent: _builtins.int
+    """Mails that the server took within the last 7 days."""
+    refused: _builtins.int
+    """Those that it refused for ever."""
+    expired: _builtins.int
+    """Those that were given up, because their time was over."""
+    last_refusal: _builtins.str
+    """Why one was refused last: the step, and the codes of the answer."""
+    last_error: _builtins.str
+    """Why it took none last: the step, and the codes of the answer."""
+    @_builtins.property
+    def oldest_at(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest of them was made."""
+
+    @_builtins.property
+    def last_success_at(self) -> _timestamp_pb2.Timestamp:
+        """When the server last took a mail."""
+
+    @_builtins.property
+    def failing_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it takes none; absent while it does."""
+
+    @_builtins.property
+    def last_error_at(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+        server: _builtins.str = ...,
+        sender: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        oldest_at: _timestamp_pb2.Timestamp | None = ...,
+        sent: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        last_refusal: _builtins.str = ...,
+        last_success_at: _timestamp_pb2.Timestamp | None = ...,
+        failing_since: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        last_error_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failing_since", b"failing_since", "last_error_at", b"last_error_at", "last_success_at", b"last_success_at", "oldest_at", b"oldest_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expired", b"expired", "failing_since", b"failing_since", "last_error", b"last_error", "last_error_at", b"last_error_at", "last_refusal", b"last_refusal", "last_success_at", b"last_success_at", "oldest_at", b"oldest_at", "on", b"on", "refused", b"refused", "sender", b"sender", "sent", b"sent", "server", b"server", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MailStatus: _TypeAlias = MailStatus  # noqa: Y015
+
+@_typing.final
+class TestMailRequest(_message.Message):
+    """Where a mail is to be sent for a try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The address."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestMailRequest: _TypeAlias = TestMailRequest  # noqa: Y015
+
+@_typing.final
+class TestMailResponse(_message.Message):
+    """What the mail server did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    TOOK_MS_FIELD_NUMBER: _builtins.int
+    sent: _builtins.bool
+    """Whether it took the mail."""
+    error: _builtins.str
+    """Why not: the step, and the codes of the answer."""
+    advice: _builtins.str
+    """What to do about it."""
+    took_ms: _builtins.int
+    """How long it took, in milliseconds."""
+    def __init__(
+        self,
+        *,
+        sent: _builtins.bool = ...,
+        error: _builtins.str = ...,
+        advice: _builtins.str = ...,
+        took_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "error", b"error", "sent", b"sent", "took_ms", b"took_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestMailResponse: _TypeAlias = TestMailResponse  # noqa: Y015
+
+@_typing.final
+class MailText(_message.Message):
+    """A text in one language."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    PARAGRAPHS_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """`en` or `de`."""
+    subject: _builtins.str
+    """The subject. `{name}` stands for a time of the request."""
+    @_builtins.property
+    def paragraphs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The paragraphs, likewise."""
+
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        paragraphs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "paragraphs", b"paragraphs", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MailText: _TypeAlias = MailText  # noqa: Y015
+
+@_typing.final
+class SendMailRequest(_message.Message):
+    """A mail, and who gets it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TimesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant that it concerns: its people are meant, its language and its time
+    zone count.
+    """
+    key: _builtins.str
+    """What it is about: with the same key an address gets one mail within a week."""
+    path: _builtins.str
+    """Where a link below the text leads, on this installation."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Active users of the tenant, by their ids."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All active users of the tenant with these roles."""
+
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other addresses, as an Owner or Admin of the tenant has set them."""
+
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MailText]:
+        """The text, once for each language; the first one where an organisation's
+        language is missing.
+        """
+
+    @_builtins.property
+    def times(self) -> _containers.MessageMap[_builtins.str, _timestamp_pb2.Timestamp]:
+        """Times that the text names, which are written in the tenant's time zone."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the mail is given up, within 7 days; after 3 days when not given."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        texts: _abc.Iterable[Global___MailText] | None = ...,
+        times: _abc.Mapping[_builtins.str, _timestamp_pb2.Timestamp] | None = ...,
+        path: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "expires_at", b"expires_at", "key", b"key", "path", b"path", "roles", b"roles", "tenant_id", b"tenant_id", "texts", b"texts", "times", b"times", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMailRequest: _TypeAlias = SendMailRequest  # noqa: Y015
+
+@_typing.final
+class SendMailResponse(_message.Message):
+    """What became of a mail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAIL_IS_ON_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
+    mail_is_on: _builtins.bool
+    """Whether the installation sends mail; where it does not, all else is 0."""
+    queued: _builtins.int
+    """Addresses for which it waits, or waited before."""
+    full: _builtins.int
+    """Addresses for which there was no place."""
+    def __init__(
+        self,
+        *,
+        mail_is_on: _builtins.bool = ...,
+        queued: _builtins.int = ...,
+        full: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "mail_is_on", b"mail_is_on", "queued", b"queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMailResponse: _TypeAlias = SendMailResponse  # noqa: Y015
 
 @_typing.final
 class GetJwksRequest(_message.Message):

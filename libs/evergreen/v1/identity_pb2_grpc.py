@@ -70,6 +70,11 @@ class AuthServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.Session.FromString,
                 _registered_method=True)
+        self.ForgotPassword = channel.unary_unary(
+                '/evergreen.v1.AuthService/ForgotPassword',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ForgotPasswordRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ForgotPasswordResponse.FromString,
+                _registered_method=True)
         self.ListLoginMethods = channel.unary_unary(
                 '/evergreen.v1.AuthService/ListLoginMethods',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ListLoginMethodsRequest.SerializeToString,
@@ -134,6 +139,14 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgotPassword(self, request, context):
+        """Has a link sent with which the user of an address sets a new password. The
+        answer, and the time it takes, are the same for an address that nobody has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLoginMethods(self, request, context):
         """Says how people sign in: with the providers of the installation, and with
         those of an organisation or of an address's domain where one is named. It
@@ -180,6 +193,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.AcceptInvitation,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.Session.SerializeToString,
+            ),
+            'ForgotPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgotPassword,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ForgotPasswordRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ForgotPasswordResponse.SerializeToString,
             ),
             'ListLoginMethods': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLoginMethods,
@@ -377,6 +395,33 @@ class AuthService:
             '/evergreen.v1.AuthService/AcceptInvitation',
             evergreen_dot_v1_dot_identity__pb2.AcceptInvitationRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgotPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuthService/ForgotPassword',
+            evergreen_dot_v1_dot_identity__pb2.ForgotPasswordRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ForgotPasswordResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -3611,6 +3656,127 @@ class SsoProviderService:
             _registered_method=True)
 
 
+class MailServiceStub:
+    """Whether and how the installation sends mail. For users of the root tenant.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetMailStatus = channel.unary_unary(
+                '/evergreen.v1.MailService/GetMailStatus',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetMailStatusRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.MailStatus.FromString,
+                _registered_method=True)
+        self.TestMail = channel.unary_unary(
+                '/evergreen.v1.MailService/TestMail',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.TestMailRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.TestMailResponse.FromString,
+                _registered_method=True)
+
+
+class MailServiceServicer:
+    """Whether and how the installation sends mail. For users of the root tenant.
+    """
+
+    def GetMailStatus(self, request, context):
+        """Says how the mail server was last found, and what waits for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestMail(self, request, context):
+        """Sends a mail at once, past those that wait, and says what the mail server
+        did with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MailServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetMailStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMailStatus,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetMailStatusRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.MailStatus.SerializeToString,
+            ),
+            'TestMail': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestMail,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.TestMailRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.TestMailResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.MailService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.MailService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MailService:
+    """Whether and how the installation sends mail. For users of the root tenant.
+    """
+
+    @staticmethod
+    def GetMailStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.MailService/GetMailStatus',
+            evergreen_dot_v1_dot_identity__pb2.GetMailStatusRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.MailStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestMail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.MailService/TestMail',
+            evergreen_dot_v1_dot_identity__pb2.TestMailRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.TestMailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TokenKeyServiceStub:
     """The public keys that verify session, device and API tokens.
     """
@@ -3816,6 +3982,11 @@ class IdentityInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.FromString,
                 _registered_method=True)
+        self.SendMail = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/SendMail',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.SendMailRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.SendMailResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityInternalServiceServicer:
@@ -3866,6 +4037,14 @@ class IdentityInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendMail(self, request, context):
+        """Has a mail wait for people of a tenant, each in the language of their
+        organisation. With the same key nobody gets it twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -3898,6 +4077,11 @@ def add_IdentityInternalServiceServicer_to_server(servicer, server):
                     servicer.ListCredentialFacts,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.SerializeToString,
+            ),
+            'SendMail': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendMail,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.SendMailRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.SendMailResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -4063,6 +4247,33 @@ class IdentityInternalService:
             '/evergreen.v1.IdentityInternalService/ListCredentialFacts',
             evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ListCredentialFactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendMail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/SendMail',
+            evergreen_dot_v1_dot_identity__pb2.SendMailRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.SendMailResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,10 @@ class AuthServiceStub:
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]
     """Sets the first (or a forgotten) password with an invitation token."""
+    ForgotPassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ForgotPasswordRequest, _identity_pb2.ForgotPasswordResponse]
+    """Has a link sent with which the user of an address sets a new password. The
+    answer, and the time it takes, are the same for an address that nobody has.
+    """
     ListLoginMethods: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListLoginMethodsRequest, _identity_pb2.ListLoginMethodsResponse]
     """Says how people sign in: with the providers of the installation, and with
     those of an organisation or of an address's domain where one is named. It
@@ -86,6 +90,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Changes the caller's password and ends all other sessions of the caller."""
     AcceptInvitation: _aio.UnaryUnaryMultiCallable[_identity_pb2.AcceptInvitationRequest, _identity_pb2.Session]  # type: ignore[assignment]
     """Sets the first (or a forgotten) password with an invitation token."""
+    ForgotPassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ForgotPasswordRequest, _identity_pb2.ForgotPasswordResponse]  # type: ignore[assignment]
+    """Has a link sent with which the user of an address sets a new password. The
+    answer, and the time it takes, are the same for an address that nobody has.
+    """
     ListLoginMethods: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListLoginMethodsRequest, _identity_pb2.ListLoginMethodsResponse]  # type: ignore[assignment]
     """Says how people sign in: with the providers of the installation, and with
     those of an organisation or of an address's domain where one is named. It
@@ -157,6 +165,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Session, _abc.Awaitable[_identity_pb2.Session]]:
         """Sets the first (or a forgotten) password with an invitation token."""
+
+    @_abc_1.abstractmethod
+    def ForgotPassword(
+        self,
+        request: _identity_pb2.ForgotPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ForgotPasswordResponse, _abc.Awaitable[_identity_pb2.ForgotPasswordResponse]]:
+        """Has a link sent with which the user of an address sets a new password. The
+        answer, and the time it takes, are the same for an address that nobody has.
+        """
 
     @_abc_1.abstractmethod
     def ListLoginMethods(
@@ -1384,6 +1402,55 @@ class SsoProviderServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_SsoProviderServiceServicer_to_server(servicer: SsoProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class MailServiceStub:
+    """Whether and how the installation sends mail. For users of the root tenant."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MailServiceAsyncStub: ...
+    GetMailStatus: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetMailStatusRequest, _identity_pb2.MailStatus]
+    """Says how the mail server was last found, and what waits for it."""
+    TestMail: _grpc.UnaryUnaryMultiCallable[_identity_pb2.TestMailRequest, _identity_pb2.TestMailResponse]
+    """Sends a mail at once, past those that wait, and says what the mail server
+    did with it.
+    """
+
+@_typing.type_check_only
+class MailServiceAsyncStub(MailServiceStub):
+    """Whether and how the installation sends mail. For users of the root tenant."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetMailStatus: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetMailStatusRequest, _identity_pb2.MailStatus]  # type: ignore[assignment]
+    """Says how the mail server was last found, and what waits for it."""
+    TestMail: _aio.UnaryUnaryMultiCallable[_identity_pb2.TestMailRequest, _identity_pb2.TestMailResponse]  # type: ignore[assignment]
+    """Sends a mail at once, past those that wait, and says what the mail server
+    did with it.
+    """
+
+class MailServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Whether and how the installation sends mail. For users of the root tenant."""
+
+    @_abc_1.abstractmethod
+    def GetMailStatus(
+        self,
+        request: _identity_pb2.GetMailStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.MailStatus, _abc.Awaitable[_identity_pb2.MailStatus]]:
+        """Says how the mail server was last found, and what waits for it."""
+
+    @_abc_1.abstractmethod
+    def TestMail(
+        self,
+        request: _identity_pb2.TestMailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.TestMailResponse, _abc.Awaitable[_identity_pb2.TestMailResponse]]:
+        """Sends a mail at once, past those that wait, and says what the mail server
+        did with it.
+        """
+
+def add_MailServiceServicer_to_server(servicer: MailServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TokenKeyServiceStub:
     """The public keys that verify session, device and API tokens."""
 
@@ -1468,6 +1535,10 @@ class IdentityInternalServiceStub:
     """Lists the users of a tenant for reports, by id."""
     ListCredentialFacts: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListCredentialFactsRequest, _identity_pb2.ListCredentialFactsResponse]
     """Lists the event credentials and API tokens of a tenant for reports."""
+    SendMail: _grpc.UnaryUnaryMultiCallable[_identity_pb2.SendMailRequest, _identity_pb2.SendMailResponse]
+    """Has a mail wait for people of a tenant, each in the language of their
+    organisation. With the same key nobody gets it twice.
+    """
 
 @_typing.type_check_only
 class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
@@ -1490,6 +1561,10 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     """Lists the users of a tenant for reports, by id."""
     ListCredentialFacts: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListCredentialFactsRequest, _identity_pb2.ListCredentialFactsResponse]  # type: ignore[assignment]
     """Lists the event credentials and API tokens of a tenant for reports."""
+    SendMail: _aio.UnaryUnaryMultiCallable[_identity_pb2.SendMailRequest, _identity_pb2.SendMailResponse]  # type: ignore[assignment]
+    """Has a mail wait for people of a tenant, each in the language of their
+    organisation. With the same key nobody gets it twice.
+    """
 
 class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -1545,5 +1620,15 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ListCredentialFactsResponse, _abc.Awaitable[_identity_pb2.ListCredentialFactsResponse]]:
         """Lists the event credentials and API tokens of a tenant for reports."""
+
+    @_abc_1.abstractmethod
+    def SendMail(
+        self,
+        request: _identity_pb2.SendMailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.SendMailResponse, _abc.Awaitable[_identity_pb2.SendMailResponse]]:
+        """Has a mail wait for people of a tenant, each in the language of their
+        organisation. With the same key nobody gets it twice.
+        """
 
 def add_IdentityInternalServiceServicer_to_server(servicer: IdentityInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from contract.events import EVENT_TYPES
@@ -86,6 +86,10 @@ async def write(connection: Connection, context: str, *events: CloudEvent) -> No
     )
 
 
+Follower = Callable[[Connection, Sequence[CloudEvent]], Awaitable[None]]
+"""Writes what else belongs to events, into their transaction."""
+
+
 class Outbox:
     """The outbox of one service's schema, and its relay to the stream."""
 
@@ -93,11 +97,16 @@ class Outbox:
         self._database = database
         self._context = context
         self._wake = asyncio.Event()
+        self._followers: list[Follower] = []
         self._incarnation = ""
         self._forget_at = 0.0
         self._place = place(context, "outbox")
         self._retried: set[str] | None = None
         """Those quarantined events that are tried once more; `None` before the service knows."""
+
+    def followed_by(self, follower: Follower) -> None:
+        """Has something else written with each event."""
+        self._followers.append(follower)
 
     async def append(self, connection: Connection, *events: CloudEvent) -> None:
         """Writes events into the transaction of the change that they tell of.
@@ -106,6 +115,8 @@ class Outbox:
             ValueError: an event has no example in the contract, or is another service's.
         """
         await write(connection, self._context, *events)
+        for follow in self._followers:
+            await follow(connection, events)
         self._wake.set()
 
     async def run(self, messaging: Messaging) -> None:

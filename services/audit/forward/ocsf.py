@@ -80,6 +80,8 @@ CLASSES: Final[Mapping[str, tuple[int, int]]] = {
     "identity.recovery_codes_created": (_ACCOUNT_CHANGE, _OTHER),
     "identity.recovery_code_used": (_AUTHENTICATION, _OTHER),
     "identity.password_changed": (_ACCOUNT_CHANGE, 3),
+    "identity.mail_tested": (_ENTITY, _OTHER),
+    "identity.password_reset_requested": (_ACCOUNT_CHANGE, _OTHER),
     "identity.password_reset": (_ACCOUNT_CHANGE, 4),
     "identity.tenant_created": (_ENTITY, _CREATE),
     "identity.tenant_updated": (_ENTITY, _UPDATE),

@@ -80,6 +80,32 @@ async def recognise(
     return Recognised(**row)
 
 
+@dataclass(frozen=True, slots=True)
+class Familiar:
+    """Where an account was logged in from lately."""
+
+    device: bool
+    network: bool
+
+
+async def familiar(
+    connection: Connection, account_id: UUID, network: bytes, device: bytes, *, since: datetime
+) -> Familiar:
+    """Whether an account was logged in from a browser and from a network since a time."""
+    row = await connection.fetchrow(
+        "SELECT EXISTS (SELECT FROM identity.familiar WHERE account_id = $1 AND kind = 'device'"
+        " AND key = $3 AND seen_at > $4) AS device,"
+        " EXISTS (SELECT FROM identity.familiar WHERE account_id = $1 AND kind = 'network'"
+        " AND key = $2 AND seen_at > $4) AS network",
+        account_id,
+        network,
+        device,
+        since,
+    )
+    assert row is not None
+    return Familiar(**row)
+
+
 async def count(
     connection: Connection, counters: Sequence[Counter], at: datetime
 ) -> dict[bytes, int]:

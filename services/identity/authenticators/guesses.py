@@ -152,10 +152,10 @@ class Guesses:
             device: the secret of the browser's device cookie; empty without one.
         """
         at = self._clock()
-        network = self._key(guess_store.NETWORK, _network(source))
+        network = self._key(guess_store.NETWORK, network_of(source))
         browser = secret_hash(device)
         account = self._key("account", email)
-        pair = self._key("pair", email, _network(source))
+        pair = self._key("pair", email, network_of(source))
         found = await guess_store.recognise(
             connection,
             account_id or _NOBODY,
@@ -238,7 +238,7 @@ class Guesses:
         """
         at = self._clock()
         if source:
-            network = self._key(guess_store.NETWORK, _network(source))
+            network = self._key(guess_store.NETWORK, network_of(source))
             await guess_store.remember(
                 connection, account_id, guess_store.NETWORK, network, at, unless_since=at - _FRESH
             )
@@ -256,6 +256,22 @@ class Guesses:
             unless_since=at,
         )
         return device
+
+    async def is_familiar(
+        self, connection: Connection, account_id: UUID, source: str, device: str | None
+    ) -> bool:
+        """Whether an account was logged in from this browser lately; for a program, from this
+        network.
+
+        Args:
+            device: as for `remember`.
+        """
+        network = self._key(guess_store.NETWORK, network_of(source))
+        at = self._clock()
+        found = await guess_store.familiar(
+            connection, account_id, network, secret_hash(device or ""), since=at - DEVICE_LIFE
+        )
+        return found.network if device is None else found.device
 
     async def forget_old(self) -> None:
         """Deletes counters and origins that are too old."""
@@ -337,7 +353,7 @@ def _doubling(failures: int, free: int, step: int, most: float) -> float:
     return min(most, _FIRST_SECONDS * math.pow(2.0, doublings))
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """What an address stands for: itself, or the /64 of an IPv6 address, which one client has."""
     try:
         parsed = ip_address(address)

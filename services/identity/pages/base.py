@@ -20,6 +20,7 @@ from services.identity.pages.answers import language, see
 from services.identity.pages.browsers import Browsers
 from services.identity.pages.render import Problem
 from services.identity.pages.texts import TEXTS
+from services.identity.password_resets.service import PasswordResets
 from services.identity.sessions.domain import OpenSession
 from services.identity.sso.service import Providers
 from services.identity.users.service import Users
@@ -37,6 +38,7 @@ class Surroundings:
 
     browsers: Browsers
     users: Users
+    resets: PasswordResets
     providers: Providers
     tenants: TenantDirectory
     public_url: str

@@ -21,6 +21,7 @@ from servicekit.errors import Code, DomainError, unauthenticated
 from servicekit.rpc.chain import CallChain, check_rules
 from servicekit.rpc.pagination import Page
 from services.identity.authenticators.domain import DEVICE_COOKIE, DEVICE_LIFE
+from services.identity.password_resets.service import PasswordResets, language_asked
 from services.identity.second_factor.challenges import PendingLogin
 from services.identity.second_factor.domain import CHALLENGE_LIFE, Factors
 from services.identity.second_factor.passkey_store import Passkey
@@ -366,6 +367,21 @@ class Browsers:
             lambda _: self._sessions.begin_with_invitation(
                 accepted.invitation_token, accepted.password, cookie(request, DEVICE_COOKIE)
             ),
+        )
+
+    async def ask_for_reset(
+        self, request: Request, resets: PasswordResets, asked: pb.ForgotPasswordRequest
+    ) -> None:
+        """Has a link for a new password sent to somebody.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT for what is too long to be an address.
+        """
+        await self._public(
+            request,
+            "ForgotPassword",
+            asked,
+            lambda call: resets.ask(call, asked.email, language_asked(asked)),
         )
 
     async def refresh(self, request: Request) -> OpenSession:

@@ -58,6 +58,7 @@ _AGAIN: Final = {
     "remove-passkey": ACCOUNT,
     "accept": ACCEPT,
     "reset": FORGOT,
+    "forgot": FORGOT,
     "password": ACCOUNT,
     "logout": ACCOUNT,
     "invite": invitations.PATH,
@@ -111,6 +112,7 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         "remove-passkey": account.remove_passkey,
         "accept": pages.accept_invitation,
         "reset": pages.reset,
+        "forgot": pages.send_reset,
         "password": account.change_password,
         "logout": account.log_out,
         "invite": invited.invite,
@@ -203,6 +205,23 @@ class _Pages(LoginPage):
     async def reset(self, request: Request) -> Response:
         return await self._set_password(request, "forgot", "reset")
 
+    async def send_reset(self, request: Request) -> Response:
+        """Has a link for a new password sent; the page says the same whatever is found."""
+        form = await self._form(request)
+        email = form.get("email", "").strip()
+        texts = TEXTS[language(request)]
+        try:
+            self._check(request, form)
+            asked = pb.ForgotPasswordRequest(email=email, language=language(request))
+            await self._browsers.ask_for_reset(request, self._around.resets, asked)
+        except DomainError as error:
+            problems = problems_of(language(request), error, "email")
+            return self._password_page(
+                request, "forgot", "reset", "", problems=problems, error=error, email=email
+            )
+        notice = texts["forgot_sent"].format(email) if self._around.resets.on else ""
+        return self._password_page(request, "forgot", "reset", "", notice=notice)
+
     async def _set_password(self, request: Request, page: str, form_name: str) -> Response:
         form = await self._form(request)
         token = token_of(form.get("token", ""))
@@ -232,6 +251,8 @@ class _Pages(LoginPage):
         *,
         problems: list[Problem] | None = None,
         error: DomainError | None = None,
+        email: str = "",
+        notice: str = "",
     ) -> Response:
         page = Page(name=name, language=language(request), problems=problems or ())
         form_token = forms.form_token(request)
@@ -248,12 +269,20 @@ class _Pages(LoginPage):
             **self._new_password(page.texts),
             button=page.texts[f"{name}_button"],
         )
+        values = {"new_password": new_password}
+        if name == "forgot":
+            values["by_mail"] = (
+                page.part("forgot_mail", form=form_token, email=email)
+                if self._around.resets.on
+                else page.part("forgot_off")
+            )
         return page_answer(
             Page(
                 name=name,
                 language=page.language,
-                values={"new_password": new_password},
+                values=values,
                 problems=page.problems,
+                notice=notice,
             ),
             error,
             form_token,

@@ -25,7 +25,7 @@ from services.identity.pages.answers import language, page_answer, see
 from services.identity.pages.browsers import Browsers
 from services.identity.pages.problems import problems_of
 from services.identity.pages.render import Html, Page
-from services.identity.users.domain import User, invitation_link, may_invite
+from services.identity.users.domain import Invitation, User, invitation_link, may_invite
 from services.identity.users.service import Users
 
 PATH: Final = "/auth/invitations"
@@ -68,23 +68,23 @@ class Invitations:
         """Makes a new link and shows it, once."""
         form = await forms.read_form(request)
 
-        async def invite(call: Call) -> tuple[User, str]:
+        async def invite(call: Call) -> tuple[User, Invitation]:
             return await self._users.invite(call, _uuid("user", form.get("user", "")))
 
         try:
             forms.check_origin(request, form, self._own_origins)
-            user, token = await self._browsers.user(request, f"{_USERS}InviteUser", invite)
+            made = await self._browsers.user(request, f"{_USERS}InviteUser", invite)
         except DomainError as error:
             if error.code is Code.UNAUTHENTICATED:
                 return _login()
             return await self._page(request, error=error)
-        return await self._page(request, made=(user, token))
+        return await self._page(request, made=made)
 
     async def _page(
         self,
         request: Request,
         *,
-        made: tuple[User, str] | None = None,
+        made: tuple[User, Invitation] | None = None,
         error: DomainError | None = None,
     ) -> Response:
         found = _Found(None, (), None)
@@ -141,9 +141,10 @@ class Invitations:
             )
         return Html(f'<ul class="people">{"".join(rows)}</ul>')
 
-    def _link(self, page: Page, user: User, token: str) -> Html:
-        link = invitation_link(self._public_url, token) or token
-        return page.part("invitation_link", email=user.email, link=link)
+    def _link(self, page: Page, user: User, invitation: Invitation) -> Html:
+        link = invitation_link(self._public_url, invitation.token) or invitation.token
+        mailed = page.texts["link_mailed"] if invitation.mail == "queued" else ""
+        return page.part("invitation_link", email=user.email, link=link, mailed=mailed)
 
 
 def _login() -> Response:

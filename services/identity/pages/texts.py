@@ -42,6 +42,14 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "forgot_intro": "This installation sends no mail. Ask an Owner of your organisation to"
         " invite you again: you get a link with which you choose a new password. Who runs the"
         " server can help the last Owner.",
+        "forgot_mail_intro": "Enter the address of your account. You get a mail with a link, with"
+        " which you choose a new password.",
+        "forgot_mail_button": "Send me a link",
+        "forgot_sent": "If {0} is the address of an account here, a mail to it is on its way. Its"
+        " link works for one hour. Nothing in your mailbox? Look among the junk mail; there are at"
+        " most three mails within an hour. Whoever is invited, and has no password yet, asks for a"
+        " new invitation.",
+        "link_mailed": "It goes there by mail, too.",
         "have_code": "You have a link or a code already?",
         "forgot_button": "Set password and sign in",
         "back_to_login": "Back to sign-in",
@@ -223,6 +231,14 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "forgot_intro": "Diese Installation verschickt keine Mails. Bitten Sie einen Owner Ihrer"
         " Organisation, Sie neu einzuladen: Sie bekommen einen Link, mit dem Sie ein neues"
         " Passwort wählen. Dem letzten Owner hilft, wer den Server betreibt.",
+        "forgot_mail_intro": "Geben Sie die Adresse Ihres Kontos ein. Sie bekommen eine Mail mit"
+        " einem Link, mit dem Sie ein neues Passwort wählen.",
+        "forgot_mail_button": "Link schicken",
+        "forgot_sent": "Wenn {0} die Adresse eines Kontos ist, ist eine Mail dorthin unterwegs. Ihr"
+        " Link gilt eine Stunde. Nichts im Postfach? Sehen Sie bei den Spam-Mails nach; mehr als"
+        " drei Mails in einer Stunde gibt es nicht. Wer eingeladen ist und noch kein Passwort hat,"
+        " bittet um eine neue Einladung.",
+        "link_mailed": "Er geht auch per Mail dorthin.",
         "have_code": "Sie haben schon einen Link oder Code?",
         "forgot_button": "Passwort festlegen und anmelden",
         "back_to_login": "Zurück zur Anmeldung",

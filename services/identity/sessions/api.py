@@ -10,6 +10,7 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import Page, asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
+from services.identity.password_resets.service import PasswordResets, language_asked
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
 from services.identity.sessions.service import Sessions
@@ -30,8 +31,9 @@ def _session(session: OpenSession) -> pb.Session:
 class AuthApi(identity_pb2_grpc.AuthServiceServicer):
     """evergreen.v1.AuthService."""
 
-    def __init__(self, sessions: Sessions, providers: Providers) -> None:
+    def __init__(self, sessions: Sessions, providers: Providers, resets: PasswordResets) -> None:
         self._sessions = sessions
+        self._resets = resets
         self._providers = providers
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Session:
@@ -68,6 +70,13 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
             context.call, request.current_password, request.new_password
         )
         return pb.ChangePasswordResponse()
+
+    async def ForgotPassword(
+        self, request: pb.ForgotPasswordRequest, context: Context
+    ) -> pb.ForgotPasswordResponse:
+        """Has a link for a new password sent."""
+        await self._resets.ask(context.call, request.email, language_asked(request))
+        return pb.ForgotPasswordResponse(mail_is_on=self._resets.on)
 
     async def AcceptInvitation(
         self, request: pb.AcceptInvitationRequest, context: Context

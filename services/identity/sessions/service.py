@@ -39,6 +39,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.tokens import new_secret, secret_hash
+from services.identity.authenticators import guess_store
 from services.identity.authenticators.guesses import Attempt, Counted, Guesses, Standing
 from services.identity.authenticators.password_rules import Person
 from services.identity.authenticators.passwords import Passwords
@@ -48,6 +49,8 @@ from services.identity.directories.logins import (
     RefusedByDirectoryError,
     password_is_elsewhere,
 )
+from services.identity.mail.notices import Notices
+from services.identity.password_resets import store as resets_store
 from services.identity.second_factor.challenges import Challenges, PendingLogin
 from services.identity.second_factor.domain import (
     FACTOR_ELSEWHERE,
@@ -114,9 +117,11 @@ class Sessions:
         signer: TokenSigner,
         session_life: timedelta,
         unknown: UnknownLogins,
+        notices: Notices,
         clock: Clock,
     ) -> None:
         self._unknown = unknown
+        self._notices = notices
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -659,12 +664,16 @@ class Sessions:
         methods: tuple[str, ...],
         session_id: UUID | None = None,
         origin: Origin | None = None,
+        *,
+        by_link: bool = False,
     ) -> OpenSession:
         at = self._clock()
         session_id = session_id or new_id()
         until = at + self._session_life
         await store.insert_session(connection, session_id, user, at, until, methods, origin)
         authenticated_at = (origin.authenticated_at if origin else None) or at
+        if not by_link:
+            await self._tell_of_place(connection, user, device, session_id)
         answer = await self._issue(
             connection, user, session_id, at, authenticated_at, device, login=True
         )
@@ -685,6 +694,17 @@ class Sessions:
             ),
         )
         return answer
+
+    async def _tell_of_place(
+        self, connection: Connection, user: User, device: str | None, session_id: UUID
+    ) -> None:
+        """Has the user told of a login from where the account was not used lately; not of the
+        first one."""
+        if user.last_login_at is None:
+            return
+        source = current_call.get().source_ip
+        if not await self._guesses.is_familiar(connection, user.id, source, device):
+            await self._notices.new_place(connection, user, session_id)
 
     async def _issue(
         self,
@@ -977,10 +997,16 @@ class Sessions:
             user = await self._invited(connection, invitation_token)
             await self._check_open(connection, user)
             await users_store.set_password(connection, user, hashes, self._clock())
+            is_reset = user.status == "active"
+            if is_reset:
+                await self._password_was_reset(connection, user)
             methods = (PASSWORD,)
             pending = await self._pending(connection, user, methods)
             if pending is None:
-                return await self._open(connection, user, InvitationAccepted, device, methods)
+                event = LoginSucceeded if is_reset else InvitationAccepted
+                return await self._open(connection, user, event, device, methods, by_link=True)
+            if is_reset:
+                return pending
             # The session is not open yet, but the invitation is used.
             after = OpenedSession(email=user.email, session_id=pending.session_id, methods=methods)
             await self._outbox.append(
@@ -995,20 +1021,54 @@ class Sessions:
             )
             return pending
 
+    async def _password_was_reset(self, connection: Connection, user: User) -> None:
+        """Ends what the old password has opened; second factors stay."""
+        await resets_store.end(connection, user)
+        await store.end_sessions_of(connection, user.id, self._clock())
+        # Whoever had the old password may have logged in from there.
+        await guess_store.forget_account(connection, user.id)
+        changed = CloudEvent(
+            PasswordChanged(id=user.id),
+            user.tenant_id,
+            actor=user.email,
+            actor_id=str(user.id),
+            actor_role=user.role.value,
+        )
+        await self._outbox.append(connection, changed)
+
     def _person(self, user: User, *, second_factor: bool) -> Person:
         tenant = self._tenants.known(user.tenant_id)
         names = (tenant.name, tenant.code) if tenant else ("", "")
         return Person(user.email, *names, second_factor=second_factor)
 
     async def _invited(self, connection: Connection, invitation_token: str) -> User:
-        """The invited user, locked."""
+        """The user whom an invitation, or a link for a new password, was made for, locked."""
         token_hash = secret_hash(invitation_token)
         user = await users_store.invited_user(connection, token_hash, self._clock())
+        if user is None:
+            user = await self._resetting(connection, token_hash)
         if user is None:
             raise unauthenticated(
                 "WRONG_INVITATION", "the invitation is not valid; ask for a new one"
             )
         return user
+
+    async def _resetting(self, connection: Connection, token_hash: bytes) -> User | None:
+        """The user of a link for a new password, if the account is what it was when it was made."""
+        found = await resets_store.found(connection, token_hash, self._clock())
+        if found is None:
+            return None
+        scope = Scope.of(found.tenant_id)
+        now = await users_store.credentials(connection, scope, found.account_id, for_update=True)
+        if (
+            now is None
+            or now.user.status != "active"
+            or now.user.origin != "local"
+            or now.user.email != found.email
+            or resets_store.mark_of(now) != found.password_mark
+        ):
+            return None
+        return now.user
 
     async def forget_guesses(self) -> None:
         """Deletes failures, origins of logins, and logins that wait, which are too old to count."""

@@ -38,6 +38,8 @@ def tenant_message(tenant: Tenant) -> pb.Tenant:
         deletion_requested_at=optional_timestamp(tenant.deletion_requested_at),
         deleted_at=optional_timestamp(tenant.deleted_at),
         deleted_by=tenant.deletion_requested_by,
+        language=tenant.language,
+        time_zone=tenant.time_zone,
         old_codes=[
             pb.OldTenantCode(
                 code=old.code,
@@ -110,6 +112,8 @@ class TenantApi(identity_pb2_grpc.TenantServiceServicer):
                 code=request.code if request.HasField("code") else None,
                 reseller=request.reseller if request.HasField("reseller") else None,
                 parent_id=given_id(request.parent_id),
+                language=request.language if request.HasField("language") else None,
+                time_zone=request.time_zone if request.HasField("time_zone") else None,
                 validate_only=request.validate_only,
             )
         )

@@ -59,6 +59,10 @@ class Tenant:
     deletion_requested_by: str = ""
     deleted_at: datetime | None = None
     old_codes: tuple[OldCode, ...] = ()
+    language: str = ""
+    """Of mails to its people; empty where the tenant above says it."""
+    time_zone: str = ""
+    """Likewise, of times in them (IANA)."""
 
     @property
     def status(self) -> TenantStatus:
@@ -77,7 +81,12 @@ class Tenant:
     def snapshot(self) -> TenantSnapshot:
         """What events say of it."""
         return TenantSnapshot(
-            name=self.name, code=self.code, kind=self.kind, parent_id=self.parent_id
+            name=self.name,
+            code=self.code,
+            kind=self.kind,
+            parent_id=self.parent_id,
+            language=self.language,
+            time_zone=self.time_zone,
         )
 
     def standing(self) -> TenantStanding:
@@ -163,8 +172,17 @@ def check_may_close(tenant: Tenant, caller_tenant: UUID) -> None:
         raise failed_precondition("TENANT_DELETING", f"{tenant.name} is being deleted")
 
 
-def renamed(tenant: Tenant, name: str | None, code: str | None, at: datetime) -> Tenant:
-    """The tenant with another name or code; the code that it had is an old one from then on.
+def renamed(
+    tenant: Tenant,
+    name: str | None,
+    code: str | None,
+    at: datetime,
+    *,
+    language: str | None = None,
+    time_zone: str | None = None,
+) -> Tenant:
+    """The tenant with another name, code, language or time zone; the code that it had is an old one
+    from then on.
 
     Equal to `tenant` when nothing changes.
 
@@ -186,6 +204,8 @@ def renamed(tenant: Tenant, name: str | None, code: str | None, at: datetime) ->
         name=tenant.name if name is None else name,
         code=tenant.code if code is None else code,
         old_codes=old_codes,
+        language=tenant.language if language is None else language,
+        time_zone=tenant.time_zone if time_zone is None else time_zone,
     )
     return after if after == tenant else replace(after, updated_at=at)
 

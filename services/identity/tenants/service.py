@@ -15,6 +15,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
+from servicekit.times import zone_of
 from services.identity.tenants import store
 from services.identity.tenants.domain import (
     Tenant,
@@ -155,18 +156,23 @@ class Tenants:
         code: str | None,
         reseller: bool | None,
         parent_id: UUID | None,
+        language: str | None = None,
+        time_zone: str | None = None,
         validate_only: bool,
     ) -> Tenant:
-        """Changes name and code; what changes nothing writes nothing.
+        """Changes name, code and how its people are written to; what changes nothing writes
+        nothing.
 
         The answer's old codes say how many enrollment tokens were handed out with them.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT for a change of kind or parent;
-                ALREADY_EXISTS when the code is taken; ABORTED when its etag is another;
-                UNAVAILABLE when the code changes and enrollment, which counts tokens, is
+            DomainError: NOT_FOUND; INVALID_ARGUMENT for a change of kind or parent, and for what is
+                no time zone; ALREADY_EXISTS when the code is taken; ABORTED when its etag is
+                another; UNAVAILABLE when the code changes and enrollment, which counts tokens, is
                 away.
         """
+        if time_zone and zone_of(time_zone) is None:
+            raise invalid_field("timeZone", "must be a time zone (IANA), as Europe/Berlin")
         scope = await self._directory.query_scope(call.caller)
         at = self._clock()
 
@@ -179,7 +185,8 @@ class Tenants:
                 raise invalid_field("reseller", "cannot be changed")
             if parent_id is not None and parent_id != before.parent_id:
                 raise invalid_field("parentId", "cannot be changed")
-            return before, renamed(before, name, code, at)
+            after = renamed(before, name, code, at, language=language, time_zone=time_zone)
+            return before, after
 
         async with self._database.transaction(scope) as connection:
             before, after = await changed(connection)

@@ -18,7 +18,8 @@ from services.identity.tenants.domain import OldCode, Tenant
 _TENANT: Final = (
     "t.id, t.parent_id, t.kind, t.name, t.code, t.created_at, t.updated_at, t.archived_at,"
     " t.archived_by, t.archived_with, t.purge_at, t.deletion_requested_at,"
-    " t.deletion_requested_by, NULL::timestamptz AS deleted_at, o.codes, o.since, o.replaced"
+    " t.deletion_requested_by, NULL::timestamptz AS deleted_at, o.codes, o.since, o.replaced,"
+    " t.language, t.time_zone"
 )
 _TENANTS: Final = (
     "identity.tenant t CROSS JOIN LATERAL ("
@@ -31,7 +32,8 @@ _TOMBSTONE: Final = (
     "t.id, t.parent_id, t.kind, t.name, t.code, t.created_at, t.deleted_at AS updated_at,"
     " t.archived_at, t.archived_by, NULL::uuid AS archived_with, NULL::timestamptz AS purge_at,"
     " t.deletion_requested_at, t.deleted_by AS deletion_requested_by, t.deleted_at,"
-    " NULL::text[] AS codes, NULL::timestamptz[] AS since, NULL::timestamptz[] AS replaced"
+    " NULL::text[] AS codes, NULL::timestamptz[] AS since, NULL::timestamptz[] AS replaced,"
+    " NULL::text AS language, NULL::text AS time_zone"
 )
 _TOMBSTONES: Final = "identity.tenant_tombstone t"
 _OF_SCOPE: Final = "($2::uuid[] IS NULL OR t.id = ANY ($2))"
@@ -64,6 +66,8 @@ def tenant_of(row: asyncpg.Record) -> Tenant:
         deletion_requested_at=row["deletion_requested_at"],
         deletion_requested_by=row["deletion_requested_by"] or "",
         deleted_at=row["deleted_at"],
+        language=row["language"] or "",
+        time_zone=row["time_zone"] or "",
         old_codes=tuple(
             OldCode(code, since, replaced)
             for code, since, replaced in zip(
@@ -100,7 +104,7 @@ async def insert_tenant(connection: Connection, tenant: Tenant) -> None:
 
 
 async def update_tenant(connection: Connection, tenant: Tenant) -> None:
-    """Writes a tenant's name and code; the code that it had is kept as an old one.
+    """Writes a tenant's name, code and manners; the code that it had is kept as an old one.
 
     Raises:
         DomainError: ALREADY_EXISTS when the code is taken.
@@ -108,11 +112,14 @@ async def update_tenant(connection: Connection, tenant: Tenant) -> None:
     try:
         await connection.execute(
             "UPDATE identity.tenant SET name = $2, code = $3, updated_at = $4,"
+            " language = nullif($5, ''), time_zone = nullif($6, ''),"
             " changed_xid = pg_current_xact_id() WHERE id = $1",
             tenant.id,
             tenant.name,
             tenant.code,
             tenant.updated_at,
+            tenant.language,
+            tenant.time_zone,
         )
     except asyncpg.UniqueViolationError as error:
         raise _tenant_conflict(error) from error

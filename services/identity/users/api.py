@@ -12,12 +12,12 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
-from services.identity.users.domain import User, invitation_link
+from services.identity.users.domain import Invitation, User, invitation_link
 from services.identity.users.service import Users
 
 
 def _user(
-    user: User, invitation_token: str | None = None, invitation_link: str | None = None
+    user: User, invitation: Invitation | None = None, invitation_link: str | None = None
 ) -> pb.User:
     return pb.User(
         id=str(user.id),
@@ -26,8 +26,9 @@ def _user(
         status=user.status,
         created_at=timestamp(user.created_at),
         tenant_id=str(user.tenant_id),
-        invitation_token=invitation_token,
+        invitation_token=invitation.token if invitation else None,
         invitation_link=invitation_link,
+        invitation_mail=invitation.mail if invitation else None,
         etag=user.etag,
         last_login_at=optional_timestamp(user.last_login_at),
         deleted_at=optional_timestamp(user.deleted_at),
@@ -59,10 +60,10 @@ class UserApi(identity_pb2_grpc.UserServiceServicer):
         self._users = users
         self._public_url = public_url
 
-    def _invited(self, user: User, token: str | None) -> pb.User:
+    def _invited(self, user: User, invitation: Invitation | None) -> pb.User:
         """A user with what the invited person needs, which is shown once."""
-        link = invitation_link(self._public_url, token) if token else None
-        return _user(user, token, link)
+        link = invitation_link(self._public_url, invitation.token) if invitation else None
+        return _user(user, invitation, link)
 
     async def ListUsers(
         self, request: pb.ListUsersRequest, context: Context

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from contract.access import Role
@@ -22,6 +22,16 @@ from servicekit.etags import etag_of
 from servicekit.texts import normal_email
 
 INVITATION_LIFE: Final = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What is shown once to whoever invites."""
+
+    token: str = field(repr=False)
+    mail: Literal["queued", "off", "full"]
+    """Whether the link goes to the invited person by mail, too: it waits for the mail server; the
+    installation sends none; or too many of the organisation wait, or were made today."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
@@ -38,6 +38,7 @@ from services.identity.tenants import store as tenants_store
 from services.identity.users import store
 from services.identity.users.domain import (
     INVITATION_LIFE,
+    Invitation,
     User,
     check_local,
     check_may_invite,
@@ -69,6 +70,12 @@ class HeldTokens(Protocol):
         """Whether the token of a call works now."""
 
 
+InviteByMail: TypeAlias = Callable[
+    [Connection, User, str, datetime], Awaitable[Literal["queued", "off", "full"]]
+]
+"""Has the link of an invited user, with a token and until a time, sent by mail."""
+
+
 @asynccontextmanager
 async def _undone(connection: Connection, undone: bool) -> AsyncIterator[None]:
     """Does what is in the block, and takes it back when it was only to be tried."""
@@ -96,8 +103,10 @@ class Users:
         orphan_credentials: OrphanCredentials,
         hold_credentials: HoldCredentials,
         api_tokens: HeldTokens,
+        invite_by_mail: InviteByMail,
         clock: Clock,
     ) -> None:
+        self._invite_by_mail = invite_by_mail
         self._database = database
         self._outbox = outbox
         self._directory = directory
@@ -147,8 +156,8 @@ class Users:
 
     async def create(
         self, call: Call, email: str, role: Role, tenant_id: UUID | None, password: str | None
-    ) -> tuple[User, str | None]:
-        """Adds a user; answers the user and, without a password, an invitation token.
+    ) -> tuple[User, Invitation | None]:
+        """Adds a user; answers the user and, without a password, an invitation.
 
         Raises:
             DomainError: PERMISSION_DENIED when an Admin makes an Owner; NOT_FOUND for the
@@ -170,7 +179,8 @@ class Users:
         if password is not None:
             person = Person(user.email, tenant.name, tenant.code)
             hashes = await self._passwords.hash(password, person)
-        invitation = None if password is not None else new_secret()
+        token = None if password is not None else new_secret()
+        invitation = None
         scope = self._directory.scope(own)
         async with self._database.transaction(scope) as connection:
             await self._check_actor(connection, scope, call)
@@ -178,13 +188,22 @@ class Users:
                 connection,
                 user,
                 password=hashes,
-                invitation=(secret_hash(invitation), at + INVITATION_LIFE) if invitation else None,
+                invitation=(secret_hash(token), at + INVITATION_LIFE) if token else None,
             )
+            if token is not None:
+                invitation = await self._mailed(connection, user, token, at)
             await self._outbox.append(
                 connection,
                 CloudEvent(UserCreated(id=user.id, after=user.snapshot()), tenant.id),
             )
         return user, invitation
+
+    async def _mailed(
+        self, connection: Connection, user: User, token: str, at: datetime
+    ) -> Invitation:
+        """What is shown once of an invitation, which is sent by mail where mail is sent."""
+        mail = await self._invite_by_mail(connection, user, token, at + INVITATION_LIFE)
+        return Invitation(token, mail)
 
     async def update(
         self,
@@ -195,11 +214,11 @@ class Users:
         email: str | None = None,
         tenant_id: UUID | None = None,
         validate_only: bool = False,
-    ) -> tuple[User, str | None]:
+    ) -> tuple[User, Invitation | None]:
         """Changes a user and ends the user's sessions, which say what was.
 
-        Answers the user and, when the address of an invited one was corrected, a new invitation
-        token: the old one may be in somebody else's hands.
+        Answers the user and, when the address of an invited one was corrected, a new invitation:
+        the old one may be in somebody else's hands.
 
         Raises:
             DomainError: NOT_FOUND for the user or the tenant; PERMISSION_DENIED;
@@ -237,9 +256,12 @@ class Users:
                 check_may_readdress(caller.role, caller.id, before)
             invitation = None
             async with _undone(connection, validate_only):
+                token = None
                 if after.email != before.email and before.status == "invited":
-                    invitation = new_secret()
-                await self._change(connection, before, after, invitation)
+                    token = new_secret()
+                await self._change(connection, before, after, token)
+                if token is not None:
+                    invitation = await self._mailed(connection, after, token, self._clock())
                 await self._check_owner_left(connection, call, before)
         if validate_only:
             return after, None
@@ -376,7 +398,7 @@ class Users:
             await self._write(connection, UserReactivated, before, after)
         return after
 
-    async def invite(self, call: Call, user_id: UUID) -> tuple[User, str]:
+    async def invite(self, call: Call, user_id: UUID) -> tuple[User, Invitation]:
         """Invites a user (again); the old password, all sessions and all links with providers end.
 
         Raises:
@@ -403,8 +425,9 @@ class Users:
             await self._outbox.append(
                 connection, *(CloudEvent(one, after.tenant_id) for one in unlinked(after, links))
             )
+            invitation = await self._mailed(connection, after, token, at)
         await self._directory.follower.try_refresh()
-        return after, token
+        return after, invitation
 
     async def _manageable(
         self,

@@ -27,7 +27,7 @@ _VALUES = {
         "passkey": Html(""),
     },
     "accept": {"new_password": Html("<p>form</p>")},
-    "forgot": {"new_password": Html("<p>form</p>")},
+    "forgot": {"by_mail": Html(""), "new_password": Html("<p>form</p>")},
     "signed_in": {"email": "a@b.example"},
     "account": {
         "form": "f",
@@ -160,7 +160,9 @@ def test_every_page_is_sound_html(name: str, language: str) -> None:
                 for number, one in enumerate((button, page.part("invitation_owners")))
             ]
             values["people"] = Html(f"<ul>{''.join(people)}</ul>")
-            values["link"] = page.part("invitation_link", email="a@b.example", link="https://x")
+            values["link"] = page.part(
+                "invitation_link", email="a@b.example", link="https://x", mailed=""
+            )
             values["more"] = page.part("invitations_more", before="1")
         elif name == "account":
             more = page.part(

@@ -1,0 +1,1 @@
+"""Mail: an outbox in the database, and the conversation with the operator's mail server."""

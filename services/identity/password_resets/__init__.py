@@ -1,0 +1,1 @@
+"""Links by which people set a new password in place of one that they forgot."""

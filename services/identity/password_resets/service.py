@@ -1,0 +1,165 @@
+"""Asking for a link with which a new password is set.
+
+The answer is the same whoever asks for whom: it tells neither whether there is such an account nor
+whether a mail goes out. Asking changes nothing: the old password counts until the link is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from contract.events.identity import FactorOwner, PasswordResetRequested
+from evergreen.v1 import identity_pb2 as pb
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, Database, Scope
+from servicekit.errors import DomainError
+from servicekit.ids import Clock
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from servicekit.observability.logs import brief
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.security.sealing import Sealer
+from servicekit.security.tokens import new_secret, secret_hash
+from services.identity.authenticators import guess_store
+from services.identity.authenticators.guess_store import Counter
+from services.identity.authenticators.guesses import network_of
+from services.identity.mail.domain import Language
+from services.identity.mail.service import Link, Mails
+from services.identity.password_resets import store
+from services.identity.users import store as users_store
+from services.identity.users.domain import User, spellings
+from services.identity.users.store import Credentials
+
+log = logs.get(__name__)
+
+LIFE: Final = timedelta(hours=1)
+MOST_FOR_ACCOUNT: Final = 3
+"""Mails to one account within an hour."""
+MOST_FROM_NETWORK: Final = 30
+"""Requests that are followed up, from one network within an hour: a school may have one address."""
+_HOUR: Final = timedelta(hours=1)
+_ANSWER_SECONDS: Final = 0.5
+"""How long the answer takes, whatever is found."""
+_AT_ONCE: Final = 16
+
+
+class PasswordResets:
+    """Asks for links.
+
+    Args:
+        sealer: makes keys of what is counted.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        mails: Mails,
+        sealer: Sealer,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._mails = mails
+        self._sealer = sealer
+        self._clock = clock
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def on(self) -> bool:
+        """Whether links are sent at all."""
+        return self._mails.on
+
+    async def ask(self, call: Call, email: str, language: Language | None = None) -> None:
+        """Has a link sent, if the address is that of an account with a password here.
+
+        Args:
+            language: of the mail; `None` for the organisation's.
+        """
+        # What is done, and whether anything is, must not show in the time.
+        await asyncio.gather(self._try(call, email, language), asyncio.sleep(_ANSWER_SECONDS))
+
+    async def forget_old(self) -> None:
+        """Deletes links that have expired."""
+        async with self._database.system_transaction("links of all tenants expire") as connection:
+            await store.forget(connection, self._clock())
+
+    async def _try(self, call: Call, email: str, language: Language | None) -> None:
+        if not self._mails.on:
+            return
+        try:
+            async with self._places:
+                await self._send(call, email, language)
+        except (DomainError, OSError) as error:
+            log.warning("password reset not sent", error=brief(error))
+
+    async def _send(self, call: Call, email: str, language: Language | None) -> None:
+        stored, email = spellings(email)
+        network = self._sealer.mark("\0".join(("forgot", network_of(call.source_ip))))
+        async with self._database.system_transaction("counters have no tenant") as connection:
+            if not await self._counted(connection, network, MOST_FROM_NETWORK):
+                return
+            found = await users_store.credentials_by_email(connection, stored, email)
+            if found is None or found.user.status != "active":
+                return
+            account = self._sealer.mark("\0".join(("forgot", str(found.user.id))))
+            if not await self._counted(connection, account, MOST_FOR_ACCOUNT):
+                return
+        scope = Scope.of(found.user.tenant_id)
+        async with self._database.transaction(scope) as connection:
+            now = await users_store.credentials(connection, scope, found.user.id, for_update=True)
+            if now is None or now.user.status != "active" or now.user.email != found.user.email:
+                return
+            if now.user.origin != "local":
+                await self._send_elsewhere(connection, now.user, account, language)
+                return
+            await self._send_link(connection, now, language)
+
+    async def _send_link(
+        self, connection: Connection, found: Credentials, language: Language | None
+    ) -> None:
+        user = found.user
+        link = Link(new_secret(), self._clock() + LIFE)
+        await store.put(connection, found, secret_hash(link.token), link.expires_at)
+        await self._mails.send_link(connection, "reset", user, link, {}, language)
+        asked = PasswordResetRequested(id=user.id, after=FactorOwner(email=user.email))
+        await self._outbox.append(connection, CloudEvent(asked, user.tenant_id))
+
+    async def _send_elsewhere(
+        self, connection: Connection, user: User, account: bytes, language: Language | None
+    ) -> None:
+        at = self._clock()
+        await self._mails.send(
+            connection,
+            "reset_elsewhere",
+            user.tenant_id,
+            user.email,
+            # One within an hour says it all.
+            f"reset_elsewhere:{account.hex()}:{at:%Y%m%d%H}",
+            {"organisation": self._organisation(user.tenant_id)},
+            language=language,
+            life=LIFE,
+        )
+
+    def _organisation(self, tenant_id: UUID) -> str:
+        tenant = self._tenants.known(tenant_id)
+        return tenant.name if tenant else ""
+
+    async def _counted(self, connection: Connection, key: bytes, most: int) -> bool:
+        """Counts something; answers whether it is still allowed."""
+        at = self._clock()
+        before = await guess_store.count(connection, [Counter(key, at + _HOUR, sliding=False)], at)
+        return before[key] < most
+
+
+def language_asked(request: pb.ForgotPasswordRequest) -> Language | None:
+    """The language that a request names."""
+    if not request.HasField("language"):
+        return None
+    return "de" if request.language == "de" else "en"

@@ -1,0 +1,527 @@
+"""What is mailed when, to whom, in which words; and what happens while the server takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import grpc
+import pytest
+
+from contract.access import Role
+from evergreen.v1 import identity_pb2 as pb
+from evergreen.v1 import identity_pb2_grpc as rpc
+from servicekit.rpc.channels import open_channel
+from services.identity.mail.domain import MOST_WAITING
+from tests.conftest import MakeKit, ServeService
+from tests.support import callers
+from tests.support.identity import OWNER, PASSWORD, Identity, refused, running
+from tests.support.mail import SENDER, Mailbox, body, mail_server, token
+from tests.support.servers import TestDatabase
+
+URL = "https://evergreen.school.example"
+NEW = "another long enough password"
+
+
+@dataclass
+class World:
+    """Identity with a mail server."""
+
+    identity: Identity
+    box: Mailbox
+    owner: callers.Metadata
+    start: Any
+
+    async def sql(self, query: str, *args: object) -> list[Any]:
+        connection = await self.identity.database.superuser()
+        try:
+            return list(await connection.fetch(query, *args))
+        finally:
+            await connection.close()
+
+    async def status(self) -> pb.MailStatus:
+        return await self.identity.mail.GetMailStatus(
+            pb.GetMailStatusRequest(), metadata=self.owner
+        )
+
+    async def forget(self, email: str, source: str = "192.0.2.50", language: str = "") -> bool:
+        said = await self.identity.auth.ForgotPassword(
+            pb.ForgotPasswordRequest(email=email, language=language or None),
+            metadata=callers.anonymous(source),
+        )
+        return said.mail_is_on
+
+    async def invite(self, email: str, tenant: str = "") -> pb.User:
+        return await self.identity.users.CreateUser(
+            pb.CreateUserRequest(email=email, role="Auditor", org_id=tenant), metadata=self.owner
+        )
+
+
+@asynccontextmanager
+async def made(
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    directory: Path,
+    box: Mailbox | None,
+    **more: Any,
+) -> AsyncIterator[World]:
+    box = box or Mailbox(port=1)
+    settings = {
+        "smtp_url": f"smtp://localhost:{box.port}",
+        "smtp_from": SENDER,
+        "public_url": URL,
+        **more,
+    }
+    async with running(make_kit, serve, database, directory, **settings) as identity:
+        owner = await identity.as_user()
+        yield World(identity, box, owner, None)
+
+
+@pytest.fixture
+def parts(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase, tmp_path: Path
+) -> tuple[MakeKit, ServeService, TestDatabase, Path]:
+    return make_kit, serve, database, tmp_path
+
+
+async def test_an_invitation_goes_by_mail_and_is_shown_once(parts: Any) -> None:
+    """With the same link; the mail is plain text, says that a program sent it, and comes once."""
+    async with mail_server() as box, made(*parts, box) as world:
+        user = await world.invite("new@school.example")
+        assert user.invitation_mail == "queued"
+        (mail,) = await box.until(1)
+        assert box.recipients == ["new@school.example"]
+        assert token(mail) == user.invitation_token
+        assert user.invitation_link in body(mail)
+        assert mail["Subject"] == "[Evergreen] Your invitation to Root"
+        assert mail["From"] == SENDER
+        assert mail["Auto-Submitted"] == "auto-generated"
+        assert mail["Message-ID"].endswith("@evergreen.school.example>")
+        assert mail["Date"]
+        assert mail.get_content_type() == "text/plain"
+        assert not mail.is_multipart()
+        listed = await world.identity.users.GetUser(
+            pb.GetUserRequest(id=user.id), metadata=world.owner
+        )
+        assert not listed.invitation_mail
+        with_password, _ = await world.identity.user(world.owner, Role.AUDITOR)
+        assert not with_password.invitation_mail
+        again = await world.identity.users.InviteUser(
+            pb.InviteUserRequest(id=with_password.id), metadata=world.owner
+        )
+        mails = await box.until(2)
+        assert mails[1]["Subject"] == "[Evergreen] Choose a new password"
+        assert token(mails[1]) == again.invitation_token
+        rows = await world.sql(
+            "SELECT outcome, sealed_secrets, details::text AS details FROM identity.mail"
+        )
+        assert [(r["sealed_secrets"], r["details"]) for r in rows] == [(None, "{}")] * len(rows)
+
+
+async def test_a_link_that_has_ended_is_not_sent(parts: Any) -> None:
+    """The server was away; meanwhile the user was invited again, or the time was over."""
+    async with made(*parts, None) as world:
+        user = await world.invite("new@school.example")
+        await world.sql("UPDATE identity.mail SET next_at = now() + interval '1 hour'")
+        second = await world.identity.users.InviteUser(
+            pb.InviteUserRequest(id=user.id), metadata=world.owner
+        )
+        late = await world.invite("late@school.example")
+        assert late.invitation_mail == "queued"
+        await world.sql(
+            "UPDATE identity.mail SET expires_at = now() - interval '1 second'"
+            " WHERE address = 'late@school.example'"
+        )
+        await world.sql("UPDATE identity.mail SET next_at = now() - interval '1 hour'")
+        async with mail_server(port=0) as box:
+            # Another process, with a server that works.
+            make_kit, serve, database, directory = parts
+            other = directory / "other"
+            other.mkdir()
+            async with made(make_kit, serve, database, other, box):
+                (mail,) = await box.until(1)
+                assert token(mail) == second.invitation_token
+                await until(world, "SELECT 1 FROM identity.mail WHERE outcome = 'void'")
+                await until(world, "SELECT 1 FROM identity.mail WHERE outcome = 'expired'")
+                assert len(box.mails) == 1
+
+
+async def until(world: World, query: str, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await world.sql(query):
+            await asyncio.sleep(0.05)
+
+
+async def test_forgotten_passwords_are_set_by_a_link(parts: Any) -> None:
+    """The old one counts until then; the link works once, ends all sessions, and tells the user."""
+    async with mail_server() as box, made(*parts, box) as world:
+        person, _session = await world.identity.user(world.owner, Role.ADMIN)
+        assert await world.forget(person.email.upper())
+        (mail,) = await box.until(1)
+        assert "/auth/forgot#token=" in body(mail)
+        await world.identity.login(person.email)
+        accepted = pb.AcceptInvitationRequest(invitation_token=token(mail), password=NEW)
+        opened = await world.identity.auth.AcceptInvitation(accepted, metadata=callers.anonymous())
+        assert opened.email == person.email
+        with pytest.raises(grpc.aio.AioRpcError):
+            await world.identity.login(person.email)
+        await world.identity.login(person.email, NEW)
+        ended = await world.sql(
+            "SELECT count(*) AS n FROM identity.session WHERE ended_at IS NOT NULL"
+        )
+        assert ended[0]["n"] == 2
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await world.identity.auth.AcceptInvitation(accepted, metadata=callers.anonymous())
+        assert refused(error)["details"][0]["reason"] == "WRONG_INVITATION"
+        await box.until(2)
+        assert "Your password was changed" in box.subjects(person.email)
+        events = [event["type"].rsplit(".", 1)[1] for event in await world.identity.events()]
+        assert "password_reset_requested" in events
+        assert "password_changed" in events
+
+
+async def test_nobody_learns_who_has_an_account(parts: Any) -> None:
+    """Same answer, same time, whoever is asked for; and three mails an hour at the most."""
+    async with mail_server() as box, made(*parts, box) as world:
+        person, _ = await world.identity.user(world.owner, Role.ADMIN)
+        gone, _ = await world.identity.user(world.owner, Role.ADMIN)
+        await world.identity.users.DeactivateUser(
+            pb.DeactivateUserRequest(id=gone.id), metadata=world.owner
+        )
+        took = {}
+        for email in (person.email, "nobody@school.example", gone.email, "no address"):
+            began = time.monotonic()
+            assert await world.forget(email)
+            took[email] = time.monotonic() - began
+        assert max(took.values()) - min(took.values()) < 0.1
+        await box.until(1)
+        for _ in range(4):
+            await world.forget(person.email)
+        await until(
+            world,
+            "SELECT 1 WHERE NOT EXISTS (SELECT FROM identity.mail WHERE ended_at IS NULL)",
+        )
+        # A link whose successor is there already is not sent.
+        sent = box.to(person.email)
+        assert len(box.mails) == len(sent) <= 3
+        asked = [e for e in await world.identity.events() if "reset_requested" in e["type"]]
+        assert len(asked) == 3
+        for mail in sent:
+            accepted = pb.AcceptInvitationRequest(invitation_token=token(mail), password=NEW)
+            try:
+                await world.identity.auth.AcceptInvitation(accepted, metadata=callers.anonymous())
+            except grpc.aio.AioRpcError:
+                assert mail is not sent[-1]
+            else:
+                assert mail is sent[-1]
+
+
+async def test_a_link_ends_with_what_it_was_made_for(parts: Any) -> None:
+    """With another password, another address, or when its hour is over."""
+    async with mail_server() as box, made(*parts, box) as world:
+        person, session = await world.identity.user(world.owner, Role.ADMIN)
+        for count, change in enumerate(("password", "address", "time"), 1):
+            await world.forget(person.email, f"192.0.2.{60 + count}")
+            async with asyncio.timeout(10):
+                while box.subjects(person.email).count("Set a new password") < count:
+                    await asyncio.sleep(0.02)
+            links = [m for m in box.mails if "#token=" in body(m)]
+            if change == "password":
+                await world.identity.auth.ChangePassword(
+                    pb.ChangePasswordRequest(current_password=PASSWORD, new_password=NEW),
+                    metadata=session,
+                )
+            elif change == "address":
+                await world.sql(
+                    "UPDATE identity.account SET email = 'x@school.example' WHERE id = $1",
+                    UUID(person.id),
+                )
+            else:
+                await world.sql("UPDATE identity.password_reset SET expires_at = now()")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await world.identity.auth.AcceptInvitation(
+                    pb.AcceptInvitationRequest(
+                        invitation_token=token(links[-1]), password="yet another long password"
+                    ),
+                    metadata=callers.anonymous(),
+                )
+            await world.sql(
+                "UPDATE identity.account SET email = $2 WHERE id = $1",
+                UUID(person.id),
+                person.email,
+            )
+
+
+async def test_people_are_told_of_changes_to_their_accounts(parts: Any) -> None:
+    """Password, address (at both), API token; and a sign-in from where they were not lately."""
+    async with mail_server() as box, made(*parts, box) as world:
+        identity = world.identity
+        person, session = await identity.user(world.owner, Role.ADMIN)
+        await identity.login(person.email, source="192.0.2.9")
+        assert box.mails == []  # as the login before
+        await identity.login(person.email, source="198.51.100.7")
+        await identity.login(person.email, source="198.51.100.7")
+        (mail,) = await box.until(1)
+        assert box.subjects(person.email) == ["New sign-in to your account"]
+        assert "From: 198.51.100.7" in body(mail)
+        await identity.auth.ChangePassword(
+            pb.ChangePasswordRequest(current_password=PASSWORD, new_password=NEW), metadata=session
+        )
+        await identity.tokens.CreateApiToken(
+            pb.CreateApiTokenRequest(name="nightly", scopes=["devices:read"]), metadata=session
+        )
+        await box.until(3)
+        assert set(box.subjects(person.email)[1:]) == {
+            "Your password was changed",
+            "API token made",
+        }
+        changed = await identity.users.UpdateUser(
+            pb.UpdateUserRequest(id=person.id, email="moved@school.example"), metadata=world.owner
+        )
+        await box.until(5)
+        for address in (person.email, changed.email):
+            said = next(m for m in box.to(address) if "address of your account" in m["Subject"])
+            assert f"from {person.email} to {changed.email}" in body(said)
+            assert body(said).startswith(OWNER)
+        await identity.factors.ResetSecondFactors(
+            pb.ResetSecondFactorsRequest(id=person.id), metadata=world.owner
+        )
+        await asyncio.sleep(1.5)
+        assert len(box.mails) == 5  # there was none to reset
+
+
+async def test_language_and_time_zone_are_the_organisations(parts: Any) -> None:
+    """Or those of the tenant above, or the installation's."""
+    async with mail_server() as box, made(*parts, box) as world:
+        tenants = world.identity.tenants
+        reseller = await world.identity.org(world.owner, "Landkreis", reseller=True)
+        school = await world.identity.org(world.owner, "Schule Nord", parent_id=reseller.id)
+        changed = await tenants.UpdateTenant(
+            pb.UpdateTenantRequest(id=reseller.id, language="de", time_zone="Europe/Berlin"),
+            metadata=world.owner,
+        )
+        assert (changed.language, changed.time_zone) == ("de", "Europe/Berlin")
+        assert changed.etag != reseller.etag
+        user = await world.invite("neu@school.example", school.id)
+        (mail,) = await box.until(1)
+        assert mail["Subject"] == "[Evergreen] Ihre Einladung zu Schule Nord"
+        assert mail["Content-Language"] == "de"
+        until = datetime.now(UTC) + timedelta(days=7)
+        assert "Uhr (ME" in body(mail)
+        assert str(until.year) in body(mail)
+        await tenants.UpdateTenant(
+            pb.UpdateTenantRequest(id=school.id, language="en", time_zone="America/New_York"),
+            metadata=world.owner,
+        )
+        await world.identity.users.InviteUser(
+            pb.InviteUserRequest(id=user.id), metadata=world.owner
+        )
+        mails = await box.until(2)
+        assert mails[1]["Subject"] == "[Evergreen] Your invitation to Schule Nord"
+        assert "(E" in body(mails[1])
+        for field, value in (("time_zone", "Mars/Olympus"), ("language", "fr")):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await tenants.UpdateTenant(
+                    pb.UpdateTenantRequest(id=school.id, **{field: value}), metadata=world.owner
+                )
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        cleared = await tenants.UpdateTenant(
+            pb.UpdateTenantRequest(id=school.id, language="", time_zone=""), metadata=world.owner
+        )
+        assert (cleared.language, cleared.time_zone) == ("", "")
+
+
+@pytest.mark.parametrize("off", [{"smtp_url": "", "smtp_from": ""}, {"outbound": False}])
+async def test_without_a_server_nothing_waits_and_links_are_shown(
+    parts: Any, off: dict[str, object]
+) -> None:
+    """Nor with EVERGREEN_OUTBOUND=false, whatever else is set."""
+    async with mail_server() as box, made(*parts, box, **off) as world:
+        user = await world.invite("new@school.example")
+        assert user.invitation_mail == "off"
+        assert user.invitation_link
+        assert not await world.forget(OWNER)
+        assert await world.sql("SELECT 1 FROM identity.mail") == []
+        assert await world.sql("SELECT 1 FROM identity.password_reset") == []
+        assert not (await world.status()).on
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await world.identity.mail.TestMail(
+                pb.TestMailRequest(address=OWNER), metadata=world.owner
+            )
+        assert refused(error)["details"][0]["reason"] == "NO_MAIL"
+        assert box.connections == 0
+
+
+async def test_a_server_that_is_away_loses_nothing(parts: Any, caplog: Any) -> None:
+    """Mails wait, without a secret in the clear, and go when it is back; the status says so."""
+    caplog.set_level(logging.DEBUG, "services")
+    async with mail_server() as gone:
+        port = gone.port
+    async with made(*parts, Mailbox(port=port)) as world:
+        user = await world.invite("new@school.example")
+        await until(world, "SELECT 1 FROM identity.mail_server WHERE failing_since IS NOT NULL")
+        status = await world.status()
+        assert (status.waiting, status.last_error) == (1, "CONNECTION_REFUSED")
+        assert status.server == f"smtp://localhost:{port}"
+        tables = await world.sql(
+            "SELECT (SELECT json_agg(m)::text FROM identity.mail m) AS one,"
+            " (SELECT string_agg(payload, '') FROM identity.outbox) AS two"
+        )
+        assert "new@school.example" in tables[0]["one"]
+        for text in (tables[0]["one"], tables[0]["two"], caplog.text):
+            assert user.invitation_token not in text
+        async with mail_server(port=port) as box:
+            await box.until(1)
+            assert token(box.mails[0]) == user.invitation_token
+            await until(world, "SELECT 1 FROM identity.mail WHERE outcome = 'sent'")
+            status = await world.status()
+            assert (status.waiting, status.sent) == (0, 1)
+            assert not status.HasField("failing_since")
+        assert user.invitation_token not in caplog.text
+
+
+async def test_one_recipient_stops_nobody_else(parts: Any) -> None:
+    """5xx ends a mail, 4xx has it wait on; all others go."""
+    async with mail_server() as box, made(*parts, box) as world:
+        box.answers = {
+            "gone@school.example": "550 5.1.1 unknown",
+            "full@school.example": "452 4.2.2 full",
+        }
+        for name in ("gone", "full", "fine"):
+            await world.invite(f"{name}@school.example")
+        await box.until(1)
+        await until(world, "SELECT 1 FROM identity.mail WHERE last_error LIKE '%452%'")
+        await until(world, "SELECT 1 FROM identity.mail WHERE outcome = 'refused'")
+        status = await world.status()
+        assert (status.sent, status.refused, status.waiting) == (1, 1, 1)
+        assert status.last_refusal == "RECIPIENT 550 5.1.1"
+        box.answers = {}
+        await world.sql("UPDATE identity.mail SET next_at = now() WHERE ended_at IS NULL")
+        await box.until(2)
+        assert sorted(box.recipients) == ["fine@school.example", "full@school.example"]
+
+
+async def test_tenants_share_the_server(parts: Any) -> None:
+    """One with many mails does not keep the other's waiting, and cannot have more than its own
+    share wait."""
+    async with mail_server() as box, made(*parts, box) as world:
+        loud = await world.identity.org(world.owner, "Loud")
+        calm = await world.identity.org(world.owner, "Calm")
+        await world.sql(
+            "INSERT INTO identity.mail (id, tenant_id, key, kind, address, details, created_at,"
+            " expires_at, next_at) SELECT gen_random_uuid(), $1, 'k' || n, 'test',"
+            ' \'loud@school.example\', \'{"at": "2026-11-30T10:00:00+00:00", "by": "x"}\','
+            " now(), now() + interval '1 day', now() - interval '1 hour'"
+            " FROM generate_series(1, $2) n",
+            UUID(loud.id),
+            MOST_WAITING,
+        )
+        assert (await world.invite("more@school.example", loud.id)).invitation_mail == "full"
+        await box.until(1)
+        assert (await world.invite("calm@school.example", calm.id)).invitation_mail == "queued"
+        async with asyncio.timeout(10):
+            while "calm@school.example" not in box.recipients:
+                await asyncio.sleep(0.02)
+        assert len(box.mails) < MOST_WAITING
+
+
+async def test_the_operator_sees_and_tries_mail(parts: Any) -> None:
+    """Owners of the root tenant try it, its users see it; nobody else does."""
+    async with mail_server() as box, made(*parts, box) as world:
+        tried = await world.identity.mail.TestMail(
+            pb.TestMailRequest(address="someone@school.example"), metadata=world.owner
+        )
+        assert tried.sent
+        assert box.subjects("someone@school.example") == ["Test mail"]
+        box.answers = {"gone@school.example": "550 5.1.1 unknown"}
+        tried = await world.identity.mail.TestMail(
+            pb.TestMailRequest(address="gone@school.example"), metadata=world.owner
+        )
+        assert not tried.sent
+        assert tried.error == "RECIPIENT 550 5.1.1"
+        assert "does not take mail for this address" in tried.advice
+        events = [e for e in await world.identity.events() if e["type"].endswith("mail_tested")]
+        assert [event["data"]["after"]["ok"] for event in events] == [True, False]
+        school = await world.identity.org(world.owner, "School")
+        _, theirs = await world.identity.user(world.owner, Role.OWNER, school.id)
+        _, auditor = await world.identity.user(world.owner, Role.AUDITOR)
+        assert (
+            await world.identity.mail.GetMailStatus(pb.GetMailStatusRequest(), metadata=auditor)
+        ).on
+        for call in (
+            world.identity.mail.GetMailStatus(pb.GetMailStatusRequest(), metadata=theirs),
+            world.identity.mail.TestMail(pb.TestMailRequest(address=OWNER), metadata=theirs),
+            world.identity.mail.TestMail(pb.TestMailRequest(address=OWNER), metadata=auditor),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call
+            assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_audit_has_mails_sent(parts: Any) -> None:
+    """To users by role or id and to other addresses, in the organisation's language; once for a
+    key; and to active users of that tenant alone. Other services may not."""
+    async with mail_server() as box, made(*parts, box) as world:
+        school = await world.identity.org(world.owner, "Schule")
+        other = await world.identity.org(world.owner, "Other")
+        await world.identity.tenants.UpdateTenant(
+            pb.UpdateTenantRequest(id=school.id, language="de", time_zone="Europe/Berlin"),
+            metadata=world.owner,
+        )
+        people = {}
+        for role in (Role.OWNER, Role.ADMIN, Role.AUDITOR):
+            people[role], _ = await world.identity.user(world.owner, role, school.id)
+        stranger, _ = await world.identity.user(world.owner, Role.OWNER, other.id)
+        request = pb.SendMailRequest(
+            tenant_id=school.id,
+            key="report:1",
+            user_ids=[people[Role.AUDITOR].id, stranger.id],
+            roles=["Owner"],
+            addresses=["siem@school.example"],
+            texts=[
+                pb.MailText(language="en", subject="Ready", paragraphs=["Since {since}."]),
+                pb.MailText(language="de", subject="Fertig", paragraphs=["Seit {since} {no}."]),
+            ],
+            path="/dashboard",
+        )
+        request.times["since"].FromDatetime(datetime(2026, 7, 1, 10, 5, tzinfo=UTC))
+        address = world.identity.internal_listen
+        async with open_channel(address, "audit") as channel:
+            internal = rpc.IdentityInternalServiceStub(channel)
+            for _ in range(2):
+                answer = await internal.SendMail(request)
+                assert (answer.mail_is_on, answer.queued, answer.full) == (True, 3, 0)
+            await box.until(3)
+            await asyncio.sleep(1.5)
+            assert sorted(box.recipients) == sorted(
+                [people[Role.OWNER].email, people[Role.AUDITOR].email, "siem@school.example"]
+            )
+            mail = box.mails[0]
+            assert mail["Subject"] == "[Evergreen] Fertig"
+            assert "Seit 1. Juli 2026, 12:05 Uhr (MESZ) {no}." in body(mail)
+            assert f"{URL}/dashboard" in body(mail)
+            for bad in (
+                pb.SendMailRequest(tenant_id=school.id, key="k", texts=request.texts),
+                pb.SendMailRequest(tenant_id=school.id, key="k", roles=["Owner"]),
+                pb.SendMailRequest(
+                    tenant_id=school.id,
+                    key="k",
+                    roles=["Owner"],
+                    texts=[pb.MailText(language="en", subject="a\r\nBcc: x", paragraphs=["p"])],
+                ),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await internal.SendMail(bad)
+                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await world.identity.internal.SendMail(request)
+        assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
