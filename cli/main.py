@@ -30,6 +30,7 @@ from cli import (
     policies,
     postgres,
     reports,
+    scim,
     service,
     service_accounts,
     services,
@@ -86,6 +87,7 @@ app.add_typer(directories.app)
 app.add_typer(directories.domains)
 app.add_typer(sso_providers.app)
 app.add_typer(mail.app)
+app.add_typer(scim.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 app.add_typer(policies.app)

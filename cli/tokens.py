@@ -85,14 +85,14 @@ def create(
 ) -> None:
     """Create an API token and print it, this once."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        body: dict[str, Any] = {"name": name, "scopes": scope, "expiresAt": _in_days(days)}
+        body: dict[str, Any] = {"name": name, "scopes": scope, "expiresAt": in_days(days)}
         if role:
             body["role"] = role
         if org:
             body["orgId"] = org_named(api, org)
         if service_account:
             body["serviceAccountId"] = account_named(api, service_account)["id"]
-        _hand_over(api.post("/api/tokens", body))
+        hand_over(api.post("/api/tokens", body))
 
 
 @app.command()
@@ -113,7 +113,7 @@ def rotate(
         body = {"overlapHours": overlap_hours, "etag": found["etag"]}
         made = api.post(f"/api/tokens/{found['id']}/rotate", body)
         typer.echo(f"The old token works for {overlap_hours} more hours.", err=True)
-        _hand_over(made)
+        hand_over(made)
 
 
 @app.command()
@@ -214,7 +214,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _in_days(days: int) -> str:
+def in_days(days: int) -> str:
+    """The time so many days from now, as the API takes it."""
     return f"{_now() + timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -278,7 +279,8 @@ def _table(tokens: Sequence[dict[str, Any]]) -> list[str]:
     return table(_COLUMNS, rows)
 
 
-def _hand_over(made: dict[str, Any]) -> None:
+def hand_over(made: dict[str, Any]) -> None:
+    """Prints a new token, alone on standard output."""
     typer.echo(
         f"{made['name']} is a token of {made['heldBy']} until {made['expiresAt']}. Keep it like a"
         " password; it is not shown again:",

@@ -30,6 +30,8 @@ _CLOCK_SKEW_SECONDS: Final = 30
 _REQUIREMENT_OF: Final = {
     Audience.USER: _CALLERS,
     Audience.GUEST_OR_USER: _GUESTS,
+    # Tokens of SCIM sources have the keys of API tokens; identity tells the two apart.
+    Audience.SCIM: _TOKENS,
     Audience.DEVICE: _DEVICES,
     Audience.DEVICE_LAPSED: _DEVICES,
 }

@@ -151,6 +151,7 @@ def local_replies() -> Config:
     broken = header(H_BROKEN, "1")
     return {
         "mappers": [
+            *_to_scim(),
             *_token_trouble(),
             *_too_slow(),
             *_told(
@@ -183,6 +184,48 @@ def local_replies() -> Config:
             ),
         ]
     }
+
+
+def _to_scim() -> list[Config]:
+    """The same to SCIM clients, in SCIM's own form (RFC 7644, section 3.12)."""
+    away = _all(_cel(_ROUTE_OF_SCIM), _details("Jwks_remote_fetch_is_failed"))
+    no_token = "the token of a SCIM source is needed; this is none that is valid"
+    return [
+        {**_scim_body(away, 503, _TOKENS_AWAY), "status_code": 503, **_later(2)},
+        *(
+            {**_scim_body(_all(_cel(_ROUTE_OF_SCIM), *when), status, text), **_later(delay)}
+            for status, _, text in _TABLE
+            for percentage, delay in _RETRY_AFTER.get(status, ())
+            for when in [(_status("EQ", status), _share(percentage))]
+        ),
+        *(
+            _scim_body(
+                _all(_cel(_ROUTE_OF_SCIM), _status("EQ", status)),
+                status,
+                no_token if status == _UNAUTHENTICATED else text,
+            )
+            for status, _, text in _TABLE
+            if status not in _RETRY_AFTER
+        ),
+    ]
+
+
+def _scim_body(when: Config, status: int, text: str) -> Config:
+    return {
+        "filter": when,
+        "body_format_override": {
+            "json_format": {
+                "schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"],
+                "status": str(status),
+                "detail": text,
+            },
+            "content_type": "application/scim+json",
+        },
+    }
+
+
+def _later(delay: int) -> Config:
+    return {"headers_to_add": [header("retry-after", str(delay), "ADD_IF_ABSENT")]}
 
 
 def replies_in_the_clear() -> Config:
@@ -227,30 +270,29 @@ def _come_back_later(*, native_grpc: bool) -> list[Config]:
     mappers = []
     for status, code, text in _TABLE:
         for percentage, delay in _RETRY_AFTER.get(status, ()):
-            later = [header("retry-after", str(delay), "ADD_IF_ABSENT")]
+            later = _later(delay)
             when = [_status("EQ", status), _share(percentage)]
             if native_grpc:
                 mappers.append(
                     {
                         "filter": _all(_NATIVE_GRPC, *when),
                         **_grpc_text(text),
-                        "headers_to_add": later,
+                        **later,
                     }
                 )
             else:
-                mappers.append(_mapper(_all(*when), code, text, headers_to_add=later))
+                mappers.append(_mapper(_all(*when), code, text, **later))
     return mappers
 
 
 def _token_trouble() -> list[Config]:
     """A token that cannot be checked is not a wrong token; one for others is."""
-    later = [header("retry-after", "2", "ADD_IF_ABSENT")]
     mappers = _told(
         _details("Jwks_remote_fetch_is_failed"),
         Code.UNAVAILABLE,
-        "tokens cannot be checked at the moment; try again",
+        _TOKENS_AWAY,
         status_code=503,
-        headers_to_add=later,
+        **_later(2),
     )
     for details, reason, of_users, of_devices in _TOKENS:
         refused = _details(f"jwt_authn_access_denied{{{details}")
@@ -284,6 +326,9 @@ _TOKENS: Final = [
         "this is not a valid device token",
     ),
 ]
+_UNAUTHENTICATED: Final = 401
+_TOKENS_AWAY: Final = "tokens cannot be checked at the moment; try again"
+_ROUTE_OF_SCIM: Final = f"xds.route_metadata.filter_metadata['{_METADATA}']['limit'] == 'scim'"
 _ROUTE_OF_DEVICES: Final = f"xds.route_metadata.filter_metadata['{_METADATA}']['limit'] == 'device'"
 
 

@@ -26,6 +26,8 @@ and an agent that speaks gRPC can send several."""
 
 FORM_BODY: Final = 64 * KIB
 """Bytes of a form of a page, or of a browser's login."""
+SCIM_BODY: Final = 256 * KIB
+"""Bytes of a person or a group of a SCIM source, or of a change of one: some 5,000 members."""
 
 CONNECTION_BYTES: Final = 24 * KIB
 """Memory of an idle TLS connection that has carried a request; measured: 23 kB."""
@@ -133,6 +135,8 @@ class Limits:
     pages: Rate = Rate(burst=1000, per_second=100)
     """What browsers at one address read: pages, their files, and whose session it is. Apart from
     `open`, so that nobody behind a school's address keeps its staff from signing in."""
+    scim: Rate = Rate(burst=600, per_second=30)
+    """Calls with one token of a SCIM source. Microsoft Entra sends up to 25 a second."""
     other: Rate = Rate(burst=5000, per_second=1000)
     """Requests of everybody together to what is not there."""
 

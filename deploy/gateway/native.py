@@ -9,7 +9,7 @@ from contract import addresses
 from contract.rows import CONSOLE, GATEWAY, SESSION_RATES, Address, Audience, Body, Part
 from deploy.gateway import auth, credentials, rates
 from deploy.gateway.envoy import Config, header, header_is, seconds
-from deploy.gateway.limits import FORM_BODY
+from deploy.gateway.limits import FORM_BODY, SCIM_BODY
 from deploy.gateway.parts import (
     ANYBODY,
     BODY_LIMIT,
@@ -28,6 +28,8 @@ from deploy.gateway.parts import (
 from deploy.gateway.settings import GatewaySettings
 
 _CONSOLE_SECONDS: Final = 60
+_WITH_TOKENS: Final = frozenset({Audience.USER, Audience.SCIM})
+_BODIES: Final = {Body.FORM: FORM_BODY, Body.SCIM: SCIM_BODY}
 
 
 def forms(settings: GatewaySettings) -> list[Config]:
@@ -45,6 +47,8 @@ def pages(settings: GatewaySettings) -> list[Config]:
     return [
         *_routes(settings, addresses.PAGES),
         *_wrong_verbs(addresses.PAGES),
+        *_routes(settings, addresses.SCIM),
+        *_wrong_verbs(addresses.SCIM),
         # Several servers share the console's addresses, and so their methods.
         *_routes(settings, addresses.OF_CONSOLE),
         *_routes(settings, addresses.PORTAL),
@@ -84,7 +88,7 @@ def _route(settings: GatewaySettings, row: Address) -> Config:
 
 
 def _http(settings: GatewaySettings, row: Address) -> Config:
-    public = row.audience is not Audience.USER
+    public = row.audience not in _WITH_TOKENS
     takes_no_token = row.audience is Audience.PUBLIC
     token = {TRANSCODER: OFF, ERRORS: OFF, **auth.required(row.audience)}
     filters = plain() if takes_no_token else token
@@ -101,7 +105,7 @@ def _http(settings: GatewaySettings, row: Address) -> Config:
         **({"request_headers_to_remove": ["authorization"]} if row.cookies else {}),
         "typed_per_filter_config": {
             **filters,
-            **({BODY_LIMIT: body(FORM_BODY)} if row.body is Body.FORM else {}),
+            **({BODY_LIMIT: body(_BODIES[row.body])} if row.body in _BODIES else {}),
         },
     }
 

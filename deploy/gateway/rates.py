@@ -38,6 +38,7 @@ def rate_filter(settings: GatewaySettings) -> Config:
         (RateClass.ENROLL, _ADDRESS, limits.enroll),
         (RateClass.OPEN, _ADDRESS, limits.open),
         (RateClass.PAGES, _ADDRESS, limits.pages),
+        (RateClass.SCIM, _SUBJECT, limits.scim),
     ]
     return extension(
         "envoy.filters.http.local_ratelimit",

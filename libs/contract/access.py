@@ -24,7 +24,7 @@ from contract.rows import (
     write_scope,
 )
 
-__all__ = ["ACCESS", "AREAS", "PACKAGE", "SCOPES", "Audience", "Role", "Rule"]
+__all__ = ["ACCESS", "AREAS", "NATIVE", "PACKAGE", "SCOPES", "Audience", "Role", "Rule"]
 
 PACKAGE: Final = "evergreen.v1"
 
@@ -164,6 +164,15 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "DeleteSsoProvider": replace(_FRESH_OWNER, timeout=30),
             # It waits for somebody else's server.
             "TestSsoProvider": replace(_FRESH_OWNER, timeout=45),
+        },
+        "ScimSourceService": {
+            "ListScimSources": _USER_READ,
+            "GetScimSource": _USER_READ,
+            "CreateScimSource": _FRESH_OWNER,
+            "UpdateScimSource": replace(_FRESH_OWNER, timeout=30),
+            "DeleteScimSource": replace(_FRESH_OWNER, timeout=30),
+            "ConfirmScimSource": replace(_FRESH_OWNER, timeout=30),
+            "ListScimPeople": _USER_READ,
         },
         "ApiTokenService": {
             "ListApiTokens": _USER_READ,
@@ -398,6 +407,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "DirectoryService": "",
     "EmailDomainService": "",
     "SsoProviderService": "",
+    "ScimSourceService": "",
     "TokenKeyService": "",
     "MailService": "",
 }
@@ -440,6 +450,12 @@ ACCESS: Final[Mapping[str, Rule]] = {
     for method, row in methods.items()
 }
 """Every RPC by its full method name, `/evergreen.v1.<Service>/<Method>`."""
+
+SCIM_READ: Final = "/scim/v2/read"
+SCIM_WRITE: Final = "/scim/v2/write"
+_SCIM: Final = Rule(context="identity", audience=Audience.SCIM, rate=RateClass.SCIM, timeout=30)
+NATIVE: Final[Mapping[str, Rule]] = {SCIM_READ: _SCIM, SCIM_WRITE: replace(_SCIM, writes=True)}
+"""What passes through the pipeline and is no RPC's, by what metrics and logs call it."""
 
 AREAS: Final = tuple(sorted({row.area for row in ACCESS.values() if row.area}))
 """What API tokens can be for."""

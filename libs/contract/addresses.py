@@ -111,6 +111,19 @@ PAGES: Final = (
 )
 """Identity's pages, and what the console's pages ask of it."""
 
+SCIM: Final = (
+    Address(
+        path="/scim/v2/*",
+        verbs=("GET", "POST", "PUT", "PATCH", "DELETE"),
+        served_by="identity",
+        audience=Audience.SCIM,
+        rate=RateClass.SCIM,
+        timeout=30,
+        body=Body.SCIM,
+    ),
+)
+"""What identity providers send people and groups to (RFC 7644)."""
+
 OF_CONSOLE: Final = (
     # A logout without a token has nothing to end; the console's server sends such ones.
     Address(path="/auth/logout", verbs=_POST, served_by=GATEWAY),
@@ -136,5 +149,5 @@ PORTAL: Final = (
 )
 """Whether the product works, which release it is, and its documentation."""
 
-HTTP: Final = (*FORMS, *GRPC, *PAGES, *OF_CONSOLE, *PORTAL)
+HTTP: Final = (*FORMS, *GRPC, *PAGES, *SCIM, *OF_CONSOLE, *PORTAL)
 """Every address that is no RPC's."""

@@ -22,6 +22,8 @@ class Audience(Enum):
     GUEST_OR_USER = "guest-or-user"
     """Anyone; a token that is given must be a user's, and the service is told whose. Only addresses
     have this."""
+    SCIM = "scim"
+    """A SCIM source with a token of its own. Only addresses have this."""
     INTERNAL = "internal"
     """Another service, over the internal listener that the gateway never reaches."""
 
@@ -51,6 +53,8 @@ class RateClass(Enum):
     """Everything else that needs no token."""
     PAGES = "pages"
     """What browsers read without a token: pages, their files, whose session it is."""
+    SCIM = "scim"
+    """Per token of a SCIM source."""
 
 
 SESSION_RATES: Final = frozenset({RateClass.LOGIN, RateClass.REFRESH, RateClass.INVITATION})
@@ -67,6 +71,8 @@ class Body(Enum):
     """A device's batch of events."""
     FORM = "form"
     """A form of a page, or a login of a browser."""
+    SCIM = "scim"
+    """A person or a group of a SCIM source, or a change of one."""
     DIALOGUE = "dialogue"
     """No limit and no waiting for its end: a stream that both sides write."""
 
@@ -210,7 +216,7 @@ class Address:
     needs: Part | None = None
     """Without this part of an installation the address is not there."""
     audience: Audience = Audience.PUBLIC
-    """Anyone, a user of any role, or both."""
+    """Anyone, a user of any role, or both; or a SCIM source."""
     rate: RateClass | None = None
     """What it counts against; `None` only for what no service of ours serves."""
     timeout: float | None = None
@@ -228,8 +234,8 @@ class Address:
         ours = self.served_by not in {GATEWAY, CONSOLE}
         wrong = {
             "an address begins with a slash": not self.path.startswith("/"),
-            "an address is for anyone or for users": self.audience
-            not in {Audience.PUBLIC, Audience.GUEST_OR_USER, Audience.USER},
+            "an address is for anyone, for users or for SCIM sources": self.audience
+            not in {Audience.PUBLIC, Audience.GUEST_OR_USER, Audience.USER, Audience.SCIM},
             "the rate is another audience's": self.rate not in _RATES[self.audience]
             and (ours or self.rate is not None),
             "the timeout is below 0": self.timeout is not None and self.timeout < 0,
@@ -261,6 +267,7 @@ _DEVICE_RATES: Final[frozenset[RateClass | None]] = frozenset({RateClass.DEVICE}
 _ADDRESS_RATES: Final[frozenset[RateClass | None]] = frozenset(RateClass) - {
     RateClass.DEVICE,
     RateClass.USER,
+    RateClass.SCIM,
 }
 _RATES: Final[Mapping[Audience, frozenset[RateClass | None]]] = {
     Audience.PUBLIC: _ADDRESS_RATES,
@@ -268,5 +275,6 @@ _RATES: Final[Mapping[Audience, frozenset[RateClass | None]]] = {
     Audience.DEVICE: _DEVICE_RATES,
     Audience.DEVICE_LAPSED: _DEVICE_RATES,
     Audience.USER: frozenset({RateClass.USER}),
+    Audience.SCIM: frozenset({RateClass.SCIM}),
     Audience.INTERNAL: frozenset({None}),
 }

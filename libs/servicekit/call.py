@@ -82,6 +82,8 @@ HEADERS: Final = (
     H_TOKEN_EXPIRES, H_AUTHENTICATED, H_REQUEST_ID, H_TIMEOUT, H_SOURCE, H_TRACEPARENT,
 )  # fmt: skip
 """What the gateway says of a call, and the trace that it is part of."""
+TOKEN_HEADERS: Final = (H_OWNER, H_TOKEN_NAME, H_TOKEN_WHO, H_SCOPES)
+"""What it says beside that of a call with an API token."""
 
 
 class CallerKind(Enum):
@@ -90,6 +92,7 @@ class CallerKind(Enum):
     ANONYMOUS = "anonymous"
     USER = "user"
     DEVICE = "device"
+    SCIM = "scim"
     SERVICE = "service"
 
 
@@ -120,7 +123,8 @@ class Caller:
     before does not say so: then it is when that was made."""
     token: TokenOfCaller | None = None
     """With an API token the caller is who made it: a user or a service account, with the role and
-    the tenant of the token. `None` for somebody who is logged in."""
+    the tenant of the token; or a SCIM source, which has no role. `None` for somebody who is logged
+    in."""
 
     @property
     def name(self) -> str:
@@ -132,6 +136,8 @@ class Caller:
         return f"{self.kind.value}:{self.id}" if self.id else self.kind.value
 
 
+_TOKEN_KINDS: Final = {"token": CallerKind.USER, "scim": CallerKind.SCIM}
+"""Who calls with an API token, by the token's kind."""
 ANONYMOUS: Final = Caller(CallerKind.ANONYMOUS)
 SYSTEM: Final = Caller(CallerKind.SERVICE)
 
@@ -228,12 +234,12 @@ def caller_from_headers(headers: Mapping[str, str]) -> Caller:
                 issued_at=issued,
                 expires_at=expires,
             )
-        if kind == "token":
+        if kind in _TOKEN_KINDS:
             return Caller(
-                CallerKind.USER,
+                _TOKEN_KINDS[kind],
                 id=_uuid(headers[H_OWNER]),
                 tenant_id=tenant,
-                role=Role(headers[H_ROLE]),
+                role=Role(headers[H_ROLE]) if kind == "token" else None,
                 email=unquote(headers[H_TOKEN_WHO]),
                 session_id=subject,
                 issued_at=issued,

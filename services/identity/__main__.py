@@ -63,6 +63,10 @@ from services.identity.mail.smtp import Smtp
 from services.identity.pages.base import Surroundings
 from services.identity.pages.browsers import Browsers
 from services.identity.password_resets.service import PasswordResets
+from services.identity.scim.api import ScimSourceApi
+from services.identity.scim.provisioning import Provisioning
+from services.identity.scim.service import ScimSources
+from services.identity.scim.settling import Settling
 from services.identity.second_factor.api import SecondFactorApi
 from services.identity.second_factor.challenges import Challenges
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
@@ -316,6 +320,9 @@ async def build(kit: Kit) -> Parts:
     )
     policies = SignInPolicies(kit.database, kit.outbox, kit.tenants, factors, kit.clock)
     sso = _single_sign_on(kit, settings, accounts)
+    base = (kit.database, kit.outbox, kit.tenants, accounts, Settling(kit.outbox, accounts))
+    provisioning = Provisioning(*base, kit.clock)
+    scim_sources = ScimSources(*base, kit.clock)
     sessions = Sessions(
         kit.database,
         kit.outbox,
@@ -357,7 +364,7 @@ async def build(kit: Kit) -> Parts:
             console=bool(settings.console_url),
             password_min=settings.password_min,
         )
-        return identity_app(chain, kit.channel, signer, around)
+        return identity_app(chain, kit.channel, signer, around, provisioning)
 
     lane = kit.database.system_lane("the feed tells of all tenants")
     changes = Changes(lane, *CHANGING, *TOKENS_CHANGING)
@@ -383,6 +390,10 @@ async def build(kit: Kit) -> Parts:
             ),
             partial(rpc.add_DirectoryServiceServicer_to_server, directories.api),
             partial(rpc.add_SsoProviderServiceServicer_to_server, sso.api),
+            partial(
+                rpc.add_ScimSourceServiceServicer_to_server,
+                ScimSourceApi(scim_sources, settings.public_url),
+            ),
             partial(
                 rpc.add_EmailDomainServiceServicer_to_server,
                 EmailDomainApi(EmailDomains(kit.database, kit.outbox, kit.tenants, kit.clock)),
@@ -420,6 +431,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.DirectoryService",
             "evergreen.v1.EmailDomainService",
             "evergreen.v1.SsoProviderService",
+            "evergreen.v1.ScimSourceService",
             "evergreen.v1.ApiTokenService",
             "evergreen.v1.ServiceAccountService",
             "evergreen.v1.TokenKeyService",
@@ -434,6 +446,7 @@ async def build(kit: Kit) -> Parts:
             _regularly("old links for passwords stay", 600, resets.forget_old),
             _regularly("ended mails stay", 60, partial(tidy, kit.database, kit.clock)),
             *mail.tasks,
+            _regularly("accounts of SCIM sources wait", 15, scim_sources.go_on),
             _regularly("used states of single sign-on stay", 600, sso.providers.forget_used),
             unknown.run,
             _regularly("ends of API tokens not told", 600, api_tokens.tell_of_ends),

@@ -21,6 +21,8 @@ from services.identity.pages.base import Surroundings
 from services.identity.pages.console import add_console_routes
 from services.identity.pages.http import add_pages
 from services.identity.portal import Readiness, portal_app
+from services.identity.scim.http import add_scim
+from services.identity.scim.provisioning import Provisioning
 from services.identity.token_keys.tokens import TokenSigner
 
 _SESSION: Final = "/evergreen.v1.AuthService/GetSession"
@@ -32,11 +34,13 @@ def identity_app(
     channel: Callable[[str], grpc.aio.Channel],
     signer: TokenSigner,
     around: Surroundings,
+    provisioning: Provisioning,
 ) -> FastAPI:
-    """The portal, the pages, and the token keys where the gateway itself fetches them."""
+    """The portal, the pages, SCIM, and the token keys where the gateway itself fetches them."""
     app = portal_app(readiness(channel))
     add_pages(app, around)
     add_console_routes(app, around.browsers)
+    add_scim(app, chain, provisioning, around.public_url)
 
     @app.api_route("/api/version", methods=["GET", "HEAD"])
     async def version(request: Request) -> JSONResponse:

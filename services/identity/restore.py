@@ -24,6 +24,7 @@ from contract.events.identity import (
 )
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
+from services.identity.scim.restored import KnownScim, bring_scim
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
 from services.identity.second_factor.restored import KnownFactors, bring_factors
 from services.identity.sources.restored import KnownSources, close_sources
@@ -90,6 +91,7 @@ class Known:
     deleted_service_accounts: set[UUID] = field(default_factory=set)
     factors: KnownFactors = field(default_factory=KnownFactors)
     sources: KnownSources = field(default_factory=KnownSources)
+    scim: KnownScim = field(default_factory=KnownScim)
 
     def user(self, user_id: UUID, user: KnownUser) -> None:
         """Takes what is known of a user; the newest counts, and what it does not say stays."""
@@ -145,6 +147,7 @@ class Known:
                 self.user(row["id"], KnownUser(now, status="disabled"))
         await self.factors.read(connection)
         await self.sources.read(connection)
+        await self.scim.read(connection)
         if await _has_credentials(connection):
             credentials = await connection.fetch(
                 "SELECT id FROM identity.event_credential WHERE revoked_at IS NOT NULL"
@@ -166,6 +169,7 @@ class Known:
         after = entry.after
         self.factors.learn(entry)
         self.sources.learn(entry)
+        self.scim.learn(entry)
         if entry.kind == "users" and "status" in after:
             role, status = Role(after["role"]).value, str(after["status"])
             # A deleted user who is in the backup comes back, and stays out.
@@ -227,6 +231,7 @@ async def repair(connection: Connection, known: Known) -> Repaired:
         await _bring_origins(connection, known)
     await bring_factors(connection, known.factors)
     await close_sources(connection, known.sources)
+    await bring_scim(connection, known.scim)
     # An older archive has no such table.
     if await _has_credentials(connection):
         await connection.execute(

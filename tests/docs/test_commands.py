@@ -30,6 +30,7 @@ RUN_BY: Final = {
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
     ("docs/reports.md", "make-run"): "tests/docs/test_make_run.py::test_reports",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
+    ("docs/scim.md", "make-run"): "tests/docs/test_make_run.py::test_scim",
     ("docs/second-factor.md", "make-run"): "tests/docs/test_make_run.py::test_second_factors",
     ("docs/simulator.md", "make-run"): "tests/docs/test_make_run.py::test_the_simulator",
     ("docs/troubleshooting.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",

@@ -190,6 +190,34 @@ def test_api_tokens(reader: Reader, stack: Stack) -> None:
     assert "rotated" not in said  # the overlap is not over
 
 
+def test_scim(reader: Reader, stack: Stack) -> None:
+    """Sources for Entra and for Okta, with tokens that open them until they are revoked."""
+
+    def scim(token: str) -> httpx.Client:
+        client = stack.client((reader.directory / token).read_text().strip())
+        client.headers["content-type"] = "application/scim+json"
+        return client
+
+    with Commands("docs/scim.md", "make-run") as commands:
+        made, asked, looked = commands.take("Example: Microsoft Entra")
+        assert f"{stack.url}/scim/v2 (base URL)" in reader.run([made])
+        assert reader.run([*day()[:1], asked]).strip() == "0"
+        with scim("entra.token") as entra:
+            user = entra.post("/scim/v2/Users", json={"userName": "anna@linden.example"}).json()
+            assert "NO_ROLE" in reader.run([looked])
+            group = {"displayName": "eg-staff", "members": [{"value": user["id"]}]}
+            assert entra.post("/scim/v2/Groups", json=group).status_code == 201
+        assert "NO_ROLE" not in reader.run([looked])
+        reader.run(commands.take("Example: Okta"))
+        rotated, revoked = commands.take("Tokens")
+        assert "entra" in reader.run([rotated])
+        assert "revoked" in reader.run([revoked])
+        with scim("okta.token") as okta:
+            until(lambda: okta.get("/scim/v2/Users").status_code == 401, PATIENCE, "it still opens")
+        assert "Nobody is held." in reader.run(commands.take("Who has an account"))
+        assert "Okta is deleted" in reader.run(commands.take("After a restore"))
+
+
 def test_second_factors(reader: Reader, root: httpx.Client, stack: Stack) -> None:
     """A person makes recovery codes, an Owner asks for second factors, and resets one."""
     ann = {"email": "ann@school.example", "password": "a password for tests"}

@@ -75,6 +75,7 @@ _ABOUT_CONTENT = re.compile(
             "(name|role): give what to change: .*",
             # Scopes follow from the access table.
             "scopes: .*",
+            "(role|orgId|serviceAccountId): must not be given with scimSourceId",
             "from: must be given",
             # How long the tree over the audit log is, and how its tiles are named.
             r"from: must be at most \d+",

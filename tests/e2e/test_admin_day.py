@@ -529,6 +529,11 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateSsoProvider",
         "DeleteSsoProvider",
         "TestSsoProvider",
+        # tests/services/identity/scim
+        "CreateScimSource",
+        "UpdateScimSource",
+        "DeleteScimSource",
+        "ConfirmScimSource",
         "CreateEmailDomain",
         "UpdateEmailDomain",
         "DeleteEmailDomain",

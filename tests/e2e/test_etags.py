@@ -62,6 +62,7 @@ _OF_NO_RESOURCE = {
     "SyncDirectory",
     "TestDirectory",
     "TestSsoProvider",
+    "ConfirmScimSource",
 }
 """They change nothing that the API shows with an etag."""
 
@@ -245,6 +246,11 @@ def _provider(org: Org) -> Made:
     return Made(made["id"], made, f"/api/sso-providers/{made['id']}")
 
 
+def _scim_source(org: Org) -> Made:
+    made = ok(org.root.post("/api/scim-sources", json={"orgId": org.id, "name": "SCIM"}))
+    return Made(made["id"], made, f"/api/scim-sources/{made['id']}")
+
+
 def _domain(org: Org) -> Made:
     name = f"{uuid4().hex[:12]}.example"
     made = ok(org.root.post("/api/email-domains", json={"domain": name, "orgId": org.id}))
@@ -293,11 +299,19 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "DeleteDirectory": (_directory, {}),
     "UpdateSsoProvider": (_provider, {"name": "Other"}),
     "DeleteSsoProvider": (_provider, {}),
+    "UpdateScimSource": (_scim_source, {"name": "Other"}),
+    "DeleteScimSource": (_scim_source, {}),
     "UpdateEmailDomain": (_domain_to_point, {"sourceId": "one of the organisation's"}),
     "DeleteEmailDomain": (_domain, {}),
 }
 """What each call changes, and its body."""
-_KEEP_IT = {"AllowReenrollment", "DeleteDirectory", "DeleteEmailDomain", "DeleteSsoProvider"}
+_KEEP_IT = {
+    "AllowReenrollment",
+    "DeleteDirectory",
+    "DeleteEmailDomain",
+    "DeleteScimSource",
+    "DeleteSsoProvider",
+}
 """They answer the resource as it was."""
 _STEPS_OF_A_LIFE = {
     "ArchiveTenant",
@@ -471,6 +485,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         _provider,
         "PATCH",
         "/api/sso-providers/{id}",
+        {"name": "Same"},
+    ),
+    "identity.scim_source_updated": (
+        _scim_source,
+        "PATCH",
+        "/api/scim-sources/{id}",
         {"name": "Same"},
     ),
     "identity.directory_updated": (

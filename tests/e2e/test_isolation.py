@@ -42,6 +42,7 @@ class Victim:
     provider: dict[str, Any]
     report: str
     schedule: str
+    scim_source: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         ok(org.owner.post("/api/report-schedules", json={"kind": "access-review", "every": "day"}))[
             "id"
         ],
+        ok(org.owner.post("/api/scim-sources", json={"name": "SCIM"})),
     )
 
 
@@ -229,6 +231,13 @@ _NAMED: dict[str, Case] = {
     "SsoProviderService/UpdateSsoProvider": _by_id(lambda v: v.provider["id"], name="x"),
     "SsoProviderService/DeleteSsoProvider": _by_id(lambda v: v.provider["id"]),
     "SsoProviderService/TestSsoProvider": _by_id(lambda v: v.provider["id"]),
+    "ScimSourceService/ListScimSources": _list,
+    "ScimSourceService/GetScimSource": _by_id(lambda v: v.scim_source["id"]),
+    "ScimSourceService/CreateScimSource": _in_org(name="x"),
+    "ScimSourceService/UpdateScimSource": _by_id(lambda v: v.scim_source["id"], name="x"),
+    "ScimSourceService/DeleteScimSource": _by_id(lambda v: v.scim_source["id"]),
+    "ScimSourceService/ConfirmScimSource": _by_id(lambda v: v.scim_source["id"], users=1),
+    "ScimSourceService/ListScimPeople": _by_id(lambda v: v.scim_source["id"]),
     "EmailDomainService/ListEmailDomains": _list,
     "EmailDomainService/CreateEmailDomain": _in_org(domain="stranger.example"),
     "EmailDomainService/UpdateEmailDomain": lambda v, _: {"domain": v.domain, "json": {}},

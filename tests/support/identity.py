@@ -49,6 +49,7 @@ class Identity:
     domains: rpc.EmailDomainServiceAsyncStub
     providers: rpc.SsoProviderServiceAsyncStub
     mail: rpc.MailServiceAsyncStub
+    scim: rpc.ScimSourceServiceAsyncStub
     internal: rpc.IdentityInternalServiceAsyncStub
     internal_listen: str
     http_socket: str
@@ -113,7 +114,7 @@ def as_token(token: str) -> callers.Metadata:
     """The metadata that the gateway would make of an API token."""
     found = claims(token.removeprefix("evt_"))
     return (
-        *((header, str(found[claim])) for claim, header in TOKEN_CLAIMS.items()),
+        *((header, str(found[c])) for c, header in TOKEN_CLAIMS.items() if c in found),
         ("x-request-id", str(uuid4())),
         ("x-envoy-external-address", "192.0.2.44"),
     )
@@ -166,6 +167,7 @@ async def running(
             rpc.EmailDomainServiceStub(public),
             rpc.SsoProviderServiceStub(public),
             rpc.MailServiceStub(public),
+            rpc.ScimSourceServiceStub(public),
             rpc.IdentityInternalServiceStub(internal),
             kit.settings.internal_listen,
             kit.settings.http_listen.removeprefix("unix:"),

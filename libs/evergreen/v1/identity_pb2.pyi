@@ -2836,6 +2836,7 @@ class ListApiTokensRequest(_message.Message):
     SHOW_ENDED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SCIM_SOURCE_ID_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only tokens of this tenant and of those below it; of the caller's whole
     subtree when not given.
@@ -2850,6 +2851,8 @@ class ListApiTokensRequest(_message.Message):
     """The most tokens to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    scim_source_id: _builtins.str
+    """Only tokens of this SCIM source."""
     def __init__(
         self,
         *,
@@ -2859,10 +2862,11 @@ class ListApiTokensRequest(_message.Message):
         show_ended: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        scim_source_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mine", b"mine", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "service_account_id", b"service_account_id", "show_ended", b"show_ended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mine", b"mine", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "scim_source_id", b"scim_source_id", "service_account_id", b"service_account_id", "show_ended", b"show_ended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2942,6 +2946,7 @@ class ApiToken(_message.Message):
     LAST_USED_FROM_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    SCIM_SOURCE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The token's id."""
     name: _builtins.str
@@ -2949,10 +2954,10 @@ class ApiToken(_message.Message):
     tenant_id: _builtins.str
     """The tenant in which it may be used, with all tenants below."""
     role: _builtins.str
-    """`Owner`, `Admin` or `Auditor`."""
+    """`Owner`, `Admin` or `Auditor`; empty for the token of a SCIM source."""
     held_by: _builtins.str
     """Whom it acts for: the e-mail address of a user, or the name of a service
-    account.
+    account or of a SCIM source.
     """
     user_id: _builtins.str
     """The user that it acts for; empty for a service account's."""
@@ -2976,9 +2981,13 @@ class ApiToken(_message.Message):
     """Changes with every change of the token but its use; give it back, or the header `ETag` as
     `If-Match`, to refuse a lost update.
     """
+    scim_source_id: _builtins.str
+    """The SCIM source that it is for; empty for another token."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What it may do: `<area>:read`, or `<area>:write`, which reads as well."""
+        """What it may do: `<area>:read`, or `<area>:write`, which reads as well; `scim`
+        for the token of a SCIM source.
+        """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -3017,10 +3026,11 @@ class ApiToken(_message.Message):
         last_used_from: _builtins.str = ...,
         token: _builtins.str | None = ...,
         etag: _builtins.str = ...,
+        scim_source_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "created_at", b"created_at", "ends_at", b"ends_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "created_at", b"created_at", "created_by", b"created_by", "ends_at", b"ends_at", "etag", b"etag", "expires_at", b"expires_at", "held_by", b"held_by", "id", b"id", "last_used_at", b"last_used_at", "last_used_from", b"last_used_from", "name", b"name", "replaced_by", b"replaced_by", "role", b"role", "scopes", b"scopes", "service_account_id", b"service_account_id", "status", b"status", "tenant_id", b"tenant_id", "token", b"token", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "created_at", b"created_at", "created_by", b"created_by", "ends_at", b"ends_at", "etag", b"etag", "expires_at", b"expires_at", "held_by", b"held_by", "id", b"id", "last_used_at", b"last_used_at", "last_used_from", b"last_used_from", "name", b"name", "replaced_by", b"replaced_by", "role", b"role", "scim_source_id", b"scim_source_id", "scopes", b"scopes", "service_account_id", b"service_account_id", "status", b"status", "tenant_id", b"tenant_id", "token", b"token", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
     _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
@@ -3040,6 +3050,7 @@ class CreateApiTokenRequest(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     SERVICE_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SCIM_SOURCE_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people to read, which no other working token of its holder has."""
     role: _builtins.str
@@ -3052,9 +3063,15 @@ class CreateApiTokenRequest(_message.Message):
     """
     service_account_id: _builtins.str
     """The service account that it acts for; the caller when not given."""
+    scim_source_id: _builtins.str
+    """The SCIM source that it is for: then it opens `/scim/v2` of that source, and
+    nothing else. For Owners.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What it may do: `<area>:read`, or `<area>:write`, which reads as well."""
+        """What it may do: `<area>:read`, or `<area>:write`, which reads as well. None
+        for the token of a SCIM source.
+        """
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
@@ -3069,10 +3086,11 @@ class CreateApiTokenRequest(_message.Message):
         org_id: _builtins.str = ...,
         service_account_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        scim_source_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "org_id", b"org_id", "role", b"role", "scopes", b"scopes", "service_account_id", b"service_account_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "name", b"name", "org_id", b"org_id", "role", b"role", "scim_source_id", b"scim_source_id", "scopes", b"scopes", "service_account_id", b"service_account_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3476,6 +3494,424 @@ class LoginMethod(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoginMethod: _TypeAlias = LoginMethod  # noqa: Y015
+
+@_typing.final
+class ListScimSourcesRequest(_message.Message):
+    """Which SCIM sources to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only sources of this tenant and of those below it; of the caller's whole
+    subtree when not given.
+    """
+    page_size: _builtins.int
+    """The most sources to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScimSourcesRequest: _TypeAlias = ListScimSourcesRequest  # noqa: Y015
+
+@_typing.final
+class ListScimSourcesResponse(_message.Message):
+    """SCIM sources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty at the end."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScimSource]:
+        """The sources, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        sources: _abc.Iterable[Global___ScimSource] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScimSourcesResponse: _TypeAlias = ListScimSourcesResponse  # noqa: Y015
+
+@_typing.final
+class GetScimSourceRequest(_message.Message):
+    """Which SCIM source to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScimSourceRequest: _TypeAlias = GetScimSourceRequest  # noqa: Y015
+
+@_typing.final
+class ScimSource(_message.Message):
+    """A source that sends people and groups by SCIM 2.0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PEOPLE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    tenant_id: _builtins.str
+    """The tenant that it belongs to."""
+    name: _builtins.str
+    """A name for people to read."""
+    enabled: _builtins.bool
+    """Whether it may send anything. Without, its users stay as they are."""
+    people: _builtins.int
+    """How many people it has sent."""
+    groups: _builtins.int
+    """How many groups it has sent."""
+    users: _builtins.int
+    """How many users come from it."""
+    held: _builtins.int
+    """From how many users it would take access, who are held for an Owner's word."""
+    base_url: _builtins.str
+    """Where the identity provider sends to."""
+    etag: _builtins.str
+    """Changes with every change of the source; give it back, or the header `ETag` as
+    `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappedRole]:
+        """What its groups may do, by their display names or external ids; `*` is
+        everybody. The first row whose group a person is in decides the tenant, the
+        highest role among that tenant's rows the role. Without a row there is no
+        account.
+        """
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        role_mappings: _abc.Iterable[Global___MappedRole] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        people: _builtins.int = ...,
+        groups: _builtins.int = ...,
+        users: _builtins.int = ...,
+        held: _builtins.int = ...,
+        base_url: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "created_at", b"created_at", "enabled", b"enabled", "etag", b"etag", "groups", b"groups", "held", b"held", "id", b"id", "name", b"name", "people", b"people", "role_mappings", b"role_mappings", "tenant_id", b"tenant_id", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScimSource: _TypeAlias = ScimSource  # noqa: Y015
+
+@_typing.final
+class CreateScimSourceRequest(_message.Message):
+    """A new SCIM source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant that it belongs to; the caller's own when not given."""
+    name: _builtins.str
+    """A name for people to read."""
+    disabled: _builtins.bool
+    """Whether it may not send anything yet."""
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do, by their display names or external ids."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+        disabled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "name", b"name", "org_id", b"org_id", "role_mappings", b"role_mappings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateScimSourceRequest: _TypeAlias = CreateScimSourceRequest  # noqa: Y015
+
+@_typing.final
+class UpdateScimSourceRequest(_message.Message):
+    """A changed SCIM source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    name: _builtins.str
+    """A name for people to read."""
+    enabled: _builtins.bool
+    """Whether it may send anything."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleMapping]:
+        """What its groups may do; as it is when no row is given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        enabled: _builtins.bool | None = ...,
+        role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_name", b"_name", "enabled", b"enabled", "etag", b"etag", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_name", b"_name", "enabled", b"enabled", "etag", b"etag", "id", b"id", "name", b"name", "role_mappings", b"role_mappings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___UpdateScimSourceRequest: _TypeAlias = UpdateScimSourceRequest  # noqa: Y015
+
+@_typing.final
+class DeleteScimSourceRequest(_message.Message):
+    """Which SCIM source to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeleteScimSourceRequest: _TypeAlias = DeleteScimSourceRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmScimSourceRequest(_message.Message):
+    """Which SCIM source may take access from those who were held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    users: _builtins.int
+    """From how many users at most, as `held` says."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        users: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmScimSourceRequest: _TypeAlias = ConfirmScimSourceRequest  # noqa: Y015
+
+@_typing.final
+class ListScimPeopleRequest(_message.Message):
+    """Whose people to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    page_size: _builtins.int
+    """The most people to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScimPeopleRequest: _TypeAlias = ListScimPeopleRequest  # noqa: Y015
+
+@_typing.final
+class ListScimPeopleResponse(_message.Message):
+    """People of a SCIM source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEOPLE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty at the end."""
+    @_builtins.property
+    def people(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScimPerson]:
+        """The people, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        people: _abc.Iterable[Global___ScimPerson] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "people", b"people"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScimPeopleResponse: _TypeAlias = ListScimPeopleResponse  # noqa: Y015
+
+@_typing.final
+class ScimPerson(_message.Message):
+    """A person as a SCIM source says it, and the account that came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    USER_NAME_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The person's id in SCIM."""
+    user_name: _builtins.str
+    """What the source calls the person."""
+    email: _builtins.str
+    """What the account's e-mail address is to be; empty when there is none."""
+    active: _builtins.bool
+    """Whether the source says that the person may come in."""
+    external_id: _builtins.str
+    """The id in the source."""
+    user_id: _builtins.str
+    """The account; empty when there is none."""
+    problem: _builtins.str
+    """Why the person has no account that can be used: `NO_ROLE`, `INACTIVE`,
+    `EMAIL`, `EMAIL_DOMAIN`, `OTHER_ACCOUNT`, or `DISABLED` by an administrator.
+    `HELD`: the account loses access when an Owner confirms it.
+    """
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The display names of the groups that the person is in."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        user_name: _builtins.str = ...,
+        email: _builtins.str = ...,
+        active: _builtins.bool = ...,
+        external_id: _builtins.str = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        user_id: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "email", b"email", "external_id", b"external_id", "groups", b"groups", "id", b"id", "problem", b"problem", "user_id", b"user_id", "user_name", b"user_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScimPerson: _TypeAlias = ScimPerson  # noqa: Y015
 
 @_typing.final
 class ListSsoProvidersRequest(_message.Message):

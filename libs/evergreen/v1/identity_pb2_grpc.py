@@ -3777,6 +3777,353 @@ class MailService:
             _registered_method=True)
 
 
+class ScimSourceServiceStub:
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListScimSources = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/ListScimSources',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListScimSourcesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListScimSourcesResponse.FromString,
+                _registered_method=True)
+        self.GetScimSource = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/GetScimSource',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.GetScimSourceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
+        self.CreateScimSource = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/CreateScimSource',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.CreateScimSourceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
+        self.UpdateScimSource = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/UpdateScimSource',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UpdateScimSourceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
+        self.DeleteScimSource = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/DeleteScimSource',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.DeleteScimSourceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
+        self.ConfirmScimSource = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/ConfirmScimSource',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
+        self.ListScimPeople = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/ListScimPeople',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.ListScimPeopleRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ListScimPeopleResponse.FromString,
+                _registered_method=True)
+
+
+class ScimSourceServiceServicer:
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    def ListScimSources(self, request, context):
+        """Lists the SCIM sources of the caller's subtree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScimSource(self, request, context):
+        """Returns one SCIM source.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateScimSource(self, request, context):
+        """Adds a SCIM source. Nobody can send anything before it has a token
+        (CreateApiToken with `scimSourceId`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateScimSource(self, request, context):
+        """Changes a SCIM source. Fields that are not given stay. Other role mappings
+        take and give at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteScimSource(self, request, context):
+        """Deletes a SCIM source with its tokens. Its users are deactivated; an Owner may
+        invite them as users with a password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmScimSource(self, request, context):
+        """Lets a SCIM source take access from those who were held: when it would take it
+        from many within a day, they wait for an Owner's word.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListScimPeople(self, request, context):
+        """Lists the people of a SCIM source, with their accounts, or why they have none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ScimSourceServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListScimSources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScimSources,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListScimSourcesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListScimSourcesResponse.SerializeToString,
+            ),
+            'GetScimSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScimSource,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.GetScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'CreateScimSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateScimSource,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.CreateScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'UpdateScimSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateScimSource,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UpdateScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'DeleteScimSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteScimSource,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.DeleteScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'ConfirmScimSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmScimSource,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'ListScimPeople': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScimPeople,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.ListScimPeopleRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ListScimPeopleResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.ScimSourceService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.ScimSourceService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ScimSourceService:
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    @staticmethod
+    def ListScimSources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/ListScimSources',
+            evergreen_dot_v1_dot_identity__pb2.ListScimSourcesRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListScimSourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScimSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/GetScimSource',
+            evergreen_dot_v1_dot_identity__pb2.GetScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateScimSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/CreateScimSource',
+            evergreen_dot_v1_dot_identity__pb2.CreateScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateScimSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/UpdateScimSource',
+            evergreen_dot_v1_dot_identity__pb2.UpdateScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteScimSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/DeleteScimSource',
+            evergreen_dot_v1_dot_identity__pb2.DeleteScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmScimSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/ConfirmScimSource',
+            evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScimPeople(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/ListScimPeople',
+            evergreen_dot_v1_dot_identity__pb2.ListScimPeopleRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ListScimPeopleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TokenKeyServiceStub:
     """The public keys that verify session, device and API tokens.
     """

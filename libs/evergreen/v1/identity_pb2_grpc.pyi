@@ -1451,6 +1451,139 @@ class MailServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_MailServiceServicer_to_server(servicer: MailServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class ScimSourceServiceStub:
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ScimSourceServiceAsyncStub: ...
+    ListScimSources: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListScimSourcesRequest, _identity_pb2.ListScimSourcesResponse]
+    """Lists the SCIM sources of the caller's subtree."""
+    GetScimSource: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetScimSourceRequest, _identity_pb2.ScimSource]
+    """Returns one SCIM source."""
+    CreateScimSource: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateScimSourceRequest, _identity_pb2.ScimSource]
+    """Adds a SCIM source. Nobody can send anything before it has a token
+    (CreateApiToken with `scimSourceId`).
+    """
+    UpdateScimSource: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateScimSourceRequest, _identity_pb2.ScimSource]
+    """Changes a SCIM source. Fields that are not given stay. Other role mappings
+    take and give at once.
+    """
+    DeleteScimSource: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteScimSourceRequest, _identity_pb2.ScimSource]
+    """Deletes a SCIM source with its tokens. Its users are deactivated; an Owner may
+    invite them as users with a password.
+    """
+    ConfirmScimSource: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ConfirmScimSourceRequest, _identity_pb2.ScimSource]
+    """Lets a SCIM source take access from those who were held: when it would take it
+    from many within a day, they wait for an Owner's word.
+    """
+    ListScimPeople: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]
+    """Lists the people of a SCIM source, with their accounts, or why they have none."""
+
+@_typing.type_check_only
+class ScimSourceServiceAsyncStub(ScimSourceServiceStub):
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListScimSources: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListScimSourcesRequest, _identity_pb2.ListScimSourcesResponse]  # type: ignore[assignment]
+    """Lists the SCIM sources of the caller's subtree."""
+    GetScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Returns one SCIM source."""
+    CreateScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Adds a SCIM source. Nobody can send anything before it has a token
+    (CreateApiToken with `scimSourceId`).
+    """
+    UpdateScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Changes a SCIM source. Fields that are not given stay. Other role mappings
+    take and give at once.
+    """
+    DeleteScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Deletes a SCIM source with its tokens. Its users are deactivated; an Owner may
+    invite them as users with a password.
+    """
+    ConfirmScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.ConfirmScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Lets a SCIM source take access from those who were held: when it would take it
+    from many within a day, they wait for an Owner's word.
+    """
+    ListScimPeople: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]  # type: ignore[assignment]
+    """Lists the people of a SCIM source, with their accounts, or why they have none."""
+
+class ScimSourceServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Sources that send people and groups by SCIM 2.0 to `/scim/v2` (RFC 7644). Their
+    tokens are API tokens with a `scimSourceId`.
+    """
+
+    @_abc_1.abstractmethod
+    def ListScimSources(
+        self,
+        request: _identity_pb2.ListScimSourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListScimSourcesResponse, _abc.Awaitable[_identity_pb2.ListScimSourcesResponse]]:
+        """Lists the SCIM sources of the caller's subtree."""
+
+    @_abc_1.abstractmethod
+    def GetScimSource(
+        self,
+        request: _identity_pb2.GetScimSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Returns one SCIM source."""
+
+    @_abc_1.abstractmethod
+    def CreateScimSource(
+        self,
+        request: _identity_pb2.CreateScimSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Adds a SCIM source. Nobody can send anything before it has a token
+        (CreateApiToken with `scimSourceId`).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateScimSource(
+        self,
+        request: _identity_pb2.UpdateScimSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Changes a SCIM source. Fields that are not given stay. Other role mappings
+        take and give at once.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteScimSource(
+        self,
+        request: _identity_pb2.DeleteScimSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Deletes a SCIM source with its tokens. Its users are deactivated; an Owner may
+        invite them as users with a password.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmScimSource(
+        self,
+        request: _identity_pb2.ConfirmScimSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Lets a SCIM source take access from those who were held: when it would take it
+        from many within a day, they wait for an Owner's word.
+        """
+
+    @_abc_1.abstractmethod
+    def ListScimPeople(
+        self,
+        request: _identity_pb2.ListScimPeopleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListScimPeopleResponse, _abc.Awaitable[_identity_pb2.ListScimPeopleResponse]]:
+        """Lists the people of a SCIM source, with their accounts, or why they have none."""
+
+def add_ScimSourceServiceServicer_to_server(servicer: ScimSourceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class TokenKeyServiceStub:
     """The public keys that verify session, device and API tokens."""
 

@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
-from contract.access import ACCESS, Audience, Rule
+from contract.access import ACCESS, NATIVE, Audience, Rule
 from contract.rows import write_scope
 from servicekit.admission.fair import Shares
 from servicekit.call import (
@@ -71,6 +71,7 @@ _CLOCK_SKEW = timedelta(seconds=30)
 FRESH_FOR: Final = timedelta(minutes=15)
 """How long after a login a user may do what needs a fresh one."""
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
+_LOGGED = frozenset({Audience.USER, Audience.SCIM})
 
 
 class CallChain:
@@ -119,7 +120,7 @@ class CallChain:
             raise _busy()
         if time_remaining is not None and time_remaining <= RETURN_SECONDS:
             raise too_late()
-        rule = ACCESS.get(rpc)
+        rule = ACCESS.get(rpc) or NATIVE.get(rpc)
         if rule is None or (rule.audience is Audience.INTERNAL) is not internal_listener:
             raise permission_denied("NOT_ALLOWED", "this call is not available here")
         call = call_from_headers(rpc, headers, self._caller(rule, headers))
@@ -140,16 +141,9 @@ class CallChain:
             return _service(rule, headers.get(H_SERVICE, ""))
         caller = caller_from_headers(headers)
         if rule.audience in _DEVICE_AUDIENCES:
-            if caller.kind is not CallerKind.DEVICE:
-                raise unauthenticated("NO_DEVICE_TOKEN", "a device token is needed")
-            if self._devices is None:
-                raise permission_denied("NOT_ALLOWED", "devices do not call this service")
-            if rule.audience is Audience.DEVICE:
-                self._refuse_lapsed(caller)
-            self._devices.check(caller)
-            if self._tenants is not None:
-                self._tenants.check_device(caller)
-            return caller
+            return self._device(rule, caller)
+        if rule.audience is Audience.SCIM:
+            return self._scim_source(caller, headers)
         if caller.kind is not CallerKind.USER:
             raise unauthenticated("NO_USER_TOKEN", "log in first")
         if self._tenants is not None:
@@ -161,6 +155,25 @@ class CallChain:
             raise permission_denied(ROLE_MAY_NOT, f"the role {role} may not do this")
         if rule.fresh and caller.token is None:
             self._check_fresh(caller)
+        return caller
+
+    def _device(self, rule: Rule, caller: Caller) -> Caller:
+        if caller.kind is not CallerKind.DEVICE:
+            raise unauthenticated("NO_DEVICE_TOKEN", "a device token is needed")
+        if self._devices is None:
+            raise permission_denied("NOT_ALLOWED", "devices do not call this service")
+        if rule.audience is Audience.DEVICE:
+            self._refuse_lapsed(caller)
+        self._devices.check(caller)
+        if self._tenants is not None:
+            self._tenants.check_device(caller)
+        return caller
+
+    def _scim_source(self, caller: Caller, headers: Mapping[str, str]) -> Caller:
+        if caller.kind is not CallerKind.SCIM:
+            raise unauthenticated("NO_SCIM_TOKEN", "the token of a SCIM source is needed")
+        if self._tenants is not None:
+            self._tenants.check_session(caller, headers.get(H_SOURCE, ""))
         return caller
 
     def _check_fresh(self, user: Caller) -> None:
@@ -310,8 +323,8 @@ def _fail(rpc: str, started: float, error: Exception) -> NoReturn:
 def _note(rpc: str, code: str, started: float) -> None:
     seconds = time.perf_counter() - started
     CALLS.note(rpc, code, seconds)
-    rule = ACCESS.get(rpc)
-    if rule is not None and rule.writes and rule.audience is Audience.USER:
+    rule = ACCESS.get(rpc) or NATIVE.get(rpc)
+    if rule is not None and rule.writes and rule.audience in _LOGGED:
         log.info("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))
     elif logging.root.level <= logging.DEBUG:
         log.debug("call", rpc=rpc, code=code, ms=round(seconds * 1000, 1))

@@ -119,3 +119,16 @@ async def list_accounts(
         limit + 1,
     )
     return Page.of([_account(row) for row in rows], limit, lambda one: one.id)
+
+
+async def scim_source(
+    connection: Connection, scope: Scope, source_id: UUID
+) -> tuple[str, UUID] | None:
+    """Name and tenant of a SCIM source of the scope's tenants, locked against changes."""
+    row = await connection.fetchrow(
+        "SELECT name, tenant_id FROM identity.source WHERE id = $1 AND kind = 'scim'"
+        " AND ($2::uuid[] IS NULL OR tenant_id = ANY ($2)) FOR SHARE",
+        source_id,
+        scope.tenant_ids,
+    )
+    return (row["name"], row["tenant_id"]) if row else None

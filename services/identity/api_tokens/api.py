@@ -29,11 +29,13 @@ class ApiTokenApi(identity_pb2_grpc.ApiTokenServiceServicer):
             id=str(token.id),
             name=token.name,
             tenant_id=str(token.tenant_id),
-            role=token.role.value,
+            # One of a SCIM source has none, whatever its row says.
+            role="" if token.source_id else token.role.value,
             scopes=token.scopes,
             held_by=token.held_by,
             user_id=str(token.account_id or ""),
             service_account_id=str(token.service_account_id or ""),
+            scim_source_id=str(token.source_id or ""),
             created_at=timestamp(token.created_at),
             created_by=token.created_by,
             expires_at=timestamp(token.expires_at),
@@ -60,6 +62,7 @@ class ApiTokenApi(identity_pb2_grpc.ApiTokenServiceServicer):
             after,
             size,
             service_account_id=given_id(request.service_account_id),
+            source_id=given_id(request.scim_source_id),
             mine=request.mine,
             ended=request.show_ended,
         )
@@ -81,6 +84,7 @@ class ApiTokenApi(identity_pb2_grpc.ApiTokenServiceServicer):
             role=Role(request.role) if request.role else None,
             tenant_id=given_id(request.org_id),
             service_account_id=given_id(request.service_account_id),
+            source_id=given_id(request.scim_source_id),
             expires_at=given_time(request, "expires_at"),
         )
         return self._made(await self._tokens.create(context.call, wish))

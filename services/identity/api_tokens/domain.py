@@ -71,7 +71,8 @@ class ApiToken:
     role: Role
     scopes: tuple[str, ...]
     held_by: str
-    """The e-mail address of the user, or the name of the service account, that it acts for."""
+    """The e-mail address of the user, or the name of the service account or the SCIM source, that
+    it acts for."""
     created_at: datetime
     created_by: str
     expires_at: datetime
@@ -83,11 +84,13 @@ class ApiToken:
     replaced_by: UUID | None = None
     last_used_at: datetime | None = None
     last_used_from: str = ""
+    source_id: UUID | None = None
+    """The SCIM source that it is for."""
 
     @property
     def holder_id(self) -> UUID:
-        """The id of the user or the service account that it acts for."""
-        holder = self.account_id or self.service_account_id
+        """The id of the user, the service account or the SCIM source that it acts for."""
+        holder = self.account_id or self.service_account_id or self.source_id
         assert holder is not None
         return holder
 
@@ -116,20 +119,25 @@ class ApiToken:
             expires_at=self.expires_at,
             ends_at=self.ends_at,
             ended_because=self.ended_because,
+            source_id=self.source_id,
         )
 
     def claims(self) -> Mapping[str, str]:
         """What the token itself says (`servicekit.call.TOKEN_CLAIMS`)."""
-        who = self.held_by if self.account_id else f"service account {self.held_by}"
-        return {
+        who = f"service account {self.held_by}" if self.service_account_id else self.held_by
+        said = {
+            "knd": "token",
             "sub": str(self.id),
             "own": str(self.holder_id),
             "who": quote(who, safe="@ "),
             "nam": quote(self.name, safe=" "),
             "scp": " ".join(self.scopes),
             "tid": str(self.tenant_id),
-            "role": self.role.value,
         }
+        if self.source_id is not None:
+            # Nobody's who may call anything else, whatever reads it.
+            return said | {"knd": "scim"}
+        return said | {"role": self.role.value}
 
 
 def is_at_most(role: Role, most: Role) -> bool:
@@ -148,6 +156,10 @@ def check_role(role: Role, *most: Role | None) -> None:
             raise permission_denied(
                 "ROLE_TOO_HIGH", f"role: must be at most {one.value if one else 'your own'}"
             )
+
+
+SCIM_SCOPES: Final = ("scim",)
+"""What the token of a SCIM source may do: what its kind says, and nothing that a scope does."""
 
 
 def checked_scopes(scopes: Iterable[str], role: Role) -> tuple[str, ...]:

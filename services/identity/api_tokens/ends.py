@@ -23,6 +23,11 @@ async def end_tokens_of(connection: Connection, account_id: UUID) -> list[CloudE
     return _told(await store.end_of_account(connection, account_id))
 
 
+async def end_tokens_of_source(connection: Connection, source_id: UUID) -> list[CloudEvent]:
+    """Ends the tokens of a SCIM source; answers what tells of it."""
+    return _told(await store.end_of_source(connection, source_id))
+
+
 def _told(ended: Iterable[ApiToken]) -> list[CloudEvent]:
     return [
         CloudEvent(

@@ -28,6 +28,27 @@ class Holder:
     role: Role
     tenant_id: UUID
     is_service: bool
+    is_source: bool = False
+
+
+async def source_of(connection: Connection, scope: Scope, call: Call, source_id: UUID) -> Holder:
+    """The SCIM source that a token is for, locked.
+
+    Raises:
+        DomainError: as `holder_of`; PERMISSION_DENIED for anybody but Owners.
+    """
+    await holder_of(connection, scope, call, None)
+    if call.caller.role is not Role.OWNER:
+        raise permission_denied(
+            "ROLE_MAY_NOT", "only an Owner makes and rotates tokens of SCIM sources"
+        )
+    source = await account_store.scim_source(connection, scope, source_id)
+    if source is None:
+        raise not_found("SCIM source", source_id)
+    name, tenant_id = source
+    # The role is what the table asks for; it opens nothing.
+    name = f"SCIM source {name}"
+    return Holder(source_id, name, Role.AUDITOR, tenant_id, is_service=False, is_source=True)
 
 
 async def holder_of(

@@ -22,6 +22,7 @@ from servicekit.errors import (
     DomainError,
     already_exists,
     failed_precondition,
+    invalid_field,
     not_found,
     permission_denied,
 )
@@ -38,6 +39,7 @@ from services.identity.api_tokens.domain import (
     MOST_OF_PERSON,
     MOST_OF_TENANT,
     MOST_OVERLAP,
+    SCIM_SCOPES,
     SOON,
     ApiToken,
     check_role,
@@ -45,7 +47,7 @@ from services.identity.api_tokens.domain import (
     checked_scopes,
 )
 from services.identity.api_tokens.ends import ended_of
-from services.identity.api_tokens.holders import MANAGERS, holder_of, tenant_of
+from services.identity.api_tokens.holders import MANAGERS, holder_of, source_of, tenant_of
 from services.identity.token_keys.tokens import TokenSigner
 
 _BEGINNING: Final = datetime.fromtimestamp(0, UTC)
@@ -62,6 +64,8 @@ class Wish:
     tenant_id: UUID | None = None
     """The caller's, or the service account's, when not given."""
     service_account_id: UUID | None = None
+    source_id: UUID | None = None
+    """The SCIM source that it is for."""
     expires_at: datetime | None = None
 
 
@@ -107,6 +111,7 @@ class ApiTokens:
         limit: int,
         *,
         service_account_id: UUID | None,
+        source_id: UUID | None = None,
         mine: bool,
         ended: bool,
     ) -> Page[ApiToken, UUID]:
@@ -114,11 +119,12 @@ class ApiTokens:
 
         Args:
             service_account_id: only those of a service account.
+            source_id: only those of a SCIM source.
             mine: only the caller's own.
             ended: those that have ended, too.
         """
         scope = await self._directory.query_scope(call.caller, org_id)
-        holder_id = UUID(call.caller.id) if mine else service_account_id
+        holder_id = UUID(call.caller.id) if mine else service_account_id or source_id
         async with self._database.transaction(scope) as connection:
             return await store.list_tokens(
                 connection,
@@ -155,13 +161,17 @@ class ApiTokens:
         expires_at = checked_expiry(wish.expires_at, at)
         scope = await self._directory.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            holder = await holder_of(connection, scope, call, wish.service_account_id)
+            if wish.source_id is not None:
+                check_of_source(wish)
+                holder = await source_of(connection, scope, call, wish.source_id)
+            else:
+                holder = await holder_of(connection, scope, call, wish.service_account_id)
             role = wish.role or min(
                 (holder.role, call.caller.role or Role.AUDITOR),
                 key=[Role.AUDITOR, Role.ADMIN, Role.OWNER].index,
             )
             check_role(role, call.caller.role, holder.role)
-            scopes = checked_scopes(wish.scopes, role)
+            scopes = SCIM_SCOPES if holder.is_source else checked_scopes(wish.scopes, role)
             tenant_id = await tenant_of(self._directory, connection, call, wish.tenant_id, holder)
             await store.take_turns(connection, holder.id, tenant_id)
             if await store.has_name(connection, holder.id, wish.name, at):
@@ -178,8 +188,9 @@ class ApiTokens:
                 created_by=call.caller.name,
                 expires_at=expires_at,
                 ends_at=expires_at,
-                account_id=None if holder.is_service else holder.id,
+                account_id=None if holder.is_service or holder.is_source else holder.id,
                 service_account_id=holder.id if holder.is_service else None,
+                source_id=wish.source_id,
             )
             await store.insert(connection, token)
             event = ApiTokenCreated(id=token.id, after=token.snapshot())
@@ -209,7 +220,10 @@ class ApiTokens:
                 raise permission_denied(
                     "HOLDERS_ROTATE", "only its holder may rotate an API token; revoke it instead"
                 )
-            holder = await holder_of(connection, scope, call, before.service_account_id)
+            if before.source_id is not None:
+                holder = await source_of(connection, scope, call, before.source_id)
+            else:
+                holder = await holder_of(connection, scope, call, before.service_account_id)
             check_role(before.role, call.caller.role, holder.role)
             check_etag(before.etag)
             if before.status(at) != "active":
@@ -359,6 +373,23 @@ class ApiTokens:
     def _made(self, token: ApiToken) -> MadeToken:
         secret = self._signer.api_token(token.claims(), token.created_at, token.expires_at)
         return MadeToken(token, secret)
+
+
+def check_of_source(wish: Wish) -> None:
+    """Refuses what a token of a SCIM source cannot have.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT.
+    """
+    given = {
+        "scopes": wish.scopes,
+        "role": wish.role,
+        "orgId": wish.tenant_id,
+        "serviceAccountId": wish.service_account_id,
+    }
+    for name, value in given.items():
+        if value:
+            raise invalid_field(name, "must not be given with scimSourceId")
 
 
 def _too_many(message: str) -> DomainError:

@@ -27,8 +27,11 @@ TOKENS: Final = (
 
 _COLUMNS: Final = (
     "id, tenant_id, account_id, service_account_id, held_by, name, role, scopes, created_at,"
-    " created_by, expires_at, ends_at, ended_because, replaced_by, last_used_at, last_used_from"
+    " created_by, expires_at, ends_at, ended_because, replaced_by, last_used_at, last_used_from,"
+    " source_id"
 )
+
+_HELD_BY: Final = "(account_id = $1 OR service_account_id = $1 OR source_id = $1)"
 
 
 def _token(row: asyncpg.Record) -> ApiToken:
@@ -49,6 +52,7 @@ def _token(row: asyncpg.Record) -> ApiToken:
         replaced_by=row["replaced_by"],
         last_used_at=row["last_used_at"],
         last_used_from=row["last_used_from"] or "",
+        source_id=row["source_id"],
     )
 
 
@@ -67,7 +71,7 @@ async def counts(
     tenant."""
     row = await connection.fetchrow(
         "SELECT (SELECT count(*) FROM identity.api_token"
-        " WHERE (account_id = $1 OR service_account_id = $1) AND ends_at > $3) AS of_holder,"
+        f" WHERE {_HELD_BY} AND ends_at > $3) AS of_holder,"
         " (SELECT count(*) FROM identity.api_token"
         " WHERE account_id = $1 AND expires_at > $3) AS of_person,"
         " (SELECT count(*) FROM identity.api_token"
@@ -84,7 +88,7 @@ async def has_name(connection: Connection, holder_id: UUID, name: str, at: datet
     """Whether a holder has a working token of a name, but for those that have a successor."""
     found: bool = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM identity.api_token"
-        " WHERE (account_id = $1 OR service_account_id = $1) AND name = $2 AND ends_at > $3"
+        f" WHERE {_HELD_BY} AND name = $2 AND ends_at > $3"
         " AND replaced_by IS NULL)",
         holder_id,
         name,
@@ -97,8 +101,8 @@ async def insert(connection: Connection, token: ApiToken) -> None:
     """Adds a token."""
     await connection.execute(
         "INSERT INTO identity.api_token (id, tenant_id, account_id, service_account_id, held_by,"
-        " name, role, scopes, created_at, created_by, expires_at, ends_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        " name, role, scopes, created_at, created_by, expires_at, ends_at, source_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         token.id,
         token.tenant_id,
         token.account_id,
@@ -111,6 +115,7 @@ async def insert(connection: Connection, token: ApiToken) -> None:
         token.created_by,
         token.expires_at,
         token.ends_at,
+        token.source_id,
     )
 
 
@@ -155,7 +160,7 @@ async def list_tokens(
     rows = await connection.fetch(
         f"SELECT {_COLUMNS} FROM identity.api_token"
         " WHERE ($1::uuid[] IS NULL OR tenant_id = ANY ($1)) AND ($2::uuid IS NULL OR id > $2)"
-        " AND ($3::uuid IS NULL OR account_id = $3 OR service_account_id = $3)"
+        " AND ($3::uuid IS NULL OR account_id = $3 OR service_account_id = $3 OR source_id = $3)"
         " AND ($4 OR ends_at > $5) ORDER BY id LIMIT $6",
         scope.tenant_ids,
         after,
@@ -171,7 +176,7 @@ async def ended_now(connection: Connection, holder_id: UUID) -> list[ApiToken]:
     """The tokens that this transaction ended with what it did to their holder."""
     rows = await connection.fetch(
         f"SELECT {_COLUMNS} FROM identity.api_token"
-        " WHERE (account_id = $1 OR service_account_id = $1) AND ended_because = 'holder'"
+        f" WHERE {_HELD_BY} AND ended_because = 'holder'"
         " AND changed_xid = pg_current_xact_id() AND ends_at = now() ORDER BY id",
         holder_id,
     )
@@ -182,6 +187,17 @@ async def end_of_account(connection: Connection, account_id: UUID) -> list[ApiTo
     """Ends the tokens of a user that work, of whatever tenants; answers them."""
     rows = await connection.fetch(
         f"SELECT {_COLUMNS} FROM identity.end_api_tokens_of($1)", account_id
+    )
+    return [_token(row) for row in rows]
+
+
+async def end_of_source(connection: Connection, source_id: UUID) -> list[ApiToken]:
+    """Ends the tokens of a SCIM source that work; answers them."""
+    rows = await connection.fetch(
+        "UPDATE identity.api_token SET ends_at = now(), ended_because = 'holder',"
+        " changed_xid = pg_current_xact_id() WHERE source_id = $1 AND ends_at > now()"
+        f" RETURNING {_COLUMNS}",
+        source_id,
     )
     return [_token(row) for row in rows]
 

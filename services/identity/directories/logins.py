@@ -324,7 +324,9 @@ class DirectoryLogins:
         at = self._clock()
         for known in await sources_store.identities_of(connection, user.id):
             source = await sources_store.source(connection, SYSTEM, known.source_id)
-            if source is not None and source.enabled and known.seen_at + source.grace > at:
+            # SCIM tells what somebody is, and not that somebody is still here.
+            confirms = source is not None and source.enabled and source.kind != "scim"
+            if source is not None and confirms and known.seen_at + source.grace > at:
                 return
         raise unauthenticated(
             "SOURCE_SILENT",

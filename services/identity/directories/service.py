@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -42,7 +42,7 @@ from services.identity.directories.domain import (
 from services.identity.directories.threads import DirectoryThreads
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import RoleMapping, Source
-from services.identity.sources.service import SourceAccounts
+from services.identity.sources.service import SourceAccounts, check_rows_lead_below
 
 
 class Directories:
@@ -164,7 +164,9 @@ class Directories:
                 raise failed_precondition(
                     "TOO_MANY_DIRECTORIES", f"the tenant has {MOST} of them; delete one first"
                 )
-            self._check_tenants(directory, directory.mappings)
+            check_rows_lead_below(
+                self._tenants, directory.source, directory.mappings, directory.mappings, "directory"
+            )
             first = at + timedelta(minutes=directory.sync_minutes)
             await store.insert(connection, directory, first)
             event = DirectoryCreated(id=directory.id, after=directory.snapshot())
@@ -199,7 +201,7 @@ class Directories:
                 return before
             self._check(after)
             new = [row for row in after.mappings if row not in before.mappings]
-            self._check_tenants(after, new)
+            check_rows_lead_below(self._tenants, after.source, after.mappings, new, "directory")
             if bind_password is None and _leads_elsewhere(before, after):
                 raise invalid_field(
                     "bindPassword",
@@ -269,22 +271,6 @@ class Directories:
         if timedelta(minutes=directory.sync_minutes) >= directory.source.grace:
             raise invalid_field("graceHours", "must be longer than syncMinutes")
         check_mappings(directory.mappings, directory.reading.group_mode)
-
-    def _check_tenants(self, directory: Directory, new: Sequence[RoleMapping]) -> None:
-        """Refuses new rows that lead out of the directory's own subtree.
-
-        Raises:
-            DomainError: INVALID_ARGUMENT.
-        """
-        scope = self._tenants.scope(directory.source.tenant_id)
-        for number, row in enumerate(directory.mappings):
-            node = self._tenants.known(row.tenant_id)
-            inside = scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
-            if row in new and (node is None or not inside or node.status != "active"):
-                raise invalid_field(
-                    f"roleMappings[{number}].orgId",
-                    "must be the directory's tenant, or one below it that is in use",
-                )
 
 
 def _leads_elsewhere(before: Directory, after: Directory) -> bool:

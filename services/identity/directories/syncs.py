@@ -41,7 +41,7 @@ from services.identity.directories.domain import Directory, SyncStatus
 from services.identity.directories.service import Directories
 from services.identity.directories.threads import DirectoryThreads
 from services.identity.sources import store as sources_store
-from services.identity.sources.domain import ExternalIdentity, Person
+from services.identity.sources.domain import ExternalIdentity, Person, most_losses
 from services.identity.sources.service import Change, SourceAccounts
 
 if TYPE_CHECKING:
@@ -64,10 +64,6 @@ _LEASE: Final = timedelta(minutes=5)
 _CHUNK: Final = 100
 """Users that are changed in one transaction."""
 _DAY: Final = timedelta(days=1)
-_GUARD_LEAST: Final = 5
-_GUARD_SHARE: Final = 0.2
-"""Syncs that within a day take access from more than so many users, and from more than such a
-share, are held."""
 _SYNCS: Final = Outcomes(
     REGISTRY,
     "evergreen_directory_syncs",
@@ -398,7 +394,7 @@ def _most(
         most = 0
     else:
         active = {change.identity.subject for change in changes if change.before.status == "active"}
-        most = max(_GUARD_LEAST, int(len(active | taken) * _GUARD_SHARE))
+        most = most_losses(len(active | taken))
         now = {change.identity.subject for change in changes if change.loses}
         most -= len(taken - now)
     return max(most, begun.allowed or 0)

@@ -45,6 +45,7 @@ from services.identity.second_factor.domain import (
     plain_code,
     required_from,
 )
+from services.identity.sources.domain import BY_PROVIDER
 from services.identity.users import store as users_store
 from services.identity.users.domain import User, check_not_self
 
@@ -257,7 +258,7 @@ class SecondFactors:
         Args:
             tenant_id: of the provider that answers for one; `None` where none does.
         """
-        if tenant_id is None or user.origin != "sso":
+        if tenant_id is None or user.origin not in BY_PROVIDER:
             return False
         counting = await store.policies(connection, tenant_id)
         above = required_from([one for one in counting if one.tenant_id != tenant_id], user.role)

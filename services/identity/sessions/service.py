@@ -72,7 +72,7 @@ from services.identity.sessions import store
 from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sources import store as sources_store
-from services.identity.sources.domain import NotAdmittedError, Origin
+from services.identity.sources.domain import BY_PROVIDER, NotAdmittedError, Origin
 from services.identity.sso.logins import Arrival, SsoLogins
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
@@ -842,7 +842,7 @@ class Sessions:
             if found is None or found.user.status != "active":
                 raise _wrong_credentials()
             user = found.user
-            if user.origin == "sso":
+            if user.origin in BY_PROVIDER:
                 raise failed_precondition(
                     "SIGN_IN_AGAIN",
                     "your organisation's sign-in knows you, and no password here: confirm it at"

@@ -10,9 +10,14 @@ from uuid import UUID
 
 from contract.access import Role
 from contract.events.identity import UserOrigin
+from servicekit.errors import invalid_field
 
 EVERYBODY: Final = "*"
 """The group that every person of a source is in."""
+BY_PROVIDER: Final = frozenset({"sso", "scim"})
+"""Origins of users who sign in with a provider, and have no password that is asked for."""
+_GUARD_LEAST: Final = 5
+_GUARD_SHARE: Final = 0.2
 _RANK: Final = {Role.AUDITOR: 0, Role.ADMIN: 1, Role.OWNER: 2}
 
 
@@ -77,6 +82,31 @@ def decide(rows: Sequence[RoleMapping], groups: Collection[str]) -> Decision | N
     return Decision(role, tenant_id, tuple(dict.fromkeys(row.group for row in deciding)))
 
 
+def most_losses(users: int) -> int:
+    """From how many of its users a source may take access within a day by itself."""
+    return max(_GUARD_LEAST, int(users * _GUARD_SHARE))
+
+
+def check_mappings(rows: Sequence[RoleMapping]) -> None:
+    """Refuses rows that can never match, or give everybody everything.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT.
+    """
+    seen = set()
+    for number, row in enumerate(rows):
+        if not row.group:
+            raise invalid_field(f"roleMappings[{number}].group", "must not be blank")
+        if row.group == EVERYBODY and row.role is Role.OWNER:
+            raise invalid_field(
+                f"roleMappings[{number}].role", "must not be Owner where the group is everybody (*)"
+            )
+        key = (row.group, row.role, row.tenant_id)
+        if key in seen:
+            raise invalid_field(f"roleMappings[{number}]", "is there twice")
+        seen.add(key)
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
     """Somebody, as a source knows them."""
@@ -130,6 +160,8 @@ class Terms:
     """Whether who was invited is admitted with an address of any domain: it was verified."""
     decision: Decision | None = None
     """What stands in the place of what the rows decide."""
+    login: bool = True
+    """Whether the person logs in now."""
     keeps: bool = False
     """Whether that is what the account is already: then as it is once nobody else changes it."""
 

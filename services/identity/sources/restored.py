@@ -17,6 +17,8 @@ from contract.events.identity import (
     DirectoryUpdated,
     EmailDomainDeleted,
     EmailDomainUpdated,
+    ScimSourceDeleted,
+    ScimSourceUpdated,
     SsoProviderDeleted,
     SsoProviderUpdated,
 )
@@ -28,6 +30,8 @@ _CHANGED: Final = frozenset(
         DirectoryDeleted.NAME,
         SsoProviderUpdated.NAME,
         SsoProviderDeleted.NAME,
+        ScimSourceUpdated.NAME,
+        ScimSourceDeleted.NAME,
     }
 )
 _OTHER_DOMAINS: Final = frozenset({EmailDomainUpdated.NAME, EmailDomainDeleted.NAME})
@@ -104,10 +108,12 @@ async def close_sources(connection: Connection, known: KnownSources) -> None:
             or (known.domains is not None and tuple(row) not in known.domains)
         ],
     )
-    # Accounts of their own alone: the others are opened by nothing else.
+    # Those with another way in, or another source: the others are opened by nothing else.
     links = await connection.fetch(
         "SELECT i.source_id, i.account_id FROM identity.external_identity i"
-        " JOIN identity.account a ON a.id = i.account_id WHERE a.origin = 'local'"
+        " JOIN identity.account a ON a.id = i.account_id"
+        " JOIN identity.source s ON s.id = i.source_id"
+        " WHERE a.origin = 'local' OR (a.origin = 'scim' AND s.kind = 'sso')"
     )
     await connection.executemany(
         "DELETE FROM identity.external_identity WHERE source_id = $1 AND account_id = $2",

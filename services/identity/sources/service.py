@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
@@ -23,7 +23,7 @@ from contract.events.identity import (
     UserUpdated,
 )
 from servicekit.data.postgres import SYSTEM, Connection
-from servicekit.errors import DomainError
+from servicekit.errors import Code, DomainError, invalid_field
 from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
@@ -85,6 +85,10 @@ class Change:
             or self.person is None
             or self.person.groups != self.identity.groups_seen
         )
+
+
+_SENT: Final = Terms(takes_invited=True, login=False)
+"""Of people whom a source sends without a login."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +314,67 @@ class SourceAccounts:
                 same.append(known.subject)
         await store.confirm(connection, source.id, same, at, asked_at)
 
+    async def bring(
+        self,
+        connection: Connection,
+        source: Source,
+        people: Sequence[Person],
+        at: datetime,
+        most: int,
+    ) -> dict[str, str]:
+        """Makes the accounts of people whom a source sends without a login, or takes over those
+        that they were invited to.
+
+        Args:
+            connection: sees all rows.
+            people: whom the source has sent no account for before.
+            most: how many accounts are tried.
+
+        Returns:
+            why people have no account, by their subjects: as `NotAdmittedError` says; empty for
+            those who have one. Those beyond the most are not there.
+        """
+        if not people:
+            return {}
+        rows = await self._rows(connection, source)
+        decided = [(person, decide(rows, person.groups)) for person in people]
+        found = {person.subject: "NO_ROLE" for person, decision in decided if decision is None}
+        tried = [(person, decision) for person, decision in decided if decision is not None][:most]
+        if tried:
+            await users_store.take_turns(connection)
+        for person, decision in tried:
+            word = _Word(person, decision, at, at, _SENT)
+            try:
+                async with connection.transaction():
+                    await self._welcome(connection, source, word)
+            except NotAdmittedError as refused:
+                found[person.subject] = refused.reason
+            except DomainError as error:
+                if error.code is not Code.ALREADY_EXISTS:
+                    raise
+                # Somebody else took the address in this moment.
+                found[person.subject] = "OTHER_ACCOUNT"
+            else:
+                found[person.subject] = ""
+        return found
+
+    async def is_taken(
+        self, connection: Connection, source: Source, subject: str, email: str
+    ) -> bool:
+        """Whether an address is somebody's who is not this person of a source, and whom the source
+        may not take over.
+
+        Args:
+            connection: sees all rows.
+        """
+        found = await users_store.credentials_by_email(connection, email, email)
+        if found is None:
+            return False
+        known = await store.identity(connection, source.id, subject)
+        if known is not None and known.account_id == found.user.id:
+            return False
+        return not await self._is_free(connection, source, found)
+
     async def remap(self, connection: Connection, source: Source, at: datetime) -> None:
         """After a change of mappings: what they no longer give is taken at once.
 
@@ -370,9 +435,9 @@ class SourceAccounts:
             raise NotAdmittedError("NO_ROLE")
         if not person.email or email_fault(person.email) is not None:
             raise NotAdmittedError("EMAIL")
-        answering = await store.source_of_domain(connection, domain_of(person.email))
+        answers = await self._answers_for(connection, source, person.email)
         found = await users_store.credentials_by_email(connection, person.email, person.email)
-        if answering != source.id and not (found is not None and terms.takes_invited):
+        if not answers and not (found is not None and terms.takes_invited):
             raise NotAdmittedError("EMAIL_DOMAIN")
         if found is None:
             if not terms.makes_accounts:
@@ -388,7 +453,7 @@ class SourceAccounts:
                 source_id=source.id,
             )
             await users_store.insert_user(connection, user)
-            await self._note(connection, user, source, word, lost_at=None, login=True)
+            await self._note(connection, user, source, word, lost_at=None, login=terms.login)
             event = UserCreated(id=user.id, after=self._snapshot(user, decision.groups))
             await self._tell(connection, source, (event, user.tenant_id))
             return user
@@ -410,8 +475,22 @@ class SourceAccounts:
         )
         await users_store.end_invitation(connection, before, at)
         await self._write(connection, source, before, user, decision.groups, at)
-        await self._note(connection, user, source, word, lost_at=None, login=True)
+        await self._note(connection, user, source, word, lost_at=None, login=terms.login)
         return user
+
+    async def _answers_for(self, connection: Connection, source: Source, email: str) -> bool:
+        """Whether a source may say that somebody has an address.
+
+        A directory and a provider, where people log in, may for the domains that name them. What
+        SCIM sends logs in elsewhere: all domains of its tenant, and of those below, are its own.
+        """
+        domain = domain_of(email)
+        if source.kind != "scim":
+            return await store.source_of_domain(connection, domain) == source.id
+        tenant_id = await store.tenant_of_domain(connection, domain)
+        return tenant_id is not None and bool(
+            await tenants_store.below(connection, source.tenant_id, {tenant_id})
+        )
 
     async def _change(
         self,
@@ -440,7 +519,7 @@ class SourceAccounts:
         """The address of a person, if the source may say it; else the one that the account has."""
         if (
             email_fault(person.email) is None
-            and await store.source_of_domain(connection, domain_of(person.email)) == source.id
+            and await self._answers_for(connection, source, person.email)
             and await users_store.credentials_by_email(connection, person.email, person.email)
             is None
         ):
@@ -538,6 +617,32 @@ class SourceAccounts:
     @staticmethod
     def _snapshot(user: User, groups: tuple[str, ...]) -> UserSnapshot:
         return replace(user.snapshot(), groups=groups)
+
+
+def check_rows_lead_below(
+    tenants: TenantDirectory,
+    source: Source,
+    rows: Sequence[RoleMapping],
+    new: Sequence[RoleMapping],
+    what: str,
+) -> None:
+    """Refuses new rows that lead out of a source's own subtree.
+
+    Args:
+        what: the source in words.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT.
+    """
+    scope = tenants.scope(source.tenant_id)
+    for number, row in enumerate(rows):
+        node = tenants.known(row.tenant_id)
+        inside = scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
+        if row in new and (node is None or not inside or node.status != "active"):
+            raise invalid_field(
+                f"roleMappings[{number}].orgId",
+                f"must be the {what}'s tenant, or one below it that is in use",
+            )
 
 
 def may_come_from_elsewhere(user: User) -> bool:

@@ -158,6 +158,14 @@ async def source_of_domain(connection: Connection, domain: str) -> UUID | None:
     return found
 
 
+async def tenant_of_domain(connection: Connection, domain: str) -> UUID | None:
+    """The tenant that a domain is assigned to."""
+    found: UUID | None = await connection.fetchval(
+        "SELECT tenant_id FROM identity.email_domain WHERE domain = $1", domain
+    )
+    return found
+
+
 # People
 
 

@@ -9,11 +9,10 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from contract.access import Role
 from contract.events.identity import MappedRole, SsoProviderSnapshot
 from servicekit.errors import invalid_field
 from servicekit.etags import etag_of
-from services.identity.sources.domain import EVERYBODY, RoleMapping, Source
+from services.identity.sources.domain import EVERYBODY, RoleMapping, Source, check_mappings
 
 SEALED_FOR: Final = "sso-secret"
 """What the secrets of clients are sealed for."""
@@ -161,19 +160,4 @@ def check_provider(provider: Provider, *, insecure: bool) -> None:
         )
     if provider.just_in_time and not provider.mappings:
         raise invalid_field("justInTime", "needs roleMappings, which say what the new users may do")
-    _check_mappings(provider.mappings)
-
-
-def _check_mappings(rows: Sequence[RoleMapping]) -> None:
-    seen = set()
-    for number, row in enumerate(rows):
-        if not row.group:
-            raise invalid_field(f"roleMappings[{number}].group", "must not be blank")
-        if row.group == EVERYBODY and row.role is Role.OWNER:
-            raise invalid_field(
-                f"roleMappings[{number}].role", "must not be Owner where the group is everybody (*)"
-            )
-        key = (row.group, row.role, row.tenant_id)
-        if key in seen:
-            raise invalid_field(f"roleMappings[{number}]", "is there twice")
-        seen.add(key)
+    check_mappings(provider.mappings)

@@ -367,7 +367,7 @@ class SsoLogins:
         if account_id is None:
             return await self._welcome(connection, now, arrival)
         user = await users_store.user(connection, SYSTEM, account_id)
-        if user is not None and user.origin == "local":
+        if user is not None and user.origin in _LINKED:
             return await self._linked(connection, now, claims, user)
         decision = None
         if now.keeps_roles:
@@ -403,6 +403,9 @@ class SsoLogins:
         claims = arrival.claims
         if claims.email_verified is False:
             raise NotAdmittedError("EMAIL_UNVERIFIED")
+        sent = await self._sent_by_scim(connection, provider, claims)
+        if sent is not None:
+            return sent
         decision = None
         if provider.keeps_roles:
             found = await users_store.credentials_by_email(connection, claims.email, claims.email)
@@ -422,12 +425,45 @@ class SsoLogins:
             connection, provider.source, person, self._clock(), arrival.asked_at, terms
         )
 
+    async def _sent_by_scim(
+        self, connection: Connection, provider: Provider, claims: Claims
+    ) -> User | None:
+        """The account of somebody whom SCIM has sent, linked with the first login; `None` for
+        everybody else. SCIM decides role and organisation, whatever groups the provider tells.
+
+        Raises:
+            NotAdmittedError: the address is not verified, or the account is not this person's.
+        """
+        email = claims.email
+        found = await users_store.credentials_by_email(connection, email, email)
+        if found is None or found.user.origin != "scim":
+            return None
+        if claims.email_verified is not True:
+            domain = domain_of(email)
+            if await sources_store.source_of_domain(connection, domain) != provider.id:
+                raise NotAdmittedError("EMAIL_DOMAIN")
+        # Nobody else links the same person meanwhile.
+        await users_store.take_turns(connection)
+        known = await sources_store.identities_of(connection, found.user.id)
+        kinds = [await sources_store.source(connection, SYSTEM, one.source_id) for one in known]
+        if any(one is None or one.kind != "scim" for one in kinds):
+            # Another person of this provider, or of another one, is linked.
+            raise NotAdmittedError("OTHER_ACCOUNT")
+        user = await self._linked(connection, provider, claims, found.user)
+        event = AccountLinked(id=user.id, after=_linked(user, provider))
+        source = provider.source
+        await self._outbox.append(
+            connection, CloudEvent(event, user.tenant_id, source.actor, str(source.id))
+        )
+        return user
+
     async def _linked(
         self, connection: Connection, provider: Provider, claims: Claims, seen: User
     ) -> User:
-        """The account of somebody who has a password here: nothing of it is changed."""
+        """The account of somebody who has a password here, or whom SCIM has sent: nothing of it
+        is changed."""
         user = await users_store.user(connection, SYSTEM, seen.id, for_update=True)
-        if user is None or user.origin != "local" or not self._is_below(provider, user):
+        if user is None or user.origin not in _LINKED or not self._is_below(provider, user):
             raise NotAdmittedError("OTHER_ACCOUNT")
         if user.status != "active":
             raise NotAdmittedError("DISABLED")
@@ -732,6 +768,10 @@ class SsoLogins:
         if not equal(ticket.state.encode(), state.encode()) or ticket.expires_at <= self._clock():
             raise _stale()
         return ticket
+
+
+_LINKED: Final = frozenset({"local", "scim"})
+"""Origins of users of whom a provider changes nothing."""
 
 
 def _changed() -> DomainError:

@@ -24,7 +24,7 @@ from servicekit.texts import normal_email
 from services.identity.directories.domain import MOST
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import RoleMapping, Source, domain_of
-from services.identity.sources.service import SourceAccounts
+from services.identity.sources.service import SourceAccounts, check_rows_lead_below
 from services.identity.sso import store
 from services.identity.sso.domain import (
     EMAIL_CLAIM,
@@ -199,7 +199,9 @@ class Providers:
                     "TOO_MANY_PROVIDERS",
                     f"the tenant has {MOST} directories and providers; delete one first",
                 )
-            self._check_tenants(provider, provider.mappings)
+            check_rows_lead_below(
+                self._tenants, provider.source, provider.mappings, provider.mappings, "provider"
+            )
             await store.insert(connection, provider)
             event = SsoProviderCreated(id=provider.id, after=provider.snapshot())
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
@@ -239,7 +241,7 @@ class Providers:
                 # Everybody reads the name, and is led there.
                 self._check_button(call, shown=True)
             new = [row for row in after.mappings if row not in before.mappings]
-            self._check_tenants(after, new)
+            check_rows_lead_below(self._tenants, after.source, after.mappings, new, "provider")
             if secret is None and _leads_elsewhere(before, after):
                 raise invalid_field(
                     "clientSecret",
@@ -325,22 +327,6 @@ class Providers:
                 "only an Owner of the root tenant shows a button on everybody's sign-in page,"
                 " renames it or leads it elsewhere; yours is at /login?org=CODE",
             )
-
-    def _check_tenants(self, provider: Provider, new: Sequence[RoleMapping]) -> None:
-        """Refuses new rows that lead out of the provider's own subtree.
-
-        Raises:
-            DomainError: INVALID_ARGUMENT.
-        """
-        scope = self._tenants.scope(provider.source.tenant_id)
-        for number, row in enumerate(provider.mappings):
-            node = self._tenants.known(row.tenant_id)
-            inside = scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
-            if row in new and (node is None or not inside or node.status != "active"):
-                raise invalid_field(
-                    f"roleMappings[{number}].orgId",
-                    "must be the provider's tenant, or one below it that is in use",
-                )
 
 
 def _leads_elsewhere(before: Provider, after: Provider) -> bool:

@@ -122,7 +122,6 @@ class TokenSigner:
         whole = {
             "iss": ISSUER_TOKENS,
             "aud": AUDIENCE_USERS,
-            "knd": "token",
             **claims,
             "iat": int(issued_at.timestamp()),
             "exp": int(until.timestamp()),

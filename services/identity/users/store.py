@@ -21,7 +21,9 @@ _USER: Final = (
     "id, tenant_id, email, role, status, created_at, activated_at, last_login_at, origin,"
     " disabled_by,"
     " CASE WHEN origin <> 'local' THEN (SELECT e.source_id FROM identity.external_identity e"
-    " WHERE e.account_id = account.id ORDER BY e.source_id LIMIT 1) END AS source_id"
+    # Who comes from SCIM may be linked with a provider, too.
+    " LEFT JOIN identity.source s ON s.id = e.source_id WHERE e.account_id = account.id"
+    " ORDER BY coalesce(s.kind = account.origin, true) DESC, e.source_id LIMIT 1) END AS source_id"
 )
 _TOMBSTONE: Final = (
     "id, tenant_id, email, role, 'deleted' AS status, created_at,"

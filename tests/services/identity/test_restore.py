@@ -453,3 +453,94 @@ async def test_second_factors_are_what_they_were_last(database: TestDatabase) ->
         await app(connection, old)
         await restore.repair(connection, said("mfa_disabled", {"method": "totp"}))
         assert await state(connection) == ([], [])
+
+
+async def test_nobody_is_in_a_group_of_scims_again(database: TestDatabase) -> None:
+    """Who left it since, by the database that is replaced or by the audit log, and who went; a
+    group has the name that it had last. Others stay."""
+    await seed(database)
+    source, admins, staff = uuid4(), uuid4(), uuid4()
+    anna, bert, carl, dora = (uuid4() for _ in range(4))
+
+    async def backup(connection: Connection) -> None:
+        await connection.execute("DELETE FROM identity.source WHERE id = $1", source)
+        await connection.execute(
+            "INSERT INTO identity.source VALUES ($1, $2, 'scim', 'S', true, 1, now(), now())",
+            source,
+            ORG,
+        )
+        for person in (anna, bert, carl, dora):
+            await connection.execute(
+                "INSERT INTO identity.scim_person (id, source_id, tenant_id, user_name, user_key,"
+                " active, email, attributes, created_at, updated_at)"
+                " VALUES ($1, $2, $3, $4, $4, true, '', '{}', now(), now())",
+                person,
+                source,
+                ORG,
+                str(person),
+            )
+        for group, name in ((admins, "admins"), (staff, "staff")):
+            await connection.execute(
+                "INSERT INTO identity.scim_group (id, source_id, tenant_id, display_name,"
+                " name_key, created_at, updated_at) VALUES ($1, $2, $3, $4, $4, now(), now())",
+                group,
+                source,
+                ORG,
+                name,
+            )
+            await connection.executemany(
+                "INSERT INTO identity.scim_member VALUES ($1, $2, $3)",
+                [(group, person, ORG) for person in (anna, bert, carl, dora)],
+            )
+
+    async def found(connection: Connection) -> tuple[dict[str, set[UUID]], set[UUID]]:
+        rows = await connection.fetch(
+            "SELECT g.display_name, m.person_id FROM identity.scim_group g"
+            " JOIN identity.scim_member m ON m.group_id = g.id"
+        )
+        members: dict[str, set[UUID]] = {}
+        for row in rows:
+            members.setdefault(row["display_name"], set()).add(row["person_id"])
+        active = await connection.fetch(
+            "SELECT id FROM identity.scim_person WHERE active AND deleted_at IS NULL"
+        )
+        return members, {row["id"] for row in active}
+
+    known, told = Known(), Known()
+    async with repairing(database) as connection:
+        await backup(connection)
+        await connection.execute(
+            "DELETE FROM identity.scim_member WHERE group_id = $1 AND person_id = $2", admins, anna
+        )
+        await connection.execute("DELETE FROM identity.scim_person WHERE id = $1", bert)
+        await connection.execute(
+            "UPDATE identity.scim_person SET active = false WHERE id = $1", carl
+        )
+        await connection.execute(
+            "UPDATE identity.scim_group SET display_name = CASE id WHEN $1 THEN 'staff'"
+            " ELSE 'admins' END, name_key = CASE id WHEN $1 THEN 'b' ELSE 'a' END",
+            admins,
+        )
+        await known.read(connection)
+        for number, (name, kind, one, after) in enumerate(
+            (
+                ("scim_group_updated", "scim-groups", admins,
+                 {"displayName": "x", "externalId": "", "removed": [str(anna)]}),
+                ("scim_group_updated", "scim-groups", admins,
+                 {"displayName": "old", "externalId": "", "removed": []}),
+                ("scim_person_deleted", "scim-people", bert, {}),
+                ("scim_person_updated", "scim-people", carl, {"active": False}),
+                ("scim_group_deleted", "scim-groups", staff, {}),
+            )
+        ):  # fmt: skip
+            at = AT + timedelta(seconds=number)
+            told.learn(Recorded(ORG, at, f"identity.{name}", kind, str(one), after))
+        await backup(connection)
+        await restore.repair(connection, known)
+        assert await found(connection) == (
+            {"staff": {carl, dora}, "admins": {anna, carl, dora}},
+            {anna, dora},
+        )
+        await backup(connection)
+        await restore.repair(connection, told)
+        assert await found(connection) == ({"old": {carl, dora}}, {anna, dora})

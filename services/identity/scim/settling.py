@@ -1,0 +1,140 @@
+"""What a source has said of people, done to their accounts.
+
+A source that would take access from many within a day does not: those users wait until an Owner
+confirms it. A script that goes wrong over there locks nobody out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from contract.events.identity import ScimHolding, ScimSourceHeld
+from servicekit.data.postgres import Connection
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.observability import logs
+from services.identity.scim import store
+from services.identity.scim.domain import (
+    DISABLED,
+    HELD,
+    INACTIVE,
+    MOST_NEW_ACCOUNTS,
+    NO_ROLE,
+    PENDING,
+)
+from services.identity.sources import store as sources_store
+from services.identity.sources.domain import Person, Source, most_losses
+from services.identity.sources.service import Change, SourceAccounts
+
+log = logs.get(__name__)
+
+_DAY: Final = timedelta(days=1)
+
+
+class Settling:
+    """Brings accounts to what their sources say, in the transactions of callers."""
+
+    def __init__(self, outbox: Outbox, accounts: SourceAccounts) -> None:
+        self._outbox = outbox
+        self._accounts = accounts
+
+    async def settle(
+        self,
+        connection: Connection,
+        source: Source,
+        person_ids: Sequence[UUID] | None,
+        at: datetime,
+        *,
+        allowed: int = 0,
+    ) -> None:
+        """Makes, changes and disables the accounts of people.
+
+        Args:
+            connection: sees all rows; it has the source locked.
+            person_ids: of whom; `None` for all of the source.
+            allowed: from how many an Owner has let access be taken.
+        """
+        standings = await store.standings(connection, source.id, person_ids)
+        people = {
+            str(one.id): Person(str(one.id), one.email, one.groups)
+            for one in standings
+            if one.present
+        }
+        subjects = [str(one.id) for one in standings]
+        known = {
+            one.subject for one in await sources_store.identities(connection, source.id, subjects)
+        }
+        seen = await self._accounts.changes(connection, source, people, sorted(known))
+        held = await self._change(connection, source, people, seen, at, allowed)
+        reasons = {
+            change.identity.subject: HELD if change.identity.subject in held else _reason(change)
+            for change in seen
+        }
+        new = [person for subject, person in people.items() if subject not in known]
+        reasons |= await self._accounts.bring(connection, source, new, at, MOST_NEW_ACCOUNTS)
+        problems = {}
+        for one in standings:
+            subject = str(one.id)
+            if subject in known:
+                # Who is not among those that may change is the source's no more.
+                problems[one.id] = reasons.get(subject, "OTHER_ACCOUNT")
+            else:
+                problems[one.id] = reasons.get(subject, PENDING) if one.present else INACTIVE
+        await store.write_problems(connection, problems)
+        await self._note_held(connection, source)
+
+    async def _change(
+        self,
+        connection: Connection,
+        source: Source,
+        people: dict[str, Person],
+        seen: Sequence[Change],
+        at: datetime,
+        allowed: int,
+    ) -> frozenset[str]:
+        """Changes accounts that are there; answers who has to wait."""
+        subjects = [one.identity.subject for one in seen if _is_one(one)]
+        if not subjects:
+            return frozenset()
+        changes = await self._accounts.changes(
+            connection, source, people, subjects, for_update=True
+        )
+        losing = frozenset(one.identity.subject for one in changes if one.loses)
+        if losing:
+            users, lost = await store.guarded(connection, source.id, at - _DAY)
+            most = max(most_losses(users) - len(lost - losing), allowed)
+            if len(losing) <= most:
+                losing = frozenset()
+        done = [one for one in changes if one.identity.subject not in losing]
+        await self._accounts.apply(connection, source, done, at, at)
+        return losing
+
+    async def _note_held(self, connection: Connection, source: Source) -> None:
+        before = await store.held(connection, source.id)
+        users = len(await store.held_people(connection, source.id)) or None
+        if users == before:
+            return
+        await store.hold(connection, source.id, users)
+        if before is None and users is not None:
+            log.warning("SCIM source held", source=str(source.id))
+            event = ScimSourceHeld(id=source.id, after=ScimHolding(name=source.name, users=users))
+            await self._outbox.append(
+                connection, CloudEvent(event, source.tenant_id, source.actor, str(source.id))
+            )
+
+
+def _is_one(change: Change) -> bool:
+    """Whether there is anything to write."""
+    groups = change.person.groups if change.person is not None else frozenset()
+    return change.after != change.before or groups != change.identity.groups_seen
+
+
+def _reason(change: Change) -> str:
+    if change.person is None:
+        return INACTIVE
+    if change.decision is None:
+        return NO_ROLE
+    return DISABLED if change.after.status == "disabled" else ""
