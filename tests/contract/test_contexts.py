@@ -91,7 +91,8 @@ def test_compose_runs_them(compose: Any) -> None:
         assert ("EVERGREEN_MASTER_KEY_FILE" in own) is context.seals
         assert bool(own["EVERGREEN_HTTP_LISTEN"]) is context.http
         assert environment[f"EVERGREEN_{name.upper()}_TARGET"].startswith(f"{name}:")
-        assert service["volumes"] == [f"{name}:/run/evergreen:ro"]
+        secrets = ["${SMTP_SECRETS:-no-smtp-secrets}:/run/smtp:ro"] if name == "identity" else []
+        assert service["volumes"] == [f"{name}:/run/evergreen:ro", *secrets]
         assert name in compose["volumes"]
         assert f"{name}:/var/lib/evergreen/{name}" in compose["services"]["init"]["volumes"]
     serving = {
