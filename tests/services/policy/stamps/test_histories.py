@@ -41,6 +41,8 @@ _DEVICES: Final = 3
 _AT_ONCE: Final = 5
 _LAG: Final = 0.1
 """So many seconds a process lags behind."""
+_QUIET: Final = 10
+"""So many polls in a row bring nothing to a device that has all."""
 _TABLES: Final = (
     "policies",
     "versions",
@@ -343,10 +345,11 @@ class History:
             await self.publish()
         async with asyncio.timeout(PATIENCE):
             for laptop in self.laptops:
-                wanted = await self.wanted(laptop)
-                while laptop.content != wanted or await self.answered(laptop):
-                    if not await self.answered(laptop):
-                        await asyncio.sleep(0.1)
+                # What is being put together is answered like what has not changed, for a moment.
+                quiet = 0
+                while quiet < _QUIET or laptop.content != await self.wanted(laptop):
+                    quiet = 0 if await self.answered(laptop) else quiet + 1
+                    await asyncio.sleep(_LAG)
         for laptop in self.laptops:
             for call in laptop.calls:
                 assert (await call.pull(str(laptop.has))).status_code == httpx.codes.NOT_MODIFIED
