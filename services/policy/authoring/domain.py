@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,14 @@ from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_doc
 from services.policy.authoring.goencoding import encode_document
 from services.policy.authoring.layering import own_document_of
 from services.policy.authoring.secret_values import REDACTED, hide
-from services.policy.authoring.violations import MAX_TEXT, Violations, check_text, child, item
+from services.policy.authoring.violations import (
+    MAX_ITEMS,
+    MAX_TEXT,
+    Violations,
+    check_text,
+    child,
+    item,
+)
 from services.policy.layers.merging import ITEM_PATHS, PATHS, SECTIONS, Merging
 from services.policy.targets.domain import PolicyTargets
 from services.policy.versions import Version
@@ -177,24 +184,50 @@ def still_in_force() -> DomainError:
 
 
 def check_merging(merging: Merging) -> None:
-    """Refuses paths that there are not. Raises `DomainError` (INVALID_ARGUMENT)."""
+    """Refuses paths that there are not, and what is there twice or too often.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with every field.
+    """
     violations = Violations()
-    for index, path in enumerate(merging.locked):
+    for index, path in enumerate(merging.locked[:MAX_ITEMS]):
+        where = f"merging.lockedFields[{index}]"
         if path not in PATHS and path not in SECTIONS:
             violations.add(
-                f"merging.lockedFields[{index}]",
-                "must be a field of a document, such as network.wifi, or a section of it",
+                where, "must be a field of a document, such as network.wifi, or a section of it"
             )
     lists = ", ".join(ITEM_PATHS)
-    for index, path in enumerate(merging.replaced):
+    for index, path in enumerate(merging.replaced[:MAX_ITEMS]):
         if path not in ITEM_PATHS:
             violations.add(f"merging.replacedFields[{index}]", f"must be one of {lists}")
+    _check_each_once("merging.lockedFields", merging.locked, violations)
+    _check_each_once("merging.replacedFields", merging.replaced, violations)
     for path, names in merging.removed.items():
+        where = child("merging.removedItems", path)
         if path not in ITEM_PATHS:
-            violations.add(child("merging.removedItems", path), f"must be one of {lists}")
-        for index, name in enumerate(names):
-            check_text(name, item(child("merging.removedItems", path), index), violations, MAX_TEXT)
+            violations.add(where, f"must be one of {lists}")
+            continue
+        for index, name in enumerate(names[:MAX_ITEMS]):
+            check_text(name, item(where, index), violations, MAX_TEXT)
+        _check_each_once(where, names, violations)
+    size = len(json.dumps(merging.stored(), ensure_ascii=False).encode())
+    if not violations.found and size > _MAX_AUDITED:
+        violations.add("merging", f"must have at most {_MAX_AUDITED} bytes as JSON, not {size}")
     violations.raise_if_any()
+
+
+def _check_each_once(where: str, names: Sequence[object], violations: Violations) -> None:
+    """Refuses a list that is too long, or that has something twice."""
+    if len(names) > MAX_ITEMS:
+        violations.add(where, f"must have at most {MAX_ITEMS} items, not {len(names)}")
+        return
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            violations.add(item(where, index), "is in the list twice")
+        seen.add(name)
 
 
 def same_json(one: str, other: str) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.errors import Code, DomainError
 from services.policy.authoring.agent_rules import check
-from services.policy.authoring.configuration import is_console_form
+from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.layers.fields import FIELDS
@@ -33,6 +33,10 @@ _BASELINE: Final = (
     "security.allow_root_login",
 )
 """What the console's form has no switch for; it counts where no layer above says otherwise."""
+_STRICT: Final = {
+    f"security.{name}": value for name, value in asdict(BASELINE).items() if value is not None
+}
+"""What a form has there where nothing was in force before, by path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,32 @@ def _is_set(bundle: Any, path: str) -> bool:
 
 def folded(layers: Sequence[InForce]) -> Folded:
     """All layers as one, the root's first; a console's form has its baseline below them."""
-    forms = [one for one in layers if one.own.baseline is not None]
-    # Of several forms the lowest one says it, as it does alone.
-    baseline = [
-        Layer(Source(Level.BASELINE, one.source.tenant_id), one.own.baseline or {})
-        for one in forms[-1:]
-    ]
-    return Folded([*baseline, *(one.layer for one in layers)])
+    found = Folded(one.layer for one in layers)
+    for path in _BASELINE:
+        standing = _standing(layers, path)
+        if standing is not None:
+            at, value = standing
+            found.fill(path, value, Source(Level.BASELINE, layers[at].source.tenant_id))
+    return found
+
+
+def _standing(layers: Sequence[InForce], path: str) -> tuple[int, Any] | None:
+    """What stands in a field that no layer sets, and the place of the form that says it.
+
+    Of several forms the lowest one says it, as it does alone. Where a layer above it locked the
+    field, it is nobody's own value. `inherit: false` of a form itself, or of a layer above it, ends
+    nothing of it; that of a document below does.
+    """
+    forms = [at for at, one in enumerate(layers) if one.own.baseline is not None]
+    last = len(layers) - 1
+    lock = next((at for at, one in enumerate(layers) if one.own.merging.locks(path)), last)
+    for at in [at for at in forms if at <= lock][-1:]:
+        if all(one.own.merging.inherit for one in layers[at + 1 : lock + 1]):
+            value = (layers[at].own.baseline or {}).get(path)
+            return None if value is None else (at, value)
+    if forms and forms[-1] > lock and path in _STRICT:
+        return forms[-1], _STRICT[path]
+    return None
 
 
 def encoded(found: Folded) -> bytes:

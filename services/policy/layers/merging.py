@@ -145,6 +145,8 @@ class Folded:
     def __init__(self, layers: Iterable[Layer]) -> None:
         self._values: dict[tuple[str, str], Value] = {}
         self._touched: set[str] = set()
+        self._files: dict[str, tuple[str, str]] = {}
+        """Which network or VPN has a file."""
         self._locked: set[str] = set()
         for layer in layers:
             self._add(layer)
@@ -171,6 +173,15 @@ class Folded:
                 found.setdefault(section, {})[name] = here[0].value
         return found
 
+    def fill(self, path: str, value: Any, source: Source) -> None:
+        """Takes a value of a field that is one value, which counts where no layer sets it."""
+        held = self._values.setdefault((path, ""), Value(path, "", None, None, gone=True))
+        if not held.gone:
+            held.lost.insert(0, Lost(source, value, Why.LOWER_PRIORITY))
+            return
+        held.value, held.source, held.gone = value, source, False
+        held.locked = path in self._locked
+
     def _add(self, layer: Layer) -> None:
         merging = layer.merging
         for one in FIELDS:
@@ -182,9 +193,8 @@ class Folded:
                 self._end(self._of(path), Why.REPLACED)
                 if one.items and path in merging.replaced:
                     self._touched.add(path)
-            self._end(
-                (v for v in self._of(path) if v.name in merging.removed.get(path, ())), Why.REMOVED
-            )
+            if removed := frozenset(merging.removed.get(path, ())):
+                self._end((v for v in self._of(path) if v.name in removed), Why.REMOVED)
             if path in layer.sets:
                 self._touched.add(path)
             for name, value in _named(one, layer.sets):
@@ -227,18 +237,17 @@ class Folded:
 
     def _meets(self, path: str, name: str, value: Any, source: Source) -> bool:
         """Makes room for a network whose file another one has; answers whether that is locked."""
-        for other in [v for at in _PROFILES for v in self._of(at)]:
-            if (other.path, other.name) == (path, name):
-                continue
-            if other.name.translate(_FILE) != name.translate(_FILE):
-                continue
-            if other.locked:
-                held = self._values.setdefault(
-                    (path, name), Value(path, name, None, None, gone=True)
-                )
-                held.lost.append(Lost(source, value, Why.LOCKED_ABOVE))
-                return True
-            self._end([other], Why.LOWER_PRIORITY)
+        file = name.translate(_FILE)
+        other = self._values.get(self._files.get(file, (path, name)))
+        if other is None or other.gone or (other.path, other.name) == (path, name):
+            self._files[file] = (path, name)
+            return False
+        if other.locked:
+            held = self._values.setdefault((path, name), Value(path, name, None, None, gone=True))
+            held.lost.append(Lost(source, value, Why.LOCKED_ABOVE))
+            return True
+        self._end([other], Why.LOWER_PRIORITY)
+        self._files[file] = (path, name)
         return False
 
 

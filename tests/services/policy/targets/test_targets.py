@@ -143,7 +143,7 @@ async def test_the_greater_priority_and_the_device_have_the_last_word(world: Wor
     assert (homepage.how, homepage.source.level) == ("MERGED", "DEVICE")
     assert [lost.source.group_alias for lost in homepage.overridden] == ["", "low", "high"]
     assert again(found) == MessageToDict(found.document)
-    assert SECRET not in str(found)
+    assert SECRET not in json.dumps(MessageToDict(found))
     # The others have what they had.
     first, policy = await delivered(world, other)
     assert (first, ssids(policy)) == (1, ["Guests"])
