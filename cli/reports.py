@@ -209,17 +209,21 @@ def verify(
         if signed is None:
             raise CliError("none of the public keys signed the manifest; give the right ones")
         paths = files or [manifest.parent / file.name for file in found.files]
-        faults = [] if signed else ["the manifest was changed: its signature is not good"]
-        faults += _faults(found, paths)
+        # Without a good signature, its digests say nothing of the files.
+        faults = (
+            _faults(found, paths)
+            if signed
+            else ["the manifest was changed: its signature is not good"]
+        )
     for fault in faults:
         typer.echo(f"TAMPERED: {fault}")
     if faults:
         raise typer.Exit(_TAMPERED)
-    names = ", ".join(sorted({signature.name for signature in found.signatures}))
     typer.echo(
-        f"The report {found.kind} of {found.as_of} is as {names} made it: {found.rows} rows,"
-        f" {len(paths)} {'file' if len(paths) == 1 else 'files'}."
+        f"The report {found.kind} of {found.as_of} is as {', '.join(found.signers(keys))} made it:"
+        f" {found.rows} rows, {len(paths)} {'file' if len(paths) == 1 else 'files'}."
     )
+    typer.echo(f"Asked for with {found.parameters}, read {found.read_from} to {found.read_until}.")
 
 
 @schedules.command("create")

@@ -4,8 +4,10 @@ evergreen report v1
 id 01936d2e-9c14-7a02-8b77-51d2c3e4f506
 kind devices-not-seen
 org 01936d2e-5a70-7c31-9d0e-3f6f1a8b2c01
-parameters <SHA-256 of the parameters' JSON>
+parameters {"days":30}
 asOf 2026-11-30T09:00:00Z
+readFrom 2026-11-30T09:00:01Z
+readUntil 2026-11-30T09:00:04Z
 rows 12
 file <SHA-256> 4711 devices-not-seen.csv
 
@@ -27,7 +29,7 @@ SIGNS_AS: Final = "/reports"
 """Behind the installation's name: the name that signs."""
 MANIFEST: Final = "manifest.txt"
 """The name of the manifest among a report's files."""
-_HEAD: Final = ("id", "kind", "org", "parameters", "asOf", "rows")
+_HEAD: Final = ("id", "kind", "org", "parameters", "asOf", "readFrom", "readUntil", "rows")
 _FILE: Final = re.compile(r"file ([0-9a-f]{64}) (0|[1-9][0-9]{0,17}) ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -48,8 +50,14 @@ class ReportManifest:
     id: str
     kind: str
     org_id: str
-    parameters_sha256: str
+    parameters: str
+    """JSON, in one line."""
     as_of: str
+    """As of when it was asked for."""
+    read_from: str
+    """When its first row was read,"""
+    read_until: str
+    """and its last one."""
     rows: int
     files: tuple[ManifestFile, ...]
     signatures: tuple[Signature, ...] = ()
@@ -61,8 +69,10 @@ class ReportManifest:
             self.id,
             self.kind,
             self.org_id,
-            self.parameters_sha256,
+            self.parameters,
             self.as_of,
+            self.read_from,
+            self.read_until,
             str(self.rows),
         )
         lines = [f"{name} {value}" for name, value in zip(_HEAD, values, strict=True)]
@@ -100,9 +110,11 @@ class ReportManifest:
             id=values[0],
             kind=values[1],
             org_id=values[2],
-            parameters_sha256=values[3],
+            parameters=values[3],
             as_of=values[4],
-            rows=int(values[5]),
+            read_from=values[5],
+            read_until=values[6],
+            rows=int(values[7]),
             files=tuple(files),
             signatures=signatures,
         )
@@ -113,9 +125,16 @@ class ReportManifest:
     def signed_by(self, keys: Iterable[CheckpointKey]) -> bool | None:
         """Whether one of the keys signed it for an installation's reports; `None` when it names
         none of them, `False` when a signature that names one of them is forged."""
-        names = {s.name for s in self.signatures if s.name.endswith(SIGNS_AS)}
-        trusted = tuple(keys)
-        found = {signed_by(self.text, name, self.signatures, trusted) for name in names}
+        found = set(self._verdicts(keys).values())
         if False in found:
             return False
         return True if True in found else None
+
+    def signers(self, keys: Iterable[CheckpointKey]) -> list[str]:
+        """The names under which one of the keys signed it, sorted."""
+        return sorted(name for name, good in self._verdicts(keys).items() if good)
+
+    def _verdicts(self, keys: Iterable[CheckpointKey]) -> dict[str, bool | None]:
+        trusted = tuple(keys)
+        names = {s.name for s in self.signatures if s.name.endswith(SIGNS_AS)}
+        return {name: signed_by(self.text, name, self.signatures, trusted) for name in names}

@@ -251,6 +251,17 @@ class ReportWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRemoved(ReportWish):
+    """A report that is no more, and why."""
+
+    reason: Annotated[
+        Literal["asked", "expired", "newer", "room"],
+        "`asked`: somebody deleted it. `expired`: it was kept as long as reports are. `newer`: its"
+        " schedule keeps only so many. `room`: another one needed its place.",
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportMade:
     """A report that is ready."""
 
@@ -269,7 +280,9 @@ class ReportFailure:
     kind: str
     requested_by: str
     reason: Annotated[
-        str, "`NOT_AVAILABLE`, `TOO_MANY_ROWS`, `TOO_LARGE`, `TOO_LONG` or `INTERNAL`."
+        str,
+        "`NOT_AVAILABLE`, `TOO_MANY_ROWS`, `TOO_LARGE`, `REPORTS_FULL`, `TOO_LONG`, `TOO_LATE` or"
+        " `INTERNAL`.",
     ]
 
 
@@ -336,10 +349,10 @@ class ReportDownloaded(_ReportAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportDeleted(_ReportAction):
-    """A report was deleted before it had expired."""
+    """A report was deleted, by somebody or by the system."""
 
     NAME: ClassVar[str] = "audit.report_deleted"
-    before: ReportWish
+    before: ReportRemoved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,7 +472,17 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ReportDownloaded(
         id=ID, after=ReportDownload(kind="devices-not-seen", file="devices-not-seen.csv")
     ),
-    ReportDeleted(id=ID, before=_WISH),
+    ReportDeleted(
+        id=ID,
+        before=ReportRemoved(
+            kind="devices-not-seen",
+            parameters={"days": 30},
+            formats=("csv", "json", "html"),
+            requested_by="admin@school.example",
+            as_of=AT,
+            reason="asked",
+        ),
+    ),
     ReportScheduleCreated(id=ID, after=_SCHEDULE),
     ReportScheduleUpdated(id=ID, before=_SCHEDULE, after=_SCHEDULE),
     ReportScheduleDeleted(id=ID, before=_SCHEDULE),

@@ -8,6 +8,8 @@ CREATE TABLE audit.report (
     status text NOT NULL CHECK (status IN ('running', 'ready', 'failed')),
     as_of timestamptz NOT NULL,
     requested_by text NOT NULL,
+    -- The tenant of who asked; of a schedule, the schedule's own. Tenants have their turns by it.
+    asked_from uuid NOT NULL,
     request_id uuid,
     schedule_id uuid,
     -- Which process makes it; one that died loses it after some seconds, and it begins anew.
@@ -27,6 +29,7 @@ CREATE TABLE audit.report (
 );
 CREATE INDEX report_by_tenant ON audit.report (tenant_id, id);
 CREATE INDEX report_running ON audit.report (id) WHERE status = 'running';
+CREATE INDEX report_asked_from ON audit.report (asked_from) WHERE status = 'running';
 CREATE INDEX report_expiry ON audit.report (expires_at);
 CREATE INDEX report_by_schedule ON audit.report (schedule_id, id) WHERE schedule_id IS NOT NULL;
 CREATE UNIQUE INDEX report_request ON audit.report (tenant_id, request_id) WHERE request_id IS NOT NULL;
@@ -68,7 +71,10 @@ CREATE TABLE audit.report_schedule (
     time_zone text NOT NULL,
     keep integer NOT NULL,
     enabled boolean NOT NULL,
+    -- Whose period is reported next; in the past while it could not be.
     next_run_at timestamptz,
+    -- Until when it is left alone after a refusal.
+    not_before timestamptz,
     last_run_at timestamptz,
     last_error text NOT NULL DEFAULT '',
     revision bigint NOT NULL,
@@ -80,6 +86,13 @@ CREATE INDEX report_schedule_by_tenant ON audit.report_schedule (tenant_id, id);
 CREATE INDEX report_schedule_due ON audit.report_schedule (next_run_at) WHERE next_run_at IS NOT NULL;
 CALL evergreen.isolate('audit.report_schedule');
 
+-- When a report was last begun for a tenant that asks: the one that has waited longest is next.
+CREATE TABLE audit.report_turn (
+    tenant_id uuid PRIMARY KEY,
+    at timestamptz NOT NULL
+);
+CALL evergreen.isolate('audit.report_turn');
+
 GRANT SELECT, INSERT, UPDATE, DELETE ON
-    audit.report, audit.report_file, audit.report_part, audit.report_schedule
+    audit.report, audit.report_file, audit.report_part, audit.report_schedule, audit.report_turn
     TO evergreen_audit;

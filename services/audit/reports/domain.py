@@ -13,16 +13,19 @@ from uuid import UUID
 from contract.rows import read_scope
 from servicekit.errors import invalid_field
 from servicekit.etags import etag_of
-from servicekit.security.digests import sha256_hex
 from servicekit.times import format_rfc3339, parse_rfc3339
 
 FORMATS: Final = ("csv", "json", "html")
 MOST_ROWS: Final = 500_000
 """Of a report."""
 MOST_RUNNING: Final = 20
-"""Reports of a tenant that are not ready yet."""
+"""Reports that are not ready yet: on a tenant, and asked for by the users of one."""
 MOST_KEPT: Final = 500
-"""Reports of a tenant."""
+"""Reports of a tenant that people and programs asked for."""
+MOST_SCHEDULED: Final = 5_000
+"""Reports of a tenant that schedules made."""
+MOST_MISSED: Final = 12
+"""Runs of a schedule that are made up for, the newest."""
 MOST_SCHEDULES: Final = 50
 """Schedules of a tenant."""
 DEFAULT_KEEP: Final = 12
@@ -96,12 +99,8 @@ class Parameters:
         }
 
     def canonical(self) -> str:
-        """The JSON whose digest stands in manifests."""
-        return json.dumps(self.given(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-    def sha256(self) -> str:
-        """Its digest, in hexadecimal."""
-        return sha256_hex(self.canonical().encode())
+        """The JSON that stands in manifests: one line of ASCII."""
+        return json.dumps(self.given(), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Parameters:
@@ -214,6 +213,8 @@ class Report:
     status: Status
     as_of: datetime
     requested_by: str
+    asked_from: UUID
+    """The tenant of who asked; of a schedule, the schedule's own."""
     expires_at: datetime
     request_id: UUID | None = None
     schedule_id: UUID | None = None
@@ -248,6 +249,9 @@ class Schedule:
     updated_at: datetime
     revision: int = 1
     next_run_at: datetime | None = None
+    """Whose period is reported next; in the past while it could not be."""
+    not_before: datetime | None = None
+    """Until when it is left alone after a refusal."""
     last_run_at: datetime | None = None
     last_error: str = ""
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+from servicekit.security.digests import sha256_hex
 from servicekit.spreadsheet import BYTE_ORDER_MARK, LINE_BREAK, csv_line
 from services.audit.reports import page
 from services.audit.reports.domain import Cell, Row, Summary, Table, written
@@ -164,6 +166,19 @@ def forms_of(name: str, tables: Sequence[Table], formats: Sequence[str]) -> list
     return forms
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was kept as a part of a file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Part:
+        """The part with a content."""
+        return cls(len(content), sha256_hex(content))
+
+
 class Parts:
     """Gathers the text of a file until it is a part."""
 
@@ -174,6 +189,8 @@ class Parts:
         self._next = 1
         self.bytes = 0
         """Of all that was written."""
+        self.kept: dict[int, Part] = {}
+        """What was kept, by the parts' numbers."""
 
     async def write(self, text: str) -> None:
         """Adds a text."""
@@ -184,17 +201,21 @@ class Parts:
         while len(self._buffer) >= PART_BYTES:
             part = bytes(self._buffer[:PART_BYTES])
             del self._buffer[:PART_BYTES]
-            await self._keep(self.name, self._next, part)
+            await self._put(self._next, part)
             self._next += 1
+
+    async def _put(self, number: int, content: bytes) -> None:
+        await self._keep(self.name, number, content)
+        self.kept[number] = Part.of(content)
 
     async def close(self, head: str) -> None:
         """Keeps the rest, and what stands before all."""
         if self._buffer:
-            await self._keep(self.name, self._next, bytes(self._buffer))
+            await self._put(self._next, bytes(self._buffer))
         data = head.encode("utf-8", "backslashreplace")
         self.bytes += len(data)
         if data:
-            await self._keep(self.name, 0, data)
+            await self._put(0, data)
 
 
 class Files:
@@ -228,6 +249,10 @@ class Files:
     def names(self) -> list[tuple[str, str]]:
         """The files' names and media types."""
         return [(form.name, form.media_type) for form in self._forms]
+
+    def kept(self, name: str) -> Mapping[int, Part]:
+        """What was kept of a file, by the numbers of its parts."""
+        return next(parts.kept for parts in self._parts if parts.name == name)
 
     async def add(self, table: int, rows: Sequence[Row]) -> None:
         """Writes rows of a table; tables come one behind the other."""

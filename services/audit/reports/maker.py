@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -17,7 +17,6 @@ from auditlog.reports import SIGNS_AS, ManifestFile, ReportManifest
 from contract.events.audit import ReportCreated, ReportFailed, ReportFailure, ReportMade
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Database, Scope
-from servicekit.errors import DomainError
 from servicekit.ids import Clock, new_id
 from servicekit.keys.service import SigningKeys
 from servicekit.messaging.events import CloudEvent
@@ -29,7 +28,7 @@ from servicekit.security.digests import Sha256, sha256_hex
 from services.audit.log.domain import CHECKPOINTS
 from services.audit.reports import store
 from services.audit.reports.domain import MOST_ROWS, File, Report, Status, written
-from services.audit.reports.files import Files
+from services.audit.reports.files import Files, Part
 from services.audit.reports.kinds import PRODUCERS, Asked
 from services.audit.reports.log import Log
 from services.audit.reports.page import About
@@ -50,10 +49,28 @@ _MOST_ATTEMPTS: Final = 5
 _WAIT: Final = timedelta(minutes=10)
 """So long another service may be away."""
 _AGAIN: Final = timedelta(seconds=10)
+_LATEST: Final = timedelta(hours=6)
+"""So long after it was asked for a report is begun."""
 
 
 class _LostError(Exception):
     """The report was deleted, or another process has it."""
+
+
+class _DamagedError(Exception):
+    """What is stored is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What was written of a report."""
+
+    rows: int
+    files: tuple[File, ...]
+    begun_at: datetime
+    """When the first row was read,"""
+    ended_at: datetime
+    """and the last one."""
 
 
 class _RefusedError(Exception):
@@ -152,8 +169,12 @@ class Maker:
         try:
             if report.attempts > _MOST_ATTEMPTS:
                 raise _RefusedError("INTERNAL", "it could not be made; the log has the details")
+            if self._clock() - report.as_of > _LATEST:
+                hours = _LATEST.total_seconds() / 3600
+                raise _RefusedError("TOO_LATE", f"it waited for more than {hours:g} hours")
             async with asyncio.timeout(_LONGEST_SECONDS), self._held(report, lease):
-                await self._write(report, lease)
+                written_files = await self._write(report, lease)
+            await self._finish(report, lease, written_files)
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1), self._database.transaction(scope) as connection:
@@ -169,10 +190,16 @@ class Maker:
         except AwayError as away:
             await self._wait(report, lease, away)
 
-    async def _write(self, report: Report, lease: UUID) -> None:
+    async def _write(self, report: Report, lease: UUID) -> _Written:
         scope = Scope.of(report.tenant_id)
+        begun_at = self._clock()
         async with self._database.transaction(scope) as connection:
-            await store.forget_parts(connection, report)
+            if not await store.forget_parts(connection, report, lease):
+                raise _LostError
+            load = await store.load(
+                connection, report.tenant_id, scheduled=report.schedule_id is not None
+            )
+        room = self._bounds.share - load.bytes
 
         async def keep(name: str, number: int, content: bytes) -> None:
             async with self._database.transaction(scope) as connection:
@@ -194,16 +221,18 @@ class Maker:
         )
         producer = PRODUCERS[report.kind](asked)
         files = Files(report.kind, kind.tables, report.formats, keep)
+        waits = report.waiting_since is not None
         async with contextlib.aclosing(producer.pages()) as pages:
             async for table, rows in pages:
+                if waits:
+                    async with self._database.transaction(scope) as connection:
+                        await store.answered(connection, report, lease)
+                    waits = False
                 if files.rows + len(rows) > MOST_ROWS:
                     raise _RefusedError("TOO_MANY_ROWS", f"it has more than {MOST_ROWS:,} rows")
                 await files.add(table, rows)
-                if files.bytes > self._bounds.report_bytes:
-                    most = self._bounds.report_bytes >> 20
-                    raise _RefusedError(
-                        "TOO_LARGE", f"its files are larger than {most} MiB; ask for one format"
-                    )
+                self._check_size(files.bytes, room)
+        ended_at = self._clock()
         about = About(
             report_kind=kind.name,
             title=kind.title,
@@ -215,47 +244,97 @@ class Maker:
             made_from=kind.made_from,
         )
         await files.close(about, producer.summary())
-        stored = [await self._stored(report, name, media) for name, media in files.names]
-        await self._finish(report, lease, files.rows, stored)
+        self._check_size(files.bytes, room)
+        stored = [
+            await self._stored(report, name, media, files.kept(name)) for name, media in files.names
+        ]
+        return _Written(files.rows, tuple(stored), begun_at, ended_at)
+
+    def _check_size(self, size: int, room: int) -> None:
+        """Refuses files that are too large.
+
+        Args:
+            size: of all files of a report, in bytes.
+            room: what is left for its tenant, in bytes.
+
+        Raises:
+            _RefusedError: they are.
+        """
+        if size > self._bounds.report_bytes:
+            most = self._bounds.report_bytes >> 20
+            raise _RefusedError(
+                "TOO_LARGE", f"its files are larger than {most} MiB; ask for one format"
+            )
+        if size > room:
+            raise _RefusedError("REPORTS_FULL", "the tenant keeps as much as it may; delete some")
 
     @contextlib.asynccontextmanager
     async def _held(self, report: Report, lease: UUID) -> AsyncIterator[None]:
-        """Holds the lease while a report is made; without it, nothing is stored any more."""
+        """Holds the lease while a report is made; without it, making it ends.
+
+        Raises:
+            _LostError: the report was deleted, or another process has it.
+        """
+        body = asyncio.current_task()
+        assert body is not None
+        lost = False
 
         async def renew() -> None:
-            held = True
-            while held:
+            nonlocal lost
+            while not lost:
                 await asyncio.sleep(_RENEW_SECONDS)
-                # With the database away, the lease may run out.
-                with contextlib.suppress(DomainError):
+                try:
                     async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
-                        held = await store.renew(connection, report, lease, _LEASE_SECONDS)
+                        lost = not await store.renew(connection, report, lease, _LEASE_SECONDS)
+                except Exception as error:
+                    # With the database away, the lease may run out.
+                    log.warning("lease not renewed", report=str(report.id), error=brief(error))
+            body.cancel()
 
         holder = asyncio.create_task(renew())
         try:
             yield
+        except asyncio.CancelledError:
+            # Another end, of the process or of the time, goes before.
+            if lost and body.uncancel() == 0:
+                raise _LostError from None
+            raise
         finally:
             holder.cancel()
 
-    async def _stored(self, report: Report, name: str, media_type: str) -> File:
-        """A file with the digest of what is stored."""
+    async def _stored(
+        self, report: Report, name: str, media_type: str, wanted: Mapping[int, Part]
+    ) -> File:
+        """A file with the digest of what is stored.
+
+        Raises:
+            _DamagedError: that is not what was written.
+        """
         digest, size, number = Sha256(), 0, -1
+        found: dict[int, Part] = {}
         while True:
             async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
-                found = await store.part(connection, report.id, name, number)
-            if found is None:
-                return File(name, media_type, size, digest.hexdigest())
-            number, content = found
+                part = await store.part(connection, report.id, name, number)
+            if part is None:
+                break
+            number, content = part
+            found[number] = Part.of(content)
             digest.update(content)
             size += len(content)
+        if found != wanted:
+            raise _DamagedError(f"{name}: parts are not what was written")
+        return File(name, media_type, size, digest.hexdigest())
 
-    async def _finish(self, report: Report, lease: UUID, rows: int, files: Sequence[File]) -> None:
+    async def _finish(self, report: Report, lease: UUID, made: _Written) -> None:
+        rows, files = made.rows, made.files
         unsigned = ReportManifest(
             id=str(report.id),
             kind=report.kind,
             org_id=str(report.tenant_id),
-            parameters_sha256=report.parameters.sha256(),
+            parameters=report.parameters.canonical(),
             as_of=written(report.as_of),
+            read_from=written(made.begun_at),
+            read_until=written(made.ended_at),
             rows=rows,
             files=tuple(ManifestFile(file.name, file.bytes, file.sha256) for file in files),
         )
@@ -290,7 +369,7 @@ class Maker:
             bytes=size,
             manifest=manifest.write(),
             entry_id=event.id,
-            files=tuple(files),
+            files=files,
         )
         await self._end(done, lease, event)
         _MADE.labels("ready").inc()
@@ -323,13 +402,14 @@ class Maker:
             if not await store.finish(connection, report, lease):
                 raise _LostError
             if report.status is Status.FAILED:
-                await store.forget_parts(connection, report)
+                await store.delete_parts(connection, report)
             await self._outbox.append(connection, event)
 
     async def _wait(self, report: Report, lease: UUID, away: AwayError) -> None:
         """Tries again later, as long as that may help."""
         at = self._clock()
-        since = report.waiting_since or at
+        async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
+            since = await store.waiting_since(connection, report) or at
         log.warning("report waits", report=str(report.id), waits_for=away.context)
         if at - since >= _WAIT:
             await self._fail(report, lease, "NOT_AVAILABLE", str(away))

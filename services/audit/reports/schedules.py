@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, cast
@@ -29,9 +30,11 @@ from services.audit.reports import store
 from services.audit.reports.calendar import checked_day, next_run, period_before, zone_of
 from services.audit.reports.domain import (
     DEFAULT_KEEP,
+    MOST_MISSED,
     MOST_SCHEDULES,
     PERIOD,
     Parameters,
+    Report,
     Schedule,
     checked_formats,
 )
@@ -181,9 +184,9 @@ class Schedules:
             after = _changed(before, plan)
             if after == before:
                 return before
-            after = self._timed(
-                replace(after, revision=before.revision + 1, updated_at=self._clock())
-            )
+            after = replace(after, revision=before.revision + 1, updated_at=self._clock())
+            if _rhythm(after) != _rhythm(before):
+                after = self._timed(after)
             await store.update_schedule(connection, after)
             event = ReportScheduleUpdated(
                 id=after.id, before=snapshot(before), after=snapshot(after)
@@ -216,7 +219,7 @@ class Schedules:
     def _timed(self, schedule: Schedule) -> Schedule:
         """The schedule with the time of its next run."""
         at = next_run(schedule, self._clock()) if schedule.enabled else None
-        return replace(schedule, next_run_at=at)
+        return replace(schedule, next_run_at=at, not_before=None)
 
     async def run(self) -> None:
         """Begins the reports whose time has come, for as long as the service lives."""
@@ -252,7 +255,7 @@ class Schedules:
                 await self._put_off(tenant_id, schedule_id, error)
 
     async def _begin(self, tenant_id: UUID, schedule_id: UUID) -> None:
-        """Begins the report of a schedule, once however many runs were missed."""
+        """Begins the next report of a schedule; what is refused stays due."""
         at = self._clock()
         node = self._tenants.known(tenant_id)
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
@@ -260,34 +263,38 @@ class Schedules:
             schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
             if schedule is None:
                 return
-            error = ""
-            if node is None or node.status != "active":
-                error = "the organisation is archived"
-            elif not await self._has_room(connection, tenant_id):
-                error = "the tenant keeps as many reports as it may; delete some"
-            else:
-                kind = kind_of(schedule.kind)
-                wanted = Wanted(
-                    kind,
-                    kind.checked(_of_period(schedule, at)),
-                    schedule.formats,
-                    f"schedule of {schedule.created_by}",
-                    schedule_id=schedule.id,
-                )
-                await self._reports.begin(connection, tenant_id, wanted)
+            refused = ""
+            if node is None:
+                refused = "the organisation is not known yet"
+            elif node.status != "active":
+                refused = "the organisation is archived"
+            elif not await self._reports.make_room(connection, schedule):
+                refused = "the tenant keeps as many reports as it may; delete some"
+            if refused:
+                after = replace(schedule, last_error=refused, not_before=at + _AGAIN)
+                await store.update_schedule(connection, after)
+                return
+            run, left_out = run_to_make(
+                schedule, at, min(schedule.keep, MOST_MISSED) if _has_period(schedule) else 1
+            )
+            kind = kind_of(schedule.kind)
+            wanted = Wanted(
+                kind,
+                kind.checked(_of_period(schedule, run)),
+                schedule.formats,
+                f"schedule of {schedule.created_by}",
+                tenant_id,
+                schedule_id=schedule.id,
+            )
+            await self._reports.begin(connection, tenant_id, wanted)
             after = replace(
-                schedule, last_run_at=at, last_error=error, next_run_at=next_run(schedule, at)
+                schedule,
+                last_run_at=at,
+                last_error=f"{left_out} earlier runs were missed" if left_out else "",
+                next_run_at=next_run(schedule, run),
+                not_before=None,
             )
             await store.update_schedule(connection, after)
-
-    async def _has_room(self, connection: Connection, tenant_id: UUID) -> bool:
-        """Whether a report can be added; the oldest ones of schedules make room for it."""
-        while self._reports.is_full(await store.load(connection, tenant_id)):
-            oldest = await store.oldest_scheduled(connection, tenant_id)
-            if oldest is None:
-                return False
-            await store.delete(connection, oldest)
-        return True
 
     async def _put_off(self, tenant_id: UUID, schedule_id: UUID, error: Exception) -> None:
         at = self._clock()
@@ -296,17 +303,26 @@ class Schedules:
             if schedule is not None:
                 await store.update_schedule(
                     connection,
-                    replace(schedule, next_run_at=at + _AGAIN, last_error=brief(error)),
+                    replace(schedule, not_before=at + _AGAIN, last_error=brief(error)),
                 )
 
     async def _sweep(self) -> None:
         """Deletes reports that have expired, and those of schedules that have newer ones."""
         async with self._database.system_transaction("reports of all tenants expire") as connection:
-            found = await store.expired(connection, self._clock(), _MOST)
-            found += await store.surplus(connection, _MOST)
-        for report in found:
-            async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
-                await store.delete(connection, report)
+            expired = await store.expired(connection, self._clock(), _MOST)
+            surplus = await store.surplus(connection, _MOST)
+        reasons: tuple[tuple[Literal["expired", "newer"], list[Report]], ...] = (
+            ("expired", expired),
+            ("newer", surplus),
+        )
+        for reason, found in reasons:
+            for report in found:
+                try:
+                    async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
+                        await self._reports.remove(connection, report, reason)
+                except Exception as error:
+                    # One tenant keeps no other one's reports.
+                    log.warning("report not deleted", report=str(report.id), error=brief(error))
 
 
 def _parameters(kind: str, given: Parameters) -> Parameters:
@@ -349,9 +365,42 @@ def _changed(before: Schedule, plan: Plan) -> Schedule:
     )
 
 
-def _of_period(schedule: Schedule, at: datetime) -> Parameters:
+def _rhythm(schedule: Schedule) -> tuple[object, ...]:
+    """What tells when a schedule is due."""
+    return (
+        schedule.every,
+        schedule.on_day,
+        schedule.hour,
+        schedule.time_zone,
+        schedule.enabled,
+    )
+
+
+def _has_period(schedule: Schedule) -> bool:
+    return kind_of(schedule.kind).has_period
+
+
+def run_to_make(schedule: Schedule, at: datetime, most: int) -> tuple[datetime, int]:
+    """The oldest run that is due and is one of the newest ones, and how many before it are missed.
+
+    Args:
+        schedule: one that is due.
+        at: the time.
+        most: how many runs are made up for.
+    """
+    assert schedule.next_run_at is not None
+    due: deque[datetime] = deque(maxlen=most)
+    run, count = schedule.next_run_at, 0
+    while run <= at:
+        due.append(run)
+        count += 1
+        run = next_run(schedule, run)
+    return due[0], count - len(due)
+
+
+def _of_period(schedule: Schedule, run: datetime) -> Parameters:
     """What a run is asked for: the time that ended before it, where its kind has one."""
-    if not kind_of(schedule.kind).has_period:
+    if not _has_period(schedule):
         return schedule.parameters
-    start, until = period_before(schedule, at)
+    start, until = period_before(schedule, run)
     return replace(schedule.parameters, start=start, until=until)

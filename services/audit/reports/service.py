@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from auditlog.reports import MANIFEST
@@ -13,13 +13,21 @@ from contract.events.audit import (
     ReportDeleted,
     ReportDownload,
     ReportDownloaded,
+    ReportRemoved,
     ReportRequested,
     ReportWish,
 )
 from contract.rows import write_scope
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import exhausted, failed_precondition, not_found, permission_denied
+from servicekit.errors import (
+    already_exists,
+    exhausted,
+    failed_precondition,
+    invalid_field,
+    not_found,
+    permission_denied,
+)
 from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
@@ -30,10 +38,12 @@ from services.audit.reports import store
 from services.audit.reports.domain import (
     MOST_KEPT,
     MOST_RUNNING,
+    MOST_SCHEDULED,
     File,
     Kind,
     Parameters,
     Report,
+    Schedule,
     Status,
     checked_formats,
     to_second,
@@ -54,7 +64,12 @@ class Bounds:
     report_bytes: int
     """of a report, of all its files;"""
     tenant_bytes: int
-    """and of a tenant."""
+    """and of a tenant: half of it for what people ask for, and half for schedules."""
+
+    @property
+    def share(self) -> int:
+        """The bytes of one half."""
+        return self.tenant_bytes // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,8 @@ class Wanted:
     """As they were checked."""
     formats: tuple[str, ...]
     requested_by: str
+    asked_from: UUID
+    """The tenant of who asks."""
     request_id: UUID | None = None
     schedule_id: UUID | None = None
 
@@ -79,6 +96,15 @@ def wish(report: Report) -> ReportWish:
         requested_by=report.requested_by,
         as_of=report.as_of,
     )
+
+
+def removal(report: Report, reason: Literal["asked", "expired", "newer", "room"]) -> ReportDeleted:
+    """What an entry of the log says of a report that is no more."""
+    return ReportDeleted(id=report.id, before=ReportRemoved(**asdict(wish(report)), reason=reason))
+
+
+class ShortFileError(Exception):
+    """What is stored of a file is less than what was signed."""
 
 
 class Reports:
@@ -129,23 +155,42 @@ class Reports:
         await self._tenants.require(call.caller, tenant_id)
         wanted = kind_of(kind)
         check_scopes(call, wanted)
+        checked = wanted.checked(parameters)
+        self._check_past(checked)
         asked = Wanted(
             wanted,
-            wanted.checked(parameters),
+            checked,
             checked_formats(formats),
             call.caller.name,
+            UUID(call.caller.tenant_id),
             request_id,
         )
-        async with self._database.transaction(Scope.of(tenant_id)) as connection:
-            await store.lock_tenant(connection, tenant_id)
+        # What a tenant asks for is counted over all below it.
+        scope = await self._tenants.query_scope(call.caller)
+        async with self._database.transaction(scope) as connection:
+            # Both bounds; the upper tenant first, so that no two calls wait for one another.
+            for one in dict.fromkeys((asked.asked_from, tenant_id)):
+                await store.lock_tenant(connection, one)
             if request_id is not None:
                 known = await store.by_request(connection, tenant_id, request_id)
                 if known is not None:
+                    _check_same(known, asked)
                     return await self._with_files(connection, known)
-            await self._check_room(connection, tenant_id)
+            await self._check_room(connection, tenant_id, asked.asked_from)
             made = await self.begin(connection, tenant_id, asked)
         self._wake()
         return made
+
+    def _check_past(self, parameters: Parameters) -> None:
+        """Refuses a period that has not ended: a report says what was.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT with the field.
+        """
+        at = to_second(self._clock())
+        for name, value in (("from", parameters.start), ("until", parameters.until)):
+            if value is not None and value > at:
+                raise invalid_field(f"parameters.{name}", "must not be in the future")
 
     async def begin(self, connection: Connection, tenant_id: UUID, wanted: Wanted) -> Report:
         """Adds a report that is to be made, in the transaction of who asks."""
@@ -159,6 +204,7 @@ class Reports:
             status=Status.RUNNING,
             as_of=to_second(at),
             requested_by=wanted.requested_by,
+            asked_from=wanted.asked_from,
             request_id=wanted.request_id,
             schedule_id=wanted.schedule_id,
             expires_at=at + timedelta(days=self._bounds.days),
@@ -168,25 +214,65 @@ class Reports:
         await self._outbox.append(connection, CloudEvent(event, tenant_id))
         return report
 
-    async def _check_room(self, connection: Connection, tenant_id: UUID) -> None:
-        load = await store.load(connection, tenant_id)
-        if load.running >= MOST_RUNNING:
+    async def _check_room(self, connection: Connection, tenant_id: UUID, asked_from: UUID) -> None:
+        """Refuses what is too much; failed reports make room.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED.
+        """
+        running = max(
+            await store.count_running(connection, tenant_id),
+            await store.count_asked(connection, asked_from),
+        )
+        if running >= MOST_RUNNING:
             raise exhausted(
                 "TOO_MANY_REPORTS",
                 f"{MOST_RUNNING} reports of the tenant are being made; wait for them",
                 retry_after=_BUSY_SECONDS,
             )
-        if self.is_full(load):
+        load = await store.load(connection, tenant_id, scheduled=False)
+        surplus = load.kept - MOST_KEPT + 1
+        failed = await store.failed(connection, tenant_id, surplus) if surplus > 0 else []
+        if load.bytes >= self._bounds.share or len(failed) < surplus:
             raise exhausted(
                 "REPORTS_FULL",
                 f"a tenant keeps at most {MOST_KEPT} reports of"
-                f" {self._bounds.tenant_bytes >> 20} MiB in all; delete some",
+                f" {self._bounds.share >> 20} MiB in all, beside those of schedules; delete some",
                 retry_after=_FULL_SECONDS,
             )
+        for report in failed:
+            await self.remove(connection, report, "room")
 
-    def is_full(self, load: store.Load) -> bool:
-        """Whether a tenant keeps as much as it may."""
-        return load.kept >= MOST_KEPT or load.bytes >= self._bounds.tenant_bytes
+    async def make_room(self, connection: Connection, schedule: Schedule) -> bool:
+        """Whether a report of a schedule can be added; only older ones of the schedule make room
+        for it, failed ones first, and none when that is not enough."""
+        load = await store.load(connection, schedule.tenant_id, scheduled=True)
+        own = await store.of_schedule(connection, schedule)
+        # The next one will be as large as the last one.
+        needed = own[-1].bytes if own else 0
+        number, size = load.kept, load.bytes
+        gone = []
+        for report in own:
+            if number < MOST_SCHEDULED and size + needed < self._bounds.share:
+                break
+            number, size = number - 1, size - report.bytes
+            gone.append(report)
+        if number >= MOST_SCHEDULED or size + needed >= self._bounds.share:
+            return False
+        for report in gone:
+            await self.remove(connection, report, "room")
+        return True
+
+    async def remove(
+        self,
+        connection: Connection,
+        report: Report,
+        reason: Literal["asked", "expired", "newer", "room"],
+    ) -> None:
+        """Deletes a report, and says so in the log."""
+        if await store.delete(connection, report):
+            event = CloudEvent(removal(report, reason), report.tenant_id)
+            await self._outbox.append(connection, event)
 
     async def list_reports(
         self,
@@ -244,18 +330,21 @@ class Reports:
             await self._outbox.append(connection, CloudEvent(event, report.tenant_id))
         if name == MANIFEST:
             return file, _only(report.manifest.encode())
-        return file, self._parts(report, name)
+        return file, self._parts(report, file)
 
-    async def _parts(self, report: Report, name: str) -> AsyncGenerator[bytes, None]:
-        number = -1
+    async def _parts(self, report: Report, file: File) -> AsyncGenerator[bytes, None]:
+        number, size = -1, 0
         while True:
             async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
-                found = await store.part(connection, report.id, name, number)
+                found = await store.part(connection, report.id, file.name, number)
                 if found is None:
-                    # An end that is none: the report was deleted meanwhile.
-                    await self._found(connection, Scope.of(report.tenant_id), report.id)
+                    if size != file.bytes:
+                        # An end that is none: the report was deleted meanwhile.
+                        await self._found(connection, Scope.of(report.tenant_id), report.id)
+                        raise ShortFileError(f"{file.name} of {report.id} is not whole")
                     return
             number, content = found
+            size += len(content)
             yield content
 
     async def delete(self, call: Call, report_id: UUID) -> None:
@@ -269,9 +358,7 @@ class Reports:
             report = await store.find(connection, scope, report_id, for_update=True)
             if report is None:
                 raise not_found("report", report_id)
-            await store.delete(connection, report)
-            event = ReportDeleted(id=report_id, before=wish(report))
-            await self._outbox.append(connection, CloudEvent(event, report.tenant_id))
+            await self.remove(connection, report, "asked")
 
     async def _found(self, connection: Connection, scope: Scope, report_id: UUID) -> Report:
         found = await store.find(connection, scope, report_id)
@@ -282,6 +369,19 @@ class Reports:
     async def _with_files(self, connection: Connection, report: Report) -> Report:
         files = await store.files(connection, [report.id])
         return replace(report, files=files.get(report.id, ()))
+
+
+def _check_same(known: Report, wanted: Wanted) -> None:
+    """Refuses the id of a request that asked for something else.
+
+    Raises:
+        DomainError: ALREADY_EXISTS.
+    """
+    before = (known.kind, known.parameters, known.formats)
+    if before != (wanted.kind.name, wanted.parameters, wanted.formats):
+        raise already_exists(
+            "REQUEST_ID_USED", f"the requestId made another report: {known.id}, {known.kind}"
+        )
 
 
 async def _only(content: bytes) -> AsyncGenerator[bytes, None]:

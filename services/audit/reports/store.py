@@ -16,13 +16,14 @@ from servicekit.rpc.pagination import Page
 from services.audit.reports.domain import File, Parameters, Report, Schedule, Status
 
 _REPORT: Final = (
-    "id, tenant_id, kind, parameters, formats, status, as_of, requested_by, request_id,"
+    "id, tenant_id, kind, parameters, formats, status, as_of, requested_by, asked_from, request_id,"
     " schedule_id, attempts, waiting_since, finished_at, rows, bytes, manifest, entry_id, error,"
     " expires_at"
 )
 _SCHEDULE: Final = (
     "id, tenant_id, kind, parameters, formats, every, on_day, hour, time_zone, keep, enabled,"
-    " next_run_at, last_run_at, last_error, revision, created_at, created_by, updated_at"
+    " next_run_at, not_before, last_run_at, last_error, revision, created_at, created_by,"
+    " updated_at"
 )
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 _UPDATES: Final = 20
@@ -31,10 +32,9 @@ _UPDATES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much of a tenant is kept, and being made."""
+    """How many reports a tenant has, and how many bytes they hold."""
 
     kept: int
-    running: int
     bytes: int
 
 
@@ -78,6 +78,7 @@ def _report(row: asyncpg.Record) -> Report:
         status=Status(row["status"]),
         as_of=row["as_of"],
         requested_by=row["requested_by"],
+        asked_from=row["asked_from"],
         expires_at=row["expires_at"],
         request_id=row["request_id"],
         schedule_id=row["schedule_id"],
@@ -106,6 +107,7 @@ def _schedule(row: asyncpg.Record) -> Schedule:
         keep=row["keep"],
         enabled=row["enabled"],
         next_run_at=row["next_run_at"],
+        not_before=row["not_before"],
         last_run_at=row["last_run_at"],
         last_error=row["last_error"],
         revision=row["revision"],
@@ -125,22 +127,41 @@ async def lock_tenant(connection: Connection, tenant_id: UUID) -> None:
     )
 
 
-async def load(connection: Connection, tenant_id: UUID) -> Load:
-    """How much of a tenant is kept, and being made."""
+async def load(connection: Connection, tenant_id: UUID, *, scheduled: bool) -> Load:
+    """How much of a tenant is kept: of schedules, or of what people and programs asked for."""
     row = await connection.fetchrow(
-        "SELECT count(*) AS kept, count(*) FILTER (WHERE status = 'running') AS running,"
-        " coalesce(sum(bytes), 0)::bigint AS bytes FROM audit.report WHERE tenant_id = $1",
+        "SELECT count(*) AS kept, coalesce(sum(bytes), 0)::bigint AS bytes FROM audit.report"
+        " WHERE tenant_id = $1 AND (schedule_id IS NOT NULL) = $2",
         tenant_id,
+        scheduled,
     )
-    return Load(row["kept"], row["running"], row["bytes"])
+    return Load(row["kept"], row["bytes"])
+
+
+async def count_running(connection: Connection, tenant_id: UUID) -> int:
+    """How many reports on a tenant are being made, or wait to be."""
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM audit.report WHERE tenant_id = $1 AND status = 'running'", tenant_id
+    )
+    return found
+
+
+async def count_asked(connection: Connection, asked_from: UUID) -> int:
+    """How many reports that a tenant asked for are being made, in the scope of the connection."""
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM audit.report WHERE asked_from = $1 AND status = 'running'"
+        " AND schedule_id IS NULL",
+        asked_from,
+    )
+    return found
 
 
 async def insert(connection: Connection, report: Report) -> None:
     """Adds a report that is to be made."""
     await connection.execute(
         "INSERT INTO audit.report (id, tenant_id, kind, parameters, formats, status, as_of,"
-        " requested_by, request_id, schedule_id, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        " requested_by, asked_from, request_id, schedule_id, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         report.id,
         report.tenant_id,
         report.kind,
@@ -149,6 +170,7 @@ async def insert(connection: Connection, report: Report) -> None:
         report.status,
         report.as_of,
         report.requested_by,
+        report.asked_from,
         report.request_id,
         report.schedule_id,
         report.expires_at,
@@ -228,11 +250,12 @@ async def part(
     return (row["part"], row["content"]) if row else None
 
 
-async def delete(connection: Connection, report: Report) -> None:
-    """Removes a report with its files."""
-    await connection.execute(
+async def delete(connection: Connection, report: Report) -> bool:
+    """Removes a report with its files; answers whether it was there."""
+    done = await connection.execute(
         "DELETE FROM audit.report WHERE id = $1 AND tenant_id = $2", report.id, report.tenant_id
     )
+    return bool(done == "DELETE 1")
 
 
 async def expired(connection: Connection, at: datetime, most: int) -> list[Report]:
@@ -246,49 +269,93 @@ async def expired(connection: Connection, at: datetime, most: int) -> list[Repor
 
 
 async def surplus(connection: Connection, most: int) -> list[Report]:
-    """Some reports of schedules that have newer ones, as many as they keep."""
+    """Some reports of schedules that have newer ones, as many as they keep: of those that are
+    ready and of those that failed, each."""
     columns = ", ".join(f"r.{column}" for column in _REPORT.split(", "))
     rows = await connection.fetch(
-        f"SELECT {columns} FROM audit.report_schedule s CROSS JOIN LATERAL ("
-        "SELECT * FROM audit.report o WHERE o.schedule_id = s.id AND o.status = 'ready'"
+        f"SELECT {columns} FROM audit.report_schedule s"
+        " CROSS JOIN (VALUES ('ready'), ('failed')) AS t (status) CROSS JOIN LATERAL ("
+        "SELECT * FROM audit.report o WHERE o.schedule_id = s.id AND o.status = t.status"
         " ORDER BY o.id DESC OFFSET s.keep) AS r LIMIT $1",
         most,
     )
     return [_report(row) for row in rows]
 
 
-async def oldest_scheduled(connection: Connection, tenant_id: UUID) -> Report | None:
-    """The oldest report of a tenant that a schedule made."""
-    row = await connection.fetchrow(
-        f"SELECT {_REPORT} FROM audit.report WHERE tenant_id = $1 AND schedule_id IS NOT NULL"
-        " AND status <> 'running' ORDER BY id LIMIT 1",
+async def failed(connection: Connection, tenant_id: UUID, most: int) -> list[Report]:
+    """Some failed reports of a tenant that no schedule made, the oldest first."""
+    rows = await connection.fetch(
+        f"SELECT {_REPORT} FROM audit.report WHERE tenant_id = $1 AND schedule_id IS NULL"
+        " AND status = 'failed' ORDER BY id LIMIT $2",
         tenant_id,
+        most,
     )
-    return _report(row) if row else None
+    return [_report(row) for row in rows]
+
+
+async def of_schedule(connection: Connection, schedule: Schedule) -> list[Report]:
+    """The reports of a schedule that are not being made: failed ones first, then the oldest."""
+    rows = await connection.fetch(
+        f"SELECT {_REPORT} FROM audit.report WHERE tenant_id = $1 AND schedule_id = $2"
+        " AND status <> 'running' ORDER BY status = 'ready', id",
+        schedule.tenant_id,
+        schedule.id,
+    )
+    return [_report(row) for row in rows]
 
 
 # Making: only who holds the lease writes.
 
 
 async def claim(connection: Connection, lease: UUID, at: datetime, seconds: float) -> Report | None:
-    """Takes the next report to make: of tenants for which none is made now, the oldest."""
+    """Takes the next report to make.
+
+    Tenants that ask have their turns, the one first that has waited longest; of each, and on each,
+    one report is made at a time.
+    """
+    # One process after the other, so that none overlooks what another one takes.
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('audit.report_claim'))")
     row = await connection.fetchrow(
         "UPDATE audit.report SET lease = $1, lease_until = now() + make_interval(secs => $3),"
         " attempts = attempts + 1 WHERE id = (SELECT r.id FROM audit.report r"
+        " LEFT JOIN audit.report_turn t ON t.tenant_id = r.asked_from"
         " WHERE r.status = 'running' AND (r.lease_until IS NULL OR r.lease_until < now())"
         " AND (r.not_before IS NULL OR r.not_before <= $2) AND NOT EXISTS ("
-        "SELECT FROM audit.report o WHERE o.tenant_id = r.tenant_id AND o.status = 'running'"
-        " AND o.lease_until >= now()) ORDER BY r.id LIMIT 1 FOR UPDATE SKIP LOCKED)"
+        "SELECT FROM audit.report o WHERE o.status = 'running' AND o.lease_until >= now()"
+        " AND (o.tenant_id = r.tenant_id OR o.asked_from = r.asked_from))"
+        " ORDER BY t.at NULLS FIRST, r.id LIMIT 1 FOR UPDATE OF r SKIP LOCKED)"
         f" RETURNING {_REPORT}",
         lease,
         at,
         seconds,
     )
-    return _report(row) if row else None
+    if row is None:
+        return None
+    found = _report(row)
+    await connection.execute(
+        "INSERT INTO audit.report_turn (tenant_id, at) VALUES ($1, clock_timestamp())"
+        " ON CONFLICT (tenant_id) DO UPDATE SET at = clock_timestamp()",
+        found.asked_from,
+    )
+    return found
 
 
-async def forget_parts(connection: Connection, report: Report) -> None:
-    """Removes what an attempt before left."""
+async def forget_parts(connection: Connection, report: Report, lease: UUID) -> bool:
+    """Removes what an attempt before left; answers whether the report is still held."""
+    held = await connection.fetchval(
+        "SELECT true FROM audit.report WHERE id = $1 AND lease = $2 AND status = 'running'"
+        " FOR UPDATE",
+        report.id,
+        lease,
+    )
+    if not held:
+        return False
+    await delete_parts(connection, report)
+    return True
+
+
+async def delete_parts(connection: Connection, report: Report) -> None:
+    """Removes all parts of a report whose row is locked."""
     await connection.execute("DELETE FROM audit.report_part WHERE report_id = $1", report.id)
 
 
@@ -350,6 +417,23 @@ async def finish(connection: Connection, report: Report, lease: UUID) -> bool:
     return True
 
 
+async def answered(connection: Connection, report: Report, lease: UUID) -> None:
+    """Notes that nobody is away any more for whom a report waited."""
+    await connection.execute(
+        "UPDATE audit.report SET waiting_since = NULL WHERE id = $1 AND lease = $2",
+        report.id,
+        lease,
+    )
+
+
+async def waiting_since(connection: Connection, report: Report) -> datetime | None:
+    """Since when somebody is away for whom a report waits."""
+    found: datetime | None = await connection.fetchval(
+        "SELECT waiting_since FROM audit.report WHERE id = $1", report.id
+    )
+    return found
+
+
 async def postpone(
     connection: Connection, report: Report, lease: UUID, until: datetime, since: datetime
 ) -> None:
@@ -408,6 +492,7 @@ def _values(schedule: Schedule) -> list[Any]:
         schedule.keep,
         schedule.enabled,
         schedule.next_run_at,
+        schedule.not_before,
         schedule.last_run_at,
         schedule.last_error,
         schedule.revision,
@@ -421,7 +506,7 @@ async def insert_schedule(connection: Connection, schedule: Schedule) -> None:
     """Adds a schedule."""
     await connection.execute(
         f"INSERT INTO audit.report_schedule ({_SCHEDULE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
         *_values(schedule),
     )
 
@@ -431,7 +516,7 @@ async def update_schedule(connection: Connection, schedule: Schedule) -> None:
     await connection.execute(
         "UPDATE audit.report_schedule SET parameters = $3, formats = $4, every = $5, on_day = $6,"
         " hour = $7, time_zone = $8, keep = $9, enabled = $10, next_run_at = $11,"
-        " last_run_at = $12, last_error = $13, revision = $14, updated_at = $15"
+        " not_before = $12, last_run_at = $13, last_error = $14, revision = $15, updated_at = $16"
         " WHERE id = $1 AND tenant_id = $2",
         schedule.id,
         schedule.tenant_id,
@@ -444,6 +529,7 @@ async def update_schedule(connection: Connection, schedule: Schedule) -> None:
         schedule.keep,
         schedule.enabled,
         schedule.next_run_at,
+        schedule.not_before,
         schedule.last_run_at,
         schedule.last_error,
         schedule.revision,
@@ -488,10 +574,11 @@ async def list_schedules(
 
 
 async def due(connection: Connection, at: datetime, most: int) -> list[tuple[UUID, UUID]]:
-    """Some schedules whose time has come, as (tenant, schedule)."""
+    """Some schedules whose time has come and whose last report is made, as (tenant, schedule)."""
     rows = await connection.fetch(
-        "SELECT tenant_id, id FROM audit.report_schedule WHERE next_run_at <= $1"
-        " ORDER BY next_run_at LIMIT $2",
+        "SELECT tenant_id, id FROM audit.report_schedule s WHERE next_run_at <= $1"
+        " AND (not_before IS NULL OR not_before <= $1) AND NOT EXISTS (SELECT FROM audit.report r"
+        " WHERE r.schedule_id = s.id AND r.status = 'running') ORDER BY next_run_at LIMIT $2",
         at,
         most,
     )

@@ -85,7 +85,7 @@ def internal_api(context: str, kit: Kit, clock: Time) -> Parts:
         ),
         "policy": lambda: partial(
             policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server,
-            PolicyInternalApi(NOBODY, database, NOBODY),
+            PolicyInternalApi(NOBODY, NOBODY, database, NOBODY),
         ),
         "telemetry": lambda: partial(
             telemetry_pb2_grpc.add_TelemetryInternalServiceServicer_to_server,

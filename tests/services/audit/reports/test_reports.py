@@ -20,10 +20,11 @@ from cli.reports import app
 from contract.access import Role
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import identity_pb2
+from servicekit.data.postgres import Scope
 from servicekit.ids import now
 from servicekit.rpc.values import timestamp
 from servicekit.security.digests import sha256_hex
-from services.audit.reports import files, kinds, maker, service
+from services.audit.reports import files, kinds, maker, service, store
 from services.audit.reports.kinds import PRODUCERS
 from services.audit.reports.kinds.base import Page
 from services.audit.reports.kinds.inventory import DataInventory
@@ -132,6 +133,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"parameters": {"from": AS_OF, "until": AS_OF - timedelta(days=1)}},
         "parameters.until",
     ),
+    ("policy-history", {"parameters": {"until": AS_OF + timedelta(days=1)}}, "parameters.until"),
+    ("policy-history", {"parameters": {"from": AS_OF + timedelta(days=1)}}, "parameters.from"),
 ]
 
 
@@ -228,6 +231,8 @@ async def test_a_repeated_request_makes_one_report(world: World) -> None:
     first = await world.create("data-inventory", request_id=request_id)
     again = await world.create("data-inventory", request_id=request_id)
     assert first.id == again.id
+    refused = await refusal(world.create("policy-history", request_id=request_id))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_USED")
     other = await world.create("data-inventory", ORG_OWNER, org_id="", request_id=request_id)
     assert other.id != first.id
 
@@ -376,10 +381,163 @@ async def test_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(service, "MOST_RUNNING", 5)
     monkeypatch.setattr(service, "MOST_KEPT", 1)
+    # The one that failed makes room.
+    await world.made("asset-register")
+    (gone,) = await world.told("audit.report_deleted")
+    assert (gone["resource"], gone["before"]["reason"]) == (f"reports/{failed.id}", "room")
     refused = await refusal(world.create("asset-register"))
     assert refused.reason == "REPORTS_FULL"
     # Another tenant has its own bounds.
     await world.create("asset-register", ORG_OWNER, org_id="")
+
+
+async def test_a_tenant_asks_for_so_many_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all tenants below it; those have their own."""
+    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    monkeypatch.setattr(service, "MOST_RUNNING", 2)
+    await world.create("policy-history")
+    await world.create("policy-history", org_id=str(ORG.id))
+    refused = await refusal(world.create("policy-history", org_id=str(SISTER.id)))
+    assert refused.reason == "TOO_MANY_REPORTS"
+    await world.create("policy-history", SISTER_OWNER, org_id="")
+
+
+async def test_tenants_have_their_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for many lets nobody else wait, though they are about different tenants; of one that
+    asks, one is made at a time."""
+    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    await asyncio.sleep(0.2)
+    first = await world.create("policy-history")
+    more = [await world.create("policy-history", org_id=str(o.id)) for o in (ORG, SISTER)]
+    late = await world.create("policy-history", SISTER_OWNER, org_id="")
+    database = world.audit.kit.database
+    taken = []
+    for _ in range(4):
+        async with database.system_transaction("a test") as connection:
+            found = await store.claim(connection, uuid4(), AS_OF, 30)
+            if found is None:
+                break
+            taken.append(str(found.id))
+    # The sister's own is made on her, whose turn it is; the reseller's others wait.
+    assert taken == [first.id, late.id]
+    for wanted in (more[0].id, more[1].id):
+        await world.sql(
+            "UPDATE audit.report SET status = 'failed' WHERE id::text = ANY ($1)", taken
+        )
+        async with database.system_transaction("a test") as connection:
+            found = await store.claim(connection, uuid4(), AS_OF, 30)
+        assert found is not None
+        assert str(found.id) == wanted
+        taken.append(wanted)
+
+
+async def test_a_worker_that_wakes_late_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one has the report, or has finished it: its parts stay."""
+    made = await world.made("policy-history")
+    before = await world.files(made)
+    database = world.audit.kit.database
+    async with database.transaction(Scope.of(RESELLER.id)) as connection:
+        report = await store.find(connection, Scope.of(RESELLER.id), UUID(made.id))
+        assert report is not None
+        assert not await store.forget_parts(connection, report, uuid4())
+    assert await world.files(made) == before
+
+
+async def test_what_is_stored_is_compared_with_what_was_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that is lost or another one before signing makes the attempt fail, and the next one
+    makes the report; one that is lost later makes the download fail."""
+    true_finish = files.Files.close
+    broken: list[int] = []
+
+    async def close(self: files.Files, *arguments: Any) -> None:
+        await true_finish(self, *arguments)
+        if not broken:
+            broken.append(1)
+            await world.sql("DELETE FROM audit.report_part WHERE part = 0")
+
+    monkeypatch.setattr(files.Files, "close", close)
+    monkeypatch.setattr(maker, "_LEASE_SECONDS", 1)
+    made = await world.made("policy-history")
+    assert broken
+    content = await world.files(made)
+    for file in made.files:
+        assert sha256_hex(content[file.name]) == file.sha256
+    await world.sql("DELETE FROM audit.report_part WHERE part = 0")
+    refused = await refusal(world.download(made.id, "policy-history.html"))
+    assert refused.code is grpc.StatusCode.INTERNAL
+
+
+async def test_a_report_that_is_deleted_while_it_is_made_frees_its_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "_RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(maker, "_AT_ONCE", 1)
+    begun = asyncio.Event()
+
+    class Endless(DataInventory):
+        async def pages(self) -> AsyncGenerator[Page, None]:
+            begun.set()
+            await asyncio.sleep(1000)
+            yield 0, []
+
+    monkeypatch.setattr(maker, "PRODUCERS", {**PRODUCERS, "data-inventory": Endless})
+    made = await world.create("data-inventory")
+    await asyncio.wait_for(begun.wait(), 10)
+    await world.reports.DeleteReport(pb.DeleteReportRequest(id=made.id), metadata=RESELLER_OWNER)
+    await world.until((await world.create("policy-history")).id, seconds=10)
+    # An error that is none of the database's does not end renewing.
+    true_renew = store.renew
+    errors: list[int] = []
+
+    async def renew(*arguments: Any) -> bool:
+        errors.append(1)
+        if len(errors) == 1:
+            raise RuntimeError("a defect")
+        return await true_renew(*arguments)
+
+    monkeypatch.setattr(store, "renew", renew)
+    begun.clear()
+    held = await world.create("data-inventory")
+    await asyncio.wait_for(begun.wait(), 10)
+    for _ in range(200):
+        if len(errors) > 2:
+            break
+        await asyncio.sleep(0.02)
+    assert len(errors) > 2
+    await world.reports.DeleteReport(pb.DeleteReportRequest(id=held.id), metadata=RESELLER_OWNER)
+    await world.until((await world.create("policy-history")).id, seconds=10)
+
+
+async def test_a_report_of_long_ago_is_not_made_of_today(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited too long fails by its name; the manifest says when rows were read."""
+    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    await asyncio.sleep(0.2)
+    late = await world.create("devices-not-seen")
+    world.time.move(hours=7)
+    monkeypatch.setattr(maker, "_AT_ONCE", 2)
+    failed = await world.until(late.id, "failed")
+    assert failed.error.startswith("TOO_LATE")
+    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    await asyncio.sleep(0.2)
+    slow = await world.create("devices-not-seen", formats=["csv"])
+    world.time.move(hours=1)
+    monkeypatch.setattr(maker, "_AT_ONCE", 2)
+    await world.until(slow.id)
+    manifest = ReportManifest.read((await world.download(slow.id, "manifest.txt")).decode())
+    assert manifest.parameters == '{"days":30}'
+    assert (manifest.as_of, manifest.read_from, manifest.read_until) == (
+        "2026-11-30T16:00:00Z",
+        "2026-11-30T17:00:00Z",
+        "2026-11-30T17:00:00Z",
+    )
 
 
 async def test_too_large_fails_and_leaves_nothing(start_world: StartWorld) -> None:

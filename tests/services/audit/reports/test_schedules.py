@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import grpc
 import pytest
@@ -13,6 +16,7 @@ from evergreen.v1 import audit_pb2 as pb
 from services.audit.reports import service
 from services.audit.reports.calendar import next_run, period_before
 from services.audit.reports.domain import Parameters, Schedule
+from services.audit.reports.schedules import run_to_make
 from tests.services.audit.reports.conftest import AS_OF, ORG_OWNER, RESELLER_OWNER, World, uid
 from tests.support import callers
 from tests.support.audit import SISTER
@@ -99,52 +103,164 @@ async def reports_of(world: World, schedule_id: str, count: int) -> list[pb.Repo
     raise AssertionError(found)
 
 
-async def test_a_missed_run_is_made_once_late(world: World) -> None:
-    """About the day that ended last; who made the schedule is named, and the log says so."""
-    made = await create(world)
+def days_of(reports: list[pb.Report]) -> list[str]:
+    """The days that reports begin with, the newest first."""
+    return [
+        getattr(report.parameters, "from").ToDatetime(UTC).date().isoformat() for report in reports
+    ]
+
+
+async def shown(world: World, schedule_id: str) -> pb.ReportSchedule:
+    return await world.schedules.GetReportSchedule(
+        pb.GetReportScheduleRequest(id=schedule_id), metadata=RESELLER_OWNER
+    )
+
+
+async def test_missed_runs_are_made_late(world: World) -> None:
+    """Each about its own day, the newest ones; of a kind without a period, one."""
+    made = await create(world, keep=3)
+    plain = await create(world, kind="devices-not-seen")
     assert made.next_run_at.ToDatetime(UTC) == _utc("2026-12-01T03:00:00")
     await asyncio.sleep(0.3)
     assert not await reports_of(world, made.id, 0)
     world.time.move(days=5)
-    (report,) = await reports_of(world, made.id, 1)
-    assert report.requested_by == "schedule of owner@reseller.example"
-    assert getattr(report.parameters, "from").ToDatetime(UTC) == _utc("2026-12-04T00:00:00")
-    assert report.parameters.until.ToDatetime(UTC) == _utc("2026-12-05T00:00:00")
-    shown = await world.schedules.GetReportSchedule(
-        pb.GetReportScheduleRequest(id=made.id), metadata=RESELLER_OWNER
-    )
-    assert shown.next_run_at.ToDatetime(UTC) == _utc("2026-12-06T03:00:00")
-    (asked,) = await world.told("audit.report_requested")
-    assert asked["actor"] == "system"
-    assert len(await world.told("audit.report_schedule_created")) == 1
+    reports = await reports_of(world, made.id, 3)
+    assert days_of(reports) == ["2026-12-04", "2026-12-03", "2026-12-02"]
+    assert reports[0].requested_by == "schedule of owner@reseller.example"
+    assert reports[0].parameters.until.ToDatetime(UTC) == _utc("2026-12-05T00:00:00")
+    assert (await shown(world, made.id)).next_run_at.ToDatetime(UTC) == _utc("2026-12-06T03:00:00")
+    await reports_of(world, plain.id, 1)
+    await asyncio.sleep(0.3)
+    await reports_of(world, plain.id, 1)
+    asked = await world.told("audit.report_requested")
+    assert {one["actor"] for one in asked} == {"system"}
+    assert len(asked) == 4
+    assert len(await world.told("audit.report_schedule_created")) == 2
 
 
-async def test_the_newest_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as the schedule keeps; and when the tenant is full, the oldest make room."""
-    made = await create(world, keep=2)
-    for run in range(4):
-        world.time.move(days=1)
-        if run < 2:
-            await reports_of(world, made.id, run + 1)
-        else:
-            for _ in range(400):
-                newest = (await reports_of(world, made.id, 2))[0]
-                if newest.as_of.ToDatetime(UTC) == world.time.now:
-                    break
-                await asyncio.sleep(0.05)
-            assert newest.as_of.ToDatetime(UTC) == world.time.now
-    monkeypatch.setattr(service, "MOST_KEPT", 2)
-    world.time.move(days=1)
+@pytest.mark.parametrize(
+    ("wanted", "begins", "at", "days"),
+    [
+        # February has no 31st, and each month is reported once.
+        (plan("month", 31), "2027-01-31T03:00:00", "2027-04-01", ["2026-12", "2027-01", "2027-02"]),
+        # The night in which clocks go back, and the one in which they go forward.
+        (
+            plan("day", hour=2, zone="Europe/Berlin"),
+            "2026-10-25T01:00:00",
+            "2026-10-26T12:00",
+            ["2026-10-24", "2026-10-25"],
+        ),
+        (
+            plan("day", hour=2, zone="Europe/Berlin"),
+            "2027-03-28T01:00:00",
+            "2027-03-29T12:00",
+            ["2027-03-27", "2027-03-28"],
+        ),
+        (plan("week", 3), "2026-12-02T03:00:00", "2026-12-10", ["2026-11-23", "2026-11-30"]),
+    ],
+)
+def test_no_period_is_left_out_or_reported_twice(
+    wanted: Schedule, begins: str, at: str, days: list[str]
+) -> None:
+    """Each run is about the time before it, however late it is made."""
+    zone = ZoneInfo(wanted.time_zone)
+    schedule = replace(wanted, next_run_at=_utc(begins))
+    until = _utc(at)
+    periods = []
+    while schedule.next_run_at and schedule.next_run_at <= until:
+        run, missed = run_to_make(schedule, until, 12)
+        assert missed == 0
+        periods.append(period_before(schedule, run))
+        schedule = replace(schedule, next_run_at=next_run(schedule, run))
+    firsts = [start.astimezone(zone).date().isoformat() for start, _ in periods]
+    assert [first[: len(day)] for first, day in zip(firsts, days, strict=True)] == days
+    for (_, end), (start, _) in pairwise(periods):
+        assert end == start
+
+
+async def newest(world: World, schedule_id: str, count: int) -> list[pb.Report]:
+    """The ready reports of a schedule, when the newest of so many was made now."""
     for _ in range(400):
-        newest = (await reports_of(world, made.id, 2))[0]
-        if newest.as_of.ToDatetime(UTC) == world.time.now:
-            break
+        found = await reports_of(world, schedule_id, count)
+        if found[0].as_of.ToDatetime(UTC) == world.time.now:
+            return found
         await asyncio.sleep(0.05)
-    assert newest.as_of.ToDatetime(UTC) == world.time.now
-    world.time.move(days=500)
+    raise AssertionError(found)
+
+
+async def removed(world: World) -> list[tuple[str, str]]:
+    """The reports that are no more, and why."""
+    told = await world.told("audit.report_deleted")
+    return [(one["resource"].removeprefix("reports/"), one["before"]["reason"]) for one in told]
+
+
+async def test_the_newest_stay(world: World) -> None:
+    """As many as the schedule keeps; the log says what went, and why."""
+    made = await create(world, keep=2)
+    ids = []
+    for run in range(3):
+        world.time.move(days=1)
+        ids.append((await newest(world, made.id, min(run + 1, 2)))[0].id)
+    assert await removed(world) == [(ids[0], "newer")]
+    await world.schedules.UpdateReportSchedule(
+        pb.UpdateReportScheduleRequest(id=made.id, keep=1), metadata=RESELLER_OWNER
+    )
+    await reports_of(world, made.id, 1)
+    assert await removed(world) == [(ids[0], "newer"), (ids[1], "newer")]
     await world.schedules.DeleteReportSchedule(
         pb.DeleteReportScheduleRequest(id=made.id), metadata=RESELLER_OWNER
     )
+    world.time.move(days=401)
+    await reports_of(world, made.id, 0)
+    assert (await removed(world))[-1] == (ids[2], "expired")
+
+
+async def test_what_people_ask_for_takes_no_place_of_schedules(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody who fills the place for his own reports deletes those of schedules, or stops them."""
+    made = await create(world)
+    world.time.move(days=1)
+    await reports_of(world, made.id, 1)
+    monkeypatch.setattr(service, "MOST_KEPT", 1)
+    await world.made("policy-history", formats=["csv"])
+    refused = await refusal(world.create("policy-history"))
+    assert refused.reason == "REPORTS_FULL"
+    world.time.move(days=1)
+    await reports_of(world, made.id, 2)
+    assert await removed(world) == []
+
+
+async def test_a_schedule_makes_room_among_its_own_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When that is not enough nothing goes, and the run stays due until there is room."""
+    first, second = await create(world), await create(world)
+    world.time.move(days=1)
+    (kept,) = await reports_of(world, first.id, 1)
+    (old,) = await reports_of(world, second.id, 1)
+    monkeypatch.setattr(service, "MOST_SCHEDULED", 2)
+    await world.sql(
+        "UPDATE audit.report_schedule SET next_run_at = NULL WHERE id::text = $1", first.id
+    )
+    world.time.move(days=1)
+    (new,) = await newest(world, second.id, 1)
+    assert await removed(world) == [(old.id, "room")]
+    await world.get(kept.id)
+    monkeypatch.setattr(service, "MOST_SCHEDULED", 1)
+    world.time.move(days=1)
+    for _ in range(400):
+        found = await shown(world, second.id)
+        if found.last_error:
+            break
+        await asyncio.sleep(0.05)
+    assert "keeps as many" in found.last_error
+    assert found.next_run_at.ToDatetime(UTC) == _utc("2026-12-03T03:00:00")
+    assert [report.id for report in await reports_of(world, second.id, 1)] == [new.id]
+    monkeypatch.setattr(service, "MOST_SCHEDULED", 5)
+    world.time.move(days=1)
+    reports = await reports_of(world, second.id, 3)
+    assert days_of(reports) == ["2026-12-03", "2026-12-02", "2026-12-01"]
 
 
 async def test_schedules_are_changed_seen_and_refused(world: World) -> None:
@@ -192,7 +308,7 @@ async def test_a_broken_schedule_stops_no_other(world: World) -> None:
     world.time.move(days=1)
     assert await reports_of(world, other.id, 1)
     rows = await world.sql(
-        "SELECT last_error, next_run_at FROM audit.report_schedule WHERE id::text = $1", broken.id
+        "SELECT last_error, not_before FROM audit.report_schedule WHERE id::text = $1", broken.id
     )
     assert "time zone" in rows[0]["last_error"]
-    assert rows[0]["next_run_at"] == world.time.now + timedelta(minutes=5)
+    assert rows[0]["not_before"] == world.time.now + timedelta(minutes=5)
