@@ -46,7 +46,8 @@ CREATE TABLE identity.scim_group (
     external_id text,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
-    CONSTRAINT scim_group_name_taken UNIQUE (source_id, name_key)
+    CONSTRAINT scim_group_name_taken UNIQUE (source_id, name_key),
+    CONSTRAINT scim_group_external_id_taken UNIQUE (source_id, external_id)
 );
 CREATE INDEX scim_group_by_id ON identity.scim_group (source_id, id);
 CREATE INDEX scim_group_by_tenant ON identity.scim_group (tenant_id);

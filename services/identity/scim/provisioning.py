@@ -36,7 +36,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from services.identity.api_tokens import store as tokens_store
-from services.identity.scim import resources, store
+from services.identity.scim import resources, store, ways_in
 from services.identity.scim.domain import (
     MOST_EVENT_MEMBERS,
     MOST_GROUPS,
@@ -137,6 +137,9 @@ class Provisioning:
             if before is not None and before.deleted_at is None:
                 raise taken("userName")
             if before is not None:
+                if before.email != user.email or before.external_id != user.external_id:
+                    # Maybe another human. Where the loss of access was held, all is still there.
+                    await ways_in.close(connection, self._outbox, source, [str(before.id)], at)
                 user = replace(user, id=before.id, updated_at=_later(before.updated_at, at))
             elif await store.count_people(connection, source.id) >= MOST_PEOPLE:
                 raise failed_precondition(
@@ -305,7 +308,8 @@ class Provisioning:
             after = replace(group.snapshot(), added=tuple(added[:MOST_EVENT_MEMBERS]))
             event = ScimGroupCreated(id=group.id, after=after)
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
-            await self._settling.settle(connection, source, added, at)
+            if await store.is_mapped(connection, source.id, [group.id]):
+                await self._settling.settle(connection, source, added, at)
             return await self._shown_group(connection, group, members=True)
 
     async def replace_group(
@@ -368,7 +372,9 @@ class Provisioning:
         at = self._clock()
         if after != before or added or removed:
             after = replace(after, updated_at=_later(before.updated_at, at))
+            mapped = await store.is_mapped(connection, source.id, [before.id])
             await store.write_group(connection, after)
+            mapped = mapped or await store.is_mapped(connection, source.id, [after.id])
             come, gone = sorted(added), sorted(removed)
             await self._check_members(connection, source, come)
             await store.change_members(connection, after, come, gone)
@@ -386,7 +392,8 @@ class Provisioning:
             concerned = added | removed
             if _names(after) != _names(before):
                 concerned = concerned | await store.member_ids(connection, after.id)
-            await self._settling.settle(connection, source, sorted(concerned), at)
+            if mapped:
+                await self._settling.settle(connection, source, sorted(concerned), at)
         return await self._shown_group(connection, after, members=members)
 
     async def delete_group(self, call: Call, group_id: str, if_match: str) -> None:
@@ -398,7 +405,8 @@ class Provisioning:
         async with self._changing(call) as (connection, source):
             at = self._clock()
             before = await self._group(connection, source, group_id, if_match)
-            concerned = sorted(await store.member_ids(connection, before.id))
+            mapped = await store.is_mapped(connection, source.id, [before.id])
+            concerned = sorted(await store.member_ids(connection, before.id)) if mapped else []
             await store.delete_group(connection, before)
             event = ScimGroupDeleted(id=before.id, before=before.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))

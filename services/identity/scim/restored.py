@@ -122,7 +122,8 @@ async def _bring_groups(connection: Connection, known: KnownScim) -> None:
     }
     await connection.execute(
         # Two that have changed names have the same for a moment.
-        "UPDATE identity.scim_group SET name_key = id::text WHERE id = ANY ($1)",
+        "UPDATE identity.scim_group SET name_key = id::text, external_id = NULL"
+        " WHERE id = ANY ($1)",
         list(others),
     )
     await connection.executemany(

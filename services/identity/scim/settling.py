@@ -16,7 +16,7 @@ from servicekit.data.postgres import Connection
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
-from services.identity.scim import store
+from services.identity.scim import store, ways_in
 from services.identity.scim.domain import (
     DISABLED,
     HELD,
@@ -55,7 +55,8 @@ class Settling:
         Args:
             connection: sees all rows; it has the source locked.
             person_ids: of whom; `None` for all of the source.
-            allowed: from how many an Owner has let access be taken.
+            allowed: from how many an Owner has let access be taken; zero for nobody's word. While
+                somebody is held, nothing else lets access be taken.
         """
         standings = await store.standings(connection, source.id, person_ids)
         people = {
@@ -84,6 +85,12 @@ class Settling:
             else:
                 problems[one.id] = reasons.get(subject, PENDING) if one.present else INACTIVE
         await store.write_problems(connection, problems)
+        gone = [
+            str(one.id)
+            for one in standings
+            if one.deleted and str(one.id) in known and str(one.id) not in held
+        ]
+        await ways_in.close(connection, self._outbox, source, gone, at)
         await self._note_held(connection, source)
 
     async def _change(
@@ -96,16 +103,28 @@ class Settling:
         allowed: int,
     ) -> frozenset[str]:
         """Changes accounts that are there; answers who has to wait."""
-        subjects = [one.identity.subject for one in seen if _is_one(one)]
-        if not subjects:
+        changing = {one.identity.subject for one in seen if one.after != one.before}
+        others = {
+            one.identity.subject: groups
+            for one in seen
+            if one.identity.subject not in changing
+            and (groups := _groups(one)) != one.identity.groups_seen
+        }
+        # No account changes by that, and nobody has to wait for it.
+        await store.write_groups_seen(connection, source.id, others, at)
+        if not changing:
             return frozenset()
+        subjects = sorted(changing)
         changes = await self._accounts.changes(
             connection, source, people, subjects, for_update=True
         )
         losing = frozenset(one.identity.subject for one in changes if one.loses)
         if losing:
-            users, lost = await store.guarded(connection, source.id, at - _DAY)
-            most = max(most_losses(users) - len(lost - losing), allowed)
+            most = allowed
+            waiting = {str(one) for one in await store.held_people(connection, source.id)}
+            if not allowed and not (waiting - set(subjects) or waiting & losing):
+                users, lost = await store.guarded(connection, source.id, at - _DAY)
+                most = most_losses(users) - len(lost - losing)
             if len(losing) <= most:
                 losing = frozenset()
         done = [one for one in changes if one.identity.subject not in losing]
@@ -126,10 +145,9 @@ class Settling:
             )
 
 
-def _is_one(change: Change) -> bool:
-    """Whether there is anything to write."""
-    groups = change.person.groups if change.person is not None else frozenset()
-    return change.after != change.before or groups != change.identity.groups_seen
+def _groups(change: Change) -> frozenset[str]:
+    """The mapped groups that somebody is in by now."""
+    return change.person.groups if change.person is not None else frozenset()
 
 
 def _reason(change: Change) -> str:

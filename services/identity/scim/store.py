@@ -46,6 +46,11 @@ _GROUP: Final = (
     "g.id, g.source_id, g.tenant_id, g.display_name, g.external_id, g.created_at, g.updated_at"
 )
 _MEMBERS: Final = "(SELECT count(*) FROM identity.scim_member m WHERE m.group_id = g.id) AS members"
+_MAPPED: Final = (
+    "(r.external_group = g.external_id OR (r.external_group = g.display_name AND r.external_group"
+    " !~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'))"
+)
+"""A mapping names a group by its external id, or by its name; what is a UUID is an id."""
 _TIMES: Final = {"created": "created_at", "lastmodified": "updated_at"}
 
 PERSON_FIELDS: Final[Fields] = {
@@ -367,8 +372,10 @@ class Standing:
     email: str
     present: bool
     """Whether the source has the person, and says that the person may come in."""
+    deleted: bool
+    """Whether the source has the person no more."""
     groups: frozenset[str]
-    """The names and the external ids of the groups that the person is in."""
+    """Those of the mapped groups that the person is in, spelt as in the mappings."""
     problem: str
 
 
@@ -381,11 +388,14 @@ async def standings(
         person_ids: about whom; `None` for all.
     """
     rows = await connection.fetch(
-        "SELECT p.id, p.email, p.active AND p.deleted_at IS NULL AS present, p.problem,"
-        " coalesce(array_agg(g.display_name) FILTER (WHERE g.id IS NOT NULL), '{}') AS names,"
-        " coalesce(array_agg(g.external_id) FILTER (WHERE g.external_id IS NOT NULL), '{}') AS ids"
-        " FROM identity.scim_person p LEFT JOIN identity.scim_member m ON m.person_id = p.id"
-        " LEFT JOIN identity.scim_group g ON g.id = m.group_id"
+        "WITH mapped AS (SELECT DISTINCT g.id, r.external_group FROM identity.scim_group g"
+        f" JOIN identity.role_mapping r ON r.source_id = g.source_id AND {_MAPPED}"
+        " WHERE g.source_id = $1)"
+        " SELECT p.id, p.email, p.active AND p.deleted_at IS NULL AS present, p.problem,"
+        " p.deleted_at IS NOT NULL AS deleted,"
+        " coalesce(array_agg(f.external_group) FILTER (WHERE f.id IS NOT NULL), '{}') AS groups"
+        " FROM identity.scim_person p LEFT JOIN (identity.scim_member m"
+        " JOIN mapped f ON f.id = m.group_id) ON m.person_id = p.id"
         " WHERE p.source_id = $1 AND ($2::uuid[] IS NULL OR p.id = ANY ($2))"
         " GROUP BY p.id ORDER BY p.id",
         source_id,
@@ -396,11 +406,67 @@ async def standings(
             row["id"],
             row["email"],
             row["present"],
-            frozenset(row["names"]) | frozenset(row["ids"]),
+            row["deleted"],
+            frozenset(row["groups"]),
             row["problem"],
         )
         for row in rows
     ]
+
+
+async def is_mapped(connection: Connection, source_id: UUID, group_ids: Sequence[UUID]) -> bool:
+    """Whether a mapping names one of some groups."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.scim_group g"
+        f" JOIN identity.role_mapping r ON r.source_id = g.source_id AND {_MAPPED}"
+        " WHERE g.source_id = $1 AND g.id = ANY ($2))",
+        source_id,
+        list(group_ids),
+    )
+    return found
+
+
+async def write_groups_seen(
+    connection: Connection, source_id: UUID, groups: Mapping[str, frozenset[str]], at: datetime
+) -> None:
+    """Writes which mapped groups people are in whose accounts stay what they are.
+
+    Args:
+        groups: by the people's subjects.
+    """
+    if not groups:
+        return
+    await connection.execute(
+        "UPDATE identity.external_identity e SET asked_at = $3,"
+        " groups_seen = ARRAY (SELECT jsonb_array_elements_text(n.value))"
+        " FROM jsonb_each($2::jsonb) AS n WHERE e.source_id = $1 AND e.subject = n.key",
+        source_id,
+        json.dumps({subject: sorted(seen) for subject, seen in groups.items()}),
+        at,
+    )
+
+
+async def accounts_with_ways_in(
+    connection: Connection, source_id: UUID, subjects: Sequence[str]
+) -> list[UUID]:
+    """Accounts of people of a source that something opens, or did."""
+    rows = await connection.fetch(
+        "SELECT a.id FROM identity.external_identity e"
+        " JOIN identity.account a ON a.id = e.account_id AND a.origin = 'scim'"
+        " WHERE e.source_id = $1 AND e.subject = ANY ($2) AND ("
+        " EXISTS (SELECT FROM identity.external_identity o JOIN identity.source s"
+        " ON s.id = o.source_id AND s.kind <> 'scim' WHERE o.account_id = a.id)"
+        " OR EXISTS (SELECT FROM identity.totp t WHERE t.account_id = a.id)"
+        " OR EXISTS (SELECT FROM identity.passkey k WHERE k.account_id = a.id)"
+        " OR EXISTS (SELECT FROM identity.recovery_code c WHERE c.account_id = a.id)"
+        " OR EXISTS (SELECT FROM identity.session o"
+        " WHERE o.account_id = a.id AND o.ended_at IS NULL)"
+        " OR EXISTS (SELECT FROM identity.api_token o"
+        " WHERE o.account_id = a.id AND o.ended_because IS NULL)) ORDER BY a.id",
+        source_id,
+        list(subjects),
+    )
+    return [row["id"] for row in rows]
 
 
 async def guarded(connection: Connection, source_id: UUID, since: datetime) -> tuple[int, set[str]]:
@@ -489,8 +555,19 @@ async def write_group(connection: Connection, group: ScimGroupRow) -> None:
     """Adds or writes a group.
 
     Raises:
-        DomainError: ALREADY_EXISTS when the source has the name.
+        DomainError: ALREADY_EXISTS when the source has the name, or the external id, as either.
     """
+    # By a name that is another group's id, whoever names groups would get what is mapped to that.
+    same = await connection.fetchrow(
+        "SELECT external_id = $3 AS name FROM identity.scim_group WHERE source_id = $1 AND id <> $2"
+        " AND (external_id = $3 OR ($4 <> '' AND display_name = $4)) LIMIT 1",
+        group.source_id,
+        group.id,
+        group.display_name,
+        group.external_id,
+    )
+    if same is not None:
+        raise taken("displayName" if same["name"] else "externalId")
     try:
         await connection.execute(
             "INSERT INTO identity.scim_group (id, source_id, tenant_id, display_name, name_key,"
@@ -510,6 +587,8 @@ async def write_group(connection: Connection, group: ScimGroupRow) -> None:
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "scim_group_name_taken":
             raise taken("displayName") from error
+        if error.constraint_name == "scim_group_external_id_taken":
+            raise taken("externalId") from error
         raise
 
 

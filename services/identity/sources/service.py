@@ -87,7 +87,7 @@ class Change:
         )
 
 
-_SENT: Final = Terms(takes_invited=True, login=False)
+_SENT: Final = Terms(login=False)
 """Of people whom a source sends without a login."""
 
 
@@ -367,6 +367,9 @@ class SourceAccounts:
         Args:
             connection: sees all rows.
         """
+        if not await self._answers_for(connection, source, email):
+            # It is not said who is anywhere else: the person gets no account anyway.
+            return False
         found = await users_store.credentials_by_email(connection, email, email)
         if found is None:
             return False

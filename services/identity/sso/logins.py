@@ -442,8 +442,11 @@ class SsoLogins:
             domain = domain_of(email)
             if await sources_store.source_of_domain(connection, domain) != provider.id:
                 raise NotAdmittedError("EMAIL_DOMAIN")
-        # Nobody else links the same person meanwhile.
+        # Nobody else links the same person meanwhile, nor has the address gone to somebody else.
         await users_store.take_turns(connection)
+        now = await users_store.credentials_by_email(connection, email, email)
+        if now is None or now.user.id != found.user.id:
+            raise NotAdmittedError("CHANGED")
         known = await sources_store.identities_of(connection, found.user.id)
         kinds = [await sources_store.source(connection, SYSTEM, one.source_id) for one in known]
         if any(one is None or one.kind != "scim" for one in kinds):

@@ -407,14 +407,23 @@ async def invited_users(
     return Page.of([_user(row) for row in rows], limit, lambda user: user.id)
 
 
-async def forget_links(connection: Connection, user_id: UUID) -> list[tuple[UUID, str]]:
+async def forget_links(
+    connection: Connection, user_id: UUID, *, but: str = ""
+) -> list[tuple[UUID, str]]:
     """Forgets what a user signs in with elsewhere; answers the sources, with their names where the
-    transaction sees them."""
+    transaction sees them.
+
+    Args:
+        but: the kind of the sources that are left; the transaction sees them.
+    """
     rows = await connection.fetch(
         "WITH gone AS"
-        " (DELETE FROM identity.external_identity WHERE account_id = $1 RETURNING source_id)"
+        " (DELETE FROM identity.external_identity WHERE account_id = $1 AND ($2 = '' OR NOT EXISTS"
+        " (SELECT FROM identity.source k WHERE k.id = source_id AND k.kind = $2))"
+        " RETURNING source_id)"
         " SELECT g.source_id, coalesce(s.name, '') AS name FROM gone g"
         " LEFT JOIN identity.source s ON s.id = g.source_id ORDER BY g.source_id",
         user_id,
+        but,
     )
     return [(row["source_id"], row["name"]) for row in rows]
