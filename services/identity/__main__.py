@@ -207,7 +207,9 @@ def _mail(kit: Kit, settings: IdentitySettings) -> _Mail:
     """Wires it; without a mail server nothing is queued, and nothing is sent."""
     server = settings.mail_server()
     mails = Mails(
-        Sealer.from_file(settings.master_key_file, MAIL_SEALED_FOR) if server else None, kit.clock
+        Sealer.from_file(settings.master_key_file, MAIL_SEALED_FOR) if server else None,
+        kit.tenants,
+        kit.clock,
     )
     notices = Notices(mails)
     kit.outbox.followed_by(notices.of_events)

@@ -36,6 +36,9 @@ class Mailbox:
     logins: list[str] = field(default_factory=list)
     connections: int = 0
     port: int = 0
+    asked: list[str] = field(default_factory=list)
+    """Whom the server was asked to take mail for."""
+    raw: list[bytes] = field(default_factory=list)
     tasted: asyncio.Event = field(default_factory=asyncio.Event)
     hold: asyncio.Event | None = None
     """Until it is set, what was sent is kept without an answer."""
@@ -43,6 +46,7 @@ class Mailbox:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _: list[str]
     ) -> str:
+        self.asked.append(address)
         if said := self.answers.get(address):
             return said
         envelope.rcpt_tos.append(address)
@@ -57,6 +61,7 @@ class Mailbox:
         self.tasted.set()
         if self.after_data.startswith("250"):
             self.mails.append(found)
+            self.raw.append(envelope.content)
             self.recipients.extend(envelope.rcpt_tos)
         if self.hold is not None:
             await self.hold.wait()
@@ -86,7 +91,12 @@ class Mailbox:
 
 @asynccontextmanager
 async def mail_server(
-    tls: str = "none", *, directory: Path | None = None, login: bool = False, port: int = 0
+    tls: str = "none",
+    *,
+    directory: Path | None = None,
+    login: bool = False,
+    port: int = 0,
+    utf8: bool = True,
 ) -> AsyncIterator[Mailbox]:
     """A server that takes mails.
 
@@ -94,6 +104,7 @@ async def mail_server(
         tls: `none`, `smtps` or `starttls`; the certificate is for localhost, and its CA is put
             into the directory as `ca.pem`.
         login: whether it wants a user.
+        utf8: whether it knows SMTPUTF8.
     """
     box = Mailbox()
     context = None
@@ -114,7 +125,7 @@ async def mail_server(
             authenticator=box.authenticate if login else None,
             auth_required=login,
             auth_require_tls=login and tls == "starttls",
-            enable_SMTPUTF8=True,
+            enable_SMTPUTF8=utf8,
         )
 
     server = await asyncio.get_running_loop().create_server(

@@ -12,15 +12,26 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+import idna
+
 SEALED_FOR: Final = "identity-mail"
 Language: TypeAlias = Literal["en", "de"]
 Queued: TypeAlias = Literal["queued", "off", "full"]
 """What became of a mail: it waits for the server; the installation sends none; or the organisation
-has too many that wait, or has had too many today."""
+has too many that wait, or it or the address has had too many lately."""
+Budget: TypeAlias = Literal["asked", "written", "told", "notice"]
+"""Who causes a mail, each within bounds of its own, so that none takes another's place: anybody who
+asks for a link; a user who writes to an address that need not be known here; another service; an
+event that a person is told of."""
 MOST_WAITING: Final = 1_000
-"""Mails of one tenant."""
+"""Mails of one tenant and budget."""
 MOST_A_DAY: Final = 3_000
-"""Mails of one tenant that are made within 24 hours."""
+"""Mails of one tenant and budget that are made within 24 hours."""
+MOST_WRITTEN_AN_HOUR: Final = 5
+"""Mails that users of all tenants write to one address."""
+MOST_WRITTEN_A_DAY: Final = 10
+MOST_WRITTEN_ABOVE: Final = 3_000
+"""Mails that users write within 24 hours in a top-level organisation, with all below it."""
 NOTICE_LIFE: Final = timedelta(days=3)
 """A notice that could not be sent for so long is given up."""
 KEPT: Final = timedelta(days=7)
@@ -98,8 +109,8 @@ def read_address(text: str) -> Address:
     """
     local, at, host = text.strip().rpartition("@")
     try:
-        domain = host.encode("idna").decode().lower() if not host.isascii() else host.lower()
-    except UnicodeError as broken:
+        domain = ascii_host(host)
+    except ValueError as broken:
         raise ValueError("must be an e-mail address") from broken
     labels = domain.split(".")
     if (
@@ -113,13 +124,29 @@ def read_address(text: str) -> Address:
     return Address("", local, domain)
 
 
+def ascii_host(host: str) -> str:
+    """The name of a host as the DNS has it (IDNA2008): no letter becomes another one, for that
+    would be another host.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if host.isascii():
+        return host.lower()
+    return idna.encode(host.lower(), strict=True).decode()
+
+
 def greeting_name(public_url: str) -> str:
-    """How this installation calls itself to a mail server: by its public host."""
+    """How this installation calls itself to a mail server: by its public host.
+
+    Raises:
+        ValueError: that is no name of a host.
+    """
     host = urlsplit(public_url).hostname or "localhost.localdomain"
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host
+        return ascii_host(host)
     return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
 
 
@@ -169,17 +196,23 @@ class Overview:
     last_refusal: str
 
 
+Fault: TypeAlias = Literal["server", "retry", "unanswered", "mail"]
+"""`server` where no mail would get through; `retry` where this one may later; `unanswered` where
+the server has all of it, and may have taken it; `mail` where this one never will."""
+MOST_UNANSWERED: Final = 3
+"""How often a mail is sent whole without an answer: each time somebody may have got it."""
+
+
 class NotSentError(Exception):
     """A mail was not taken.
 
     Args:
         reason: phase and reply code, without what the server or we have said: both could hold
             secrets.
-        fault: `server` where no mail would get through, `retry` where this one may later, `mail`
-            where this one never will.
+        fault: what is to blame.
     """
 
-    def __init__(self, reason: str, fault: Literal["server", "retry", "mail"]) -> None:
+    def __init__(self, reason: str, fault: Fault) -> None:
         super().__init__(reason)
         self.reason = reason
         self.fault = fault

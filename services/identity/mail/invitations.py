@@ -29,4 +29,5 @@ class InvitationMails:
             "by": current_call.get().caller.name,
         }
         kind = "invitation_again" if user.activated else "invitation"
-        return await self._mails.send_link(connection, kind, user, Link(token, expires_at), details)
+        link = Link(token, expires_at)
+        return await self._mails.send_link(connection, kind, user, link, details, budget="written")

@@ -46,7 +46,7 @@ class Letters:
         subject, paragraphs = self._text(mail)
         message = EmailMessage()
         message["From"] = self._sender
-        message["To"] = Address(addr_spec=read_address(mail.address).addr_spec)
+        message["To"] = read_address(mail.address)
         message["Subject"] = one_line(f"[Evergreen] {subject}")
         message["Date"] = format_datetime(mail.created_at)
         message["Message-ID"] = f"<{mail.id}@{self._name}>"

@@ -31,6 +31,7 @@ from servicekit.call import current_call
 from servicekit.data.postgres import Connection
 from servicekit.messaging.events import CloudEvent
 from services.identity.mail import store
+from services.identity.mail.domain import Budget
 from services.identity.mail.service import Mails
 from services.identity.users.domain import User
 
@@ -55,6 +56,7 @@ class _Notice:
     account_id: UUID | None
     """which is this one."""
     details: Mapping[str, object]
+    budget: Budget = "notice"
 
 
 class Notices:
@@ -78,7 +80,13 @@ class Notices:
                 details = {"at": event.occurred_at.isoformat(), "by": by, **notice.details}
                 key = f"{notice.kind}:{event.id}"
                 await self._mails.send(
-                    connection, notice.kind, event.tenant_id, address, key, details
+                    connection,
+                    notice.kind,
+                    event.tenant_id,
+                    address,
+                    key,
+                    details,
+                    budget=notice.budget,
                 )
 
     async def new_place(self, connection: Connection, user: User, session_id: UUID) -> None:
@@ -131,5 +139,6 @@ def _readdressed(before: UserSnapshot, after: UserSnapshot) -> Iterator[_Notice]
     if before.email == after.email or after.status != "active" or after.origin != "local":
         return
     details = {"old": before.email, "new": after.email}
-    for address in (before.email, after.email):
-        yield _Notice("email_changed", address, None, details)
+    yield _Notice("email_changed", before.email, None, details)
+    # Nobody knows whose address the new one is.
+    yield _Notice("email_changed", after.email, None, details, "written")

@@ -207,7 +207,14 @@ class MailOperations:
             found = await store.addresses(connection, tenant_id, user_ids, roles)
             for address in dict.fromkeys((*found, *addresses)):
                 queued = await self._mails.send(
-                    connection, MESSAGE, tenant_id, address, f"told:{key}", details, life=life
+                    connection,
+                    MESSAGE,
+                    tenant_id,
+                    address,
+                    f"told:{key}",
+                    details,
+                    budget="told",
+                    life=life,
                 )
                 counts[queued] += 1
         return Told(counts["queued"], counts["full"])

@@ -25,6 +25,7 @@ from servicekit.security.sealing import Sealer, SealingError
 from services.identity.mail import store
 from services.identity.mail.domain import (
     KEPT,
+    MOST_UNANSWERED,
     Language,
     Mail,
     NotSentError,
@@ -32,7 +33,7 @@ from services.identity.mail.domain import (
     server_pause,
 )
 from services.identity.mail.letters import Letters
-from services.identity.mail.smtp import Smtp
+from services.identity.mail.smtp import ANSWER_SECONDS, SECONDS, Smtp
 from services.identity.mail.store import Taken
 
 log = logs.get(__name__)
@@ -51,7 +52,7 @@ _FAILING: Final = Gauge(
 )
 _PLACE: Final = place("identity", "mail")
 _SIDE_BY_SIDE: Final = 4
-_TAKEN_FOR: Final = timedelta(seconds=90)
+_TAKEN_FOR: Final = timedelta(seconds=SECONDS + ANSWER_SECONDS + 45)
 """Longer than an attempt may take."""
 _LOOK_SECONDS: Final = 1.0
 _SHOW_SECONDS: Final = 15.0
@@ -176,6 +177,11 @@ class Sender:
 
     async def _not_sent(self, taken: Taken, error: NotSentError) -> None:
         at = self._clock()
+        unanswered = error.fault == "unanswered"
+        if unanswered and taken.unanswered + 1 >= MOST_UNANSWERED:
+            log.warning("mail given up", mail=str(taken.id), kind=taken.kind, reason=error.reason)
+            await self._end(taken, "refused", error.reason)
+            return
         if error.fault == "mail":
             self._found_well()
             log.warning("mail refused", mail=str(taken.id), kind=taken.kind, reason=error.reason)
@@ -194,7 +200,14 @@ class Sender:
         async with self._database.system_transaction("a mail waits on") as connection:
             # The server's pause is this process's; the mail itself is due.
             next_at = at if of_server else at + timedelta(seconds=pause)
-            await store.postpone(connection, taken.id, next_at, error.reason, counts=not of_server)
+            await store.postpone(
+                connection,
+                taken.id,
+                next_at,
+                error.reason,
+                counts=not of_server,
+                unanswered=unanswered,
+            )
             if of_server:
                 await store.note_server(connection, at, error.reason)
 

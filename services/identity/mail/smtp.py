@@ -14,15 +14,18 @@ import re
 import ssl
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
-from typing import Final, Literal
+from typing import Final
 
 from servicekit.outgoing.addresses import Named, NotConnectedError, Rules
 from servicekit.outgoing.guard import Guard, Resolve, resolve
 from servicekit.outgoing.wire import Wire, certificate_reason, client_context
-from services.identity.mail.domain import MailServer, NotSentError, read_address
+from services.identity.mail.domain import Fault, MailServer, NotSentError, read_address
 
 SECONDS: Final = 45.0
-"""For one mail as a whole, with its connection."""
+"""For one mail as a whole, with its connection, until the server has all of it."""
+ANSWER_SECONDS: Final = 120.0
+"""For the answer then, within which the server may look for viruses: who gives up too early sends
+the mail twice. (RFC 5321, 4.5.3.2.6, recommends 10 minutes; an organisation's next mail waits.)"""
 _CONNECT_SECONDS: Final = 15.0
 _FAREWELL_SECONDS: Final = 1.0
 _MOST_LINES: Final = 100
@@ -30,8 +33,6 @@ _MOST_BYTES: Final = 16 << 10
 """Of all that a server says in one conversation."""
 _CODE: Final = re.compile(rb"([2-5]\d\d)([ -]|$)")
 _ENHANCED: Final = re.compile(rb"[245]\.\d{1,3}\.\d{1,3}(?= |$)")
-
-_Fault = Literal["server", "retry", "mail"]
 
 
 class _Reply:
@@ -66,9 +67,8 @@ class _Conversation:
         await self._wire.send(line + b"\r\n")
         return await self.reply()
 
-    async def send(self, data: bytes) -> _Reply:
+    async def send(self, data: bytes) -> None:
         await self._wire.send(data)
-        return await self.reply()
 
     async def reply(self) -> _Reply:
         lines: list[bytes] = []
@@ -100,15 +100,21 @@ class Smtp:
 
     Args:
         server: where they go.
-        seconds: what one may take as a whole.
+        seconds: what one may take as a whole, until the server has all of it.
+        answer_seconds: what the answer may take then.
         lookup: resolves the server's name.
     """
 
     def __init__(
-        self, server: MailServer, seconds: float = SECONDS, lookup: Resolve = resolve
+        self,
+        server: MailServer,
+        seconds: float = SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+        lookup: Resolve = resolve,
     ) -> None:
         self._server = server
         self._seconds = seconds
+        self._answer_seconds = answer_seconds
         # The operator named it: it may be on this machine.
         rules = Rules(allowed=(Named(server.host.lower(), None, server.port),))
         self._guard = Guard(rules, lookup=lookup)
@@ -119,28 +125,35 @@ class Smtp:
         Raises:
             NotSentError: it has not, as far as is known.
         """
-        # Until the server takes the recipient, nothing of the mail can be what stops it.
-        begun = False
+        # Until the server hears of the recipient, nothing of the mail can be what stops it.
+        fault: Fault = "server"
         phase = "CONNECT"
         wire: Wire | None = None
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds) as limit:
                 wire = await self._connect()
                 talk = _Conversation(wire)
                 phase = "TLS" if self._server.tls == "smtps" else "GREETING"
                 extensions = await self._greet(talk)
                 await self._log_in(talk, extensions)
-                phase = "RECIPIENT"
-                await self._name(talk, to, extensions)
-                begun = True
+                phase = "SENDER"
+                recipient, international = self._addresses(to, extensions)
+                await self._name_sender(talk, international=international)
+                phase, fault = "RECIPIENT", "retry"
+                await self._name_recipient(talk, recipient)
                 phase = "DATA"
-                await self._hand_over(talk, message, international=not to.isascii())
+                await self._hand_over(talk, message, international=international)
+                fault = "unanswered"
+                now = asyncio.get_running_loop().time()
+                limit.reschedule(now + self._answer_seconds)
+                _expect(await talk.reply(), 250, "DATA", of_mail=True)
         except NotSentError as error:
-            if begun and error.fault == "server":
-                raise NotSentError(f"{phase} {error.reason}", "retry") from None
-            raise
+            if fault == "server" or error.fault != "server":
+                raise
+            codes = error.reason.removeprefix(f"{phase} ")
+            raise NotSentError(f"{phase} {codes}", _after(error, fault)) from None
         except TimeoutError:
-            raise NotSentError(f"{phase} TIMEOUT", "retry" if begun else "server") from None
+            raise NotSentError(f"{phase} TIMEOUT", fault) from None
         except NotConnectedError as error:
             raise NotSentError(error.reason, "server") from None
         except ssl.SSLCertVerificationError as error:
@@ -148,7 +161,7 @@ class Smtp:
         except ssl.SSLError:
             raise NotSentError("TLS_FAILED", "server") from None
         except OSError:
-            raise NotSentError(f"{phase} CLOSED", "retry" if begun else "server") from None
+            raise NotSentError(f"{phase} CLOSED", fault) from None
         else:
             # The mail is taken, however the farewell goes.
             with contextlib.suppress(OSError, TimeoutError):
@@ -206,20 +219,26 @@ class Smtp:
             raise NotSentError("NO_AUTH", "server")
         _expect(reply, 235, "AUTH")
 
-    async def _name(self, talk: _Conversation, to: str, extensions: dict[bytes, bytes]) -> None:
-        """Names sender and recipient."""
+    def _addresses(self, to: str, extensions: dict[bytes, bytes]) -> tuple[str, bool]:
+        """The recipient as it is named, and whether that or the sender needs SMTPUTF8 (RFC 6531):
+        hosts have names in ASCII, what stands before the `@` need not."""
         try:
             recipient = read_address(to).addr_spec
         except ValueError:
-            raise NotSentError("NO_ADDRESS", "mail") from None
-        sender = self._server.sender.addr_spec
-        more = b""
-        if not (recipient + sender).isascii():
-            if b"SMTPUTF8" not in extensions:
-                raise NotSentError("NO_SMTPUTF8", "mail")
-            more = b" SMTPUTF8"
+            raise NotSentError("BAD_ADDRESS", "mail") from None
+        international = not (recipient + self._server.sender.addr_spec).isascii()
+        if international and b"SMTPUTF8" not in extensions:
+            raise NotSentError("NO_SMTPUTF8", "mail")
+        return recipient, international
+
+    async def _name_sender(self, talk: _Conversation, *, international: bool) -> None:
+        sender = self._server.sender.addr_spec.encode()
+        more = b" SMTPUTF8" if international else b""
         # Whether the sender may send is not the mail's business.
-        _expect(await talk.ask(b"MAIL FROM:<" + sender.encode() + b">" + more), 250, "SENDER")
+        _expect(await talk.ask(b"MAIL FROM:<" + sender + b">" + more), 250, "SENDER")
+
+    @staticmethod
+    async def _name_recipient(talk: _Conversation, recipient: str) -> None:
         reply = await talk.ask(b"RCPT TO:<" + recipient.encode() + b">")
         _expect(reply, 250, "RECIPIENT", of_mail=True, also=251)
 
@@ -231,7 +250,12 @@ class Smtp:
         lines = message.as_bytes(policy=policy).split(b"\r\n")
         stuffed = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
         end = b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
-        _expect(await talk.send(stuffed + end), 250, "DATA", of_mail=True)
+        await talk.send(stuffed + end)
+
+
+def _after(error: NotSentError, fault: Fault) -> Fault:
+    """Whose fault it is that a server breaks off: one that says so has not taken the mail."""
+    return "retry" if error.reason.startswith("DATA 4") else fault
 
 
 def _expect(reply: _Reply, code: int, phase: str, *, of_mail: bool = False, also: int = 0) -> None:
@@ -245,7 +269,7 @@ def _expect(reply: _Reply, code: int, phase: str, *, of_mail: bool = False, also
     """
     if reply.code in {code, also}:
         return
-    fault: _Fault = "server"
+    fault: Fault = "server"
     # 421: the server is about to close the connection, whatever was asked.
     if of_mail and reply.code != 421:
         fault = "mail" if reply.code >= 500 else "retry"

@@ -13,6 +13,7 @@ from servicekit.data.postgres import Connection
 from services.identity.mail.domain import (
     MOST_A_DAY,
     MOST_WAITING,
+    Budget,
     Language,
     Overview,
     Queued,
@@ -31,6 +32,7 @@ class NewMail:
     tenant_id: UUID
     key: str
     kind: str
+    budget: Budget
     address: str
     details: Mapping[str, object]
     created_at: datetime
@@ -54,6 +56,7 @@ class Taken:
     created_at: datetime
     expires_at: datetime
     attempts: int
+    unanswered: int
 
 
 async def insert(connection: Connection, mail: NewMail) -> Queued:
@@ -61,10 +64,10 @@ async def insert(connection: Connection, mail: NewMail) -> Queued:
     row = await connection.fetchrow(
         "WITH known AS (SELECT count(*) FILTER (WHERE ended_at IS NULL) AS waiting,"
         " count(*) FILTER (WHERE created_at > $12) AS today FROM identity.mail"
-        " WHERE tenant_id = $2 AND (ended_at IS NULL OR created_at > $12)),"
+        " WHERE tenant_id = $2 AND budget = $15 AND (ended_at IS NULL OR created_at > $12)),"
         " made AS (INSERT INTO identity.mail (id, tenant_id, key, kind, address, language, details,"
-        " sealed_secrets, link_hash, created_at, expires_at, next_at)"
-        " SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $10 FROM known"
+        " sealed_secrets, link_hash, created_at, expires_at, next_at, budget)"
+        " SELECT $1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $10, $15 FROM known"
         " WHERE waiting < $13 AND today < $14"
         " ON CONFLICT ON CONSTRAINT mail_once DO NOTHING RETURNING id)"
         " SELECT waiting < $13 AND today < $14 AS has_room FROM known",
@@ -82,6 +85,7 @@ async def insert(connection: Connection, mail: NewMail) -> Queued:
         mail.created_at - _DAY,
         MOST_WAITING,
         MOST_A_DAY,
+        mail.budget,
     )
     assert row is not None
     return "queued" if row["has_room"] else "full"
@@ -122,14 +126,16 @@ async def take(connection: Connection, at: datetime, until: datetime, most: int)
         " WHERE m.ended_at IS NULL AND m.next_at <= $1 AND m.expires_at > $1"
         " AND NOT EXISTS (SELECT FROM identity.mail o WHERE o.tenant_id = m.tenant_id"
         " AND o.ended_at IS NULL AND o.taken_until > $1)"
-        " ORDER BY m.tenant_id, m.next_at, m.id),"
+        # What ends soon, as a link for a new password, does not wait behind many invitations.
+        " ORDER BY m.tenant_id, m.expires_at, m.next_at, m.id),"
         " chosen AS (SELECT id FROM due ORDER BY random() LIMIT $3),"
         " free AS (SELECT id FROM identity.mail WHERE id IN (SELECT id FROM chosen)"
         " AND ended_at IS NULL AND (taken_until IS NULL OR taken_until <= $1)"
         " FOR UPDATE SKIP LOCKED)"
         " UPDATE identity.mail m SET taken_until = $2, attempts = m.attempts + 1 FROM free"
         " WHERE m.id = free.id RETURNING m.id, m.tenant_id, m.kind, m.address, m.language,"
-        " m.details::text AS details, m.sealed_secrets, m.created_at, m.expires_at, m.attempts",
+        " m.details::text AS details, m.sealed_secrets, m.created_at, m.expires_at, m.attempts,"
+        " m.unanswered",
         at,
         until,
         most,
@@ -146,6 +152,7 @@ async def take(connection: Connection, at: datetime, until: datetime, most: int)
             created_at=row["created_at"],
             expires_at=row["expires_at"],
             attempts=row["attempts"],
+            unanswered=row["unanswered"],
         )
         for row in rows
     ]
@@ -154,12 +161,16 @@ async def take(connection: Connection, at: datetime, until: datetime, most: int)
 async def link_holds(connection: Connection, mail_id: UUID, at: datetime) -> bool:
     """Whether the link of a mail still opens something; yes for a mail without one."""
     found: bool = await connection.fetchval(
-        "SELECT link_hash IS NULL OR EXISTS (SELECT FROM identity.account a"
+        "WITH able AS (SELECT a.id, a.email, a.status, a.password_hash, a.invitation_hash,"
+        " a.invitation_expires_at FROM identity.mail m JOIN identity.account a"
+        " ON a.email = m.address JOIN identity.tenant t ON t.id = a.tenant_id WHERE m.id = $1"
+        " AND t.archived_at IS NULL AND t.deletion_requested_at IS NULL)"
+        " SELECT link_hash IS NULL OR EXISTS (SELECT FROM able a"
         " WHERE a.invitation_hash = m.link_hash AND a.status = 'invited'"
         " AND a.invitation_expires_at > $2)"
-        " OR EXISTS (SELECT FROM identity.password_reset r JOIN identity.account a"
+        " OR EXISTS (SELECT FROM identity.password_reset r JOIN able a"
         " ON a.id = r.account_id WHERE r.hash = m.link_hash AND r.expires_at > $2"
-        " AND a.status = 'active' AND a.email = r.email)"
+        " AND a.status = 'active' AND a.password_hash IS NOT NULL AND a.email = r.email)"
         " FROM identity.mail m WHERE m.id = $1",
         mail_id,
         at,
@@ -199,20 +210,29 @@ async def end(
 
 
 async def postpone(
-    connection: Connection, mail_id: UUID, next_at: datetime, error: str, *, counts: bool
+    connection: Connection,
+    mail_id: UUID,
+    next_at: datetime,
+    error: str,
+    *,
+    counts: bool,
+    unanswered: bool = False,
 ) -> None:
     """Gives a mail back, to be tried at another time.
 
     Args:
         counts: whether this was an attempt of the mail, and not of the server.
+        unanswered: whether the server got it whole, and did not answer.
     """
     await connection.execute(
         "UPDATE identity.mail SET next_at = $2, taken_until = NULL, last_error = $3,"
-        " attempts = attempts - $4 WHERE id = $1 AND ended_at IS NULL",
+        " attempts = attempts - $4, unanswered = unanswered + $5"
+        " WHERE id = $1 AND ended_at IS NULL",
         mail_id,
         next_at,
         error,
         0 if counts else 1,
+        int(unanswered),
     )
 
 

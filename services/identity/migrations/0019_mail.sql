@@ -7,6 +7,8 @@ CREATE TABLE identity.mail (
     -- What happened: the same thing makes one mail, however often it is told.
     key text NOT NULL,
     kind text NOT NULL,
+    -- Who causes it: each within bounds of its own.
+    budget text NOT NULL CHECK (budget IN ('asked', 'written', 'told', 'notice')),
     address text NOT NULL,
     -- `en` or `de`; NULL for the organisation's.
     language text,
@@ -18,6 +20,8 @@ CREATE TABLE identity.mail (
     expires_at timestamptz NOT NULL,
     next_at timestamptz NOT NULL,
     attempts integer NOT NULL DEFAULT 0,
+    -- How often the server got it whole, and did not answer.
+    unanswered integer NOT NULL DEFAULT 0,
     -- Until then a process has it.
     taken_until timestamptz,
     last_error text,

@@ -88,7 +88,12 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
     app.add_api_route(LOGOUT, single.backchannel, methods=["POST"])
     app.add_api_route(CALLBACK, single.callback, methods=_READ)
     invited = invitations.Invitations(
-        around.browsers, around.users, around.tenants, around.public_url, around.origins
+        around.browsers,
+        around.users,
+        around.tenants,
+        around.public_url,
+        around.origins,
+        mail_is_on=around.resets.on,
     )
     for path, page in {
         LOGIN: pages.login,

@@ -53,12 +53,15 @@ class Invitations:
         tenants: TenantDirectory,
         public_url: str,
         own_origins: Container[str],
+        *,
+        mail_is_on: bool,
     ) -> None:
         self._browsers = browsers
         self._users = users
         self._tenants = tenants
         self._public_url = public_url
         self._own_origins = own_origins
+        self._mail_is_on = mail_is_on
 
     async def page(self, request: Request) -> Response:
         """Lists who is invited and has not come yet."""
@@ -103,7 +106,9 @@ class Invitations:
             problems=problems_of(spoken, error, "password") if error else (),
         )
         token = forms.form_token(request)
+        by_mail = "invitations_mailed" if self._mail_is_on else "invitations_not_mailed"
         values = {
+            "by_mail": page.texts[by_mail],
             "link": self._link(page, *made) if made else Html(""),
             "people": self._people(page, found, token),
             "more": page.part("invitations_more", before=str(found.after))

@@ -137,8 +137,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "session_ended_there": "That session has ended.",
         "others_ended": "Everywhere else you are signed out.",
         "invitations": "Invitations",
-        "invitations_intro": "People who are invited and have not set a password yet. Nothing is"
-        " mailed: make a link and send it to them yourself. A new link ends the one before.",
+        "invitations_intro": "People who are invited and have not set a password yet. A new link"
+        " ends the one before.",
+        "invitations_mailed": "It goes to them by mail, and is shown here as well.",
+        "invitations_not_mailed": "Nothing is mailed: make a link and send it to them yourself.",
         "nobody_invited": "Nobody is waiting for a link.",
         "new_link": "New link",
         "owners_invite": "Only an Owner may invite this person again.",
@@ -330,9 +332,11 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "session_ended_there": "Diese Sitzung ist beendet.",
         "others_ended": "Überall sonst sind Sie abgemeldet.",
         "invitations": "Einladungen",
-        "invitations_intro": "Wer eingeladen ist und noch kein Passwort hat. Es geht keine Mail"
-        " hinaus: Machen Sie einen Link und schicken Sie ihn selbst. Ein neuer Link beendet den"
-        " vorigen.",
+        "invitations_intro": "Wer eingeladen ist und noch kein Passwort hat. Ein neuer Link beendet"
+        " den vorigen.",
+        "invitations_mailed": "Er geht per Mail dorthin und wird auch hier gezeigt.",
+        "invitations_not_mailed": "Es geht keine Mail hinaus: Machen Sie einen Link und schicken"
+        " Sie ihn selbst.",
         "nobody_invited": "Niemand wartet auf einen Link.",
         "new_link": "Neuer Link",
         "owners_invite": "Nur ein Owner kann diese Person wieder einladen.",

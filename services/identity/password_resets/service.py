@@ -30,6 +30,7 @@ from services.identity.authenticators.guesses import network_of
 from services.identity.mail.domain import Language
 from services.identity.mail.service import Link, Mails
 from services.identity.password_resets import store
+from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
 from services.identity.users.domain import User, spellings
 from services.identity.users.store import Credentials
@@ -39,12 +40,18 @@ log = logs.get(__name__)
 LIFE: Final = timedelta(hours=1)
 MOST_FOR_ACCOUNT: Final = 3
 """Mails to one account within an hour."""
+MOST_A_DAY: Final = 6
+"""Mails to one account within a day."""
 MOST_FROM_NETWORK: Final = 30
 """Requests that are followed up, from one network within an hour: a school may have one address."""
 _HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
 _ANSWER_SECONDS: Final = 0.5
 """How long the answer takes, whatever is found."""
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 2
+"""Requests that are followed up at the same time: each has a connection to the database."""
+_MOST_WAITING: Final = 64
+"""Requests that are to be followed up; further ones are not."""
 
 
 class PasswordResets:
@@ -70,6 +77,7 @@ class PasswordResets:
         self._sealer = sealer
         self._clock = clock
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def on(self) -> bool:
@@ -82,8 +90,12 @@ class PasswordResets:
         Args:
             language: of the mail; `None` for the organisation's.
         """
-        # What is done, and whether anything is, must not show in the time.
-        await asyncio.gather(self._try(call, email, language), asyncio.sleep(_ANSWER_SECONDS))
+        if self._mails.on and len(self._tasks) < _MOST_WAITING:
+            task = asyncio.create_task(self._try(call, email, language))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        # What is done, and whether anything is, must not show in the time, however long it takes.
+        await asyncio.sleep(_ANSWER_SECONDS)
 
     async def forget_old(self) -> None:
         """Deletes links that have expired."""
@@ -91,43 +103,56 @@ class PasswordResets:
             await store.forget(connection, self._clock())
 
     async def _try(self, call: Call, email: str, language: Language | None) -> None:
-        if not self._mails.on:
-            return
         try:
             async with self._places:
                 await self._send(call, email, language)
         except (DomainError, OSError) as error:
             log.warning("password reset not sent", error=brief(error))
+        except Exception as error:
+            # Nor must it show in the answer.
+            log.error("password reset failed", error=type(error).__name__)
 
     async def _send(self, call: Call, email: str, language: Language | None) -> None:
         stored, email = spellings(email)
         network = self._sealer.mark("\0".join(("forgot", network_of(call.source_ip))))
         async with self._database.system_transaction("counters have no tenant") as connection:
-            if not await self._counted(connection, network, MOST_FROM_NETWORK):
+            if not await self._counted(connection, (network, _HOUR, MOST_FROM_NETWORK)):
                 return
             found = await users_store.credentials_by_email(connection, stored, email)
             if found is None or found.user.status != "active":
                 return
             account = self._sealer.mark("\0".join(("forgot", str(found.user.id))))
-            if not await self._counted(connection, account, MOST_FOR_ACCOUNT):
+            today = self._sealer.mark("\0".join(("forgot today", str(found.user.id))))
+            if not await self._counted(
+                connection, (account, _HOUR, MOST_FOR_ACCOUNT), (today, _DAY, MOST_A_DAY)
+            ):
                 return
         scope = Scope.of(found.user.tenant_id)
         async with self._database.transaction(scope) as connection:
             now = await users_store.credentials(connection, scope, found.user.id, for_update=True)
             if now is None or now.user.status != "active" or now.user.email != found.user.email:
                 return
+            tenant = await tenants_store.tenant(connection, scope, now.user.tenant_id)
+            if tenant is None or tenant.status != "active":
+                return
             if now.user.origin != "local":
                 await self._send_elsewhere(connection, now.user, account, language)
                 return
-            await self._send_link(connection, now, language)
+            if now.hashes is not None:
+                await self._send_link(connection, now, language)
 
     async def _send_link(
         self, connection: Connection, found: Credentials, language: Language | None
     ) -> None:
         user = found.user
         link = Link(new_secret(), self._clock() + LIFE)
+        queued = await self._mails.send_link(
+            connection, "reset", user, link, {}, language, budget="asked"
+        )
+        if queued != "queued":
+            # The link before it works on.
+            return
         await store.put(connection, found, secret_hash(link.token), link.expires_at)
-        await self._mails.send_link(connection, "reset", user, link, {}, language)
         asked = PasswordResetRequested(id=user.id, after=FactorOwner(email=user.email))
         await self._outbox.append(connection, CloudEvent(asked, user.tenant_id))
 
@@ -143,6 +168,7 @@ class PasswordResets:
             # One within an hour says it all.
             f"reset_elsewhere:{account.hex()}:{at:%Y%m%d%H}",
             {"organisation": self._organisation(user.tenant_id)},
+            budget="asked",
             language=language,
             life=LIFE,
         )
@@ -151,11 +177,13 @@ class PasswordResets:
         tenant = self._tenants.known(tenant_id)
         return tenant.name if tenant else ""
 
-    async def _counted(self, connection: Connection, key: bytes, most: int) -> bool:
-        """Counts something; answers whether it is still allowed."""
+    async def _counted(self, connection: Connection, *bounds: tuple[bytes, timedelta, int]) -> bool:
+        """Counts something, by keys, each with a window and how often it is allowed in that;
+        answers whether it still is."""
         at = self._clock()
-        before = await guess_store.count(connection, [Counter(key, at + _HOUR, sliding=False)], at)
-        return before[key] < most
+        counters = [Counter(key, at + window, sliding=False) for key, window, _ in bounds]
+        before = await guess_store.count(connection, counters, at)
+        return all(before[key] < most for key, _, most in bounds)
 
 
 def language_asked(request: pb.ForgotPasswordRequest) -> Language | None:

@@ -111,8 +111,10 @@ async def test_no_address_can_say_more_than_an_address() -> None:
             "a@x..example",
             '"a"@x',
         ):
-            assert (await refused(smtp, bad)).fault in {"mail", "server"}
+            error = await refused(smtp, bad)
+            assert (error.fault, error.reason) == ("mail", "BAD_ADDRESS")
         assert box.mails == []
+        assert box.asked == []
         await smtp.send(message(), "jürgen@school.example")
         assert box.recipients == ["jürgen@school.example"]
     assert one_line("a\r\nBcc: b\u2028c") == "a Bcc: b c"
@@ -121,7 +123,18 @@ async def test_no_address_can_say_more_than_an_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "nobody", "a@", "@b", "a@b c", "a\n@b.example", "a@-b.example"]
+    "bad",
+    [
+        "",
+        "nobody",
+        "a@",
+        "@b",
+        "a@b c",
+        "a\n@b.example",
+        "a@-b.example",
+        "a@x\u200d.example",
+        "a@x\u3002y",
+    ],
 )
 def test_what_is_no_address(bad: str) -> None:
     with pytest.raises(ValueError, match="must be an e-mail address"):
@@ -133,6 +146,8 @@ def test_addresses_and_names() -> None:
         "Schule", "post", "schule.example"
     )
     assert read_address("post@schüle.example").domain == "xn--schle-mva.example"
+    assert read_address("post@Straße.example").domain == "xn--strae-oqa.example"
+    assert greeting_name("https://schüle.example") == "xn--schle-mva.example"
     assert greeting_name("https://e.example:8443/x") == "e.example"
     assert greeting_name("https://192.0.2.1") == "[192.0.2.1]"
     assert greeting_name("https://[2001:db8::1]") == "[IPv6:2001:db8::1]"
@@ -211,17 +226,64 @@ async def test_servers_that_drip_hang_flood_and_lie() -> None:
         assert error.reason == "STARTTLS_INJECTION"
 
 
-async def test_a_server_that_hangs_over_a_mail_stops_that_mail_alone() -> None:
+@pytest.mark.parametrize(
+    ("answers", "fault", "phase"),
+    [
+        (0, "server", "GREETING"),
+        (1, "server", "SENDER"),
+        (2, "retry", "RECIPIENT"),
+        (3, "retry", "DATA"),
+    ],
+)
+async def test_a_server_that_hangs_over_a_mail_stops_that_mail_alone(
+    answers: int, fault: str, phase: str
+) -> None:
     """What happens once the server knows the recipient is the mail's own trouble."""
 
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello\r\n")
+        for _ in range(answers):
+            await reader.readline()
+            writer.write(b"250 ok\r\n")
+        await reader.read()
+
+    async with bad_server(hang) as port:
+        error, took = await slow(Smtp(server(port), seconds=1.0))
+        assert (error.fault, error.reason.rpartition(" ")) == (fault, (phase, " ", "TIMEOUT"))
+        assert took < 3
+
+
+async def test_a_server_has_longer_for_a_mail_that_it_has() -> None:
+    """It may have taken one that it does not answer, but not if it says that it has to close."""
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 hello\r\n")
         for answer in (b"250 hello\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
             await reader.readline()
             writer.write(answer)
+        await reader.readuntil(b"\r\n.\r\n")
+        await asyncio.sleep(1.5)
+        writer.write(said)
         await reader.read()
 
-    async with bad_server(swallow) as port:
-        error, took = await slow(Smtp(server(port), seconds=1.0))
-        assert (error.fault, error.reason) == ("retry", "DATA TIMEOUT")
-        assert took < 3
+    async with bad_server(late) as port:
+        said = b"250 taken\r\n"
+        await Smtp(server(port), seconds=1.0, answer_seconds=5.0).send(message(), TO)
+        error = await refused(Smtp(server(port), seconds=1.0, answer_seconds=1.0))
+        assert (error.fault, error.reason) == ("unanswered", "DATA TIMEOUT")
+        said = b"421 4.3.2 closing\r\n"
+        error = await refused(Smtp(server(port), seconds=1.0, answer_seconds=5.0))
+        assert (error.fault, error.reason) == ("retry", "DATA 421 4.3.2")
+
+
+async def test_smtputf8_is_asked_for_where_it_is_needed() -> None:
+    """Not for a host's name, which goes in ASCII; a server without it gets such mails as well."""
+    async with mail_server("none", utf8=False) as box:
+        mail = message()
+        del mail["To"]
+        mail["To"] = read_address("post@schüle.example")
+        await Smtp(server(box.port)).send(mail, "post@schüle.example")
+        assert box.recipients == ["post@xn--schle-mva.example"]
+        assert box.raw[0].isascii()
+        error = await refused(Smtp(server(box.port)), "jürgen@school.example")
+        assert (error.fault, error.reason) == ("mail", "NO_SMTPUTF8")

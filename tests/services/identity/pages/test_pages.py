@@ -60,7 +60,7 @@ _VALUES = {
     },
     "recovery_codes": {"codes": Html("<li>x</li>")},
     "going": {"text": "You are signed in.", "url": "/auth/signed-in"},
-    "invitations": {"link": Html(""), "people": Html(""), "more": Html("")},
+    "invitations": {"by_mail": "", "link": Html(""), "people": Html(""), "more": Html("")},
 }
 
 
