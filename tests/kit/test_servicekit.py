@@ -175,6 +175,29 @@ async def test_a_code_that_changed_hands_stays_with_its_new_tenant() -> None:
     await channel.close()
 
 
+async def test_a_line_is_whole_when_it_ends_at_the_root() -> None:
+    """A tenant may be told of before those above it, and by an old identity's first page alone."""
+    channel = open_channel("unix:/nowhere", "test")
+    directory = TenantDirectory(identity_pb2_grpc.IdentityInternalServiceStub(channel), now)
+    root = TenantNode(UUID(int=1), None, "root", "Root", "root")
+    reseller = TenantNode(UUID(int=2), root.id, "reseller", "District", "district")
+    org = TenantNode(UUID(int=3), reseller.id, "org", "School", "school")
+    for told, synced, whole in (
+        ([], True, False),
+        ([root, org], True, False),
+        ([reseller], False, False),
+        ([], True, True),
+    ):
+        directory.learn(told)
+        directory.follower.synced = synced
+        if whole:
+            assert directory.whole_line(org.id) == [root, reseller, org]
+        else:
+            with pytest.raises(DomainError, match="not known yet"):
+                directory.whole_line(org.id)
+    await channel.close()
+
+
 def test_an_outage_is_told_once_and_when_it_is_over() -> None:
     """A few failures are normal, and more at a start; an outage is not told every second."""
     told: list[str] = []

@@ -221,6 +221,17 @@ class TenantDirectory:
             at = node.parent_id
         return found[::-1]
 
+    def whole_line(self, tenant_id: UUID) -> list[TenantNode]:
+        """As `line`, with all tenants up to the root.
+
+        Raises:
+            DomainError: UNAVAILABLE before identity has told of all of them.
+        """
+        found = self.line(tenant_id)
+        if not self.follower.synced or not found or found[0].parent_id is not None:
+            raise unavailable("the tenants above are not known yet; try again")
+        return found
+
     def organisations(self) -> list[UUID]:
         """The organisations that are not deleted or about to be."""
         return [n.id for n in self._nodes.values() if n.kind == "org" and not n.going]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -12,10 +13,18 @@ from servicekit.data.postgres import Connection
 from servicekit.errors import Code, DomainError
 from services.policy.authoring.agent_rules import check
 from services.policy.authoring.configuration import BASELINE, is_console_form
-from services.policy.authoring.document import MAX_DOCUMENT, parse_document
+from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.layers.fields import FIELDS
-from services.policy.layers.merging import Folded, Layer, Level, Merging, Source
+from services.policy.layers.merging import (
+    ITEM_PATHS,
+    PATHS,
+    Folded,
+    Layer,
+    Level,
+    Merging,
+    Source,
+)
 from services.policy.versions import Version
 
 _FORM: Final = {
@@ -25,6 +34,9 @@ _FORM: Final = {
     "network.wifi": ("network", "wifiNetworks"),
 }
 """Where the console's form says something, by the path of a document."""
+_NETWORKS: Final = ("network.wifi", "network.vpns")
+_OTHER_ITEMS: Final = tuple(path for path in ITEM_PATHS if path not in _NETWORKS)
+_OTHERS: Final = tuple(path for path in PATHS if path not in _NETWORKS)
 _BASELINE: Final = (
     "security.selinux_enforce",
     "security.ssh_enabled",
@@ -141,17 +153,65 @@ def encoded(found: Folded) -> bytes:
         DomainError: FAILED_PRECONDITION when devices could not apply them together. It names no
             value: it may be another tenant's.
     """
+    return _checked(found.document(), set())
+
+
+def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]]) -> bytes:
+    """The bytes of a document that breaks no rules but those that are known."""
     try:
-        document = parse_document(found.document())
+        document = parse_document(found)
     except DomainError as broken:
         raise _not_together(broken.message) from broken
     body = encode_document(document)
     if len(body) > MAX_DOCUMENT:
-        raise _not_together(f"the document would have {len(body)} bytes, more than {MAX_DOCUMENT}")
-    for finding in check(document):
-        if finding.rule.refuses:
-            raise _not_together(f"{finding.path}: breaks the rule {finding.rule.name}")
+        # Not by how much: that is told by what tenants above say.
+        raise _not_together(f"the document would have more than {MAX_DOCUMENT} bytes")
+    for path, rule in sorted(_broken(document) - known):
+        raise _not_together(f"{path}: breaks the rule {rule}")
     return body
+
+
+def with_locks(layers: Sequence[InForce], before: bytes | None) -> bytes:
+    """The bytes that devices get of layers that do not fit together.
+
+    That is `before`, what they had, with all that is locked as the layers have it now: whoever
+    says too much does not escape a lock. Where that does not fit either, the lowest layers lose
+    what they set, networks and VPNs last.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when devices could not apply what is left.
+    """
+    locked = [path for path in PATHS if any(one.own.merging.locks(path) for one in layers)]
+    if before is not None:
+        with suppress(DomainError):
+            return _kept(folded(layers).document(), locked, before)
+    less = list(layers)
+    for at in range(len(less) - 1, 0, -1):
+        for loses in (_OTHER_ITEMS, _OTHERS, PATHS):
+            own = layers[at].own
+            sets = {path: value for path, value in own.sets.items() if path not in loses}
+            less[at] = replace(layers[at], own=Own(sets, own.baseline, Merging()))
+            with suppress(DomainError):
+                return encoded(folded(less))
+    return encoded(folded(less))
+
+
+def _kept(found: Mapping[str, Any], paths: Sequence[str], before: bytes) -> bytes:
+    """A document with some fields as another one has them."""
+    document: dict[str, Any] = json.loads(before)
+    broken = _broken(parse_document(document))
+    for path in paths:
+        section, _, name = path.partition(".")
+        document[section] = {**(document.get(section) or {})}
+        document[section].pop(name, None)
+        if name in found.get(section, {}):
+            document[section][name] = found[section][name]
+    return _checked(document, broken)
+
+
+def _broken(document: Document) -> set[tuple[str, str]]:
+    """The rules that a document breaks, with where: one of an earlier release may."""
+    return {(one.path, one.rule.name) for one in check(document) if one.rule.refuses}
 
 
 def _not_together(reason: str) -> DomainError:

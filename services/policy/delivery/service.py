@@ -115,7 +115,9 @@ class Delivery:
             await self._seats.fresh()
         org = self._standings.get(str(tenant_id), NOTHING)
         if targets := self._seats.targets(tenant_id, device_id, group_ids):
-            org = await self._made(tenant_id, targets)
+            # One that cannot be put together now has what all devices have, until its first polls.
+            made = await self._made(tenant_id, targets)
+            org = made if made.want is not None else org
         want = org.want
         return None if want is None else await self._stamps.bundle(tenant_id, want.newest)
 

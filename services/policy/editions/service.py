@@ -19,7 +19,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security.digests import sha256
-from services.policy.authoring.layering import InForce, encoded, folded
+from services.policy.authoring.layering import InForce, encoded, folded, with_locks
 from services.policy.editions import store
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Source
@@ -42,10 +42,16 @@ _MOST_MADE: Final = 16
 """Documents that are kept for the next organisation; one can have half a megabyte."""
 _AGAIN_SECONDS: Final = 60.0
 """So long an organisation waits for which it failed."""
+_MOST_FAILED: Final = 3
+"""After so many in a row the others wait for the next turn: the database may be away."""
 _LEVELS: Final = {"root": Level.ROOT, "reseller": Level.RESELLER, "org": Level.ORG}
 WAITING: Final = Gauge(
     "evergreen_policy_editions_waiting",
     "Organisations for which a changed layer is still to be put together.",
+)
+HELD: Final = Gauge(
+    "evergreen_policy_editions_held",
+    "Organisations whose layers do not fit together, so that not all of them counts.",
 )
 FAILED: Final = Counter(
     "evergreen_policy_editions_failed_total",
@@ -88,8 +94,11 @@ class Editions:
 
         Args:
             targets: groups and devices of the tenant whose policies count, too.
+
+        Raises:
+            DomainError: UNAVAILABLE while not all tenants above are known.
         """
-        line = self._tenants.line(tenant_id)
+        line = self._tenants.whole_line(tenant_id)
         levels = {node.id: _level(node) for node in line}
         layers = [
             InForce(_source(levels[one.tenant_id], one), one.own)
@@ -139,6 +148,11 @@ class Editions:
 
     async def make(self, org_id: UUID, targets: Targets) -> None:
         """Puts together what devices need now, if that is possible."""
+        known = self._stamps.known.get(org_id)
+        profiles = {} if known is None else known.profiles
+        if targets not in profiles and len(profiles) >= MOST_PROFILES:
+            log.warning("too many sets of policies", tenant=str(org_id))
+            return
         try:
             async with self._database.system_transaction(
                 "layers are of the tenants above"
@@ -180,6 +194,7 @@ class Editions:
             if self._not_before.get(one, 0.0) <= now
         ]
         WAITING.set(len(self._waits))
+        HELD.set(sum(one.held for one in self._stamps.known.values()))
         for start in range(0, min(len(waiting), _AT_ONCE), _TOGETHER):
             if not await self._make(waiting[start : min(start + _TOGETHER, _AT_ONCE)]):
                 return
@@ -188,7 +203,8 @@ class Editions:
 
     def _look(self) -> None:
         """Finds out for which organisations something is to be made."""
-        if not (self._stamps.follower.synced and self._seats.follower.synced):
+        followers = (self._stamps.follower, self._seats.follower, self._tenants.follower)
+        if not all(follower.synced for follower in followers):
             return
         changed, self._changed = self._changed, set()
         moved = self._seats.moved()
@@ -222,35 +238,36 @@ class Editions:
 
         Where that fails, each is tried alone, so that one does not stop the others.
         """
-        done: list[UUID] = []
         try:
-            async with self._database.system_transaction(
-                "layers are of the tenants above"
-            ) as connection:
-                if not await store.try_lead(connection):
-                    return False
-                room = _TOGETHER
-                for org_id in orgs:
-                    node = self._tenants.known(org_id)
-                    wanted = [] if node is None or node.going else [*self._to_make(org_id)]
-                    for targets in wanted[:room]:
-                        await self._put_together(connection, org_id, targets)
-                    if len(wanted) > room:
-                        break
-                    room -= len(wanted)
-                    done.append(org_id)
-        except DomainError as away:
-            log.info("layers wait", error=away.message)
-            return False
-        except Exception:
-            if len(orgs) > 1:
-                return all([await self._make([org_id]) for org_id in orgs])
-            # The other organisations go on.
-            log.exception("layers not put together", tenant=str(orgs[0]))
-            FAILED.inc()
-            self._not_before[orgs[0]] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
-            self._first.pop(orgs[0], None)
-            return True
+            return await self._make_together(orgs)
+        except Exception as error:
+            if len(orgs) == 1:
+                self._put_off(orgs[0], error)
+                return False
+        failed = 0
+        for org_id in orgs:
+            failed = 0 if await self._make([org_id]) else failed + 1
+            if failed == _MOST_FAILED:
+                return False
+        return True
+
+    async def _make_together(self, orgs: Sequence[UUID]) -> bool:
+        done: list[UUID] = []
+        async with self._database.system_transaction(
+            "layers are of the tenants above"
+        ) as connection:
+            if not await store.try_lead(connection):
+                return False
+            room = _TOGETHER
+            for org_id in orgs:
+                node = self._tenants.known(org_id)
+                wanted = [] if node is None or node.going else [*self._to_make(org_id)]
+                for targets in wanted[:room]:
+                    await self._put_together(connection, org_id, targets)
+                if len(wanted) > room:
+                    break
+                room -= len(wanted)
+                done.append(org_id)
         for org_id in done:
             self._not_before.pop(org_id, None)
             self._waits.pop(org_id, None)
@@ -260,6 +277,18 @@ class Editions:
             await self._stamps.follower.try_refresh()
             self._news.set()
         return True
+
+    def _put_off(self, org_id: UUID, error: Exception) -> None:
+        """Lets the others go on where it failed."""
+        if isinstance(error, DomainError):
+            log.info("layers wait", tenant=str(org_id), error=error.message)
+        else:
+            log.error("layers not put together", tenant=str(org_id), exc_info=error)
+        FAILED.inc()
+        self._not_before[org_id] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
+        self._first.pop(org_id, None)
+        self._waits.pop(org_id, None)
+        self._waits[org_id] = None
 
     async def _put_together(
         self, connection: Connection, org_id: UUID, targets: Targets = ()
@@ -282,14 +311,20 @@ class Editions:
         if not layers:
             await put(None)
             return
+        problem = ""
         try:
             content, document = self._encoded(recipe, layers)
         except DomainError as apart:
             log.warning("layers do not fit", tenant=str(org_id), error=apart.message)
-            await put(await self._wanted(connection, org_id, targets, before), apart.message)
-            return
+            problem = apart.message
+            kept = await self._wanted(connection, org_id, before)
+            made = await self._held(connection, layers, kept)
+            if made is None:
+                await put(kept, problem)
+                return
+            content, document = made
         if own is not None and await store.stamped_content(connection, org_id, own) == content:
-            await put(None if not targets else content)
+            await put(None if not targets else content, problem)
             return
         await stamps_store.insert_document(connection, content, document)
         if await stamps_store.newest_standing(connection, org_id, content) is None:
@@ -302,7 +337,22 @@ class Editions:
                 "layers",
                 shared=not targets,
             )
-        await put(content)
+        elif not targets:
+            await stamps_store.share(connection, org_id, content)
+        await put(content, problem)
+
+    async def _held(
+        self, connection: Connection, layers: Sequence[InForce], kept: Content | None
+    ) -> tuple[Content, Document] | None:
+        """What devices get of layers that do not fit; `None` for what they have, or nothing."""
+        had = (await stamps_store.documents(connection, [kept]))[kept] if kept else None
+        try:
+            body = with_locks(layers, None if had is None else had.body)
+        except DomainError:
+            return None
+        if had is not None and body == had.body:
+            return None
+        return self._signed(layers, body)
 
     def _encoded(self, recipe: str, layers: Sequence[InForce]) -> tuple[Content, Document]:
         """The signed document that layers make; organisations that only inherit share it."""
@@ -310,29 +360,25 @@ class Editions:
         if (found := self._made.get(key)) is not None:
             self._made.move_to_end(key)
             return found
-        body = encoded(folded(layers))
-        signer = self._keys.signer
-        found = (
-            Content(layers[-1].source.tenant_id, sha256(body)),
-            Document(body, signer.sign(body), signer.public.id),
-        )
+        found = self._signed(layers, encoded(folded(layers)))
         self._made[key] = found
         if len(self._made) > _MOST_MADE:
             self._made.popitem(last=False)
         return found
 
+    def _signed(self, layers: Sequence[InForce], body: bytes) -> tuple[Content, Document]:
+        signer = self._keys.signer
+        return (
+            Content(layers[-1].source.tenant_id, sha256(body)),
+            Document(body, signer.sign(body), signer.public.id),
+        )
+
     async def _wanted(
-        self,
-        connection: Connection,
-        org_id: UUID,
-        targets: Targets,
-        before: store.Stored | None,
+        self, connection: Connection, org_id: UUID, before: store.Stored | None
     ) -> Content | None:
-        """What the devices were to have until now."""
+        """What the devices were to have until now, at least as all of the organisation."""
         if before is not None and before.content is not None:
             return before.content
-        if targets:
-            return None
         org = (await stamps_store.standings(connection, [org_id])).get(org_id)
         return None if org is None or org.want is None else org.want.content
 

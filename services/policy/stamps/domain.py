@@ -7,8 +7,9 @@ and what a device is answered goes by the document that its number stands for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -68,7 +69,7 @@ class Bound:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """What is in force for a tenant."""
 
@@ -80,11 +81,29 @@ class Known:
     """The weakest first."""
     profiles: Mapping[Targets, Standing] = field(default_factory=dict)
     """What was last made for some of its devices."""
+    held: bool = False
+    """Whether layers do not fit together for any of its devices."""
+
+    @cached_property
+    def place(self) -> Mapping[UUID, int]:
+        """Where groups and devices stand in `bound`, by their ids."""
+        return {one.target_id: at for at, one in enumerate(self.bound)}
+
+    def bound_to(self, targets: Iterable[UUID]) -> list[Bound]:
+        """What is in force for some groups and devices, the weakest first."""
+        places = {self.place[one] for one in targets if one in self.place}
+        return [self.bound[at] for at in sorted(places)]
 
 
 def recipe_of(versions: Iterable[tuple[UUID, UUID, int]]) -> str:
     """The text that names what is put together: of each layer whose it is, policy and version."""
     return json.dumps([[str(whose), str(policy), version] for whose, policy, version in versions])
+
+
+def versions_of(recipe: str, whose: Set[UUID]) -> set[tuple[UUID, int]]:
+    """The versions of some tenants and targets in what `recipe_of` wrote."""
+    made = json.loads(recipe) if recipe else []
+    return {(UUID(one), version) for one, _, version in made if UUID(one) in whose}
 
 
 @dataclass(frozen=True, slots=True)

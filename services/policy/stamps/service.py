@@ -115,16 +115,21 @@ class Stamps:
         Args:
             shared: nothing that was made for some of the org's devices.
         """
-        found = await self._found((tenant_id, version))
-        return None if found is not None and shared and not found.stamp.shared else found
+        key = (tenant_id, version)
+        found = await self._found(key)
+        if found is None or not shared or found.stamp.shared:
+            return found
+        # It may be for all devices since.
+        found = await self._found(key, anew=True)
+        return found if found is not None and found.stamp.shared else None
 
-    async def _found(self, key: tuple[UUID, int]) -> Bundle | None:
-        if (found := self._kept(key)) is not None:
+    async def _found(self, key: tuple[UUID, int], *, anew: bool = False) -> Bundle | None:
+        if not anew and (found := self._kept(key)) is not None:
             return found
         try:
             async with self._readers:
                 # Somebody else may have read it meanwhile.
-                if (found := self._kept(key)) is not None:
+                if not anew and (found := self._kept(key)) is not None:
                     return found
                 return await self._read(key)
         except DomainError as away:

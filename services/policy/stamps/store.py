@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -23,6 +22,7 @@ from services.policy.stamps.domain import (
     Stamp,
     Standing,
     Targets,
+    versions_of,
 )
 from services.policy.versions import MAX_JUMP
 
@@ -72,10 +72,15 @@ async def standings(connection: Connection, tenant_ids: Iterable[UUID]) -> dict[
         " AS document_tenant, coalesce(e.digest, s.digest) AS digest"
         " FROM unnest($1::uuid[]) AS t (tenant_id)"
         " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
-        " LEFT JOIN policy.stamps s ON s.tenant_id = a.tenant_id AND s.version = a.version"
+        " LEFT JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
+        " LEFT JOIN policy.editions k ON k.tenant_id = t.tenant_id"
         # An edition of before another version came into force is out of date.
         " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id"
-        " AND e.own_version IS NOT DISTINCT FROM a.version) AS w",
+        " AND e.own_version IS NOT DISTINCT FROM a.version"
+        # What the release before publishes below others lacks their locks until it is folded.
+        " LEFT JOIN policy.stamps s ON s.tenant_id = a.tenant_id AND s.version = a.version"
+        " AND (v.layer IS NOT NULL OR e.tenant_id IS NOT NULL OR k.tenant_id IS NULL"
+        " OR NOT policy.has_layers_above(k.recipe, k.tenant_id))) AS w",
         list(tenant_ids),
     )
     return {
@@ -115,7 +120,9 @@ async def known(
         found = _profile(row, last)
         profiles.setdefault(row["tenant_id"], {})[found.targets] = found
     rows = await connection.fetch(
-        "SELECT t.tenant_id, a.policy_id, a.version, e.recipe"
+        "SELECT t.tenant_id, a.policy_id, a.version, e.recipe,"
+        " coalesce(e.problem, '') <> '' OR EXISTS (SELECT FROM policy.profiles p"
+        " WHERE p.tenant_id = t.tenant_id AND p.problem <> '') AS held"
         " FROM unnest($1::uuid[]) AS t (tenant_id)"
         " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
         " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id",
@@ -127,6 +134,7 @@ async def known(
             row["recipe"],
             tuple(bound.get(row["tenant_id"], ())),
             profiles.get(row["tenant_id"], {}),
+            row["held"],
         )
         for row in rows
     }
@@ -174,9 +182,8 @@ async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing)
         tenant_id,
         list(wanted.targets),
     )
-    own = {str(tenant_id), *map(str, wanted.targets)}
-    made = {(whose, version) for whose, _, version in json.loads(wanted.recipe) if whose in own}
-    return made == {(str(row["whose"]), row["version"]) for row in rows}
+    made = versions_of(wanted.recipe, {tenant_id, *wanted.targets})
+    return made == {(row["whose"], row["version"]) for row in rows}
 
 
 async def documents(connection: Connection, wanted: Sequence[Content]) -> dict[Content, Document]:
@@ -341,6 +348,18 @@ async def newest_standing(connection: Connection, tenant_id: UUID, content: Cont
     return version
 
 
+async def share(connection: Connection, tenant_id: UUID, content: Content) -> None:
+    """Lets any device of an org have a content again that was made for some of them before."""
+    await connection.execute(
+        "UPDATE policy.stamps s SET shared = true, changed_xid = pg_current_xact_id()"
+        " WHERE s.tenant_id = $1 AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
+        " AND NOT s.shared",
+        tenant_id,
+        content.tenant_id,
+        content.digest,
+    )
+
+
 async def insert_draw(
     connection: Connection,
     tenant_id: UUID,
@@ -352,8 +371,8 @@ async def insert_draw(
     """Stores that a new number stands for a document, beside those of publishes."""
     await connection.execute(
         "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
-        " statement_head, statement_signature, shared, stamped_at, cause)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        " statement_head, statement_signature, shared, stamped_at, cause, knows_layers)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, true)",
         tenant_id,
         version,
         stamp.content.tenant_id,

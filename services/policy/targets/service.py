@@ -22,7 +22,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory
-from services.policy.stamps.domain import Known, Standing, Targets, recipe_of
+from services.policy.stamps.domain import Known, Standing, Targets, recipe_of, versions_of
 from services.policy.stamps.service import Stamps
 from services.policy.targets import store
 from services.policy.targets.domain import Group
@@ -205,20 +205,26 @@ class Seats:
         if group_ids is None:
             seat = self._of.get(str(device_id))
             group_ids = () if seat is None else seat.group_ids
-        wanted = {*group_ids, device_id}
-        bound = self._known.get(tenant_id, _NOTHING).bound
-        return tuple(sorted(one.target_id for one in bound if one.target_id in wanted))
+        place = self._known.get(tenant_id, _NOTHING).place
+        return tuple(
+            sorted(one for one in {*group_ids, device_id} if one is not None and one in place)
+        )
 
     def standing(self, tenant_id: UUID, targets: Targets) -> Standing:
         """How it stands with the devices for which some targets' policies count.
 
-        What was put together of other versions than those in force is not to be delivered any more.
+        What was put together of other versions of the organisation than those in force is not to
+        be delivered any more. A change above it counts once it is put together, as for all.
         """
-        last = self._stamps.last(tenant_id)
-        found = self._known.get(tenant_id, _NOTHING).profiles.get(targets)
-        if found is not None and found.recipe == self.recipe(tenant_id, targets):
-            return found
-        return Standing(None, last, targets)
+        known = self._known.get(tenant_id, _NOTHING)
+        found = known.profiles.get(targets)
+        if found is not None:
+            now = {(one.target_id, one.version) for one in known.bound_to(targets)}
+            if known.assigned is not None:
+                now.add((tenant_id, known.assigned[1]))
+            if versions_of(found.recipe, {tenant_id, *targets}) == now:
+                return found
+        return Standing(None, self._stamps.last(tenant_id), targets)
 
     def recipe(self, tenant_id: UUID, targets: Targets = ()) -> str:
         """Of which versions an edition is to be made now, as far as this process knows."""
@@ -232,9 +238,8 @@ class Seats:
             known = self._known.get(node.id)
             if known is not None and known.assigned is not None:
                 found.append((node.id, *known.assigned))
-        for bound in self._known.get(tenant_id, _NOTHING).bound if targets else ():
-            if bound.target_id in targets:
-                found.append((bound.target_id, bound.policy_id, bound.version))
+        for bound in self._known.get(tenant_id, _NOTHING).bound_to(targets):
+            found.append((bound.target_id, bound.policy_id, bound.version))
         return found
 
     def in_use(self, tenant_id: UUID) -> set[Targets]:

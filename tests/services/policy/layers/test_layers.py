@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
+from prometheus_client import REGISTRY
 
 from evergreen.v1 import policy_pb2
 from servicekit.rpc.values import from_value
+from services.policy.authoring.document import MAX_DOCUMENT, parse_document
+from services.policy.authoring.goencoding import encode_document
+from tests.conftest import tenant
 from tests.support.policy import (
     ORG,
     RESELLER,
@@ -242,14 +249,153 @@ async def test_layers_that_do_not_fit_are_held(world: World) -> None:
     await district.published(RESELLER.id, {"apps": apps})
     assert (await delivered(world, new_device(world, SISTER.id)))["policy"]["apps"]["required"]
     held = await settled(world, ORG.id, "HELD")
-    assert "bytes" in held.state_reason
+    assert held.state_reason.endswith(f"more than {MAX_DOCUMENT} bytes")
     device = new_device(world)
     assert (await device.pull(before["version"])).status_code == 304
+    assert await gauge("evergreen_policy_editions_held", 1)
+    # It does not escape what is locked above by saying too much.
+    root = Admin(world.channel, ROOT.id)
+    lock = await root.create(ROOT.id, {"security": {"selinux_enforce": True}})
+    locks = policy_pb2.PolicyMergingChange(locked_fields=["security.selinux_enforce"])
+    await root.call("UpdatePolicy", id=lock.id, merging=locks, signed=True)
+    after = await delivered(world, device, before["version"])
+    mine = before["policy"]
+    mine["security"]["selinux_enforce"] = True
+    assert after["policy"] == mine
+    assert (await settled(world, ORG.id, "HELD")).wanted_version == after["version"]
+    await root.call("WithdrawPolicy", id=lock.id)
     refused = await refusal(world.admin.published(ORG.id, {"security": long}))
     assert (refused.code, refused.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,
         "LAYERS_DO_NOT_FIT",
     )
+
+
+async def gauge(name: str, value: float) -> bool:
+    """Whether a metric comes to a value."""
+    async with asyncio.timeout(PATIENCE):
+        while REGISTRY.get_sample_value(name) != value:
+            await asyncio.sleep(0.05)
+    return True
+
+
+@asynccontextmanager
+async def nothing_is_made(world: World) -> AsyncIterator[Any]:
+    """While this holds, no process puts layers together; yields a superuser's connection."""
+    connection = await world.database.superuser()
+    await connection.execute("SET evergreen.scope = '*'")
+    await connection.execute("SELECT pg_advisory_lock(hashtext('policy:editions'))")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_a_form_that_inherits_nothing_leaves_selinux_on(world: World) -> None:
+    """Its baseline is its own, not one of the policies above that do not count."""
+    root = Admin(world.channel, ROOT.id)
+    await root.published(ROOT.id, {"security": {"selinux_enforce": False, "ssh_enabled": True}})
+    alone = policy_pb2.PolicyMergingChange(inherit=False)
+    form = await world.admin.create(ORG.id, {"configuration": {"updateChannel": "stable"}})
+    await world.admin.call("UpdatePolicy", id=form.id, merging=alone, signed=True)
+    envelope = await delivered(world, new_device(world))
+    assert envelope["policy"]["security"] == {
+        "selinux_enforce": True,
+        "ssh_enabled": False,
+        "usbguard": False,
+        "usbguard_rules": None,
+        "allow_root_login": False,
+    }
+
+
+async def test_nothing_is_put_together_without_all_tenants_above(world: World) -> None:
+    """An organisation whose reseller is not known yet waits, and stops no other one."""
+    lost = tenant(77, tenant(78, ROOT, "reseller"))
+    world.kit.tenants.learn([lost])
+    refused = await refusal(Admin(world.channel, lost.id).published(lost.id, {}))
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    connection = await world.database.superuser()
+    await connection.execute("SET evergreen.scope = '*'")
+    await connection.execute(
+        "INSERT INTO policy.editions (tenant_id, recipe) VALUES ($1, '')", lost.id
+    )
+    async with asyncio.timeout(PATIENCE):
+        while not REGISTRY.get_sample_value("evergreen_policy_editions_waiting"):
+            await asyncio.sleep(0.05)
+    await Admin(world.channel, ROOT.id).published(ROOT.id, {"updates": {"channel": "beta"}})
+    for org in (ORG.id, STRANGER.id):
+        device = new_device(world, org)
+        assert (await delivered(world, device))["policy"]["updates"]["channel"] == "beta"
+    recipe = "SELECT recipe FROM policy.editions WHERE tenant_id = $1"
+    assert await connection.fetchval(recipe, lost.id) == ""
+    await connection.close()
+
+
+PUBLISHED_BEFORE = """
+    WITH number AS (
+        UPDATE policy.version_counters SET last_version = last_version + 1
+            WHERE tenant_id = $1 RETURNING last_version
+    ), version AS (
+        INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document, signature,
+            statement_payload, statement_signature, key_id, published_at, published_by)
+        SELECT v.tenant_id, n.last_version, v.policy_id, '{}', $2, v.signature,
+            v.statement_payload, v.statement_signature, v.key_id, now(), ''
+        FROM policy.versions v, number n WHERE v.tenant_id = $1 ORDER BY v.version DESC LIMIT 1
+        RETURNING version
+    ) SELECT version FROM version
+"""
+DRAWN_BEFORE = """
+    INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,
+        statement_head, statement_signature, cause, stamped_at)
+    SELECT tenant_id, $2, document_tenant, digest, key_id, statement_head, statement_signature,
+        'draw', now() FROM policy.stamps WHERE tenant_id = $1 AND version = $3
+"""
+
+
+async def test_the_release_before_takes_no_lock_from_devices(world: World) -> None:
+    """What it publishes is folded before it is delivered, and it draws nothing else."""
+    district = Admin(world.channel, RESELLER.id)
+    mine = await world.admin.published(ORG.id, {"network": {"wifi": [SCHOOL]}})
+    theirs = await district.create(RESELLER.id, {"security": HARD})
+    locks = policy_pb2.PolicyMergingChange(locked_fields=["security"])
+    await district.call("UpdatePolicy", id=theirs.id, merging=locks, signed=True)
+    device = new_device(world)
+    first = await delivered(world, device, mine.version)
+    old = encode_document(parse_document({"security": {"selinux_enforce": False}}))
+    async with nothing_is_made(world) as connection:
+        async with connection.transaction():
+            number = await connection.fetchval(PUBLISHED_BEFORE, ORG.id, old)
+            await connection.execute(
+                "UPDATE policy.assignments SET version = $2, changed_xid = pg_current_xact_id()"
+                " WHERE tenant_id = $1",
+                ORG.id,
+                number,
+            )
+        async with asyncio.timeout(PATIENCE):
+            while (await settled(world, ORG.id, "PENDING")).wanted_version:
+                await asyncio.sleep(0.05)
+        assert (await device.pull(first["version"])).status_code == 304
+        assert (await device.pull()).status_code == 304
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await drawn_before(connection, number + 1, number)
+    after = await delivered(world, device, first["version"])
+    assert after["policy"]["security"]["selinux_enforce"] is True
+    assert int(after["version"]) == number + 1
+    connection = await world.database.superuser()
+    await connection.execute("SET evergreen.scope = '*'")
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await drawn_before(connection, number + 2, number)
+    await drawn_before(connection, number + 2, number + 1)
+    # A restore brings back what there was.
+    await connection.execute(DRAWN_BEFORE, ORG.id, number + 3, number)
+    await connection.close()
+
+
+async def drawn_before(connection: Any, version: int, like: int) -> None:
+    """A draw by the statement of 0.2.0 and its role."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL ROLE evergreen_policy; SET LOCAL evergreen.scope = '*'")
+        await connection.execute(DRAWN_BEFORE, ORG.id, version, like)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from evergreen.v1 import enrollment_pb2, policy_pb2
 from servicekit.rpc.values import from_value
 from services.policy.layers.fields import FIELDS
 from tests.services.policy.delivery.test_delivery import internal
+from tests.services.policy.layers.test_layers import nothing_is_made
 from tests.support.policy import (
     ORG,
     RESELLER,
     SISTER,
+    TOKEN_LIFE,
     Admin,
     Device,
     World,
@@ -378,3 +380,66 @@ async def test_without_the_registry_nothing_is_drawn(world: World) -> None:
     async with asyncio.timeout(3 * PATIENCE):
         has, policy = await delivered(world, device, has)
     assert policy["browser"]["homepage"] == "https://staff"
+
+
+async def test_a_change_above_leaves_groups_with_what_they_had(world: World) -> None:
+    """Until it is put together: also for a device that has nothing yet."""
+    registry = world.neighbours.registry
+    group = registry.group(ORG.id, "staff", 10)
+    await publish(world, {"browser": {"homepage": "https://staff"}}, for_groups(group))
+    first, _ = await delivered(world, new_device(world, group))
+    async with nothing_is_made(world):
+        await Admin(world.channel, RESELLER.id).published(
+            RESELLER.id, {"updates": {"channel": "beta"}}
+        )
+        device = new_device(world, group)
+        has, policy = await delivered(world, device)
+        assert (has, policy["updates"]["channel"]) == (first, "")
+    has, policy = await delivered(world, device, has)
+    assert (policy["updates"]["channel"], policy["browser"]["homepage"]) == (
+        "beta",
+        "https://staff",
+    )
+
+
+async def test_a_device_enrolls_with_its_organisations_policy_at_least(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are too many sets of policies for another one."""
+    registry = world.neighbours.registry
+    group = registry.group(ORG.id, "staff", 10)
+    mine = await world.admin.published(ORG.id, {"network": {"wifi": [GUESTS]}})
+    monkeypatch.setattr("services.policy.editions.service.MOST_PROFILES", 0)
+    await publish(world, {"network": {"wifi": [STAFF]}}, for_groups(group))
+    question = policy_pb2.GetDevicePolicyRequest(
+        tenant_id=str(ORG.id),
+        device_id=str(uuid4()),
+        first=True,
+        membership=enrollment_pb2.Membership(group_ids=[str(group)], revision=1),
+    )
+    envelope = json.loads((await internal(world, "GetDevicePolicy", question)).envelope)
+    assert (envelope["version"], ssids(envelope["policy"])) == (mine.version, ["Guests"])
+
+
+async def test_what_groups_had_first_may_become_everybodys(world: World) -> None:
+    """Then a device keeps it, with new tokens, also when nothing is in force any more."""
+    registry = world.neighbours.registry
+    group = registry.group(ORG.id, "staff", 10)
+    page = {"browser": {"homepage": "https://staff"}}
+    mine = await world.admin.published(ORG.id, {"network": {"wifi": [GUESTS]}})
+    await publish(world, page, for_groups(group))
+    number, _ = await delivered(world, new_device(world, group))
+    district = Admin(world.channel, RESELLER.id)
+    theirs = await district.published(RESELLER.id, page)
+    device, has = new_device(world), 0
+    while has < number:
+        has, policy = await delivered(world, device, has)
+    assert (has, policy["browser"]["homepage"]) == (number, "https://staff")
+    await world.admin.call("WithdrawPolicy", id=mine.id)
+    await district.call("WithdrawPolicy", id=theirs.id)
+    async with asyncio.timeout(PATIENCE):
+        while (await world.admin.call("GetLayeredPolicy")).state != "NONE":
+            await asyncio.sleep(0.05)
+    later = Device(world.kit, world.channel, device.id, ORG.id, age=0.6 * TOKEN_LIFE)
+    answer = (await later.pull(str(has))).json()
+    assert (answer["version"], "device_token" in answer) == (str(has), True)
