@@ -43,6 +43,7 @@ _READ: Final[Mapping[str, str]] = {
     "pyasn1-modules": "BSD-2-Clause",
     "pyrage": "MIT",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
+    "scim2-tester": "Apache-2.0",  # the whole text
     "segno": "BSD-3-Clause",
     "uvloop": "MIT OR Apache-2.0",
 }

