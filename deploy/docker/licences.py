@@ -43,7 +43,8 @@ _READ: Final[Mapping[str, str]] = {
     "pyasn1-modules": "BSD-2-Clause",
     "pyrage": "MIT",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
-    "scim2-tester": "Apache-2.0",  # the whole text
+    "scim2-client": "Apache-2.0",  # the whole text, as the next one
+    "scim2-tester": "Apache-2.0",
     "segno": "BSD-3-Clause",
     "uvloop": "MIT OR Apache-2.0",
 }

@@ -33,7 +33,7 @@ IN_THE_IMAGE = "deploy/docker/requirements.txt"
 
 
 def pins(file: str) -> list[str]:
-    return re.findall(r"^([\w.-]+)==", (ROOT / file).read_text(), re.M)
+    return re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==", (ROOT / file).read_text(), re.M)
 
 
 def fits(expression: str, allowed: frozenset[str]) -> bool:
