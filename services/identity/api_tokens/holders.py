@@ -37,12 +37,13 @@ async def source_of(connection: Connection, scope: Scope, call: Call, source_id:
     Raises:
         DomainError: as `holder_of`; PERMISSION_DENIED for anybody but Owners.
     """
-    await holder_of(connection, scope, call, None)
     if call.caller.role is not Role.OWNER:
         raise permission_denied(
             "ROLE_MAY_NOT", "only an Owner makes and rotates tokens of SCIM sources"
         )
+    # The source before the user, as whoever changes accounts by it.
     source = await account_store.scim_source(connection, scope, source_id)
+    await holder_of(connection, scope, call, None)
     if source is None:
         raise not_found("SCIM source", source_id)
     name, tenant_id = source

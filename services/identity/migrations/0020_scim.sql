@@ -28,9 +28,13 @@ CREATE TABLE identity.scim_person (
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     -- Since when the source has the person no more; the account that is left is found again by this row.
-    deleted_at timestamptz,
-    CONSTRAINT scim_user_name_taken UNIQUE (source_id, user_key)
+    deleted_at timestamptz
 );
+-- Somebody else may have the name of one whom the source has no more.
+CREATE UNIQUE INDEX scim_user_name_taken ON identity.scim_person (source_id, user_key) WHERE deleted_at IS NULL;
+CREATE INDEX scim_person_by_name ON identity.scim_person (source_id, user_key);
+CREATE INDEX scim_person_by_problem ON identity.scim_person (source_id, problem) WHERE problem <> '';
+CREATE INDEX scim_person_gone ON identity.scim_person (source_id) WHERE deleted_at IS NOT NULL;
 CREATE INDEX scim_person_by_id ON identity.scim_person (source_id, id);
 CREATE INDEX scim_person_by_external_id ON identity.scim_person (source_id, external_id);
 CREATE INDEX scim_person_by_email ON identity.scim_person (source_id, email);

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, TypeAlias
 from uuid import UUID
 
@@ -255,7 +255,8 @@ class Field:
 
     sql: str
     kind: str = "text"
-    """`text`, in which upper and lower case are the same, `exact`, `id`, `bool` or `time`."""
+    """`text`, in which upper and lower case are the same; `folded`, where the column is casefolded
+    and never null; `exact`, `id`, `bool` or `time`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,12 +326,23 @@ def _compared(found: Comparison, field: Field, parameters: list[Any]) -> str:
         return _same_id(field.sql, value, parameters, equal=operator == "eq")
     if field.kind == "time":
         return _in_time(found, field, value, parameters)
-    if field.kind == "text":
-        sql, value = f"lower(coalesce({field.sql}, ''))", value.lower()
+    return _as_text(operator, field, value, parameters)
+
+
+def _as_text(operator: str, field: Field, value: str, parameters: list[Any]) -> str:
+    parameters.append(value.casefold() if field.kind == "folded" else value)
+    wanted_sql = f"${len(parameters)}::text"
+    if field.kind == "exact" and operator == "eq" and value:
+        # As an index has it.
+        return f"({field.sql} = {wanted_sql} AND {field.sql} IS NOT NULL)"
+    if field.kind == "folded":
+        sql = field.sql
+    elif field.kind == "text":
+        # Both by the database; a final sigma is one in lower case alone.
+        sql = f"lower(upper(coalesce({field.sql}, '')))"
+        wanted_sql = f"lower(upper({wanted_sql}))"
     else:
         sql = f"coalesce({field.sql}::text, '')"
-    parameters.append(value)
-    wanted_sql = f"${len(parameters)}::text"
     if operator == "co":
         return f"strpos({sql}, {wanted_sql}) > 0"
     if operator == "sw":
@@ -356,7 +368,8 @@ def _in_time(found: Comparison, field: Field, value: str, parameters: list[Any])
         wanted = datetime.fromisoformat(value)
         if wanted.tzinfo is None:
             raise ValueError
-    except ValueError:
+        wanted = wanted.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise _no_time(found) from None
     parameters.append(wanted)
     return f"{field.sql} {_SQL[found.operator]} ${len(parameters)}::timestamptz"

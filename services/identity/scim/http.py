@@ -30,6 +30,7 @@ _MOST_BODY: Final = 256 << 10
 _KEPT: Final = (*HEADERS, *TOKEN_HEADERS)
 _NOT_OFFERED: Final = frozenset({"Bulk", "Me"})
 _SEARCH: Final = ".search"
+_ALLOW: Final = "allow"
 
 Asked: TypeAlias = Mapping[str, str]
 """What a client asks for in the query, or in the body of a search."""
@@ -246,6 +247,7 @@ def _only(request: Request, *verbs: str) -> None:
             Code.UNIMPLEMENTED,
             "WRONG_METHOD",
             f"this address takes {', '.join(verbs)}",
+            metadata={_ALLOW: ", ".join(verbs)},
             http_status=405,
         )
 
@@ -354,7 +356,9 @@ def _no_number(text: str) -> Any:
 def _error(error: DomainError, request_id: str) -> Response:
     """An error in SCIM's form (RFC 7644, section 3.12)."""
     status = error.http_status or HTTP_STATUS[error.code]
-    said: dict[str, Any] = {"schemas": [ERROR], "status": str(status), "detail": error.message}
+    # What the client sent may be half of a pair of surrogates, which cannot be sent back.
+    detail = error.message.encode(errors="replace").decode()
+    said: dict[str, Any] = {"schemas": [ERROR], "status": str(status), "detail": detail}
     if scim_type := error.metadata.get("scimType", ""):
         said["scimType"] = scim_type
     elif error.code is Code.INVALID_ARGUMENT and status == HTTP_STATUS[error.code]:
@@ -362,4 +366,6 @@ def _error(error: DomainError, request_id: str) -> Response:
     headers = {H_REQUEST_ID: request_id} if request_id else {}
     if (delay := retry_after_header(error)) is not None:
         headers["retry-after"] = delay
+    if (allowed := error.metadata.get(_ALLOW)) is not None:
+        headers[_ALLOW] = allowed
     return _Answer(said, status_code=status, headers=headers)

@@ -315,7 +315,8 @@ class Provisioning:
     async def replace_group(
         self, call: Call, group_id: str, body: Mapping[str, Any], if_match: str, *, members: bool
     ) -> ShownGroup:
-        """Puts another name and other members in the place of a group's.
+        """Puts another name and other members in the place of a group's, which keeps its members
+        where nothing is said of them.
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT; ALREADY_EXISTS; ABORTED for another version.
@@ -325,7 +326,7 @@ class Provisioning:
             before = await self._group(connection, source, group_id, if_match)
             after = replace(before, display_name=said.display_name, external_id=said.external_id)
             known = await store.member_ids(connection, before.id)
-            wanted = said.members if said.members is not None else frozenset[UUID]()
+            wanted = said.members if said.members is not None else known
             return await self._change_group(
                 connection, source, before, after, wanted - known, known - wanted, members=members
             )

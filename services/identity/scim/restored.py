@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from contract.events.identity import (
     ScimGroupDeleted,
     ScimGroupUpdated,
+    ScimPersonCreated,
     ScimPersonDeleted,
     ScimPersonUpdated,
 )
 from servicekit.data.backup import Connection, Recorded
 from services.identity.scim.domain import MOST_EVENT_MEMBERS
+
+_OF_PEOPLE: Final = frozenset(
+    {ScimPersonCreated.NAME, ScimPersonUpdated.NAME, ScimPersonDeleted.NAME}
+)
 
 
 @dataclass(slots=True)
@@ -31,9 +37,12 @@ class KnownScim:
     """People whom their sources have; likewise."""
     names: dict[UUID, tuple[str, str]] | None = None
     """Names and external ids of groups; likewise."""
+    told_people: dict[UUID, tuple[datetime, bool, bool]] = field(default_factory=dict)
+    """When the audit log last told of people, and whether they were deleted or inactive then."""
     inactive: set[UUID] = field(default_factory=set)
+    """As the database that is replaced knows them."""
     gone: set[UUID] = field(default_factory=set)
-    """People and groups that were deleted."""
+    """Groups and people that were deleted; people left all groups by that, whoever came back."""
     left: set[tuple[UUID, UUID]] = field(default_factory=set)
     """Groups, and who left them, as far as the audit log names them."""
     emptied: set[UUID] = field(default_factory=set)
@@ -60,10 +69,16 @@ class KnownScim:
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
-        if entry.action in {ScimPersonDeleted.NAME, ScimGroupDeleted.NAME}:
+        if entry.action == ScimGroupDeleted.NAME:
             self.gone.add(UUID(entry.name))
-        elif entry.action == ScimPersonUpdated.NAME and not entry.after["active"]:
-            self.inactive.add(UUID(entry.name))
+        elif entry.action in _OF_PEOPLE:
+            gone = entry.action == ScimPersonDeleted.NAME
+            state = (entry.at, gone, not gone and not entry.after["active"])
+            person_id = UUID(entry.name)
+            if gone:
+                self.gone.add(person_id)
+            # The source may have had the person again.
+            self.told_people[person_id] = max(self.told_people.get(person_id, state), state)
         elif entry.action == ScimGroupUpdated.NAME:
             group_id = UUID(entry.name)
             removed = [UUID(one) for one in entry.after["removed"]]
@@ -81,21 +96,26 @@ async def bring_scim(connection: Connection, known: KnownScim) -> None:
     if not await _there(connection):
         return
     people = {row["id"] for row in await connection.fetch("SELECT id FROM identity.scim_person")}
-    gone = people & known.gone
+    gone = {one for one, (_, deleted, _) in known.told_people.items() if deleted} & people
     if known.present is not None:
         gone |= people - known.present
+    inactive = known.inactive | {
+        one for one, (_, _, was_inactive) in known.told_people.items() if was_inactive
+    }
     await connection.execute(
         "UPDATE identity.scim_person SET deleted_at = coalesce(deleted_at, now())"
         " WHERE id = ANY ($1)",
         list(gone),
     )
     await connection.execute(
-        "UPDATE identity.scim_person SET active = false WHERE id = ANY ($1)", list(known.inactive)
+        "UPDATE identity.scim_person SET active = false WHERE id = ANY ($1)", list(inactive)
     )
     rows = await connection.fetch("SELECT group_id, person_id FROM identity.scim_member")
     members = {(row["group_id"], row["person_id"]) for row in rows}
     lost = {
-        one for one in members if one in known.left or one[0] in known.emptied or one[1] in gone
+        one
+        for one in members
+        if one in known.left or one[0] in known.emptied or one[1] in known.gone
     }
     if known.members is not None:
         # What the log says was undone since, as far as this says so.

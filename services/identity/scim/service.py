@@ -37,6 +37,7 @@ from services.identity.scim.settling import Settling
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import RoleMapping, Source, check_mappings
 from services.identity.sources.service import SourceAccounts, check_rows_lead_below
+from services.identity.tenants import store as tenants_store
 
 _PLACE = place("identity", "scim")
 _GRACE = timedelta(hours=1)
@@ -232,8 +233,8 @@ class ScimSources:
         return after
 
     async def go_on(self) -> None:
-        """Makes accounts that wait for their turn, looks again at those who are held, and forgets
-        people of whom nothing is left."""
+        """Makes accounts that wait for their turn, looks again at those who are held and at those
+        whose problem others have solved, and forgets people of whom nothing is left."""
         async with self._database.system_transaction(
             "sources of all tenants have something left to do"
         ) as connection:
@@ -256,9 +257,16 @@ class ScimSources:
             if source is None or not source.source.enabled:
                 return False
             waiting = await store.people_with(connection, source_id, PENDING, MOST_NEW_ACCOUNTS)
+            own = await tenants_store.below(
+                connection,
+                source.source.tenant_id,
+                await store.tenants_of_domains(connection),
+            )
+            freed = await store.freed_people(connection, source_id, sorted(own), MOST_NEW_ACCOUNTS)
             held = await store.held_people(connection, source_id)
-            await self._settling.settle(connection, source.source, [*waiting, *held], self._clock())
-        if waiting:
+            people = [*waiting, *freed, *held]
+            await self._settling.settle(connection, source.source, people, self._clock())
+        if waiting or freed:
             await self._tenants.follower.try_refresh()
         return len(waiting) == MOST_NEW_ACCOUNTS
 

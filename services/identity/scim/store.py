@@ -14,6 +14,7 @@ import asyncpg
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
 from services.identity.scim.domain import (
+    DISABLED,
     HELD,
     PENDING,
     ListedPerson,
@@ -55,7 +56,7 @@ _TIMES: Final = {"created": "created_at", "lastmodified": "updated_at"}
 
 PERSON_FIELDS: Final[Fields] = {
     "id": Field("p.id", "id"),
-    "username": Field("p.user_key"),
+    "username": Field("p.user_key", "folded"),
     "externalid": Field("p.external_id", "exact"),
     "active": Field("p.active", "bool"),
     "displayname": Field("p.attributes ->> 'displayName'"),
@@ -80,7 +81,7 @@ PERSON_FIELDS: Final[Fields] = {
 """What people are filtered by."""
 GROUP_FIELDS: Final[Fields] = {
     "id": Field("g.id", "id"),
-    "displayname": Field("g.display_name"),
+    "displayname": Field("g.name_key", "folded"),
     "externalid": Field("g.external_id", "exact"),
     "members": Several(
         "EXISTS (SELECT FROM identity.scim_member m WHERE m.group_id = g.id AND {where})",
@@ -212,12 +213,13 @@ async def hold(connection: Connection, source_id: UUID, users: int | None) -> No
 
 
 async def unsettled(connection: Connection) -> list[UUID]:
-    """The sources of all tenants that hold somebody, or whose people wait for accounts."""
+    """The sources of all tenants that hold somebody, or whose people wait for accounts or have a
+    problem that others than the source may solve."""
     rows = await connection.fetch(
         "SELECT s.id FROM identity.scim_source c JOIN identity.source s ON s.id = c.id"
         " WHERE s.enabled AND (c.held IS NOT NULL OR EXISTS (SELECT FROM identity.scim_person p"
-        " WHERE p.source_id = s.id AND p.problem = $1)) ORDER BY s.id",
-        PENDING,
+        " WHERE p.source_id = s.id AND p.problem = ANY ($1))) ORDER BY s.id",
+        [PENDING, "EMAIL_DOMAIN", "OTHER_ACCOUNT", DISABLED],
     )
     return [row["id"] for row in rows]
 
@@ -235,9 +237,10 @@ async def forget_gone(connection: Connection) -> None:
 
 
 async def count_people(connection: Connection, source_id: UUID) -> int:
-    """How many people a source has, those included of whom an account is left."""
+    """How many people a source has."""
     found: int = await connection.fetchval(
-        "SELECT count(*) FROM identity.scim_person WHERE source_id = $1", source_id
+        "SELECT count(*) FROM identity.scim_person WHERE source_id = $1 AND deleted_at IS NULL",
+        source_id,
     )
     return found
 
@@ -259,7 +262,8 @@ async def same_person(connection: Connection, new: ScimUser) -> ScimUser | None:
     row = await connection.fetchrow(
         f"SELECT {_PERSON} FROM identity.scim_person p WHERE p.source_id = $1 AND (p.user_key = $2"
         " OR (p.deleted_at IS NOT NULL AND $3 <> '' AND p.email = $3))"
-        " ORDER BY p.user_key = $2 DESC, p.id LIMIT 1",
+        " ORDER BY p.deleted_at IS NULL DESC, p.user_key = $2 DESC, p.deleted_at DESC, p.id"
+        " LIMIT 1",
         new.source_id,
         new.user_key,
         new.email,
@@ -494,6 +498,41 @@ async def people_with(
         most,
     )
     return [row["id"] for row in rows]
+
+
+async def freed_people(
+    connection: Connection, source_id: UUID, tenant_ids: Sequence[UUID], most: int
+) -> list[UUID]:
+    """People of a source whose problem was solved by others than the source: the domain is an own
+    one by now, nobody else has the address, or an administrator keeps them out no more.
+
+    Args:
+        tenant_ids: whose domains are own ones.
+    """
+    rows = await connection.fetch(
+        "SELECT p.id FROM identity.scim_person p"
+        " WHERE p.source_id = $1 AND p.active AND p.deleted_at IS NULL"
+        " AND (p.problem = 'EMAIL_DOMAIN' AND EXISTS (SELECT FROM identity.email_domain d"
+        " WHERE d.domain = split_part(p.email, '@', 2) AND d.tenant_id = ANY ($2))"
+        " OR p.problem = 'OTHER_ACCOUNT' AND NOT EXISTS"
+        " (SELECT FROM identity.account a WHERE a.email = p.email) AND NOT EXISTS"
+        " (SELECT FROM identity.external_identity e WHERE e.source_id = p.source_id"
+        " AND e.subject = p.id::text)"
+        " OR p.problem = 'DISABLED' AND EXISTS (SELECT FROM identity.external_identity e"
+        " JOIN identity.account a ON a.id = e.account_id WHERE e.source_id = p.source_id"
+        " AND e.subject = p.id::text AND a.origin = 'scim' AND a.disabled_by = 'source'))"
+        " ORDER BY p.id LIMIT $3",
+        source_id,
+        list(tenant_ids),
+        most,
+    )
+    return [row["id"] for row in rows]
+
+
+async def tenants_of_domains(connection: Connection) -> set[UUID]:
+    """The tenants of the scope that domains are assigned to."""
+    rows = await connection.fetch("SELECT DISTINCT tenant_id FROM identity.email_domain")
+    return {row["tenant_id"] for row in rows}
 
 
 async def held_people(connection: Connection, source_id: UUID) -> list[UUID]:

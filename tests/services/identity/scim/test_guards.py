@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from uuid import uuid4
 
@@ -10,9 +11,11 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
+from services.identity.scim.schemas import SEARCH
 from services.identity.users import store as users_store
 from tests.support.scim import World, world
 from tests.support.single_sign_on import fake, row
+from tests.support.stack import PATIENCE
 
 __all__ = ["fake", "world"]  # the fixtures
 
@@ -182,3 +185,93 @@ async def test_the_first_login_looks_again_when_it_is_its_turn(world: World) -> 
         await connection.close()
     assert answer.status_code >= 400
     assert "session" not in browser.cookies
+
+
+async def test_nothing_that_a_client_sends_is_an_internal_error(world: World) -> None:
+    """Half of a pair of surrogates, and times that no calendar has in UTC."""
+    bad = "\ud800"
+    headers = world.scim.headers | {"x-request-id": str(uuid4())}
+    for path, body in (
+        ("/Groups", {"displayName": "x", "members": [{"value": bad}]}),
+        ("/Users", {"userName": "x", bad: 1}),
+        ("/Users", {"userName": "x", "schemas": [bad]}),
+        ("/.search", {"schemas": [SEARCH], bad: [1]}),
+    ):
+        answer = await world.scim.http.post(
+            f"/scim/v2{path}", content=json.dumps(body).encode(), headers=headers
+        )
+        assert answer.status_code == 400, (path, answer.text)
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        asked = {"filter": f'meta.created gt "{at}"'}
+        answer = await world.scim.call("GET", "/Users", params=asked)
+        assert (answer.status_code, answer.json()["scimType"]) == (400, "invalidFilter")
+    answer = await world.scim.call("PUT", "/Users")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+
+
+async def test_names_are_found_as_they_are_kept(world: World) -> None:
+    """Whatever upper and lower case are in them; by an index."""
+    for name in ("Straße", "ΑΣ", "Ǆ"):
+        made = await world.scim.user(name, userName=name, externalId=name, displayName=name)
+        group = await world.scim.group(name)
+        for attribute in ("userName", "externalId", "displayName"):
+            exact = attribute == "externalId"
+            said = (name,) if exact else (name, name.lower(), name.upper())
+            if attribute == "displayName":
+                said = (name, name.lower())
+            for one in said:
+                asked = {"filter": f'{attribute} eq "{one}"'}
+                found = await world.scim.ok("GET", "/Users", params=asked)
+                assert [u["id"] for u in found["Resources"]] == [made["id"]], (attribute, one)
+        asked = {"filter": f'displayName eq "{name.upper()}"'}
+        found = await world.scim.ok("GET", "/Groups", params=asked)
+        assert [g["id"] for g in found["Resources"]] == [group["id"]]
+    asked = {"filter": 'not (externalId eq "x")'}
+    await world.scim.user("none", userName="none")
+    assert (await world.scim.ok("GET", "/Users", params=asked))["totalResults"] == 4
+
+
+async def test_a_name_of_somebody_deleted_is_free_again(world: World) -> None:
+    """For another one who is renamed; the deleted one is not found by it any more."""
+    first = await world.scim.user("first", userName="first")
+    await world.scim.ok("DELETE", f"/Users/{first['id']}")
+    other = await world.scim.user("other", userName="other")
+    change = {"op": "replace", "path": "userName", "value": "First"}
+    await world.scim.patch(f"/Users/{other['id']}", change)
+    assert (await world.scim.call("POST", "/Users", {"userName": "first"})).status_code == 409
+
+
+async def test_a_group_keeps_members_of_whom_a_put_says_nothing(world: World) -> None:
+    """An empty list empties it."""
+    anna = await world.scim.user("anna")
+    group = await world.scim.group("staff", anna)
+    await world.scim.ok("PUT", f"/Groups/{group['id']}", {"displayName": "staff"})
+    assert await world.user("anna") == ("Auditor", "active")
+    body = {"displayName": "staff", "members": []}
+    await world.scim.ok("PUT", f"/Groups/{group['id']}", body)
+    assert await world.user("anna") == ("Auditor", "disabled")
+
+
+async def test_nobody_is_stuck_when_others_have_solved_the_problem(world: World) -> None:
+    """A domain that is assigned later, an address that is free again, a user who may come back."""
+    people = [await world.scim.user(f"{name}@later.example") for name in ("anna", "bert")]
+    carl = await world.scim.user("carl")
+    await world.scim.group("staff", *people, carl)
+    assert await world.problems() == {"anna": "EMAIL_DOMAIN", "bert": "EMAIL_DOMAIN", "carl": ""}
+    user = (await world.users())["carl"]
+    await world.identity.users.DeactivateUser(
+        pb.DeactivateUserRequest(id=user.id), metadata=world.owner
+    )
+    await world.scim.activate(carl, True)
+    assert (await world.problems())["carl"] == "DISABLED"
+    await world.identity.users.ReactivateUser(
+        pb.ReactivateUserRequest(id=user.id), metadata=world.owner
+    )
+    await world.identity.domains.CreateEmailDomain(
+        pb.CreateEmailDomainRequest(domain="later.example", org_id=world.school.id),
+        metadata=world.sso.root,
+    )
+    async with asyncio.timeout(PATIENCE):
+        while set((await world.problems()).values()) != {""}:
+            await asyncio.sleep(0.5)
+    assert {await world.user(name) for name in ("anna", "bert", "carl")} == {("Auditor", "active")}
