@@ -62,6 +62,11 @@ class Own:
     baseline: Mapping[str, Any] | None
     merging: Merging
 
+    @property
+    def says_networks(self) -> bool:
+        """Whether it has networks or VPNs."""
+        return any(self.sets.get(path) for path in _NETWORKS)
+
     def text(self) -> str:
         """As it is stored with the version."""
         return json.dumps(

@@ -381,7 +381,10 @@ class PolicyService:
             document = compile_policy(json.loads(policy.authored), standing_of(version))
         except DomainError:
             return False
-        return own_document_of(version) == document
+        # Not the documents: layers have nothing twice.
+        return own_of(json.loads(policy.authored), document, policy.merging) == own_of_version(
+            version
+        )
 
     async def _in_force_of(self, connection: Connection, policy: Policy) -> Version | None:
         """The policy's version that is in force for all that it is for; `None` for none."""

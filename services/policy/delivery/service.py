@@ -96,8 +96,8 @@ class Delivery:
         self._make = make
         self._syncs = syncs
         self._asked = syncs.asked
-        self._noted: dict[str, tuple[int, int]] = {}
-        self._reports: dict[tuple[int, int], tuple[int, int]] = {}
+        self._noted: dict[str, tuple[int, int, bool]] = {}
+        self._reports: dict[tuple[int, int, bool], tuple[int, int, bool]] = {}
         """The values of `_noted`: a whole fleet has few."""
         self._unwritten: dict[str, Applied] = {}
         self._something_to_write = asyncio.Event()
@@ -140,7 +140,8 @@ class Delivery:
         has = parse_version(current_version)
         org = self._standing(device)
         decision = decide(device, has, org, device.id in self._asked, now)
-        self._note_applied(device, has, now)
+        rightful = org.want is not None and has in org.want.versions
+        self._note_applied(device, has, now, rightful=rightful)
         return decision
 
     async def deliver(self, device: Caller, decision: Decision) -> Delivered | None:
@@ -160,7 +161,7 @@ class Delivery:
 
     async def has_called(self, device_id: str, token_version: int) -> bool:
         """Whether a device asked for its policy with a token of this generation."""
-        if self._noted.get(device_id, (0, 0))[1] >= token_version:
+        if self._noted.get(device_id, (0, 0, False))[1] >= token_version:
             return True
         async with self._database.system_transaction("the request names no tenant") as connection:
             return await store.has_called(connection, UUID(device_id), token_version)
@@ -214,8 +215,21 @@ class Delivery:
             # A number that a device names proves nothing of what it may have.
             is_wanted = decision.edition is not None
             bundle = await self._stamps.bundle(tenant_id, number, shared=not is_wanted)
+            if bundle is None and not is_wanted and await self._had_by_right(device, number):
+                bundle = await self._stamps.bundle(tenant_id, number)
             return bundle, decision
         return None, UNCHANGED
+
+    async def _had_by_right(self, device: Caller, number: int) -> bool:
+        """Whether a number stood for what a device was to have when it reported it."""
+        try:
+            async with self._database.transaction(Scope.of(UUID(device.tenant_id))) as connection:
+                return await store.is_rightful(
+                    connection, UUID(device.tenant_id), UUID(device.id), number
+                )
+        except DomainError as away:
+            log.info("reports cannot be read", error=away.message)
+            return False
 
     def _standing(self, device: Caller) -> Standing:
         """How it stands with a device, by what is in memory."""
@@ -256,9 +270,12 @@ class Delivery:
             return None
         return issued.device_token
 
-    def _note_applied(self, device: Caller, version: int, now: datetime) -> None:
-        report = (version, device.token_version)
-        if self._noted.get(device.id) == report:
+    def _note_applied(self, device: Caller, version: int, now: datetime, *, rightful: bool) -> None:
+        report = (version, device.token_version, rightful)
+        noted = self._noted.get(device.id)
+        if noted is not None and noted[:2] == report[:2] and not rightful:
+            return
+        if noted == report:
             return
         if len(self._unwritten) >= _MOST_UNWRITTEN and device.id not in self._unwritten:
             # The database has been away for long; the device's next poll will tell it again.
@@ -269,7 +286,7 @@ class Delivery:
             self._reports.clear()
         self._noted[device.id] = self._reports.setdefault(report, report)
         self._unwritten[device.id] = Applied(
-            UUID(device.id), UUID(device.tenant_id), version, device.token_version, now
+            UUID(device.id), UUID(device.tenant_id), version, device.token_version, now, rightful
         )
         self._something_to_write.set()
 

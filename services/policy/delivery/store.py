@@ -21,7 +21,8 @@ from services.policy.deleted_devices import DELETED
 class Applied:
     """The version that a device says it has, and since when it says so.
 
-    `token_version` is the generation of the token that it said so with.
+    `token_version` is the generation of the token that it said so with; `rightful` says whether the
+    version stands for what the device is to have.
     """
 
     device_id: UUID
@@ -29,6 +30,7 @@ class Applied:
     version: int
     token_version: int
     reported_at: datetime
+    rightful: bool = False
 
 
 CHANGING: Final = "SELECT changed_xid FROM policy.applied_versions"
@@ -43,21 +45,52 @@ async def write_applied(connection: Connection, applied: Sequence[Applied]) -> N
     await DELETED.keep_out(connection)
     await connection.execute(
         "INSERT INTO policy.applied_versions AS a"
-        " (device_id, tenant_id, version, token_version, reported_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[],"
-        " $5::timestamptz[]) AS u(device_id, tenant_id, version, token_version, reported_at)"
+        " (device_id, tenant_id, version, token_version, reported_at, rightful_version)"
+        " SELECT u.device_id, u.tenant_id, u.version, u.token_version, u.reported_at,"
+        " CASE WHEN u.rightful THEN u.version END FROM unnest($1::uuid[], $2::uuid[],"
+        " $3::bigint[], $4::integer[], $5::timestamptz[], $6::boolean[])"
+        " AS u(device_id, tenant_id, version, token_version, reported_at, rightful)"
         f" WHERE {DELETED.condition('u.device_id')}"
         # Two processes that write the same devices lock them in one order.
         " ORDER BY device_id"
         " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id,"
         " version = excluded.version, token_version = excluded.token_version,"
-        " reported_at = excluded.reported_at, changed_xid = pg_current_xact_id()"
+        " reported_at = excluded.reported_at, changed_xid = pg_current_xact_id(),"
+        # A number is one of an organisation.
+        " rightful_version = coalesce(excluded.rightful_version,"
+        " CASE WHEN a.tenant_id = excluded.tenant_id THEN a.rightful_version END)"
         " WHERE (a.tenant_id, a.version, a.token_version)"
-        " IS DISTINCT FROM (excluded.tenant_id, excluded.version, excluded.token_version)",
+        " IS DISTINCT FROM (excluded.tenant_id, excluded.version, excluded.token_version)"
+        " OR a.rightful_version <> excluded.rightful_version"
+        " OR a.rightful_version IS NULL AND excluded.rightful_version IS NOT NULL",
         *columns(
-            [(a.device_id, a.tenant_id, a.version, a.token_version, a.reported_at) for a in applied]
+            [
+                (
+                    a.device_id,
+                    a.tenant_id,
+                    a.version,
+                    a.token_version,
+                    a.reported_at,
+                    a.rightful,
+                )
+                for a in applied
+            ]
         ),
     )
+
+
+async def is_rightful(
+    connection: Connection, tenant_id: UUID, device_id: UUID, version: int
+) -> bool:
+    """Whether a version stood for what a device was to have when it reported it last."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM policy.applied_versions WHERE device_id = $1"
+        " AND tenant_id = $2 AND rightful_version = $3)",
+        device_id,
+        tenant_id,
+        version,
+    )
+    return found
 
 
 async def applied_version(connection: Connection, device_id: UUID) -> int | None:

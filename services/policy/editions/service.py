@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import DomainError
+from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from servicekit.peers.tenants import TenantDirectory, TenantNode
@@ -24,7 +25,7 @@ from services.policy.editions import store
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Source
 from services.policy.stamps import store as stamps_store
-from services.policy.stamps.domain import Content, Document, Targets, recipe_of
+from services.policy.stamps.domain import Content, Document, Targets, recipe_of, versions_of
 from services.policy.stamps.service import Stamps
 from services.policy.targets.domain import MOST_PROFILES
 from services.policy.targets.service import Seats
@@ -36,6 +37,8 @@ _LOOK_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
 _AT_ONCE: Final = 100
 """So many organisations are made before it is looked whether others wait that come first."""
+_LOOKED_AT_ONCE: Final = 100
+"""So many organisations are looked at before polls are answered in between."""
 _TOGETHER: Final = 20
 """So many editions are made in a transaction; a publish of their organisations waits for it."""
 _MOST_MADE: Final = 16
@@ -186,7 +189,7 @@ class Editions:
         self._news.set()
 
     async def _make_all(self) -> None:
-        self._look()
+        await self._look()
         now = asyncio.get_running_loop().time()
         waiting = [
             one
@@ -201,7 +204,7 @@ class Editions:
         if len(waiting) > _AT_ONCE:
             self._news.set()
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         """Finds out for which organisations something is to be made."""
         followers = (self._stamps.follower, self._seats.follower, self._tenants.follower)
         if not all(follower.synced for follower in followers):
@@ -224,7 +227,9 @@ class Editions:
                 ]
             else:
                 look = [one for one, node in nodes.items() if node is not None and not node.going]
-        for org in {*look, *moved}:
+        for number, org in enumerate({*look, *moved}):
+            if number % _LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
             if not self.is_waiting(org):
                 self._waits.pop(org, None)
                 self._first.pop(org, None)
@@ -302,9 +307,27 @@ class Editions:
             return
         own = next((one.source.version for one in layers if one.source.whose == org_id), None)
 
+        profile = new_id() if before is None else before.profile
+        apart = profile if targets and _says_secrets(layers, org_id) else None
+        if apart is not None and (
+            before is None
+            or versions_of(before.recipe, {org_id, *targets})
+            != versions_of(recipe, {org_id, *targets})
+        ):
+            await stamps_store.end_apart(connection, org_id, profile)
+
         async def put(content: Content | None, problem: str = "") -> None:
             if targets:
-                await store.put_profile(connection, org_id, targets, recipe, content, problem)
+                await store.put_profile(
+                    connection,
+                    org_id,
+                    targets,
+                    recipe,
+                    content,
+                    problem,
+                    profile,
+                    apart=apart is not None,
+                )
             else:
                 await store.put(connection, org_id, recipe, own, content, problem)
 
@@ -314,20 +337,24 @@ class Editions:
         problem = ""
         try:
             content, document = self._encoded(recipe, layers)
-        except DomainError as apart:
-            log.warning("layers do not fit", tenant=str(org_id), error=apart.message)
-            problem = apart.message
+        except DomainError as unfit:
+            log.warning("layers do not fit", tenant=str(org_id), error=unfit.message)
+            problem = unfit.message
             kept = await self._wanted(connection, org_id, before)
             made = await self._held(connection, layers, kept)
             if made is None:
-                await put(kept, problem)
+                await put(None, problem)
                 return
             content, document = made
-        if own is not None and await store.stamped_content(connection, org_id, own) == content:
+        if (
+            own is not None
+            and apart is None
+            and await store.stamped_content(connection, org_id, own) == content
+        ):
             await put(None if not targets else content, problem)
             return
         await stamps_store.insert_document(connection, content, document)
-        if await stamps_store.newest_standing(connection, org_id, content) is None:
+        if await stamps_store.newest_standing(connection, org_id, content, apart) is None:
             await self._stamps.stamp(
                 connection,
                 org_id,
@@ -336,6 +363,7 @@ class Editions:
                 counter,
                 "layers",
                 shared=not targets,
+                apart=apart,
             )
         elif not targets:
             await stamps_store.share(connection, org_id, content)
@@ -344,14 +372,14 @@ class Editions:
     async def _held(
         self, connection: Connection, layers: Sequence[InForce], kept: Content | None
     ) -> tuple[Content, Document] | None:
-        """What devices get of layers that do not fit; `None` for what they have, or nothing."""
+        """What devices get of layers that do not fit; `None` where there is nothing to give."""
         had = (await stamps_store.documents(connection, [kept]))[kept] if kept else None
         try:
             body = with_locks(layers, None if had is None else had.body)
         except DomainError:
-            return None
-        if had is not None and body == had.body:
-            return None
+            return None if kept is None or had is None else (kept, had)
+        if kept is not None and had is not None and body == had.body:
+            return kept, had
         return self._signed(layers, body)
 
     def _encoded(self, recipe: str, layers: Sequence[InForce]) -> tuple[Content, Document]:
@@ -381,6 +409,11 @@ class Editions:
             return before.content
         org = (await stamps_store.standings(connection, [org_id])).get(org_id)
         return None if org is None or org.want is None else org.want.content
+
+
+def _says_secrets(layers: Sequence[InForce], org_id: UUID) -> bool:
+    """Whether tenants above an organisation have a say in networks, which have secrets."""
+    return any(one.source.tenant_id != org_id and one.own.says_networks for one in layers)
 
 
 def _source(level: Level, one: store.Assigned) -> Source:

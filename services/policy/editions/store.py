@@ -9,7 +9,6 @@ from uuid import UUID
 import asyncpg
 
 from servicekit.data.postgres import Connection
-from servicekit.ids import new_id
 from services.policy.authoring.layering import Own, own_of_version
 from services.policy.authoring.store import VERSION, to_version
 from services.policy.stamps.domain import Content, Targets
@@ -45,6 +44,8 @@ class Stored:
     recipe: str
     content: Content | None
     problem: str
+    profile: UUID
+    """Its id, where there are targets."""
 
 
 async def try_lead(connection: Connection) -> bool:
@@ -114,10 +115,10 @@ async def get_stored(
 ) -> Stored | None:
     """What was last made for an organisation, or for those of its devices with some targets."""
     row = await connection.fetchrow(
-        "SELECT recipe, document_tenant, digest, problem FROM policy.profiles"
+        "SELECT recipe, document_tenant, digest, problem, id FROM policy.profiles"
         " WHERE tenant_id = $1 AND targets = $2"
         if targets
-        else "SELECT recipe, document_tenant, digest, problem FROM policy.editions"
+        else "SELECT recipe, document_tenant, digest, problem, id FROM policy.editions"
         " WHERE tenant_id = $1 AND $2::uuid[] = '{}'",
         tenant_id,
         list(targets),
@@ -126,7 +127,7 @@ async def get_stored(
         return None
     digest = row["digest"]
     content = None if digest is None else Content(row["document_tenant"], digest)
-    return Stored(row["recipe"], content, row["problem"])
+    return Stored(row["recipe"], content, row["problem"], row["id"])
 
 
 async def put_profile(
@@ -135,23 +136,27 @@ async def put_profile(
     targets: Targets,
     recipe: str,
     content: Content | None,
-    problem: str = "",
+    problem: str,
+    profile: UUID,
+    *,
+    apart: bool,
 ) -> None:
     """Stores what was made for those devices of an organisation with some targets."""
     await connection.execute(
         "INSERT INTO policy.profiles"
-        " (tenant_id, targets, id, recipe, document_tenant, digest, problem)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant_id, targets) DO UPDATE"
+        " (tenant_id, targets, id, recipe, document_tenant, digest, problem, apart)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (tenant_id, targets) DO UPDATE"
         " SET recipe = excluded.recipe, document_tenant = excluded.document_tenant,"
-        " digest = excluded.digest, problem = excluded.problem,"
+        " digest = excluded.digest, problem = excluded.problem, apart = excluded.apart,"
         " changed_xid = pg_current_xact_id()",
         tenant_id,
         list(targets),
-        new_id(),
+        profile,
         recipe,
         None if content is None else content.tenant_id,
         None if content is None else content.digest,
         problem,
+        apart,
     )
 
 

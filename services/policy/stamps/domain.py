@@ -57,6 +57,8 @@ class Standing:
     """Whose policies make that, beside those of tenants."""
     recipe: str = ""
     """Of which versions it is made, where there are targets."""
+    apart: UUID | None = None
+    """The profile, where its numbers are its own."""
 
 
 @dataclass(frozen=True, slots=True)

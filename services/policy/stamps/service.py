@@ -185,7 +185,13 @@ class Stamps:
         body = (await store.documents(connection, [content]))[content].body
         DRAWS.note("drawn")
         return await self.stamp(
-            connection, tenant_id, content, body, (last, reported), shared=not wanted.targets
+            connection,
+            tenant_id,
+            content,
+            body,
+            (last, reported),
+            shared=not wanted.targets,
+            apart=wanted.apart,
         )
 
     async def _wanted(
@@ -210,12 +216,14 @@ class Stamps:
         cause: str = "draw",
         *,
         shared: bool = True,
+        apart: UUID | None = None,
     ) -> int:
         """Lets a new number stand for a stored document; answers it.
 
         Args:
             counter: what `lock_counter` answered; the counter is still locked.
             shared: whether it is for all devices of the org.
+            apart: the profile for which alone it stands.
         """
         last, reported = counter
         now = self._clock()
@@ -228,7 +236,7 @@ class Stamps:
             issued_at=now,
         )
         stamp = replace(Stamp.of(content, statement, body), shared=shared)
-        await store.insert_draw(connection, tenant_id, number, stamp, now, cause)
+        await store.insert_draw(connection, tenant_id, number, stamp, now, cause, apart)
         await store.move_counter(connection, tenant_id, number)
         return number
 

@@ -66,7 +66,7 @@ async def standings(connection: Connection, tenant_ids: Iterable[UUID]) -> dict[
         "SELECT w.tenant_id, w.document_tenant, w.digest,"
         " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = w.tenant_id"
         " AND o.document_tenant = w.document_tenant AND o.digest = w.digest AND o.stands"
-        " ORDER BY o.version) AS versions,"
+        " AND o.profile IS NULL ORDER BY o.version) AS versions,"
         " (SELECT max(o.version) FROM policy.stamps o WHERE o.tenant_id = w.tenant_id) AS last"
         " FROM (SELECT t.tenant_id, coalesce(e.document_tenant, s.document_tenant)"
         " AS document_tenant, coalesce(e.digest, s.digest) AS digest"
@@ -144,8 +144,10 @@ WEAKEST_FIRST: Final = "b.kind = 'device', g.priority, b.target_id"
 """The order of `policy.bindings b` with their `policy.groups g`."""
 _PROFILES: Final = (
     "SELECT p.tenant_id, p.targets, p.recipe, p.document_tenant, p.digest,"
+    " CASE WHEN p.apart THEN p.id END AS apart,"
     " ARRAY(SELECT o.version FROM policy.stamps o WHERE o.tenant_id = p.tenant_id"
     " AND o.document_tenant = p.document_tenant AND o.digest = p.digest AND o.stands"
+    " AND o.profile IS NOT DISTINCT FROM CASE WHEN p.apart THEN p.id END"
     " ORDER BY o.version) AS versions FROM policy.profiles p"
 )
 
@@ -157,7 +159,7 @@ def _profile(row: asyncpg.Record, last: int) -> Standing:
     )
     # A number may have been given out since the organisation's last one was read.
     last = max(last, versions[-1]) if versions else last
-    return Standing(want, last, tuple(row["targets"]), row["recipe"])
+    return Standing(want, last, tuple(row["targets"]), row["recipe"], row["apart"])
 
 
 async def profile(
@@ -336,16 +338,30 @@ async def insert_document(connection: Connection, content: Content, document: Do
     )
 
 
-async def newest_standing(connection: Connection, tenant_id: UUID, content: Content) -> int | None:
-    """The highest number of an org that stands for a content."""
+async def newest_standing(
+    connection: Connection, tenant_id: UUID, content: Content, apart: UUID | None = None
+) -> int | None:
+    """The highest number of an org that stands for a content, or for that of one profile."""
     version: int | None = await connection.fetchval(
         "SELECT max(s.version) FROM policy.stamps s WHERE s.tenant_id = $1"
-        " AND s.document_tenant = $2 AND s.digest = $3 AND s.stands",
+        " AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
+        " AND s.profile IS NOT DISTINCT FROM $4",
         tenant_id,
         content.tenant_id,
         content.digest,
+        apart,
     )
     return version
+
+
+async def end_apart(connection: Connection, tenant_id: UUID, profile: UUID) -> None:
+    """Lets the numbers of one profile stand for nothing: its next one is new, whatever it has."""
+    await connection.execute(
+        "UPDATE policy.stamps SET stands = false, changed_xid = pg_current_xact_id()"
+        " WHERE tenant_id = $1 AND profile = $2 AND stands",
+        tenant_id,
+        profile,
+    )
 
 
 async def share(connection: Connection, tenant_id: UUID, content: Content) -> None:
@@ -353,7 +369,7 @@ async def share(connection: Connection, tenant_id: UUID, content: Content) -> No
     await connection.execute(
         "UPDATE policy.stamps s SET shared = true, changed_xid = pg_current_xact_id()"
         " WHERE s.tenant_id = $1 AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
-        " AND NOT s.shared",
+        " AND NOT s.shared AND s.profile IS NULL",
         tenant_id,
         content.tenant_id,
         content.digest,
@@ -367,12 +383,13 @@ async def insert_draw(
     stamp: Stamp,
     now: datetime,
     cause: str = "draw",
+    apart: UUID | None = None,
 ) -> None:
     """Stores that a new number stands for a document, beside those of publishes."""
     await connection.execute(
         "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
-        " statement_head, statement_signature, shared, stamped_at, cause, knows_layers)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, true)",
+        " statement_head, statement_signature, shared, stamped_at, cause, profile, knows_layers)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, true)",
         tenant_id,
         version,
         stamp.content.tenant_id,
@@ -383,4 +400,5 @@ async def insert_draw(
         stamp.shared,
         now,
         cause,
+        apart,
     )

@@ -114,10 +114,10 @@ async def policies_of(
 async def known_groups(
     connection: Connection, tenant_id: UUID, group_ids: Collection[UUID]
 ) -> dict[UUID, Group]:
-    """Groups of an organisation that were not deleted, by id."""
+    """Groups of an organisation that are not deleted, nor before the transaction ends, by id."""
     rows = await connection.fetch(
         "SELECT id, tenant_id, name, alias, priority, deleted FROM policy.groups"
-        " WHERE tenant_id = $1 AND id = ANY ($2) AND NOT deleted",
+        " WHERE tenant_id = $1 AND id = ANY ($2) AND NOT deleted ORDER BY id FOR SHARE",
         tenant_id,
         list(group_ids),
     )
@@ -127,9 +127,10 @@ async def known_groups(
 async def known_devices(
     connection: Connection, tenant_id: UUID, device_ids: Collection[UUID]
 ) -> set[UUID]:
-    """Which devices an organisation has."""
+    """Which devices an organisation has, and keeps before the transaction ends."""
     rows = await connection.fetch(
-        "SELECT device_id FROM policy.devices WHERE tenant_id = $1 AND device_id = ANY ($2)",
+        "SELECT device_id FROM policy.devices WHERE tenant_id = $1 AND device_id = ANY ($2)"
+        " ORDER BY device_id FOR SHARE",
         tenant_id,
         list(device_ids),
     )

@@ -271,6 +271,15 @@ async def test_layers_that_do_not_fit_are_held(world: World) -> None:
     )
 
 
+async def test_the_same_update_publishes_nothing(world: World) -> None:
+    """Also where a list has something twice, which layers together do not."""
+    await Admin(world.channel, RESELLER.id).published(RESELLER.id, {"updates": {"channel": "beta"}})
+    twice = {"browser": {"extensions": ["a", "a"]}}
+    policy = await world.admin.published(ORG.id, twice)
+    again = await world.admin.call("UpdatePolicy", id=policy.id, bundle=twice, signed=True)
+    assert (again.version, again.signed) == (policy.version, True)
+
+
 async def gauge(name: str, value: float) -> bool:
     """Whether a metric comes to a value."""
     async with asyncio.timeout(PATIENCE):

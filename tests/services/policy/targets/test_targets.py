@@ -443,3 +443,65 @@ async def test_what_groups_had_first_may_become_everybodys(world: World) -> None
     later = Device(world.kit, world.channel, device.id, ORG.id, age=0.6 * TOKEN_LIFE)
     answer = (await later.pull(str(has))).json()
     assert (answer["version"], "device_token" in answer) == (str(has), True)
+
+
+async def test_no_number_tells_whether_a_secret_was_guessed(world: World) -> None:
+    """Two sets of policies that make one document, and one before and after, share none."""
+    registry = world.neighbours.registry
+    groups = [registry.group(ORG.id, f"g{number}", number + 1) for number in range(2)]
+    await Admin(world.channel, RESELLER.id).published(
+        RESELLER.id, {"network": {"wifi": [STAFF, GUESTS]}}
+    )
+    devices = [new_device(world, group) for group in groups]
+    await publish(world, {}, for_groups(groups[0]))
+    first, policy = await delivered(world, devices[0])
+    guess = {"network": {"wifi": [STAFF]}}
+    guessing = await publish(world, guess, for_groups(groups[1]))
+    second, same = await delivered(world, devices[1])
+    assert (second > first, same) == (True, policy)
+    await world.admin.call("PublishPolicy", id=guessing.id)
+    third, same = await delivered(world, devices[1], second)
+    assert (third > second, same) == (True, policy)
+    answer = await devices[0].pull(str(first))
+    assert answer.status_code == httpx.codes.NOT_MODIFIED
+    assert (await devices[1].pull(str(third))).status_code == httpx.codes.NOT_MODIFIED
+
+
+async def test_a_device_without_a_policy_in_force_gets_new_tokens(world: World) -> None:
+    """With what it had by right for its group; one that only names the number gets nothing."""
+    registry = world.neighbours.registry
+    group = registry.group(ORG.id, "staff", 10)
+    device = new_device(world, group)
+    policy = await publish(world, {"network": {"wifi": [STAFF]}}, for_groups(group))
+    has, _ = await delivered(world, device)
+    old = {"org": ORG.id, "age": 0.6 * TOKEN_LIFE}
+    liar = Device(world.kit, world.channel, uuid4(), **old)
+    await liar.pull(str(has))
+    await device.pull(str(has))
+    await explained(world, device)
+    await world.admin.call("WithdrawPolicy", id=policy.id)
+    await explained(world, device, "ORPHANED")
+    later = Device(world.kit, world.channel, device.id, **old)
+    answer = await later.pull(str(has))
+    assert (answer.json()["version"], "device_token" in answer.json()) == (str(has), True)
+    assert (await liar.pull(str(has))).status_code == 304
+
+
+async def test_a_publish_waits_for_the_end_of_a_group(world: World) -> None:
+    """And is refused then: nothing is left in force for a group that is gone."""
+    registry = world.neighbours.registry
+    group = registry.group(ORG.id, "staff", 10)
+    made = await world.admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="x", bundle={}, targets=for_groups(group)
+    )
+    connection = await world.database.superuser()
+    await connection.execute("SET evergreen.scope = '*'")
+    async with connection.transaction():
+        await connection.execute("UPDATE policy.groups SET deleted = true WHERE id = $1", group)
+        publishing = asyncio.create_task(world.admin.call("PublishPolicy", id=made.id))
+        await asyncio.sleep(0.5)
+        assert not publishing.done()
+    refused = await refusal(publishing)
+    assert refused.body["message"].startswith("targets.groupIds[0]: is no group")
+    assert await connection.fetchval("SELECT count(*) FROM policy.bindings") == 0
+    await connection.close()
