@@ -245,7 +245,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "EnrollmentInternalService": {
             "ListDeviceChanges": _services("policy", "telemetry", "attestation"),
             "ListGroupChanges": _services("policy", "telemetry"),
-            "CountEnrollment": _services("identity", "audit"),
+            "CountEnrollment": _services("identity"),
             "ListDeviceRecords": _services("audit"),
             "ListTokenRecords": _services("audit"),
         },
@@ -278,7 +278,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "PolicyInternalService": {
             "GetDevicePolicy": _services("enrollment", "telemetry"),
             "ListAppliedVersions": _services("enrollment", "telemetry"),
-            "CountPolicies": _services("identity", "audit"),
+            "CountPolicies": _services("identity"),
             "ListGroupPolicies": _services("enrollment"),
             "ListAttestationGateChanges": _services("telemetry"),
             "ListPublishedVersions": _services("audit"),

@@ -68,7 +68,7 @@ class AuditSettings(KeySettings):
     report_mib: int = Field(
         default=512,
         ge=1,
-        le=2048,
+        le=2047,
         description="How large all files of a report may be, in MiB.",
     )
     reports_mib_per_tenant: int = Field(

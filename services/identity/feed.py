@@ -170,6 +170,7 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
                     created_at=timestamp(user.created_at),
                     last_login_at=optional_timestamp(user.last_login_at),
                     open_sessions=user.open_sessions,
+                    logins_known=user.logins_known,
                 )
                 for user in page.items
             ],

@@ -14,7 +14,7 @@ from servicekit.ids import given_id
 from servicekit.observability import logs
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import timestamp
+from servicekit.rpc.values import optional_timestamp, timestamp
 from services.policy.authoring import store as authoring_store
 from services.policy.authoring.agent_rules import fails
 from services.policy.authoring.document import parse_document
@@ -166,9 +166,14 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
                 if standing.want
                 else None
             )
-            found = await fact_store.applied(
+            found = await fact_store.devices(
                 connection, tenant_id, [UUID(one) for one in request.device_ids]
             )
+            targeted: dict[tuple[UUID, ...], tuple[int, ...]] = {}
+            for targets in {one.targets for one in found if one.targets}:
+                profile = await stamps_store.profile(connection, tenant_id, targets, standing.last)
+                want = profile.want if profile else None
+                targeted[targets] = want.versions if want else ()
         return policy_pb2.ListDeviceVersionsResponse(
             required=policy_pb2.RequiredVersion(
                 versions=map(str, required.versions),
@@ -178,14 +183,16 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
             )
             if required
             else None,
-            versions=[
-                policy_pb2.AppliedVersion(
-                    device_id=str(applied.device_id),
-                    tenant_id=request.tenant_id,
-                    version=str(applied.version) if applied.version else "",
-                    reported_at=timestamp(applied.reported_at),
+            devices=[
+                policy_pb2.DeviceVersion(
+                    device_id=str(one.device_id),
+                    version=str(one.version) if one.version else "",
+                    reported_at=optional_timestamp(one.reported_at),
+                    first_above=optional_timestamp(one.first_above),
+                    targeted=bool(one.targets),
+                    required=map(str, targeted.get(one.targets, ())),
                 )
-                for applied in found
+                for one in found
             ],
         )
 

@@ -35,7 +35,10 @@ class InternalApi(telemetry_pb2_grpc.TelemetryInternalServiceServicer):
         tenant_id = UUID(request.tenant_id)
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
             found = await fact_store.devices(
-                connection, tenant_id, [UUID(one) for one in request.device_ids]
+                connection,
+                tenant_id,
+                [UUID(one) for one in request.device_ids],
+                with_last_error=request.with_last_error,
             )
         return pb.ListDeviceFactsResponse(
             devices=[

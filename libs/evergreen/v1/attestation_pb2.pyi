@@ -1543,7 +1543,9 @@ class VerdictFacts(_message.Message):
     device_id: _builtins.str
     """The device's id."""
     verdict: _builtins.str
-    """The verdict over its latest boot before the time that was asked for."""
+    """The verdict over its latest boot before the time that was asked for;
+    `NOT_KEPT` when boots of before may have been forgotten.
+    """
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why it is not better."""

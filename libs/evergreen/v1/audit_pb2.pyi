@@ -2055,7 +2055,9 @@ class Report(_message.Message):
     rows: _builtins.int
     """How many rows its tables have."""
     audit_entry_id: _builtins.str
-    """The entry of the audit log that has the digest of its manifest; empty before."""
+    """The entry of the audit log that has the digest of its manifest, or says why
+    it failed; empty before.
+    """
     error: _builtins.str
     """Why it failed, for people to read."""
     @_builtins.property

@@ -5872,6 +5872,7 @@ class UserFacts(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     LAST_LOGIN_AT_FIELD_NUMBER: _builtins.int
     OPEN_SESSIONS_FIELD_NUMBER: _builtins.int
+    LOGINS_KNOWN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user's id."""
     email: _builtins.str
@@ -5884,6 +5885,8 @@ class UserFacts(_message.Message):
     """Where the account comes from: `local`, or the kind of its source."""
     open_sessions: _builtins.int
     """How many sessions are open."""
+    logins_known: _builtins.bool
+    """Whether nothing is missing of its logins: release 0.1.0 did not note them."""
     @_builtins.property
     def factors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The second factors: `totp` and `passkey`."""
@@ -5908,10 +5911,11 @@ class UserFacts(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         last_login_at: _timestamp_pb2.Timestamp | None = ...,
         open_sessions: _builtins.int = ...,
+        logins_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_login_at", b"_last_login_at", "created_at", b"created_at", "last_login_at", b"last_login_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_login_at", b"_last_login_at", "created_at", b"created_at", "email", b"email", "factors", b"factors", "last_login_at", b"last_login_at", "open_sessions", b"open_sessions", "origin", b"origin", "role", b"role", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_login_at", b"_last_login_at", "created_at", b"created_at", "email", b"email", "factors", b"factors", "last_login_at", b"last_login_at", "logins_known", b"logins_known", "open_sessions", b"open_sessions", "origin", b"origin", "role", b"role", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_login_at: _TypeAlias = _typing.Literal["last_login_at"]  # noqa: Y015
     _WhichOneofArgType__last_login_at: _TypeAlias = _typing.Literal["_last_login_at", b"_last_login_at"]  # noqa: Y015

@@ -2151,30 +2151,91 @@ class ListDeviceVersionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUIRED_FIELD_NUMBER: _builtins.int
-    VERSIONS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def required(self) -> Global___RequiredVersion:
-        """What is in force; absent for nothing."""
+        """What is in force for all devices without policies of groups or of their
+        own; absent for nothing.
+        """
 
     @_builtins.property
-    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedVersion]:
-        """What the devices said."""
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceVersion]:
+        """The devices, in the order of their ids."""
 
     def __init__(
         self,
         *,
         required: Global___RequiredVersion | None = ...,
-        versions: _abc.Iterable[Global___AppliedVersion] | None = ...,
+        devices: _abc.Iterable[Global___DeviceVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_required", b"_required", "required", b"required"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_required", b"_required", "required", b"required", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_required", b"_required", "devices", b"devices", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__required: _TypeAlias = _typing.Literal["required"]  # noqa: Y015
     _WhichOneofArgType__required: _TypeAlias = _typing.Literal["_required", b"_required"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__required) -> _WhichOneofReturnType__required | None: ...
 
 Global___ListDeviceVersionsResponse: _TypeAlias = ListDeviceVersionsResponse  # noqa: Y015
+
+@_typing.final
+class DeviceVersion(_message.Message):
+    """What a device has, and what it is to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    FIRST_ABOVE_FIELD_NUMBER: _builtins.int
+    TARGETED_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    version: _builtins.str
+    """The version that it said it has; empty for none."""
+    targeted: _builtins.bool
+    """Whether policies of groups or of its own count for it."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When it first said so; absent when it never said anything."""
+
+    @_builtins.property
+    def first_above(self) -> _timestamp_pb2.Timestamp:
+        """When the first version above the one that it has was made; of a device
+        that never said anything, the first one of all. Absent for none.
+        """
+
+    @_builtins.property
+    def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The numbers that stand for what it is to have then; none while they are
+        not put together.
+        """
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+        first_above: _timestamp_pb2.Timestamp | None = ...,
+        targeted: _builtins.bool = ...,
+        required: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_above", b"_first_above", "_reported_at", b"_reported_at", "first_above", b"first_above", "reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_above", b"_first_above", "_reported_at", b"_reported_at", "device_id", b"device_id", "first_above", b"first_above", "reported_at", b"reported_at", "required", b"required", "targeted", b"targeted", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_above: _TypeAlias = _typing.Literal["first_above"]  # noqa: Y015
+    _WhichOneofArgType__first_above: _TypeAlias = _typing.Literal["_first_above", b"_first_above"]  # noqa: Y015
+    _WhichOneofReturnType__reported_at: _TypeAlias = _typing.Literal["reported_at"]  # noqa: Y015
+    _WhichOneofArgType__reported_at: _TypeAlias = _typing.Literal["_reported_at", b"_reported_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_above) -> _WhichOneofReturnType__first_above | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reported_at) -> _WhichOneofReturnType__reported_at | None: ...
+
+Global___DeviceVersion: _TypeAlias = DeviceVersion  # noqa: Y015
 
 @_typing.final
 class RequiredVersion(_message.Message):

@@ -1172,8 +1172,11 @@ class ListDeviceFactsRequest(_message.Message):
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    WITH_LAST_ERROR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation."""
+    with_last_error: _builtins.bool
+    """Whether their last errors are asked for, too."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The devices' ids; those that are not known are left out."""
@@ -1183,10 +1186,11 @@ class ListDeviceFactsRequest(_message.Message):
         *,
         tenant_id: _builtins.str = ...,
         device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        with_last_error: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "tenant_id", b"tenant_id", "with_last_error", b"with_last_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1247,7 +1251,9 @@ class DeviceFacts(_message.Message):
     battery_percent: _builtins.float
     """The charge of its battery in percent; absent when it is not known."""
     last_error: _builtins.str
-    """Its last error."""
+    """The beginning of its last error, up to 500 characters; empty when it was
+    not asked for.
+    """
     @_builtins.property
     def last_seen_at(self) -> _timestamp_pb2.Timestamp:
         """When it last called; absent for never."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
+from services.attestation.evidence.store import MOST_VERDICTS
+
+NOT_KEPT: Final = "NOT_KEPT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ async def verdicts(
 ) -> list[VerdictFacts]:
     """The verdicts over the latest boots of some devices before a time, by id.
 
-    Of boots that are not kept any more nothing is told.
+    Of a device that has as many later boots as are kept, and none before, it is not known any more.
     """
     rows = await connection.fetch(
         "SELECT d.device_id, b.verdict, b.reasons, b.attested_at,"
@@ -39,20 +43,22 @@ async def verdicts(
         " '00000000-0000-0000-0000-000000000000')) END AS failed_since,"
         " ARRAY(SELECT r.name FROM attestation.reference_value r"
         " WHERE r.id = ANY (b.reference_value_ids) ORDER BY r.name) AS reference_values"
-        " FROM unnest($2::uuid[]) AS d (device_id) JOIN LATERAL ("
+        " FROM unnest($2::uuid[]) AS d (device_id) LEFT JOIN LATERAL ("
         "SELECT id, verdict, reasons, attested_at, reference_value_ids"
         " FROM attestation.boot_verdict v WHERE v.device_id = d.device_id AND v.tenant_id = $1"
         " AND ($3::timestamptz IS NULL OR v.attested_at < $3) ORDER BY v.id DESC LIMIT 1"
-        ") AS b ON true ORDER BY d.device_id",
+        ") AS b ON true WHERE b.id IS NOT NULL OR (SELECT count(*) FROM attestation.boot_verdict v"
+        " WHERE v.device_id = d.device_id AND v.tenant_id = $1) >= $4 ORDER BY d.device_id",
         tenant_id,
         ids,
         until,
+        MOST_VERDICTS,
     )
     return [
         VerdictFacts(
             device_id=row["device_id"],
-            verdict=row["verdict"],
-            reasons=tuple(row["reasons"]),
+            verdict=row["verdict"] or NOT_KEPT,
+            reasons=tuple(row["reasons"] or ()),
             attested_at=row["attested_at"],
             failed_since=row["failed_since"],
             reference_values=tuple(row["reference_values"]),

@@ -21,7 +21,6 @@ from services.audit.reports.page import CONTENT_POLICY
 from services.audit.reports.schedules import Plan, Schedules
 from services.audit.reports.service import Reports, shown_files
 
-_INT32: Final = 2**31 - 1
 _HEADERS: Final = {
     "content-security-policy": f"{CONTENT_POLICY}; frame-ancestors 'none'; sandbox",
     "x-content-type-options": "nosniff",
@@ -213,7 +212,7 @@ def _to_report(report: Report) -> pb.Report:
             pb.ReportFile(
                 name=file.name,
                 media_type=file.media_type,
-                bytes=min(file.bytes, _INT32),
+                bytes=file.bytes,
                 sha256=file.sha256,
             )
             for file in shown_files(report)

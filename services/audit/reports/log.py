@@ -17,6 +17,23 @@ from services.audit.reports import store
 from services.audit.reports.store import Act
 
 _PAGE: Final = 200
+_LAST_ID: Final = UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of the log as it was at one moment, and which of its entries are wanted."""
+
+    tenant_id: UUID
+    filters: Filters
+    head: int
+    """The position of its last entry,"""
+    hash: str
+    """and that one's hash, in hexadecimal."""
+    first: int | None
+    """The position of the first entry within the times; `None` when there is none,"""
+    last: int | None
+    """and of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +85,34 @@ class Log:
                 found[update.resource] = Act(1, update.actor, update.at)
         return found
 
-    async def entries(
+    async def chain(
         self, tenant_id: UUID, start: datetime | None, until: datetime | None
-    ) -> AsyncGenerator[Sequence[Entry], None]:
-        """The entries of a tenant within some times, in the order of its chain, page by page."""
+    ) -> Chain | None:
+        """The chain of a tenant as it is now, and which of its entries are within some times."""
         filters = Filters(occurred_after=start, occurred_before=until)
-        after = (0, UUID(int=0))
-        while True:
-            async with self._database.transaction(Scope.of(tenant_id)) as connection:
-                _, page = await log_store.chain_page(connection, tenant_id, filters, after, _PAGE)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            head = await store.head(connection, tenant_id)
+            span = await log_store.span(connection, tenant_id, filters)
+        return Chain(tenant_id, filters, *head, *(span or (None, None))) if head else None
+
+    async def entries(self, chain: Chain) -> AsyncGenerator[Sequence[Entry], None]:
+        """The entries of a chain within its times, in its order, page by page."""
+        if chain.first is None or chain.last is None:
+            return
+        # By positions: a period long ago is found without reading what came later.
+        after = (chain.first - 1, _LAST_ID)
+        while after[0] < chain.last:
+            async with self._database.transaction(Scope.of(chain.tenant_id)) as connection:
+                _, page = await log_store.chain_page(
+                    connection, chain.tenant_id, Filters(), after, _PAGE
+                )
             if not page:
                 return
-            yield page
+            yield [
+                entry
+                for entry in page
+                if entry.sequence <= chain.last and chain.filters.is_in_time(entry)
+            ]
             after = (page[-1].sequence, UUID(page[-1].columns.id))
 
     async def size(self, tenant_id: UUID, before: datetime) -> tuple[int, datetime | None]:

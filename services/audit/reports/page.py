@@ -19,6 +19,8 @@ MOST_PRINTED: Final = 10_000
 """Rows of a table that the page has; the other formats have all."""
 _BAR: Final = 360
 _LINE: Final = 22
+_LABEL: Final = 36
+"""Characters of a bar's label that have room beside the bars."""
 _STYLE: Final = """
 @page { size: A4 landscape; margin: 12mm; }
 * { box-sizing: border-box; }
@@ -80,7 +82,7 @@ def head(about: About, summary: Summary, rows: int) -> str:
         "Rows": f"{rows:,}",
     }
     told = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()
+        f"<dt>{escape(name)}</dt><dd><bdi>{escape(text)}</bdi></dd>" for name, text in facts.items()
     )
     figures = "".join(
         f"<li><strong>{figure.value:,}</strong>{escape(figure.label)}</li>"
@@ -156,7 +158,7 @@ def _cell(value: Cell) -> str:
         return f'<td class="n">{value:g}</td>'
     if isinstance(value, datetime):
         return f"<td>{_shown(value)}</td>"
-    return f"<td>{escape(value or '')}</td>"
+    return f"<td><bdi>{escape(value)}</bdi></td>" if value else "<td></td>"
 
 
 def _shown(at: datetime) -> str:
@@ -168,22 +170,25 @@ def _shown_time(text: object) -> str:
 
 
 def _picture(summary: Summary) -> str:
-    """Bars, the longest as wide as the picture; each says its number, too."""
+    """Bars, the longest as wide as the picture; each says its number, too, and so does the
+    description, for those who do not see it."""
     most = max((bar.value for bar in summary.bars), default=0) or 1
     lines = "".join(_bar(number, bar, most) for number, bar in enumerate(summary.bars))
+    told = "; ".join(f"{bar.label}: {bar.value:,}" for bar in summary.bars) or "nothing"
     height = _LINE * max(len(summary.bars), 1) + 6
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" width="720"'
         f' height="{height}" role="img" aria-label="{escape(summary.chart)}">'
-        f"<title>{escape(summary.chart)}</title>{lines}</svg>"
+        f"<title>{escape(summary.chart)}</title><desc>{escape(told)}</desc>{lines}</svg>"
     )
 
 
 def _bar(number: int, bar: Figure, most: int) -> str:
     top = number * _LINE + 3
     width = bar.value * _BAR // most
+    label = bar.label if len(bar.label) <= _LABEL else f"{bar.label[: _LABEL - 1]}…"
     return (
-        f'<text x="0" y="{top + 13}" font-size="12">{escape(bar.label[:40])}</text>'
+        f'<text x="0" y="{top + 13}" font-size="12" unicode-bidi="isolate">{escape(label)}</text>'
         f'<rect x="270" y="{top}" width="{width}" height="16" fill="#4a6fa5"/>'
         f'<text x="{276 + width}" y="{top + 13}" font-size="12">{bar.value:,}</text>'
     )

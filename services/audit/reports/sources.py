@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 from uuid import UUID
 
 import grpc
+from google.protobuf.message import Message
 
 from evergreen.v1 import (
     attestation_pb2,
@@ -29,6 +31,8 @@ PAGE: Final = 500
 """Rows of a page."""
 _IN_USE: Final = frozenset({"active", "prepared"})
 """Statuses in the registry of devices that work, or soon will."""
+_PAUSES: Final = (0.5, 2.0)
+"""Seconds before a question is asked again."""
 _SECONDS: Final = 30.0
 """So long an answer may take."""
 _AWAY: Final = frozenset(
@@ -83,8 +87,7 @@ class Sources:
             tenant_id=str(org_id), page_size=PAGE, with_decommissioned=whatever_status
         )
         while True:
-            call = self._enrollment.ListDeviceRecords(request, timeout=_SECONDS)
-            answer = await _answer("enrollment", call)
+            answer = await _answer("enrollment", self._enrollment.ListDeviceRecords, request)
             found = [one for one in answer.devices if whatever_status or one.status in _IN_USE]
             if found:
                 yield found
@@ -93,31 +96,31 @@ class Sources:
             request.page_token = answer.next_page_token
 
     async def facts(
-        self, org_id: UUID, ids: Sequence[str]
+        self, org_id: UUID, ids: Sequence[str], *, with_last_error: bool = False
     ) -> Mapping[str, telemetry_pb2.DeviceFacts]:
         """What some devices of an organisation reported, by id.
 
         Raises:
             AwayError: telemetry does not answer.
         """
-        request = telemetry_pb2.ListDeviceFactsRequest(tenant_id=str(org_id), device_ids=ids)
-        call = self._telemetry.ListDeviceFacts(request, timeout=_SECONDS)
-        answer = await _answer("telemetry", call)
+        request = telemetry_pb2.ListDeviceFactsRequest(
+            tenant_id=str(org_id), device_ids=ids, with_last_error=with_last_error
+        )
+        answer = await _answer("telemetry", self._telemetry.ListDeviceFacts, request)
         return {one.device_id: one for one in answer.devices}
 
     async def versions_of(
         self, org_id: UUID, ids: Sequence[str]
-    ) -> tuple[policy_pb2.RequiredVersion | None, Mapping[str, policy_pb2.AppliedVersion]]:
-        """What is in force, and what some devices of an organisation applied, by id.
+    ) -> tuple[policy_pb2.RequiredVersion | None, Mapping[str, policy_pb2.DeviceVersion]]:
+        """What is in force, and what some devices of an organisation have, by id.
 
         Raises:
             AwayError: policy does not answer.
         """
         request = policy_pb2.ListDeviceVersionsRequest(tenant_id=str(org_id), device_ids=ids)
-        call = self._policy.ListDeviceVersions(request, timeout=_SECONDS)
-        answer = await _answer("policy", call)
+        answer = await _answer("policy", self._policy.ListDeviceVersions, request)
         required = answer.required if answer.HasField("required") else None
-        return required, {one.device_id: one for one in answer.versions}
+        return required, {one.device_id: one for one in answer.devices}
 
     async def published(
         self, org_id: UUID
@@ -129,8 +132,7 @@ class Sources:
         """
         request = policy_pb2.ListPublishedVersionsRequest(tenant_id=str(org_id), page_size=PAGE)
         while True:
-            call = self._policy.ListPublishedVersions(request, timeout=_SECONDS)
-            answer = await _answer("policy", call)
+            answer = await _answer("policy", self._policy.ListPublishedVersions, request)
             if answer.versions:
                 yield answer.versions
             if not answer.next_page_token:
@@ -148,8 +150,7 @@ class Sources:
         request = attestation_pb2.ListDeviceVerdictsRequest(
             tenant_id=str(org_id), device_ids=ids, until=optional_timestamp(parameters.until)
         )
-        call = self._attestation.ListDeviceVerdicts(request, timeout=_SECONDS)
-        answer = await _answer("attestation", call)
+        answer = await _answer("attestation", self._attestation.ListDeviceVerdicts, request)
         return {one.device_id: one for one in answer.verdicts}
 
     async def users(
@@ -162,8 +163,7 @@ class Sources:
         """
         request = identity_pb2.ListUserFactsRequest(tenant_id=str(tenant_id), page_size=PAGE)
         while True:
-            call = self._identity.ListUserFacts(request, timeout=_SECONDS)
-            answer = await _answer("identity", call)
+            answer = await _answer("identity", self._identity.ListUserFacts, request)
             if answer.users:
                 yield answer.users
             if not answer.next_page_token:
@@ -180,8 +180,7 @@ class Sources:
         """
         request = identity_pb2.ListCredentialFactsRequest(tenant_id=str(tenant_id), page_size=PAGE)
         while True:
-            call = self._identity.ListCredentialFacts(request, timeout=_SECONDS)
-            answer = await _answer("identity", call)
+            answer = await _answer("identity", self._identity.ListCredentialFacts, request)
             if answer.credentials:
                 yield answer.credentials
             if not answer.next_page_token:
@@ -198,8 +197,7 @@ class Sources:
         """
         request = enrollment_pb2.ListTokenRecordsRequest(tenant_id=str(org_id), page_size=PAGE)
         while True:
-            call = self._enrollment.ListTokenRecords(request, timeout=_SECONDS)
-            answer = await _answer("enrollment", call)
+            answer = await _answer("enrollment", self._enrollment.ListTokenRecords, request)
             if answer.tokens:
                 yield answer.tokens
             if not answer.next_page_token:
@@ -213,14 +211,23 @@ class Sources:
             AwayError: telemetry does not answer.
         """
         request = telemetry_pb2.CountEventsRequest(tenant_ids=[str(org_id)])
-        answer = await _answer("telemetry", self._telemetry.CountEvents(request, timeout=_SECONDS))
+        answer = await _answer("telemetry", self._telemetry.CountEvents, request)
         return answer.events
 
 
-async def _answer(context: str, call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        if error.code() in _AWAY:
-            raise AwayError(context) from error
-        raise
+async def _answer(context: str, ask: Callable[..., Awaitable[T]], request: Message) -> T:
+    """The answer of a service, which is asked again when it is away for a moment.
+
+    Raises:
+        AwayError: it is away for longer.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return await ask(request, timeout=_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _AWAY:
+                raise
+            if pause is None:
+                raise AwayError(context) from error
+        await asyncio.sleep(pause)
+    raise AssertionError("the last pause is none")

@@ -665,15 +665,21 @@ async def updates_of_users(
     ]
 
 
+async def head(connection: Connection, tenant_id: UUID) -> tuple[int, str] | None:
+    """The position and the hash of the last entry of a chain."""
+    row = await connection.fetchrow(
+        "SELECT sequence, hash FROM audit.chain_head WHERE tenant_id = $1", tenant_id
+    )
+    return (row["sequence"], row["hash"].hex()) if row else None
+
+
 async def size_of_log(
     connection: Connection, tenant_id: UUID, before: datetime
 ) -> tuple[int, datetime | None]:
     """How many entries a tenant had before a time, and when the oldest of them happened."""
     row = await connection.fetchrow(
-        "SELECT coalesce((SELECT sequence FROM audit.entry WHERE tenant_id = $1"
-        " AND occurred_at < $2 ORDER BY occurred_at DESC, id DESC LIMIT 1), 0) AS n,"
-        " (SELECT min(occurred_at) FROM audit.entry WHERE tenant_id = $1"
-        " AND occurred_at < $2) AS oldest",
+        "SELECT count(*) AS n, min(occurred_at) AS oldest FROM audit.entry"
+        " WHERE tenant_id = $1 AND occurred_at < $2",
         tenant_id,
         before,
     )

@@ -27,6 +27,8 @@ class UserFacts:
     created_at: datetime
     last_login_at: datetime | None
     open_sessions: int
+    logins_known: bool
+    """Whether nothing is missing of its logins: release 0.1.0 did not note them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ async def users(
         " AND t.confirmed_at IS NOT NULL) AS totp,"
         " EXISTS (SELECT FROM identity.passkey k WHERE k.account_id = a.id) AS passkey,"
         " (SELECT count(*) FROM identity.session s WHERE s.account_id = a.id"
-        " AND s.ended_at IS NULL AND s.expires_at > $4) AS open_sessions"
+        " AND s.ended_at IS NULL AND s.expires_at > $4) AS open_sessions,"
+        # Who was there before logins were noted was seen first when that began.
+        " (a.last_login_at IS NOT NULL OR a.seen_at <= a.created_at + interval '1 hour')"
+        " AS logins_known"
         " FROM identity.account a WHERE a.tenant_id = $1 AND ($2::uuid IS NULL OR a.id > $2)"
         " ORDER BY a.id LIMIT $3",
         tenant_id,
@@ -89,6 +94,7 @@ async def users(
             created_at=row["created_at"],
             last_login_at=row["last_login_at"],
             open_sessions=row["open_sessions"],
+            logins_known=row["logins_known"],
         )
         for row in rows
     ]

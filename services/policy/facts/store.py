@@ -48,12 +48,18 @@ class RequiredVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class AppliedVersion:
-    """What a device says it has, and since when it says so."""
+class DeviceVersion:
+    """What a device says it has, and whose policies make what it is to have."""
 
     device_id: UUID
     version: int
-    reported_at: datetime
+    """0 for none."""
+    reported_at: datetime | None
+    """`None` when it never said anything."""
+    first_above: datetime | None
+    """When the first version above that was made."""
+    targets: tuple[UUID, ...]
+    """The groups, and the device itself, that have policies in force; sorted."""
 
 
 def _published(row: asyncpg.Record) -> PublishedVersion:
@@ -105,14 +111,27 @@ async def required(
     return RequiredVersion(tuple(versions), row["since"], row["policy_id"], row["policy_name"])
 
 
-async def applied(
+async def devices(
     connection: Connection, tenant_id: UUID, ids: Sequence[UUID]
-) -> list[AppliedVersion]:
-    """What some devices of an organisation said they have, by id."""
+) -> list[DeviceVersion]:
+    """What devices of an organisation said they have, by id."""
     rows = await connection.fetch(
-        "SELECT device_id, version, reported_at FROM policy.applied_versions"
-        " WHERE tenant_id = $1 AND device_id = ANY ($2) ORDER BY device_id",
+        "SELECT d.id, coalesce(a.version, 0) AS version, a.reported_at,"
+        " (SELECT s.stamped_at FROM policy.stamps s WHERE s.tenant_id = $1 AND s.shared"
+        " AND s.version > coalesce(a.version, 0) ORDER BY s.version LIMIT 1) AS first_above,"
+        " ARRAY(SELECT b.target_id FROM policy.bindings b WHERE b.tenant_id = $1"
+        " AND b.version IS NOT NULL AND (b.target_id = d.id OR b.target_id = ANY (m.group_ids))"
+        " ORDER BY b.target_id) AS targets"
+        " FROM unnest($2::uuid[]) AS d (id)"
+        " LEFT JOIN policy.applied_versions a ON a.device_id = d.id AND a.tenant_id = $1"
+        " LEFT JOIN policy.memberships m ON m.device_id = d.id AND m.tenant_id = $1"
+        " ORDER BY d.id",
         tenant_id,
         ids,
     )
-    return [AppliedVersion(row["device_id"], row["version"], row["reported_at"]) for row in rows]
+    return [
+        DeviceVersion(
+            row["id"], row["version"], row["reported_at"], row["first_above"], tuple(row["targets"])
+        )
+        for row in rows
+    ]

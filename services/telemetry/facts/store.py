@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
+
+_ERROR_CHARACTERS: Final = 500
+"""Of a last error; devices may report 64 Ki of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +31,19 @@ class DeviceFacts:
 
 
 async def devices(
-    connection: Connection, tenant_id: UUID, ids: Sequence[UUID]
+    connection: Connection, tenant_id: UUID, ids: Sequence[UUID], *, with_last_error: bool
 ) -> list[DeviceFacts]:
     """What some devices of an organisation reported, by id."""
     rows = await connection.fetch(
         "SELECT id, name, contact_at, policy_version, update_status, state_received_at, health,"
         " CASE WHEN disk_total_bytes > 0"
         " THEN (disk_free_bytes * 100 / disk_total_bytes)::double precision END AS disk_free,"
-        " battery_percent, last_error FROM telemetry.device"
-        " WHERE tenant_id = $1 AND id = ANY ($2) ORDER BY id",
+        " battery_percent, CASE WHEN $3 THEN left(last_error, $4) ELSE '' END AS last_error"
+        " FROM telemetry.device WHERE tenant_id = $1 AND id = ANY ($2) ORDER BY id",
         tenant_id,
         ids,
+        with_last_error,
+        _ERROR_CHARACTERS,
     )
     return [
         DeviceFacts(

@@ -30,6 +30,7 @@ from services.audit.reports.kinds.base import (
 _CREATED: Final = ("identity.user_created", "identity.user_invited")
 _INACTIVE: Final = "inactive"
 _NEVER: Final = "neverLoggedIn"
+_UNKNOWN: Final = "loginsUnknown"
 _ONLY_OWNER: Final = "onlyOwner"
 
 
@@ -40,7 +41,8 @@ class AccessReview:
         name="access-review",
         title="Review of access",
         about="Who may log in with which role, who has not for some days, and what programs log in"
-        " with. Who made a user or changed a role is what the audit log says.",
+        " with. Who made a user or changed a role is what the audit log says. Users of tenants"
+        " above, who may do the same here, and service accounts are not in it.",
         tables=(
             Table(
                 "rows",
@@ -206,7 +208,7 @@ class AccessReview:
         flags = []
         login = time_of(user, "last_login_at")
         if is_active and login is None:
-            flags.append(_NEVER)
+            flags.append(_NEVER if user.logins_known else _UNKNOWN)
         elif is_active and login is not None:
             most = self._asked.parameters.inactive_days or 0
             if days_between(login, self._asked.as_of) >= most:

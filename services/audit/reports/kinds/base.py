@@ -100,6 +100,19 @@ def figures(named: Mapping[str, int]) -> tuple[Figure, ...]:
     return tuple(Figure(label, value) for label, value in named.items())
 
 
+def org_bars(counts: Counter[TenantNode]) -> tuple[Figure, ...]:
+    """Bars of organisations; those of equal names have their ids, too."""
+    names = Counter(node.name for node in counts)
+    return bars(
+        Counter(
+            {
+                node.name if names[node.name] == 1 else f"{node.name} ({str(node.id)[-6:]})": count
+                for node, count in counts.items()
+            }
+        )
+    )
+
+
 def bars(counts: Counter[str], order: Iterable[str] = ()) -> tuple[Figure, ...]:
     """Bars: in an order that is given, else the largest first, of as many as a picture holds."""
     given = tuple(order)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from datetime import datetime
 from typing import ClassVar, Final
 
 from evergreen.v1 import enrollment_pb2
+from servicekit.peers.tenants import TenantNode
 from services.audit.reports.domain import Column, Kind, Parameters, Summary, Table, days_between
 from services.audit.reports.kinds.base import (
     DEVICE,
@@ -16,11 +18,14 @@ from services.audit.reports.kinds.base import (
     bars,
     device_cells,
     figures,
+    org_bars,
     time_of,
 )
 
 _NO_VERDICT: Final = "NONE"
-_VERDICTS: Final = (_NO_VERDICT, "FAILED", "SELF_CONSISTENT", "KNOWN_TPM", "VERIFIED")
+_NOT_KEPT: Final = "NOT_KEPT"
+"""Attestation keeps so many boots of a device, and those of the period are not among them."""
+_VERDICTS: Final = (_NO_VERDICT, _NOT_KEPT, "FAILED", "SELF_CONSISTENT", "KNOWN_TPM", "VERIFIED")
 _HEALTH: Final = ("healthy", "warning", "critical")
 _WELL_DISK_PERCENT: Final = 10
 
@@ -55,7 +60,7 @@ class DevicesNotSeen:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._devices = self._unseen = self._never = self._longest = 0
-        self._orgs: Counter[str] = Counter()
+        self._orgs: Counter[TenantNode] = Counter()
 
     async def pages(self) -> AsyncGenerator[Page, None]:
         """The devices, of each organisation by id."""
@@ -75,7 +80,7 @@ class DevicesNotSeen:
                     self._unseen += 1
                     self._never += seen is None
                     self._longest = max(self._longest, days or 0)
-                    self._orgs[org.name] += 1
+                    self._orgs[org] += 1
                     rows.append(
                         (
                             *device_cells(org, device, known.hostname if known else ""),
@@ -100,7 +105,7 @@ class DevicesNotSeen:
                 }
             ),
             "Devices not seen, by organisation",
-            bars(self._orgs),
+            org_bars(self._orgs),
         )
 
 
@@ -143,7 +148,9 @@ class DeviceHealth:
         asked = self._asked
         for org in asked.orgs:
             async for devices in asked.sources.devices(org.id):
-                facts = await asked.sources.facts(org.id, [one.device_id for one in devices])
+                facts = await asked.sources.facts(
+                    org.id, [one.device_id for one in devices], with_last_error=True
+                )
                 rows = []
                 for device in devices:
                     self._devices += 1
@@ -243,7 +250,7 @@ class AttestationReport:
                     known = facts.get(device.device_id)
                     found = verdicts.get(device.device_id)
                     at = time_of(found, "attested_at") if found else None
-                    if at is None or (wanted.start and at < wanted.start):
+                    if at and wanted.start and at < wanted.start:
                         found = None
                     self._verdicts[found.verdict if found else _NO_VERDICT] += 1
                     rows.append(
@@ -282,8 +289,10 @@ class AssetRegister:
     KIND: ClassVar = Kind(
         name="asset-register",
         title="Register of devices",
-        about="All devices that were there within the period, who approved and who decommissioned"
-        " them, as the audit log says, and how often they enrolled again or were refused.",
+        about="All devices that were there within the period, with their status at its end, who"
+        " approved and who decommissioned them, as the audit log says, and how often they enrolled"
+        " again or were refused within it. Devices that were deleted are not in it: the audit log"
+        " says which (enrollment.device_deleted).",
         tables=(
             Table(
                 "rows",
@@ -311,12 +320,9 @@ class AssetRegister:
         defaults=Parameters(with_decommissioned=True),
         takes=("from", "until", "withDecommissioned"),
     )
-    _ACTS: Final = (
-        "enrollment.device_approved",
-        "enrollment.device_decommissioned",
-        "enrollment.device_reenrolled",
-        "enrollment.reenrollment_refused",
-    )
+    # Who did it is asked of all the time before, and how often only of the period.
+    _BY: Final = ("enrollment.device_approved", "enrollment.device_decommissioned")
+    _TIMES: Final = ("enrollment.device_reenrolled", "enrollment.reenrollment_refused")
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
@@ -333,20 +339,18 @@ class AssetRegister:
                 if not devices:
                     continue
                 facts = await asked.sources.facts(org.id, [one.device_id for one in devices])
-                acts = await asked.log.acts(
-                    org.id,
-                    self._ACTS,
-                    [f"devices/{one.device_id}" for one in devices],
-                    start,
-                    asked.until,
-                )
+                resources = [f"devices/{one.device_id}" for one in devices]
+                by = await asked.log.acts(org.id, self._BY, resources, None, asked.until)
+                acts = await asked.log.acts(org.id, self._TIMES, resources, start, asked.until)
                 rows = []
                 for device in devices:
                     known = facts.get(device.device_id)
-                    done = [acts.get((f"devices/{device.device_id}", a)) for a in self._ACTS]
-                    approved, ended_by, again, refused = done
+                    resource = f"devices/{device.device_id}"
+                    approved, ended_by = (by.get((resource, a)) for a in self._BY)
+                    again, refused = (acts.get((resource, a)) for a in self._TIMES)
+                    status, ended = self._status(device)
                     self._devices += 1
-                    self._statuses[device.status] += 1
+                    self._statuses[status] += 1
                     self._again += again.times if again else 0
                     self._refused += refused.times if refused else 0
                     rows.append(
@@ -356,23 +360,31 @@ class AssetRegister:
                             device.cpu_model,
                             device.total_ram_bytes,
                             device.has_tpm,
-                            device.status,
+                            status,
                             time_of(device, "created_at"),
                             time_of(device, "enrolled_at"),
                             device.enrollment_token_name,
                             approved.actor if approved else "",
-                            time_of(device, "decommissioned_at"),
-                            ended_by.actor if ended_by else "",
+                            ended,
+                            ended_by.actor if ended and ended_by else "",
                             again.times if again else 0,
                             refused.times if refused else 0,
                         )
                     )
                 yield 0, rows
 
+    def _status(self, device: enrollment_pb2.DeviceRecord) -> tuple[str, datetime | None]:
+        """The status of a device at the end of the period, and when it was decommissioned."""
+        ended = time_of(device, "decommissioned_at")
+        if ended is None or ended < self._asked.until:
+            return device.status, ended
+        enrolled = time_of(device, "enrolled_at")
+        return ("active" if enrolled and enrolled < self._asked.until else "prepared"), None
+
     def _was_there(self, device: enrollment_pb2.DeviceRecord) -> bool:
         wanted = self._asked.parameters
         made, ended = time_of(device, "created_at"), time_of(device, "decommissioned_at")
-        if device.status == "decommissioned" and not wanted.with_decommissioned:
+        if self._status(device)[0] == "decommissioned" and not wanted.with_decommissioned:
             return False
         if wanted.start and ended and ended < wanted.start:
             return False

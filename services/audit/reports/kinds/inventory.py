@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Final
+from uuid import UUID
 
 from servicekit.peers.tenants import TenantNode
 from services.audit.reports.domain import Column, Kind, Row, Summary, Table
@@ -23,8 +24,10 @@ class Category:
     purpose: str
     table: str
     retention: str
-    goes_out: bool = False
-    """Whether forwarders and event credentials pass it on."""
+    streamed: bool = False
+    """Whether event credentials read it,"""
+    forwarded: bool = False
+    """and whether forwarders send it."""
 
 
 USERS: Final = Category(
@@ -82,7 +85,7 @@ EVENTS: Final = Category(
     "what happened on devices",
     "telemetry.event",
     "as the organisation has set it (GET /api/events/retention)",
-    goes_out=True,
+    streamed=True,
 )
 BOOTS: Final = Category(
     "verdicts over boots",
@@ -107,7 +110,8 @@ AUDIT: Final = Category(
     "accountability",
     "audit.entry",
     "for ever; it outlives the organisation",
-    goes_out=True,
+    streamed=True,
+    forwarded=True,
 )
 REPORTS: Final = Category(
     "reports",
@@ -115,7 +119,8 @@ REPORTS: Final = Category(
     "as those of their kinds",
     "evidence",
     "audit.report",
-    "as EVERGREEN_REPORT_DAYS says",
+    "as EVERGREEN_REPORT_DAYS says; in reports of tenants above also after the organisation was"
+    " deleted",
 )
 CATEGORIES: Final = (
     USERS,
@@ -189,16 +194,23 @@ class DataInventory:
         self._asked = asked
         self._records: Counter[str] = Counter()
         self._recipients = 0
+        self._of_tenant: dict[UUID, list[str]] = {}
 
     async def pages(self) -> AsyncGenerator[Page, None]:
         """The categories of each tenant."""
         for org in self._asked.orgs:
             found = _Org()
             await self._count_devices(org, found)
-            recipients = await self._count_others(org, found)
+            await self._count_others(org, found)
+            recipients = await self._recipients_of(org)
             yield 0, [self._row(org, category, found, recipients) for category in CATEGORIES]
 
-    def _row(self, org: TenantNode, category: Category, found: _Org, recipients: str) -> Row:
+    def _row(
+        self, org: TenantNode, category: Category, found: _Org, recipients: tuple[list[str], ...]
+    ) -> Row:
+        readers, forwarders = recipients
+        names = readers * category.streamed + forwarders * category.forwarded
+        goes_out = category.streamed or category.forwarded
         counted = found.of(category)
         self._records[category.name] += counted.records
         return (
@@ -211,7 +223,7 @@ class DataInventory:
             category.retention,
             counted.records,
             counted.oldest,
-            recipients if category.goes_out else "",
+            (", ".join(names) or "none") if goes_out else "",
         )
 
     async def _count_devices(self, org: TenantNode, found: _Org) -> None:
@@ -228,19 +240,47 @@ class DataInventory:
                 found.of(BOOTS).add(time_of(verdict, "attested_at"))
         found.of(EVENTS).add(None, await asked.sources.count_events(org.id))
 
-    async def _count_others(self, org: TenantNode, found: _Org) -> str:
-        """Counts what is none of devices'; answers who receives what goes out."""
+    async def _recipients_of(self, org: TenantNode) -> tuple[list[str], list[str]]:
+        """Who reads events of an organisation, and who is sent its log: those of tenants above are
+        counted, and not named."""
+        asked = self._asked
+        above = asked.above(org.id)
+        readers = await self._readers(org.id)
+        readers_above = sum([len(await self._readers(one)) for one in above])
+        sent = await asked.log.recipients(org.id, above)
+        forwarders = [f"{name} (forwarder)" for name in sent.own]
+        self._recipients += len(readers) + readers_above + len(forwarders) + sent.above
+        if readers_above:
+            readers.append(f"{readers_above} event credentials of tenants above")
+        if sent.above:
+            forwarders.append(f"{sent.above} forwarders of tenants above")
+        return readers, forwarders
+
+    async def _readers(self, tenant_id: UUID) -> list[str]:
+        """The event credentials of a tenant that work: they read what is below it, too."""
+        if tenant_id not in self._of_tenant:
+            names = []
+            async for credentials in self._asked.sources.credentials(tenant_id):
+                for one in credentials:
+                    ends = time_of(one, "expires_at")
+                    works = not one.HasField("revoked_at") and not (
+                        ends and ends <= self._asked.as_of
+                    )
+                    if one.kind == "event credential" and works:
+                        names.append(f"{one.name} (event credential)")
+            self._of_tenant[tenant_id] = names
+        return list(self._of_tenant[tenant_id])
+
+    async def _count_others(self, org: TenantNode, found: _Org) -> None:
+        """Counts what is none of devices'."""
         asked = self._asked
         async for users in asked.sources.users(org.id):
             for user in users:
                 found.of(USERS).add(time_of(user, "created_at"))
                 found.of(SESSIONS).add(None, user.open_sessions)
-        readers = []
         async for credentials in asked.sources.credentials(org.id):
             for one in credentials:
                 found.of(CREDENTIALS).add(time_of(one, "created_at"))
-                if one.kind == "event credential" and not one.HasField("revoked_at"):
-                    readers.append(f"{one.name} (event credential)")
         async for tokens in asked.sources.tokens(org.id):
             for token in tokens:
                 found.of(TOKENS).add(time_of(token, "created_at"))
@@ -252,12 +292,6 @@ class DataInventory:
             (REPORTS, await asked.log.kept_reports(org.id, asked.as_of)),
         ):
             found.of(category).add(counted[1], counted[0])
-        sent = await asked.log.recipients(org.id, asked.above(org.id))
-        names = [*readers, *(f"{name} (forwarder)" for name in sent.own)]
-        self._recipients += len(names) + sent.above
-        if sent.above:
-            names.append(f"{sent.above} of tenants above")
-        return ", ".join(names) or "none"
 
     def summary(self) -> Summary:
         """How much there is."""

@@ -22,7 +22,9 @@ class AuditExtract:
         name="audit-extract",
         title="Extract of the audit log",
         about="Who did what within the period. Each entry has its position and its hash, by which"
-        " it is found in an export that verifies.",
+        " it is found in an export that verifies. Entries that were recorded after the report was"
+        " made are not in it, though they may have happened within the period: of each chain it"
+        " says up to which position it was read.",
         tables=(
             Table(
                 "rows",
@@ -49,6 +51,17 @@ class AuditExtract:
                     Column("entries", "Entries", total=True),
                 ),
             ),
+            Table(
+                "chains",
+                "Chains",
+                (
+                    *ORG,
+                    Column("firstSequence", "From no."),
+                    Column("lastSequence", "To no."),
+                    Column("headSequence", "Read up to no."),
+                    Column("headHash", "Hash of that"),
+                ),
+            ),
         ),
         made_from=("audit",),
         areas=("audit",),
@@ -63,10 +76,15 @@ class AuditExtract:
         self._entries = self._failed = self._refused = 0
 
     async def pages(self) -> AsyncGenerator[Page, None]:
-        """The entries, chain by chain, and then how many there are of each kind."""
+        """The entries, chain by chain, how many there are of each kind, and the chains."""
         asked = self._asked
+        chains: list[Row] = []
         for org in asked.orgs:
-            async for entries in asked.log.entries(org.id, asked.parameters.start, asked.until):
+            chain = await asked.log.chain(org.id, asked.parameters.start, asked.until)
+            if chain is None:
+                continue
+            chains.append((*org_cells(org), chain.first, chain.last, chain.head, chain.hash))
+            async for entries in asked.log.entries(chain):
                 yield (
                     0,
                     [
@@ -76,6 +94,7 @@ class AuditExtract:
                     ],
                 )
         yield 1, [(*names, count) for names, count in sorted(self._counts.items())]
+        yield 2, chains
 
     def _is_wanted(self, entry: Entry) -> bool:
         wanted, shown = self._asked.parameters, entry.columns

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar, Final
 
-from evergreen.v1 import policy_pb2
+from evergreen.v1 import enrollment_pb2, policy_pb2
 from servicekit.peers.tenants import TenantNode
 from services.audit.reports.domain import (
     Column,
@@ -26,6 +26,7 @@ from services.audit.reports.kinds.base import (
     bars,
     device_cells,
     figures,
+    org_bars,
     org_cells,
     time_of,
 )
@@ -46,7 +47,8 @@ class PolicyCompliance:
         name="policy-compliance",
         title="Policies on devices",
         about="Which devices in use have the version of the policy that is in force. A device that"
-        " has an older one is inGrace for some days after the publication, and behind then.",
+        " has an older one is inGrace for some days after the first version above it, and behind"
+        " then; one that never reported, after it was enrolled and there was a version.",
         tables=(
             Table(
                 "rows",
@@ -99,23 +101,26 @@ class PolicyCompliance:
             async for devices in asked.sources.devices(org.id):
                 ids = [one.device_id for one in devices]
                 facts = await asked.sources.facts(org.id, ids)
-                required, applied = await asked.sources.versions_of(org.id, ids)
+                required, versions = await asked.sources.versions_of(org.id, ids)
                 since = time_of(required, "since") if required else None
                 rows = []
                 for device in devices:
                     known = facts.get(device.device_id)
-                    has = applied.get(device.device_id)
-                    state, days = self._state(required, since, has)
+                    has = versions[device.device_id]
+                    wanted = list(required.versions) if required else []
+                    if has.targeted:
+                        wanted = list(has.required)
+                    state, days = self._state(wanted, device, has)
                     states[state] += 1
                     rows.append(
                         (
                             *device_cells(org, device, known.hostname if known else ""),
                             required.policy_id if required else "",
                             required.policy_name if required else "",
-                            required.versions[-1] if required else "",
-                            since,
-                            has.version if has else "",
-                            time_of(has, "reported_at") if has else None,
+                            wanted[-1] if wanted else "",
+                            since if not has.targeted else None,
+                            has.version,
+                            time_of(has, "reported_at"),
                             state,
                             days,
                         )
@@ -129,19 +134,30 @@ class PolicyCompliance:
 
     def _state(
         self,
-        required: policy_pb2.RequiredVersion | None,
-        since: datetime | None,
-        has: policy_pb2.AppliedVersion | None,
+        wanted: Sequence[str],
+        device: enrollment_pb2.DeviceRecord,
+        has: policy_pb2.DeviceVersion,
     ) -> tuple[str, int | None]:
-        """The state of a device, and for how many days it has been behind."""
-        if required is None or since is None:
+        """The state of a device, and for how many days it has been behind.
+
+        Args:
+            wanted: the numbers that stand for what it is to have; none for nothing.
+            device: the device.
+            has: what it has.
+        """
+        if not wanted:
             return _NO_POLICY, None
-        if has is not None and has.version in required.versions:
+        if has.version in wanted:
             return _COMPLIANT, None
+        reported = has.HasField("reported_at")
+        begins = [time_of(has, "first_above")]
+        if not reported:
+            begins.append(time_of(device, "enrolled_at"))
+        since = max((at for at in begins if at), default=self._asked.as_of)
         days = days_between(since, self._asked.as_of)
         if days < (self._asked.parameters.grace_days or 0):
             return _IN_GRACE, None
-        return (_BEHIND if has is not None else _NEVER), days
+        return (_BEHIND if reported else _NEVER), days
 
     def summary(self) -> Summary:
         """How many are in which state."""
@@ -150,6 +166,7 @@ class PolicyCompliance:
                 {
                     "devices in use": self._states.total(),
                     "compliant": self._states[_COMPLIANT],
+                    "in grace": self._states[_IN_GRACE],
                     "behind": self._states[_BEHIND],
                     "never reported": self._states[_NEVER],
                     "without a policy": self._states[_NO_POLICY],
@@ -194,7 +211,7 @@ class PolicyHistory:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._orgs: Counter[str] = Counter()
+        self._orgs: Counter[TenantNode] = Counter()
         self._versions = self._rollbacks = 0
         self._people: set[str] = set()
         self._with_policy = 0
@@ -238,7 +255,7 @@ class PolicyHistory:
         self._versions += 1
         self._rollbacks += bool(version.rollback_of)
         self._people.add(version.published_by)
-        self._orgs[org.name] += 1
+        self._orgs[org] += 1
         return [
             (
                 *org_cells(org),
@@ -267,5 +284,5 @@ class PolicyHistory:
                 }
             ),
             "Versions, by organisation",
-            bars(self._orgs),
+            org_bars(self._orgs),
         )

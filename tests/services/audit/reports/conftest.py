@@ -77,7 +77,7 @@ def internal_api(context: str, kit: Kit, clock: Time) -> Parts:
     made: dict[str, Callable[[], Any]] = {
         "identity": lambda: partial(
             identity_pb2_grpc.add_IdentityInternalServiceServicer_to_server,
-            IdentityApi(database, NOBODY, NOBODY, NOBODY, NOBODY, clock),
+            IdentityApi(database, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, clock),
         ),
         "enrollment": lambda: partial(
             enrollment_pb2_grpc.add_EnrollmentInternalServiceServicer_to_server,
@@ -387,7 +387,7 @@ async def fill(world: World) -> None:
     ):
         await sql(
             "INSERT INTO identity.account (id, tenant_id, email, role, status, created_at,"
-            " updated_at, last_login_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7)",
+            " updated_at, seen_at, last_login_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $6, $7)",
             uid(number),
             tenant,
             email,

@@ -285,6 +285,8 @@ async def test_an_owner_that_is_away_is_waited_for(world: World) -> None:
     world.owners["telemetry"] = await world.start_owner("telemetry")
     world.time.move(seconds=11)
     ready = await world.until(waits.id)
+    # The next outage is another one.
+    assert not await waiting()
     # As of when it was asked for.
     assert ready.as_of.ToDatetime() == AS_OF.replace(tzinfo=None)
     await world.owners["telemetry"].stop(0)
