@@ -83,7 +83,10 @@ async def build(kit: Kit) -> Parts:
     forwarders = Forwarders(outbound, worker, settings.forwarders_per_tenant)
     stdout = Stdout() if settings.audit_stdout else None
     bounds = Bounds(
-        settings.report_days, settings.report_mib << 20, settings.reports_mib_per_tenant << 20
+        settings.report_days,
+        settings.report_mib << 20,
+        settings.reports_mib_per_tenant << 20,
+        settings.reports_mib << 20,
     )
     maker = Maker(
         kit.database,

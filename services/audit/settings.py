@@ -76,6 +76,11 @@ class AuditSettings(KeySettings):
         ge=1,
         description="How much reports of a tenant may hold, in MiB; beyond it, no more are made.",
     )
+    reports_mib: int = Field(
+        default=20480,
+        ge=1,
+        description="How much all reports may hold, in MiB; beyond it, no more are made.",
+    )
 
     @model_validator(mode="after")
     def _says_whom(self) -> Self:

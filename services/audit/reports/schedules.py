@@ -258,6 +258,7 @@ class Schedules:
         """Begins the next report of a schedule; what is refused stays due."""
         at = self._clock()
         node = self._tenants.known(tenant_id)
+        left = await self._reports.left()
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
             await store.lock_tenant(connection, tenant_id)
             schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
@@ -268,6 +269,8 @@ class Schedules:
                 refused = "the organisation is not known yet"
             elif node.status != "active":
                 refused = "the organisation is archived"
+            elif left <= 0:
+                refused = "all tenants keep as many reports as they may"
             elif not await self._reports.make_room(connection, schedule):
                 refused = "the tenant keeps as many reports as it may; delete some"
             if refused:

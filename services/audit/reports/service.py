@@ -64,7 +64,9 @@ class Bounds:
     report_bytes: int
     """of a report, of all its files;"""
     tenant_bytes: int
-    """and of a tenant: half of it for what people ask for, and half for schedules."""
+    """of a tenant: half of it for what people ask for, and half for schedules;"""
+    all_bytes: int
+    """and of all tenants."""
 
     @property
     def share(self) -> int:
@@ -167,6 +169,7 @@ class Reports:
         )
         # What a tenant asks for is counted over all below it.
         scope = await self._tenants.query_scope(call.caller)
+        left = await self.left()
         async with self._database.transaction(scope) as connection:
             # Both bounds; the upper tenant first, so that no two calls wait for one another.
             for one in dict.fromkeys((asked.asked_from, tenant_id)):
@@ -176,6 +179,13 @@ class Reports:
                 if known is not None:
                     _check_same(known, asked)
                     return await self._with_files(connection, known)
+            if left <= 0:
+                raise exhausted(
+                    "REPORTS_FULL",
+                    f"all tenants' reports hold {self._bounds.all_bytes >> 20} MiB, as much as the"
+                    " operator allows (EVERGREEN_REPORTS_MIB)",
+                    retry_after=_FULL_SECONDS,
+                )
             await self._check_room(connection, tenant_id, asked.asked_from)
             made = await self.begin(connection, tenant_id, asked)
         self._wake()
@@ -213,6 +223,15 @@ class Reports:
         event = ReportRequested(id=report.id, after=wish(report))
         await self._outbox.append(connection, CloudEvent(event, tenant_id))
         return report
+
+    async def left(self) -> int:
+        """The bytes that are left for all tenants; what is being made counts as large as it may
+        become."""
+        async with self._database.system_transaction(
+            "all reports have one bound together"
+        ) as connection:
+            used = await store.bytes_of_all(connection, self._bounds.report_bytes)
+        return self._bounds.all_bytes - used
 
     async def _check_room(self, connection: Connection, tenant_id: UUID, asked_from: UUID) -> None:
         """Refuses what is too much; failed reports make room.

@@ -138,6 +138,21 @@ async def load(connection: Connection, tenant_id: UUID, *, scheduled: bool) -> L
     return Load(row["kept"], row["bytes"])
 
 
+async def bytes_of_all(connection: Connection, running: int) -> int:
+    """How many bytes the reports of all tenants hold.
+
+    Args:
+        connection: of the system.
+        running: the bytes that one counts for that is being made.
+    """
+    found: int = await connection.fetchval(
+        "SELECT coalesce(sum(CASE WHEN status = 'running' AND lease_until >= now() THEN $1"
+        " ELSE bytes END), 0)::bigint FROM audit.report",
+        running,
+    )
+    return found
+
+
 async def count_running(connection: Connection, tenant_id: UUID) -> int:
     """How many reports on a tenant are being made, or wait to be."""
     found: int = await connection.fetchval(

@@ -542,6 +542,33 @@ async def test_a_report_of_long_ago_is_not_made_of_today(
     )
 
 
+async def test_all_tenants_have_a_bound_together(start_world: StartWorld) -> None:
+    """What is being made counts as large as it may become; schedules wait, and nothing goes."""
+    world = await start_world(report_mib=1, reports_mib=1)
+    made = await world.made("policy-history")
+    await world.sql("UPDATE audit.report SET bytes = $1", 1 << 20)
+    refused = await refusal(world.create("policy-history", SISTER_OWNER, org_id=""))
+    assert refused.reason == "REPORTS_FULL"
+    assert "EVERGREEN_REPORTS_MIB" in refused.body["message"]
+    await world.reports.DeleteReport(pb.DeleteReportRequest(id=made.id), metadata=RESELLER_OWNER)
+    await world.create("policy-history", SISTER_OWNER, org_id="")
+
+
+async def test_a_report_outlives_the_key_that_signed_it(world: World) -> None:
+    """After a rotation old manifests verify by the old key, and new ones by the new one."""
+    old = await world.made("policy-history", formats=["csv"])
+    keys = await world.audit.public_keys()
+    audit = world.audit
+    await audit.api.RotateAuditKey(pb.RotateAuditKeyRequest(), metadata=audit.owner)
+    new = await world.made("policy-history", formats=["csv"])
+    both = await world.audit.public_keys()
+    for report in (old, new):
+        text = (await world.download(report.id, "manifest.txt")).decode()
+        assert ReportManifest.read(text).signed_by(read_keys(both))
+    text = (await world.download(old.id, "manifest.txt")).decode()
+    assert ReportManifest.read(text).signed_by(read_keys(keys))
+
+
 async def test_too_large_fails_and_leaves_nothing(start_world: StartWorld) -> None:
     world = await start_world(report_mib=1)
     await world.sql(
