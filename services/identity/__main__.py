@@ -206,6 +206,12 @@ class _Mail:
 def _mail(kit: Kit, settings: IdentitySettings) -> _Mail:
     """Wires it; without a mail server nothing is queued, and nothing is sent."""
     server = settings.mail_server()
+    if server is not None and not server.is_private:
+        log.warning(
+            "mails go unencrypted",
+            server=f"smtp://{server.host}:{server.port}",
+            advice="use smtps:// or smtp+starttls://: links open accounts",
+        )
     mails = Mails(
         Sealer.from_file(settings.master_key_file, MAIL_SEALED_FOR) if server else None,
         kit.tenants,

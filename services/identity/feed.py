@@ -206,6 +206,9 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         """Has a mail of another service wait."""
         if not (request.user_ids or request.roles or request.addresses):
             raise invalid_field("userIds", "give userIds, roles or addresses")
+        until = request.expires_at.ToDatetime(UTC) if request.HasField("expires_at") else None
+        if until is not None and until <= self._clock():
+            raise invalid_field("expiresAt", "is in the past")
         told = await self._mail.tell(
             UUID(request.tenant_id),
             request.key,
@@ -218,9 +221,7 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
             addresses=request.addresses,
             times={name: at.ToDatetime(UTC) for name, at in request.times.items()},
             path=request.path,
-            expires_at=request.expires_at.ToDatetime(UTC)
-            if request.HasField("expires_at")
-            else None,
+            expires_at=until,
         )
         return pb.SendMailResponse(
             mail_is_on=self._mail.server is not None, queued=told.queued, full=told.full

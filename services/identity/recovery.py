@@ -11,11 +11,14 @@ from contract.access import Role
 from contract.events.identity import FactorOwner, PasswordReset, SecondFactorsReset
 from servicekit.data.postgres import SYSTEM, Connection, Scope
 from servicekit.errors import failed_precondition, not_found
+from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import write
 from servicekit.security.tokens import new_secret, secret_hash
 from services.identity.api_tokens.ends import end_tokens_of
 from services.identity.authenticators import guess_store
+from services.identity.mail import store as mail_store
+from services.identity.mail.domain import NOTICE_LIFE
 from services.identity.second_factor.service import remove_all
 from services.identity.sessions import store as sessions_store
 from services.identity.tenants import store as tenants_store
@@ -93,6 +96,8 @@ async def reset_password(
         "identity",
         *(CloudEvent(one, user.tenant_id, actor=ACTOR, actor_id=operator) for one in events),
     )
+    if user.status == "active":
+        await _tell(connection, user, "password_ended", at)
     return reset
 
 
@@ -126,7 +131,26 @@ async def reset_factors(connection: Connection, email: str, operator: str, at: d
         CloudEvent(event, user.tenant_id, actor=RESET_FACTORS_ACTOR, actor_id=operator),
         *await end_tokens_of(connection, user.id),
     )
+    await _tell(connection, user, "factors_reset", at)
     return user
+
+
+async def _tell(connection: Connection, user: User, kind: str, at: datetime) -> None:
+    """Has a notice wait, where the installation sends mail."""
+    if not await mail_store.is_on(connection):
+        return
+    notice = mail_store.NewMail(
+        id=new_id(),
+        tenant_id=user.tenant_id,
+        key=f"{kind}:{new_id()}",
+        kind=kind,
+        budget="notice",
+        address=user.email,
+        details={"at": at.isoformat(), "by": ACTOR},
+        created_at=at,
+        expires_at=at + NOTICE_LIFE,
+    )
+    await mail_store.insert(connection, notice)
 
 
 async def _is_needed(connection: Connection, user: User) -> bool:

@@ -58,6 +58,16 @@ class MailServer:
     name: str = "localhost.localdomain"
     """How this side greets, and the right half of each Message-ID."""
 
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read mails: they are encrypted, or stay on this machine."""
+        if self.tls != "none" or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
 
 def read_server_url(url: str) -> MailServer:
     """Reads `smtps://[USER@]HOST[:PORT]`, `smtp+starttls://…` or `smtp://HOST[:PORT]`.

@@ -14,14 +14,18 @@ from uuid import UUID
 
 from contract.events.base import Action
 from contract.events.identity import (
+    AccountLinked,
     ApiTokenCreated,
     ApiTokenExpiresSoon,
     PasskeyAdded,
     PasskeyRemoved,
     PasswordChanged,
+    RecoveryCodesCreated,
+    RecoveryCodeUsed,
     SecondFactorDisabled,
     SecondFactorEnabled,
     SecondFactorsReset,
+    UserDeleted,
     UserMovedAway,
     UserMovedIn,
     UserSnapshot,
@@ -43,6 +47,7 @@ _KINDS: Final[Mapping[type[Action], str]] = {
     PasskeyAdded: "passkey_added",
     PasskeyRemoved: "passkey_removed",
     SecondFactorsReset: "factors_reset",
+    RecoveryCodesCreated: "codes_made",
     PasswordChanged: "password_changed",
 }
 """The notice of events about a user that need no further detail."""
@@ -70,6 +75,9 @@ class Notices:
         if not self._mails.on:
             return
         for event in events:
+            if isinstance(event.event, UserDeleted):
+                gone = event.event.before.email
+                await store.void_of(connection, event.tenant_id, gone, self._mails.now())
             for notice in _notices(event, events):
                 address = notice.address
                 if not address and notice.account_id is not None:
@@ -116,12 +124,20 @@ def _notices(event: CloudEvent, together: Sequence[CloudEvent]) -> Iterator[_Not
     told = event.event
     if (kind := _KINDS.get(type(told))) is not None:
         yield _Notice(kind, "", told.id, {})
+    elif isinstance(told, RecoveryCodeUsed):
+        yield _Notice("code_used", told.after.email, None, {"left": told.after.left})
+    elif isinstance(told, AccountLinked):
+        details = {"provider": told.after.provider}
+        yield _Notice("provider_linked", told.after.email, None, details)
     elif isinstance(told, ApiTokenCreated):
-        # A service account has no address: who made its token is told.
-        people = told.after.held_by if told.after.service_account_id is None else ""
-        address = people or event.call.caller.email
         details = {"token": told.after.name, "until": told.after.expires_at.isoformat()}
-        yield _Notice("api_token_created", address, None, details)
+        if told.after.service_account_id is None:
+            yield _Notice("api_token_created", told.after.held_by, None, details)
+        else:
+            # A service account has no address: who made its token is told.
+            details["holder"] = told.after.held_by
+            address = event.call.caller.email
+            yield _Notice("service_token_created", address, None, details)
     elif isinstance(told, ApiTokenExpiresSoon):
         if told.after.service_account_id is None:
             details = {"token": told.after.name, "until": told.after.expires_at.isoformat()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -33,25 +33,32 @@ from services.identity.mail.smtp import Smtp
 
 _TRIALS: Final = 4
 """That may be under way."""
-_ADVICE: Final = (
-    ("CONNECTION_REFUSED", "nothing listens at host and port of EVERGREEN_SMTP_URL"),
-    ("NO_ADDRESS", "the host of EVERGREEN_SMTP_URL has no address"),
-    ("NO_CONNECTION", "host and port of EVERGREEN_SMTP_URL are not reached from here: a firewall?"),
-    ("CERTIFICATE_UNKNOWN", "give the CA of the server's certificate in EVERGREEN_SMTP_CA_FILE"),
-    ("CERTIFICATE_OF_ANOTHER_NAME", "use the name in EVERGREEN_SMTP_URL that its certificate has"),
-    ("CERTIFICATE", "the certificate of the mail server is not valid now"),
-    ("NO_STARTTLS", "the server does not encrypt on this port: try smtps:// and port 465"),
-    ("STARTTLS_INJECTION", "somebody between here and the server changes what it says"),
-    ("TLS", "the server does not speak TLS there: smtp+starttls:// is for port 587"),
-    ("NO_AUTH", "the server takes neither PLAIN nor LOGIN: is a user needed at all?"),
-    ("AUTH", "user or password is wrong, or needs an app password there"),
-    ("SENDER", "the server does not let this user send as EVERGREEN_SMTP_FROM"),
-    ("RECIPIENT", "the server does not take mail for this address from here"),
-    ("NO_SMTP", "what answers there is no mail server"),
-    ("TIMEOUT", "the server does not answer in time"),
-    ("DATA", "the server has refused the mail itself"),
-)
-"""What to do, by a part of the reason; the first that fits counts."""
+_TOO_LATE: Final = "the server does not answer in time"
+_ADVICE: Final[Mapping[str, str]] = {
+    "BAD_ADDRESS": "this is no address that mail can be sent to",
+    "CONNECTION_REFUSED": "nothing listens at host and port of EVERGREEN_SMTP_URL",
+    "NAME_NOT_FOUND": "the host of EVERGREEN_SMTP_URL has no address",
+    "NO_CONNECTION": "host and port of EVERGREEN_SMTP_URL are not reached from here: a firewall?",
+    "CERTIFICATE_UNKNOWN": "give the CA of the server's certificate in EVERGREEN_SMTP_CA_FILE",
+    "CERTIFICATE_OF_ANOTHER_NAME": "use the name in EVERGREEN_SMTP_URL that its certificate has",
+    "CERTIFICATE_EXPIRED": "the certificate of the mail server is not valid any more",
+    "CERTIFICATE_NOT_YET_VALID": "the certificate of the mail server is not valid yet",
+    "NO_STARTTLS": "the server does not encrypt on this port: try smtps:// and port 465",
+    "STARTTLS_INJECTION": "somebody between here and the server changes what it says",
+    "STARTTLS": "the server refuses to encrypt now: its administrator knows why",
+    "TLS": "the server does not encrypt in time: smtps:// is for port 465",
+    "TLS_FAILED": "the server does not speak TLS there: smtp+starttls:// is for port 587",
+    "NO_AUTH": "the server takes neither PLAIN nor LOGIN: is a user needed at all?",
+    "AUTH": "user or password is wrong, or needs an app password there",
+    "SENDER": "the server does not let this user send as EVERGREEN_SMTP_FROM",
+    "RECIPIENT": "the server does not take mail for this address from here",
+    "NO_SMTP": "what answers there is no mail server",
+    "NO_SMTPUTF8": "the server takes no address with letters other than a to z before the @",
+    "GREETING": "the server takes no mail from here, or none now",
+    "EHLO": "the server takes no mail from here, or none now",
+    "DATA": "the server has refused the mail itself",
+}
+"""What to do, by the first word of the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,7 @@ class MailOperations:
         except NotSentError as failed:
             error = failed.reason
         except ValueError:
-            error = "NO_ADDRESS"
+            error = "BAD_ADDRESS"
         finally:
             self._trials -= 1
         tried = MailTested(id=tenant_id, after=MailTest(address=address, ok=not error, error=error))
@@ -228,4 +235,6 @@ class MailOperations:
 
 
 def _advice(error: str) -> str:
-    return next((advice for part, advice in _ADVICE if error and part in error), "")
+    if error.endswith(" TIMEOUT"):
+        return _TOO_LATE
+    return _ADVICE.get(error.partition(" ")[0], "")

@@ -55,6 +55,8 @@ _SIDE_BY_SIDE: Final = 4
 _TAKEN_FOR: Final = timedelta(seconds=SECONDS + ANSWER_SECONDS + 45)
 """Longer than an attempt may take."""
 _LOOK_SECONDS: Final = 1.0
+_DRAIN_SECONDS: Final = 1.0
+"""For mails under way when the service stops."""
 _SHOW_SECONDS: Final = 15.0
 
 
@@ -88,10 +90,14 @@ class Sender:
         outage = Repeated(log, "mails wait")
         show_at = 0.0
         loop = asyncio.get_running_loop()
+        noted = False
         try:
             while True:
                 begin_background_call()
                 try:
+                    if not noted:
+                        await self._note_on()
+                        noted = True
                     full = await self._look()
                     if loop.time() >= show_at:
                         show_at = loop.time() + _SHOW_SECONDS
@@ -109,8 +115,17 @@ class Sender:
                 if not full:
                     await asyncio.sleep(_LOOK_SECONDS)
         finally:
-            for task in self._tasks:
-                task.cancel()
+            # Of a mail that is cut off nobody knows whether it was taken.
+            try:
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+
+    async def _note_on(self) -> None:
+        async with self._database.system_transaction("the mail server has no tenant") as connection:
+            await store.note_on(connection)
 
     async def _look(self) -> bool:
         """Begins to send what is due; answers whether there may be more at once."""
@@ -229,9 +244,8 @@ class Sender:
 
     async def _show(self) -> None:
         async with self._database.system_transaction("mails are counted") as connection:
-            found = await store.overview(connection)
-        _WAITING.set(found.waiting)
-        oldest = found.oldest_at
+            waiting, oldest = await store.waiting(connection)
+        _WAITING.set(waiting)
         _OLDEST.set(max((self._clock() - oldest).total_seconds(), 0) if oldest else 0)
 
 

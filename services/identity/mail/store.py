@@ -236,6 +236,30 @@ async def postpone(
     )
 
 
+async def void_of(connection: Connection, tenant_id: UUID, address: str, at: datetime) -> None:
+    """Ends what waits for an address of a tenant whose user is no more."""
+    await connection.execute(
+        "UPDATE identity.mail SET ended_at = $3, outcome = 'void', taken_until = NULL,"
+        " sealed_secrets = NULL, details = '{}'"
+        " WHERE tenant_id = $1 AND address = $2 AND ended_at IS NULL",
+        tenant_id,
+        address,
+        at,
+    )
+
+
+async def note_on(connection: Connection) -> None:
+    """Notes that the installation sends mail, for who has the server's machine."""
+    await connection.execute(
+        "INSERT INTO identity.mail_server DEFAULT VALUES ON CONFLICT (only_row) DO NOTHING"
+    )
+
+
+async def is_on(connection: Connection) -> bool:
+    """Whether the installation has sent mail, as far as the database knows."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM identity.mail_server)"))
+
+
 async def end_expired(connection: Connection, at: datetime) -> int:
     """Ends mails whose time is over, and that nobody is sending; answers how many."""
     done: str = await connection.execute(
@@ -280,6 +304,16 @@ async def note_server(connection: Connection, at: datetime, error: str = "") -> 
         " OR s.last_success_at < $1 - interval '10 seconds'",
         at,
     )
+
+
+async def waiting(connection: Connection) -> tuple[int, datetime | None]:
+    """How many mails of all tenants wait, and since when the oldest does."""
+    row = await connection.fetchrow(
+        "SELECT count(*) AS waiting, min(created_at) AS oldest_at FROM identity.mail"
+        " WHERE ended_at IS NULL"
+    )
+    assert row is not None
+    return row["waiting"], row["oldest_at"]
 
 
 async def overview(connection: Connection) -> Overview:

@@ -6,6 +6,7 @@ so that programs that show mail find its end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -164,6 +165,39 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
                 " your organisation:\n{account}",
             ),
         ),
+        "service_token_created": Text(
+            "API token of a service account made",
+            (
+                "Your account has made an API token for the service account {holder}. Its name:"
+                " {token}. It works until {until}. When it was made: {at}.",
+                "Was it not you? Then revoke the token, change your password, and tell an Owner of"
+                " your organisation:\n{account}",
+            ),
+        ),
+        "codes_made": Text(
+            "Recovery codes made",
+            (
+                "Recovery codes were made for your account; those that there were work no more."
+                " When: {at}.",
+                _NOT_YOU_EN,
+            ),
+        ),
+        "code_used": Text(
+            "Recovery code used",
+            (
+                "Somebody has signed in to your account with a recovery code. Codes that are left:"
+                " {left}. When: {at}.",
+                _NOT_YOU_EN,
+            ),
+        ),
+        "provider_linked": Text(
+            "Another way to sign in to your account",
+            (
+                "From now on {provider} opens your account, too: whoever signs in there as you."
+                " When: {at}.",
+                _NOT_YOU_EN,
+            ),
+        ),
         "api_token_ends": Text(
             "An API token ends soon",
             (
@@ -220,7 +254,7 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
         "sign_in": Text(
             "Neue Anmeldung an Ihrem Konto",
             (
-                "Ihr Konto wurde aus einem Browser oder einem Netz geöffnet, aus dem Sie sich in"
+                "Ihr Konto wurde in einem Browser oder aus einem Netz geöffnet, in dem Sie sich in"
                 " den letzten 30 Tagen nicht angemeldet haben.",
                 "Wann: {at}\nVon: {source}\nMit: {program}",
                 _NOT_YOU_DE,
@@ -292,17 +326,50 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
         "api_token_created": Text(
             "API-Token angelegt",
             (
-                "Es wurde ein API-Token angelegt, das für Ihr Konto handelt. Sein Name: {token}. Es"
-                " gilt bis {until}. Angelegt: {at}.",
+                "Es wurde ein API-Token angelegt, das im Namen Ihres Kontos handelt. Sein Name:"
+                " {token}. Es gilt bis {until}. Angelegt: {at}.",
                 "Waren Sie das nicht? Dann widerrufen Sie das Token, ändern Sie Ihr Passwort und"
                 " sagen Sie einem Owner Ihrer Organisation Bescheid:\n{account}",
+            ),
+        ),
+        "service_token_created": Text(
+            "API-Token eines Dienstkontos angelegt",
+            (
+                "Mit Ihrem Konto wurde ein API-Token für das Dienstkonto {holder} angelegt. Sein"
+                " Name: {token}. Es gilt bis {until}. Angelegt: {at}.",
+                "Waren Sie das nicht? Dann widerrufen Sie das Token, ändern Sie Ihr Passwort und"
+                " sagen Sie einem Owner Ihrer Organisation Bescheid:\n{account}",
+            ),
+        ),
+        "codes_made": Text(
+            "Wiederherstellungscodes erstellt",
+            (
+                "Für Ihr Konto wurden Wiederherstellungscodes erstellt; frühere gelten nicht mehr."
+                " Wann: {at}.",
+                _NOT_YOU_DE,
+            ),
+        ),
+        "code_used": Text(
+            "Wiederherstellungscode benutzt",
+            (
+                "Jemand hat sich mit einem Wiederherstellungscode an Ihrem Konto angemeldet. So"
+                " viele Codes sind übrig: {left}. Wann: {at}.",
+                _NOT_YOU_DE,
+            ),
+        ),
+        "provider_linked": Text(
+            "Eine weitere Anmeldung für Ihr Konto",
+            (
+                "Von jetzt an öffnet auch {provider} Ihr Konto: Wer sich dort als Sie anmeldet, ist"
+                " auch hier angemeldet. Wann: {at}.",
+                _NOT_YOU_DE,
             ),
         ),
         "api_token_ends": Text(
             "Ein API-Token läuft bald ab",
             (
-                "Das API-Token {token}, das für Ihr Konto handelt, gilt bis {until} und hat keinen"
-                " Nachfolger. Was es benutzt, wird dann abgewiesen.",
+                "Das API-Token {token}, das im Namen Ihres Kontos handelt, gilt bis {until} und hat"
+                " keinen Nachfolger. Was es benutzt, wird dann abgewiesen.",
                 "Tauschen Sie es vorher aus, wenn es noch gebraucht wird.",
             ),
         ),
@@ -318,7 +385,7 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
 
 _OPERATOR: Final[Mapping[Language, str]] = {
     "en": "The operator of the server",
-    "de": "Wer den Server betreibt",
+    "de": "Der Betreiber des Servers",
 }
 _SOMEBODY: Final[Mapping[Language, str]] = {"en": "Somebody", "de": "Jemand"}
 _UNKNOWN_PROGRAM: Final[Mapping[Language, str]] = {
@@ -356,11 +423,16 @@ _MONTHS: Final[Mapping[Language, Sequence[str]]] = {
         "Oktober", "November", "Dezember",
     ),
 }  # fmt: skip
+_OF_TOKEN: Final = re.compile(r"token:.*\((\S+@\S+)\)", re.DOTALL)
+"""Who calls with an API token: the token's name, which may be anything, and its holder."""
 _ZONES_DE: Final = {"CET": "MEZ", "CEST": "MESZ"}
 
 
 def who(language: Language, actor: str) -> str:
     """Who did something, as a mail begins its sentence."""
+    if actor.startswith("token:"):
+        found = _OF_TOKEN.fullmatch(actor)
+        return found[1] if found else _SOMEBODY[language]
     if "@" in actor:
         return actor
     return _OPERATOR[language] if actor.startswith("operator") else _SOMEBODY[language]

@@ -236,7 +236,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "forgot_mail_intro": "Geben Sie die Adresse Ihres Kontos ein. Sie bekommen eine Mail mit"
         " einem Link, mit dem Sie ein neues Passwort wählen.",
         "forgot_mail_button": "Link schicken",
-        "forgot_sent": "Wenn {0} die Adresse eines Kontos ist, ist eine Mail dorthin unterwegs. Ihr"
+        "forgot_sent": "Wenn {0} die Adresse eines Kontos ist, ist eine Mail dorthin unterwegs. Der"
         " Link gilt eine Stunde. Nichts im Postfach? Sehen Sie bei den Spam-Mails nach; mehr als"
         " drei Mails in einer Stunde gibt es nicht. Wer eingeladen ist und noch kein Passwort hat,"
         " bittet um eine neue Einladung.",

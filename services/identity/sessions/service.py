@@ -77,7 +77,7 @@ from services.identity.sso.logins import Arrival, SsoLogins
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
 from services.identity.users import store as users_store
-from services.identity.users.domain import User, spellings
+from services.identity.users.domain import User, spellings, unlinked
 from services.identity.users.store import Credentials
 
 _Opening: TypeAlias = LoginSucceeded | InvitationAccepted
@@ -1027,14 +1027,21 @@ class Sessions:
         await store.end_sessions_of(connection, user.id, self._clock())
         # Whoever had the old password may have logged in from there.
         await guess_store.forget_account(connection, user.id)
-        changed = CloudEvent(
-            PasswordChanged(id=user.id),
-            user.tenant_id,
-            actor=user.email,
-            actor_id=str(user.id),
-            actor_role=user.role.value,
+        # As an invitation does: somebody else's login elsewhere may be linked.
+        links = await users_store.forget_links(connection, user.id)
+        await self._outbox.append(
+            connection,
+            *(
+                CloudEvent(
+                    event,
+                    user.tenant_id,
+                    actor=user.email,
+                    actor_id=str(user.id),
+                    actor_role=user.role.value,
+                )
+                for event in (PasswordChanged(id=user.id), *unlinked(user, links))
+            ),
         )
-        await self._outbox.append(connection, changed)
 
     def _person(self, user: User, *, second_factor: bool) -> Person:
         tenant = self._tenants.known(user.tenant_id)

@@ -15,8 +15,11 @@ from contract.access import Role
 from contract.events.identity import PasswordReset
 from evergreen.v1 import identity_pb2 as pb
 from services.identity.recovery import ACTOR
+from tests.conftest import MakeKit, ServeService
 from tests.support import callers
-from tests.support.identity import OWNER, PASSWORD, Identity, as_caller, identity
+from tests.support.identity import OWNER, PASSWORD, Identity, as_caller, identity, running
+from tests.support.mail import SENDER, body, mail_server
+from tests.support.servers import TestDatabase
 
 __all__ = ["identity"]  # the fixture
 
@@ -143,3 +146,31 @@ async def test_who_was_deactivated_comes_back_on_purpose(
     assert "the database cannot be reached" in err
     assert "Traceback" not in err
     assert len(await identity.events()) == before
+
+
+async def test_the_user_is_told_by_mail_where_mail_is_sent(
+    make_kit: MakeKit, serve: ServeService, database: TestDatabase, tmp_path: Path
+) -> None:
+    """The command has no mail server: the service sends the notice."""
+    async with mail_server() as box:
+        settings = {"smtp_url": f"smtp://localhost:{box.port}", "smtp_from": SENDER}
+        async with running(
+            make_kit, serve, database, tmp_path, public_url=URL, **settings
+        ) as identity:
+            await identity.login()
+            async with asyncio.timeout(10):
+                while not await mail_is_on(identity):
+                    await asyncio.sleep(0.05)
+            code, _, err = await reset(identity, tmp_path, OWNER)
+            assert code == 0, err
+            (mail,) = await box.until(1)
+            assert box.subjects(OWNER) == ["Your password was ended"]
+            assert body(mail).startswith("The operator of the server has ended the password")
+
+
+async def mail_is_on(identity: Identity) -> bool:
+    connection = await identity.database.superuser()
+    try:
+        return bool(await connection.fetchval("SELECT count(*) FROM identity.mail_server"))
+    finally:
+        await connection.close()

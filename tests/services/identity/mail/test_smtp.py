@@ -141,6 +141,20 @@ def test_what_is_no_address(bad: str) -> None:
         read_address(bad)
 
 
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("smtp://localhost", True),
+        ("smtp://[::1]", True),
+        ("smtp://mail.example", False),
+        ("smtp://192.0.2.1", False),
+        ("smtps://mail.example", True),
+    ],
+)
+def test_who_could_read_mails_on_the_way(url: str, private: bool) -> None:
+    assert read_server_url(url).is_private is private
+
+
 def test_addresses_and_names() -> None:
     assert read_mailbox("Schule <post@schule.example>") == Address(
         "Schule", "post", "schule.example"
