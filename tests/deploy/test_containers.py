@@ -149,7 +149,8 @@ def test_a_service_mounts_its_own_files_alone(compose: Any) -> None:
     """No other service's key, and not the operator's secrets."""
     for context in CONTEXTS:
         service = compose["services"][context]
-        assert service["volumes"] == [f"{context}:/run/evergreen:ro"]
+        more = {"identity": ["${SMTP_SECRETS:-no-smtp-secrets}:/run/smtp:ro"]}.get(context, [])
+        assert service["volumes"] == [f"{context}:/run/evergreen:ro", *more]
         assert service["command"] == ["serve", context]
         assert service["environment"]["EVERGREEN_NATS_USER"] == context
         role = f"postgresql://evergreen_{context}@"
