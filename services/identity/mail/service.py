@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -43,7 +43,7 @@ _DAY: Final = timedelta(days=1)
 class Link:
     """A link that is sent once."""
 
-    token: str
+    token: str = field(repr=False)
     expires_at: datetime
 
 
