@@ -57,6 +57,8 @@ async def test_json_is_camel_case_and_complete(gateway: Gateway) -> None:
         "archivedBy": "",
         "deletedBy": "",
         "oldCodes": [],
+        "language": "",
+        "timeZone": "",
     }
     tenant.parent_id = ""
     _answers(gateway, "TenantService/GetTenant", tenant)

@@ -129,7 +129,11 @@ class Schemas:
         rule = rules(field)
         if is_map(field):
             text = _text(DEFAULT_MAX_STRING) if asked else {"type": "string"}
-            schema: Schema = {"type": "object", "additionalProperties": text}
+            value = text
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                # All of them are lists of names.
+                value = {"type": "array", "items": text}
+            schema: Schema = {"type": "object", "additionalProperties": value}
             if asked:
                 schema |= {"propertyNames": text} | _sizes("Properties", rule)
             return schema
