@@ -130,16 +130,13 @@ async def test_every_address_has_its_row_and_every_row_an_address() -> None:
     """What identity serves over HTTP is routed by the gateway, with the same methods."""
     async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
         around = Surroundings(
-            Mock(),
-            Mock(),
-            Mock(),
-            Mock(),
+            *(Mock() for _ in range(5)),
             "https://evergreen.test",
             origins=("https://evergreen.test",),
             console=True,
             password_min=15,
         )
-        app = identity_app(Mock(), lambda _: channel, Mock(), around)
+        app = identity_app(Mock(), lambda _: channel, Mock(), around, Mock())
     # The gateway fetches the keys itself; browsers get them by the RPC of this path.
     served = {
         (f"{route.path}/" if isinstance(route, Mount) else route.path): (

@@ -303,7 +303,7 @@ async def test_a_clock_that_is_ahead_deactivates_nobody(
         kit.outbox,
         kit.tenants,
         Passwords(),
-        *(AsyncMock() for _ in range(4)),
+        *(AsyncMock() for _ in range(5)),
         lambda: ahead,
     )
     assert await users.deactivate_unseen(timedelta(days=90), 100) == 0
