@@ -167,7 +167,7 @@ async def test_keys_are_bounded(
         assert len(await _states(identity, owner, "devices")) == 10
         # Keys that have ended are forgotten a month later.
         clock.ahead += timedelta(days=600)
-        fresh = {"x-evergreen-token-issued": str(int(clock().timestamp()))}
+        fresh = {"x-evergreen-token-authenticated": str(int(clock().timestamp()))}
         owner = tuple((dict(await identity.as_user()) | fresh).items())
         await identity.keys.RotateTokenKey(request, metadata=owner)
         assert sorted((await _states(identity, owner, "devices")).values()) == ["active", "next"]
