@@ -287,7 +287,7 @@ async def test_telemetry_is_told_of_gates(world: World) -> None:
 
 
 async def test_devices_of_the_last_release_are_read_once_more(world: World) -> None:
-    """It did not keep when they enrolled, and moved the position of its own alone."""
+    """It did not keep which groups they are in, and moved the positions of its own alone."""
     device = uuid4()
     world.neighbours.registry.add(device, ORG.id, enrolled_at=datetime.now(UTC) - _AGO)
 
@@ -298,9 +298,9 @@ async def test_devices_of_the_last_release_are_read_once_more(world: World) -> N
     await eventually(heard)
     connection = await world.database.superuser()
     try:
-        await connection.execute("UPDATE policy.devices SET enrolled_at = NULL")
         await connection.execute(
-            "UPDATE policy.devices_cursor SET cursor = '9', enrolled_cursor = NULL"
+            "UPDATE policy.devices_cursor SET cursor = '9', enrolled_cursor = '9',"
+            " membership_cursor = NULL"
         )
     finally:
         await connection.close()
