@@ -130,7 +130,7 @@ class Schemas:
         if is_map(field):
             text = _text(DEFAULT_MAX_STRING) if asked else {"type": "string"}
             value = text
-            if field.message_type.fields_by_name["value"].message_type is not None:
+            if message_of(field).fields_by_name["value"].message_type is not None:
                 # All of them are lists of names.
                 value = {"type": "array", "items": text}
             schema: Schema = {"type": "object", "additionalProperties": value}
