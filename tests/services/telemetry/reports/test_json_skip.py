@@ -142,8 +142,8 @@ def test_one_huge_event_is_quarantined_at_a_small_cost(shape: str) -> None:
     assert huge.content.encode() == event[: len(huge.content.encode())]
     assert isinstance(small, BadEvent)
     # Seconds of a processor, many times what is usual on an idle machine.
-    assert took < 5
-    assert longest < 3
+    assert took < 15
+    assert longest < 8
 
 
 @pytest.mark.parametrize(
