@@ -114,7 +114,7 @@ _ABOUT_CONTENT = re.compile(
             *(rf"bundle\..*: {re.escape(rule.text)}( \(and .*)?" for rule in RULES),
             "bundle.*: stands for a stored value.*",
             # Fields of documents are a vocabulary of their own.
-            r"merging\..*: must (be|not) .*",
+            r"merging(\..*)?: (must|is in the list twice).*",
             # Groups and devices of the policy's organisation, each once.
             "targets: only a policy of an organisation .*",
             r"targets\..*: (is no|is in the list twice|must have at most) ?.*",
