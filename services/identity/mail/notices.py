@@ -1,6 +1,6 @@
 """What people are told of changes to their own accounts.
 
-A notice belongs to an event, and is written into its transaction: whoever makes the event, by the
+A notice belongs to an event, and is written into its transaction: however the event is made, by the
 API, a page or a sync, need not think of it. What makes no event of its own, a sign-in from a new
 place, is told by `new_place`.
 """

@@ -1,6 +1,6 @@
 """What identity providers do by SCIM: people and groups of one source, and of no other.
 
-Whoever calls is a source, by its token. Its own rows alone are seen; changes of one source wait for
+The caller is a source, known by its token. Its own rows alone are seen; changes of one source wait for
 each other.
 """
 
@@ -219,7 +219,7 @@ class Provisioning:
             await self._settling.settle(connection, source, [before.id], at)
 
     async def _check_address(self, connection: Connection, source: Source, user: ScimUser) -> None:
-        """Refuses an address that is somebody's in the installation, whoever that is.
+        """Refuses an address that anybody in the installation has.
 
         Raises:
             DomainError: ALREADY_EXISTS.
@@ -398,7 +398,7 @@ class Provisioning:
         return await self._shown_group(connection, after, members=members)
 
     async def delete_group(self, call: Call, group_id: str, if_match: str) -> None:
-        """Deletes a group; whoever was in it has no more of it.
+        """Deletes a group; its members lose what it gave them.
 
         Raises:
             DomainError: NOT_FOUND; ABORTED for another version.
