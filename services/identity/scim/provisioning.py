@@ -1,7 +1,7 @@
 """What identity providers do by SCIM: people and groups of one source, and of no other.
 
-The caller is a source, known by its token. Its own rows alone are seen; changes of one source wait for
-each other.
+The caller is a source, known by its token. Its own rows alone are seen; changes of one source wait
+for each other.
 """
 
 from __future__ import annotations
