@@ -1,8 +1,8 @@
 """What people are told of changes to their own accounts.
 
-A notice belongs to an event, and is written into its transaction: what makes the event, the API, a page
-or a sync, need not think of it. A sign-in from a new place makes no event of its own; `new_place`
-tells of it.
+A notice belongs to an event, and is written into its transaction: what makes the event, the API, a
+page or a sync, need not think of it. A sign-in from a new place makes no event of its own;
+`new_place` tells of it.
 """
 
 from __future__ import annotations
