@@ -11,7 +11,7 @@ RUN python3 -m venv tools \
  && sed -n '/^setuptools==/,/# via/p' requirements.txt > tools.txt \
  && tools/bin/pip install --no-cache-dir --require-hashes --requirement tools.txt
 COPY deploy/docker/requirements.txt runtime.txt
-RUN tools/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes \
+RUN tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes \
       --wheel-dir wheels --requirement runtime.txt \
  && sha256sum wheels/*.whl > wheels.sha256 \
  && python3 -m venv /opt/evergreen \

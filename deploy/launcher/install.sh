@@ -38,11 +38,14 @@ fi
 echo "Installing into .venv: $(grep -c '==' requirements.txt) packages, pinned by hash ($("$python" -V); a minute or so, only when they change) ..."
 [ -d .venv ] || "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input "$@"; }
-pip install --no-compile --require-hashes -r requirements.txt || {
+# The file names everything: resolving again would refuse a newer release of what a package asks for
+# with an extra ("pydantic[email]"), which has no hash here.
+pip install --no-compile --no-deps --require-hashes -r requirements.txt || {
     echo "pip could not install the packages (see above). Is the package index reachable?" >&2
     exit 1
 }
 pip install --no-deps --no-build-isolation -e .
+pip check
 # pip would compile on one processor; some files are for other versions of Python.
 .venv/bin/python -m compileall -qq -j 0 -x '/(moto|tests)/' .venv/lib || true
 touch .venv/.installed
