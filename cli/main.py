@@ -28,6 +28,7 @@ from cli import (
     nats,
     orgs,
     policies,
+    policy_changes,
     postgres,
     reports,
     scim,
@@ -90,6 +91,7 @@ app.add_typer(mail.app)
 app.add_typer(scim.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
+policies.app.command("simulate")(policy_changes.simulate)
 app.add_typer(policies.app)
 app.add_typer(tpm_roots.app)
 services.add_to(app)

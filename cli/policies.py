@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="policies",
-    help="Policies: list, compare versions, explain what a device gets, target, withdraw.",
+    help="Policies: list, compare versions, explain, simulate, target, withdraw.",
     no_args_is_help=True,
 )
 
@@ -68,7 +68,7 @@ def versions(
 ) -> None:
     """Show what was published of a policy, newest first."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        path = f"/api/policies/{_found(api, org, policy)['id']}/versions"
+        path = f"/api/policies/{found_policy(api, org, policy)['id']}/versions"
         found = list(api.pages(path, "versions", ALL))
         for line in (
             [json.dumps(one, ensure_ascii=False) for one in found]
@@ -101,7 +101,7 @@ def diff(
 ) -> None:
     """Say what a version sets otherwise than another one, field by field."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = _found(api, org, policy)
+        found = found_policy(api, org, policy)
         version = version or found["version"]
         if version == "0":
             raise CliError(f"{found['name']} was never published")
@@ -196,7 +196,7 @@ def target(
     if everywhere == bool(groups or devices):
         raise typer.BadParameter("give --group or --device, or --all-devices alone")
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = _found(api, org, policy)
+        found = found_policy(api, org, policy)
         targets = {
             "groupIds": [group_of(api, found["orgId"], alias)["id"] for alias in groups or ()],
             "deviceIds": [_device_id(api, org, device) for device in devices or ()],
@@ -221,14 +221,14 @@ def withdraw(
 ) -> None:
     """Take a policy out of force and keep it; devices that have it go on with it."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = _found(api, org, policy)
+        found = found_policy(api, org, policy)
         if not yes:
             typer.confirm(f"Withdraw {found['name']}?", abort=True)
         api.post(f"/api/policies/{found['id']}/withdraw", {})
         typer.echo(f"{found['name']} is not in force.")
 
 
-def _found(api: Api, org: str, name: str) -> Any:
+def found_policy(api: Api, org: str, name: str) -> Any:
     """A policy by its name or id.
 
     Raises:

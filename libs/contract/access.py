@@ -265,6 +265,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "DiffPolicyVersions": _USER_READ,
             "GetEffectivePolicy": _USER_READ,
             "GetLayeredPolicy": _USER_READ,
+            # With secrets to compare: for those who may see them.
+            "SimulatePolicy": replace(_USER_READ, roles=_WRITE, timeout=30),
             "ListOrphanedDevices": _USER_READ,
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,

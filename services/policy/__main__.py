@@ -17,7 +17,6 @@ from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import DeviceApi
 from services.policy.delivery.http import routes
 from services.policy.delivery.service import Delivery
-from services.policy.editions.api import EffectiveApi
 from services.policy.editions.effective import EffectivePolicies
 from services.policy.editions.service import Editions
 from services.policy.feed import PolicyInternalApi
@@ -26,6 +25,8 @@ from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
+from services.policy.simulation.api import SimulationApi
+from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
@@ -92,7 +93,8 @@ async def build(kit: Kit) -> Parts:
         public=(
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
-                EffectiveApi(
+                SimulationApi(
+                    Simulations(kit.database, kit.tenants, seats),
                     EffectivePolicies(kit.database, kit.tenants, editions, seats),
                     service,
                     syncs,

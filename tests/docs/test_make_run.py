@@ -252,6 +252,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         of_groups = commands.take("Groups and single devices")
         layers = commands.take("Layers")
         compared = commands.take("What changed")
+        simulated = commands.take("Before a publish")
         blocks = commands.take("The console's form")
     first, then = reader.run(day()), documented.script(blocks, reader.directory)
     assert first
@@ -260,6 +261,9 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     ok(root.post(f"/api/policies/{policy['id']}/publish", json={}))
     said = reader.run(named + documented.script(compared, reader.directory))
     assert "+ network.wifi[School]:" in said
+    said = reader.run(named + documented.script(simulated, reader.directory))
+    assert "devices get something else" in said
+    assert "- network.wifi[School]:" in said
     said = reader.run([*day(), *layers])
     assert "LOCKED" in said
     assert said.rstrip().endswith("false")

@@ -117,6 +117,9 @@ _ABOUT_CONTENT = re.compile(
             r"merging(\..*)?: (must|is in the list twice).*",
             # Groups and devices of the policy's organisation, each once.
             "targets: only a policy of an organisation .*",
+            # A new policy needs both, and a stored one has its organisation.
+            "policyId: is required, or orgId with a bundle",
+            "orgId: must be the policy's",
             r"targets\..*: (is no|is in the list twice|must have at most) ?.*",
         ]
     )

@@ -285,6 +285,7 @@ _NAMED: dict[str, Case] = {
     "PolicyService/DiffPolicyVersions": lambda v, _: {"policy_id": v.policy["id"], "version": "1"},
     "PolicyService/GetEffectivePolicy": _by_id(_device),
     "PolicyService/GetLayeredPolicy": _list,
+    "PolicyService/SimulatePolicy": _in_org(bundle=DOCUMENT),
     "PolicyService/ListOrphanedDevices": _list,
     "PolicyService/GetAttestationGate": _list,
     "PolicyService/UpdateAttestationGate": _in_org(mode="OBSERVE"),

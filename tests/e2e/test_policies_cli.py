@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx
 from typer.testing import CliRunner
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from tests.e2e.world import Org, assert_error, make_org, ok
 from tests.fakes.agent.agent import Hardware
-from tests.support.stack import Stack
+from tests.support.stack import PATIENCE, Stack, until
 
 
 def run(stack: Stack, org: Org, *words: str, code: int = 0) -> str:
@@ -54,6 +55,30 @@ def test_versions_are_listed_compared_and_withdrawn(stack: Stack, root: httpx.Cl
     assert "DEFAULT" in said
     run(stack, org, "withdraw", "Base", "--yes")
     assert "withdrawn" in run(stack, org, "list")
+
+
+def test_a_publish_is_simulated(stack: Stack, root: httpx.Client, tmp_path: Path) -> None:
+    """With a file, for a group, and as a withdrawal; devices are named by serial number."""
+    org = make_org(stack, root, "Simulated")
+    org.publish({"apps": {"required": [{"id": "org.gnome.Chess"}]}})
+    (policy,) = ok(org.owner.get("/api/policies"))["policies"]
+    serial = f"S-{org.id[:8]}"
+    org.device(hardware=Hardware(serial=serial))
+    file = tmp_path / "bundle.json"
+    file.write_text(json.dumps({"browser": {"homepage": "https://school.example"}}))
+    words = ("simulate", policy["name"], "--from-file", str(file))
+    until(lambda: "1 of 1 devices" in run(stack, org, *words), PATIENCE, "no device is known")
+    said = run(stack, org, *words)
+    assert '+ browser.homepage: "https://school.example"  (1 devices)' in said
+    assert "APPS_UNINSTALLED apps.required[org.gnome.Chess]: devices uninstall" in said
+    assert f"(1 devices: {serial})" in said
+    assert json.loads(run(stack, org, *words, "--json"))["devicesAffected"] == 1
+    said = run(stack, org, "simulate", policy["id"], "--withdraw")
+    assert "- apps.required[org.gnome.Chess]: {" in said
+    file.write_text("no JSON")
+    assert "cannot read a bundle from" in run(stack, org, *words, code=2)
+    ok(org.owner.post("/api/device-groups", json={"orgId": org.id, "name": "S", "alias": "s"}))
+    assert "withdraw it before" in run(stack, org, "simulate", policy["id"], "--group", "s", code=2)
 
 
 def test_a_policy_is_for_a_group_and_explained(stack: Stack, root: httpx.Client) -> None:

@@ -1191,6 +1191,213 @@ class PolicyChange(_message.Message):
 Global___PolicyChange: _TypeAlias = PolicyChange  # noqa: Y015
 
 @_typing.final
+class SimulatePolicyRequest(_message.Message):
+    """What would be done: a stored policy published as it is, or with other members; a
+    new one published; or a stored one withdrawn.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    WITHDRAW_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.str
+    """The stored policy; a new one when not given."""
+    org_id: _builtins.str
+    """The tenant of a new policy."""
+    withdraw: _builtins.bool
+    """Whether the stored policy would be withdrawn instead."""
+    @_builtins.property
+    def bundle(self) -> _struct_pb2.Value:
+        """The bundle, in place of what is stored. Required for a new policy."""
+
+    @_builtins.property
+    def merging(self) -> Global___PolicyMergingChange:
+        """What it does with the policies of tenants above and below; as stored when not
+        given.
+        """
+
+    @_builtins.property
+    def targets(self) -> Global___PolicyTargetsChange:
+        """The groups and devices that it is for; as stored when not given."""
+
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        bundle: _struct_pb2.Value | None = ...,
+        merging: Global___PolicyMergingChange | None = ...,
+        targets: Global___PolicyTargetsChange | None = ...,
+        withdraw: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "targets", b"targets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "org_id", b"org_id", "policy_id", b"policy_id", "targets", b"targets", "withdraw", b"withdraw"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatePolicyRequest: _TypeAlias = SimulatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class SimulatePolicyResponse(_message.Message):
+    """What devices would get otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_AFFECTED_FIELD_NUMBER: _builtins.int
+    ALREADY_PENDING_FIELD_NUMBER: _builtins.int
+    EDITIONS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    CHANGES_OMITTED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    devices: _builtins.int
+    """Active devices of all organisations that the policy is about."""
+    devices_affected: _builtins.int
+    """Those for which something is different. A publish has all devices of an
+    organisation apply its policy again, also where nothing is.
+    """
+    already_pending: _builtins.int
+    """Those that do not have yet what they are to have now."""
+    editions: _builtins.int
+    """How many different sets of policies those that are affected would have."""
+    changes_omitted: _builtins.int
+    """How many further changes are left out."""
+    complete: _builtins.bool
+    """Whether all devices were looked at. Otherwise there was no time for more, and the
+    numbers are of the organisations that come first.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedChange]:
+        """What is different, in the order of a document for each set of policies."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulationWarning]:
+        """What is to be looked at before."""
+
+    def __init__(
+        self,
+        *,
+        devices: _builtins.int = ...,
+        devices_affected: _builtins.int = ...,
+        already_pending: _builtins.int = ...,
+        editions: _builtins.int = ...,
+        changes: _abc.Iterable[Global___SimulatedChange] | None = ...,
+        changes_omitted: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___SimulationWarning] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "changes", b"changes", "changes_omitted", b"changes_omitted", "complete", b"complete", "devices", b"devices", "devices_affected", b"devices_affected", "editions", b"editions", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatePolicyResponse: _TypeAlias = SimulatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class SimulatedChange(_message.Message):
+    """A field, or an item of one, that devices would get otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ITEM_KEY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    SECRET_CHANGED_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path of the field in a device document, such as `network.wifi`."""
+    item_key: _builtins.str
+    """In lists of items the item's name; empty for other fields."""
+    secret_changed: _builtins.bool
+    """Whether a secret of the item would be another one, which is not shown. Also where
+    it would be another tenant's: secrets of two tenants are not compared.
+    """
+    devices: _builtins.int
+    """For how many devices."""
+    @_builtins.property
+    def before(self) -> _struct_pb2.Value:
+        """What devices are to have now, with `[redacted]` in place of secrets; absent for
+        nothing.
+        """
+
+    @_builtins.property
+    def after(self) -> _struct_pb2.Value:
+        """What they would get; absent for nothing."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        item_key: _builtins.str = ...,
+        before: _struct_pb2.Value | None = ...,
+        after: _struct_pb2.Value | None = ...,
+        secret_changed: _builtins.bool = ...,
+        devices: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "devices", b"devices", "item_key", b"item_key", "path", b"path", "secret_changed", b"secret_changed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatedChange: _TypeAlias = SimulatedChange  # noqa: Y015
+
+@_typing.final
+class SimulationWarning(_message.Message):
+    """What is to be looked at before a publish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ITEM_KEY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    SAMPLE_DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """`WIFI_LOST`, `WIFI_CHANGED`, `APPS_UNINSTALLED`, `SECURITY_WEAKENED`,
+    `UNSET_SECURITY`, `LOCKED_ABOVE`, `GROUP_CONFLICT`, `BIG_DOWNLOAD`, `HELD`,
+    `MANY_EDITIONS` or `NO_DEVICES`; there may be others later.
+    """
+    path: _builtins.str
+    """The path of the field; empty when it is about none."""
+    item_key: _builtins.str
+    """The item's name; empty when it is about none."""
+    message: _builtins.str
+    """What it means."""
+    devices: _builtins.int
+    """For how many devices."""
+    @_builtins.property
+    def sample_device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of some of them, at most five."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        path: _builtins.str = ...,
+        item_key: _builtins.str = ...,
+        message: _builtins.str = ...,
+        devices: _builtins.int = ...,
+        sample_device_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "devices", b"devices", "item_key", b"item_key", "message", b"message", "path", b"path", "sample_device_ids", b"sample_device_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulationWarning: _TypeAlias = SimulationWarning  # noqa: Y015
+
+@_typing.final
 class ListOrphanedDevicesRequest(_message.Message):
     """Which orphaned devices to list."""
 

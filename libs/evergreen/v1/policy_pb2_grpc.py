@@ -97,6 +97,11 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.FromString,
                 _registered_method=True)
+        self.SimulatePolicy = channel.unary_unary(
+                '/evergreen.v1.PolicyService/SimulatePolicy',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyResponse.FromString,
+                _registered_method=True)
         self.ListOrphanedDevices = channel.unary_unary(
                 '/evergreen.v1.PolicyService/ListOrphanedDevices',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
@@ -228,6 +233,15 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SimulatePolicy(self, request, context):
+        """Says what a publish or a withdrawal would change, and for how many devices, with
+        what is to be looked at before. It is computed as a publish does it, on the
+        devices that there are, and nothing is written. Refused as the publish would be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrphanedDevices(self, request, context):
         """Lists the devices that run a policy although none is in force for their
         organisation, because it was withdrawn or deleted.
@@ -328,6 +342,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.DiffPolicyVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.SerializeToString,
+            ),
+            'SimulatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimulatePolicy,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyResponse.SerializeToString,
             ),
             'ListOrphanedDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrphanedDevices,
@@ -680,6 +699,33 @@ class PolicyService:
             '/evergreen.v1.PolicyService/DiffPolicyVersions',
             evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.DiffPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimulatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/SimulatePolicy',
+            evergreen_dot_v1_dot_policy__pb2.SimulatePolicyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.SimulatePolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,11 @@ class PolicyServiceStub:
     """Says what one version of a policy sets otherwise than another one, field by
     field.
     """
+    SimulatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SimulatePolicyRequest, _policy_pb2.SimulatePolicyResponse]
+    """Says what a publish or a withdrawal would change, and for how many devices, with
+    what is to be looked at before. It is computed as a publish does it, on the
+    devices that there are, and nothing is written. Refused as the publish would be.
+    """
     ListOrphanedDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
@@ -154,6 +159,11 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     DiffPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyVersionsRequest, _policy_pb2.DiffPolicyVersionsResponse]  # type: ignore[assignment]
     """Says what one version of a policy sets otherwise than another one, field by
     field.
+    """
+    SimulatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.SimulatePolicyRequest, _policy_pb2.SimulatePolicyResponse]  # type: ignore[assignment]
+    """Says what a publish or a withdrawal would change, and for how many devices, with
+    what is to be looked at before. It is computed as a publish does it, on the
+    devices that there are, and nothing is written. Refused as the publish would be.
     """
     ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
     """Lists the devices that run a policy although none is in force for their
@@ -294,6 +304,17 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.DiffPolicyVersionsResponse, _abc.Awaitable[_policy_pb2.DiffPolicyVersionsResponse]]:
         """Says what one version of a policy sets otherwise than another one, field by
         field.
+        """
+
+    @_abc_1.abstractmethod
+    def SimulatePolicy(
+        self,
+        request: _policy_pb2.SimulatePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.SimulatePolicyResponse, _abc.Awaitable[_policy_pb2.SimulatePolicyResponse]]:
+        """Says what a publish or a withdrawal would change, and for how many devices, with
+        what is to be looked at before. It is computed as a publish does it, on the
+        devices that there are, and nothing is written. Refused as the publish would be.
         """
 
     @_abc_1.abstractmethod

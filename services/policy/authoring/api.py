@@ -72,8 +72,8 @@ class PolicyApi(GateApi):
             description=request.description if request.HasField("description") else None,
             bundle=from_value(request.bundle),
             publish=request.signed,
-            merging=_merging(request.merging),
-            targets=_targets(request.targets),
+            merging=asked_merging(request.merging),
+            targets=asked_targets(request.targets),
         )
         return to_policy(policy, MASKED)
 
@@ -89,8 +89,8 @@ class PolicyApi(GateApi):
             bundle=from_value(request.bundle) if has_bundle else None,
             has_bundle=has_bundle,
             publish=request.signed,
-            merging=_merging(request.merging) if request.HasField("merging") else None,
-            targets=_targets(request.targets) if request.HasField("targets") else None,
+            merging=asked_merging(request.merging) if request.HasField("merging") else None,
+            targets=asked_targets(request.targets) if request.HasField("targets") else None,
         )
         policy = await self._service.update(context.call, UUID(request.id), change)
         return to_policy(policy, MASKED)
@@ -171,7 +171,12 @@ class PolicyApi(GateApi):
         return policy_pb2.SyncDeviceResponse(requested_at=timestamp(asked))
 
 
-def _merging(message: policy_pb2.PolicyMergingChange) -> Merging:
+def asked_merging(message: policy_pb2.PolicyMergingChange) -> Merging:
+    """What a request says of layers.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT for names that are no texts.
+    """
     removed: dict[str, tuple[str, ...]] = {}
     for path, names in message.removed_items.items():
         found = [from_value(name) for name in names.values]
@@ -186,7 +191,8 @@ def _merging(message: policy_pb2.PolicyMergingChange) -> Merging:
     )
 
 
-def _targets(message: policy_pb2.PolicyTargetsChange) -> PolicyTargets:
+def asked_targets(message: policy_pb2.PolicyTargetsChange) -> PolicyTargets:
+    """The groups and devices that a request names."""
     return PolicyTargets(tuple(map(UUID, message.group_ids)), tuple(map(UUID, message.device_ids)))
 
 

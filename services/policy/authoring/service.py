@@ -65,13 +65,12 @@ from services.policy.targets.domain import (
     MOST_BOUND,
     PolicyTargets,
     check_targets,
-    not_there,
     of_no_organisation,
     still_everywhere,
     too_many_bound,
 )
-from services.policy.targets.service import Seats
-from services.policy.targets.store import count_bound, is_bound, known_devices, known_groups
+from services.policy.targets.service import Seats, check_there
+from services.policy.targets.store import count_bound, is_bound
 from services.policy.versions import Version, next_version, parse_version
 
 NO_MERGING: Final = Merging()
@@ -164,7 +163,7 @@ class PolicyService:
         bundle = restore(bundle, None, "bundle")
         now = self._clock()
         async with self._database.transaction(Scope.of(org.id)) as connection:
-            await _check_there(connection, org.id, targets)
+            await check_there(connection, org.id, targets)
             authored = await self._authored(connection, org.id, bundle, draft=not publish)
             policy = Policy(
                 id=new_id(),
@@ -221,7 +220,7 @@ class PolicyService:
             if change.targets is not None and change.targets != policy.targets:
                 if policy.in_force and bool(change.targets) != bool(policy.targets):
                     raise still_everywhere()
-                await _check_there(connection, policy.tenant_id, change.targets)
+                await check_there(connection, policy.tenant_id, change.targets)
             before, policy = policy, _changed(policy, change, authored)
             if policy != before:
                 policy = await store.update_policy(connection, policy, self._clock())
@@ -416,7 +415,7 @@ class PolicyService:
         rollback_of: int | None,
     ) -> Policy:
         now = self._clock()
-        await _check_there(connection, policy.tenant_id, policy.targets)
+        await check_there(connection, policy.tenant_id, policy.targets)
         last, reported = await lock_counter(connection, policy.tenant_id)
         number = next_version(last, reported)
         own = own_of(json.loads(policy.authored), document, policy.merging)
@@ -470,20 +469,6 @@ class PolicyService:
 
 def _may_see_secrets(caller: Caller) -> bool:
     return caller.role in ACCESS[_UPDATE].roles
-
-
-async def _check_there(connection: Connection, org_id: UUID, targets: PolicyTargets) -> None:
-    """Refuses groups and devices that an organisation does not have."""
-    if not targets:
-        return
-    groups = await known_groups(connection, org_id, targets.group_ids)
-    for index, group_id in enumerate(targets.group_ids):
-        if group_id not in groups:
-            raise not_there("groupIds", index, "group")
-    devices = await known_devices(connection, org_id, targets.device_ids)
-    for index, device_id in enumerate(targets.device_ids):
-        if device_id not in devices:
-            raise not_there("deviceIds", index, "device")
 
 
 async def _found(

@@ -102,13 +102,13 @@ class Editions:
             DomainError: UNAVAILABLE while not all tenants above are known.
         """
         line = self._tenants.whole_line(tenant_id)
-        levels = {node.id: _level(node) for node in line}
+        levels = {node.id: level_of(node) for node in line}
         layers = [
-            InForce(_source(levels[one.tenant_id], one), one.own)
+            InForce(source_of(levels[one.tenant_id], one), one.own)
             for one in await store.assigned(connection, [node.id for node in line])
         ]
         for bound in await store.bound(connection, tenant_id, targets) if targets else ():
-            source = _source(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
+            source = source_of(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
             named = replace(source, target_id=bound.target_id, target_name=bound.alias)
             layers.append(InForce(named, bound.assigned.own))
         return layers
@@ -416,11 +416,13 @@ def _says_secrets(layers: Sequence[InForce], org_id: UUID) -> bool:
     return any(one.source.tenant_id != org_id and one.own.says_networks for one in layers)
 
 
-def _source(level: Level, one: store.Assigned) -> Source:
+def source_of(level: Level, one: store.Assigned) -> Source:
+    """A version in force as a layer's source."""
     return Source(level, one.tenant_id, one.policy_id, one.policy_name, one.version)
 
 
-def _level(node: TenantNode) -> Level:
+def level_of(node: TenantNode) -> Level:
+    """Where a tenant's policies stand among layers."""
     return _LEVELS[node.kind]
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 from evergreen.v1 import enrollment_pb2, enrollment_pb2_grpc
-from servicekit.data.postgres import Database
+from servicekit.data.postgres import Connection, Database
 from servicekit.data.quarantine import place, readable, write_readable
 from servicekit.errors import unavailable
 from servicekit.feeds.changes import Changes
@@ -25,7 +25,7 @@ from servicekit.peers.tenants import TenantDirectory
 from services.policy.stamps.domain import Known, Standing, Targets, recipe_of, versions_of
 from services.policy.stamps.service import Stamps
 from services.policy.targets import store
-from services.policy.targets.domain import Group
+from services.policy.targets.domain import Group, PolicyTargets, not_there
 
 log = logs.get(__name__)
 
@@ -322,3 +322,21 @@ class Seats:
     def _sit_all(self, found: Iterable[tuple[UUID, UUID, tuple[UUID, ...]]]) -> None:
         for device_id, tenant_id, group_ids in found:
             self._sit(device_id, tenant_id, group_ids)
+
+
+async def check_there(connection: Connection, org_id: UUID, targets: PolicyTargets) -> None:
+    """Refuses groups and devices that an organisation does not have.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with the first one's place.
+    """
+    if not targets:
+        return
+    groups = await store.known_groups(connection, org_id, targets.group_ids)
+    for index, group_id in enumerate(targets.group_ids):
+        if group_id not in groups:
+            raise not_there("groupIds", index, "group")
+    devices = await store.known_devices(connection, org_id, targets.device_ids)
+    for index, device_id in enumerate(targets.device_ids):
+        if device_id not in devices:
+            raise not_there("deviceIds", index, "device")

@@ -1,0 +1,116 @@
+"""`evergreen policies simulate`: what a publish or a withdrawal would change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import AT_ONCE, Org, group_of
+from cli.policies import AsJson, Policy, found_policy
+from cli.session import session
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+_FAILED = 2
+
+
+def simulate(
+    policy: Policy,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-file", help="A file with a bundle as JSON, in place of the policy's own."
+        ),
+    ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="As if it was for this group, by its alias; repeatable."),
+    ] = None,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="As if it was withdrawn, not published.")
+    ] = False,
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Say what devices would get otherwise if a policy was published; nothing is changed."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = found_policy(api, org, policy)
+        body: dict[str, Any] = {"policyId": found["id"], "withdraw": withdraw}
+        if from_file is not None:
+            body["bundle"] = _bundle(from_file)
+        if groups:
+            ids = [group_of(api, found["orgId"], alias)["id"] for alias in groups]
+            body["targets"] = {"groupIds": ids}
+        answer = api.post("/api/policies/simulate", body)
+        if as_json:
+            typer.echo(json.dumps(answer, ensure_ascii=False))
+            return
+        for line in [*head(answer), *change_lines(answer), *warning_lines(api, answer)]:
+            typer.echo(line)
+
+
+def head(answer: Any) -> list[str]:
+    """How many devices it is about."""
+    lines = [
+        f"{answer['devicesAffected']} of {answer['devices']} devices get something else,"
+        f" {answer['editions']} documents"
+    ]
+    if not answer["complete"]:
+        lines.append("there was no time to look at more devices")
+    return lines
+
+
+def change_lines(answer: Any) -> list[str]:
+    """One or two lines a change, as `diff` writes them, with how many devices it is about."""
+    lines: list[str] = []
+    for one in answer["changes"]:
+        place = place_of(one)
+        count = f"  ({one['devices']} devices)"
+        for sign, side in (("-", "before"), ("+", "after")):
+            if one.get(side) is not None:
+                text = json.dumps(one[side], ensure_ascii=False)
+                lines.append(f"{sign} {place}: {text}{count}")
+        if one["secretChanged"]:
+            lines.append(f"! {place}: a secret is another one{count}")
+    if answer["changesOmitted"]:
+        lines.append(f"… and {answer['changesOmitted']} more")
+    return lines or ["nothing is different"]
+
+
+def warning_lines(api: Api, answer: Any) -> list[str]:
+    """A line a warning, with the serial numbers of some devices."""
+    ids = sorted({one for warning in answer["warnings"] for one in warning["sampleDeviceIds"]})
+    serials: dict[str, str] = {}
+    if ids:
+        known = api.post("/api/registrations/batch-get", {"ids": ids[:AT_ONCE]})
+        serials = {one["id"]: one["serial"] for one in known["registrations"]}
+    lines = []
+    for one in answer["warnings"]:
+        some = ", ".join(serials.get(each, each) for each in one["sampleDeviceIds"])
+        more = ", …" if one["devices"] > len(one["sampleDeviceIds"]) else ""
+        count = f" ({one['devices']} devices: {some}{more})" if some else ""
+        lines.append(f"{one['code']} {place_of(one)}: {one['message']}{count}".replace(" :", ":"))
+    return lines
+
+
+def place_of(one: Any) -> str:
+    """A field, with its item."""
+    return f"{one['path']}[{one['itemKey']}]" if one["itemKey"] else str(one["path"])
+
+
+def _bundle(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CliError(f"cannot read a bundle from {path}: {error}") from error

@@ -1,0 +1,1 @@
+"""What a publish or a withdrawal would change, and for how many devices."""
