@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import (
+    alerts,
     audit,
     bootstrap,
     certificates,
@@ -75,6 +76,7 @@ app.add_typer(nats.app)
 app.add_typer(certificates.app)
 app.add_typer(events.app)
 app.add_typer(forwarders.app)
+app.add_typer(alerts.app)
 app.add_typer(reports.app)
 # As the other nouns were once.
 app.add_typer(reports.app, name="report", hidden=True)

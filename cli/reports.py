@@ -237,6 +237,10 @@ def create_schedule(
     parameter: Parameter = None,
     form: Format = None,
     org: Org = "",
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(help="An address that gets a mail when one is ready; repeat it for more."),
+    ] = None,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -251,6 +255,7 @@ def create_schedule(
             "hour": hour,
             "timeZone": time_zone,
             "keep": keep,
+            "notify": list(notify or []),
         }
         made = api.post(_SCHEDULES, _body(kind, parameter, form, org) | rhythm)
         typer.echo(f"The first report is made at {made['nextRunAt']}: schedule {made['id']}")

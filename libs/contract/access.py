@@ -382,6 +382,11 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateReportSchedule": _ADMIN_WRITE,
             "DeleteReportSchedule": _ADMIN_WRITE,
         },
+        "AlertService": {
+            "ListAlerts": _USER_READ,
+            "GetAlertRules": _USER_READ,
+            "UpdateAlertRules": _ADMIN_WRITE,
+        },
     },
 }
 
@@ -401,6 +406,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "ForwarderService": "audit",
     "ReportService": "audit",
     "ReportScheduleService": "audit",
+    "AlertService": "audit",
     # Of these no token may call anything.
     "AuthService": "",
     "SecondFactorService": "",

@@ -1,6 +1,7 @@
 """Audit: the log of who did what, when and from where, and the proof that it only grew.
 
-RPCs: AuditService, ForwarderService, ReportService, ReportScheduleService. Receives all events,
+RPCs: AuditService, ForwarderService, ReportService, ReportScheduleService, AlertService. Receives
+all events,
 `evergreen.v1.>`; sends `audit.exported`, and what becomes of forwarders, which send entries
 elsewhere (`forward`), and of reports, for which it asks the other services (`reports`). Of
 telemetry's `device_events`, which tell what devices report about themselves, it takes none.

@@ -9,7 +9,7 @@ from functools import partial
 from auditlog.verify import Entry
 from contract.events.audit import AuditCallsRefused, KeyRotated
 from contract.subjects import SUBJECT_ROOT
-from evergreen.v1 import audit_pb2_grpc
+from evergreen.v1 import audit_pb2_grpc, identity_pb2_grpc
 from servicekit.app import Kit, Parts, run
 from servicekit.data.postgres import Connection
 from servicekit.keys.service import Purpose, SigningKeys
@@ -18,6 +18,10 @@ from servicekit.outgoing.guard import Guard, Proxy
 from servicekit.peers.closing import ROWS, TenantWork
 from servicekit.peers.tenants import TenantNode
 from servicekit.security.sealing import Sealer
+from services.audit.alerts.api import AlertApi
+from services.audit.alerts.board import Board
+from services.audit.alerts.service import Alerts
+from services.audit.alerts.watch import Watch
 from services.audit.backups.service import Backups
 from services.audit.forward.api import ForwarderApi
 from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
@@ -31,6 +35,7 @@ from services.audit.log.domain import CHECKPOINTS, SEALED_FOR
 from services.audit.log.gaps import GapWatch
 from services.audit.log.recorder import Recorder
 from services.audit.log.service import AuditLog
+from services.audit.notices.service import Notices
 from services.audit.reports.api import ReportApi, ReportScheduleApi
 from services.audit.reports.maker import Maker
 from services.audit.reports.schedules import Schedules
@@ -88,18 +93,40 @@ async def build(kit: Kit) -> Parts:
         settings.reports_mib_per_tenant << 20,
         settings.reports_mib << 20,
     )
+    sources = Sources(kit.channel)
+    notices = Notices(
+        kit.database,
+        identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
+        kit.clock,
+    )
     maker = Maker(
         kit.database,
         kit.outbox,
         kit.tenants,
         keys,
-        Sources(kit.channel),
+        sources,
+        notices,
         bounds,
         settings.public_host,
         kit.clock,
     )
     reports = Reports(kit.database, kit.outbox, kit.tenants, bounds, kit.clock, maker.wake)
     schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, kit.clock)
+
+    files = {
+        "the audit service": settings.tls_certificate_file,
+        "the inner CA": settings.tls_ca_file,
+    }
+    watch = Watch(
+        kit.database,
+        kit.tenants,
+        Board(kit.outbox, notices),
+        notices,
+        sources,
+        {name: file for name, file in files.items() if file is not None},
+        kit.clock,
+    )
+    alerts = Alerts(kit.database, kit.outbox, kit.tenants, kit.clock)
 
     def recorded(entries: Sequence[Entry]) -> None:
         worker.recorded(entries)
@@ -140,12 +167,14 @@ async def build(kit: Kit) -> Parts:
                 audit_pb2_grpc.add_ReportScheduleServiceServicer_to_server,
                 ReportScheduleApi(schedules),
             ),
+            partial(audit_pb2_grpc.add_AlertServiceServicer_to_server, AlertApi(alerts)),
         ],
         services=[
             "evergreen.v1.AuditService",
             "evergreen.v1.ForwarderService",
             "evergreen.v1.ReportService",
             "evergreen.v1.ReportScheduleService",
+            "evergreen.v1.AlertService",
         ],
         tasks=[
             gaps.run,
@@ -155,6 +184,8 @@ async def build(kit: Kit) -> Parts:
             Backups(kit.database).watch,
             maker.run,
             schedules.run,
+            notices.run,
+            watch.run,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
         ],

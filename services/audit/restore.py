@@ -31,7 +31,8 @@ _HEAD: Final = "chain_head"
 
 TABLES: Final = Tables(
     # How far the stream was read, and what the tree over all entries is made of: it begins anew.
-    made_anew=frozenset({"stream_position", "tree_leaf", "tree_node"}),
+    # Mails that waited are not sent, and no process looks.
+    made_anew=frozenset({"stream_position", "tree_leaf", "tree_node", "notice", "alert_lead"}),
     # So that the chains can be verified while they are read.
     ordered={_ENTRY: ("tenant_id", "sequence")},
     sealed={"signing_key": SEALED_FOR},

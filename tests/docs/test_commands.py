@@ -13,6 +13,7 @@ from tests.support.documented import COMMANDS, TARGETS, read
 
 RUN_BY: Final = {
     ("README.md", "make-run"): "tests/docs/test_make_run.py::test_a_devices_day",
+    ("docs/alerts.md", "make-run"): "tests/docs/test_make_run.py::test_alerts",
     ("docs/api-tokens.md", "make-run"): "tests/docs/test_make_run.py::test_api_tokens",
     ("docs/audit.md", "make-run"): "tests/docs/test_make_run.py::test_audit",
     ("docs/backup.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",

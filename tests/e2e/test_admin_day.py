@@ -552,6 +552,8 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "CreateReportSchedule",
         "UpdateReportSchedule",
         "DeleteReportSchedule",
+        # tests/services/audit/alerts
+        "UpdateAlertRules",
     }
     writes = {
         r.name.rpartition("/")[2]

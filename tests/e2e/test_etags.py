@@ -182,6 +182,11 @@ def _retention(org: Org) -> Made:
     return Made(org.id, ok(org.root.get(path)), path)
 
 
+def _alert_rules(org: Org) -> Made:
+    path = f"/api/alert-rules?orgId={org.id}"
+    return Made(org.id, ok(org.root.get(path)), path)
+
+
 def _gate(org: Org) -> Made:
     path = f"/api/attestation-gate?orgId={org.id}"
     return Made(org.id, ok(org.root.get(path)), path)
@@ -293,6 +298,7 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "DeleteReferenceValue": (_reference, {}),
     "UpdateForwarder": (_forwarder, {"name": "Other"}),
     "DeleteForwarder": (_forwarder, {}),
+    "UpdateAlertRules": (_alert_rules, {"recipients": {"roles": ["Admin"]}}),
     "UpdateReportSchedule": (_schedule, {"keep": 5}),
     "DeleteReportSchedule": (_schedule, {}),
     "UpdateDirectory": (_directory, {"name": "Other"}),
@@ -480,6 +486,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         "PATCH",
         "/api/attestation-gate",
         {"mode": "OBSERVE"},
+    ),
+    "audit.alert_rules_updated": (
+        _alert_rules,
+        "PATCH",
+        "/api/alert-rules",
+        {"recipients": {"roles": ["Admin"]}},
     ),
     "identity.sso_provider_updated": (
         _provider,

@@ -344,6 +344,9 @@ _NAMED: dict[str, Case] = {
     "ReportScheduleService/CreateReportSchedule": _in_org(kind="access-review", every="day"),
     "ReportScheduleService/UpdateReportSchedule": _by_id(lambda v: v.schedule, keep=1),
     "ReportScheduleService/DeleteReportSchedule": _by_id(lambda v: v.schedule),
+    "AlertService/ListAlerts": _list,
+    "AlertService/GetAlertRules": _list,
+    "AlertService/UpdateAlertRules": _in_org(recipients={"roles": ["Admin"]}),
 }
 """Requests that name another tenant's data: all answer 404."""
 

@@ -307,6 +307,11 @@ class ReportScheduleSnapshot:
     time_zone: str
     keep: int
     enabled: bool
+    notify: Annotated[
+        tuple[str, ...],
+        Since("0.3.0"),
+        "Who gets a mail when a report is ready, or could not be made.",
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +388,75 @@ class ReportScheduleDeleted(_ReportScheduleAction):
 
     NAME: ClassVar[str] = "audit.report_schedule_deleted"
     before: ReportScheduleSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertState:
+    """Something that is or was the matter."""
+
+    kind: Annotated[str, "For example `devices-not-seen`."]
+    subject: Annotated[str, "What it is about; empty for the tenant as a whole."]
+    text: Annotated[str, "What is the matter, in English."]
+    raised_at: datetime
+    facts: Annotated[Mapping[str, object], "The numbers that it was raised by."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AlertAction(Action):
+    RESOURCE: ClassVar[str] = "alerts/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRaised(_AlertAction):
+    """Something is the matter."""
+
+    NAME: ClassVar[str] = "audit.alert_raised"
+    after: AlertState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertResolved(_AlertAction):
+    """It is not the matter any more, or nobody wants to hear of it."""
+
+    NAME: ClassVar[str] = "audit.alert_resolved"
+    after: AlertState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRulesSnapshot:
+    """When something is an alert for a tenant, and who gets mails."""
+
+    inherited: Annotated[
+        bool, "Whether what a tenant above has said counts, whose addresses are not named."
+    ]
+    rules: Annotated[Mapping[str, object], "What was said of kinds, by their names."]
+    emails: tuple[str, ...]
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRulesUpdated(Action):
+    """A tenant says otherwise when something is an alert, or who is told."""
+
+    NAME: ClassVar[str] = "audit.alert_rules_updated"
+    RESOURCE: ClassVar[str] = "tenants/{id}/alert-rules"
+    before: AlertRulesSnapshot
+    after: AlertRulesSnapshot
+
+
+_ALERT: Final = AlertState(
+    kind="devices-not-seen",
+    subject="",
+    text="12 of 40 devices have not called for 7 days",
+    raised_at=AT,
+    facts={"number": 12, "of": 40, "days": 7},
+)
+_RULES: Final = AlertRulesSnapshot(
+    inherited=False,
+    rules={"devices-not-seen": {"enabled": True, "thresholds": {"percent": 25}}},
+    emails=("it@school.example",),
+    roles=("Owner",),
+)
 
 
 _WISH: Final = ReportWish(
@@ -486,6 +560,9 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ReportScheduleCreated(id=ID, after=_SCHEDULE),
     ReportScheduleUpdated(id=ID, before=_SCHEDULE, after=_SCHEDULE),
     ReportScheduleDeleted(id=ID, before=_SCHEDULE),
+    AlertRaised(id=ID, after=_ALERT),
+    AlertResolved(id=ID, after=_ALERT),
+    AlertRulesUpdated(id=ID, before=_RULES, after=_RULES),
     AuditCallsRefused.example("ForwarderService/CreateForwarder"),
 )
 """One of each; this is the list of what audit sends."""

@@ -1713,6 +1713,544 @@ class RetryForwarderQuarantineResponse(_message.Message):
 Global___RetryForwarderQuarantineResponse: _TypeAlias = RetryForwarderQuarantineResponse  # noqa: Y015
 
 @_typing.final
+class ListAlertsRequest(_message.Message):
+    """Which alerts to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only of this tenant and those below it; of the caller's whole subtree when
+    not given.
+    """
+    kind: _builtins.str
+    """Only of this kind."""
+    open: _builtins.bool
+    """Only open ones, or only resolved ones."""
+    page_size: _builtins.int
+    """The most alerts to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        open: _builtins.bool | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_open", b"_open", "open", b"open"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_open", b"_open", "kind", b"kind", "open", b"open", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__open: _TypeAlias = _typing.Literal["open"]  # noqa: Y015
+    _WhichOneofArgType__open: _TypeAlias = _typing.Literal["_open", b"_open"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open) -> _WhichOneofReturnType__open | None: ...
+
+Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertsResponse(_message.Message):
+    """A page of alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+        """The alerts."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    """Something that is or was the matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    RAISED_AT_FIELD_NUMBER: _builtins.int
+    RESOLVED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The alert's id."""
+    org_id: _builtins.str
+    """The tenant that it concerns."""
+    kind: _builtins.str
+    """Its kind, for example `devices-not-seen`."""
+    subject: _builtins.str
+    """What it is about, for example `forwarders/<id>`; empty for the tenant as a
+    whole.
+    """
+    text: _builtins.str
+    """What is the matter, in English."""
+    @_builtins.property
+    def raised_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was raised."""
+
+    @_builtins.property
+    def resolved_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was resolved; absent while it is open."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        text: _builtins.str = ...,
+        raised_at: _timestamp_pb2.Timestamp | None = ...,
+        resolved_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resolved_at", b"_resolved_at", "raised_at", b"raised_at", "resolved_at", b"resolved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resolved_at", b"_resolved_at", "id", b"id", "kind", b"kind", "org_id", b"org_id", "raised_at", b"raised_at", "resolved_at", b"resolved_at", "subject", b"subject", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__resolved_at: _TypeAlias = _typing.Literal["resolved_at"]  # noqa: Y015
+    _WhichOneofArgType__resolved_at: _TypeAlias = _typing.Literal["_resolved_at", b"_resolved_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resolved_at) -> _WhichOneofReturnType__resolved_at | None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015
+
+@_typing.final
+class GetAlertRulesRequest(_message.Message):
+    """Whose rules to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAlertRulesRequest: _TypeAlias = GetAlertRulesRequest  # noqa: Y015
+
+@_typing.final
+class AlertRules(_message.Message):
+    """What counts for a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    RECIPIENTS_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_BY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    inherited: _builtins.bool
+    """Whether those of a tenant above count, whose addresses are not shown."""
+    updated_by: _builtins.str
+    """Who changed them."""
+    etag: _builtins.str
+    """Changes with every change of what counts; give it back, or the header `ETag`
+    as `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+        """The kinds of alerts, each with what counts."""
+
+    @_builtins.property
+    def recipients(self) -> Global___AlertRecipients:
+        """Who gets a mail."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the rules were changed last; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        inherited: _builtins.bool = ...,
+        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        recipients: Global___AlertRecipients | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_by: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at", "recipients", b"recipients", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at", "etag", b"etag", "inherited", b"inherited", "org_id", b"org_id", "recipients", b"recipients", "rules", b"rules", "updated_at", b"updated_at", "updated_by", b"updated_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__updated_at: _TypeAlias = _typing.Literal["updated_at"]  # noqa: Y015
+    _WhichOneofArgType__updated_at: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__updated_at) -> _WhichOneofReturnType__updated_at | None: ...
+
+Global___AlertRules: _TypeAlias = AlertRules  # noqa: Y015
+
+@_typing.final
+class AlertRule(_message.Message):
+    """When something of a kind is an alert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    PAUSED_UNTIL_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """The kind."""
+    about: _builtins.str
+    """What it means."""
+    enabled: _builtins.bool
+    """Whether there are alerts of this kind."""
+    @_builtins.property
+    def thresholds(self) -> Global___AlertThresholds:
+        """Its thresholds."""
+
+    @_builtins.property
+    def paused_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when nothing of this kind is raised or resolved, in holidays for
+        example; absent when nothing is paused.
+        """
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        about: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        thresholds: Global___AlertThresholds | None = ...,
+        paused_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_paused_until", b"_paused_until", "paused_until", b"paused_until", "thresholds", b"thresholds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_paused_until", b"_paused_until", "about", b"about", "enabled", b"enabled", "kind", b"kind", "paused_until", b"paused_until", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__paused_until: _TypeAlias = _typing.Literal["paused_until"]  # noqa: Y015
+    _WhichOneofArgType__paused_until: _TypeAlias = _typing.Literal["_paused_until", b"_paused_until"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paused_until) -> _WhichOneofReturnType__paused_until | None: ...
+
+Global___AlertRule: _TypeAlias = AlertRule  # noqa: Y015
+
+@_typing.final
+class AlertThresholds(_message.Message):
+    """Numbers from which on something is an alert. Each kind takes some of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    MINUTES_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """A part of all devices, in percent."""
+    count: _builtins.int
+    """How many."""
+    total: _builtins.int
+    """How many of all users together."""
+    days: _builtins.int
+    """For how many days."""
+    hours: _builtins.int
+    """For how many hours."""
+    minutes: _builtins.int
+    """For how many minutes."""
+    def __init__(
+        self,
+        *,
+        percent: _builtins.int | None = ...,
+        count: _builtins.int | None = ...,
+        total: _builtins.int | None = ...,
+        days: _builtins.int | None = ...,
+        hours: _builtins.int | None = ...,
+        minutes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_days", b"_days", "_hours", b"_hours", "_minutes", b"_minutes", "_percent", b"_percent", "_total", b"_total", "count", b"count", "days", b"days", "hours", b"hours", "minutes", b"minutes", "percent", b"percent", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_days", b"_days", "_hours", b"_hours", "_minutes", b"_minutes", "_percent", b"_percent", "_total", b"_total", "count", b"count", "days", b"days", "hours", b"hours", "minutes", b"minutes", "percent", b"percent", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__hours: _TypeAlias = _typing.Literal["hours"]  # noqa: Y015
+    _WhichOneofArgType__hours: _TypeAlias = _typing.Literal["_hours", b"_hours"]  # noqa: Y015
+    _WhichOneofReturnType__minutes: _TypeAlias = _typing.Literal["minutes"]  # noqa: Y015
+    _WhichOneofArgType__minutes: _TypeAlias = _typing.Literal["_minutes", b"_minutes"]  # noqa: Y015
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hours) -> _WhichOneofReturnType__hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minutes) -> _WhichOneofReturnType__minutes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___AlertThresholds: _TypeAlias = AlertThresholds  # noqa: Y015
+
+@_typing.final
+class AlertRecipients(_message.Message):
+    """Who gets a mail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAILS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def emails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All active users of the tenant with these roles."""
+
+    def __init__(
+        self,
+        *,
+        emails: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emails", b"emails", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlertRecipients: _TypeAlias = AlertRecipients  # noqa: Y015
+
+@_typing.final
+class AlertThresholdsInput(_message.Message):
+    """Numbers from which on something is an alert. Each kind takes some of them;
+    others are refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    MINUTES_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """A part of all devices, in percent."""
+    count: _builtins.int
+    """How many."""
+    total: _builtins.int
+    """How many of all users together."""
+    days: _builtins.int
+    """For how many days."""
+    hours: _builtins.int
+    """For how many hours."""
+    minutes: _builtins.int
+    """For how many minutes."""
+    def __init__(
+        self,
+        *,
+        percent: _builtins.int | None = ...,
+        count: _builtins.int | None = ...,
+        total: _builtins.int | None = ...,
+        days: _builtins.int | None = ...,
+        hours: _builtins.int | None = ...,
+        minutes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_days", b"_days", "_hours", b"_hours", "_minutes", b"_minutes", "_percent", b"_percent", "_total", b"_total", "count", b"count", "days", b"days", "hours", b"hours", "minutes", b"minutes", "percent", b"percent", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_days", b"_days", "_hours", b"_hours", "_minutes", b"_minutes", "_percent", b"_percent", "_total", b"_total", "count", b"count", "days", b"days", "hours", b"hours", "minutes", b"minutes", "percent", b"percent", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__hours: _TypeAlias = _typing.Literal["hours"]  # noqa: Y015
+    _WhichOneofArgType__hours: _TypeAlias = _typing.Literal["_hours", b"_hours"]  # noqa: Y015
+    _WhichOneofReturnType__minutes: _TypeAlias = _typing.Literal["minutes"]  # noqa: Y015
+    _WhichOneofArgType__minutes: _TypeAlias = _typing.Literal["_minutes", b"_minutes"]  # noqa: Y015
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hours) -> _WhichOneofReturnType__hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minutes) -> _WhichOneofReturnType__minutes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___AlertThresholdsInput: _TypeAlias = AlertThresholdsInput  # noqa: Y015
+
+@_typing.final
+class AlertRecipientsInput(_message.Message):
+    """Who gets a mail, all of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAILS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def emails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All active users of the tenant with these roles."""
+
+    def __init__(
+        self,
+        *,
+        emails: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emails", b"emails", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlertRecipientsInput: _TypeAlias = AlertRecipientsInput  # noqa: Y015
+
+@_typing.final
+class UpdateAlertRulesRequest(_message.Message):
+    """How to change what counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    RECIPIENTS_FIELD_NUMBER: _builtins.int
+    INHERIT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    inherit: _builtins.bool
+    """Whether the tenant's own rules are removed, so that those above it count."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRuleInput]:
+        """The kinds to change; others stay as they are."""
+
+    @_builtins.property
+    def recipients(self) -> Global___AlertRecipientsInput:
+        """Who gets a mail, all of them; as before when not given."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        rules: _abc.Iterable[Global___AlertRuleInput] | None = ...,
+        recipients: Global___AlertRecipientsInput | None = ...,
+        inherit: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_recipients", b"_recipients", "etag", b"etag", "recipients", b"recipients"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_recipients", b"_recipients", "etag", b"etag", "inherit", b"inherit", "org_id", b"org_id", "recipients", b"recipients", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__recipients: _TypeAlias = _typing.Literal["recipients"]  # noqa: Y015
+    _WhichOneofArgType__recipients: _TypeAlias = _typing.Literal["_recipients", b"_recipients"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recipients) -> _WhichOneofReturnType__recipients | None: ...
+
+Global___UpdateAlertRulesRequest: _TypeAlias = UpdateAlertRulesRequest  # noqa: Y015
+
+@_typing.final
+class AlertRuleInput(_message.Message):
+    """How to change a kind. What is not given stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    PAUSED_UNTIL_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """The kind."""
+    enabled: _builtins.bool
+    """Whether there are alerts of this kind."""
+    resume: _builtins.bool
+    """Whether it goes on at once."""
+    @_builtins.property
+    def thresholds(self) -> Global___AlertThresholdsInput:
+        """Its thresholds."""
+
+    @_builtins.property
+    def paused_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when nothing of this kind is raised or resolved."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        enabled: _builtins.bool | None = ...,
+        thresholds: Global___AlertThresholdsInput | None = ...,
+        paused_until: _timestamp_pb2.Timestamp | None = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_paused_until", b"_paused_until", "enabled", b"enabled", "paused_until", b"paused_until", "thresholds", b"thresholds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_paused_until", b"_paused_until", "enabled", b"enabled", "kind", b"kind", "paused_until", b"paused_until", "resume", b"resume", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__paused_until: _TypeAlias = _typing.Literal["paused_until"]  # noqa: Y015
+    _WhichOneofArgType__paused_until: _TypeAlias = _typing.Literal["_paused_until", b"_paused_until"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paused_until) -> _WhichOneofReturnType__paused_until | None: ...
+
+Global___AlertRuleInput: _TypeAlias = AlertRuleInput  # noqa: Y015
+
+@_typing.final
 class ListReportKindsRequest(_message.Message):
     """Asks for the kinds of reports."""
 
@@ -2408,6 +2946,7 @@ class ReportSchedule(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    NOTIFY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The schedule's id."""
     org_id: _builtins.str
@@ -2456,6 +2995,10 @@ class ReportSchedule(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was changed last."""
 
+    @_builtins.property
+    def notify(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who gets a mail when a report is ready, or could not be made."""
+
     def __init__(
         self,
         *,
@@ -2477,10 +3020,11 @@ class ReportSchedule(_message.Message):
         created_by: _builtins.str = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        notify: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at", "_next_run_at", b"_next_run_at", "created_at", b"created_at", "last_run_at", b"last_run_at", "next_run_at", b"next_run_at", "parameters", b"parameters", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at", "_next_run_at", b"_next_run_at", "created_at", b"created_at", "created_by", b"created_by", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "kind", b"kind", "last_error", b"last_error", "last_run_at", b"last_run_at", "next_run_at", b"next_run_at", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at", "_next_run_at", b"_next_run_at", "created_at", b"created_at", "created_by", b"created_by", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "kind", b"kind", "last_error", b"last_error", "last_run_at", b"last_run_at", "next_run_at", b"next_run_at", "notify", b"notify", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_run_at: _TypeAlias = _typing.Literal["last_run_at"]  # noqa: Y015
     _WhichOneofArgType__last_run_at: _TypeAlias = _typing.Literal["_last_run_at", b"_last_run_at"]  # noqa: Y015
@@ -2509,6 +3053,7 @@ class CreateReportScheduleRequest(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
+    NOTIFY_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """The kind of its reports."""
     org_id: _builtins.str
@@ -2537,6 +3082,10 @@ class CreateReportScheduleRequest(_message.Message):
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Their formats: `csv`, `json` and `html`; all when not given."""
 
+    @_builtins.property
+    def notify(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who gets a mail when a report is ready, or could not be made."""
+
     def __init__(
         self,
         *,
@@ -2550,10 +3099,11 @@ class CreateReportScheduleRequest(_message.Message):
         time_zone: _builtins.str = ...,
         keep: _builtins.int = ...,
         enabled: _builtins.bool | None = ...,
+        notify: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_hour", b"_hour", "enabled", b"enabled", "hour", b"hour", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_hour", b"_hour", "enabled", b"enabled", "every", b"every", "formats", b"formats", "hour", b"hour", "keep", b"keep", "kind", b"kind", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_hour", b"_hour", "enabled", b"enabled", "every", b"every", "formats", b"formats", "hour", b"hour", "keep", b"keep", "kind", b"kind", "notify", b"notify", "on", b"on", "org_id", b"org_id", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
     _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
@@ -2582,6 +3132,8 @@ class UpdateReportScheduleRequest(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    NOTIFY_FIELD_NUMBER: _builtins.int
+    NOTIFY_NOBODY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The schedule's id."""
     every: _builtins.str
@@ -2598,6 +3150,8 @@ class UpdateReportScheduleRequest(_message.Message):
     """Whether reports are made."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    notify_nobody: _builtins.bool
+    """Whether nobody gets a mail any more."""
     @_builtins.property
     def parameters(self) -> Global___ReportParametersInput:
         """All that its reports are asked for."""
@@ -2605,6 +3159,10 @@ class UpdateReportScheduleRequest(_message.Message):
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Their formats."""
+
+    @_builtins.property
+    def notify(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who gets a mail when a report is ready, or could not be made: all of them."""
 
     def __init__(
         self,
@@ -2619,10 +3177,12 @@ class UpdateReportScheduleRequest(_message.Message):
         keep: _builtins.int = ...,
         enabled: _builtins.bool | None = ...,
         etag: _builtins.str | None = ...,
+        notify: _abc.Iterable[_builtins.str] | None = ...,
+        notify_nobody: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_hour", b"_hour", "_parameters", b"_parameters", "enabled", b"enabled", "etag", b"etag", "hour", b"hour", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_hour", b"_hour", "_parameters", b"_parameters", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "on", b"on", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_etag", b"_etag", "_hour", b"_hour", "_parameters", b"_parameters", "enabled", b"enabled", "etag", b"etag", "every", b"every", "formats", b"formats", "hour", b"hour", "id", b"id", "keep", b"keep", "notify", b"notify", "notify_nobody", b"notify_nobody", "on", b"on", "parameters", b"parameters", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
     _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015

@@ -1376,6 +1376,172 @@ class ReportService:
             _registered_method=True)
 
 
+class AlertServiceStub:
+    """Alerts: what is the matter with organisations and the installation.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListAlerts = channel.unary_unary(
+                '/evergreen.v1.AlertService/ListAlerts',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
+        self.GetAlertRules = channel.unary_unary(
+                '/evergreen.v1.AlertService/GetAlertRules',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAlertRulesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.AlertRules.FromString,
+                _registered_method=True)
+        self.UpdateAlertRules = channel.unary_unary(
+                '/evergreen.v1.AlertService/UpdateAlertRules',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.UpdateAlertRulesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.AlertRules.FromString,
+                _registered_method=True)
+
+
+class AlertServiceServicer:
+    """Alerts: what is the matter with organisations and the installation.
+    """
+
+    def ListAlerts(self, request, context):
+        """Lists the alerts of the caller's subtree, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlertRules(self, request, context):
+        """Returns what counts for a tenant: when something is an alert, and who gets a
+        mail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAlertRules(self, request, context):
+        """Changes it. What is not given stays as it is; a tenant that has said nothing
+        so far begins with what counts above it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AlertServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ListAlertsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.ListAlertsResponse.SerializeToString,
+            ),
+            'GetAlertRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlertRules,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAlertRulesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.AlertRules.SerializeToString,
+            ),
+            'UpdateAlertRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAlertRules,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.UpdateAlertRulesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.AlertRules.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.AlertService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.AlertService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AlertService:
+    """Alerts: what is the matter with organisations and the installation.
+    """
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AlertService/ListAlerts',
+            evergreen_dot_v1_dot_audit__pb2.ListAlertsRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.ListAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAlertRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AlertService/GetAlertRules',
+            evergreen_dot_v1_dot_audit__pb2.GetAlertRulesRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.AlertRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAlertRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AlertService/UpdateAlertRules',
+            evergreen_dot_v1_dot_audit__pb2.UpdateAlertRulesRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.AlertRules.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ReportScheduleServiceStub:
     """Schedules: reports that are made by themselves.
     """

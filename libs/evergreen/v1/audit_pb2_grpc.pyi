@@ -517,6 +517,73 @@ class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_ReportServiceServicer_to_server(servicer: ReportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class AlertServiceStub:
+    """Alerts: what is the matter with organisations and the installation."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AlertServiceAsyncStub: ...
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAlertsRequest, _audit_pb2.ListAlertsResponse]
+    """Lists the alerts of the caller's subtree, newest first."""
+    GetAlertRules: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAlertRulesRequest, _audit_pb2.AlertRules]
+    """Returns what counts for a tenant: when something is an alert, and who gets a
+    mail.
+    """
+    UpdateAlertRules: _grpc.UnaryUnaryMultiCallable[_audit_pb2.UpdateAlertRulesRequest, _audit_pb2.AlertRules]
+    """Changes it. What is not given stays as it is; a tenant that has said nothing
+    so far begins with what counts above it.
+    """
+
+@_typing.type_check_only
+class AlertServiceAsyncStub(AlertServiceStub):
+    """Alerts: what is the matter with organisations and the installation."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAlertsRequest, _audit_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Lists the alerts of the caller's subtree, newest first."""
+    GetAlertRules: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAlertRulesRequest, _audit_pb2.AlertRules]  # type: ignore[assignment]
+    """Returns what counts for a tenant: when something is an alert, and who gets a
+    mail.
+    """
+    UpdateAlertRules: _aio.UnaryUnaryMultiCallable[_audit_pb2.UpdateAlertRulesRequest, _audit_pb2.AlertRules]  # type: ignore[assignment]
+    """Changes it. What is not given stays as it is; a tenant that has said nothing
+    so far begins with what counts above it.
+    """
+
+class AlertServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Alerts: what is the matter with organisations and the installation."""
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _audit_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListAlertsResponse, _abc.Awaitable[_audit_pb2.ListAlertsResponse]]:
+        """Lists the alerts of the caller's subtree, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetAlertRules(
+        self,
+        request: _audit_pb2.GetAlertRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AlertRules, _abc.Awaitable[_audit_pb2.AlertRules]]:
+        """Returns what counts for a tenant: when something is an alert, and who gets a
+        mail.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAlertRules(
+        self,
+        request: _audit_pb2.UpdateAlertRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AlertRules, _abc.Awaitable[_audit_pb2.AlertRules]]:
+        """Changes it. What is not given stays as it is; a tenant that has said nothing
+        so far begins with what counts above it.
+        """
+
+def add_AlertServiceServicer_to_server(servicer: AlertServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class ReportScheduleServiceStub:
     """Schedules: reports that are made by themselves."""
 

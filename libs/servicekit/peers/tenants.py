@@ -212,6 +212,11 @@ class TenantDirectory:
         """The tenant, as far as identity's feed was heard; nobody is asked."""
         return self._nodes.get(tenant_id)
 
+    @property
+    def root(self) -> TenantNode | None:
+        """The tenant above all, as soon as identity's feed was heard."""
+        return next((node for node in self._nodes.values() if node.kind == "root"), None)
+
     def line(self, tenant_id: UUID) -> list[TenantNode]:
         """A tenant and those above it, the root first, as far as identity's feed was heard."""
         found: list[TenantNode] = []

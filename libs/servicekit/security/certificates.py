@@ -24,5 +24,14 @@ def first_end(file: Path) -> datetime:
         OSError: the file cannot be read.
         ValueError: it holds none.
     """
-    found = x509.load_pem_x509_certificates(file.read_bytes())
+    return first_end_of(file.read_bytes())
+
+
+def first_end_of(pem: bytes) -> datetime:
+    """When the first of the certificates in PEM ends, in UTC.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = x509.load_pem_x509_certificates(pem)
     return min(certificate.not_valid_after_utc for certificate in found)

@@ -140,6 +140,14 @@ class ReportScheduleApi(audit_pb2_grpc.ReportScheduleServiceServicer):
         return pb.DeleteReportScheduleResponse()
 
 
+def _notified(
+    request: pb.CreateReportScheduleRequest | pb.UpdateReportScheduleRequest,
+) -> tuple[str, ...] | None:
+    if isinstance(request, pb.UpdateReportScheduleRequest) and request.notify_nobody:
+        return ()
+    return tuple(dict.fromkeys(request.notify)) or None
+
+
 def _plan(request: pb.CreateReportScheduleRequest | pb.UpdateReportScheduleRequest) -> Plan:
     return Plan(
         parameters=_parameters(request.parameters) if request.HasField("parameters") else None,
@@ -150,6 +158,7 @@ def _plan(request: pb.CreateReportScheduleRequest | pb.UpdateReportScheduleReque
         time_zone=request.time_zone,
         keep=request.keep,
         enabled=request.enabled if request.HasField("enabled") else None,
+        notify=_notified(request),
     )
 
 
@@ -243,4 +252,5 @@ def _to_schedule(schedule: Schedule) -> pb.ReportSchedule:
         created_by=schedule.created_by,
         updated_at=timestamp(schedule.updated_at),
         etag=schedule.etag,
+        notify=schedule.notify,
     )

@@ -247,6 +247,8 @@ class Schedule:
     created_at: datetime
     created_by: str
     updated_at: datetime
+    notify: tuple[str, ...] = ()
+    """Who gets a mail when a report is ready, or could not be made."""
     revision: int = 1
     next_run_at: datetime | None = None
     """Whose period is reported next; in the past while it could not be."""

@@ -26,10 +26,12 @@ from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.digests import Sha256, sha256_hex
 from services.audit.log.domain import CHECKPOINTS
+from services.audit.notices.service import Notices
 from services.audit.reports import store
 from services.audit.reports.domain import MOST_ROWS, File, Report, Status, written
 from services.audit.reports.files import Files, Part
 from services.audit.reports.kinds import PRODUCERS, Asked
+from services.audit.reports.letters import ended
 from services.audit.reports.log import Log
 from services.audit.reports.page import About
 from services.audit.reports.service import Bounds
@@ -90,6 +92,7 @@ class Maker:
         tenants: the tree.
         keys: sign manifests.
         sources: the owners of what reports say.
+        notices: takes mails.
         bounds: how much is kept.
         host: the public name of the installation.
         clock: the time.
@@ -102,6 +105,7 @@ class Maker:
         tenants: TenantDirectory,
         keys: SigningKeys,
         sources: Sources,
+        notices: Notices,
         bounds: Bounds,
         host: str,
         clock: Clock,
@@ -111,6 +115,7 @@ class Maker:
         self._tenants = tenants
         self._keys = keys
         self._sources = sources
+        self._notices = notices
         self._bounds = bounds
         self._signs_as = host + SIGNS_AS
         self._clock = clock
@@ -404,6 +409,11 @@ class Maker:
             if report.status is Status.FAILED:
                 await store.delete_parts(connection, report)
             await self._outbox.append(connection, event)
+            if report.schedule_id is not None:
+                people = await store.notified(connection, report.tenant_id, report.schedule_id)
+                await self._notices.add(
+                    connection, report.tenant_id, ended(report), addresses=people
+                )
 
     async def _wait(self, report: Report, lease: UUID, away: AwayError) -> None:
         """Tries again later, as long as that may help."""

@@ -62,6 +62,7 @@ class Plan:
     time_zone: str
     keep: int
     enabled: bool | None
+    notify: tuple[str, ...] | None = None
 
 
 def snapshot(schedule: Schedule) -> ReportScheduleSnapshot:
@@ -76,6 +77,7 @@ def snapshot(schedule: Schedule) -> ReportScheduleSnapshot:
         time_zone=schedule.time_zone,
         keep=schedule.keep,
         enabled=schedule.enabled,
+        notify=schedule.notify,
     )
 
 
@@ -155,6 +157,7 @@ class Schedules:
             created_at=at,
             created_by=call.caller.name,
             updated_at=at,
+            notify=plan.notify or (),
         )
         schedule = self._timed(schedule)
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
@@ -365,6 +368,7 @@ def _changed(before: Schedule, plan: Plan) -> Schedule:
         time_zone=zone,
         keep=plan.keep or before.keep,
         enabled=before.enabled if plan.enabled is None else plan.enabled,
+        notify=before.notify if plan.notify is None else plan.notify,
     )
 
 

@@ -23,7 +23,7 @@ _REPORT: Final = (
 _SCHEDULE: Final = (
     "id, tenant_id, kind, parameters, formats, every, on_day, hour, time_zone, keep, enabled,"
     " next_run_at, not_before, last_run_at, last_error, revision, created_at, created_by,"
-    " updated_at"
+    " updated_at, notify"
 )
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 _UPDATES: Final = 20
@@ -114,6 +114,7 @@ def _schedule(row: asyncpg.Record) -> Schedule:
         created_at=row["created_at"],
         created_by=row["created_by"],
         updated_at=row["updated_at"],
+        notify=tuple(row["notify"]),
     )
 
 
@@ -514,6 +515,7 @@ def _values(schedule: Schedule) -> list[Any]:
         schedule.created_at,
         schedule.created_by,
         schedule.updated_at,
+        list(schedule.notify),
     ]
 
 
@@ -521,7 +523,7 @@ async def insert_schedule(connection: Connection, schedule: Schedule) -> None:
     """Adds a schedule."""
     await connection.execute(
         f"INSERT INTO audit.report_schedule ({_SCHEDULE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
         *_values(schedule),
     )
 
@@ -531,7 +533,8 @@ async def update_schedule(connection: Connection, schedule: Schedule) -> None:
     await connection.execute(
         "UPDATE audit.report_schedule SET parameters = $3, formats = $4, every = $5, on_day = $6,"
         " hour = $7, time_zone = $8, keep = $9, enabled = $10, next_run_at = $11,"
-        " not_before = $12, last_run_at = $13, last_error = $14, revision = $15, updated_at = $16"
+        " not_before = $12, last_run_at = $13, last_error = $14, revision = $15, updated_at = $16,"
+        " notify = $17"
         " WHERE id = $1 AND tenant_id = $2",
         schedule.id,
         schedule.tenant_id,
@@ -549,7 +552,18 @@ async def update_schedule(connection: Connection, schedule: Schedule) -> None:
         schedule.last_error,
         schedule.revision,
         schedule.updated_at,
+        list(schedule.notify),
     )
+
+
+async def notified(connection: Connection, tenant_id: UUID, schedule_id: UUID) -> list[str]:
+    """Who is told of the reports of a schedule; nobody when it is no more."""
+    found: list[str] | None = await connection.fetchval(
+        "SELECT notify FROM audit.report_schedule WHERE tenant_id = $1 AND id = $2",
+        tenant_id,
+        schedule_id,
+    )
+    return found or []
 
 
 async def delete_schedule(connection: Connection, schedule: Schedule) -> None:

@@ -1,0 +1,205 @@
+"""`evergreen alerts`: what is the matter, when something is an alert, and who is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.session import session
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+app = typer.Typer(
+    name="alerts", help="See what is the matter, and say who is told.", no_args_is_help=True
+)
+rules = typer.Typer(
+    name="rules",
+    help="When something is an alert, and who gets a mail.",
+    no_args_is_help=True,
+)
+app.add_typer(rules)
+
+_FAILED: Final = 2
+_PATH: Final = "/api/alerts"
+_RULES: Final = "/api/alert-rules"
+_COLUMNS: Final = ("RAISED", "RESOLVED", "KIND", "WHAT", "SUBJECT", "ORGANISATION")
+_RULE_COLUMNS: Final = ("KIND", "ON", "THRESHOLDS", "PAUSED UNTIL")
+
+Org = Annotated[
+    str, typer.Option("--org", help="The tenant, by id, with all below it; yours when not given.")
+]
+Tenant = Annotated[str, typer.Option("--org", help="The tenant, by id; yours when not given.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Kind = Annotated[str, typer.Argument(help="The kind; `evergreen alerts rules show` has all.")]
+
+
+@app.command("list")
+def list_alerts(
+    past: Annotated[bool, typer.Option("--all", help="Show those that are resolved, too.")] = False,
+    kind: Annotated[str, typer.Option(help="Only this kind.")] = "",
+    org: Org = "",
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of alerts.")] = 100,
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show open alerts, the newest first."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        wanted = {"kind": kind, "orgId": org} | ({} if past else {"open": "true"})
+        found = list(api.pages(_PATH, "alerts", limit, **wanted))
+        _show(found if as_json else None, table(_COLUMNS, [_row(one) for one in found]))
+
+
+@rules.command("show")
+def show_rules(
+    org: Tenant = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show what counts for a tenant."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(_RULES, orgId=org)
+        if as_json:
+            _show([found], ())
+            return
+        _show(None, table(_RULE_COLUMNS, [_rule_row(one) for one in found["rules"]]))
+        recipients = found.get("recipients", {})
+        people = [
+            *(f"all with the role {role}" for role in recipients.get("roles", [])),
+            *recipients.get("emails", []),
+        ]
+        typer.echo(f"Mails go to: {', '.join(people) or 'nobody'}.")
+        if found.get("inherited"):
+            typer.echo("These rules are those of a tenant above.")
+
+
+@rules.command("set")
+def set_rule(
+    kind: Kind,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", "-t", help="NAME=NUMBER, such as percent=20."),
+    ] = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--on/--off", help="Whether there are such alerts.")
+    ] = None,
+    pause_until: Annotated[
+        str, typer.Option(help="Raise and resolve nothing until 2026-08-31T00:00:00Z, say.")
+    ] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="End a pause.")] = False,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Change when something is an alert."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        rule: dict[str, Any] = {"kind": kind}
+        if threshold:
+            rule["thresholds"] = dict(_threshold(text) for text in threshold)
+        if enabled is not None:
+            rule["enabled"] = enabled
+        if pause_until:
+            rule["pausedUntil"] = pause_until
+        if resume:
+            rule["resume"] = True
+        found = _change(api, org, {"rules": [rule]})
+        changed = next(one for one in found["rules"] if one["kind"] == kind)
+        _show(None, table(_RULE_COLUMNS, [_rule_row(changed)]))
+
+
+@rules.command("mail")
+def set_mail(
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="An address; repeat it for more.")
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", help="All with this role: Owner, Admin or Auditor."),
+    ] = None,
+    nobody: Annotated[bool, typer.Option("--nobody", help="Send no mails.")] = False,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Say who gets a mail; those not named get none any more."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        if bool(to or role) == nobody:
+            raise CliError("give --to or --role, or else --nobody")
+        recipients = {"emails": list(to or []), "roles": list(role or [])}
+        _change(api, org, {"recipients": recipients})
+        people = ", ".join([*recipients["roles"], *recipients["emails"]])
+        typer.echo(f"Mails go to: {people or 'nobody'}.")
+
+
+@rules.command("inherit")
+def inherit(
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Remove the tenant's own rules: those of the tenant above count."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _change(api, org, {"inherit": True})
+        typer.echo("The tenant has no rules of its own.")
+
+
+def _change(api: Api, org: str, body: dict[str, Any]) -> Any:
+    return api.patch(_RULES, body | ({"orgId": org} if org else {}))
+
+
+def _threshold(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not value.isdecimal():
+        raise CliError(f"--threshold is NAME=NUMBER, not {text!r}")
+    return name, int(value)
+
+
+def _show(found: Sequence[Any] | None, lines: Sequence[str]) -> None:
+    for line in lines if found is None else (json.dumps(o, ensure_ascii=False) for o in found):
+        typer.echo(line)
+
+
+def _row(one: Any) -> list[str]:
+    return [
+        one["raisedAt"],
+        one.get("resolvedAt") or "-",
+        one["kind"],
+        one["text"],
+        one.get("subject") or "-",
+        one["orgId"],
+    ]
+
+
+def _rule_row(one: Any) -> list[str]:
+    thresholds = ", ".join(
+        f"{name} {value}" for name, value in one.get("thresholds", {}).items() if value is not None
+    )
+    return [
+        one["kind"],
+        "yes" if one.get("enabled") else "no",
+        thresholds or "-",
+        one.get("pausedUntil") or "-",
+    ]

@@ -1,0 +1,176 @@
+"""Alerts that are made of entries of the log; each entry is looked at once, in order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from servicekit.data.postgres import Connection
+from servicekit.peers.tenants import TenantNode
+from services.audit.alerts import store
+from services.audit.alerts.board import Board
+from services.audit.alerts.domain import (
+    ATTESTATION_FAILED,
+    ENROLLMENTS_REFUSED,
+    LOGINS_REFUSED,
+    WINDOW,
+    Finding,
+    Rule,
+    Rules,
+    peaks,
+)
+from services.audit.alerts.store import News, Noted
+
+T = TypeVar("T")
+
+_VERDICT: Final = "attestation.verdict_changed"
+_GONE: Final = frozenset({"enrollment.device_decommissioned", "enrollment.device_deleted"})
+_GOOD: Final = frozenset({"SELF_CONSISTENT", "KNOWN_TPM", "VERIFIED"})
+_MANY: Final = "identity.logins_refused"
+_USER: Final = "users/"
+COUNTED: Final[Mapping[str, Sequence[str]]] = {
+    ENROLLMENTS_REFUSED: ("enrollment.refused", "enrollment.reenrollment_refused"),
+    LOGINS_REFUSED: ("identity.login_failed", "identity.login_refused", _MANY),
+}
+"""Kinds that count what happens within an hour, and what."""
+ACTIONS: Final = (
+    _VERDICT,
+    *sorted(_GONE),
+    *(action for actions in COUNTED.values() for action in actions),
+)
+"""What alerts are made of."""
+
+
+async def take(
+    connection: Connection,
+    tenant: TenantNode,
+    rules: Rules,
+    found: News,
+    board: Board,
+    at: datetime,
+) -> None:
+    """Raises and resolves what some entries of a chain tell, and knows them from then on.
+
+    Args:
+        connection: in a transaction of the tenant.
+        tenant: whose chain it is.
+        rules: what counts for it.
+        found: which entries.
+        board: the alerts.
+        at: the time.
+    """
+    first = await store.known(connection, tenant.id)
+    if first >= found.until:
+        return
+    entries = await store.noted(connection, tenant.id, ACTIONS, first, found.until)
+    await _verdicts(connection, tenant, rules, entries, board, at)
+    for kind, actions in COUNTED.items():
+        fresh = [entry for entry in entries if entry.action in actions]
+        if fresh:
+            since = min(entry.occurred_at for entry in fresh)
+            until = max(entry.occurred_at for entry in fresh)
+            held = await _counted(connection, tenant, kind, rules.rule(kind), since, until)
+            await board.settle(connection, tenant, kind, rules, held, at, ended=())
+    await store.know(connection, [(tenant.id, found.until)])
+
+
+async def recount(
+    connection: Connection,
+    tenant: TenantNode,
+    kind: str,
+    rules: Rules,
+    board: Board,
+    at: datetime,
+) -> None:
+    """Resolves open alerts of a kind that counts, when the last hour has not half as many."""
+    entries = await store.within(connection, tenant.id, COUNTED[kind], at - WINDOW, at)
+    sums = Counter({"": 0})
+    for entry in entries:
+        for subject in dict.fromkeys((_subject(kind, entry), "")):
+            sums[subject] += _amount(entry)
+    rule = _halved(kind, rules.rule(kind))
+    opened = await store.open_of(connection, tenant.id, kind)
+    ended = [one for one in opened if sums[one] <= _threshold(kind, rule, one)]
+    # What they were raised by stays told.
+    await board.settle(connection, tenant, kind, rules, (), at, ended=ended)
+
+
+async def _verdicts(
+    connection: Connection,
+    tenant: TenantNode,
+    rules: Rules,
+    entries: Sequence[Noted],
+    board: Board,
+    at: datetime,
+) -> None:
+    """The last word on each device counts."""
+    last: dict[str, Finding | None] = {}
+    for entry in entries:
+        if entry.action in _GONE:
+            last[entry.resource] = None
+        elif entry.action == _VERDICT:
+            before, after = _verdict(entry, "before"), _verdict(entry, "after")
+            if after in _GOOD:
+                last[entry.resource] = None
+            elif after == "FAILED" and before in _GOOD:
+                last[entry.resource] = Finding(entry.resource, {})
+    if last:
+        held = [finding for finding in last.values() if finding is not None]
+        ended = [subject for subject, finding in last.items() if finding is None]
+        await board.settle(connection, tenant, ATTESTATION_FAILED, rules, held, at, ended=ended)
+
+
+async def _counted(
+    connection: Connection,
+    tenant: TenantNode,
+    kind: str,
+    rule: Rule,
+    since: datetime,
+    until: datetime,
+) -> list[Finding]:
+    """What was too much within an hour that ended in some time."""
+    entries = await store.within(connection, tenant.id, COUNTED[kind], since - WINDOW, until)
+    times = [(entry.occurred_at, _subject(kind, entry), _amount(entry)) for entry in entries]
+    most = peaks(times, since)
+    return [
+        Finding(subject, {"number": number})
+        for subject, number in most.items()
+        if number > _threshold(kind, rule, subject)
+    ]
+
+
+def _threshold(kind: str, rule: Rule, subject: str) -> int:
+    name = "total" if kind == LOGINS_REFUSED and not subject else "count"
+    return rule.of(kind, name)
+
+
+def _halved(kind: str, rule: Rule) -> Rule:
+    """The rule by which an alert stays open: half of what it is raised by; none flickers."""
+    names = ("count", "total") if kind == LOGINS_REFUSED else ("count",)
+    return Rule(rule.enabled, {name: rule.of(kind, name) // 2 for name in names})
+
+
+def _subject(kind: str, entry: Noted) -> str:
+    of_user = kind == LOGINS_REFUSED and entry.resource.startswith(_USER)
+    return entry.resource if of_user else ""
+
+
+def _amount(entry: Noted) -> int:
+    if entry.action != _MANY:
+        return 1
+    return _read(entry, lambda data: max(int(data["after"]["count"]), 1), 1)
+
+
+def _verdict(entry: Noted, side: str) -> str:
+    return _read(entry, lambda data: str(data[side]["verdict"]), "")
+
+
+def _read(entry: Noted, read: Callable[[Any], T], otherwise: T) -> T:
+    """A part of a record, or something else where somebody damaged or redacted it."""
+    try:
+        return read(json.loads(entry.record or "")["data"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return otherwise
