@@ -172,6 +172,48 @@ def test_a_kill_loses_no_mail(mailing: Stack, box: Mailbox) -> None:
         assert ok(root.get("/api/mail")).get("waiting", 0) == 0
 
 
+@pytest.mark.timeout(420)
+def test_an_alert_is_told_once_though_audit_is_killed(mailing: Stack, box: Mailbox) -> None:
+    """One entry and one mail, whenever the process dies: while it records, looks or hands over."""
+    rules = {
+        "rules": [{"kind": "logins-refused", "thresholds": {"count": 2}}],
+        "recipients": {"emails": ["alerts@school.example"]},
+    }
+    with mailing.first_owner() as root, mailing.client() as anyone:
+        ok(root.patch("/api/alert-rules", json=rules))
+        for _ in range(4):
+            wrong = {"email": mailing.email, "password": "guessed, and wrong"}
+            assert anyone.post("/auth/login", json=wrong).status_code == 401
+        mailing.signal("audit", signal.SIGKILL)
+        mailing.until_ready()
+
+        def open_alerts() -> list[str]:
+            found = ok(root.get("/api/alerts", params={"open": True})).get("alerts", [])
+            return [alert["subject"] for alert in found if alert["kind"] == "logins-refused"]
+
+        until(open_alerts, 2 * PATIENCE, "no alert is raised")
+        mailing.signal("audit", signal.SIGKILL)
+        mailing.until_ready()
+        arrived(box, "alerts@school.example")
+
+        def entries(action: str) -> list[str]:
+            found = ok(root.get("/api/audit", params={"action": action})).get("entries", [])
+            return [entry["resource"] for entry in found]
+
+        until(lambda: entries("audit.alert_raised"), PATIENCE, "the log does not say it")
+        ok(
+            root.patch(
+                "/api/alert-rules", json={"rules": [{"kind": "logins-refused", "enabled": False}]}
+            )
+        )
+        until(lambda: entries("audit.alert_resolved"), 3 * PATIENCE, "it is not resolved")
+        arrived(box, "alerts@school.example", 2)
+        assert entries("audit.alert_raised") == entries("audit.alert_resolved")
+        assert open_alerts() == []
+    subjects = box.subjects("alerts@school.example")
+    assert [subject.partition(":")[0] for subject in subjects] == ["Alarm", "Behoben"]
+
+
 def test_no_secret_is_left_anywhere(mailing: Stack, box: Mailbox) -> None:
     """Neither the mail server's password nor a link stands in a log or in the audit log."""
     with mailing.first_owner() as root:

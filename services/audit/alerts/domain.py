@@ -260,25 +260,40 @@ def is_many(number: int, of: int, percent: int, count: int) -> bool:
     return number > count and number * 100 > of * percent
 
 
-def peaks(times: Sequence[tuple[datetime, str, int]], since: datetime) -> Mapping[str, int]:
-    """The most within an hour: for each subject, and under "" for all together.
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Something that is counted."""
+
+    at: datetime
+    subject: str
+    amount: int = 1
+    is_new: bool = True
+    """Whether it was not counted before."""
+
+
+def peaks(happened: Sequence[Happened]) -> Mapping[str, int]:
+    """The most within an hour that has something new: for each subject, and under "" for all.
+
+    What is recorded late belongs to hours that were counted before, and counts in them.
 
     Args:
-        times: when something happened, to what, and how often; in the order of time.
-        since: hours that end before it do not count.
+        happened: what happened, in the order of time.
     """
     most: dict[str, int] = {}
     sums: dict[str, int] = {}
+    newest: dict[str, datetime] = {}
     first = 0
-    for at, subject, amount in times:
-        while times[first][0] <= at - WINDOW:
-            _, old, gone = times[first]
-            for key in dict.fromkeys((old, "")):
-                sums[key] -= gone
+    for one in happened:
+        while happened[first].at <= one.at - WINDOW:
+            gone = happened[first]
+            for key in dict.fromkeys((gone.subject, "")):
+                sums[key] -= gone.amount
             first += 1
         # Something without a subject counts once.
-        for key in dict.fromkeys((subject, "")):
-            sums[key] = sums.get(key, 0) + amount
-            if at >= since:
+        for key in dict.fromkeys((one.subject, "")):
+            sums[key] = sums.get(key, 0) + one.amount
+            if one.is_new:
+                newest[key] = one.at
+            if key in newest and newest[key] > one.at - WINDOW:
                 most[key] = max(most.get(key, 0), sums[key])
     return most

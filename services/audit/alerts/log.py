@@ -18,6 +18,7 @@ from services.audit.alerts.domain import (
     LOGINS_REFUSED,
     WINDOW,
     Finding,
+    Happened,
     Rule,
     Rules,
     peaks,
@@ -70,9 +71,7 @@ async def take(
     for kind, actions in COUNTED.items():
         fresh = [entry for entry in entries if entry.action in actions]
         if fresh:
-            since = min(entry.occurred_at for entry in fresh)
-            until = max(entry.occurred_at for entry in fresh)
-            held = await _counted(connection, tenant, kind, rules.rule(kind), since, until)
+            held = await _counted(connection, tenant, kind, rules.rule(kind), fresh)
             await board.settle(connection, tenant, kind, rules, held, at, ended=())
     await store.know(connection, [(tenant.id, found.until)])
 
@@ -124,17 +123,25 @@ async def _verdicts(
 
 
 async def _counted(
-    connection: Connection,
-    tenant: TenantNode,
-    kind: str,
-    rule: Rule,
-    since: datetime,
-    until: datetime,
+    connection: Connection, tenant: TenantNode, kind: str, rule: Rule, fresh: Sequence[Noted]
 ) -> list[Finding]:
-    """What was too much within an hour that ended in some time."""
-    entries = await store.within(connection, tenant.id, COUNTED[kind], since - WINDOW, until)
-    times = [(entry.occurred_at, _subject(kind, entry), _amount(entry)) for entry in entries]
-    most = peaks(times, since)
+    """What was too much within an hour in which some entries happened."""
+    entries = await store.within(
+        connection,
+        tenant.id,
+        COUNTED[kind],
+        min(entry.occurred_at for entry in fresh) - WINDOW,
+        max(entry.occurred_at for entry in fresh) + WINDOW,
+    )
+    first = min(entry.sequence for entry in fresh)
+    most = peaks(
+        [
+            Happened(
+                entry.occurred_at, _subject(kind, entry), _amount(entry), entry.sequence >= first
+            )
+            for entry in entries
+        ]
+    )
     return [
         Finding(subject, {"number": number})
         for subject, number in most.items()
@@ -171,6 +178,6 @@ def _verdict(entry: Noted, side: str) -> str:
 def _read(entry: Noted, read: Callable[[Any], T], otherwise: T) -> T:
     """A part of a record, or something else where somebody damaged or redacted it."""
     try:
-        return read(json.loads(entry.record or "")["data"])
+        return read(json.loads(entry.record)["data"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return otherwise

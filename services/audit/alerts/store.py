@@ -40,11 +40,12 @@ class News:
 class Noted:
     """An entry that alerts are made of."""
 
+    sequence: int
     action: str
     resource: str
     occurred_at: datetime
-    record: str | None
-    """`None`: it was redacted."""
+    record: str
+    """Empty for one that was redacted, and where it is not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +339,8 @@ async def noted(
 ) -> list[Noted]:
     """The entries of a chain behind one and up to another that have some actions, in order."""
     rows = await connection.fetch(
-        "SELECT action, resource, occurred_at, record FROM audit.entry WHERE tenant_id = $1"
-        " AND sequence > $2 AND sequence <= $3 AND action = ANY ($4) ORDER BY sequence",
+        "SELECT sequence, action, resource, occurred_at, record FROM audit.entry"
+        " WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3 AND action = ANY ($4) ORDER BY sequence",
         tenant_id,
         first,
         last,
@@ -357,7 +358,7 @@ async def within(
 ) -> list[Noted]:
     """What happened in some time, in the order of time; of very many the newest."""
     rows = await connection.fetch(
-        "SELECT action, resource, occurred_at,"
+        "SELECT sequence, action, resource, occurred_at,"
         " CASE WHEN action = 'identity.logins_refused' THEN record ELSE '' END AS record"
         " FROM audit.entry WHERE tenant_id = $1 AND action = ANY ($2) AND occurred_at > $3"
         f" AND occurred_at <= $4 ORDER BY occurred_at DESC, id DESC LIMIT {_MOST_TIMES}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from evergreen.v1 import audit_pb2_grpc as rpc
 from servicekit.rpc.channels import open_channel
 from services.audit.alerts import levels, watch
 from services.audit.alerts.board import Board
-from services.audit.alerts.domain import WINDOW, Rule, is_many, peaks
+from services.audit.alerts.domain import Happened, Rule, is_many, peaks
 from services.audit.alerts.watch import Watch
 from services.audit.notices.domain import MOST_AN_HOUR
 from services.audit.notices.service import Notices
@@ -424,21 +424,19 @@ async def test_a_flood_of_mails_is_bounded(world: World) -> None:
 
 
 def test_the_most_within_an_hour() -> None:
-    """The hour slides; what has no subject counts once."""
+    """The hour slides, and only hours with something new count; what has no subject counts once."""
 
-    def at(minutes: float) -> datetime:
-        return NOW + timedelta(minutes=minutes)
+    def happened(minutes: float, subject: str, amount: int = 1, new: bool = True) -> Happened:
+        return Happened(NOW + timedelta(minutes=minutes), subject, amount, new)
 
-    times = [
-        (at(0), "a", 1),
-        (at(30), "b", 2),
-        (at(59), "a", 1),
-        (at(61), "", 5),
-        (at(200), "a", 1),
-    ]
-    assert peaks(times, NOW) == {"a": 2, "b": 2, "": 8}
-    assert peaks(times, at(100)) == {"a": 1, "": 1}
-    assert peaks([(at(0), "", 3)], NOW - WINDOW) == {"": 3}
+    one_hour = [happened(0, "a"), happened(30, "b", 2), happened(59, "a")]
+    found = [*one_hour, happened(61, "", 5), happened(200, "a")]
+    assert peaks(found) == {"a": 2, "b": 2, "": 8}
+    known = [replace(one, is_new=False) for one in found]
+    assert peaks(known) == {}
+    assert peaks([*known[:4], found[4]]) == {"a": 1, "": 1}
+    # Recorded late: it counts in the hours behind it.
+    assert peaks([found[0], *known[1:]]) == {"a": 2, "": 4}
 
 
 def test_thresholds() -> None:
