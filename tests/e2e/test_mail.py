@@ -211,7 +211,7 @@ def test_an_alert_is_told_once_though_audit_is_killed(mailing: Stack, box: Mailb
         assert entries("audit.alert_raised") == entries("audit.alert_resolved")
         assert open_alerts() == []
     subjects = box.subjects("alerts@school.example")
-    assert [subject.partition(":")[0] for subject in subjects] == ["Alarm", "Behoben"]
+    assert [subject.partition(":")[0] for subject in subjects] == ["Alert", "Resolved"]
 
 
 def test_no_secret_is_left_anywhere(mailing: Stack, box: Mailbox) -> None:

@@ -340,7 +340,8 @@ async def noted(
     """The entries of a chain behind one and up to another that have some actions, in order."""
     rows = await connection.fetch(
         "SELECT sequence, action, resource, occurred_at, record FROM audit.entry"
-        " WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3 AND action = ANY ($4) ORDER BY sequence",
+        " WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3 AND action = ANY ($4)"
+        " ORDER BY sequence",
         tenant_id,
         first,
         last,

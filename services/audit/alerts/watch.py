@@ -53,7 +53,7 @@ _FAILED: Final = Counter(
     "evergreen_alert_looks_failed_total", "Looks at a tenant's alerts that failed.", ["kind"]
 )
 _LOOK_SECONDS: Final = 15.0
-_LEASE: Final = timedelta(seconds=60)
+_LEASE: Final = timedelta(seconds=30)
 _LEVELS_SECONDS: Final = 60.0
 _FLEET: Final = timedelta(hours=1)
 """So often the devices of an organisation are counted,"""
