@@ -21,6 +21,8 @@ KEPT: Final = timedelta(days=400)
 """So long a resolved alert is kept."""
 WINDOW: Final = timedelta(hours=1)
 """In which refusals are counted."""
+OLDEST: Final = timedelta(days=7)
+"""What happened before, and is recorded only now, is not counted."""
 DIGEST_EVERY: Final = timedelta(days=1)
 MOST_LINES: Final = 20
 """Alerts that a mail names."""

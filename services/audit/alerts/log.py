@@ -16,6 +16,7 @@ from services.audit.alerts.domain import (
     ATTESTATION_FAILED,
     ENROLLMENTS_REFUSED,
     LOGINS_REFUSED,
+    OLDEST,
     WINDOW,
     Finding,
     Happened,
@@ -69,7 +70,7 @@ async def take(
     entries = await store.noted(connection, tenant.id, ACTIONS, first, found.until)
     await _verdicts(connection, tenant, rules, entries, board, at)
     for kind, actions in COUNTED.items():
-        fresh = [entry for entry in entries if entry.action in actions]
+        fresh = [e for e in entries if e.action in actions and at - e.occurred_at < OLDEST]
         if fresh:
             held = await _counted(connection, tenant, kind, rules.rule(kind), fresh)
             await board.settle(connection, tenant, kind, rules, held, at, ended=())

@@ -295,7 +295,7 @@ async def news(
     rows = await connection.fetch(
         "WITH grown AS (SELECT h.tenant_id, coalesce(c.sequence, 0) AS known,"
         f" least(h.sequence, coalesce(c.sequence, 0) + {_ENTRIES}) AS until"
-        " FROM audit.chain_head h LEFT JOIN audit.alert_cursor c ON c.chain_id = h.tenant_id"
+        " FROM audit.chain_head h LEFT JOIN audit.alert_position c ON c.chain_id = h.tenant_id"
         " WHERE h.sequence > coalesce(c.sequence, 0) AND h.tenant_id <> ALL ($2)"
         f" ORDER BY h.tenant_id LIMIT {_CHAINS})"
         " SELECT tenant_id, known, until, EXISTS (SELECT FROM audit.entry e"
@@ -312,12 +312,12 @@ async def news(
 async def known(connection: Connection, chain_id: UUID) -> int:
     """Up to which entry alerts know a chain, held by the transaction."""
     await connection.execute(
-        "INSERT INTO audit.alert_cursor (chain_id, sequence) VALUES ($1, 0)"
+        "INSERT INTO audit.alert_position (chain_id, sequence) VALUES ($1, 0)"
         " ON CONFLICT (chain_id) DO NOTHING",
         chain_id,
     )
     found: int = await connection.fetchval(
-        "SELECT sequence FROM audit.alert_cursor WHERE chain_id = $1 FOR UPDATE", chain_id
+        "SELECT sequence FROM audit.alert_position WHERE chain_id = $1 FOR UPDATE", chain_id
     )
     return found
 
@@ -326,10 +326,10 @@ async def know(connection: Connection, chains: Sequence[tuple[UUID, int]]) -> No
     """Notes up to which entries alerts know chains."""
     if chains:
         await connection.execute(
-            "INSERT INTO audit.alert_cursor (chain_id, sequence)"
+            "INSERT INTO audit.alert_position (chain_id, sequence)"
             " SELECT * FROM unnest($1::uuid[], $2::bigint[])"
             " ON CONFLICT (chain_id) DO UPDATE SET sequence ="
-            " greatest(alert_cursor.sequence, excluded.sequence)",
+            " greatest(alert_position.sequence, excluded.sequence)",
             *columns(chains),
         )
 

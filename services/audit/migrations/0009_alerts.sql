@@ -53,7 +53,7 @@ CREATE TABLE audit.alert_digest (
 CALL evergreen.isolate('audit.alert_digest');
 
 -- Up to which entry of a chain alerts know it. It stays with the chain when the tenant is deleted.
-CREATE TABLE audit.alert_cursor (
+CREATE TABLE audit.alert_position (
     chain_id uuid PRIMARY KEY,
     sequence bigint NOT NULL CHECK (sequence >= 0)
 );
@@ -67,7 +67,7 @@ CREATE TABLE audit.alert_lead (
 
 -- What was recorded before raises nothing.
 SELECT set_config('evergreen.scope', '*', true);
-INSERT INTO audit.alert_cursor (chain_id, sequence)
+INSERT INTO audit.alert_position (chain_id, sequence)
     SELECT tenant_id, sequence FROM audit.chain_head;
 
 -- Whom a schedule tells that its report is ready, or could not be made.
@@ -76,4 +76,4 @@ ALTER TABLE audit.report_schedule ADD COLUMN notify text[] NOT NULL DEFAULT '{}'
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     audit.notice, audit.alert, audit.alert_rules, audit.alert_digest, audit.alert_lead
     TO evergreen_audit;
-GRANT SELECT, INSERT, UPDATE ON audit.alert_cursor TO evergreen_audit;
+GRANT SELECT, INSERT, UPDATE ON audit.alert_position TO evergreen_audit;
