@@ -51,8 +51,20 @@ _END = {
 def list_entries(
     org: Org = "",
     actor: Annotated[str, typer.Option(help="Only by this user: an e-mail address or an id.")] = "",
-    action: Annotated[str, typer.Option(help="Only this action, such as policy.published.")] = "",
+    action: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this action, such as policy.published or policy.*; repeat it."),
+    ] = None,
     resource: Annotated[str, typer.Option(help="Only this resource, such as policies/<id>.")] = "",
+    search: Annotated[
+        str, typer.Option(help="How an actor, a resource or its name (a serial, …) begins.")
+    ] = "",
+    actor_kind: Annotated[
+        str, typer.Option(help="Only by a user, device, system, service or anonymous.")
+    ] = "",
+    outcome: Annotated[str, typer.Option(help="Only success, refused or failed.")] = "",
+    source_ip: Annotated[str, typer.Option(help="Only calls from this address.")] = "",
+    request_id: Annotated[str, typer.Option(help="Only the call with this id.")] = "",
     after: After = "",
     before: Before = "",
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of entries.")] = 50,
@@ -73,8 +85,13 @@ def list_entries(
                     limit,
                     orgId=org,
                     actor=actor,
-                    action=action,
+                    actions=action or [],
                     resource=resource,
+                    search=search,
+                    actorKind=actor_kind,
+                    outcome=outcome,
+                    sourceIp=source_ip,
+                    requestId=request_id,
                     occurredAfter=after,
                     occurredBefore=before,
                 )

@@ -35,6 +35,10 @@ _TRIES: Final = 60
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+Parameter = str | list[str]
+"""The value of a query parameter; a list is several of them. An empty one is left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Where the API is, and who calls it."""
@@ -156,7 +160,7 @@ class Api:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
-    def get(self, path: str, **parameters: str) -> Any:
+    def get(self, path: str, **parameters: Parameter) -> Any:
         """The JSON of an answer.
 
         Raises:
@@ -195,7 +199,7 @@ class Api:
         """Deletes; answers the JSON of the answer."""
         return _json(self._send("DELETE", path, parameters=parameters))
 
-    def pages(self, path: str, items: str, limit: int, **parameters: str) -> Iterator[Any]:
+    def pages(self, path: str, items: str, limit: int, **parameters: Parameter) -> Iterator[Any]:
         """The items of a list, page by page, at most `limit` of them."""
         token = ""
         while limit > 0:
@@ -228,7 +232,7 @@ class Api:
         method: str,
         path: str,
         *,
-        parameters: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
         try:
@@ -240,7 +244,7 @@ class Api:
         return answer
 
 
-def _given(parameters: Mapping[str, str]) -> dict[str, str]:
+def _given(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     return {name: value for name, value in parameters.items() if value}
 
 

@@ -331,6 +331,7 @@ def test_audit(reader: Reader, stack: Stack) -> None:
     with stack.first_owner() as root:
         entry = ok(root.get("/api/audit"))["entries"][0]
     with Commands("docs/audit.md", "make-run") as commands:
+        assert "identity." in reader.run(commands.take("Find entries"))
         *others, one = commands.take("Prove it")
         said = reader.run([*others, one.filled({"ENTRY-ID": entry["id"]})])
     assert "Nothing was changed." in said

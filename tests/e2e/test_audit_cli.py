@@ -149,6 +149,13 @@ def test_an_organisations_owner_lists_and_exports(stack: Stack, org: Org, tmp_pa
     table = evergreen("audit", "list", "--action", "policy.published", *who)
     assert table.returncode == 0, table
     assert table.stdout.count("policy.published") >= 3
+    both = ("--action", "policy.*", "--action", "identity.user_created", "--search", "policies/")
+    found = evergreen("audit", "list", *both, "--outcome", "success", "--json", *who).stdout
+    actions = {json.loads(line)["action"] for line in found.split("\n") if line}
+    assert actions == {"policy.created", "policy.published"}
+    wrong = evergreen("audit", "list", "--action", "policies", *who)
+    assert wrong.returncode == 2
+    assert "actions[0]: must be an action, or all of a context (policy.*)" in wrong.stderr
     lines = evergreen("audit", "list", "--limit", "2", "--json", *who).stdout.splitlines()
     assert [json.loads(line)["orgId"] for line in lines] == [org.id] * 2
     export = tmp_path / "audit.jsonl"

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -61,6 +61,8 @@ class SentEvent:
     after: Any
     occurred_at: datetime
     id: UUID = field(default_factory=new_id)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What else its data says."""
 
     @property
     def subject(self) -> str:
@@ -89,6 +91,7 @@ class SentEvent:
                     "requestId": "",
                     "before": self.before,
                     "after": self.after,
+                    **self.told,
                 },
             },
             separators=(",", ":"),

@@ -34,6 +34,12 @@ class ListAuditEntriesRequest(_message.Message):
     OCCURRED_BEFORE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    ACTOR_KIND_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SOURCE_IP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only entries of this tenant; of the caller's whole subtree when not given."""
     actor: _builtins.str
@@ -46,6 +52,21 @@ class ListAuditEntriesRequest(_message.Message):
     """The most entries to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    actor_kind: _builtins.str
+    """Only entries whose actor is a `user`, a `device`, the `system`, a `service`
+    or `anonymous`.
+    """
+    outcome: _builtins.str
+    """Only entries of what was a `success`, `refused` or `failed`."""
+    source_ip: _builtins.str
+    """Only entries of calls from this address."""
+    request_id: _builtins.str
+    """Only entries of the call with this id."""
+    search: _builtins.str
+    """Only entries whose actor, resource or resource's name (a device's serial, a
+    user's address, a policy's name at that time) begins with this, in upper or
+    lower case.
+    """
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
         """Only entries at or after this."""
@@ -53,6 +74,12 @@ class ListAuditEntriesRequest(_message.Message):
     @_builtins.property
     def occurred_before(self) -> _timestamp_pb2.Timestamp:
         """Only entries before this."""
+
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only entries with one of these actions; `policy.*` stands for all that begin
+        with `policy.`.
+        """
 
     def __init__(
         self,
@@ -65,10 +92,16 @@ class ListAuditEntriesRequest(_message.Message):
         occurred_before: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        actions: _abc.Iterable[_builtins.str] | None = ...,
+        actor_kind: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        source_ip: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        search: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actions", b"actions", "actor", b"actor", "actor_kind", b"actor_kind", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "resource", b"resource", "search", b"search", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

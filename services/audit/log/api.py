@@ -28,6 +28,7 @@ from services.audit.log.domain import (
     CSV_COLUMNS,
     Filters,
     changes_of,
+    check_actions,
     csv_row,
     data_of,
     key_of,
@@ -113,12 +114,19 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
     ) -> pb.ListAuditEntriesResponse:
         """Lists entries, newest first."""
         after, limit = asked_page(request, TimePosition.read)
+        check_actions(request.actions)
         filters = Filters(
             actor=request.actor,
             action=request.action,
             resource=request.resource,
             occurred_after=given_time(request, "occurred_after"),
             occurred_before=given_time(request, "occurred_before"),
+            actions=tuple(request.actions),
+            actor_kind=request.actor_kind,
+            outcome=request.outcome,
+            source_ip=request.source_ip,
+            request_id=request.request_id,
+            search=request.search,
         )
         page = await self._log.find(context.call, given_id(request.org_id), filters, after, limit)
         return pb.ListAuditEntriesResponse(

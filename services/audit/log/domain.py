@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -14,6 +14,7 @@ from auditlog.chain import Columns, canonical
 from auditlog.verify import Entry
 from contract.events.telemetry import DeviceEvents
 from contract.subjects import SUBJECT_ROOT
+from servicekit.errors import invalid_field
 from servicekit.spreadsheet import harmless_json
 from servicekit.times import RULE, format_rfc3339, is_usable
 
@@ -53,6 +54,14 @@ class Filters:
     resource: str = ""
     occurred_after: datetime | None = None
     occurred_before: datetime | None = None
+    actions: tuple[str, ...] = ()
+    """Any of them; `policy.*` is all that begin so."""
+    actor_kind: str = ""
+    outcome: str = ""
+    source_ip: str = ""
+    request_id: str = ""
+    search: str = ""
+    """How the actor, the resource or its name begins, in any case."""
 
     def is_in_time(self, entry: Entry) -> bool:
         """Whether an entry happened within the times."""
@@ -60,6 +69,22 @@ class Filters:
         return (self.occurred_after is None or at >= self.occurred_after) and (
             self.occurred_before is None or at < self.occurred_before
         )
+
+
+_ACTION: Final = re.compile(r"[a-z]+\.(\*|[a-z0-9_]+)", re.ASCII)
+
+
+def check_actions(actions: Iterable[str]) -> None:
+    """Checks what actions are asked for.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT, with the one that is none.
+    """
+    for index, action in enumerate(actions):
+        if _ACTION.fullmatch(action) is None:
+            raise invalid_field(
+                f"actions[{index}]", "must be an action, or all of a context (policy.*)"
+            )
 
 
 def is_recorded(subject: str) -> bool:

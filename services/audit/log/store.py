@@ -23,6 +23,7 @@ ENTRY: Final = (
     " previous_hash, hash, salt"
 )
 """The columns of an entry."""
+_LAST_CHARACTER: Final = "\U0010ffff"
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 
 
@@ -261,6 +262,27 @@ async def list_entries(
         add("action = {0}", filters.action)
     if filters.resource:
         add("resource = {0}", filters.resource)
+    if filters.actions:
+        exact = [one for one in filters.actions if not one.endswith("*")]
+        begun = [one.removesuffix("*") for one in filters.actions if one.endswith("*")]
+        add("(action = ANY ({0}) OR split_part(action, '.', 1) || '.' = ANY ({1}))", exact, begun)
+    # As the indexes have them.
+    words = {
+        "kind": filters.actor_kind,
+        "outcome": filters.outcome,
+        "ip": filters.source_ip.lower(),
+        "request": filters.request_id,
+    }
+    for word in (f"{name}:{value}" for name, value in words.items() if value):
+        add("audit.entry_words(record) @> ARRAY[{0}::text]", word)
+    if filters.search:
+        # A range, and no pattern: what is looked for may hold % and _.
+        ranges = (
+            f'({text} COLLATE "C" >= lower({{0}}::text) COLLATE "C"'
+            f' AND {text} COLLATE "C" < lower({{0}}::text) || {{1}}::text COLLATE "C")'
+            for text in ("audit.entry_name(record)", "lower(actor)", "lower(resource)")
+        )
+        add(f"({' OR '.join(ranges)})", filters.search, _LAST_CHARACTER)
     if filters.occurred_after:
         add("occurred_at >= {0}", filters.occurred_after)
     if filters.occurred_before:

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -17,8 +18,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from auditlog.chain import Checkpoint
 from contract.access import Role
 from evergreen.v1 import audit_pb2 as pb
+from servicekit.data.postgres import SYSTEM
 from servicekit.rpc.pagination import encode_token
 from servicekit.security.signing import read_pem_bundle
+from services.audit.log import store
+from services.audit.log.domain import Filters
 from tests.support import callers
 from tests.support.audit import (
     ORG,
@@ -80,6 +84,79 @@ async def test_lists_filter(audit: Audit) -> None:
     await fill(audit)
     for filters, expected in FILTERS:
         assert numbers(await audit.entries(**filters)) == expected, filters
+
+
+CALL = {
+    "actorKind": "user",
+    "outcome": "refused",
+    "sourceIp": "2001:DB8::7",
+    "requestId": "5f0c-call",
+    "resourceName": "Cart_3%",
+}
+SEARCHES: list[tuple[dict[str, Any], list[int]]] = [
+    ({"actions": ["policy.published", "identity.user_created"]}, [4, 3, 2]),
+    ({"actions": ["identity.*"]}, [6, 3]),
+    ({"actions": ["policy.*"], "action": "policy.created"}, [1]),
+    ({"actions": ["policy.x"], "outcome": "refused"}, [7]),
+    ({"actor_kind": "user"}, [7]),
+    ({"outcome": "refused"}, [7]),
+    ({"outcome": "failed"}, []),
+    ({"source_ip": "2001:db8::7"}, [7]),
+    ({"request_id": "5f0c-call"}, [7]),
+    ({"request_id": "5f0c"}, []),
+    ({"search": "cart_3%"}, [7]),
+    ({"search": "CART"}, [7]),
+    ({"search": "cart%"}, []),
+    ({"search": "Sister@"}, [4]),
+    ({"search": "users/"}, [3]),
+    ({"search": "policies/", "occurred_before": at(3)}, [2, 1]),
+    ({"search": "Äpfel"}, [8]),
+]
+
+
+async def test_lists_are_searched(audit: Audit) -> None:
+    """By what a record says of its call; a record that is damaged or has none is only not found."""
+    await fill(audit)
+    await audit.record(
+        event(7, name="policy.x", resource="x/1", told=CALL),
+        event(8, name="policy.x", resource="x/2", told={"resourceName": "äpfel"}),
+    )
+    for filters, expected in SEARCHES:
+        assert numbers(await audit.entries(**filters)) == expected, filters
+    await audit.sql("UPDATE audit.entry SET record = '{' WHERE resource = 'users/u'")
+    assert numbers(await audit.entries(outcome="refused")) == [7]
+    assert numbers(await audit.entries(search="users/")) == [3]
+
+
+class _AskedError(Exception):
+    """What a query asks the database."""
+
+
+class _Asking:
+    async def cursor(self, sql: str, *parameters: Any) -> None:
+        raise _AskedError(sql, *parameters)
+
+
+async def test_searches_use_indexes(audit: Audit) -> None:
+    """Of a log of millions, only what is found is read."""
+    begins = {"entry_by_name", "entry_by_actors_begin", "entry_by_resources_begin"}
+    superuser = await audit.database.superuser()
+    try:
+        # Of few rows, PostgreSQL would read all.
+        await superuser.execute("SET enable_seqscan = off; SET enable_indexscan = off")
+        for filters, indexes in (
+            (Filters(request_id="x"), {"entry_by_word"}),
+            (Filters(source_ip="x"), {"entry_by_word"}),
+            (Filters(search="x"), begins),
+        ):
+            connection: Any = _Asking()
+            with pytest.raises(_AskedError) as asked:
+                await store.list_entries(connection, SYSTEM, filters, None, 10)
+            sql, *parameters = asked.value.args
+            plan = await superuser.fetch(f"EXPLAIN {sql}", *parameters)
+            assert indexes <= set(re.findall(r"entry_by_\w+", str(plan))), plan
+    finally:
+        await superuser.close()
 
 
 async def test_a_page_of_large_entries_ends_early(audit: Audit) -> None:
@@ -174,6 +251,12 @@ BAD: list[dict[str, Any]] = [
     {"org_id": "x"},
     {"actor": "a\x00"},
     {"occurred_after": Timestamp(seconds=-(10**11))},
+    {"actions": ["policy"]},
+    {"actions": ["policy.published", "*"]},
+    {"actions": ["policy.x"] * 21},
+    {"actor_kind": "person"},
+    {"outcome": "SUCCESS"},
+    {"search": "a\x00"},
 ]
 
 
