@@ -10,7 +10,6 @@ import asyncpg
 
 from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc, person_pb2
-from servicekit.data.persons import Person
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, readable
 from servicekit.errors import invalid_field
@@ -18,7 +17,7 @@ from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import Clock
 from servicekit.rpc.pagination import asked_page
-from servicekit.rpc.persons import person_records
+from servicekit.rpc.persons import Person, person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.identity.api_tokens import store as tokens_store

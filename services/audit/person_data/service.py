@@ -26,13 +26,13 @@ from evergreen.v1 import (
 )
 from servicekit.admission.fair import Shares
 from servicekit.call import Call, Caller
-from servicekit.data.persons import Person, look
 from servicekit.data.postgres import Database, Scope
 from servicekit.errors import exhausted, unavailable
 from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
+from servicekit.rpc.persons import Person, look
 from services.audit.person_data import store
 from services.audit.person_data.domain import (
     MOST_RECORDS,

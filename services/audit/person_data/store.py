@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from contract.subjects import SUBJECT_ROOT
-from servicekit.data.persons import Person, Table, camel, plain_value
+from servicekit.rpc.persons import Person, Table, camel, plain_value
 from services.audit.log.domain import data_of
 
 _ACTORS: Final = (
@@ -92,8 +92,30 @@ TABLES: Final = (
         kind="schedule of reports",
         source="audit.report_schedule",
         shown=("id", "kind", "created_at"),
-        searched=("created_by", "parameters"),
+        searched=("created_by", "parameters", "notify"),
         json=frozenset({"parameters"}),
+    ),
+    Table(
+        kind="alert",
+        source="audit.alert",
+        shown=("id", "kind", "raised_at", "resolved_at"),
+        searched=("subject", "facts"),
+        json=frozenset({"facts"}),
+    ),
+    Table(
+        kind="rules of alerts",
+        source="audit.alert_rules",
+        key=(("tenant_id", "uuid"),),
+        shown=("updated_at",),
+        searched=("emails", "rules", "updated_by"),
+        json=frozenset({"rules"}),
+    ),
+    Table(
+        kind="mail that waits",
+        source="audit.notice",
+        shown=("id", "created_at"),
+        searched=("addresses", "texts"),
+        json=frozenset({"texts"}),
     ),
     Table(
         kind="forwarder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from servicekit.data.persons import Table
+from servicekit.rpc.persons import Table
 
 _LABELS: Final = frozenset({"labels"})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from servicekit.data.persons import Person, Table
 from servicekit.data.postgres import Connection
+from servicekit.rpc.persons import Person, Table
 
 _OF_ACCOUNT: Final = "account_id = ANY ($2)"
 _JOINED: Final = "JOIN identity.account a ON a.id = o.account_id"

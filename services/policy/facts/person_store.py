@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from servicekit.data.persons import SECRET, Person, Table, camel, plain_value
+from servicekit.rpc.persons import SECRET, Person, Table, camel, plain_value
 from services.policy.authoring.secret_values import hide
 
 _JSON: Final = ("authored", "merging", "targets", "layer")

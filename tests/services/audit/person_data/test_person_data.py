@@ -18,9 +18,9 @@ from contract.contexts import CONTEXTS
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
-from servicekit.data import persons
-from servicekit.data.persons import Table
+from servicekit.rpc import persons
 from servicekit.rpc.channels import open_channel
+from servicekit.rpc.persons import Table
 from services.attestation.facts import person_store as attestation
 from services.audit.person_data import service
 from services.audit.person_data import store as audit
@@ -392,6 +392,9 @@ _NOTHING: dict[str, list[str]] = {
     "numbers, positions and times": [
         "attestation.device_access_cursor",
         "attestation.device_cursor",
+        "audit.alert_digest",
+        "audit.alert_lead",
+        "audit.alert_position",
         "audit.backup_run",
         "audit.chain_head",
         "audit.forwarder_position",
