@@ -28,7 +28,6 @@ from cli import (
     migrate,
     nats,
     orgs,
-    people,
     policies,
     policy_changes,
     postgres,
@@ -37,6 +36,7 @@ from cli import (
     service,
     service_accounts,
     services,
+    sets,
     simulate,
     sso_providers,
     tokens,
@@ -83,7 +83,6 @@ app.add_typer(reports.app)
 app.add_typer(reports.app, name="report", hidden=True)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
-app.add_typer(people.app)
 app.add_typer(factors.app)
 device_lists.add_to(devices.app)
 app.add_typer(tokens.app)
@@ -97,6 +96,9 @@ app.add_typer(devices.app)
 app.add_typer(groups.app)
 policies.app.command("simulate")(policy_changes.simulate)
 app.add_typer(policies.app)
+app.command("plan")(sets.plan)
+app.command("apply")(sets.apply)
+app.command("export")(sets.export)
 app.add_typer(tpm_roots.app)
 services.add_to(app)
 

@@ -46,9 +46,8 @@ def main() -> None:
         f"--mypy_grpc_out={LIBS}",
         *sources,
     )
-    for without_service in ("person", "rules"):
-        for stub in (LIBS / "evergreen" / "v1").glob(f"{without_service}_pb2_grpc.py*"):
-            stub.unlink()
+    for stub in (LIBS / "evergreen" / "v1").glob("rules_pb2_grpc.py*"):
+        stub.unlink()  # rules.proto has no service
     _protoc(
         f"--descriptor_set_out={DESCRIPTORS}",
         "--include_imports",

@@ -70,7 +70,6 @@ _KEY_FILE: Final = File(about="The keys as CSV", media=(_CSV,))
 _REPORT_FILE: Final = File(
     about="The file", media=(_CSV, _JSON, "text/html", _TEXT, "application/jsonl")
 )
-_PERSON_FILE: Final = File(about="What is held about the person", media=("application/jsonl",))
 _RAW_EVENT: Final = File(about="The event as it was sent", media=(_TEXT,))
 _START_FILE: Final = File(
     about="The file that the agent starts from",
@@ -207,8 +206,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "NoteTokenUses": _services(*CONTEXTS),
             "ReportTenantErasure": _services(*CONTEXTS),
             "SendMail": _services("audit"),
-            "FindPersonAccounts": _services("audit"),
-            "ListPersonRecords": _services("audit"),
         },
     },
     "enrollment": {
@@ -244,6 +241,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListGroupMembers": _USER_READ,
             "ChangeGroupMembers": _ADMIN_WRITE,
             "PreviewDeviceGroup": _USER_READ,
+            # Hundreds of groups, each with its devices.
+            "ApplyDeviceGroupSet": replace(_ADMIN_WRITE, timeout=60),
         },
         "EnrollmentInternalService": {
             "ListDeviceChanges": _services("policy", "telemetry", "attestation"),
@@ -251,7 +250,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CountEnrollment": _services("identity"),
             "ListDeviceRecords": _services("audit"),
             "ListTokenRecords": _services("audit"),
-            "ListPersonRecords": _services("audit"),
         },
     },
     "policy": {
@@ -271,6 +269,9 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetLayeredPolicy": _USER_READ,
             # With secrets to compare: for those who may see them.
             "SimulatePolicy": replace(_USER_READ, roles=_WRITE, timeout=30),
+            # Hundreds of policies, each compiled and signed; and a simulation.
+            "ApplyPolicySet": replace(_ADMIN_WRITE, timeout=60),
+            "ExportPolicySet": _USER_READ,
             "ListOrphanedDevices": _USER_READ,
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,
@@ -289,7 +290,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListAttestationGateChanges": _services("telemetry"),
             "ListPublishedVersions": _services("audit"),
             "ListDeviceVersions": _services("audit"),
-            "ListPersonRecords": _services("audit"),
         },
     },
     "telemetry": {
@@ -313,7 +313,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "TelemetryInternalService": {
             "CountEvents": _services("identity", "audit"),
             "ListDeviceFacts": _services("audit"),
-            "ListPersonRecords": _services("audit"),
         },
     },
     "attestation": {
@@ -342,7 +341,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "AttestationInternalService": {
             "ListVerdictChanges": _services("policy", "telemetry"),
             "ListDeviceVerdicts": _services("audit"),
-            "ListPersonRecords": _services("audit"),
         },
     },
     "audit": {
@@ -381,9 +379,6 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetReport": _USER_READ,
             "DownloadReport": replace(_DOWNLOAD, file=_REPORT_FILE),
             "DeleteReport": _ADMIN_WRITE,
-        },
-        "PersonDataService": {
-            "ExportPersonData": replace(_DOWNLOAD, roles=_OWN, fresh=True, file=_PERSON_FILE),
         },
         "ReportScheduleService": {
             "ListReportSchedules": _USER_READ,
@@ -428,7 +423,6 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "ScimSourceService": "",
     "TokenKeyService": "",
     "MailService": "",
-    "PersonDataService": "",
 }
 """The areas of services that users call."""
 _PEOPLE_ONLY: Final = frozenset(

@@ -19,6 +19,7 @@ from services.enrollment.groups.api import DeviceGroupApi
 from services.enrollment.groups.catch_up import CatchUp
 from services.enrollment.groups.policies import GroupPolicies
 from services.enrollment.groups.service import Groups
+from services.enrollment.groups.sets import GroupSets
 from services.enrollment.groups.store import CHANGING as CHANGING_GROUPS
 from services.enrollment.registry.api import DeviceRegistryApi
 from services.enrollment.registry.archive import ArchivedDevices
@@ -41,14 +42,9 @@ async def build(kit: Kit) -> Parts:
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     bulk = Bulk(kit.database, kit.outbox, kit.tenants, kit.clock)
     catch_up = CatchUp(kit.database, kit.outbox)
-    groups = Groups(
-        kit.database,
-        kit.outbox,
-        kit.tenants,
-        catch_up,
-        GroupPolicies(kit.channel("policy")),
-        kit.clock,
-    )
+    group_policies = GroupPolicies(kit.channel("policy"))
+    groups = Groups(kit.database, kit.outbox, kit.tenants, catch_up, group_policies, kit.clock)
+    group_sets = GroupSets(kit.database, kit.tenants, groups, group_policies, catch_up)
     admission = Admission(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     prepared = CallingDevices(
         kit.database,
@@ -79,7 +75,9 @@ async def build(kit: Kit) -> Parts:
             partial(
                 rpc.add_DeviceRegistryServiceServicer_to_server, DeviceRegistryApi(registry, bulk)
             ),
-            partial(rpc.add_DeviceGroupServiceServicer_to_server, DeviceGroupApi(groups)),
+            partial(
+                rpc.add_DeviceGroupServiceServicer_to_server, DeviceGroupApi(groups, group_sets)
+            ),
             device_methods(EnrollDevice=DeviceApi(admission).EnrollDevice),
         ],
         internal=[

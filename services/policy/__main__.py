@@ -25,7 +25,8 @@ from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
-from services.policy.simulation.api import SimulationApi
+from services.policy.sets.api import PolicySetApi
+from services.policy.sets.service import PolicySets
 from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
@@ -81,6 +82,7 @@ async def build(kit: Kit) -> Parts:
     service = PolicyService(
         kit.database, kit.outbox, kit.tenants, keys, changes, editions, seats, kit.clock
     )
+    simulations = Simulations(kit.database, kit.tenants, seats)
 
     async def prepare() -> None:
         await keys.load()
@@ -93,8 +95,17 @@ async def build(kit: Kit) -> Parts:
         public=(
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
-                SimulationApi(
-                    Simulations(kit.database, kit.tenants, seats),
+                PolicySetApi(
+                    PolicySets(
+                        kit.database,
+                        kit.outbox,
+                        kit.tenants,
+                        changes,
+                        service,
+                        simulations,
+                        seats,
+                    ),
+                    simulations,
                     EffectivePolicies(kit.database, kit.tenants, editions, seats),
                     service,
                     syncs,

@@ -29,6 +29,7 @@ RUN_BY: Final = {
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
+    ("docs/policy-sets.md", "make-run"): "tests/docs/test_make_run.py::test_policy_sets",
     ("docs/reports.md", "make-run"): "tests/docs/test_make_run.py::test_reports",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
     ("docs/scim.md", "make-run"): "tests/docs/test_make_run.py::test_scim",

@@ -26,6 +26,8 @@ from tests.support.stack import Stack, until
 
 _FILES = (identity_pb2, enrollment_pb2, policy_pb2, telemetry_pb2, attestation_pb2, audit_pb2)
 _OF_NO_RESOURCE = {
+    "ApplyDeviceGroupSet",
+    "ApplyPolicySet",
     "BatchImportRegistrations",
     "BatchUpdateRegistrations",
     "ChangeGroupMembers",

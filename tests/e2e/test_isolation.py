@@ -272,6 +272,7 @@ _NAMED: dict[str, Case] = {
     "DeviceGroupService/DeleteDeviceGroup": _by_id(lambda v: v.group["id"]),
     "DeviceGroupService/ListGroupMembers": _by_id(lambda v: v.group["id"]),
     "DeviceGroupService/ChangeGroupMembers": _by_id(lambda v: v.group["id"], add=["S"]),
+    "DeviceGroupService/ApplyDeviceGroupSet": _in_org(name="x", groups=[{"alias": "x"}]),
     "DeviceGroupService/PreviewDeviceGroup": _in_org(filter="has_tpm = true"),
     "PolicyService/ListPolicies": _list,
     "PolicyService/GetPolicy": _by_id(lambda v: v.policy["id"]),
@@ -285,6 +286,10 @@ _NAMED: dict[str, Case] = {
     "PolicyService/DiffPolicyVersions": lambda v, _: {"policy_id": v.policy["id"], "version": "1"},
     "PolicyService/GetEffectivePolicy": _by_id(_device),
     "PolicyService/GetLayeredPolicy": _list,
+    "PolicyService/ApplyPolicySet": _in_org(
+        name="x", policies=[{"alias": "x", "bundle": DOCUMENT}]
+    ),
+    "PolicyService/ExportPolicySet": _list,
     "PolicyService/SimulatePolicy": _in_org(bundle=DOCUMENT),
     "PolicyService/ListOrphanedDevices": _list,
     "PolicyService/GetAttestationGate": _list,
@@ -339,7 +344,6 @@ _NAMED: dict[str, Case] = {
     "ReportService/GetReport": _by_id(lambda v: v.report),
     "ReportService/DownloadReport": lambda v, _: {"id": v.report, "name": "manifest.txt"},
     "ReportService/DeleteReport": _by_id(lambda v: v.report),
-    "PersonDataService/ExportPersonData": _in_org(emails=["owner@victim.example"]),
     "ReportScheduleService/ListReportSchedules": _list,
     "ReportScheduleService/GetReportSchedule": _by_id(lambda v: v.schedule),
     "ReportScheduleService/CreateReportSchedule": _in_org(kind="access-review", every="day"),

@@ -45,6 +45,9 @@ BUNDLES: Final = frozenset(
         "evergreen.v1.CreatePolicyRequest.bundle",
         "evergreen.v1.UpdatePolicyRequest.bundle",
         "evergreen.v1.Policy.bundle",
+        "evergreen.v1.SimulatePolicyRequest.bundle",
+        "evergreen.v1.PolicySetEntry.bundle",
+        "evergreen.v1.ExportedPolicy.bundle",
     }
 )
 """Fields of any JSON that hold an authored policy."""

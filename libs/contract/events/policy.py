@@ -167,6 +167,27 @@ class AttestationGateUpdated(Action):
     after: GateSnapshot
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedPolicySet:
+    """What was done with the policies of a set."""
+
+    name: Annotated[str, "The set's name."]
+    plan_sha256: Annotated[str, "Names the plan that was done."]
+    created: int
+    updated: int
+    deleted: int
+    published: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySetApplied(Action):
+    """A tenant's policies became what a set says; an event of each policy says what of it."""
+
+    NAME: ClassVar[str] = "policy.set_applied"
+    RESOURCE: ClassVar[str] = "tenants/{id}/policy-set"
+    after: AppliedPolicySet
+
+
 _POLICY: Final = PolicySnapshot(
     name="Laptops",
     description="",
@@ -219,6 +240,12 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         id=ID,
         before=GateSnapshot(mode="OFF", at_least="SELF_CONSISTENT", grace_hours=24),
         after=GateSnapshot(mode="OBSERVE", at_least="KNOWN_TPM", grace_hours=24),
+    ),
+    PolicySetApplied(
+        id=ID,
+        after=AppliedPolicySet(
+            name="school", plan_sha256="9b" * 32, created=1, updated=2, deleted=0, published=2
+        ),
     ),
     PolicyCallsRefused.example("PolicyService/PublishPolicy"),
 )

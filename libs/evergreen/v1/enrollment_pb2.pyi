@@ -1328,6 +1328,185 @@ class CreateDeviceGroupRequest(_message.Message):
 Global___CreateDeviceGroupRequest: _TypeAlias = CreateDeviceGroupRequest  # noqa: Y015
 
 @_typing.final
+class DeviceGroupSetEntry(_message.Message):
+    """A group as a set has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    RENAMED_FROM_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """Names it in its organisation."""
+    name: _builtins.str
+    """A name for people to read; the alias when not given."""
+    description: _builtins.str
+    """A note for people to read."""
+    priority: _builtins.int
+    """Its place: policies of the group with the greater one count. Of a new group behind
+    all others, and as it is of others, when not given.
+    """
+    filter: _builtins.str
+    """Which devices are in it; not given for a group whose members are listed."""
+    renamed_from: _builtins.str
+    """The alias that the group had until now."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        filter: _builtins.str | None = ...,
+        renamed_from: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "alias", b"alias", "description", b"description", "filter", b"filter", "name", b"name", "priority", b"priority", "renamed_from", b"renamed_from"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+
+Global___DeviceGroupSetEntry: _TypeAlias = DeviceGroupSetEntry  # noqa: Y015
+
+@_typing.final
+class ApplyDeviceGroupSetRequest(_message.Message):
+    """A set of groups, and what is to be done with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    ADOPT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EXPECTED_PLAN_SHA256_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The organisation."""
+    name: _builtins.str
+    """The set's name. A group belongs to one set."""
+    prune: _builtins.bool
+    """Whether groups are deleted that belong to the set and are not in it any more.
+    Refused while a policy is in force for one.
+    """
+    adopt: _builtins.bool
+    """Whether groups of the same alias that belong to no set, or to another one, belong
+    to this one from now on.
+    """
+    validate_only: _builtins.bool
+    """Whether only to say what would be done. Nothing is written."""
+    expected_plan_sha256: _builtins.str
+    """The plan that is to be done: `plan_sha256` of an answer with `validate_only`.
+    Refused with ABORTED when there would be another one now.
+    """
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceGroupSetEntry]:
+        """The groups, at most 200."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        groups: _abc.Iterable[Global___DeviceGroupSetEntry] | None = ...,
+        prune: _builtins.bool = ...,
+        adopt: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
+        expected_plan_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "groups", b"groups", "name", b"name", "org_id", b"org_id", "prune", b"prune", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyDeviceGroupSetRequest: _TypeAlias = ApplyDeviceGroupSetRequest  # noqa: Y015
+
+@_typing.final
+class ApplyDeviceGroupSetResponse(_message.Message):
+    """What became of a set's groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PLAN_SHA256_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    plan_sha256: _builtins.str
+    """Names the plan. It is another one as soon as one of the groups is changed."""
+    applied: _builtins.bool
+    """Whether it was done."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedDeviceGroup]:
+        """The groups: those of the set in its order, and then the others."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___PlannedDeviceGroup] | None = ...,
+        plan_sha256: _builtins.str = ...,
+        applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "groups", b"groups", "plan_sha256", b"plan_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyDeviceGroupSetResponse: _TypeAlias = ApplyDeviceGroupSetResponse  # noqa: Y015
+
+@_typing.final
+class PlannedDeviceGroup(_message.Message):
+    """What becomes of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    SET_NAME_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """`CREATE`; `UPDATE`; `ADOPT`: it belongs to the set from now on, as it is;
+    `DELETE`; `UNCHANGED`; `LEFT`: it would be deleted with `prune`; `OTHER`: it is
+    not of this set.
+    """
+    alias: _builtins.str
+    """Its alias."""
+    group_id: _builtins.str
+    """The group's id; of a plan empty for a new one."""
+    name: _builtins.str
+    """Its name."""
+    set_name: _builtins.str
+    """Of another group the set that it belongs to; empty for none."""
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The members of the entry that are changed."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        changed: _abc.Iterable[_builtins.str] | None = ...,
+        set_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "changed", b"changed", "group_id", b"group_id", "name", b"name", "set_name", b"set_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedDeviceGroup: _TypeAlias = PlannedDeviceGroup  # noqa: Y015
+
+@_typing.final
 class UpdateDeviceGroupRequest(_message.Message):
     """What to change of a group; what is not given stays."""
 

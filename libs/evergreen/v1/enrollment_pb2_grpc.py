@@ -4,7 +4,6 @@ import grpc
 import warnings
 
 from evergreen.v1 import enrollment_pb2 as evergreen_dot_v1_dot_enrollment__pb2
-from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -897,6 +896,11 @@ class DeviceGroupServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersResponse.FromString,
                 _registered_method=True)
+        self.ApplyDeviceGroupSet = channel.unary_unary(
+                '/evergreen.v1.DeviceGroupService/ApplyDeviceGroupSet',
+                request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetResponse.FromString,
+                _registered_method=True)
         self.PreviewDeviceGroup = channel.unary_unary(
                 '/evergreen.v1.DeviceGroupService/PreviewDeviceGroup',
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.PreviewDeviceGroupRequest.SerializeToString,
@@ -962,6 +966,16 @@ class DeviceGroupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyDeviceGroupSet(self, request, context):
+        """Makes an organisation's groups what a set says that is kept as code: all of them,
+        or none where one is refused. The answer says what was done with each; with
+        `validate_only` what would be done. A set that is applied once more changes
+        nothing. Members that are listed are not in sets and stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PreviewDeviceGroup(self, request, context):
         """Says which devices a filter would match, and which would come into a group
         or leave it. Nothing is changed.
@@ -1007,6 +1021,11 @@ def add_DeviceGroupServiceServicer_to_server(servicer, server):
                     servicer.ChangeGroupMembers,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ChangeGroupMembersResponse.SerializeToString,
+            ),
+            'ApplyDeviceGroupSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyDeviceGroupSet,
+                    request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetResponse.SerializeToString,
             ),
             'PreviewDeviceGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewDeviceGroup,
@@ -1217,6 +1236,33 @@ class DeviceGroupService:
             _registered_method=True)
 
     @staticmethod
+    def ApplyDeviceGroupSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.DeviceGroupService/ApplyDeviceGroupSet',
+            evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetRequest.SerializeToString,
+            evergreen_dot_v1_dot_enrollment__pb2.ApplyDeviceGroupSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PreviewDeviceGroup(request,
             target,
             options=(),
@@ -1279,11 +1325,6 @@ class EnrollmentInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
                 _registered_method=True)
-        self.ListPersonRecords = channel.unary_unary(
-                '/evergreen.v1.EnrollmentInternalService/ListPersonRecords',
-                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
-                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
-                _registered_method=True)
 
 
 class EnrollmentInternalServiceServicer:
@@ -1325,14 +1366,6 @@ class EnrollmentInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListPersonRecords(self, request, context):
-        """Returns a page of what the service holds about a person in a tenant, for an
-        export.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1360,11 +1393,6 @@ def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
                     servicer.ListTokenRecords,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.SerializeToString,
-            ),
-            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListPersonRecords,
-                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
-                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1503,33 +1531,6 @@ class EnrollmentInternalService:
             '/evergreen.v1.EnrollmentInternalService/ListTokenRecords',
             evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListPersonRecords(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/evergreen.v1.EnrollmentInternalService/ListPersonRecords',
-            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
-            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,6 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import enrollment_pb2 as _enrollment_pb2
-from evergreen.v1 import person_pb2 as _person_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -357,6 +356,12 @@ class DeviceGroupServiceStub:
     """Adds serial numbers to a group with listed members, and takes others away,
     whether or not a device has them.
     """
+    ApplyDeviceGroupSet: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ApplyDeviceGroupSetRequest, _enrollment_pb2.ApplyDeviceGroupSetResponse]
+    """Makes an organisation's groups what a set says that is kept as code: all of them,
+    or none where one is refused. The answer says what was done with each; with
+    `validate_only` what would be done. A set that is applied once more changes
+    nothing. Members that are listed are not in sets and stay.
+    """
     PreviewDeviceGroup: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.PreviewDeviceGroupRequest, _enrollment_pb2.PreviewDeviceGroupResponse]
     """Says which devices a filter would match, and which would come into a group
     or leave it. Nothing is changed.
@@ -389,6 +394,12 @@ class DeviceGroupServiceAsyncStub(DeviceGroupServiceStub):
     ChangeGroupMembers: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChangeGroupMembersRequest, _enrollment_pb2.ChangeGroupMembersResponse]  # type: ignore[assignment]
     """Adds serial numbers to a group with listed members, and takes others away,
     whether or not a device has them.
+    """
+    ApplyDeviceGroupSet: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ApplyDeviceGroupSetRequest, _enrollment_pb2.ApplyDeviceGroupSetResponse]  # type: ignore[assignment]
+    """Makes an organisation's groups what a set says that is kept as code: all of them,
+    or none where one is refused. The answer says what was done with each; with
+    `validate_only` what would be done. A set that is applied once more changes
+    nothing. Members that are listed are not in sets and stay.
     """
     PreviewDeviceGroup: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.PreviewDeviceGroupRequest, _enrollment_pb2.PreviewDeviceGroupResponse]  # type: ignore[assignment]
     """Says which devices a filter would match, and which would come into a group
@@ -464,6 +475,18 @@ class DeviceGroupServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ApplyDeviceGroupSet(
+        self,
+        request: _enrollment_pb2.ApplyDeviceGroupSetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ApplyDeviceGroupSetResponse, _abc.Awaitable[_enrollment_pb2.ApplyDeviceGroupSetResponse]]:
+        """Makes an organisation's groups what a set says that is kept as code: all of them,
+        or none where one is refused. The answer says what was done with each; with
+        `validate_only` what would be done. A set that is applied once more changes
+        nothing. Members that are listed are not in sets and stay.
+        """
+
+    @_abc_1.abstractmethod
     def PreviewDeviceGroup(
         self,
         request: _enrollment_pb2.PreviewDeviceGroupRequest,
@@ -492,10 +515,6 @@ class EnrollmentInternalServiceStub:
     """Lists the devices of an organisation for reports, by id."""
     ListTokenRecords: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]
     """Lists the enrollment tokens of an organisation for reports, by id."""
-    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
-    """Returns a page of what the service holds about a person in a tenant, for an
-    export.
-    """
 
 @_typing.type_check_only
 class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
@@ -512,10 +531,6 @@ class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
     """Lists the devices of an organisation for reports, by id."""
     ListTokenRecords: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]  # type: ignore[assignment]
     """Lists the enrollment tokens of an organisation for reports, by id."""
-    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
-    """Returns a page of what the service holds about a person in a tenant, for an
-    export.
-    """
 
 class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -559,15 +574,5 @@ class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ListTokenRecordsResponse, _abc.Awaitable[_enrollment_pb2.ListTokenRecordsResponse]]:
         """Lists the enrollment tokens of an organisation for reports, by id."""
-
-    @_abc_1.abstractmethod
-    def ListPersonRecords(
-        self,
-        request: _person_pb2.ListPersonRecordsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
-        """Returns a page of what the service holds about a person in a tenant, for an
-        export.
-        """
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer: EnrollmentInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

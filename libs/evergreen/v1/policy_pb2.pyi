@@ -1265,7 +1265,7 @@ class SimulatePolicyResponse(_message.Message):
     already_pending: _builtins.int
     """Those that do not have yet what they are to have now."""
     editions: _builtins.int
-    """How many different sets of policies those that are affected would have."""
+    """How many sets of policies would make another document than now."""
     changes_omitted: _builtins.int
     """How many further changes are left out."""
     complete: _builtins.bool
@@ -1396,6 +1396,330 @@ class SimulationWarning(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SimulationWarning: _TypeAlias = SimulationWarning  # noqa: Y015
+
+@_typing.final
+class PolicySetEntry(_message.Message):
+    """A policy as a set has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    RENAMED_FROM_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """Names it in its tenant, for sets alone."""
+    name: _builtins.str
+    """A name for people to read; the alias when not given."""
+    description: _builtins.str
+    """A note for people to read."""
+    draft: _builtins.bool
+    """Whether it is only stored, and not published."""
+    renamed_from: _builtins.str
+    """The alias that the policy had in this set until now."""
+    @_builtins.property
+    def bundle(self) -> _struct_pb2.Value:
+        """A device document, or an object with `configuration`. `[masked]` in place of a
+        secret stands for the one that is stored.
+        """
+
+    @_builtins.property
+    def merging(self) -> Global___PolicyMergingChange:
+        """What it does with the policies of tenants above and below."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups of the organisation that it is for, by their aliases; all devices when not
+        given.
+        """
+
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        bundle: _struct_pb2.Value | None = ...,
+        merging: Global___PolicyMergingChange | None = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        draft: _builtins.bool = ...,
+        renamed_from: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bundle", b"bundle", "description", b"description", "draft", b"draft", "groups", b"groups", "merging", b"merging", "name", b"name", "renamed_from", b"renamed_from"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySetEntry: _TypeAlias = PolicySetEntry  # noqa: Y015
+
+@_typing.final
+class ApplyPolicySetRequest(_message.Message):
+    """A set of policies, and what is to be done with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    ADOPT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EXPECTED_PLAN_SHA256_FIELD_NUMBER: _builtins.int
+    PLANNED_GROUPS_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    name: _builtins.str
+    """The set's name. A policy belongs to one set."""
+    prune: _builtins.bool
+    """Whether policies are deleted that belong to the set and are not in it any more,
+    also those in force.
+    """
+    adopt: _builtins.bool
+    """Whether policies of the same name that belong to no set belong to this one from
+    now on, and those of the same alias that belong to another one.
+    """
+    validate_only: _builtins.bool
+    """Whether only to say what would be done. Nothing is written."""
+    expected_plan_sha256: _builtins.str
+    """The plan that is to be done: `plan_sha256` of an answer with `validate_only`.
+    Refused with ABORTED when there would be another one now.
+    """
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicySetEntry]:
+        """The policies, at most 200."""
+
+    @_builtins.property
+    def planned_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With `validate_only`: aliases of groups that will be there when the set is applied."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        policies: _abc.Iterable[Global___PolicySetEntry] | None = ...,
+        prune: _builtins.bool = ...,
+        adopt: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
+        expected_plan_sha256: _builtins.str = ...,
+        planned_groups: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "name", b"name", "org_id", b"org_id", "planned_groups", b"planned_groups", "policies", b"policies", "prune", b"prune", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyPolicySetRequest: _TypeAlias = ApplyPolicySetRequest  # noqa: Y015
+
+@_typing.final
+class ApplyPolicySetResponse(_message.Message):
+    """What became of a set's policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    PLAN_SHA256_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    SIMULATION_FIELD_NUMBER: _builtins.int
+    plan_sha256: _builtins.str
+    """Names the plan. It is another one as soon as one of the policies is changed."""
+    applied: _builtins.bool
+    """Whether it was done."""
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPolicy]:
+        """The policies: those of the set in its order, those that are not in it any more,
+        and the others of the tenant.
+        """
+
+    @_builtins.property
+    def simulation(self) -> Global___SimulatePolicyResponse:
+        """With `validate_only`: what all of it together would change; absent when nothing
+        is published, and nothing that is in force deleted.
+        """
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___PlannedPolicy] | None = ...,
+        plan_sha256: _builtins.str = ...,
+        applied: _builtins.bool = ...,
+        simulation: Global___SimulatePolicyResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["simulation", b"simulation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "plan_sha256", b"plan_sha256", "policies", b"policies", "simulation", b"simulation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyPolicySetResponse: _TypeAlias = ApplyPolicySetResponse  # noqa: Y015
+
+@_typing.final
+class PlannedPolicy(_message.Message):
+    """What becomes of a policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    PUBLISHES_FIELD_NUMBER: _builtins.int
+    SET_NAME_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """`CREATE`; `UPDATE`; `RESTORE`: it was changed since the set was applied, and
+    becomes what the set says; `ADOPT`: it belongs to the set from now on, as it is;
+    `DELETE`; `UNCHANGED`; `LEFT`: it would be deleted with `prune`; `OTHER`: it is
+    not of this set.
+    """
+    alias: _builtins.str
+    """Its alias; empty where it has none."""
+    policy_id: _builtins.str
+    """The policy's id; of a plan empty for a new one."""
+    name: _builtins.str
+    """Its name."""
+    publishes: _builtins.bool
+    """Whether it is published."""
+    set_name: _builtins.str
+    """Of another policy the set that it belongs to; empty for none."""
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The members of the entry that are changed."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        changed: _abc.Iterable[_builtins.str] | None = ...,
+        publishes: _builtins.bool = ...,
+        set_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "changed", b"changed", "name", b"name", "policy_id", b"policy_id", "publishes", b"publishes", "set_name", b"set_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedPolicy: _TypeAlias = PlannedPolicy  # noqa: Y015
+
+@_typing.final
+class ExportPolicySetRequest(_message.Message):
+    """Whose policies to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPolicySetRequest: _TypeAlias = ExportPolicySetRequest  # noqa: Y015
+
+@_typing.final
+class ExportPolicySetResponse(_message.Message):
+    """The policies of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedPolicy]:
+        """The policies, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        policies: _abc.Iterable[Global___ExportedPolicy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPolicySetResponse: _TypeAlias = ExportPolicySetResponse  # noqa: Y015
+
+@_typing.final
+class ExportedPolicy(_message.Message):
+    """A policy, as a set would have it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    SET_NAME_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """Its alias; a proposal where it belongs to no set."""
+    name: _builtins.str
+    """Its name."""
+    description: _builtins.str
+    """The note for people to read."""
+    draft: _builtins.bool
+    """Whether it is not in force."""
+    policy_id: _builtins.str
+    """The policy's id."""
+    set_name: _builtins.str
+    """The set that it belongs to; empty for none."""
+    @_builtins.property
+    def bundle(self) -> _struct_pb2.Value:
+        """The bundle, with secrets as in Policy."""
+
+    @_builtins.property
+    def merging(self) -> Global___PolicyMerging:
+        """What it does with the policies of tenants above and below; absent for nothing."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The aliases of the groups that it is for; none for all devices."""
+
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        bundle: _struct_pb2.Value | None = ...,
+        merging: Global___PolicyMerging | None = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        draft: _builtins.bool = ...,
+        policy_id: _builtins.str = ...,
+        set_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bundle", b"bundle", "description", b"description", "draft", b"draft", "groups", b"groups", "merging", b"merging", "name", b"name", "policy_id", b"policy_id", "set_name", b"set_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedPolicy: _TypeAlias = ExportedPolicy  # noqa: Y015
 
 @_typing.final
 class ListOrphanedDevicesRequest(_message.Message):

@@ -4,7 +4,6 @@ import grpc
 import warnings
 
 from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
-from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from evergreen.v1 import policy_pb2 as evergreen_dot_v1_dot_policy__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
@@ -102,6 +101,16 @@ class PolicyServiceStub:
                 '/evergreen.v1.PolicyService/SimulatePolicy',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyResponse.FromString,
+                _registered_method=True)
+        self.ApplyPolicySet = channel.unary_unary(
+                '/evergreen.v1.PolicyService/ApplyPolicySet',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetResponse.FromString,
+                _registered_method=True)
+        self.ExportPolicySet = channel.unary_unary(
+                '/evergreen.v1.PolicyService/ExportPolicySet',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.FromString,
                 _registered_method=True)
         self.ListOrphanedDevices = channel.unary_unary(
                 '/evergreen.v1.PolicyService/ListOrphanedDevices',
@@ -243,6 +252,25 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyPolicySet(self, request, context):
+        """Makes a tenant's policies what a set of policies says that is kept as code: all of
+        them, or none where one is refused. The answer says what was done with each; with
+        `validate_only` what would be done, and for how many devices. A set that is
+        applied once more changes nothing. Policies that belong to no set, or to another
+        one, are left alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportPolicySet(self, request, context):
+        """Returns the policies of a tenant as a set of policies would have them, with the set
+        that each belongs to. Those for single devices are in no set, and left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrphanedDevices(self, request, context):
         """Lists the devices that run a policy although none is in force for their
         organisation, because it was withdrawn or deleted.
@@ -348,6 +376,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.SimulatePolicy,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.SimulatePolicyResponse.SerializeToString,
+            ),
+            'ApplyPolicySet': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyPolicySet,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetResponse.SerializeToString,
+            ),
+            'ExportPolicySet': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportPolicySet,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.SerializeToString,
             ),
             'ListOrphanedDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrphanedDevices,
@@ -738,6 +776,60 @@ class PolicyService:
             _registered_method=True)
 
     @staticmethod
+    def ApplyPolicySet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/ApplyPolicySet',
+            evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ApplyPolicySetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPolicySet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/ExportPolicySet',
+            evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListOrphanedDevices(request,
             target,
             options=(),
@@ -1038,11 +1130,6 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
                 _registered_method=True)
-        self.ListPersonRecords = channel.unary_unary(
-                '/evergreen.v1.PolicyInternalService/ListPersonRecords',
-                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
-                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
-                _registered_method=True)
 
 
 class PolicyInternalServiceServicer:
@@ -1101,14 +1188,6 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListPersonRecords(self, request, context):
-        """Returns a page of what the service holds about a person in a tenant, for an
-        export.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_PolicyInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1146,11 +1225,6 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.SerializeToString,
-            ),
-            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListPersonRecords,
-                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
-                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1343,33 +1417,6 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListDeviceVersions',
             evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListPersonRecords(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/evergreen.v1.PolicyInternalService/ListPersonRecords',
-            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
-            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,6 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import identity_pb2 as _identity_pb2
-from evergreen.v1 import person_pb2 as _person_pb2
 from evergreen.v1 import policy_pb2 as _policy_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
@@ -90,6 +89,17 @@ class PolicyServiceStub:
     what is to be looked at before. It is computed as a publish does it, on the
     devices that there are, and nothing is written. Refused as the publish would be.
     """
+    ApplyPolicySet: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ApplyPolicySetRequest, _policy_pb2.ApplyPolicySetResponse]
+    """Makes a tenant's policies what a set of policies says that is kept as code: all of
+    them, or none where one is refused. The answer says what was done with each; with
+    `validate_only` what would be done, and for how many devices. A set that is
+    applied once more changes nothing. Policies that belong to no set, or to another
+    one, are left alone.
+    """
+    ExportPolicySet: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ExportPolicySetRequest, _policy_pb2.ExportPolicySetResponse]
+    """Returns the policies of a tenant as a set of policies would have them, with the set
+    that each belongs to. Those for single devices are in no set, and left out.
+    """
     ListOrphanedDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
@@ -165,6 +175,17 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Says what a publish or a withdrawal would change, and for how many devices, with
     what is to be looked at before. It is computed as a publish does it, on the
     devices that there are, and nothing is written. Refused as the publish would be.
+    """
+    ApplyPolicySet: _aio.UnaryUnaryMultiCallable[_policy_pb2.ApplyPolicySetRequest, _policy_pb2.ApplyPolicySetResponse]  # type: ignore[assignment]
+    """Makes a tenant's policies what a set of policies says that is kept as code: all of
+    them, or none where one is refused. The answer says what was done with each; with
+    `validate_only` what would be done, and for how many devices. A set that is
+    applied once more changes nothing. Policies that belong to no set, or to another
+    one, are left alone.
+    """
+    ExportPolicySet: _aio.UnaryUnaryMultiCallable[_policy_pb2.ExportPolicySetRequest, _policy_pb2.ExportPolicySetResponse]  # type: ignore[assignment]
+    """Returns the policies of a tenant as a set of policies would have them, with the set
+    that each belongs to. Those for single devices are in no set, and left out.
     """
     ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
     """Lists the devices that run a policy although none is in force for their
@@ -319,6 +340,29 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ApplyPolicySet(
+        self,
+        request: _policy_pb2.ApplyPolicySetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ApplyPolicySetResponse, _abc.Awaitable[_policy_pb2.ApplyPolicySetResponse]]:
+        """Makes a tenant's policies what a set of policies says that is kept as code: all of
+        them, or none where one is refused. The answer says what was done with each; with
+        `validate_only` what would be done, and for how many devices. A set that is
+        applied once more changes nothing. Policies that belong to no set, or to another
+        one, are left alone.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportPolicySet(
+        self,
+        request: _policy_pb2.ExportPolicySetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ExportPolicySetResponse, _abc.Awaitable[_policy_pb2.ExportPolicySetResponse]]:
+        """Returns the policies of a tenant as a set of policies would have them, with the set
+        that each belongs to. Those for single devices are in no set, and left out.
+        """
+
+    @_abc_1.abstractmethod
     def ListOrphanedDevices(
         self,
         request: _policy_pb2.ListOrphanedDevicesRequest,
@@ -436,10 +480,6 @@ class PolicyInternalServiceStub:
     """Returns which versions devices of an organisation applied, and which one is
     in force, for reports.
     """
-    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
-    """Returns a page of what the service holds about a person in a tenant, for an
-    export.
-    """
 
 @_typing.type_check_only
 class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
@@ -465,10 +505,6 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     ListDeviceVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListDeviceVersionsRequest, _policy_pb2.ListDeviceVersionsResponse]  # type: ignore[assignment]
     """Returns which versions devices of an organisation applied, and which one is
     in force, for reports.
-    """
-    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
-    """Returns a page of what the service holds about a person in a tenant, for an
-    export.
     """
 
 class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -534,16 +570,6 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.ListDeviceVersionsResponse, _abc.Awaitable[_policy_pb2.ListDeviceVersionsResponse]]:
         """Returns which versions devices of an organisation applied, and which one is
         in force, for reports.
-        """
-
-    @_abc_1.abstractmethod
-    def ListPersonRecords(
-        self,
-        request: _person_pb2.ListPersonRecordsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
-        """Returns a page of what the service holds about a person in a tenant, for an
-        export.
         """
 
 def add_PolicyInternalServiceServicer_to_server(servicer: PolicyInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,6 +13,7 @@ from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.enrollment.groups.domain import MAX_PRIORITY, Counted, Member
 from services.enrollment.groups.service import Groups, Wanted
+from services.enrollment.groups.sets import Action, Asked, Entry, GroupSets, Step
 
 _IN = frozenset({"pending", "prepared", "active"})
 
@@ -57,11 +58,35 @@ def _position(priority: str, group_id: str) -> tuple[int, UUID]:
     return number, UUID(group_id)
 
 
+def _entry(message: pb.DeviceGroupSetEntry) -> Entry:
+    return Entry(
+        alias=message.alias,
+        name=message.name or message.alias,
+        description=message.description,
+        priority=message.priority,
+        filter=message.filter.strip() if message.HasField("filter") else None,
+        renamed_from=message.renamed_from,
+    )
+
+
+def _step(step: Step, *, planned: bool) -> pb.PlannedDeviceGroup:
+    is_new = planned and step.action is Action.CREATE
+    return pb.PlannedDeviceGroup(
+        action=step.action.value,
+        alias=step.group.alias,
+        group_id="" if is_new else str(step.group.id),
+        name=step.group.name,
+        changed=step.changed,
+        set_name=step.set_name,
+    )
+
+
 class DeviceGroupApi(enrollment_pb2_grpc.DeviceGroupServiceServicer):
     """evergreen.v1.DeviceGroupService."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, sets: GroupSets) -> None:
         self._groups = groups
+        self._sets = sets
 
     async def ListDeviceGroups(
         self, request: pb.ListDeviceGroupsRequest, context: Context
@@ -158,4 +183,26 @@ class DeviceGroupApi(enrollment_pb2_grpc.DeviceGroupServiceServicer):
             matched_sample=_members(found.samples["matched"]),
             joining_sample=_members(found.samples["joins"]),
             leaving_sample=_members(found.samples["leaves"]),
+        )
+
+    async def ApplyDeviceGroupSet(
+        self, request: pb.ApplyDeviceGroupSetRequest, context: Context
+    ) -> pb.ApplyDeviceGroupSetResponse:
+        """Applies a set, or says what that would do."""
+        plan = await self._sets.apply(
+            context.call,
+            Asked(
+                org_id=UUID(request.org_id),
+                name=request.name,
+                entries=tuple(map(_entry, request.groups)),
+                prune=request.prune,
+                adopt=request.adopt,
+                validate_only=request.validate_only,
+                expected_sha256=request.expected_plan_sha256,
+            ),
+        )
+        return pb.ApplyDeviceGroupSetResponse(
+            groups=[_step(step, planned=request.validate_only) for step in plan.steps],
+            plan_sha256=plan.sha256,
+            applied=not request.validate_only,
         )

@@ -26,7 +26,7 @@ from servicekit.rpc.rules import is_uuid
 from servicekit.serials import serial_key
 from services.enrollment.groups import devices as group_devices
 from services.enrollment.groups import members as group_members
-from services.enrollment.groups import membership, store
+from services.enrollment.groups import membership, set_store, store
 from services.enrollment.groups.catch_up import CatchUp
 from services.enrollment.groups.domain import (
     MAX_PRIORITY,
@@ -62,6 +62,18 @@ class Wanted:
     description: str | None = None
     priority: int | None = None
     filter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A group that is to be added; see `Groups.create`."""
+
+    org_id: UUID
+    name: str
+    alias: str
+    description: str
+    priority: int
+    filter: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,41 +169,46 @@ class Groups:
                 ALREADY_EXISTS for alias and priority; FAILED_PRECONDITION when there are too many.
         """
         org = await self._tenants.require_org(call.caller, org_id, to_add=True)
-        terms = terms_of(parse(filter)) if filter is not None else 0
-        at = self._clock()
+        if filter is not None:
+            parse(filter)
+        new = New(org.id, name, alias, description, priority, filter)
         async with self._database.transaction(self._tenants.scope(org.id)) as connection:
             await membership.hold_alone(connection, org.id)
-            groups, all_terms, last = await store.measure(connection, org.id)
-            if groups >= MOST_GROUPS:
-                raise too_many("groups", MOST_GROUPS)
-            if all_terms + terms > MOST_TERMS:
-                raise too_many("comparisons in the filters of its groups", MOST_TERMS)
-            if not priority and (priority := last + PRIORITY_STEP) > MAX_PRIORITY:
-                raise invalid_field(
-                    "priority", "is required: no group can come behind the last one"
-                )
-            group = Group(
-                id=new_id(),
-                tenant_id=org.id,
-                name=name,
-                alias=alias,
-                description=description,
-                priority=priority,
-                filter=filter,
-                filter_terms=terms,
-                created_at=at,
-                updated_at=at,
-            )
-            await store.insert_group(connection, group)
-            await self._outbox.append(
-                connection,
-                CloudEvent(GroupCreated(id=group.id, after=group.snapshot()), org.id),
-            )
-            if not group.is_listed:
-                group = await self._compute(connection, group)
+            group = await self.created(connection, new)
             counted = await _counted(connection, group)
         self._catch_up.wake(group.state)
         return counted
+
+    async def created(self, connection: Connection, new: New) -> Group:
+        """As `create`, in a transaction that holds the organisation alone."""
+        terms = terms_of(parse(new.filter)) if new.filter is not None else 0
+        at = self._clock()
+        groups, all_terms, last = await store.measure(connection, new.org_id)
+        if groups >= MOST_GROUPS:
+            raise too_many("groups", MOST_GROUPS)
+        if all_terms + terms > MOST_TERMS:
+            raise too_many("comparisons in the filters of its groups", MOST_TERMS)
+        priority = new.priority or last + PRIORITY_STEP
+        if priority > MAX_PRIORITY:
+            raise invalid_field("priority", "is required: no group can come behind the last one")
+        group = Group(
+            id=new_id(),
+            tenant_id=new.org_id,
+            name=new.name,
+            alias=new.alias,
+            description=new.description,
+            priority=priority,
+            filter=new.filter,
+            filter_terms=terms,
+            created_at=at,
+            updated_at=at,
+        )
+        await store.insert_group(connection, group)
+        await self._outbox.append(
+            connection,
+            CloudEvent(GroupCreated(id=group.id, after=group.snapshot()), new.org_id),
+        )
+        return group if group.is_listed else await self._compute(connection, group)
 
     async def update(self, call: Call, group_id: UUID, wanted: Wanted) -> Counted:
         """Changes a group, and brings devices in and out of it where its filter changed.
@@ -200,7 +217,8 @@ class Groups:
             DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ALREADY_EXISTS for alias and
                 priority; FAILED_PRECONDITION for a filter of a group with listed members.
         """
-        terms = terms_of(parse(wanted.filter)) if wanted.filter is not None else 0
+        if wanted.filter is not None:
+            parse(wanted.filter)
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             found = await store.group(connection, scope, group_id)
@@ -211,19 +229,23 @@ class Groups:
             if before is None:
                 raise not_found("group", group_id)
             check_etag(before.etag)
-            if wanted.filter is not None and before.is_listed:
-                raise invalid_field("filter", "a group with listed members has none")
-            changes = {
-                name: value
-                for name in ("name", "alias", "description", "priority", "filter")
-                if (value := getattr(wanted, name)) is not None
-            }
-            after: Group = replace(before, **changes)
-            if after != before:
-                after = await self._change(connection, before, after, terms)
+            after = await self.updated(connection, before, wanted)
             counted = await _counted(connection, after)
         self._catch_up.wake(after.state)
         return counted
+
+    async def updated(self, connection: Connection, before: Group, wanted: Wanted) -> Group:
+        """As `update`, in a transaction that holds the organisation alone."""
+        if wanted.filter is not None and before.is_listed:
+            raise invalid_field("filter", "a group with listed members has none")
+        terms = terms_of(parse(wanted.filter)) if wanted.filter is not None else 0
+        changes = {
+            name: value
+            for name in ("name", "alias", "description", "priority", "filter")
+            if (value := getattr(wanted, name)) is not None
+        }
+        after: Group = replace(before, **changes)
+        return after if after == before else await self._change(connection, before, after, terms)
 
     async def _change(
         self, connection: Connection, before: Group, after: Group, terms: int
@@ -265,24 +287,29 @@ class Groups:
             if before is None:
                 raise not_found("group", group_id)
             check_etag(before.etag)
-            at = self._clock()
-            after = replace(
-                before,
-                revision=before.revision + 1,
-                updated_at=at,
-                deleted_at=at,
-                deleted_by=call.caller.name,
-            )
-            await store.update_group(connection, after)
-            await group_members.remove_all_members(connection, after.id)
-            await store.forget_deleted(connection, after.tenant_id, MOST_TOMBSTONES)
-            await self._outbox.append(
-                connection,
-                CloudEvent(GroupDeleted(id=after.id, before=before.snapshot()), after.tenant_id),
-            )
-            after = await self._compute(connection, after)
+            after = await self.deleted(connection, call, before)
         self._catch_up.wake(after.state)
         return after
+
+    async def deleted(self, connection: Connection, call: Call, before: Group) -> Group:
+        """Deletes a group in a transaction that holds its organisation alone."""
+        at = self._clock()
+        after = replace(
+            before,
+            revision=before.revision + 1,
+            updated_at=at,
+            deleted_at=at,
+            deleted_by=call.caller.name,
+        )
+        await store.update_group(connection, after)
+        await set_store.remove(connection, after.id)
+        await group_members.remove_all_members(connection, after.id)
+        await store.forget_deleted(connection, after.tenant_id, MOST_TOMBSTONES)
+        await self._outbox.append(
+            connection,
+            CloudEvent(GroupDeleted(id=after.id, before=before.snapshot()), after.tenant_id),
+        )
+        return await self._compute(connection, after)
 
     async def _compute(self, connection: Connection, group: Group) -> Group:
         """Moves the first devices here; the others follow (`CatchUp`)."""

@@ -59,7 +59,7 @@ class PolicyApi(GateApi):
         """Answers one policy."""
         reveal = request.reveal_secrets
         policy = await self._service.get(context.call, UUID(request.id), reveal=reveal)
-        return to_policy(policy, None if reveal else _mask_for(context.call.caller))
+        return to_policy(policy, None if reveal else mask_for(context.call.caller))
 
     async def CreatePolicy(
         self, request: policy_pb2.CreatePolicyRequest, context: Context
@@ -145,7 +145,7 @@ class PolicyApi(GateApi):
             UUID(request.policy_id),
             request.version,
             request.base,
-            _mask_for(context.call.caller),
+            mask_for(context.call.caller),
         )
         return policy_pb2.DiffPolicyVersionsResponse(
             base=base, version=request.version, changes=map(_to_change, found)
@@ -204,7 +204,8 @@ def _to_targets(targets: PolicyTargets) -> policy_pb2.PolicyTargets | None:
     )
 
 
-def _to_merging(merging: Merging) -> policy_pb2.PolicyMerging | None:
+def to_merging(merging: Merging) -> policy_pb2.PolicyMerging | None:
+    """What a policy does with layers, as the API answers it; `None` for nothing."""
     if not merging.stored():
         return None
     message = policy_pb2.PolicyMerging(
@@ -215,7 +216,8 @@ def _to_merging(merging: Merging) -> policy_pb2.PolicyMerging | None:
     return message
 
 
-def _mask_for(caller: Caller) -> str:
+def mask_for(caller: Caller) -> str:
+    """What a caller reads in place of secrets."""
     return REDACTED if caller.role is Role.AUDITOR else MASKED
 
 
@@ -233,7 +235,7 @@ def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> 
         in_force=policy.in_force,
         has_unpublished_changes=policy.changed_since_publish,
         etag=policy.etag,
-        merging=_to_merging(policy.merging),
+        merging=to_merging(policy.merging),
         targets=_to_targets(policy.targets),
     )
     if with_bundle:

@@ -92,6 +92,18 @@ class Change:
     targets: PolicyTargets | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class New:
+    """A policy that is to be stored."""
+
+    tenant_id: UUID
+    name: str
+    description: str | None
+    bundle: Any = field(repr=False)
+    merging: Merging
+    targets: PolicyTargets
+
+
 class PolicyService:
     """The use cases of administrators."""
 
@@ -160,35 +172,42 @@ class PolicyService:
         org = await self._tenants.require(call.caller, org_id, to_add=True)
         check_merging(merging)
         await self._ask_for(org.id, targets)
-        bundle = restore(bundle, None, "bundle")
-        now = self._clock()
+        new = New(org.id, name, description, bundle, merging, targets)
         async with self._database.transaction(Scope.of(org.id)) as connection:
-            await check_there(connection, org.id, targets)
-            authored = await self._authored(connection, org.id, bundle, draft=not publish)
-            policy = Policy(
-                id=new_id(),
-                tenant_id=org.id,
-                name=name,
-                description=description,
-                authored=authored,
-                revision=1,
-                published_version=None,
-                changed_since_publish=True,
-                in_force=False,
-                created_at=now,
-                updated_at=now,
-                merging=merging,
-                targets=targets,
-            )
-            await store.insert_policy(connection, policy)
-            await self._tell(
-                connection, policy, PolicyCreated(id=policy.id, after=snapshot(policy))
-            )
-            if publish:
-                policy = await self._publish(connection, call, policy)
+            policy = await self.created(connection, call, new, publish=publish)
         if publish:
             await self._changes.catch_up()
         return policy
+
+    async def created(
+        self, connection: Connection, call: Call, new: New, *, publish: bool
+    ) -> Policy:
+        """As `create`, in a transaction of the tenant and without its checks of the caller.
+
+        Once it is committed, `publish` wants `Changes.catch_up`.
+        """
+        bundle = restore(new.bundle, None, "bundle")
+        await check_there(connection, new.tenant_id, new.targets)
+        authored = await self._authored(connection, new.tenant_id, bundle, draft=not publish)
+        now = self._clock()
+        policy = Policy(
+            id=new_id(),
+            tenant_id=new.tenant_id,
+            name=new.name,
+            description=new.description,
+            authored=authored,
+            revision=1,
+            published_version=None,
+            changed_since_publish=True,
+            in_force=False,
+            created_at=now,
+            updated_at=now,
+            merging=new.merging,
+            targets=new.targets,
+        )
+        await store.insert_policy(connection, policy)
+        await self._tell(connection, policy, PolicyCreated(id=policy.id, after=snapshot(policy)))
+        return await self._publish(connection, call, policy) if publish else policy
 
     async def update(self, call: Call, policy_id: UUID, change: Change) -> Policy:
         """Changes a policy; devices keep what was published, unless `publish` is set.
@@ -207,33 +226,42 @@ class PolicyService:
             policy = await _locked(connection, scope, policy_id)
             if change.org_id and change.org_id != policy.tenant_id:
                 raise invalid_field("orgId", "must stay what it is; create a policy there instead")
-            authored = policy.authored
-            if change.has_bundle:
-                stored = json.loads(policy.authored)
-                authored = await self._authored(
-                    connection,
-                    policy.tenant_id,
-                    restore(change.bundle, stored, "bundle"),
-                    stored,
-                    draft=not change.publish,
-                )
-            if change.targets is not None and change.targets != policy.targets:
-                if policy.in_force and bool(change.targets) != bool(policy.targets):
-                    raise still_everywhere()
-                await check_there(connection, policy.tenant_id, change.targets)
-            before, policy = policy, _changed(policy, change, authored)
-            if policy != before:
-                policy = await store.update_policy(connection, policy, self._clock())
-                updated = PolicyUpdated(
-                    id=policy.id, before=snapshot(before), after=snapshot(policy)
-                )
-                await self._tell(connection, policy, updated)
-            published = change.publish and not await self._is_delivered(connection, policy)
-            if published:
-                policy = await self._publish(connection, call, policy)
+            policy, published = await self.updated(connection, call, policy, change)
         if published:
             await self._changes.catch_up()
         return policy
+
+    async def updated(
+        self, connection: Connection, call: Call, before: Policy, change: Change
+    ) -> tuple[Policy, bool]:
+        """As `update`, of a policy whose row is locked, without its checks of the caller.
+
+        Answers the policy, and whether it was published: then that wants `Changes.catch_up`, once
+        it is committed.
+        """
+        authored = before.authored
+        if change.has_bundle:
+            stored = json.loads(before.authored)
+            authored = await self._authored(
+                connection,
+                before.tenant_id,
+                restore(change.bundle, stored, "bundle"),
+                stored,
+                draft=not change.publish,
+            )
+        if change.targets is not None and change.targets != before.targets:
+            if before.in_force and bool(change.targets) != bool(before.targets):
+                raise still_everywhere()
+            await check_there(connection, before.tenant_id, change.targets)
+        policy = _changed(before, change, authored)
+        if policy != before:
+            policy = await store.update_policy(connection, policy, self._clock())
+            updated = PolicyUpdated(id=policy.id, before=snapshot(before), after=snapshot(policy))
+            await self._tell(connection, policy, updated)
+        published = change.publish and not await self._is_delivered(connection, policy)
+        if published:
+            policy = await self._publish(connection, call, policy)
+        return policy, published
 
     async def delete(self, call: Call, policy_id: UUID, *, force: bool) -> None:
         """Deletes a policy; with `force` also one that is in force, and nothing is from then on.
@@ -246,13 +274,15 @@ class PolicyService:
             policy = await _locked(connection, scope, policy_id)
             if policy.in_force and not force:
                 raise still_in_force()
-            await store.delete_policy(connection, policy)
-            await store.take_out_of_force(connection, policy)
-            await self._tell(
-                connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy))
-            )
+            await self.deleted(connection, policy)
         if policy.in_force:
             await self._changes.catch_up()
+
+    async def deleted(self, connection: Connection, policy: Policy) -> None:
+        """Deletes a policy whose row is locked, and takes it out of force."""
+        await store.delete_policy(connection, policy)
+        await store.take_out_of_force(connection, policy)
+        await self._tell(connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy)))
 
     async def withdraw(self, call: Call, policy_id: UUID) -> Policy:
         """Takes a policy out of force and keeps it; one that is not in force stays as it is."""

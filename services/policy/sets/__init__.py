@@ -1,0 +1,1 @@
+"""Policies of a tenant as code: planned, applied in one step, and exported."""

@@ -1,0 +1,272 @@
+"""Policies as code: planned, applied in one step, exported, and only its own deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+
+from evergreen.v1 import policy_pb2
+from servicekit.rpc.values import from_value, to_value
+from tests.services.policy.simulation.test_simulation import codes, new_device, rows
+from tests.services.policy.targets.test_targets import delivered, for_devices
+from tests.support.policy import ORG, RESELLER, SISTER, Admin, World, world
+from tests.support.refusals import refusal
+from tests.support.stack import PATIENCE
+
+__all__ = ["world"]
+
+SECRET = "the passphrase of the class"
+WIFI = {"ssid": "Class", "passphrase": SECRET, "security": "wpa-psk"}
+BASE = {"network": {"wifi": [WIFI]}, "security": {"selinux_enforce": True, "usbguard": False}}
+STAFF = {"browser": {"homepage": "https://staff.example"}}
+
+
+def entry(alias: str, bundle: Any, **more: Any) -> policy_pb2.PolicySetEntry:
+    found = policy_pb2.PolicySetEntry(alias=alias, **more)
+    to_value(bundle, found.bundle)
+    return found
+
+
+def again(one: policy_pb2.ExportedPolicy) -> policy_pb2.PolicySetEntry:
+    """An exported policy as an entry."""
+    found = entry(
+        one.alias,
+        from_value(one.bundle),
+        name=one.name,
+        description=one.description,
+        groups=one.groups,
+        draft=one.draft,
+    )
+    if one.HasField("merging"):
+        found.merging.locked_fields.extend(one.merging.locked_fields)
+        found.merging.inherit = one.merging.inherit
+    return found
+
+
+async def apply(
+    world: World, *entries: policy_pb2.PolicySetEntry, admin: Admin | None = None, **more: Any
+) -> policy_pb2.ApplyPolicySetResponse:
+    asked = {"org_id": str(ORG.id), "name": "school", **more}
+    found: policy_pb2.ApplyPolicySetResponse = await (admin or world.admin).call(
+        "ApplyPolicySet", policies=entries, **asked
+    )
+    return found
+
+
+def actions(found: policy_pb2.ApplyPolicySetResponse) -> dict[str, str]:
+    """What becomes of each policy; with a `!` where it is published."""
+    return {
+        one.alias or one.name: one.action + ("!" if one.publishes else "") for one in found.policies
+    }
+
+
+async def known_group(world: World, alias: str, priority: int) -> UUID:
+    """A group that policy has heard of."""
+    return world.neighbours.registry.group(ORG.id, alias, priority)
+
+
+async def test_a_set_is_planned_applied_and_then_there_is_nothing_to_do(world: World) -> None:
+    """The plan is what is done, and writes nothing; nor does the same set once more."""
+    group = await known_group(world, "staff", 10)
+    device = new_device(world, group)
+    entries = [entry("base", BASE, name="Base"), entry("staff", STAFF, groups=["staff"])]
+    async with asyncio.timeout(PATIENCE):
+        while (await apply(world, *entries, validate_only=True)).simulation.devices != 1:
+            await asyncio.sleep(0.05)
+    before = await rows(world)
+    plan = await apply(world, *entries, validate_only=True)
+    assert await rows(world) == before
+    assert (actions(plan), plan.applied) == ({"base": "CREATE!", "staff": "CREATE!"}, False)
+    assert [one.policy_id for one in plan.policies] == ["", ""]
+    simulated = plan.simulation
+    assert (simulated.devices_affected, simulated.editions) == (1, 2)
+    assert {one.path for one in simulated.changes} >= {"network.wifi", "browser.homepage"}
+    assert SECRET not in str(plan)
+    done = await apply(world, *entries, expected_plan_sha256=plan.plan_sha256)
+    assert (actions(done), done.applied) == (actions(plan), True)
+    assert not done.HasField("simulation")
+    _, policy = await delivered(world, device)
+    assert policy["browser"]["homepage"] == "https://staff.example"
+    assert policy["network"]["wifi"][0]["passphrase"] == SECRET
+    told = await world.events()
+    assert [one["type"] for one in told if "set_applied" in one["type"]] == [
+        "evergreen.v1.policy.set_applied"
+    ]
+    assert SECRET not in json.dumps(told)
+    before = await rows(world)
+    again = await apply(world, *entries)
+    assert actions(again) == {"base": "UNCHANGED", "staff": "UNCHANGED"}
+    assert await rows(world) == before
+    # A plan of before is not done any more.
+    refused = await refusal(apply(world, *entries, expected_plan_sha256=plan.plan_sha256))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "PLAN_OUTDATED")
+
+
+async def test_only_what_belongs_to_the_set_is_deleted(world: World) -> None:
+    """And only with prune; what somebody changed becomes what the set says."""
+    mine = await world.admin.create(ORG.id, {"updates": {"channel": "beta"}}, "By hand")
+    await apply(world, entry("base", BASE), entry("old", STAFF, draft=True))
+    await apply(world, entry("elsewhere", {}, draft=True), name="another")
+    policies = {one.name: one for one in (await world.admin.call("ListPolicies")).policies}
+    old = policies["old"].id
+    await world.admin.call("UpdatePolicy", id=old, name="old", bundle={"updates": {}})
+    found = await apply(world, entry("base", BASE), validate_only=True)
+    others = {"By hand": "OTHER", "elsewhere": "OTHER"}
+    assert actions(found) == {"base": "UNCHANGED", "old": "LEFT", **others}
+    assert {one.set_name for one in found.policies if one.action == "OTHER"} == {"", "another"}
+    found = await apply(world, entry("base", BASE), entry("old", STAFF, draft=True))
+    assert actions(found) == {"base": "UNCHANGED", "old": "RESTORE", **others}
+    assert next(one for one in found.policies if one.alias == "old").changed == ["bundle"]
+    # A rename keeps the policy.
+    found = await apply(
+        world, entry("base", BASE), entry("new", STAFF, name="old", renamed_from="old", draft=True)
+    )
+    assert actions(found)["new"] == "UPDATE"
+    assert next(one for one in found.policies if one.alias == "new").policy_id == old
+    found = await apply(world, prune=True, validate_only=True)
+    assert actions(found) == {"base": "DELETE", "new": "DELETE", **others}
+    assert codes(found.simulation) == {"WIFI_LOST network.wifi": 0}
+    found = await apply(world, prune=True)
+    names = {one.name for one in (await world.admin.call("ListPolicies")).policies}
+    assert names == {"By hand", "elsewhere"}
+    assert mine.id in {one.policy_id for one in found.policies}
+    # What is in force is told to devices: nothing is any more.
+    assert (await world.admin.call("GetLayeredPolicy")).state in {"NONE", "PENDING"}
+
+
+async def test_an_exported_set_is_adopted_and_changes_nothing(world: World) -> None:
+    """In both forms, with masks in place of secrets; but for policies of single devices."""
+    group = await known_group(world, "staff", 10)
+    device = new_device(world, group)
+    form = {
+        "configuration": {
+            "network": {"wifiNetworks": [{"ssid": "C", "security": "wpa2", "passphrase": SECRET}]}
+        },
+        "signature": {"status": "draft"},
+    }
+    await world.admin.create(ORG.id, form, "The Form!")
+    await world.admin.create(ORG.id, {}, "The Form!")
+    locks = policy_pb2.PolicyMergingChange(
+        locked_fields=["security"], removed_items={}, inherit=False
+    )
+    made = await world.admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="Base", bundle=BASE, merging=locks, signed=True
+    )
+    async with asyncio.timeout(PATIENCE):
+        while not (await world.admin.call("SimulatePolicy", policy_id=made.id)).devices:
+            await asyncio.sleep(0.05)
+    await world.admin.call(
+        "CreatePolicy",
+        org_id=str(ORG.id),
+        name="Own",
+        bundle={},
+        targets=for_devices(device.id),
+    )
+    exported = await world.admin.call("ExportPolicySet")
+    assert [(one.alias, one.set_name) for one in exported.policies] == [
+        ("the-form", ""),
+        ("the-form-2", ""),
+        ("base", ""),
+    ]
+    assert SECRET not in str(exported)
+    assert from_value(exported.policies[2].bundle)["network"]["wifi"][0]["passphrase"] == (
+        "[masked]"
+    )
+    entries = [*map(again, exported.policies)]
+    refused = await refusal(apply(world, *entries))
+    assert refused.reason == "POLICY_NOT_ADOPTED"
+    found = await apply(world, *entries, adopt=True)
+    assert actions(found) == {
+        "the-form": "ADOPT",
+        "the-form-2": "ADOPT",
+        "base": "ADOPT",
+        "Own": "OTHER",
+    }
+    policy = await world.admin.call("GetPolicy", id=made.id)
+    assert (policy.etag, policy.signed) == (made.etag, True)
+    exported = await world.admin.call("ExportPolicySet", org_id=str(ORG.id))
+    assert {one.set_name for one in exported.policies} == {"school"}
+    found = await apply(world, *map(again, exported.policies))
+    assert actions(found) == {
+        "the-form": "UNCHANGED",
+        "the-form-2": "UNCHANGED",
+        "base": "UNCHANGED",
+        "Own": "OTHER",
+    }
+    # Another set takes over what it names only where that is said.
+    refused = await refusal(apply(world, *entries, name="another"))
+    assert refused.reason == "POLICY_OF_ANOTHER_SET"
+    auditor = Admin(world.channel, ORG.id, "Auditor")
+    seen = await auditor.call("ExportPolicySet")
+    assert from_value(seen.policies[2].bundle)["network"]["wifi"][0]["passphrase"] == ("[redacted]")
+    assert "District" not in json.dumps(MessageToDict(seen))
+
+
+async def test_all_or_nothing(world: World) -> None:
+    """What one entry breaks is named by its place, and nothing of the others is done."""
+    await known_group(world, "staff", 10)
+    good = entry("good", BASE)
+    for bad, field in (
+        (entry("bad", {"x": 1}, draft=True), "policies[1].bundle.x: "),
+        (
+            entry("bad", {"updates": {"channel": "-x"}}, draft=True),
+            "policies[1].bundle.updates.channel: ",
+        ),
+        (entry("good", {}, draft=True), "policies[1].alias: is in the set twice"),
+        (entry("bad", {}, renamed_from="good"), "policies[1].renamedFrom: is in the set twice"),
+        (entry("bad", {}), "policies[1].groups: another policy of the set is for all devices"),
+        (entry("bad", {}, groups=["none"]), "policies[1].groups: no group has the alias none"),
+        (
+            entry("bad", {}, draft=True, merging={"locked_fields": ["x"]}),
+            "policies[1].merging.lockedFields[0]: ",
+        ),
+        (
+            entry("bad", {"network": {"wifi": [{**WIFI, "passphrase": "[masked]"}]}}, draft=True),
+            "policies[1].bundle.network.wifi[0].passphrase: ",
+        ),
+    ):
+        refused = await refusal(apply(world, good, bad))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.body["message"].startswith(field), refused.body
+    assert not (await world.admin.call("ListPolicies")).policies
+    assert not [one for one in await world.events() if "calls_refused" not in one["type"]]
+    # A group that is to be made before is planned with, and needed then.
+    soon = entry("soon", STAFF, groups=["soon"])
+    plan = await apply(world, soon, validate_only=True, planned_groups=["soon"])
+    assert actions(plan) == {"soon": "CREATE!"}
+    refused = await refusal(apply(world, soon, planned_groups=["soon"]))
+    assert "no group has the alias soon" in refused.body["message"]
+    await known_group(world, "soon", 20)
+    done = await apply(world, soon, expected_plan_sha256=plan.plan_sha256)
+    assert actions(done) == {"soon": "CREATE!"}
+
+
+async def test_sets_are_of_a_tenant(world: World) -> None:
+    """Those above may; others find nothing, and who may not write may export only."""
+    district = Admin(world.channel, RESELLER.id)
+    found = await apply(world, entry("base", BASE), admin=district)
+    assert actions(found) == {"base": "CREATE!"}
+    found = await apply(world, entry("base", STAFF), admin=district, org_id=str(RESELLER.id))
+    assert actions(found) == {"base": "CREATE!"}
+    stranger = Admin(world.channel, SISTER.id)
+    auditor = Admin(world.channel, ORG.id, "Auditor")
+    missing, denied = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED
+    for admin, org_id, code in (
+        (stranger, ORG.id, missing),
+        (world.admin, RESELLER.id, missing),
+        (auditor, ORG.id, denied),
+    ):
+        refused = await refusal(apply(world, admin=admin, org_id=str(org_id), prune=True))
+        assert refused.code is code
+    refused = await refusal(stranger.call("ExportPolicySet", org_id=str(ORG.id)))
+    assert refused.code is missing
+    assert not (await stranger.call("ExportPolicySet")).policies
+    refused = await refusal(
+        apply(world, entry("x", {}, groups=["g"]), admin=district, org_id=str(RESELLER.id))
+    )
+    assert refused.body["message"].startswith("policies[0].groups: only a policy of an organis")
