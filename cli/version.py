@@ -11,6 +11,7 @@ from cli.errors import told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
 from servicekit.build import PRODUCT, current
+from servicekit.security import fips, mode
 
 _FAILED: Final = 2
 
@@ -27,7 +28,11 @@ def version(
     password_file: PasswordFile = None,
 ) -> None:
     """Show the release, its commit, and when it was built."""
-    here: dict[str, Any] = {"product": PRODUCT, **current().as_json()}
+    here: dict[str, Any] = {
+        "product": PRODUCT,
+        **current().as_json(),
+        "cryptography": fips.described(),
+    }
     there: dict[str, Any] | None = None
     if server:
         with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
@@ -51,4 +56,9 @@ def text(found: dict[str, Any]) -> str:
     """The lines for people; what is not known has none."""
     lines = [f"{found['product']} {found['version']}"]
     lines += [f"{name:<7} {found[name]}" for name in ("commit", "build") if found[name]]
+    cryptography = found.get("cryptography", {})
+    if cryptography and (cryptography["fips"], cryptography["suites"]) != (mode.OFF, mode.STANDARD):
+        lines.append(f"FIPS    {cryptography['fips']}, suites {cryptography['suites']}")
+    if module := cryptography.get("module"):
+        lines.append(f"module  {module['name']} {module['version']}, SHA-256 {module['sha256']}")
     return "\n".join(lines)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from servicekit.security import mode
+
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
 _OPEN_FILES: Final = 1 << 20
 _LOWEST_PORT: Final = 1024
@@ -80,6 +82,8 @@ class Unit:
             "KillMode=mixed",
             "Restart=on-failure",
             "RestartSec=5",
+            "# To start it again as it is set up would not help.",
+            f"RestartPreventExitStatus={mode.REFUSED}",
             "# The launcher restarts a process that the kernel ended for want of memory.",
             "OOMPolicy=continue",
             f"LimitNOFILE={_OPEN_FILES}",

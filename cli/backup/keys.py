@@ -7,7 +7,7 @@ from typing import Final
 from cli.backup.catalog import SEALED, SECRETS
 from cli.errors import CliError
 from servicekit.security.sealing import Sealer, SealingError, parse_master_key
-from servicekit.security.signing import Signer
+from servicekit.security.signing import PublicKey, Signer
 
 MASTER_KEY: Final = "secrets/master_key"
 
@@ -61,7 +61,7 @@ class SealedKeys:
             MissingKeyError: the master key is another one.
         """
         seed = self._open(table, sealed_seed)
-        if Signer(seed).public.raw != public_key:
+        if Signer(seed, PublicKey(public_key).algorithm).public.raw != public_key:
             raise MissingKeyError(f"a private key in {table} does not belong to its public key")
         self.opened += 1
 

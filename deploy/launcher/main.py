@@ -49,7 +49,7 @@ def run() -> int:
             sys.stderr.write(text)
         else:
             console.say(text)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         return 130
     finally:

@@ -11,6 +11,7 @@ from typing import Final
 
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.supervisor import Supervised
+from servicekit.security import mode
 
 _PAUSE: Final = 0.1
 # A process that cannot start at all says so a few times; waiting longer brings nothing.
@@ -73,6 +74,13 @@ async def wait_until(
     """
     deadline = time.monotonic() + seconds
     while not await ready():
+        if process.refused:
+            raise LauncherError(
+                f"{process.spec.name} refuses to run.",
+                log=process.log.tail[-10:],
+                advice="Correct what it names, then start again; nothing that was stored is lost.",
+                status=mode.REFUSED,
+            )
         if process.crashes >= _FATAL_CRASHES:
             raise LauncherError(
                 f"{process.spec.name} does not start ({process.last_exit}).",

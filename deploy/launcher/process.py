@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from deploy.launcher.events import Parser
+from servicekit.security import mode
 
 _PR_SET_PDEATHSIG: Final = 1
 # Looked up before the fork: the child must not search for libraries.
@@ -95,7 +96,18 @@ class ProcessSpec:
 
 
 # PYTHON… and PATH would let the caller's shell change what the services import.
-_INHERITED: Final = ("LANG", "LC_ALL", "HOME", "TMPDIR", "PATH")
+_INHERITED: Final = (
+    "LANG",
+    "LC_ALL",
+    "HOME",
+    "TMPDIR",
+    "PATH",
+    # Which algorithms there are, for all processes alike.
+    mode.FIPS,
+    mode.SUITES,
+    "OPENSSL_CONF",
+    "OPENSSL_MODULES",
+)
 _SET: Final = {"TZ": "UTC"}
 """So that all logs, and whatever a library says of a time, are in one zone."""
 

@@ -21,6 +21,7 @@ from deploy.launcher.process import (
     spawn,
     start_time,
 )
+from servicekit.security import mode
 
 _STUCK_CHECK_SECONDS: Final = 2.0
 _STUCK_CHECKS: Final = 3
@@ -79,6 +80,8 @@ class Supervised:
         self.crashes = 0
         """How often it ended without being asked to."""
         self.last_exit = ""
+        self.refused = False
+        """Whether it said that it may not run as it is set up; it is not started again."""
         self.pid: int | None = None
         self._logs = logs
         self._pid_file = pids / f"{spec.name}.pid"
@@ -108,6 +111,11 @@ class Supervised:
             if asked:
                 continue
             self.crashes += 1
+            if self.refused:
+                self._logs.event(
+                    "error", f"{self.spec.name} refused to run; it is not started again"
+                )
+                return
             delay = self._backoff.after(self._clock.monotonic() - began)
             self._logs.event(
                 # At a start it is tried a few times, and the step that fails tells of it.
@@ -156,6 +164,7 @@ class Supervised:
             self.pid = None
             self._pid_file.unlink(missing_ok=True)
         self.last_exit = describe_exit(code)
+        self.refused = code == mode.REFUSED
         return asked
 
     async def _spawn(self, output: int) -> Child:

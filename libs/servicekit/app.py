@@ -49,6 +49,7 @@ from servicekit.rpc.chain import CallChain
 from servicekit.rpc.channels import connect
 from servicekit.rpc.refused import RefusedCalls
 from servicekit.rpc.server import GrpcServer, Register
+from servicekit.security import fips
 from servicekit.security.sealing import SealingError, read_master_key
 from servicekit.settings import ServiceSettings
 from servicekit.vitals import Vitals
@@ -379,7 +380,7 @@ async def start(kit: Kit, build: Build) -> Running:
     await internal.set_serving(True)
     await public.set_serving(True)
     runs = current()
-    log.info("serving", version=runs.version, commit=runs.commit)
+    log.info("serving", version=runs.version, commit=runs.commit, **_fips())
     return Running(
         public=public,
         internal=internal,
@@ -391,6 +392,14 @@ async def start(kit: Kit, build: Build) -> Running:
         writers=writers,
         tasks=tasks,
     )
+
+
+def _fips() -> dict[str, str]:
+    """What a start says of the FIPS module; nothing without one."""
+    module = fips.module()
+    if module is None:
+        return {}
+    return {"fips_module": f"{module.name} {module.version}", "fips_sha256": module.sha256}
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

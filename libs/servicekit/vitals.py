@@ -15,11 +15,17 @@ from prometheus_client import Gauge
 from servicekit.build import current
 from servicekit.data.migrate import latest_version
 from servicekit.data.postgres import Database
+from servicekit.security import fips
 
 _EVERY_SECONDS: Final = 15.0
 
 BUILD: Final = Gauge(
     "evergreen_build_info", "What runs; always 1.", ["version", "commit", "schema_version"]
+)
+FIPS: Final = Gauge(
+    "evergreen_fips_info",
+    "The FIPS module that does the service's cryptography; always 1, and not there without one.",
+    ["name", "version", "sha256"],
 )
 READY: Final = Gauge("evergreen_ready", "1 when the service has all that it needs, else 0.")
 MISSING: Final = Gauge(
@@ -55,6 +61,8 @@ class Vitals:
         self._missing = missing
         build = current()
         BUILD.labels(build.version, build.commit, latest_version(context)).set(1)
+        if (module := fips.module()) is not None:
+            FIPS.labels(module.name, module.version, module.sha256).set(1)
 
     async def run(self) -> None:
         """Looks every few seconds, for as long as the service lives."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from fastapi import FastAPI
@@ -14,9 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from contract.contexts import CONTEXTS
+from contract.rows import Role
 from servicekit.build import PRODUCT, current
 from servicekit.call import H_KIND, HEADERS, Call
 from servicekit.rpc.chain import CallChain
+from servicekit.security import fips
 from services.identity.pages.base import Surroundings
 from services.identity.pages.console import add_console_routes
 from services.identity.pages.http import add_pages
@@ -57,11 +59,14 @@ def identity_app(
     return app
 
 
-async def _for_users(chain: CallChain, request: Request) -> dict[str, str]:
-    """The build, for somebody who may call."""
+async def _for_users(chain: CallChain, request: Request) -> dict[str, Any]:
+    """The build, for somebody who may call; for Owners and Admins also which algorithms it uses."""
 
-    async def work(_: Call) -> dict[str, str]:
-        return current().as_json()
+    async def work(call: Call) -> dict[str, Any]:
+        found: dict[str, Any] = current().as_json()
+        if call.caller.role in {Role.OWNER, Role.ADMIN}:
+            found["cryptography"] = fips.described()
+        return found
 
     said = {name: request.headers[name] for name in HEADERS if name in request.headers}
     return await chain.run(_SESSION, said, work)

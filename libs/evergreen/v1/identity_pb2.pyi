@@ -4824,7 +4824,9 @@ Global___Jwks: _TypeAlias = Jwks  # noqa: Y015
 
 @_typing.final
 class Jwk(_message.Message):
-    """A public Ed25519 key (RFC 8037)."""
+    """A public key: Ed25519 (RFC 8037), or P-256 (RFC 7518) where tokens are signed with approved
+    algorithms.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -4834,18 +4836,21 @@ class Jwk(_message.Message):
     KID_FIELD_NUMBER: _builtins.int
     ALG_FIELD_NUMBER: _builtins.int
     USE_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
     kty: _builtins.str
-    """The key type, `OKP`."""
+    """The key type: `OKP` of Ed25519, `EC` of P-256."""
     crv: _builtins.str
-    """The curve, `Ed25519`."""
+    """The curve: `Ed25519` or `P-256`."""
     x: _builtins.str
-    """The public key, base64url without padding."""
+    """The public key, of P-256 its x coordinate; base64url without padding."""
     kid: _builtins.str
     """The key id: the key's thumbprint (RFC 7638)."""
     alg: _builtins.str
-    """The algorithm, `EdDSA`."""
+    """The algorithm: `EdDSA` or `ES256`."""
     use: _builtins.str
     """What it is for, `sig`."""
+    y: _builtins.str
+    """The y coordinate of a key of P-256, base64url without padding."""
     def __init__(
         self,
         *,
@@ -4855,12 +4860,15 @@ class Jwk(_message.Message):
         kid: _builtins.str = ...,
         alg: _builtins.str = ...,
         use: _builtins.str = ...,
+        y: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_y", b"_y", "y", b"y"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alg", b"alg", "crv", b"crv", "kid", b"kid", "kty", b"kty", "use", b"use", "x", b"x"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_y", b"_y", "alg", b"alg", "crv", b"crv", "kid", b"kid", "kty", b"kty", "use", b"use", "x", b"x", "y", b"y"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__y: _TypeAlias = _typing.Literal["y"]  # noqa: Y015
+    _WhichOneofArgType__y: _TypeAlias = _typing.Literal["_y", b"_y"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__y) -> _WhichOneofReturnType__y | None: ...
 
 Global___Jwk: _TypeAlias = Jwk  # noqa: Y015
 

@@ -142,7 +142,7 @@ class KeyRing:
         return State.RETIRED
 
     def _signer(self, key: RingKey) -> Signer:
-        signer = Signer(self._open(key.sealed_seed))
+        signer = Signer(self._open(key.sealed_seed), key.algorithm)
         if signer.public != key.public:
             raise ValueError(f"the private key of {key.public.id} does not belong to it")
         return signer

@@ -21,6 +21,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory
+from servicekit.security import mode
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer, new_seed
 from servicekit.security.suites import ED25519
@@ -43,6 +44,13 @@ class Purpose:
     name: str
     life: timedelta | None
     """How long what they sign is in use at most; `None` for ever."""
+    approved: str = ED25519
+    """The algorithm of new keys where new values are made with approved algorithms."""
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of new keys."""
+        return self.approved if mode.writes_approved() else ED25519
 
 
 class SigningKeys:
@@ -181,10 +189,10 @@ class SigningKeys:
         return key
 
     def _new(self, purpose: str, at: datetime, signs_from: datetime) -> RingKey:
-        seed = new_seed()
-        return RingKey(
-            Signer(seed).public, purpose, ED25519, self._sealer.seal(seed), at, signs_from
-        )
+        algorithm = self._purposes[purpose].algorithm
+        seed = new_seed(algorithm)
+        public = Signer(seed, algorithm).public
+        return RingKey(public, purpose, algorithm, self._sealer.seal(seed), at, signs_from)
 
     async def _renew(self, connection: Connection, keys: list[RingKey]) -> None:
         """Seals anew what was sealed in an older way."""

@@ -1,7 +1,8 @@
 """Digests: SHA-256 of what is public or random, keyed BLAKE2b of what must not be guessed.
 
-SHA-1 is here to look something up in lists of others, and protects nothing;
-HMAC is here for receivers that know nothing else.
+In the place of BLAKE2b, the approved algorithms have HKDF and HMAC with SHA-256. HMAC is also here
+for receivers that know nothing else, and SHA-1 to look something up in lists of others, where it
+protects nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from typing import Final
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _BYTES: Final = 32
 _PERSON_BYTES: Final = 16
@@ -48,6 +52,11 @@ def derived_key(key: bytes, purpose: str) -> bytes:
     """32 bytes for one purpose, from a key of 32 bytes; the purpose's first 16 bytes count."""
     person = purpose.encode()[:_PERSON_BYTES]
     return hashlib.blake2b(b"", digest_size=_BYTES, key=key, person=person).digest()
+
+
+def approved_key(key: bytes, purpose: str) -> bytes:
+    """32 bytes for one purpose, from a key of 32 bytes, by HKDF-SHA256 (SP 800-56C)."""
+    return HKDF(SHA256(), _BYTES, None, b"evergreen sealing 1\0" + purpose.encode()).derive(key)
 
 
 def keyed(key: bytes, data: bytes) -> bytes:

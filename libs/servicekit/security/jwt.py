@@ -1,4 +1,4 @@
-"""JSON Web Tokens under Ed25519 (RFC 7519, RFC 8037, RFC 8725)."""
+"""JSON Web Tokens under Ed25519 or P-256 (RFC 7518, RFC 7519, RFC 8037, RFC 8725)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, Final
 import jwt
 
 from servicekit.security.signing import PublicKey, Signer
+from servicekit.security.suites import ED25519, ES256
 
-_ALGORITHM: Final = "EdDSA"
+_NAMES: Final = {ED25519: "EdDSA", ES256: "ES256"}
+"""The algorithms of our keys, as tokens name them."""
 _FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
     "RS256": ("RSA", ""),
     "RS384": ("RSA", ""),
@@ -40,7 +42,7 @@ def encode(claims: dict[str, Any], signer: Signer, kind: str) -> str:
     return jwt.encode(
         claims,
         signer.private,
-        algorithm=_ALGORITHM,
+        algorithm=_NAMES[signer.public.algorithm],
         headers={"kid": signer.public.id, "typ": kind},
     )
 
@@ -84,7 +86,7 @@ def decode(
         found: dict[str, Any] = jwt.decode(
             token,
             key.verifier,
-            algorithms=[_ALGORITHM],
+            algorithms=[_NAMES[key.algorithm]],
             issuer=issuer,
             audience=audience,
             options={"require": list(required), "verify_exp": not lapsed},
@@ -114,15 +116,17 @@ def is_signed_by(token: str, keys: Iterable[dict[str, Any]]) -> bool:
         ValueError: a key is none of ours.
     """
     try:
-        found = [jwt.PyJWK(key, _ALGORITHM) for key in keys]
+        found = [jwt.PyJWK(key) for key in keys]
     except jwt.PyJWTError as broken:
         raise ValueError("not a key") from broken
+    if not {key.algorithm_name for key in found} <= set(_NAMES.values()):
+        raise ValueError("not a key of ours")
     for key in found:
         try:
             jwt.decode(
                 token,
                 key,
-                algorithms=[_ALGORITHM],
+                algorithms=[key.algorithm_name],
                 options={"verify_aud": False, "verify_exp": False},
             )
         except jwt.InvalidTokenError:

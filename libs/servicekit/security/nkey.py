@@ -1,21 +1,48 @@
-"""Account keys of NATS (nkeys), with which identity vouches for integrators."""
+"""Account keys of NATS (nkeys), with which identity vouches for integrators.
+
+An nkey is Ed25519, written as base32 of a prefix, 32 bytes and a CRC-16 (XModem, its low byte
+first; https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/nkey_auth).
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import secrets
-from typing import Any, Final
+from typing import Final
 
-import nkeys
+from servicekit.security.signing import Signer
 
-_SEED: Final = "SA"
 _RAW_BYTES: Final = 32
+_SEED: Final = 18 << 3
+"""The prefix of private halves (`S`), above that of what they are for."""
+_ACCOUNT: Final = 0
+"""The prefix of accounts (`A`)."""
+_SEED_PREFIX: Final = bytes([_SEED | _ACCOUNT >> 5, (_ACCOUNT & 31) << 3])
+_SEED_TEXT: Final = "SA"
+_BAD: Final = "must be an account's seed, or 32 bytes in base64"
+
+
+class AccountKey:
+    """The key pair of an account.
+
+    Args:
+        raw: the private half, 32 bytes.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self._signer = Signer(raw)
+        self.public = _written(bytes([_ACCOUNT]) + self._signer.public.raw)
+        """The public half, as NATS writes it (`A…`)."""
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte signature over exactly these bytes."""
+        return self._signer.sign(message)
 
 
 def new_seed() -> str:
     """A new key's private half, as NATS writes it (`SA…`)."""
-    return _seed(secrets.token_bytes(_RAW_BYTES))
+    return _written(_SEED_PREFIX + secrets.token_bytes(_RAW_BYTES))
 
 
 def public_key(seed: str) -> str:
@@ -24,12 +51,11 @@ def public_key(seed: str) -> str:
     Raises:
         ValueError: it is no key.
     """
-    found: bytes = account_key(seed).public_key
-    return found.decode("ascii")
+    return account_key(seed).public
 
 
-def account_key(text: str) -> Any:
-    """The key pair (`nkeys.KeyPair`) of a secret.
+def account_key(text: str) -> AccountKey:
+    """The key pair of a secret.
 
     Args:
         text: the seed as NATS writes it (`SA…`), or 32 random bytes in base64, for whoever makes
@@ -38,20 +64,31 @@ def account_key(text: str) -> Any:
     Raises:
         ValueError: it is neither.
     """
-    if not text.startswith(_SEED):
-        try:
-            raw = base64.b64decode(text, validate=True)
-        except binascii.Error as broken:
-            raise ValueError("must be an account's seed, or 32 bytes in base64") from broken
-        if len(raw) != _RAW_BYTES:
-            raise ValueError("must be an account's seed, or 32 bytes in base64")
-        text = _seed(raw)
     try:
-        return nkeys.from_seed(bytearray(text, "ascii"))
-    except (nkeys.NkeysError, binascii.Error) as broken:
-        raise ValueError("must be an account's seed, or 32 bytes in base64") from broken
+        raw = _read(text) if text.startswith(_SEED_TEXT) else base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as broken:
+        raise ValueError(_BAD) from broken
+    if len(raw) != _RAW_BYTES:
+        raise ValueError(_BAD)
+    return AccountKey(raw)
 
 
-def _seed(raw: bytes) -> str:
-    seed: bytes = nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_ACCOUNT)
-    return seed.decode("ascii")
+def _read(text: str) -> bytes:
+    """The raw private half of a seed.
+
+    Raises:
+        ValueError: the text is damaged, or no account's.
+    """
+    found = base64.b32decode(text + "=" * (-len(text) % 8))
+    body, checksum = found[:-2], found[-2:]
+    if _crc(body) != checksum or not body.startswith(_SEED_PREFIX):
+        raise ValueError(_BAD)
+    return body[len(_SEED_PREFIX) :]
+
+
+def _written(body: bytes) -> str:
+    return base64.b32encode(body + _crc(body)).decode("ascii").rstrip("=")
+
+
+def _crc(body: bytes) -> bytes:
+    return binascii.crc_hqx(body, 0).to_bytes(2, "little")

@@ -1,8 +1,10 @@
 """Hashes of passwords, which begin with the name of their suite (the PHC string format).
 
 New ones are argon2id with OWASP's parameters (Password Storage Cheat Sheet: 19 MiB of memory, 2
-iterations, 1 lane). Every suite and every parameter that was ever written is read for ever; what
-is not as it would be written now is hashed anew when its owner logs in.
+iterations, 1 lane), or PBKDF2-HMAC-SHA256 with OWASP's 600,000 iterations where new values are made
+with approved algorithms. Every suite and every parameter that was ever written is read for ever,
+argon2id not in FIPS mode; what is not as it would be written now is hashed anew when its owner logs
+in.
 
 One password has many spellings in Unicode, and which one a keyboard sends depends on the system. So
 the hash is that of a prepared form: RFC 8265's OpaqueString with NFKC in the place of NFC. Release
@@ -13,30 +15,36 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-import nacl.exceptions
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
-from nacl.pwhash import argon2id
 
+from servicekit.security import mode
 from servicekit.security.suites import ARGON2ID, PBKDF2_SHA256
 
-_OPERATIONS: Final = 2
-_MEMORY: Final = 19 * 1024 * 1024
-_CURRENT: Final = f"${ARGON2ID}$v=19$m={_MEMORY // 1024},t={_OPERATIONS},p=1$"
+if not mode.is_required():
+    # Now, and not where it is needed: services that are forked share what is loaded.
+    from servicekit.security import libsodium
+
+_STANDARD: Final = f"${ARGON2ID}$v=19$m={19 * 1024},t=2,p=1$"
+_ITERATIONS: Final = 600_000
+"""OWASP's (Password Storage Cheat Sheet) for PBKDF2-HMAC-SHA256."""
+_SALT_BYTES: Final = 16
+_APPROVED: Final = f"${PBKDF2_SHA256}$i={_ITERATIONS}$"
 _PBKDF2: Final = re.compile(
     rf"\${PBKDF2_SHA256}\$i=([1-9][0-9]{{3,7}})\$([A-Za-z0-9+/]{{22,86}})\$([A-Za-z0-9+/]{{43}})"
 )
 
 
 class UnknownSuiteError(ValueError):
-    """A hash is of a suite that this release does not know; a newer one has written it."""
+    """A hash cannot be verified: a newer release has written it, or FIPS mode forbids it."""
 
 
 class PasswordError(ValueError):
@@ -119,22 +127,28 @@ def suite(stored: str) -> str:
 
 
 def hash_password(password: str) -> str:
-    """The hash to store. Takes some 25 ms of CPU."""
-    return argon2id.str(password.encode(), _OPERATIONS, _MEMORY).decode()
+    """The hash to store. Takes some 25 ms of CPU, PBKDF2 some 75."""
+    if not mode.writes_approved():
+        return libsodium.hash_password(password.encode())
+    salt = os.urandom(_SALT_BYTES)
+    derived = PBKDF2HMAC(SHA256(), 32, salt, _ITERATIONS).derive(password.encode())
+    return f"{_APPROVED}{_base64(salt)}${_base64(derived)}"
 
 
 def verify_password(stored: str, password: str) -> bool:
     """Whether the password is the one that was hashed.
 
     Raises:
-        UnknownSuiteError: the hash names none that is known.
+        UnknownSuiteError: the hash names none that is known, or one that FIPS mode forbids.
     """
     match suite(stored):
+        case name if name == ARGON2ID and mode.is_required():
+            raise UnknownSuiteError(
+                "a password's hash is argon2id, which FIPS mode cannot verify: its owner needs a"
+                " new password (docs/fips.md)"
+            )
         case name if name == ARGON2ID:
-            try:
-                return argon2id.verify(stored.encode(), password.encode())
-            except nacl.exceptions.InvalidkeyError:
-                return False
+            return libsodium.verify_password(stored, password.encode())
         case name if name == PBKDF2_SHA256:
             return _verify_pbkdf2(stored, password)
         case name:
@@ -143,7 +157,7 @@ def verify_password(stored: str, password: str) -> bool:
 
 def is_current(stored: str) -> bool:
     """Whether the hash is of the suite and the parameters of new ones."""
-    return stored.startswith(_CURRENT)
+    return stored.startswith(_APPROVED if mode.writes_approved() else _STANDARD)
 
 
 def _verify_pbkdf2(stored: str, password: str) -> bool:
@@ -151,13 +165,15 @@ def _verify_pbkdf2(stored: str, password: str) -> bool:
     if match is None:
         return False
     try:
-        salt, expected = (
-            base64.b64decode(text + "=" * (-len(text) % 4)) for text in match.group(2, 3)
-        )
+        salt, expected = (_unbase64(text) for text in match.group(2, 3))
         PBKDF2HMAC(SHA256(), 32, salt, int(match[1])).verify(password.encode(), expected)
     except (binascii.Error, InvalidKey):
         return False
     return True
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode().rstrip("=")
 
 
 def _unbase64(text: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Ed25519 keys: signing, verifying, and how their public halves are written."""
+"""Ed25519 and P-256 keys: signing, verifying, and how their public halves are written.
+
+P-256 is for tokens where new values are made with approved algorithms; all else is Ed25519.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,26 @@ from functools import cached_property
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from servicekit.security.digests import sha256
+from servicekit.security.suites import ED25519, ES256
 
 _SPKI: Final = bytes.fromhex("302a300506032b6570032100")
 """SubjectPublicKeyInfo of an Ed25519 key (RFC 8410) before its 32 bytes."""
 _SEED_BYTES: Final = 32
+_POINT_BYTES: Final = 65
+_CURVE: Final = ec.SECP256R1()
 _PEM: Final = re.compile(
     r"-----BEGIN PUBLIC KEY-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END PUBLIC KEY-----"
 )
@@ -35,62 +48,98 @@ def b64url(raw: bytes) -> str:
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key: 32 raw bytes."""
+    """A public key: the 32 raw bytes of an Ed25519 key, or the 65 of a P-256 key's uncompressed
+    point (SEC 1, 2.3.3)."""
 
     raw: bytes
+
+    @property
+    def algorithm(self) -> str:
+        """What it verifies, as `suites` names it."""
+        return ES256 if len(self.raw) == _POINT_BYTES else ED25519
 
     @cached_property
     def id(self) -> str:
         """The key id: the JWK thumbprint (RFC 7638), base64url without padding."""
-        canonical = json.dumps(
-            {"crv": "Ed25519", "kty": "OKP", "x": b64url(self.raw)}, separators=(",", ":")
-        )
+        canonical = json.dumps(self._members(), separators=(",", ":"), sort_keys=True)
         return b64url(sha256(canonical.encode()))
 
     @cached_property
-    def verifier(self) -> Ed25519PublicKey:
-        """The key for `cryptography`; a `ValueError` when these are not 32 bytes."""
+    def verifier(self) -> Ed25519PublicKey | ec.EllipticCurvePublicKey:
+        """The key for `cryptography`; a `ValueError` when these bytes are none."""
+        if self.algorithm == ES256:
+            return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, self.raw)
         return Ed25519PublicKey.from_public_bytes(self.raw)
 
     def jwk(self) -> dict[str, str]:
-        """The key as a JSON Web Key (RFC 8037)."""
-        return {
-            "kty": "OKP",
-            "crv": "Ed25519",
-            "x": b64url(self.raw),
-            "kid": self.id,
-            "alg": "EdDSA",
-            "use": "sig",
-        }
+        """The key as a JSON Web Key (RFC 8037; RFC 7518, 6.2)."""
+        alg = "ES256" if self.algorithm == ES256 else "EdDSA"
+        return self._members() | {"kid": self.id, "alg": alg, "use": "sig"}
+
+    def _members(self) -> dict[str, str]:
+        """What makes the key."""
+        if self.algorithm == ES256:
+            x, y = self.raw[1:33], self.raw[33:]
+            return {"kty": "EC", "crv": "P-256", "x": b64url(x), "y": b64url(y)}
+        return {"kty": "OKP", "crv": "Ed25519", "x": b64url(self.raw)}
 
     def pem(self) -> str:
         """The key as PEM `PUBLIC KEY`."""
+        if self.algorithm == ES256:
+            return self.verifier.public_bytes(
+                Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+            ).decode("ascii")
         body = base64.b64encode(_SPKI + self.raw).decode()
         return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Whether the 64-byte signature is this key's over the message."""
         try:
-            self.verifier.verify(signature, message)
+            if isinstance(self.verifier, Ed25519PublicKey):
+                self.verifier.verify(signature, message)
+            else:
+                r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
+                der = encode_dss_signature(r, s)
+                self.verifier.verify(der, message, ec.ECDSA(SHA256()))
         except (InvalidSignature, ValueError):
             return False
         return True
 
 
 class Signer:
-    """Signs with one private key, which is given as its raw 32-byte seed."""
+    """Signs with one private key.
 
-    def __init__(self, seed: bytes) -> None:
-        self.private = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = PublicKey(self.private.public_key().public_bytes_raw())
+    Args:
+        seed: its raw 32 bytes; of a P-256 key its scalar, the highest byte first.
+        algorithm: what it is for, as `suites` names it.
+    """
+
+    def __init__(self, seed: bytes, algorithm: str = ED25519) -> None:
+        self.private: Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+        if algorithm == ES256:
+            self.private = ec.derive_private_key(int.from_bytes(seed), _CURVE)
+            point = self.private.public_key().public_bytes(
+                Encoding.X962, PublicFormat.UncompressedPoint
+            )
+            self.public = PublicKey(point)
+        elif algorithm == ED25519:
+            self.private = Ed25519PrivateKey.from_private_bytes(seed)
+            self.public = PublicKey(self.private.public_key().public_bytes_raw())
+        else:
+            raise ValueError(f"keys of {algorithm!r} are not known")
 
     def sign(self, message: bytes) -> bytes:
-        """The 64-byte Ed25519 signature over exactly these bytes."""
-        return self.private.sign(message)
+        """The 64-byte signature over exactly these bytes."""
+        if isinstance(self.private, Ed25519PrivateKey):
+            return self.private.sign(message)
+        r, s = decode_dss_signature(self.private.sign(message, ec.ECDSA(SHA256())))
+        return r.to_bytes(32) + s.to_bytes(32)
 
 
-def new_seed() -> bytes:
+def new_seed(algorithm: str = ED25519) -> bytes:
     """The private half of a new key: 32 random bytes."""
+    if algorithm == ES256:
+        return ec.generate_private_key(_CURVE).private_numbers().private_value.to_bytes(32)
     return secrets.token_bytes(_SEED_BYTES)
 
 

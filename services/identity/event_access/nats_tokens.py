@@ -62,7 +62,7 @@ class NatsSigner:
 
     def __init__(self, seed: str) -> None:
         self._key = account_key(seed)
-        self._issuer = self._key.public_key.decode("ascii")
+        self._issuer = self._key.public
 
     def admit(self, request: Request, user: str, at: datetime, until: datetime) -> bytes:
         """The answer that lets a reader in, until a time."""

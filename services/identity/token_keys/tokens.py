@@ -1,4 +1,4 @@
-"""Signing of tokens (JWT, EdDSA) and their public keys (RFC 8037, RFC 7638)."""
+"""Signing of tokens (JWT, EdDSA or ES256) and their public keys (RFC 7518, RFC 7638, RFC 8037)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from servicekit.keys.ring import KeyRing
 from servicekit.keys.service import Purpose
 from servicekit.security import jwt
 from servicekit.security.signing import PublicKey
+from servicekit.security.suites import ES256
 from services.identity.users.domain import User
 
 API_TOKEN_PREFIX: Final = "evt_"
@@ -43,9 +44,9 @@ _TYPE_BEFORE: Final = "JWT"
 def purposes(device_life: timedelta) -> tuple[Purpose, ...]:
     """What identity has token keys for."""
     return (
-        Purpose(USERS, SESSION_TOKEN_LIFE),
-        Purpose(DEVICES, device_life + DEVICE_LAPSE),
-        Purpose(TOKENS, API_TOKEN_LIFE_MAX),
+        Purpose(USERS, SESSION_TOKEN_LIFE, ES256),
+        Purpose(DEVICES, device_life + DEVICE_LAPSE, ES256),
+        Purpose(TOKENS, API_TOKEN_LIFE_MAX, ES256),
     )
 
 
