@@ -1,6 +1,8 @@
-"""Encrypting and decrypting a stream of any size with age, at constant memory.
+"""Encrypting and decrypting a stream of any size, at constant memory: with age (`cli.backup.age`),
+or with approved algorithms (`servicekit.security.approved_stream`).
 
-Keys are the library's work, passphrases are `age_passphrase`'s.
+A passphrase is used as new values are made (`servicekit.security.mode`), a key as it is. What was
+ever made is read, that of age not in FIPS mode.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-import pyrage
-
 from cli.errors import CliError
 from deploy.private_files import sync_directory
-from servicekit.security import age_passphrase
+from servicekit.security import age_passphrase, approved_stream, mode
 from servicekit.security.digests import Sha256
 
-_MAGIC: Final = b"age-encryption.org/"
+if not mode.is_required():
+    from cli.backup import age
+
+_AGE: Final = b"age-encryption.org/"
 _BUFFER: Final = 1 << 16
 STANDARD_OUTPUT: Final = Path("-")
 MIN_PASSPHRASE: Final = 12
@@ -56,11 +59,30 @@ def verifiable(lock: Lock) -> tuple[Lock, Key]:
     """
     if not lock.recipients:
         return lock, Key(passphrase=lock.passphrase)
-    own = pyrage.x25519.Identity.generate()
-    return (
-        Lock(recipients=(*lock.recipients, str(own.to_public()))),
-        Key(identity=str(own)),
-    )
+    make = approved_stream.new_key_pair if _is_approved(lock) else age.new_key_pair
+    public, private = make()
+    return Lock(recipients=(*lock.recipients, public)), Key(identity=private)
+
+
+def _is_approved(lock: Lock) -> bool:
+    """Whether an archive is encrypted with approved algorithms.
+
+    Raises:
+        CliError: the keys are of both kinds, or of the kind that must not be used.
+    """
+    if not lock.recipients:
+        return mode.writes_approved()
+    approved = [text.startswith(approved_stream.RECIPIENT) for text in lock.recipients]
+    if all(approved):
+        return True
+    if any(approved):
+        raise CliError("keys of P-256 and of age cannot open the same archive; give one kind")
+    if mode.writes_approved():
+        raise CliError(
+            f"{lock.recipients[0][:40]} is no key for approved algorithms; make one with"
+            " `ssh-keygen -t ecdsa -b 256 -m PEM -N ''`"
+        )
+    return False
 
 
 @contextlib.contextmanager
@@ -166,12 +188,11 @@ class _Counted(io.RawIOBase):
             raise OSError(f"it does not hold what was written ({self.size:,} bytes)")
 
 
-def _recipient(text: str) -> Any:
-    kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
+def _approved_recipient(text: str) -> Any:
     try:
-        return kind.Recipient.from_str(text)
-    except pyrage.RecipientError as error:
-        raise CliError(f"{text[:40]} is no public key of age or SSH: {error}") from error
+        return approved_stream.read_recipient(text)
+    except ValueError as error:
+        raise CliError(f"{text[:40]} is no public key of P-256: {error}") from error
 
 
 class _Work(threading.Thread):
@@ -196,18 +217,24 @@ class _Work(threading.Thread):
 
 @contextlib.contextmanager
 def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
-    recipients = [_recipient(text) for text in lock.recipients]
+    encrypt: Callable[[BinaryIO], None]
+    if _is_approved(lock):
+        points = [_approved_recipient(text) for text in lock.recipients]
+
+        def encrypt(reader: BinaryIO) -> None:
+            approved_stream.encrypt_io(reader, file, lock.passphrase, points)
+
+    else:
+        recipients = [age.recipient(text) for text in lock.recipients]
+
+        def encrypt(reader: BinaryIO) -> None:
+            age.encrypt(reader, file, recipients, lock.passphrase)
+
     read_end, write_end = os.pipe()
     reader = os.fdopen(read_end, "rb", buffering=_BUFFER)
     writer = os.fdopen(write_end, "wb", buffering=_BUFFER)
 
-    def encrypt() -> None:
-        if recipients:
-            pyrage.encrypt_io(reader, file, recipients)
-        else:
-            age_passphrase.encrypt_io(reader, file, lock.passphrase)
-
-    work = _Work(encrypt, reader)
+    work = _Work(lambda: encrypt(reader), reader)
     work.start()
     try:
         yield writer
@@ -265,7 +292,9 @@ class _Checked(io.RawIOBase):
 
 
 def _broken(path: Path, error: Exception) -> ArchiveError:
-    if "No matching keys" in str(error) or "passphrase" in str(error):
+    if isinstance(error, approved_stream.WrongKeyError) or (
+        "No matching keys" in str(error) or "passphrase" in str(error)
+    ):
         return ArchiveError(f"{path} does not open with this key; it was made for another one")
     return ArchiveError(f"{path} is damaged or cut off: {error}")
 
@@ -274,36 +303,36 @@ def _opener(file: BinaryIO, path: Path, key: Key) -> Callable[[BinaryIO], None]:
     """What decrypts the file into a stream."""
     start = file.read(64)
     file.seek(0)
-    if not start.startswith(_MAGIC):
+    is_approved = start.startswith(approved_stream.MAGIC)
+    if not is_approved and not start.startswith(_AGE):
         raise ArchiveError(f"{path} is no backup, or its beginning is damaged")
-    if age_passphrase.is_passphrased(start):
+    if not is_approved and mode.is_required():
+        raise CliError(
+            f"{path} was made with age, whose algorithms FIPS mode forbids; set EVERGREEN_FIPS=off"
+            " to open it"
+        )
+    has_passphrase = (
+        approved_stream.has_passphrase if is_approved else age_passphrase.is_passphrased
+    )
+    if has_passphrase(start):
         if not key.passphrase:
             raise CliError(f"{path} was made with a passphrase; give --passphrase-file")
-        return lambda writer: age_passphrase.decrypt_io(file, writer, key.passphrase)
+        decrypt = approved_stream.decrypt_io if is_approved else age_passphrase.decrypt_io
+        return lambda writer: decrypt(file, writer, key.passphrase)
     if not key.identity:
         raise CliError(f"{path} was made for a key, not with a passphrase; give --identity")
-    identities = _identities(key)
-    return lambda writer: pyrage.decrypt_io(file, writer, identities)
-
-
-def _identities(key: Key) -> list[Any]:
-    text = key.identity
-    if text.startswith(_MAGIC.decode()):
-        if not key.passphrase:
-            raise CliError("the private key has a passphrase; give --passphrase-file too")
-        plain = io.BytesIO()
-        try:
-            age_passphrase.decrypt_io(io.BytesIO(text.encode("latin-1")), plain, key.passphrase)
-        except age_passphrase.PassphraseError as error:
-            raise ArchiveError(f"the private key does not open: {error}") from error
-        text = plain.getvalue().decode("ascii", "replace")
+    if is_approved:
+        private = _approved_key(key)
+        return lambda writer: approved_stream.decrypt_io(file, writer, "", private)
     try:
-        if text.startswith("-----BEGIN"):
-            return [pyrage.ssh.Identity.from_buffer(text.encode("ascii"))]
-        lines = [line.strip() for line in text.splitlines()]
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise CliError("the file of the private key is empty")
-        return [pyrage.x25519.Identity.from_str(line) for line in found]
-    except (pyrage.IdentityError, ValueError) as error:
+        identities = age.identities(key.identity, key.passphrase)
+    except age_passphrase.PassphraseError as error:
+        raise ArchiveError(f"the private key does not open: {error}") from error
+    return lambda writer: age.decrypt(file, writer, identities)
+
+
+def _approved_key(key: Key) -> Any:
+    try:
+        return approved_stream.read_private_key(key.identity.encode())
+    except ValueError as error:
         raise CliError(f"the private key cannot be read: {error}") from error

@@ -6,7 +6,8 @@ from typing import Final
 
 from cli.backup.catalog import SEALED, SECRETS
 from cli.errors import CliError
-from servicekit.security.sealing import Sealer, SealingError, parse_master_key
+from servicekit.security import mode
+from servicekit.security.sealing import Sealer, SealingError, parse_master_key, uses_standard
 from servicekit.security.signing import PublicKey, Signer
 
 MASTER_KEY: Final = "secrets/master_key"
@@ -69,6 +70,8 @@ class SealedKeys:
         try:
             return self._sealers[table].open(sealed_seed)
         except SealingError as wrong:
+            if mode.is_required() and uses_standard(sealed_seed):
+                raise MissingKeyError(f"a key in {table} cannot be opened: {wrong}") from wrong
             raise MissingKeyError(
                 f"the master key is not the one that sealed the keys in {table}"
             ) from wrong

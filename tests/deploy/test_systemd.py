@@ -48,6 +48,10 @@ def test_a_low_port_is_the_one_privilege() -> None:
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE" in lines
 
 
+def test_what_may_not_run_is_not_started_again() -> None:
+    assert "RestartPreventExitStatus=78" in unit().splitlines()
+
+
 def test_sockets_elsewhere_are_seen_by_commands() -> None:
     """A home whose path is too long for sockets has them in /tmp."""
     lines = unit(own_tmp=False).splitlines()

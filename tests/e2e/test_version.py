@@ -23,15 +23,17 @@ def _commit() -> str:
 
 
 def test_only_users_learn_the_version(stack: Stack, org: Org) -> None:
-    """Anybody gets the product's name; a device's token is no login."""
+    """Anybody gets the product's name; a device's token is no login. Owners and Admins also learn
+    which algorithms are used."""
     with stack.client() as anybody:
         answer = anybody.get("/api/version")
     assert answer.json() == {"product": PRODUCT}
     assert answer.headers["cache-control"] == "no-store"
     whole = {"product": PRODUCT, "version": VERSION, "commit": _commit(), "build": "checkout"}
-    for role in ("Owner", "Admin", "Auditor"):
+    algorithms = {"cryptography": {"fips": "off", "suites": "standard"}}
+    for role, more in (("Owner", algorithms), ("Admin", algorithms), ("Auditor", {})):
         with org.user(role) as user:
-            assert user.get("/api/version").json() == whole, role
+            assert user.get("/api/version").json() == whole | more, role
     with stack.client(org.device().device_token) as device:
         assert device.get("/api/version").status_code == 401
 

@@ -38,6 +38,7 @@ FORBIDDEN: Final = frozenset(
         "argon2",
         "bcrypt",
         "blake3",
+        "cli.backup.age",
         "ecdsa",
         "libnacl",
         "nacl",

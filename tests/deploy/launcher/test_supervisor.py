@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from deploy.launcher import probe
 from deploy.launcher import supervisor as module
 from deploy.launcher.console import Console
+from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_service
 from deploy.launcher.logs import Logs
 from deploy.launcher.process import ProcessSpec, start_time
 from deploy.launcher.supervisor import Backoff, Supervisor, clear_leftovers
+from servicekit.security import mode
 
 _SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 _STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + _SLEEP
@@ -109,6 +112,23 @@ async def test_a_process_that_dies_is_started_again_with_growing_delays(bench: B
     lines = [line for line in screen.splitlines() if "starting it again" in line]
     assert "policy ended (exit status 3); starting it again in 0.2 s" in lines[0]
     assert "in 0.4 s" in lines[1]
+
+
+async def test_a_process_that_refuses_is_not_started_again(bench: Bench) -> None:
+    """As it is set up it never will run; who waits for it is told, with the exit status."""
+    said = "FIPS mode refused: there is no module; install one"
+    process = bench.start("policy", f"import sys; print({said!r}); sys.exit(78)")
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(LauncherError, match="policy refuses to run") as refused:
+        await probe.wait_until(never, process, 60)
+    assert refused.value.status == mode.REFUSED
+    assert said in refused.value.log[-1]
+    screen = await bench.stop()
+    assert "policy refused to run; it is not started again" in screen
+    assert (process.crashes, bench.clock.slept) == (1, [])
 
 
 async def test_all_processes_live_in_one_time_zone(

@@ -17,9 +17,15 @@ from deploy.launcher.home import master_key, password
 from deploy.launcher.postgres import MIGRATOR_SECRET
 from deploy.postgres import roles
 from servicekit.app import start
-from servicekit.data import migrate
+from servicekit.data import key_check, migrate
 from servicekit.data.key_check import OtherKeyError
-from servicekit.security.sealing import SealingError, check_value, read_master_key
+from servicekit.security import mode
+from servicekit.security.sealing import (
+    SealingError,
+    approved_check_value,
+    check_value,
+    read_master_key,
+)
 from servicekit.settings import ServiceSettings
 from services.policy.__main__ import build
 from tests.conftest import MakeKit
@@ -74,6 +80,36 @@ async def test_a_new_database_takes_the_key(database: TestDatabase, own: bytes) 
         await up(database, OTHER)
     policy = "SELECT count(*) FROM evergreen.schema_migrations WHERE schema_name = 'policy'"
     assert await run(database, policy) == 0
+
+
+async def test_fips_mode_checks_in_its_own_way(
+    database: TestDatabase, own: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was noted in one mode is the only one in the other, too."""
+    approved = "SELECT approved_check_value FROM evergreen.key_check"
+    connection = await database.superuser()
+    try:
+        await key_check.note(connection, own)
+        assert await run(database, approved) == approved_check_value(own)
+        monkeypatch.setattr(mode, "_required", True)
+        assert await key_check.is_noted(connection, own)
+        with pytest.raises(OtherKeyError):
+            await key_check.note(connection, OTHER)
+        # Of a release that knew one way alone, whose keys the service has opened.
+        await run(database, "UPDATE evergreen.key_check SET approved_check_value = NULL")
+        assert not await key_check.is_noted(connection, own)
+        await key_check.note(connection, own)
+        assert await key_check.is_noted(connection, own)
+        # A database that began in FIPS mode.
+        await run(database, "UPDATE evergreen.key_check SET check_value = NULL")
+        monkeypatch.setattr(mode, "_required", False)
+        with pytest.raises(OtherKeyError):
+            await key_check.note(connection, OTHER)
+        assert await run(database, NOTED) is None
+        await key_check.note(connection, own)
+        assert await run(database, NOTED) == check_value(own)
+    finally:
+        await connection.close()
 
 
 async def test_migrations_take_no_key_for_a_database_that_has_one(database: TestDatabase) -> None:
