@@ -23,6 +23,7 @@ _ATTEMPTS: Final = 3
 _PATHS: Final = {
     "users": "/api/token-keys",
     "devices": "/api/token-keys",
+    "tokens": "/api/token-keys",
     "audit": "/api/audit-keys",
 }
 """Where the keys of a purpose are."""
@@ -61,7 +62,7 @@ def list_keys(
 
 @app.command()
 def rotate(
-    purpose: Annotated[str, typer.Argument(help="users, devices or audit.")],
+    purpose: Annotated[str, typer.Argument(help="users, devices, tokens or audit.")],
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",

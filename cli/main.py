@@ -19,6 +19,7 @@ from cli import (
     directories,
     events,
     factors,
+    fips,
     former_names,
     forwarders,
     groups,
@@ -68,6 +69,7 @@ app.command("doctor")(doctor.doctor)
 app.command("former-names")(former_names.former_names)
 app.add_typer(audit.app)
 app.add_typer(keys.app)
+app.add_typer(fips.app)
 app.command("sim")(simulate.sim)
 app.command("init")(init.init)
 app.command("version")(version.version)

@@ -57,8 +57,10 @@ SEALED: Final = _named({context: said.sealed for context, said in TABLES.items()
 """The tables with sealed keys, and the purpose that each is sealed for."""
 SECRETS: Final = _named({context: said.secrets for context, said in TABLES.items()})
 """The tables with other secrets, and the purpose that each is sealed for."""
+PASSING: Final = _named({context: said.passing for context, said in TABLES.items()})
+"""The tables with secrets that no backup has, and the purpose that each is sealed for."""
 _ORDERED: Final = _named({context: said.ordered for context, said in TABLES.items()})
-_MADE_ANEW: Final = {MIGRATIONS, key_check.TABLE}.union(
+_MADE_ANEW: Final = {MIGRATIONS, key_check.TABLE, key_check.APPROVED_TABLE}.union(
     *({f"{context}.{table}" for table in said.made_anew} for context, said in TABLES.items())
 )
 _SIGNS_OF_USE: Final = sorted(

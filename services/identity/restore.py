@@ -24,6 +24,7 @@ from contract.events.identity import (
 )
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
+from services.identity.mail.domain import SEALED_FOR as MAIL_SEALED_FOR
 from services.identity.scim.restored import KnownScim, bring_scim
 from services.identity.second_factor.domain import SEALED_FOR as FACTORS_SEALED_FOR
 from services.identity.second_factor.restored import KnownFactors, bring_factors
@@ -52,6 +53,7 @@ TABLES: Final = Tables(
         "totp": FACTORS_SEALED_FOR,
         "recovery_code": FACTORS_SEALED_FOR,
     },
+    passing={"mail": MAIL_SEALED_FOR},
     signs_of_use=frozenset({"tenant"}),
 )
 

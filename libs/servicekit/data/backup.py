@@ -39,6 +39,8 @@ class Tables:
     """Table with `public_key` and `sealed_seed` → for what the master key seals them."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Table with `id` and `sealed_secrets` → for what the master key seals them."""
+    passing: Mapping[str, str] = field(default_factory=dict)
+    """Table with `id` and `sealed_secrets`, made anew, → for what the master key seals them."""
     signs_of_use: frozenset[str] = frozenset()
     """Tables with rows in every database that an installation uses."""
 

@@ -1,14 +1,15 @@
-"""Whether a master key is the one of a database (`evergreen.key_check`)."""
+"""Whether a master key is the one of a database (`evergreen.key_check`, `approved_key_check`)."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final, Protocol
 
 from servicekit.security import mode
 from servicekit.security.sealing import approved_check_value, check_value
 
 TABLE: Final = "evergreen.key_check"
+APPROVED_TABLE: Final = "evergreen.approved_key_check"
+"""The same by approved algorithms."""
 
 
 class OtherKeyError(Exception):
@@ -37,16 +38,15 @@ async def is_noted(connection: Runs, master_key: bytes) -> bool:
     Raises:
         OtherKeyError: it knows another one.
     """
-    if await connection.fetchval("SELECT to_regclass($1)", TABLE) is None:
-        return False
-    # As a document: an older schema has no column for the approved algorithms.
-    row = await connection.fetchval(f"SELECT to_jsonb(noted) FROM {TABLE} AS noted")
-    found = json.loads(row) if row is not None else {}
-    noted = {column: found.get(column) for column in _values(master_key)}
-    for column, value in _values(master_key).items():
-        if noted[column] not in {None, f"\\x{value.hex()}"}:
+    known = False
+    for table, value in _values(master_key).items():
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            continue
+        found = await connection.fetchval(f"SELECT check_value FROM {table}")
+        if found is not None and found != value:
             raise OtherKeyError
-    return any(noted.values())
+        known = known or found is not None
+    return known
 
 
 async def note(connection: Runs, master_key: bytes) -> None:
@@ -57,16 +57,14 @@ async def note(connection: Runs, master_key: bytes) -> None:
         OtherKeyError: it knows another one.
     """
     await is_noted(connection, master_key)
-    for column, value in _values(master_key).items():
+    for table, value in _values(master_key).items():
         await connection.execute(
-            f"INSERT INTO {TABLE} AS noted ({column}) VALUES ($1) ON CONFLICT (only_row)"
-            f" DO UPDATE SET {column} = excluded.{column} WHERE noted.{column} IS NULL",
-            value,
+            f"INSERT INTO {table} (check_value) VALUES ($1) ON CONFLICT DO NOTHING", value
         )
     await is_noted(connection, master_key)
 
 
 def _values(master_key: bytes) -> dict[str, bytes]:
-    """What stands for the key, by column."""
-    approved = {"approved_check_value": approved_check_value(master_key)}
-    return approved if mode.is_required() else {"check_value": check_value(master_key)} | approved
+    """What stands for the key, by table."""
+    approved = {APPROVED_TABLE: approved_check_value(master_key)}
+    return approved if mode.is_required() else {TABLE: check_value(master_key)} | approved

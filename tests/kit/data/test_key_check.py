@@ -86,7 +86,7 @@ async def test_fips_mode_checks_in_its_own_way(
     database: TestDatabase, own: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that was noted in one mode is the only one in the other, too."""
-    approved = "SELECT approved_check_value FROM evergreen.key_check"
+    approved = "SELECT check_value FROM evergreen.approved_key_check"
     connection = await database.superuser()
     try:
         await key_check.note(connection, own)
@@ -96,12 +96,12 @@ async def test_fips_mode_checks_in_its_own_way(
         with pytest.raises(OtherKeyError):
             await key_check.note(connection, OTHER)
         # Of a release that knew one way alone, whose keys the service has opened.
-        await run(database, "UPDATE evergreen.key_check SET approved_check_value = NULL")
+        await run(database, "DELETE FROM evergreen.approved_key_check")
         assert not await key_check.is_noted(connection, own)
         await key_check.note(connection, own)
         assert await key_check.is_noted(connection, own)
         # A database that began in FIPS mode.
-        await run(database, "UPDATE evergreen.key_check SET check_value = NULL")
+        await run(database, "DELETE FROM evergreen.key_check")
         monkeypatch.setattr(mode, "_required", False)
         with pytest.raises(OtherKeyError):
             await key_check.note(connection, OTHER)
