@@ -139,6 +139,7 @@ async def test_a_key_that_opens_nothing_is_not_noted(
     await running.stop(0)
     assert await run(database, NOTED) == check_value(own)
     await run(database, "DELETE FROM evergreen.key_check")
+    await run(database, "DELETE FROM evergreen.approved_key_check")
     with pytest.raises(SealingError, match="not the one that sealed"):
         await start(await make_kit("policy", tenants=[], master_key_file=other), build)
     assert await run(database, NOTED) is None
