@@ -144,6 +144,7 @@ PORTAL: Final = (
     replace(_shown("/api/version"), audience=Audience.GUEST_OR_USER),
     _shown("/openapi.json"),
     _shown("/asyncapi.json"),
+    _shown("/api/policy-schema.json"),
     _shown("/docs"),
     _shown("/docs/*"),
 )

@@ -1,8 +1,8 @@
 """The pages for people and tools behind the gateway: the API's description, and readiness.
 
-`GET /openapi.json`, `GET /asyncapi.json`, `GET /docs` (Swagger UI out of the installed packages:
-nothing is loaded from elsewhere) and `GET /readyz`. All of it is public; it says nothing about
-tenants.
+`GET /openapi.json`, `GET /asyncapi.json`, `GET /api/policy-schema.json`, `GET /docs` (Swagger UI out
+of the installed packages: nothing is loaded from elsewhere) and `GET /readyz`. All of it is public;
+it says nothing about tenants.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def portal_app(readiness: Readiness) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     description = resources.files("evergreen.v1").joinpath("openapi.json").read_bytes()
     events = resources.files("evergreen.v1").joinpath("asyncapi.json").read_bytes()
+    sets = resources.files("evergreen.v1").joinpath("policy-set.schema.json").read_bytes()
 
     @app.api_route("/openapi.json", methods=_METHODS)
     async def openapi(request: Request) -> Response:
@@ -87,6 +88,10 @@ def portal_app(readiness: Readiness) -> FastAPI:
     @app.api_route("/asyncapi.json", methods=_METHODS)
     async def asyncapi(request: Request) -> Response:
         return cached(request, events, _JSON)
+
+    @app.api_route("/api/policy-schema.json", methods=_METHODS)
+    async def set_schema(request: Request) -> Response:
+        return cached(request, sets, "application/schema+json")
 
     @app.api_route("/docs", methods=_METHODS)
     @app.api_route("/docs/", methods=_METHODS)

@@ -2,7 +2,8 @@
 
 The descriptors give operations, schemas and their rules, the protos' comments the texts, and the
 access table who may call what. Writes `openapi/evergreen.v1.yaml`, which is published, and
-the same as JSON into the package, which the gateway serves at `/openapi.json`.
+the same as JSON into the package, which the gateway serves at `/openapi.json`. The schema of sets'
+files (`set_schema`) is made of its parts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from tools.openapi import errors, operations
+from tools.openapi import errors, operations, set_schema
 from tools.openapi.contract import DESCRIPTORS, Contract
 from tools.openapi.schemas import Schema, Schemas
 
@@ -55,13 +56,14 @@ def document() -> Schema:
 
 
 def write() -> None:
-    """Writes both files anew."""
+    """Writes all files anew."""
     content = document()
     PUBLISHED.parent.mkdir(exist_ok=True)
     PUBLISHED.write_text(as_yaml(content), encoding="utf-8")
     SERVED.write_text(
         json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
     )
+    set_schema.write(content["components"]["schemas"])
 
 
 def as_yaml(content: Schema) -> str:

@@ -60,6 +60,13 @@ async def test_description_is_served_and_cached(client: httpx.AsyncClient) -> No
     assert changed.content == first.content
 
 
+async def test_the_schema_of_sets_is_served(client: httpx.AsyncClient) -> None:
+    """As JSON Schema, to everybody."""
+    found = await client.get("/api/policy-schema.json")
+    assert found.headers["content-type"] == "application/schema+json"
+    assert found.json()["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
 async def test_docs_page_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
     """All that the page names is on this origin and there; its policy forbids the rest."""
     page = await client.get("/docs")
