@@ -1,8 +1,8 @@
 """The pages for people and tools behind the gateway: the API's description, and readiness.
 
-`GET /openapi.json`, `GET /asyncapi.json`, `GET /api/policy-schema.json`, `GET /docs` (Swagger UI out
-of the installed packages: nothing is loaded from elsewhere) and `GET /readyz`. All of it is public;
-it says nothing about tenants.
+`GET /openapi.json`, `GET /asyncapi.json`, `GET /api/policy-schema.json`, `GET /docs` (Swagger UI
+out of the installed packages: nothing is loaded from elsewhere) and `GET /readyz`. All of it is
+public; it says nothing about tenants.
 """
 
 from __future__ import annotations

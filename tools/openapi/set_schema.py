@@ -35,9 +35,7 @@ def set_schema(components: Schema) -> Schema:
             {
                 "metadata": {
                     "type": "object",
-                    "properties": {
-                        "name": components["ApplyPolicySetRequest"]["properties"]["name"]
-                    },
+                    "properties": {"name": name},
                     "required": ["name"],
                     "additionalProperties": False,
                 },

@@ -246,6 +246,32 @@ async def test_all_or_nothing(world: World) -> None:
     assert actions(done) == {"soon": "CREATE!"}
 
 
+async def test_no_guess_of_a_districts_secret_is_told_right(world: World) -> None:
+    """By no plan, its digest, an export or an error; nor is the secret in them."""
+    district = Admin(world.channel, RESELLER.id)
+    theirs = {"ssid": "District", "passphrase": "the district's own", "security": "wpa-psk"}
+    await district.published(RESELLER.id, {"network": {"wifi": [theirs]}})
+    new_device(world)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            plans = [
+                await apply(
+                    world,
+                    entry("base", {"network": {"wifi": [{**theirs, "passphrase": guess}]}}),
+                    validate_only=True,
+                )
+                for guess in (theirs["passphrase"], "quite another one")
+            ]
+            if {plan.simulation.devices for plan in plans} == {1}:
+                break
+            await asyncio.sleep(0.05)
+    assert plans[0] == plans[1]
+    masked = entry("base", {"network": {"wifi": [{**theirs, "passphrase": "[masked]"}]}})
+    refused = await refusal(apply(world, masked))
+    said = [json.dumps(refused.body), str(plans), str(await world.admin.call("ExportPolicySet"))]
+    assert not any(theirs["passphrase"] in one for one in said)
+
+
 async def test_sets_are_of_a_tenant(world: World) -> None:
     """Those above may; others find nothing, and who may not write may export only."""
     district = Admin(world.channel, RESELLER.id)
