@@ -212,14 +212,21 @@ class Api:
             if not token:
                 return
 
-    def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
+    def stream(
+        self, path: str, body: Mapping[str, Any] | None = None, **parameters: str
+    ) -> Iterator[bytes]:
         """The parts of a long answer as they come.
+
+        Args:
+            body: what is posted; `None` for a call that reads.
 
         Raises:
             CliError: also when the connection breaks on the way.
         """
         try:
-            with self._client.stream("GET", path, params=_given(parameters)) as answer:
+            method = "GET" if body is None else "POST"
+            given = _given(parameters)
+            with self._client.stream(method, path, params=given, json=body) as answer:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)

@@ -29,6 +29,7 @@ from cli import (
     migrate,
     nats,
     orgs,
+    people,
     policies,
     policy_changes,
     postgres,
@@ -85,6 +86,7 @@ app.add_typer(reports.app)
 app.add_typer(reports.app, name="report", hidden=True)
 app.add_typer(orgs.app)
 app.add_typer(users.app)
+app.add_typer(people.app)
 app.add_typer(factors.app)
 device_lists.add_to(devices.app)
 app.add_typer(tokens.app)

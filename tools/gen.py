@@ -46,8 +46,9 @@ def main() -> None:
         f"--mypy_grpc_out={LIBS}",
         *sources,
     )
-    for stub in (LIBS / "evergreen" / "v1").glob("rules_pb2_grpc.py*"):
-        stub.unlink()  # rules.proto has no service
+    for without_service in ("person", "rules"):
+        for stub in (LIBS / "evergreen" / "v1").glob(f"{without_service}_pb2_grpc.py*"):
+            stub.unlink()
     _protoc(
         f"--descriptor_set_out={DESCRIPTORS}",
         "--include_imports",

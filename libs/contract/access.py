@@ -70,6 +70,7 @@ _KEY_FILE: Final = File(about="The keys as CSV", media=(_CSV,))
 _REPORT_FILE: Final = File(
     about="The file", media=(_CSV, _JSON, "text/html", _TEXT, "application/jsonl")
 )
+_PERSON_FILE: Final = File(about="What is held about the person", media=("application/jsonl",))
 _RAW_EVENT: Final = File(about="The event as it was sent", media=(_TEXT,))
 _START_FILE: Final = File(
     about="The file that the agent starts from",
@@ -206,6 +207,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "NoteTokenUses": _services(*CONTEXTS),
             "ReportTenantErasure": _services(*CONTEXTS),
             "SendMail": _services("audit"),
+            "FindPersonAccounts": _services("audit"),
+            "ListPersonRecords": _services("audit"),
         },
     },
     "enrollment": {
@@ -250,6 +253,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CountEnrollment": _services("identity"),
             "ListDeviceRecords": _services("audit"),
             "ListTokenRecords": _services("audit"),
+            "ListPersonRecords": _services("audit"),
         },
     },
     "policy": {
@@ -290,6 +294,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListAttestationGateChanges": _services("telemetry"),
             "ListPublishedVersions": _services("audit"),
             "ListDeviceVersions": _services("audit"),
+            "ListPersonRecords": _services("audit"),
         },
     },
     "telemetry": {
@@ -313,6 +318,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "TelemetryInternalService": {
             "CountEvents": _services("identity", "audit"),
             "ListDeviceFacts": _services("audit"),
+            "ListPersonRecords": _services("audit"),
         },
     },
     "attestation": {
@@ -341,6 +347,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
         "AttestationInternalService": {
             "ListVerdictChanges": _services("policy", "telemetry"),
             "ListDeviceVerdicts": _services("audit"),
+            "ListPersonRecords": _services("audit"),
         },
     },
     "audit": {
@@ -379,6 +386,9 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetReport": _USER_READ,
             "DownloadReport": replace(_DOWNLOAD, file=_REPORT_FILE),
             "DeleteReport": _ADMIN_WRITE,
+        },
+        "PersonDataService": {
+            "ExportPersonData": replace(_DOWNLOAD, roles=_OWN, fresh=True, file=_PERSON_FILE),
         },
         "ReportScheduleService": {
             "ListReportSchedules": _USER_READ,
@@ -423,6 +433,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "ScimSourceService": "",
     "TokenKeyService": "",
     "MailService": "",
+    "PersonDataService": "",
 }
 """The areas of services that users call."""
 _PEOPLE_ONLY: Final = frozenset(

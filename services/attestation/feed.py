@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC
 from uuid import UUID
 
-from evergreen.v1 import attestation_pb2, attestation_pb2_grpc
+from evergreen.v1 import attestation_pb2, attestation_pb2_grpc, person_pb2
 from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
+from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
+from services.attestation.facts import person_store
 from services.attestation.facts import store as fact_store
 from services.attestation.verdicts import store
 from services.attestation.verdicts.domain import Attested
@@ -70,6 +72,12 @@ class AttestationInternalApi(attestation_pb2_grpc.AttestationInternalServiceServ
                 for one in found
             ]
         )
+
+    async def ListPersonRecords(
+        self, request: person_pb2.ListPersonRecordsRequest, context: Context
+    ) -> person_pb2.ListPersonRecordsResponse:
+        """Answers a page of what is held about a person."""
+        return await person_records(self._database, "attestation", person_store.TABLES, request)
 
 
 def _to_change(device: Attested) -> attestation_pb2.DeviceVerdict:

@@ -36,6 +36,8 @@ from services.audit.log.gaps import GapWatch
 from services.audit.log.recorder import Recorder
 from services.audit.log.service import AuditLog
 from services.audit.notices.service import Notices
+from services.audit.person_data.api import PersonDataApi
+from services.audit.person_data.service import PersonData
 from services.audit.reports.api import ReportApi, ReportScheduleApi
 from services.audit.reports.maker import Maker
 from services.audit.reports.schedules import Schedules
@@ -112,6 +114,7 @@ async def build(kit: Kit) -> Parts:
     )
     reports = Reports(kit.database, kit.outbox, kit.tenants, bounds, kit.clock, maker.wake)
     schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, kit.clock)
+    person_data = PersonData(kit.database, kit.outbox, kit.tenants, kit.channel, kit.clock)
 
     files = {
         "the audit service": settings.tls_certificate_file,
@@ -164,6 +167,9 @@ async def build(kit: Kit) -> Parts:
             ),
             partial(audit_pb2_grpc.add_ReportServiceServicer_to_server, ReportApi(reports)),
             partial(
+                audit_pb2_grpc.add_PersonDataServiceServicer_to_server, PersonDataApi(person_data)
+            ),
+            partial(
                 audit_pb2_grpc.add_ReportScheduleServiceServicer_to_server,
                 ReportScheduleApi(schedules),
             ),
@@ -173,6 +179,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.AuditService",
             "evergreen.v1.ForwarderService",
             "evergreen.v1.ReportService",
+            "evergreen.v1.PersonDataService",
             "evergreen.v1.ReportScheduleService",
             "evergreen.v1.AlertService",
         ],

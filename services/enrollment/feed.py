@@ -7,13 +7,15 @@ from functools import partial
 from uuid import UUID
 
 from evergreen.v1 import enrollment_pb2 as pb
-from evergreen.v1 import enrollment_pb2_grpc
+from evergreen.v1 import enrollment_pb2_grpc, person_pb2
 from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock
 from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
+from services.enrollment.facts import person_store
 from services.enrollment.facts import store as fact_store
 from services.enrollment.groups.service import Groups
 from services.enrollment.registry import store as device_store
@@ -170,3 +172,9 @@ class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
             ],
             next_page_token=page.token,
         )
+
+    async def ListPersonRecords(
+        self, request: person_pb2.ListPersonRecordsRequest, context: Context
+    ) -> person_pb2.ListPersonRecordsResponse:
+        """Answers a page of what is held about a person."""
+        return await person_records(self._database, "enrollment", person_store.TABLES, request)

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from evergreen.v1 import identity_pb2 as pb
-from evergreen.v1 import identity_pb2_grpc
+from evergreen.v1 import identity_pb2_grpc, person_pb2
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, readable
 from servicekit.errors import invalid_field
@@ -17,10 +17,12 @@ from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import Clock
 from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.persons import Person, person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.identity.api_tokens import store as tokens_store
 from services.identity.api_tokens.service import ApiTokens
+from services.identity.facts import person_store
 from services.identity.facts import store as fact_store
 from services.identity.facts.store import CredentialPosition
 from services.identity.mail.operations import MailOperations, ToldText
@@ -226,3 +228,18 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
         return pb.SendMailResponse(
             mail_is_on=self._mail.server is not None, queued=told.queued, full=told.full
         )
+
+    async def FindPersonAccounts(
+        self, request: person_pb2.FindPersonAccountsRequest, context: Context
+    ) -> person_pb2.FindPersonAccountsResponse:
+        """Answers the accounts of a person in a tenant."""
+        tenant_id, person = UUID(request.tenant_id), Person(tuple(request.emails))
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            found = await person_store.accounts_of(connection, tenant_id, person)
+        return person_pb2.FindPersonAccountsResponse(ids=map(str, found))
+
+    async def ListPersonRecords(
+        self, request: person_pb2.ListPersonRecordsRequest, context: Context
+    ) -> person_pb2.ListPersonRecordsResponse:
+        """Answers a page of what is held about a person."""
+        return await person_records(self._database, "identity", person_store.TABLES, request)

@@ -6,13 +6,14 @@ import json
 from functools import lru_cache
 from uuid import UUID
 
-from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from evergreen.v1 import person_pb2, policy_pb2, policy_pb2_grpc
 from servicekit.data.postgres import Database, Scope
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
 from servicekit.ids import given_id
 from servicekit.observability import logs
 from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
 from services.policy.authoring import store as authoring_store
@@ -22,6 +23,7 @@ from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import to_statement
 from services.policy.delivery.service import Delivery
 from services.policy.delivery.store import Applied
+from services.policy.facts import person_store
 from services.policy.facts import store as fact_store
 from services.policy.facts.store import PublishedVersion
 from services.policy.gate import store as gate_store
@@ -195,6 +197,12 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
                 for one in found
             ],
         )
+
+    async def ListPersonRecords(
+        self, request: person_pb2.ListPersonRecordsRequest, context: Context
+    ) -> person_pb2.ListPersonRecordsResponse:
+        """Answers a page of what is held about a person."""
+        return await person_records(self._database, "policy", person_store.TABLES, request)
 
 
 def _to_published(found: PublishedVersion) -> policy_pb2.PublishedVersion:

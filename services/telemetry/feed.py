@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from evergreen.v1 import person_pb2, telemetry_pb2_grpc
 from evergreen.v1 import telemetry_pb2 as pb
-from evergreen.v1 import telemetry_pb2_grpc
 from servicekit.data.postgres import Database, Scope
+from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp
 from services.telemetry.erasure import store as erasure_store
+from services.telemetry.facts import person_store
 from services.telemetry.facts import store as fact_store
 
 
@@ -57,3 +59,9 @@ class InternalApi(telemetry_pb2_grpc.TelemetryInternalServiceServicer):
                 for device in found
             ]
         )
+
+    async def ListPersonRecords(
+        self, request: person_pb2.ListPersonRecordsRequest, context: Context
+    ) -> person_pb2.ListPersonRecordsResponse:
+        """Answers a page of what is held about a person."""
+        return await person_records(self._database, "telemetry", person_store.TABLES, request)

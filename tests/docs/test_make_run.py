@@ -314,12 +314,19 @@ def test_data(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     with Commands("docs/data.md", "make-run") as commands:
         reader.run([*day(), *commands.take("How long events are kept")])
         reader.run([*day(), *commands.take("Exports")])
+        (person,) = commands.take("All that is held about one person")
+        said = reader.run([person.filled({"anna@linden.example": stack.email})])
     kept = ok(root.get("/api/events/retention", params={"orgId": stack.tenant_id}))
     assert kept["days"] == 30
     files = {name: (reader.directory / name).read_text() for name in ("events.csv", "devices.json")}
     assert files["events.csv"].endswith("\n")
     assert json.loads(files["devices.json"])
     assert '{"end":' in (reader.directory / "audit.jsonl").read_text().splitlines()[-1]
+    assert "anna.jsonl: " in said
+    held = [json.loads(line) for line in (reader.directory / "anna.jsonl").read_text().splitlines()]
+    assert held[-1]["end"] == {"records": sum("record" in line for line in held), "complete": True}
+    kinds = {line["record"]["kind"] for line in held if "record" in line}
+    assert {"account", "session", "audit entry"} <= kinds
 
 
 def test_integrators(reader: Reader, stack: Stack) -> None:

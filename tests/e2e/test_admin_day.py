@@ -196,6 +196,9 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
     }.items():
         assert root.get(f"/api/{what}/export", params={"orgId": org.id}).is_success
         me.wanted[email, action, f"tenants/{org.id}/{what}"] += 1
+    sought = {"orgId": org.id, "emails": [email], "names": ["nobody at all"]}
+    assert root.post("/api/person-data/export", json=sought).is_success
+    me.wanted[email, "audit.person_data_exported", f"tenants/{org.id}/person-data"] += 1
     me.do(
         "enrollment.reenrollment_allowed",
         f"devices/{first}",

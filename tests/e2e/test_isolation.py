@@ -344,6 +344,7 @@ _NAMED: dict[str, Case] = {
     "ReportService/GetReport": _by_id(lambda v: v.report),
     "ReportService/DownloadReport": lambda v, _: {"id": v.report, "name": "manifest.txt"},
     "ReportService/DeleteReport": _by_id(lambda v: v.report),
+    "PersonDataService/ExportPersonData": _in_org(emails=["owner@victim.example"]),
     "ReportScheduleService/ListReportSchedules": _list,
     "ReportScheduleService/GetReportSchedule": _by_id(lambda v: v.schedule),
     "ReportScheduleService/CreateReportSchedule": _in_org(kind="access-review", every="day"),

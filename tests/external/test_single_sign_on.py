@@ -1,5 +1,5 @@
 """The example of docs/single-sign-on.md, as it is printed, against a real provider (oidc-provider);
-its people sign in, by hand and in Chromium."""
+its people sign in, by hand and in Chromium, and at two installations."""
 
 from __future__ import annotations
 
@@ -36,15 +36,13 @@ class Installation:
 
 
 @contextmanager
-def _provider(
-    directory: Path, port: int, stack: Stack, redirect: str, logout: str
-) -> Iterator[None]:
+def _provider(directory: Path, port: int, ca_file: str, *addresses: str) -> Iterator[None]:
     log = directory / "provider.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["node", str(_PROGRAM), str(port), redirect, logout],
+            ["node", str(_PROGRAM), str(port), *addresses],
             cwd=directory,
-            env={**os.environ, "NODE_EXTRA_CA_CERTS": stack.ca_file},
+            env={**os.environ, "NODE_EXTRA_CA_CERTS": ca_file},
             stdout=output,
             stderr=output,
         )
@@ -94,12 +92,13 @@ def installation(
     insecure = {"EVERGREEN_ALLOW_INSECURE_SSO": "true"}
     with running(directory / "home", **insecure) as stack:
         # The id here is in both addresses: so the provider begins with others.
-        with _provider(programs, port, stack, f"{stack.url}/none", f"{stack.url}/none"):
+        none = f"{stack.url}/none"
+        with _provider(programs, port, stack.ca_file, none, none):
             _run_the_example(stack, issuer, directory)
         with stack.first_owner() as root:
             (made,) = root.get("/api/sso-providers").json()["providers"]
         addresses = made["redirectUri"], made["backchannelLogoutUri"]
-        with _provider(programs, port, stack, *addresses):
+        with _provider(programs, port, stack.ca_file, *addresses):
             yield Installation(stack, issuer)
 
 
@@ -137,10 +136,10 @@ def _form(page: httpx.Response) -> tuple[str, dict[str, str]]:
     return urljoin(str(page.url), unescape(action[1])), hidden
 
 
-def _sign_in(client: httpx.Client, name: str) -> httpx.Response:
+def _sign_in(client: httpx.Client, name: str, provider: str = "School sign-in") -> httpx.Response:
     """Goes by the button, through the provider's pages, and back."""
     page = client.get("/login")
-    button = re.search(r'href="(/auth/sso/start[^"]+)"', page.text)
+    button = re.search(rf'href="(/auth/sso/start[^"]+)"[^>]*>[^<]*{provider}', page.text)
     assert button, page.text
     page = client.get(unescape(button[1]), follow_redirects=True)
     for _ in range(4):
@@ -201,3 +200,178 @@ def test_in_a_browser_without_scripts(
         browser.find("button[type=submit]").click()
         browser.until_at("/auth/signed-in")
         assert "adam@school.test" in browser.text
+
+
+@dataclass
+class Backend:
+    """One of two installations that have the same provider."""
+
+    stack: Stack
+    provider: dict[str, str]
+    tenant_id: str
+
+    def is_signed_in(self, client: httpx.Client) -> bool:
+        return client.get("/auth/account").status_code == 200
+
+    def rosa(self, root: httpx.Client) -> dict[str, str]:
+        (found,) = [u for u in root.get("/api/users").json()["users"] if u["email"] == ROSA]
+        return dict(found)
+
+
+ROSA = "rosa@reseller.test"
+RESELLER = "Reseller sign-in"
+
+
+def _backend(stack: Stack, root: httpx.Client, issuer: str, client_id: str, role: str) -> Backend:
+    wanted = {
+        "name": RESELLER,
+        "issuer": issuer,
+        "clientId": client_id,
+        "clientSecret": "oidc-secret",
+        "justInTime": True,
+        "orgId": stack.tenant_id,
+        "roleMappings": [{"group": "eg-support", "role": role}],
+    }
+    made = root.post("/api/sso-providers", json=wanted)
+    assert made.status_code == 200, made.text
+    root.post(
+        "/api/email-domains", json={"domain": "reseller.test", "orgId": stack.tenant_id}
+    ).raise_for_status()
+    used = {"sourceId": made.json()["id"]}
+    root.patch("/api/email-domains/reseller.test", json=used).raise_for_status()
+    return Backend(stack, made.json(), stack.tenant_id)
+
+
+def _back_from(client: httpx.Client, name: str, backend: Backend) -> str:
+    """Signs somebody in at the provider; answers the way back, which is not gone."""
+    page = client.get(f"/auth/sso/start?provider={backend.provider['id']}")
+    for _ in range(20):
+        if page.is_redirect:
+            where = urljoin(str(page.url), page.headers["location"])
+            if where.startswith(backend.provider["redirectUri"]):
+                return where
+            page = client.get(where)
+            continue
+        action, hidden = _form(page)
+        typed = {"login": name, "password": "x"} if "password" in page.text else {}
+        page = client.post(action, data=hidden | typed)
+    raise AssertionError(page.text)
+
+
+def test_two_installations_have_one_provider(
+    installation: Installation, programs: Path, tmp_path: Path
+) -> None:
+    """The same person has an account of its own in each, with that one's role; what one gives opens
+    nothing at the other, and neither log knows of the other. A logout at the provider is told to
+    both; who is deactivated in one, or whose provider is gone there, works on in the other."""
+    stack = installation.stack
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    with (
+        running(tmp_path / "oak", EVERGREEN_ALLOW_INSECURE_SSO="true") as other,
+        stack.first_owner() as root,
+        other.first_owner() as others_root,
+    ):
+        here = _backend(stack, root, issuer, "evergreen", "Admin")
+        there = _backend(other, others_root, issuer, "evergreen-2", "Auditor")
+        addresses = [
+            one.provider[name]
+            for one in (here, there)
+            for name in ("redirectUri", "backchannelLogoutUri")
+        ]
+        both = tmp_path / "both.pem"
+        both.write_text(Path(stack.ca_file).read_text() + Path(other.ca_file).read_text())
+        with (
+            _provider(programs, port, str(both), *addresses),
+            stack.client() as client,
+            other.client() as others_client,
+        ):
+            _roles_are_each_ones(here, there, client, others_client, root, others_root)
+            _nothing_opens_the_other(here, there, client, others_client)
+            _a_logout_is_told_to_both(here, there, client, others_client, issuer)
+            _one_goes_on_without_the_other(here, there, client, others_client, root)
+        _no_log_knows_the_other(here, there, root, others_root)
+
+
+def _roles_are_each_ones(
+    here: Backend,
+    there: Backend,
+    client: httpx.Client,
+    others_client: httpx.Client,
+    root: httpx.Client,
+    others_root: httpx.Client,
+) -> None:
+    assert "You are signed in." in _sign_in(client, "rosa", RESELLER).text
+    # One browser: the provider knows the person already.
+    for cookie in client.cookies.jar:
+        if cookie.domain == "127.0.0.1":
+            others_client.cookies.jar.set_cookie(cookie)
+    assert "You are signed in." in _sign_in(others_client, "nobody else", RESELLER).text
+    one, other = here.rosa(root), there.rosa(others_root)
+    assert (one["role"], other["role"]) == ("Admin", "Auditor")
+    assert one["id"] != other["id"]
+    assert one["sourceId"] == here.provider["id"]
+    assert other["sourceId"] == there.provider["id"]
+
+
+def _nothing_opens_the_other(
+    here: Backend, there: Backend, client: httpx.Client, others_client: httpx.Client
+) -> None:
+    """Neither a session nor the provider's code for the other."""
+    token = client.cookies["session"]
+    for headers in ({"authorization": f"Bearer {token}"}, {"cookie": f"session={token}"}):
+        with here.stack.client() as known, there.stack.client() as stranger:
+            assert known.get("/api/users", headers=headers).status_code == 200
+            assert stranger.get("/api/users", headers=headers).status_code == 401
+    with here.stack.client() as begun, there.stack.client() as elsewhere:
+        back = _back_from(begun, "rosa", here)
+        elsewhere.get(f"/auth/sso/start?provider={there.provider['id']}")
+        query = back.partition("?")[2]
+        refused = elsewhere.get(f"{there.provider['redirectUri']}?{query}")
+        assert refused.status_code == 401, refused.text
+        assert "session" not in elsewhere.cookies
+        assert begun.get(back).status_code == 200
+
+
+def _a_logout_is_told_to_both(
+    here: Backend, there: Backend, client: httpx.Client, others_client: httpx.Client, issuer: str
+) -> None:
+    # The provider has one session of this browser, in which both signed in.
+    for cookie in others_client.cookies.jar:
+        if cookie.domain == "127.0.0.1":
+            client.cookies.jar.set_cookie(cookie)
+    page = client.get(f"{issuer}/session/end")
+    action, hidden = _form(page)
+    client.post(action, data=hidden | {"logout": "yes"}, follow_redirects=True)
+    for backend, browser in ((here, client), (there, others_client)):
+        until(lambda b=backend, c=browser: not b.is_signed_in(c), PATIENCE, "it goes on")
+
+
+def _one_goes_on_without_the_other(
+    here: Backend,
+    there: Backend,
+    client: httpx.Client,
+    others_client: httpx.Client,
+    root: httpx.Client,
+) -> None:
+    for browser in (client, others_client):
+        assert "You are signed in." in _sign_in(browser, "rosa", RESELLER).text
+    users = f"/api/users/{here.rosa(root)['id']}"
+    root.post(f"{users}/deactivate").raise_for_status()
+    until(lambda: not here.is_signed_in(client), PATIENCE, "the session goes on")
+    assert "You are signed in." not in _sign_in(client, "rosa", RESELLER).text
+    assert there.is_signed_in(others_client)
+    root.delete(f"/api/sso-providers/{here.provider['id']}").raise_for_status()
+    others_client.cookies.delete("session")
+    assert "You are signed in." in _sign_in(others_client, "rosa", RESELLER).text
+    assert there.is_signed_in(others_client)
+
+
+def _no_log_knows_the_other(
+    here: Backend, there: Backend, root: httpx.Client, others_root: httpx.Client
+) -> None:
+    for mine, other, owner in ((here, there, root), (there, here, others_root)):
+        log = owner.get("/api/audit/export").text
+        assert mine.provider["id"] in log
+        for secret in (other.provider["id"], other.tenant_id, other.stack.url):
+            assert secret not in log

@@ -44,6 +44,23 @@ class AuditExported(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PersonSought:
+    """Who was looked for."""
+
+    emails: Annotated[tuple[str, ...], "The person's addresses."]
+    names: Annotated[int, "How many names; not which, for the log is for ever."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonDataExported(Action):
+    """A user began to export what is held about one person."""
+
+    NAME: ClassVar[str] = "audit.person_data_exported"
+    RESOURCE: ClassVar[str] = "tenants/{id}/person-data"
+    after: PersonSought
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Action):
     """The database went back to a backup; the chain goes on behind the entry that it ends with."""
 
@@ -494,6 +511,7 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     AuditExported(
         id=ID, after=Export(format="csv", filter={"occurredAfter": "2026-09-01T07:58:03Z"})
     ),
+    PersonDataExported(id=ID, after=PersonSought(emails=("anna@school.example",), names=1)),
     Restored(
         id=ID,
         after=RestoredBackup(

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import attestation_pb2 as evergreen_dot_v1_dot_attestation__pb2
+from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -928,6 +929,11 @@ class AttestationInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.FromString,
                 _registered_method=True)
+        self.ListPersonRecords = channel.unary_unary(
+                '/evergreen.v1.AttestationInternalService/ListPersonRecords',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class AttestationInternalServiceServicer:
@@ -949,6 +955,14 @@ class AttestationInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPersonRecords(self, request, context):
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttestationInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -961,6 +975,11 @@ def add_AttestationInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceVerdicts,
                     request_deserializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.SerializeToString,
+            ),
+            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonRecords,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1018,6 +1037,33 @@ class AttestationInternalService:
             '/evergreen.v1.AttestationInternalService/ListDeviceVerdicts',
             evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsRequest.SerializeToString,
             evergreen_dot_v1_dot_attestation__pb2.ListDeviceVerdictsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AttestationInternalService/ListPersonRecords',
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

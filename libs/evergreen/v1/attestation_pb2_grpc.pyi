@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import attestation_pb2 as _attestation_pb2
+from evergreen.v1 import person_pb2 as _person_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -365,6 +366,10 @@ class AttestationInternalServiceStub:
     """Returns the verdicts over the latest boots of devices of an organisation,
     for reports.
     """
+    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 @_typing.type_check_only
 class AttestationInternalServiceAsyncStub(AttestationInternalServiceStub):
@@ -376,6 +381,10 @@ class AttestationInternalServiceAsyncStub(AttestationInternalServiceStub):
     ListDeviceVerdicts: _aio.UnaryUnaryMultiCallable[_attestation_pb2.ListDeviceVerdictsRequest, _attestation_pb2.ListDeviceVerdictsResponse]  # type: ignore[assignment]
     """Returns the verdicts over the latest boots of devices of an organisation,
     for reports.
+    """
+    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
     """
 
 class AttestationInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -397,6 +406,16 @@ class AttestationInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_attestation_pb2.ListDeviceVerdictsResponse, _abc.Awaitable[_attestation_pb2.ListDeviceVerdictsResponse]]:
         """Returns the verdicts over the latest boots of devices of an organisation,
         for reports.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPersonRecords(
+        self,
+        request: _person_pb2.ListPersonRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
         """
 
 def add_AttestationInternalServiceServicer_to_server(servicer: AttestationInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

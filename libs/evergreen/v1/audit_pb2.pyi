@@ -3280,3 +3280,40 @@ class DeleteReportScheduleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteReportScheduleResponse: _TypeAlias = DeleteReportScheduleResponse  # noqa: Y015
+
+@_typing.final
+class ExportPersonDataRequest(_message.Message):
+    """Who is looked for. At least one address or name is needed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    EMAILS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only this tenant; the caller's whole subtree when not given."""
+    @_builtins.property
+    def emails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The person's addresses. The account that has one is looked for by its id, too."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names, or other words, that texts may have of the person: of pupils, who are
+        no users. They are found as whole words, in capitals or not, and have three
+        letters or digits at least.
+        """
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        emails: _abc.Iterable[_builtins.str] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emails", b"emails", "names", b"names", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPersonDataRequest: _TypeAlias = ExportPersonDataRequest  # noqa: Y015

@@ -1542,6 +1542,86 @@ class AlertService:
             _registered_method=True)
 
 
+class PersonDataServiceStub:
+    """What is held about one person, for who asks.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ExportPersonData = channel.unary_stream(
+                '/evergreen.v1.PersonDataService/ExportPersonData',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.ExportPersonDataRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+
+
+class PersonDataServiceServicer:
+    """What is held about one person, for who asks.
+    """
+
+    def ExportPersonData(self, request, context):
+        """Streams all that is held about one person in the caller's subtree as a
+        file, a JSON object a line: first what was asked for, then what was found,
+        service by service, and at last `{"end": …}`, without which the file is not
+        complete. Secrets are not in it, and addresses of others are hidden. The
+        audit log tells of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PersonDataServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ExportPersonData': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportPersonData,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.ExportPersonDataRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.PersonDataService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.PersonDataService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class PersonDataService:
+    """What is held about one person, for who asks.
+    """
+
+    @staticmethod
+    def ExportPersonData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evergreen.v1.PersonDataService/ExportPersonData',
+            evergreen_dot_v1_dot_audit__pb2.ExportPersonDataRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ReportScheduleServiceStub:
     """Schedules: reports that are made by themselves.
     """

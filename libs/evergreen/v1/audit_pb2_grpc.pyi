@@ -584,6 +584,52 @@ class AlertServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_AlertServiceServicer_to_server(servicer: AlertServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class PersonDataServiceStub:
+    """What is held about one person, for who asks."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PersonDataServiceAsyncStub: ...
+    ExportPersonData: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportPersonDataRequest, _httpbody_pb2.HttpBody]
+    """Streams all that is held about one person in the caller's subtree as a
+    file, a JSON object a line: first what was asked for, then what was found,
+    service by service, and at last `{"end": …}`, without which the file is not
+    complete. Secrets are not in it, and addresses of others are hidden. The
+    audit log tells of it.
+    """
+
+@_typing.type_check_only
+class PersonDataServiceAsyncStub(PersonDataServiceStub):
+    """What is held about one person, for who asks."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ExportPersonData: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportPersonDataRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams all that is held about one person in the caller's subtree as a
+    file, a JSON object a line: first what was asked for, then what was found,
+    service by service, and at last `{"end": …}`, without which the file is not
+    complete. Secrets are not in it, and addresses of others are hidden. The
+    audit log tells of it.
+    """
+
+class PersonDataServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What is held about one person, for who asks."""
+
+    @_abc_1.abstractmethod
+    def ExportPersonData(
+        self,
+        request: _audit_pb2.ExportPersonDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams all that is held about one person in the caller's subtree as a
+        file, a JSON object a line: first what was asked for, then what was found,
+        service by service, and at last `{"end": …}`, without which the file is not
+        complete. Secrets are not in it, and addresses of others are hidden. The
+        audit log tells of it.
+        """
+
+def add_PersonDataServiceServicer_to_server(servicer: PersonDataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class ReportScheduleServiceStub:
     """Schedules: reports that are made by themselves."""
 

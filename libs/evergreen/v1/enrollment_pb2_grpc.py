@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import enrollment_pb2 as evergreen_dot_v1_dot_enrollment__pb2
+from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -1325,6 +1326,11 @@ class EnrollmentInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
                 _registered_method=True)
+        self.ListPersonRecords = channel.unary_unary(
+                '/evergreen.v1.EnrollmentInternalService/ListPersonRecords',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentInternalServiceServicer:
@@ -1366,6 +1372,14 @@ class EnrollmentInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPersonRecords(self, request, context):
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1393,6 +1407,11 @@ def add_EnrollmentInternalServiceServicer_to_server(servicer, server):
                     servicer.ListTokenRecords,
                     request_deserializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.SerializeToString,
+            ),
+            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonRecords,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1531,6 +1550,33 @@ class EnrollmentInternalService:
             '/evergreen.v1.EnrollmentInternalService/ListTokenRecords',
             evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsRequest.SerializeToString,
             evergreen_dot_v1_dot_enrollment__pb2.ListTokenRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.EnrollmentInternalService/ListPersonRecords',
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

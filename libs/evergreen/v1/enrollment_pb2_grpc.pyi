@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import enrollment_pb2 as _enrollment_pb2
+from evergreen.v1 import person_pb2 as _person_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -515,6 +516,10 @@ class EnrollmentInternalServiceStub:
     """Lists the devices of an organisation for reports, by id."""
     ListTokenRecords: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]
     """Lists the enrollment tokens of an organisation for reports, by id."""
+    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 @_typing.type_check_only
 class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
@@ -531,6 +536,10 @@ class EnrollmentInternalServiceAsyncStub(EnrollmentInternalServiceStub):
     """Lists the devices of an organisation for reports, by id."""
     ListTokenRecords: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListTokenRecordsRequest, _enrollment_pb2.ListTokenRecordsResponse]  # type: ignore[assignment]
     """Lists the enrollment tokens of an organisation for reports, by id."""
+    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -574,5 +583,15 @@ class EnrollmentInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ListTokenRecordsResponse, _abc.Awaitable[_enrollment_pb2.ListTokenRecordsResponse]]:
         """Lists the enrollment tokens of an organisation for reports, by id."""
+
+    @_abc_1.abstractmethod
+    def ListPersonRecords(
+        self,
+        request: _person_pb2.ListPersonRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
 
 def add_EnrollmentInternalServiceServicer_to_server(servicer: EnrollmentInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
+from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -4334,6 +4335,16 @@ class IdentityInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.SendMailRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.SendMailResponse.FromString,
                 _registered_method=True)
+        self.FindPersonAccounts = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/FindPersonAccounts',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.FindPersonAccountsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.FindPersonAccountsResponse.FromString,
+                _registered_method=True)
+        self.ListPersonRecords = channel.unary_unary(
+                '/evergreen.v1.IdentityInternalService/ListPersonRecords',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityInternalServiceServicer:
@@ -4392,6 +4403,21 @@ class IdentityInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindPersonAccounts(self, request, context):
+        """Returns the accounts of a person in a tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPersonRecords(self, request, context):
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -4429,6 +4455,16 @@ def add_IdentityInternalServiceServicer_to_server(servicer, server):
                     servicer.SendMail,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.SendMailRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.SendMailResponse.SerializeToString,
+            ),
+            'FindPersonAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindPersonAccounts,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.FindPersonAccountsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.FindPersonAccountsResponse.SerializeToString,
+            ),
+            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonRecords,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -4621,6 +4657,60 @@ class IdentityInternalService:
             '/evergreen.v1.IdentityInternalService/SendMail',
             evergreen_dot_v1_dot_identity__pb2.SendMailRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.SendMailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindPersonAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/FindPersonAccounts',
+            evergreen_dot_v1_dot_person__pb2.FindPersonAccountsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.FindPersonAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.IdentityInternalService/ListPersonRecords',
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

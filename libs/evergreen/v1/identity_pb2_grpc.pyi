@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import identity_pb2 as _identity_pb2
+from evergreen.v1 import person_pb2 as _person_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -1672,6 +1673,12 @@ class IdentityInternalServiceStub:
     """Has a mail wait for people of a tenant, each in the language of their
     organisation. With the same key nobody gets it twice.
     """
+    FindPersonAccounts: _grpc.UnaryUnaryMultiCallable[_person_pb2.FindPersonAccountsRequest, _person_pb2.FindPersonAccountsResponse]
+    """Returns the accounts of a person in a tenant."""
+    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 @_typing.type_check_only
 class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
@@ -1697,6 +1704,12 @@ class IdentityInternalServiceAsyncStub(IdentityInternalServiceStub):
     SendMail: _aio.UnaryUnaryMultiCallable[_identity_pb2.SendMailRequest, _identity_pb2.SendMailResponse]  # type: ignore[assignment]
     """Has a mail wait for people of a tenant, each in the language of their
     organisation. With the same key nobody gets it twice.
+    """
+    FindPersonAccounts: _aio.UnaryUnaryMultiCallable[_person_pb2.FindPersonAccountsRequest, _person_pb2.FindPersonAccountsResponse]  # type: ignore[assignment]
+    """Returns the accounts of a person in a tenant."""
+    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
     """
 
 class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -1762,6 +1775,24 @@ class IdentityInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.SendMailResponse, _abc.Awaitable[_identity_pb2.SendMailResponse]]:
         """Has a mail wait for people of a tenant, each in the language of their
         organisation. With the same key nobody gets it twice.
+        """
+
+    @_abc_1.abstractmethod
+    def FindPersonAccounts(
+        self,
+        request: _person_pb2.FindPersonAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.FindPersonAccountsResponse, _abc.Awaitable[_person_pb2.FindPersonAccountsResponse]]:
+        """Returns the accounts of a person in a tenant."""
+
+    @_abc_1.abstractmethod
+    def ListPersonRecords(
+        self,
+        request: _person_pb2.ListPersonRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
         """
 
 def add_IdentityInternalServiceServicer_to_server(servicer: IdentityInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evergreen.v1 import identity_pb2 as evergreen_dot_v1_dot_identity__pb2
+from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from evergreen.v1 import policy_pb2 as evergreen_dot_v1_dot_policy__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
@@ -1130,6 +1131,11 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
                 _registered_method=True)
+        self.ListPersonRecords = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListPersonRecords',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyInternalServiceServicer:
@@ -1188,6 +1194,14 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPersonRecords(self, request, context):
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1225,6 +1239,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.SerializeToString,
+            ),
+            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonRecords,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1417,6 +1436,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListDeviceVersions',
             evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListDeviceVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListPersonRecords',
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

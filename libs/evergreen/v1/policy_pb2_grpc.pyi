@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evergreen.v1 import identity_pb2 as _identity_pb2
+from evergreen.v1 import person_pb2 as _person_pb2
 from evergreen.v1 import policy_pb2 as _policy_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
@@ -480,6 +481,10 @@ class PolicyInternalServiceStub:
     """Returns which versions devices of an organisation applied, and which one is
     in force, for reports.
     """
+    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 @_typing.type_check_only
 class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
@@ -505,6 +510,10 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     ListDeviceVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListDeviceVersionsRequest, _policy_pb2.ListDeviceVersionsResponse]  # type: ignore[assignment]
     """Returns which versions devices of an organisation applied, and which one is
     in force, for reports.
+    """
+    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
     """
 
 class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -570,6 +579,16 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.ListDeviceVersionsResponse, _abc.Awaitable[_policy_pb2.ListDeviceVersionsResponse]]:
         """Returns which versions devices of an organisation applied, and which one is
         in force, for reports.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPersonRecords(
+        self,
+        request: _person_pb2.ListPersonRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
         """
 
 def add_PolicyInternalServiceServicer_to_server(servicer: PolicyInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from evergreen.v1 import person_pb2 as evergreen_dot_v1_dot_person__pb2
 from evergreen.v1 import telemetry_pb2 as evergreen_dot_v1_dot_telemetry__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
@@ -210,6 +211,11 @@ class TelemetryInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.FromString,
                 _registered_method=True)
+        self.ListPersonRecords = channel.unary_unary(
+                '/evergreen.v1.TelemetryInternalService/ListPersonRecords',
+                request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryInternalServiceServicer:
@@ -230,6 +236,14 @@ class TelemetryInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPersonRecords(self, request, context):
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -242,6 +256,11 @@ def add_TelemetryInternalServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceFacts,
                     request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.SerializeToString,
+            ),
+            'ListPersonRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPersonRecords,
+                    request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -299,6 +318,33 @@ class TelemetryInternalService:
             '/evergreen.v1.TelemetryInternalService/ListDeviceFacts',
             evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsRequest.SerializeToString,
             evergreen_dot_v1_dot_telemetry__pb2.ListDeviceFactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPersonRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TelemetryInternalService/ListPersonRecords',
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
+            evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

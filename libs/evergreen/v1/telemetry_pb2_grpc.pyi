@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from evergreen.v1 import person_pb2 as _person_pb2
 from evergreen.v1 import telemetry_pb2 as _telemetry_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
@@ -93,6 +94,10 @@ class TelemetryInternalServiceStub:
     """Counts the events of tenants, up to a number."""
     ListDeviceFacts: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceFactsRequest, _telemetry_pb2.ListDeviceFactsResponse]
     """Returns what devices of an organisation reported last, for reports."""
+    ListPersonRecords: _grpc.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 @_typing.type_check_only
 class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
@@ -103,6 +108,10 @@ class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
     """Counts the events of tenants, up to a number."""
     ListDeviceFacts: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceFactsRequest, _telemetry_pb2.ListDeviceFactsResponse]  # type: ignore[assignment]
     """Returns what devices of an organisation reported last, for reports."""
+    ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
+    """Returns a page of what the service holds about a person in a tenant, for an
+    export.
+    """
 
 class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the other services only; the gateway does not route it."""
@@ -122,6 +131,16 @@ class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ListDeviceFactsResponse, _abc.Awaitable[_telemetry_pb2.ListDeviceFactsResponse]]:
         """Returns what devices of an organisation reported last, for reports."""
+
+    @_abc_1.abstractmethod
+    def ListPersonRecords(
+        self,
+        request: _person_pb2.ListPersonRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
+        """Returns a page of what the service holds about a person in a tenant, for an
+        export.
+        """
 
 def add_TelemetryInternalServiceServicer_to_server(servicer: TelemetryInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -158,6 +158,7 @@ CLASSES: Final[Mapping[str, tuple[int, int]]] = {
     "attestation.reference_value_deleted": (_ENTITY, _DELETE),
     "attestation.attestations_exported": (_API, _READ),
     "audit.exported": (_API, _READ),
+    "audit.person_data_exported": (_API, _READ),
     "audit.restored": (_API, _OTHER),
     "audit.key_rotated": (_ENTITY, _CREATE),
     "audit.forwarder_created": (_ENTITY, _CREATE),

@@ -32,9 +32,13 @@ _Change = Callable[[str, _Key, str, str | None, str], Any]
 """Answers what stands for a secret: of an entry, in a field, under a map's key, at a path."""
 
 
-def hide(authored: Any, word: str) -> Any:
-    """A copy of a stored policy with `word` for every secret that is not empty."""
-    return _mapped(authored, lambda value, *_: word if value else value)
+def hide(authored: Any, word: str, *, but: Callable[[str], bool] = lambda _: False) -> Any:
+    """A copy of a stored policy with `word` for every secret that is not empty.
+
+    Args:
+        but: says which values are left as they are.
+    """
+    return _mapped(authored, lambda value, *_: word if value and not but(value) else value)
 
 
 def holds_secrets(authored: Any) -> bool:
