@@ -458,6 +458,7 @@ async def build(kit: Kit) -> Parts:
             _regularly("used states of single sign-on stay", 600, sso.providers.forget_used),
             unknown.run,
             _regularly("ends of API tokens not told", 600, api_tokens.tell_of_ends),
+            _regularly("tokens of people who left work", 600, api_tokens.end_unconfirmed),
             *(
                 [_regularly("inactive users wait", 600, deactivate_unseen)]
                 if settings.inactive_days

@@ -31,6 +31,9 @@ MOST_OF_TENANT: Final = 1_000
 has them in memory."""
 MOST_SERVICE_ACCOUNTS: Final = 200
 """Of a tenant."""
+CONFIRMED_WITHIN: Final = timedelta(days=30)
+"""A user who comes from a directory or a provider, and whom that has not confirmed for so long, has
+no tokens any more."""
 KEPT_FOR: Final = timedelta(days=30)
 """After it has expired a token is listed so long."""
 

@@ -34,6 +34,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from services.identity.api_tokens import store
 from services.identity.api_tokens.domain import (
+    CONFIRMED_WITHIN,
     KEPT_FOR,
     MOST_OF_HOLDER,
     MOST_OF_PERSON,
@@ -46,10 +47,12 @@ from services.identity.api_tokens.domain import (
     checked_expiry,
     checked_scopes,
 )
-from services.identity.api_tokens.ends import ended_of
+from services.identity.api_tokens.ends import end_tokens_of, ended_of
 from services.identity.api_tokens.holders import MANAGERS, holder_of, source_of, tenant_of
 from services.identity.token_keys.tokens import TokenSigner
 
+_AT_ONCE: Final = 100
+"""Users whose tokens end in one transaction."""
 _BEGINNING: Final = datetime.fromtimestamp(0, UTC)
 
 
@@ -338,6 +341,14 @@ class ApiTokens:
                 ),
             )
             await store.forget(connection, at - KEPT_FOR)
+
+    async def end_unconfirmed(self) -> None:
+        """Ends the tokens of people whose directory or provider has not confirmed them for long:
+        nobody says whether they are still there."""
+        since = self._clock() - CONFIRMED_WITHIN
+        async with self._database.system_transaction("people of all tenants leave") as connection:
+            for holder in await store.unconfirmed_holders(connection, since, _AT_ONCE):
+                await self._outbox.append(connection, *await end_tokens_of(connection, holder))
 
     async def _found(
         self, connection: Connection, scope: Scope, token_id: UUID, *, for_update: bool = False

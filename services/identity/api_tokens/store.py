@@ -191,6 +191,22 @@ async def end_of_account(connection: Connection, account_id: UUID) -> list[ApiTo
     return [_token(row) for row in rows]
 
 
+async def unconfirmed_holders(connection: Connection, since: datetime, most: int) -> list[UUID]:
+    """Users with tokens that work, who come from a directory or a provider that is not in use, or
+    that has not confirmed them since a time."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT a.id FROM identity.api_token t JOIN identity.account a"
+        " ON a.id = t.account_id AND a.origin IN ('directory', 'sso')"
+        " WHERE t.ends_at > now() AND NOT EXISTS (SELECT FROM identity.external_identity e"
+        " JOIN identity.source s ON s.id = e.source_id AND s.kind = a.origin AND s.enabled"
+        " WHERE e.account_id = a.id AND greatest(e.seen_at, e.last_login_at) > $1)"
+        " ORDER BY a.id LIMIT $2",
+        since,
+        most,
+    )
+    return [row["id"] for row in rows]
+
+
 async def end_of_source(connection: Connection, source_id: UUID) -> list[ApiToken]:
     """Ends the tokens of a SCIM source that work; answers them."""
     rows = await connection.fetch(

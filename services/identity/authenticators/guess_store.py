@@ -40,6 +40,9 @@ class Counter:
     expires_at: datetime
     sliding: bool
     """Whether each further failure prolongs it."""
+    kept: bool = False
+    """Whether it stays until it expires, however many counters there are: one of an account that
+    is there, and of a place that the account was logged in from. What anybody makes up is not."""
 
 
 async def recognise(
@@ -112,11 +115,12 @@ async def count(
     """Raises counters; answers what each was before."""
     rows = await connection.fetch(
         "WITH mine AS (SELECT * FROM"
-        " unnest($1::bytea[], $2::timestamptz[], $3::boolean[]) AS m (key, expires_at, sliding))"
-        " INSERT INTO identity.guess AS g (key, failures, expires_at)"
+        " unnest($1::bytea[], $2::timestamptz[], $3::boolean[], $5::boolean[])"
+        " AS m (key, expires_at, sliding, kept))"
+        " INSERT INTO identity.guess AS g (key, failures, expires_at, kept)"
         # In one order everywhere, networks last, so that no two wait for each other.
-        " SELECT key, 1, expires_at FROM mine ORDER BY key"
-        " ON CONFLICT (key) DO UPDATE SET"
+        " SELECT key, 1, expires_at, kept FROM mine ORDER BY key"
+        " ON CONFLICT (key) DO UPDATE SET kept = g.kept OR excluded.kept,"
         " failures = CASE WHEN g.expires_at <= $4 THEN 1 ELSE g.failures + 1 END,"
         " told = g.told AND g.expires_at > $4,"
         " expires_at = CASE WHEN g.expires_at <= $4"
@@ -127,6 +131,7 @@ async def count(
         [counter.expires_at for counter in counters],
         [counter.sliding for counter in counters],
         at,
+        [counter.kept for counter in counters],
     )
     return {row["key"]: row["before"] for row in rows}
 
@@ -222,7 +227,7 @@ async def forget_account(connection: Connection, account_id: UUID) -> None:
 async def forget_old(
     connection: Connection, at: datetime, since: datetime, most_counters: int
 ) -> None:
-    """Deletes what is too old, and the smallest counters above a number."""
+    """Deletes what is too old, and above a number the smallest counters that are not kept."""
     # What somebody counts at this moment is left: nobody waits for this, nor this for anybody.
     await connection.execute(
         "DELETE FROM identity.guess WHERE key IN (SELECT key FROM identity.guess"
@@ -230,10 +235,10 @@ async def forget_old(
         at,
     )
     await connection.execute("DELETE FROM identity.familiar WHERE seen_at <= $1", since)
-    kept = await connection.fetchval("SELECT count(*) FROM identity.guess")
-    if kept > most_counters:
+    others = await connection.fetchval("SELECT count(*) FROM identity.guess WHERE NOT kept")
+    if others > most_counters:
         await connection.execute(
-            "DELETE FROM identity.guess WHERE key IN (SELECT key FROM identity.guess"
+            "DELETE FROM identity.guess WHERE key IN (SELECT key FROM identity.guess WHERE NOT kept"
             " ORDER BY failures, expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
-            kept - most_counters,
+            others - most_counters,
         )

@@ -98,6 +98,8 @@ class Attempt:
     """The counter of the account; empty when failures do not count for it."""
     network: bytes = b""
     """The counter of the network; likewise."""
+    kept: bool = False
+    """Whether there is such an account: its counters stay, however many others are made."""
     under_attack: bool = False
     crowded: bool = False
     """Whether its network has failed for many accounts."""
@@ -167,7 +169,7 @@ class Guesses:
         )
         if found.device:
             own = self._key(guess_store.DEVICE, email, browser.hex())
-            return Attempt(Standing.OWN, True, own, account)
+            return Attempt(Standing.OWN, True, own, account, kept=True)
         # From a school's network those who log in there are spared. So is half of the addresses
         # that nobody has, always the same ones and in everything, so that neither the time nor a
         # refusal tells who exists.
@@ -179,13 +181,14 @@ class Guesses:
             pair,
             account,
             network,
-            found.failures >= ATTACK,
-            found.crowd >= _NETWORK_FREE,
+            kept=account_id is not None,
+            under_attack=found.failures >= ATTACK,
+            crowded=found.crowd >= _NETWORK_FREE,
         )
 
     def of_session(self, user_id: str) -> Attempt:
         """An attempt of somebody who is logged in, as to change the own password."""
-        return Attempt(Standing.OWN, True, self._key("session", user_id))
+        return Attempt(Standing.OWN, True, self._key("session", user_id), kept=True)
 
     @asynccontextmanager
     async def attempt(self, attempt: Attempt) -> AsyncIterator[Counted]:
@@ -309,9 +312,13 @@ class Guesses:
     ) -> tuple[dict[bytes, int], Counted]:
         """Counts an attempt; answers what its counters were before."""
         at = self._clock()
-        counters = [guess_store.Counter(attempt.own, at + _QUIET, sliding=True)]
+        # Strangers' places are as many as there are networks.
+        own_kept = attempt.kept and attempt.standing is not Standing.STRANGE
+        counters = [guess_store.Counter(attempt.own, at + _QUIET, sliding=True, kept=own_kept)]
         if attempt.account:
-            counters.append(guess_store.Counter(attempt.account, at + _DAY, sliding=False))
+            counters.append(
+                guess_store.Counter(attempt.account, at + _DAY, sliding=False, kept=attempt.kept)
+            )
         before = await guess_store.count(connection, counters, at)
         others = [counter.key for counter in counters[1:]]
         if attempt.network and before[attempt.own] < _PAIR_FREE:

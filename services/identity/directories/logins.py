@@ -199,7 +199,8 @@ class DirectoryLogins:
             raise WrongPasswordError("UNKNOWN")
         try:
             # Somebody with two addresses has two names and one account to lock.
-            begun.append(await self._tries.begin(directory_id, f"id:{entry.subject}", standing))
+            one = await self._tries.begin(directory_id, f"id:{entry.subject}", standing, known=True)
+            begun.append(one)
         except DomainError:
             if standing is not Standing.STRANGE:
                 raise

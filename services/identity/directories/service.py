@@ -222,6 +222,7 @@ class Directories:
             await self._accounts.remap(connection, after.source, at)
             if before.source.enabled and not after.source.enabled:
                 await self._accounts.end_sessions(connection, after.source, at)
+                await self._accounts.end_tokens(connection, after.source)
             event = DirectoryUpdated(id=after.id, before=before.snapshot(), after=after.snapshot())
             await self._outbox.append(connection, CloudEvent(event, after.source.tenant_id))
         self._threads.worked(after.id)

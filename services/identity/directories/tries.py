@@ -38,11 +38,14 @@ class Tries:
         self._sealer = sealer
         self._clock = clock
 
-    async def begin(self, directory_id: UUID, who: str, standing: Standing) -> Try:
+    async def begin(
+        self, directory_id: UUID, who: str, standing: Standing, *, known: bool = False
+    ) -> Try:
         """Counts a try before it is made, so that tries side by side count each other.
 
         Args:
             who: the person, as typed or by the directory's own id.
+            known: whether the directory has the person: anybody can type addresses.
 
         Raises:
             DomainError: RESOURCE_EXHAUSTED when there were enough wrong ones.
@@ -53,7 +56,7 @@ class Tries:
             for one in SHARES
         }
         key, most = shares[standing], SHARES[standing]
-        counter = guess_store.Counter(key, at + WINDOW, sliding=False)
+        counter = guess_store.Counter(key, at + WINDOW, sliding=False, kept=known)
         async with self._database.system_transaction("counters have no tenant") as connection:
             before = (await guess_store.count(connection, [counter], at))[key]
             if before >= most:

@@ -124,7 +124,10 @@ class PasswordResets:
             account = self._sealer.mark("\0".join(("forgot", str(found.user.id))))
             today = self._sealer.mark("\0".join(("forgot today", str(found.user.id))))
             if not await self._counted(
-                connection, (account, _HOUR, MOST_FOR_ACCOUNT), (today, _DAY, MOST_A_DAY)
+                connection,
+                (account, _HOUR, MOST_FOR_ACCOUNT),
+                (today, _DAY, MOST_A_DAY),
+                kept=True,
             ):
                 return
         scope = Scope.of(found.user.tenant_id)
@@ -177,11 +180,19 @@ class PasswordResets:
         tenant = self._tenants.known(tenant_id)
         return tenant.name if tenant else ""
 
-    async def _counted(self, connection: Connection, *bounds: tuple[bytes, timedelta, int]) -> bool:
+    async def _counted(
+        self, connection: Connection, *bounds: tuple[bytes, timedelta, int], kept: bool = False
+    ) -> bool:
         """Counts something, by keys, each with a window and how often it is allowed in that;
-        answers whether it still is."""
+        answers whether it still is.
+
+        Args:
+            kept: whether it is counted for an account.
+        """
         at = self._clock()
-        counters = [Counter(key, at + window, sliding=False) for key, window, _ in bounds]
+        counters = [
+            Counter(key, at + window, sliding=False, kept=kept) for key, window, _ in bounds
+        ]
         before = await guess_store.count(connection, counters, at)
         return all(before[key] < most for key, _, most in bounds)
 

@@ -29,6 +29,8 @@ class PendingLogin:
     mark: bytes = field(repr=False)
     """Stands for the password that was right."""
     origin: Origin | None = None
+    by_link: bool = False
+    """Whether it began with a link that was sent to the person."""
     secret: str = field(default="", repr=False)
     """What the browser names it by; empty for a program, which gives both at once."""
 
@@ -73,6 +75,7 @@ class Challenges:
                 mark=pending.mark,
                 tries=0,
                 origin=pending.origin,
+                by_link=pending.by_link,
             ),
             self._clock() + CHALLENGE_LIFE,
         )
@@ -95,6 +98,7 @@ class Challenges:
             methods=found.methods,
             mark=found.mark,
             origin=found.origin,
+            by_link=found.by_link,
             secret=secret,
         )
 

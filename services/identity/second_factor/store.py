@@ -32,6 +32,7 @@ class Challenge:
     mark: bytes = field(repr=False)
     tries: int
     origin: Origin | None = None
+    by_link: bool = False
 
 
 def _totp(row: asyncpg.Record) -> TotpKey:
@@ -186,7 +187,7 @@ async def insert_challenge(
     await connection.execute(
         "INSERT INTO identity.login_challenge"
         " (id_hash, account_id, session_id, methods, mark, tries, expires_at, source_id,"
-        " external_sid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        " external_sid, by_link) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         id_hash,
         challenge.account_id,
         challenge.session_id,
@@ -196,6 +197,7 @@ async def insert_challenge(
         expires_at,
         challenge.origin.source_id if challenge.origin else None,
         challenge.origin.sid if challenge.origin else "",
+        challenge.by_link,
     )
 
 
@@ -203,7 +205,7 @@ async def challenge(connection: Connection, id_hash: bytes, at: datetime) -> Cha
     """A login that waits, with the tenant that its account is in now."""
     row = await connection.fetchrow(
         "SELECT c.account_id, a.tenant_id, c.session_id, c.methods, c.mark, c.tries,"
-        " c.source_id, c.external_sid"
+        " c.source_id, c.external_sid, c.by_link"
         " FROM identity.login_challenge c JOIN identity.account a ON a.id = c.account_id"
         " WHERE c.id_hash = $1 AND c.expires_at > $2",
         id_hash,
@@ -219,6 +221,7 @@ async def challenge(connection: Connection, id_hash: bytes, at: datetime) -> Cha
         mark=row["mark"],
         tries=row["tries"],
         origin=Origin(row["source_id"], row["external_sid"]) if row["source_id"] else None,
+        by_link=row["by_link"],
     )
 
 

@@ -61,10 +61,10 @@ class CodeTries:
         strange = attempt.standing is Standing.STRANGE
         place = "" if strange else attempt.own.hex()
         key = self._sealer.mark("\0".join(("code", str(user.id), place)))
-        counters = [guess_store.Counter(key, at + _WINDOW, sliding=False)]
+        counters = [guess_store.Counter(key, at + _WINDOW, sliding=False, kept=True)]
         day = self._sealer.mark(f"codes\0{user.id}") if strange else b""
         if day:
-            counters.append(guess_store.Counter(day, at + _DAY, sliding=False))
+            counters.append(guess_store.Counter(day, at + _DAY, sliding=False, kept=True))
         async with self._database.system_transaction("counters have no tenant") as connection:
             before = await guess_store.count(connection, counters, at)
             for one, most in ((day, MOST_OF_DAY), (key, MOST)):

@@ -394,9 +394,15 @@ class Sessions:
                     await self._challenges.end(connection, pending)
                 methods = (*(pending.methods if pending else ()), PASSKEY)
                 session_id = pending.session_id if pending else None
-                origin = pending.origin if pending else None
                 return await self._open(
-                    connection, user, LoginSucceeded, device, methods, session_id, origin
+                    connection,
+                    user,
+                    LoginSucceeded,
+                    device,
+                    methods,
+                    session_id,
+                    pending.origin if pending else None,
+                    by_link=pending is not None and pending.by_link,
                 )
         raise wrong_passkey()
 
@@ -477,6 +483,7 @@ class Sessions:
                 methods,
                 pending.session_id,
                 pending.origin,
+                by_link=pending.by_link,
             )
         await self._refresh_directory()
         return opened
@@ -508,6 +515,7 @@ class Sessions:
                     methods,
                     pending.session_id,
                     pending.origin,
+                    by_link=pending.by_link,
                 )
         await self._login_failed(call, user.email, user, attempt, proof.wrong_because, tried=tried)
         raise wrong_code(self._clock())
@@ -1005,6 +1013,7 @@ class Sessions:
             if pending is None:
                 event = LoginSucceeded if is_reset else InvitationAccepted
                 return await self._open(connection, user, event, device, methods, by_link=True)
+            pending = replace(pending, by_link=True)
             if is_reset:
                 return pending
             # The session is not open yet, but the invitation is used.

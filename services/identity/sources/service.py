@@ -30,7 +30,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.texts import email_fault
-from services.identity.api_tokens.ends import ended_of
+from services.identity.api_tokens.ends import end_tokens_of, ended_of
 from services.identity.sources import store
 from services.identity.sources.domain import (
     USUAL,
@@ -418,6 +418,14 @@ class SourceAccounts:
         """Ends the sessions of everybody who comes from a source."""
         for known in await store.identities(connection, source.id):
             await self._end_sessions(connection, known.account_id, at)
+
+    async def end_tokens(self, connection: Connection, source: Source) -> None:
+        """Ends the API tokens of everybody who comes from a source."""
+        known = await store.identities(connection, source.id)
+        accounts = await users_store.users_by_id(connection, [one.account_id for one in known])
+        for account in accounts.values():
+            if account.origin == source.kind:
+                await self._outbox.append(connection, *await end_tokens_of(connection, account.id))
 
     async def _rows(self, connection: Connection, source: Source) -> list[RoleMapping]:
         """The mappings that lead into the source's subtree: others count for nothing.

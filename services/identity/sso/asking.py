@@ -54,6 +54,8 @@ _WAITING: Final = 16
 """and those that wait for it."""
 _OF_TENANT: Final = 24
 """Logins with the providers of one tenant that ask,"""
+_OF_TOP: Final = 32
+"""those with the providers of a tenant below the root and of all below it,"""
 _ALL: Final = 64
 """and those with all."""
 _LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
@@ -147,12 +149,15 @@ class Asking:
         self._turns: dict[UUID, asyncio.Semaphore] = {}
         self._fetches: dict[UUID, asyncio.Lock] = {}
         self._waiting: Counter[UUID] = Counter()
-        self._running: Counter[UUID] = Counter()
+        self._running: Counter[tuple[str, UUID | None]] = Counter()
         self._kept: OrderedDict[UUID, _Kept] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, provider: Provider) -> AsyncIterator[None]:
+    async def turn(self, provider: Provider, top: UUID) -> AsyncIterator[None]:
         """A place among those who ask a provider; what goes wrong is counted.
+
+        Args:
+            top: the tenant below the root that has the provider, or is above the one that has.
 
         Raises:
             DomainError: UNAVAILABLE when it has failed again and again, or does so now;
@@ -161,14 +166,9 @@ class Asking:
         one = provider.id
         if (left := self._breaker.left(one)) > 0:
             raise away(max(1.0, left))
-        if self._waiting[one] >= _SIDE_BY_SIDE + _WAITING:
-            raise _busy()
-        turns = self._turns.setdefault(one, asyncio.Semaphore(_SIDE_BY_SIDE))
-        self._waiting[one] += 1
         try:
-            async with asyncio.timeout(2 * _SECONDS), turns:
-                with self._place(provider.source.tenant_id):
-                    yield
+            async with self.place(provider, top):
+                yield
         except (AwayError, TimeoutError) as error:
             step = "address"
             counts = True
@@ -178,6 +178,27 @@ class Asking:
                 self._breaker.failed(one)
             log.warning("provider not reached", provider=str(one), step=step, error=str(error))
             raise away(PAUSE_SECONDS) from None
+
+    @asynccontextmanager
+    async def place(self, provider: Provider, top: UUID) -> AsyncIterator[None]:
+        """A place among those who ask a provider, for a while.
+
+        Args:
+            top: as for `turn`.
+
+        Raises:
+            DomainError: RESOURCE_EXHAUSTED when too many wait for it.
+            TimeoutError: the while is over.
+        """
+        one = provider.id
+        if self._waiting[one] >= _SIDE_BY_SIDE + _WAITING:
+            raise _busy()
+        turns = self._turns.setdefault(one, asyncio.Semaphore(_SIDE_BY_SIDE))
+        self._waiting[one] += 1
+        try:
+            async with asyncio.timeout(2 * _SECONDS), turns:
+                with self._running_place(provider.source.tenant_id, top):
+                    yield
         finally:
             self._waiting[one] -= 1
             if self._waiting[one] <= 0:
@@ -185,17 +206,19 @@ class Asking:
                 self._turns.pop(one, None)
 
     @contextmanager
-    def _place(self, tenant_id: UUID) -> Iterator[None]:
+    def _running_place(self, tenant_id: UUID, top: UUID) -> Iterator[None]:
         """A place among those who ask now; those who wait for a slow provider take none."""
-        if self._running[tenant_id] >= _OF_TENANT or self._running.total() >= _ALL:
+        bounds = {("tenant", tenant_id): _OF_TENANT, ("top", top): _OF_TOP, ("all", None): _ALL}
+        if any(self._running[place] >= most for place, most in bounds.items()):
             raise _busy()
-        self._running[tenant_id] += 1
+        self._running.update(bounds.keys())
         try:
             yield
         finally:
-            self._running[tenant_id] -= 1
-            if self._running[tenant_id] <= 0:
-                del self._running[tenant_id]
+            self._running.subtract(bounds.keys())
+            for place in bounds:
+                if self._running[place] <= 0:
+                    del self._running[place]
 
     def worked(self, provider: Provider) -> None:
         """Notes that a provider has answered."""

@@ -208,7 +208,7 @@ class SsoLogins:
             )
         email = normal_email(email) if email else ""
         provider = await self._open_provider(provider_id, domain_of(email))
-        async with self._asking.turn(provider):
+        async with self._asking.turn(provider, self._providers.top_of(provider)):
             document = await self._asking.document(provider, root=self._is_roots(provider))
         ticket = _Ticket(
             provider.id,
@@ -266,7 +266,7 @@ class SsoLogins:
                 raise _mixed_up()
             if provider.source.updated_at != ticket.changed_at:
                 raise _changed()
-            async with self._asking.turn(provider):
+            async with self._asking.turn(provider, self._providers.top_of(provider)):
                 claims = await self._recognise(provider, ticket, query, at)
         except RefusedError as refused:
             raise await self._refused(provider, refused) from None
@@ -619,7 +619,7 @@ class SsoLogins:
             raise not_found("provider", provider_id)
         at = self._clock()
         try:
-            async with self._asking.turn(provider):
+            async with self._asking.turn(provider, self._providers.top_of(provider)):
                 decoded = await self._logout_token(provider, token)
             logout = check_logout(provider, decoded, at)
         except RefusedError as refused:

@@ -256,6 +256,7 @@ class Providers:
                 await self._accounts.remap(connection, after.source, at)
             if before.source.enabled and not after.source.enabled:
                 await self._end_sessions(connection, after.id, at)
+                await self._accounts.end_tokens(connection, after.source)
             event = SsoProviderUpdated(
                 id=after.id, before=before.snapshot(), after=after.snapshot()
             )
@@ -286,6 +287,12 @@ class Providers:
         """Deletes what works once and is too old to work."""
         async with self._database.system_transaction("what works once is nobody's") as connection:
             await store.forget_used(connection, self._clock())
+
+    def top_of(self, provider: Provider) -> UUID:
+        """The tenant below the root that has a provider or is above the one that has; of the root's
+        own providers the root."""
+        line = self._tenants.line(provider.source.tenant_id)
+        return line[:2][-1].id if line else provider.source.tenant_id
 
     def upwards(self, tenant_id: UUID | None) -> Sequence[UUID]:
         """A tenant and those above it."""

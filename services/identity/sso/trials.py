@@ -55,14 +55,19 @@ class Trials:
         """Tries a provider, step by step; the last step may have failed.
 
         Raises:
-            DomainError: NOT_FOUND.
+            DomainError: NOT_FOUND; RESOURCE_EXHAUSTED when too many ask providers at once.
         """
         provider = await self._providers.get(call, provider_id)
         steps: list[Step] = []
         try:
-            await self._try(provider, steps)
+            async with self._asking.place(provider, self._providers.top_of(provider)):
+                await self._try(provider, steps)
         except AwayError as error:
             steps.append(Step(error.step, False, str(error)))
+        except TimeoutError:
+            # The one that was asked last, or the first.
+            step = steps[-1].step if steps else _ADDRESS
+            steps.append(Step(step, False, "it takes too long to answer"))
         failed = next((step for step in steps if not step.ok), None)
         source = provider.source
         event = SsoProviderTested(

@@ -19,7 +19,7 @@ from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
 from servicekit.call import caller_from_headers
 from servicekit.errors import DomainError
-from servicekit.ids import now
+from servicekit.ids import new_id, now
 from services.identity.api_tokens.service import ApiTokens
 from tests.conftest import MakeKit
 from tests.support.callers import Metadata
@@ -591,6 +591,52 @@ async def test_tokens_are_bounded(identity: Identity, monkeypatch: pytest.Monkey
     monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_PERSON", 100)
     monkeypatch.setattr("services.identity.api_tokens.service.MOST_OF_TENANT", 3)
     assert await reason(create(identity, owner, "c")) == "TOO_MANY_TOKENS"
+
+
+async def test_tokens_of_people_whom_nobody_confirms_end(
+    identity: Identity, make_kit: MakeKit
+) -> None:
+    """Of those who come from a directory or a provider, which is in use and has said for 30 days
+    that they are there; local ones, and service accounts, need nobody's word."""
+    kit = await make_kit("identity")
+    work = ApiTokens(kit.database, kit.outbox, kit.tenants, Mock(), Mock(), now).end_unconfirmed
+    root = await identity.as_user()
+    local = await create(identity, root, "local")
+    connection = await identity.database.superuser()
+    source, days = new_id(), {"confirmed": 29, "left": 31}
+    tokens = {}
+    await connection.execute(
+        "INSERT INTO identity.source (id, tenant_id, kind, name, enabled, grace_hours, created_at,"
+        " updated_at) SELECT $1, id, 'sso', 'Provider', true, 12, now(), now()"
+        " FROM identity.tenant WHERE kind = 'root'",
+        source,
+    )
+    for name, ago in days.items():
+        user, caller = await identity.user(root, Role.ADMIN)
+        tokens[name] = await create(identity, caller, name)
+        await connection.execute(
+            "UPDATE identity.account SET origin = 'sso' WHERE id = $1::text::uuid", user.id
+        )
+        await connection.execute(
+            "INSERT INTO identity.external_identity (source_id, subject, account_id, tenant_id,"
+            " email_seen, groups_seen, seen_at) SELECT $1, $2, id, tenant_id, email, '{}',"
+            " now() - make_interval(days => $4) FROM identity.account WHERE id = $3::text::uuid",
+            source,
+            name,
+            user.id,
+            ago,
+        )
+    for _ in range(2):
+        await work()
+    (revoked,) = await told(identity, "api_token_revoked")
+    assert revoked["resource"] == f"tokens/{tokens['left'].id}"
+    await connection.execute("UPDATE identity.source SET enabled = false WHERE id = $1", source)
+    await connection.close()
+    await work()
+    assert len(await told(identity, "api_token_revoked")) == 2
+    left = {token.id for token in await listed(identity, root, show_ended=False)}
+    assert local.id in left
+    assert not left & {token.id for token in tokens.values()}
 
 
 async def test_the_end_of_a_token_is_told_before_and_when_it_comes(

@@ -17,6 +17,7 @@ import pytest_asyncio
 from evergreen.v1 import identity_pb2 as pb
 from servicekit.errors import Code, DomainError
 from servicekit.security.sealing import Sealer
+from services.identity.authenticators import guess_store
 from services.identity.authenticators.guesses import ATTACK, Attempt, Guesses, Standing
 from tests.conftest import MakeKit
 from tests.support import callers
@@ -342,6 +343,25 @@ async def test_counters_are_bounded_and_forgotten(
     await door.guesses.forget_old()
     async with door.guesses._database.system_transaction("a test works on all rows") as connection:
         assert await connection.fetchval("SELECT count(*) FROM identity.guess") == 0
+
+
+async def test_a_flood_makes_no_counter_of_an_account_go(
+    door: Door, account: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is made up besides: failures of an account that is there stay counted."""
+    monkeypatch.setattr("services.identity.authenticators.guesses._MOST_COUNTERS", 3)
+    await door.fail(2, "a@x", _HERE, account)
+    counted = guess_store.Counter(b"of an account", door.clock() + timedelta(hours=1), False, True)
+    async with door.guesses._database.system_transaction("a test works on all rows") as connection:
+        await guess_store.count(connection, [counted], door.clock())
+    for n in range(20):
+        await door.fail(3, f"{n}@x", f"203.0.113.{n}")
+    await door.guesses.forget_old()
+    async with door.guesses._database.system_transaction("a test works on all rows") as connection:
+        assert await connection.fetchval("SELECT count(*) FROM identity.guess WHERE NOT kept") == 3
+        assert await guess_store.failures(connection, counted.key, door.clock()) == 1
+        accounts = door.guesses._key("account", "a@x")
+        assert await guess_store.failures(connection, accounts, door.clock()) == 2
 
 
 async def _login(identity: Identity, source: str, password: str = PASSWORD) -> pb.Session:

@@ -791,6 +791,8 @@ async def test_a_link_ends_links_with_providers_and_keeps_second_factors(parts: 
         assert await world.sql("SELECT 1 FROM identity.external_identity")  # nothing has ended
         accepted.otp = app.code()
         await world.identity.auth.AcceptInvitation(accepted, metadata=callers.anonymous())
+        # The link came to the person: no notice of a new place is needed.
+        assert await world.sql("SELECT 1 FROM identity.mail WHERE kind = 'sign_in'") == []
         assert await world.sql("SELECT 1 FROM identity.external_identity") == []
         assert any("unlinked" in e["type"] for e in await world.identity.events())
         await world.identity.login(person.email, NEW, otp=app.code(1))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
+from servicekit.errors import DomainError
+from servicekit.ids import new_id
+from services.identity.sso.asking import Asking
 from tests.fakes.oidc import SECRET
+from tests.support.identity import as_caller
 from tests.support.single_sign_on import (
+    DOMAIN,
     PUBLIC_URL,
     World,
     fake,
@@ -153,3 +161,51 @@ async def test_a_try_says_what_works(world: World) -> None:
         "address", "document", "keys", "clock", "mappings",
     ]  # fmt: skip
     assert (await world.events("sso_provider_tested"))[-1]["after"]["ok"]
+
+
+async def test_a_tenant_and_all_below_it_take_no_more_than_their_part() -> None:
+    """Many organisations of one reseller leave room for the others."""
+    asking = Asking(Mock(), insecure=True)
+    top, another = new_id(), new_id()
+
+    def provider() -> Any:
+        return SimpleNamespace(id=new_id(), source=SimpleNamespace(tenant_id=new_id()))
+
+    async with AsyncExitStack() as stack:
+        for _ in range(32):
+            await stack.enter_async_context(asking.place(provider(), top))
+        with pytest.raises(DomainError) as error:
+            await stack.enter_async_context(asking.place(provider(), top))
+        assert error.value.reason == "PROVIDER_BUSY"
+        for _ in range(32):
+            await stack.enter_async_context(asking.place(provider(), another))
+        with pytest.raises(DomainError):
+            await stack.enter_async_context(asking.place(provider(), new_id()))
+    async with asking.place(provider(), top):
+        pass
+
+
+async def test_a_try_takes_a_place_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Owners who try their provider again and again hold no more of them than logins."""
+    asked = pb.TestSsoProviderRequest(id=world.provider.id)
+    monkeypatch.setattr("services.identity.sso.asking._OF_TOP", 0)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.identity.providers.TestSsoProvider(asked, metadata=world.owner)
+    assert reason(error) == "PROVIDER_BUSY"
+    monkeypatch.undo()
+    assert (await world.identity.providers.TestSsoProvider(asked, metadata=world.owner)).ok
+
+
+async def test_a_provider_that_is_not_in_use_ends_tokens_of_its_people(world: World) -> None:
+    """Sessions and API tokens of those who come from it; a local Owner's go on."""
+    world.sso.person("anna", "admins")
+    browser = world.browser()
+    await world.login("anna", browser)
+    anna = as_caller(browser.cookies["session"])
+    for by in (anna, world.owner):
+        await world.identity.tokens.CreateApiToken(
+            pb.CreateApiTokenRequest(name="mine", scopes=["users:read"]), metadata=by
+        )
+    await world.update(enabled=False)
+    revoked = await world.events("api_token_revoked")
+    assert [one["after"]["heldBy"] for one in revoked] == [f"anna@{DOMAIN}"]
