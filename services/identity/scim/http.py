@@ -198,7 +198,13 @@ class _Groups:
         else:
             change = use.replace_group if request.method == "PUT" else use.patch_group
             body = await _body(request)
-            shown = await change(call, group_id, body, match, members=members)
+            # A provider sends a member a call: telling it all the others each time grows with both.
+            brief = request.method == "PATCH" and not request.query_params.keys() & _SELECTING
+            shown = await change(call, group_id, body, match, members=members and not brief)
+            if brief:
+                location = self._json(shown)["meta"]["location"]
+                headers = {"etag": shown.group.version, "location": location}
+                return Response(status_code=204, headers=headers)
         return self._one(shown, select)
 
     async def search(
@@ -254,6 +260,9 @@ def _only(request: Request, *verbs: str) -> None:
 
 def _selection(asked: Asked) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return resources.selection(asked.get("attributes", ""), asked.get("excludedAttributes", ""))
+
+
+_SELECTING: Final = frozenset({"attributes", "excludedAttributes"})
 
 
 def _wants_members(asked: Asked) -> bool:
