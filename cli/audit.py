@@ -14,11 +14,15 @@ import typer
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.session import session
+from cli.session import operator, session
 from cli.tables import table
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from cli.client import Api
+    from cli.migrate import Target
+    from services.audit.redaction import Redacted
 
 # Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
 
@@ -39,6 +43,8 @@ Output = Annotated[
 ]
 
 _FAILED = 2
+_SECONDS = 30
+_LONGEST_REASON = 500
 _END_BYTES = 100
 _END = {
     "jsonl": re.compile(rb'(?:^|\n)\{"end":\{"entries":\d+\}\}\n$'),
@@ -153,6 +159,59 @@ def export(
         # A proxy on the way may hide that the connection broke off.
         if not _END.get(kind, _END["jsonl"]).search(end):
             raise CliError("the export ended early and is not whole; try again")
+
+
+@app.command()
+def redact(
+    entry: Annotated[str, typer.Argument(help="The entry's id.")],
+    reason: Annotated[str, typer.Option(help="Why, for the log; name nobody.")],
+    unsalted: Annotated[
+        bool,
+        typer.Option("--unsalted", help="Also an entry of format v1, whose hash confirms a guess."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Take out the content of an entry for good, on the server's machine.
+
+    Its place, time, action and hash stay, and an entry says who did it and why.
+    """
+    from uuid import UUID  # noqa: PLC0415
+
+    from cli.confirm import need_terminal  # noqa: PLC0415
+    from cli.migrate import find_target, run_on_database  # noqa: PLC0415
+
+    with told(_FAILED):
+        try:
+            entry_id = UUID(entry)
+        except ValueError as wrong:
+            raise CliError(f"{entry} is no entry's id") from wrong
+        if not reason.strip() or len(reason) > _LONGEST_REASON:
+            raise CliError(f"--reason must have 1 to {_LONGEST_REASON} characters")
+        if not yes:
+            need_terminal("--yes")
+            if not typer.confirm("Take out the entry's content for good?"):
+                raise CliError("nothing was changed")
+        done = run_on_database(_redact(find_target(home), entry_id, reason.strip(), unsalted))
+        typer.echo(f"Entry {done.sequence} ({done.action}) of tenant {done.tenant_id} is redacted.")
+
+
+async def _redact(target: Target, entry_id: UUID, reason: str, unsalted: bool) -> Redacted:
+    import asyncpg  # noqa: PLC0415
+
+    from servicekit.errors import DomainError  # noqa: PLC0415
+    from services.audit.redaction import redact as take_out  # noqa: PLC0415
+
+    connection = await asyncpg.connect(
+        target.dsn, password=target.password, timeout=_SECONDS, command_timeout=_SECONDS
+    )
+    try:
+        async with connection.transaction():
+            return await take_out(connection, entry_id, reason, operator(), unsalted=unsalted)
+    except DomainError as refused:
+        raise CliError(refused.message) from refused
+    finally:
+        await connection.close()
 
 
 @app.command()

@@ -207,8 +207,8 @@ def run(
         report.could_not(f"the export: {broken}")
     if verifier.unlinked:
         report.could_not(
-            f"{_count(verifier.unlinked, 'entry')} that the filter left out: without a salt"
-            " (format v1) a hash cannot be made without the record"
+            f"{_count(verifier.unlinked, 'entry')} that the filter left out, or redacted: without a"
+            " salt (format v1) a hash cannot be made without the record"
         )
     for text in tree.unchecked:
         report.could_not(text)

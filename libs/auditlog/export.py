@@ -49,6 +49,8 @@ def _tree(tree: TreeState) -> dict[str, Any]:
 
 def entry_line(entry: Entry) -> str:
     """The line of an entry."""
+    if entry.redacted:
+        return withheld_line(entry)
     columns = entry.columns
     salt = {"salt": entry.salt} if entry.salt else {}
     leaf = {} if entry.leaf is None else {"leaf": entry.leaf}
@@ -86,8 +88,14 @@ def entry_of_line(line: str) -> Entry:
 
 
 def withheld_line(entry: Entry) -> str:
-    """The line of an entry that a filter leaves out, between others."""
-    digest = {"digest": record_digest(entry.salt, entry.record)} if entry.salt else {}
+    """The line of an entry that a filter leaves out, between others, or that was redacted."""
+    digest: dict[str, Any] = {}
+    if entry.salt or entry.digest:
+        digest["digest"] = entry.digest or record_digest(entry.salt, entry.record)
+    if entry.redacted:
+        digest["redacted"] = True
+        if entry.leaf is not None:
+            digest["leaf"] = entry.leaf
     return _line(
         {
             "withheld": {
@@ -179,6 +187,8 @@ def verify(
             yield from tree.entry(item)
         elif isinstance(item, Head | _Base | Withheld):
             yield from _place(item, verifier)
+            if isinstance(item, Withheld) and item.redacted:
+                yield from tree.withheld(item)
         elif isinstance(item, _Closing):
             closed = True
             if item.entries != verifier.entries:
@@ -244,6 +254,8 @@ def _withheld(value: dict[str, Any]) -> Withheld:
         previous_hash=_str(value, "previousHash"),
         hash=_str(value, "hash"),
         digest=_str(value, "digest") if "digest" in value else "",
+        leaf=_int(value, "leaf") if "leaf" in value else None,
+        redacted=value.get("redacted") is True,
     )
 
 

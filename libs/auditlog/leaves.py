@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, Growing, leaf_hash, sha256
-from auditlog.verify import RESTORED_ACTION, Entry, Finding, Kind
+from auditlog.verify import RESTORED_ACTION, Entry, Finding, Kind, Withheld
 
 _NOTHING: Final = bytes(HASH_BYTES)
 _MOST_SPANS: Final = 20
@@ -125,11 +125,18 @@ class TreeVerifier:
 
     def entry(self, entry: Entry) -> Iterator[Finding]:
         """Takes the next entry of a chain; answers what is wrong with its leaf."""
+        if entry.columns.action == RESTORED_ACTION:
+            self._restores |= _origins(entry)
+        yield from self._leaf(entry, f" ({entry.columns.id})")
+
+    def withheld(self, entry: Withheld) -> Iterator[Finding]:
+        """Takes the next entry of a chain, of which there is no record; as `entry`."""
+        yield from self._leaf(entry, "")
+
+    def _leaf(self, entry: Entry | Withheld, name: str) -> Iterator[Finding]:
         if entry.tenant_id != self._tenant_id:
             self._tenant_id, self._last, self._without = entry.tenant_id, -1, []
             self._known.setdefault(entry.tenant_id, 0)
-        if entry.columns.action == RESTORED_ACTION:
-            self._restores |= _origins(entry)
         # The tree may have grown while the export was written, page by page.
         if entry.leaf is None or self._state is None or entry.leaf >= self._state.size:
             self._without.append(entry.sequence)
@@ -150,7 +157,7 @@ class TreeVerifier:
         self._claimed[at] = bytes.fromhex(entry.hash)
         if known is not None and known.hex() != entry.hash:
             message = (
-                f"entry {entry.sequence} ({entry.columns.id}) was changed: leaf {at} of the tree"
+                f"entry {entry.sequence}{name} was changed: leaf {at} of the tree"
                 f" has the hash {known.hex()[:16]}…, the entry has {entry.hash[:16]}…"
             )
             yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)

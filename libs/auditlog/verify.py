@@ -55,6 +55,10 @@ class Entry:
     """In hexadecimal; empty for an entry whose hash is made without one."""
     leaf: int | None = None
     """Its place in the tree over all entries; `None` before it has one, and in older exports."""
+    redacted: bool = False
+    """Whether its record was taken out; then it has neither record nor salt,"""
+    digest: str = ""
+    """and what stands for the record in its hash, if it had a salt."""
 
     @property
     def true_hash(self) -> str:
@@ -62,7 +66,12 @@ class Entry:
         return self.hash_at(self.sequence, self.previous_hash)
 
     def hash_at(self, sequence: int, previous_hash: str) -> str:
-        """The hash that its record would have at another place of its chain."""
+        """The hash that its record would have at another place of its chain; of a redacted entry
+        without a digest the one that it has."""
+        if self.redacted:
+            if not self.digest:
+                return self.hash
+            return withheld_hash(self.tenant_id, sequence, previous_hash, self.digest)
         return entry_hash(self.tenant_id, sequence, previous_hash, self.record, self.salt)
 
 
@@ -77,6 +86,9 @@ class Withheld:
     digest: str
     """What stands for the record in the hash; empty for an entry without a salt, whose hash cannot
     be made without the record."""
+    leaf: int | None = None
+    redacted: bool = False
+    """Whether the log has no record any more: an entry behind it says who took it out."""
 
     @property
     def true_hash(self) -> str:
@@ -86,7 +98,21 @@ class Withheld:
         return withheld_hash(self.tenant_id, self.sequence, self.previous_hash, self.digest)
 
 
+def withheld(entry: Entry) -> Withheld:
+    """A redacted entry, as what there is of it."""
+    return Withheld(
+        tenant_id=entry.tenant_id,
+        sequence=entry.sequence,
+        previous_hash=entry.previous_hash,
+        hash=entry.hash,
+        digest=entry.digest,
+        leaf=entry.leaf,
+        redacted=True,
+    )
+
+
 RESTORED_ACTION: Final = "audit.restored"
+REDACTED_ACTION: Final = "audit.entry_redacted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +161,10 @@ class _Chain:
     """The last entry that a checkpoint agrees with."""
     strays: list[_Stray] = field(default_factory=list)
     restores: list[_Restore] = field(default_factory=list)
+    blank: dict[int, str] = field(default_factory=dict)
+    """Entries without a record, and their hashes,"""
+    redactions: set[tuple[int, str]] = field(default_factory=set)
+    """and those of which an entry says that they were redacted."""
     is_part: bool = False
     """Whether the export need not go to the chain's end."""
 
@@ -195,6 +225,8 @@ class Verifier:
         yield from self._enter(entry.tenant_id)
         chain = self._chain
         self.unlinked += not entry.digest
+        if not chain.is_part or entry.redacted:
+            chain.blank[entry.sequence] = entry.hash
         found = list(_place(chain, entry.tenant_id, entry.sequence))
         if entry.sequence <= chain.sequence:
             yield from found
@@ -235,6 +267,8 @@ class Verifier:
         chain.strays += strays
         if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
             chain.restores.append(restore)
+        if entry.columns.action == REDACTED_ACTION:
+            chain.redactions |= _redaction(entry)
         chain.bad = bool(found or strays) or not fits
         chain.sequence = entry.sequence
         chain.stored_hash, chain.true_hash = entry.hash, true_hash
@@ -314,6 +348,20 @@ class Verifier:
         if beyond > chain.sequence and not chain.is_part:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
+        for sequence in sorted(chain.blank):
+            # An export that is cut may end before the entry that says it.
+            if not chain.is_part and (sequence, chain.blank[sequence]) not in chain.redactions:
+                message = f"entry {sequence} has no record, and no entry says that it was redacted"
+                yield Finding(chain.tenant_id, sequence, Kind.CHANGED, message)
+
+
+def _redaction(entry: Entry) -> set[tuple[int, str]]:
+    """The entry that was redacted, as another one tells of it."""
+    try:
+        after = json.loads(entry.record)["data"]["after"]
+        return {(int(after["sequence"]), str(after["hash"]))}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _stray(chain: _Chain, stray: _Stray) -> Finding:

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from auditlog.chain import Columns, Head
-from auditlog.verify import Entry, Verifier
+from auditlog.verify import Entry, Verifier, withheld
 from servicekit.data.backup import Connection, Tables
 from servicekit.ids import now
 from servicekit.times import from_text
@@ -149,7 +149,12 @@ class ArchivedLog:
         elif table == _ENTRY:
             for entry in _entries(rows):
                 self._ends[entry.tenant_id] = (entry.sequence, entry.hash)
-                self._findings += [f.message for f in self._verifier.entry(entry)]
+                found = (
+                    self._verifier.withheld(withheld(entry))
+                    if entry.redacted
+                    else self._verifier.entry(entry)
+                )
+                self._findings += [finding.message for finding in found]
 
     def finish(self) -> list[str]:
         """What was changed, a sentence each; nothing for a good log."""
@@ -181,6 +186,8 @@ def _entries(rows: Iterable[Row]) -> Iterator[Entry]:
                 resource=text["resource"],
             ),
             salt=_hexadecimal(row.get("salt")),
+            redacted=row.get("redacted") == "t",
+            digest=_hexadecimal(row.get("record_digest")),
         )
 
 

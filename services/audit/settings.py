@@ -57,9 +57,9 @@ class AuditSettings(KeySettings):
         " yet; that of EVERGREEN_PUBLIC_URL when not given.",
     )
     audit_entry_format: Literal["v1", "v2"] = Field(
-        default="v1",
-        description="The format of new entries of the audit log. v2 has a salt; releases before"
-        " 0.2.0 cannot verify it.",
+        default="v2",
+        description="The format of new entries of the audit log. v2 has a salt, and can be"
+        " redacted; 0.1.0 cannot verify it.",
     )
 
     report_days: int = Field(

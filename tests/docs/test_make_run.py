@@ -355,9 +355,12 @@ def test_audit(reader: Reader, stack: Stack) -> None:
         assert "identity." in reader.run(commands.take("Find entries"))
         *others, one = commands.take("Prove it")
         said = reader.run([*others, one.filled({"ENTRY-ID": entry["id"]})])
+        (redact,) = commands.take("Personal data")
+        gone = reader.run([redact.filled({"ENTRY-ID": entry["id"]})])
     assert "Nothing was changed." in said
     assert "and only grew." in said
     assert said.count("Proved: entry") == 2
+    assert "is redacted." in gone
 
 
 def test_forwarding(reader: Reader, stack: Stack) -> None:

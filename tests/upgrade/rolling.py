@@ -143,8 +143,6 @@ class Product:
             "EVERGREEN_OPS_LISTEN": f"127.0.0.1:{port}",
             # Long enough for the gateway to hear of it.
             "EVERGREEN_DRAIN_SECONDS": "1",
-            # As an operator sets it who will not go back: 0.1.0 does not know it.
-            "EVERGREEN_AUDIT_ENTRY_FORMAT": "v2",
             "PYTHONPATH": f"{tree / 'libs'}:{tree}",
         }
         for name, kind in (("GRPC", "gw"), ("INTERNAL", "int"), ("HTTP", "http")):

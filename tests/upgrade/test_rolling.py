@@ -73,7 +73,7 @@ def _verify_log(stack: Stack, directory: Path) -> None:
         assert done.returncode == 0, done
         return int(tree.read_text().splitlines()[1]) >= len(salted)
 
-    until(is_grown, PATIENCE, "the tree does not take up what 0.1.0 recorded")
+    until(is_grown, PATIENCE, "the tree does not take up what the last release recorded")
     done = evergreen("audit", "verify", "--checkpoint", tree, *home)
     assert done.returncode == 0, done
 

@@ -328,6 +328,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                     "sessionId": "01936d2e-7b1f-7d40-8f02-0c9e8a7b6c5d",
                     "userAgent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
                     "changes": [],
+                    "redacted": False,
                 }
             ],
             "nextPageToken": "",

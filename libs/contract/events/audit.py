@@ -70,6 +70,25 @@ class Restored(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """Which entry lost its content, and why."""
+
+    sequence: int
+    hash: str
+    action: Annotated[str, "The action that it was of."]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryRedacted(Action):
+    """The operator took out the content of an entry. Its place, time, action and hash stay."""
+
+    NAME: ClassVar[str] = "audit.entry_redacted"
+    RESOURCE: ClassVar[str] = "audit-entries/{id}"
+    after: Redaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRotated(KeyRotation):
     """The next key that signs checkpoints was made."""
 
@@ -521,6 +540,15 @@ EXAMPLES: Final[tuple[Action, ...]] = (
             release="0.1.0",
             tree_before="evergreen.school.example/audit/5f0c2a17",
             tree="evergreen.school.example/audit/9b41d3e0",
+        ),
+    ),
+    EntryRedacted(
+        id=ID,
+        after=Redaction(
+            sequence=41,
+            hash="9f" * 32,
+            action="identity.login_failed",
+            reason="a password was typed in place of an address",
         ),
     ),
     KeyRotated.example("audit"),

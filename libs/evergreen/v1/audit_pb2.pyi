@@ -186,6 +186,7 @@ class AuditEntry(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    REDACTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The entry's id: the id of the event that it records."""
     actor: _builtins.str
@@ -228,6 +229,8 @@ class AuditEntry(_message.Message):
     """The session of a user; empty for everybody else."""
     user_agent: _builtins.str
     """What the user's program said of itself."""
+    redacted: _builtins.bool
+    """Whether its content was taken out: time, action, position and hashes are left."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -270,10 +273,11 @@ class AuditEntry(_message.Message):
         session_id: _builtins.str = ...,
         user_agent: _builtins.str = ...,
         changes: _abc.Iterable[Global___AuditChange] | None = ...,
+        redacted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_kind", b"actor_kind", "actor_role", b"actor_role", "after", b"after", "before", b"before", "changes", b"changes", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "request_id", b"request_id", "resource", b"resource", "resource_name", b"resource_name", "sequence", b"sequence", "session_id", b"session_id", "source_ip", b"source_ip", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_kind", b"actor_kind", "actor_role", b"actor_role", "after", b"after", "before", b"before", "changes", b"changes", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "redacted", b"redacted", "request_id", b"request_id", "resource", b"resource", "resource_name", b"resource_name", "sequence", b"sequence", "session_id", b"session_id", "source_ip", b"source_ip", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

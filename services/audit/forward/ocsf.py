@@ -160,6 +160,7 @@ CLASSES: Final[Mapping[str, tuple[int, int]]] = {
     "audit.exported": (_API, _READ),
     "audit.person_data_exported": (_API, _READ),
     "audit.restored": (_API, _OTHER),
+    "audit.entry_redacted": (_API, _UPDATE),
     "audit.key_rotated": (_ENTITY, _CREATE),
     "audit.forwarder_created": (_ENTITY, _CREATE),
     "audit.forwarder_updated": (_ENTITY, _UPDATE),

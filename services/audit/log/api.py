@@ -67,7 +67,7 @@ async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
         id=entry.columns.id,
         occurred_at=timestamp(entry.columns.occurred_at),
         actor=text("actor"),
-        action=text("action"),
+        action=entry.columns.action if entry.redacted else text("action"),
         resource=text("resource"),
         org_id=entry.tenant_id,
         org_name=org_name,
@@ -86,6 +86,7 @@ async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
         actor_kind=text("actorKind"),
         session_id=text("sessionId"),
         user_agent=text("userAgent"),
+        redacted=entry.redacted,
     )
 
 

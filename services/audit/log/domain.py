@@ -237,7 +237,7 @@ def csv_row(entry: Entry) -> tuple[str, ...]:
         part("actor"),
         part("actorId"),
         part("actorRole"),
-        part("action"),
+        entry.columns.action if entry.redacted else part("action"),
         part("resource"),
         part("sourceIp"),
         part("requestId"),

@@ -23,7 +23,7 @@ from contract.events.base import Export
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, readable
-from servicekit.errors import not_found
+from servicekit.errors import failed_precondition, not_found
 from servicekit.ids import Clock
 from servicekit.keys.service import SigningKeys
 from servicekit.messaging.events import CloudEvent
@@ -107,9 +107,15 @@ class AuditLog:
         """The proof that an entry of the caller's subtree is in the tree over all entries.
 
         Raises:
-            DomainError: NOT_FOUND; UNAVAILABLE when the tree does not have it yet.
+            DomainError: NOT_FOUND; UNAVAILABLE when the tree does not have it yet;
+                FAILED_PRECONDITION for an entry that was redacted.
         """
-        return await self._tree.prove(await self.get(call, entry_id))
+        entry = await self.get(call, entry_id)
+        if entry.redacted:
+            raise failed_precondition(
+                "ENTRY_REDACTED", "the entry was redacted; proofs that were made before still hold"
+            )
+        return await self._tree.prove(entry)
 
     async def checkpoint(self, call: Call) -> Checkpoint:
         """The signed heads of all chains of the caller's subtree."""
@@ -151,7 +157,7 @@ class AuditLog:
                 last = head
                 page = await self._tree.placed(found, tree)
                 lines = readable(_EXPORTED, page, entry_line, key_of)
-                count += len(lines)
+                count += len(lines) - sum(entry.redacted for entry in page)
                 left_out += len(page) - len(lines)
                 yield lines
             if last is not None:
@@ -176,7 +182,7 @@ class AuditLog:
                 found = [entry for entry in page if entry.sequence <= last]
                 if not found:
                     break
-                wanted = sum(map(filters.is_in_time, found))
+                wanted = sum(filters.is_in_time(one) and not one.redacted for one in found)
                 lines = readable(_EXPORTED, await self._tree.placed(found, tree), line, key_of)
                 written = wanted - (len(found) - len(lines))
                 if first > 1 and found[0].sequence == first:

@@ -20,10 +20,11 @@ from services.audit.log.domain import Arrival, Filters
 
 ENTRY: Final = (
     "tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record,"
-    " previous_hash, hash, salt"
+    " previous_hash, hash, salt, redacted, record_digest"
 )
 """The columns of an entry."""
 _LAST_CHARACTER: Final = "\U0010ffff"
+_WRITTEN: Final = ENTRY.removesuffix(", redacted, record_digest")
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 
 
@@ -72,6 +73,8 @@ def entry_of(row: asyncpg.Record) -> Entry:
             resource=row["resource"],
         ),
         salt=row["salt"].hex() if row["salt"] is not None else "",
+        redacted=row["redacted"],
+        digest=row["record_digest"].hex() if row["record_digest"] is not None else "",
     )
 
 
@@ -92,11 +95,12 @@ async def append(
     contradicting = [a for a in arrivals if new.setdefault(a.id, a).record != a.record]
     tails, damaged = await _locked_tails(connection, sorted({a.tenant_id for a in arrivals}))
     known = await connection.fetch(
-        "SELECT id, record FROM audit.entry WHERE id = ANY ($1)", list(new)
+        "SELECT id, record, redacted FROM audit.entry WHERE id = ANY ($1)", list(new)
     )
     for row in known:
         arrival = new.pop(row["id"])
-        if row["record"] != arrival.record:
+        # What was redacted and is delivered once more is not kept anywhere again.
+        if row["record"] != arrival.record and not row["redacted"]:
             contradicting.append(arrival)
     rows, recorded = [], []
     for arrival in new.values():
@@ -184,7 +188,7 @@ async def _insert(
     connection: Connection, rows: Sequence[tuple[Any, ...]], tails: dict[UUID, _Tail]
 ) -> None:
     await connection.execute(
-        f"INSERT INTO audit.entry ({ENTRY}) SELECT * FROM unnest($1::uuid[], $2::bigint[],"
+        f"INSERT INTO audit.entry ({_WRITTEN}) SELECT * FROM unnest($1::uuid[], $2::bigint[],"
         " $3::uuid[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],"
         " $9::text[], $10::bytea[], $11::bytea[], $12::bytea[])",
         *columns(rows),

@@ -1,0 +1,223 @@
+"""An entry loses its content: what stays, what is proved, and who can do it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import grpc
+import pytest
+
+from auditlog.chain import Checkpoint
+from auditlog.export import verify
+from auditlog.leaves import TreeVerifier
+from auditlog.notes import Proof
+from auditlog.verify import Verifier
+from evergreen.v1 import audit_pb2 as pb
+from servicekit.data.postgres import Scope
+from servicekit.errors import DomainError
+from services.audit.forward.formats import Item
+from services.audit.log import store
+from services.audit.log.recorder import Recorder
+from services.audit.redaction import redact
+from tests.support.audit import ORG, Audit, audit, event, message, start_audit
+from tests.support.refusals import refusal
+
+__all__ = ["audit", "start_audit"]
+
+NAME = "nåme"
+"""What events of these tests say."""
+
+
+@asynccontextmanager
+async def owner(audit: Audit) -> AsyncIterator[Any]:
+    """A transaction of the role that owns the tables."""
+    connection = await audit.database.superuser()
+    try:
+        async with connection.transaction():
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def record(audit: Audit, *numbers: int, salted: bool = True) -> list[UUID]:
+    sent = [event(number) for number in numbers]
+    recorder = Recorder(audit.kit.database, audit.kit.clock, salted=salted)
+    await recorder.handle([message(one) for one in sent])
+    return [one.id for one in sent]
+
+
+async def take_out(audit: Audit, entry_id: UUID, *, unsalted: bool = False) -> None:
+    async with owner(audit) as connection:
+        await redact(connection, entry_id, "asked for", "root", unsalted=unsalted)
+    # As the relay and the stream would have it.
+    rows = await audit.sql("DELETE FROM audit.outbox RETURNING subject, payload")
+    await Recorder(audit.kit.database, audit.kit.clock, salted=True).handle(
+        [message(subject=row["subject"], data=row["payload"].encode()) for row in rows]
+    )
+
+
+def findings(export: str, *checkpoints: Checkpoint, tree: TreeVerifier | None = None) -> list[str]:
+    verifier = Verifier(checkpoints)
+    return [found.message for found in verify(export.splitlines(), verifier, tree)]
+
+
+async def test_the_content_goes_and_the_proof_stays(audit: Audit) -> None:
+    """Of chains and tree, with checkpoints of before; nothing of the record is left."""
+    ids = await record(audit, 1, 2, 3)
+    before = Checkpoint.read(await audit.checkpoint())
+    kept = await audit.tree_checkpoint(3)
+    proof = await audit.proof(str(ids[0]))
+    await take_out(audit, ids[1])
+    grown = await audit.tree_checkpoint(4)
+    export = await audit.export()
+    assert NAME not in "".join(line for line in export.splitlines() if str(ids[1]) in line)
+    assert export.count(NAME) == 2
+    anchors = TreeVerifier([kept, grown])
+    assert findings(export, before, tree=anchors) == []
+    assert anchors.unchecked == []
+    (row,) = await audit.sql("SELECT * FROM audit.entry WHERE id = $1", ids[1])
+    assert (row["record"], row["actor"], row["actor_id"], row["resource"]) == ("", "", "", "")
+    assert row["salt"] is None
+    shown = await audit.api.GetAuditEntry(
+        pb.GetAuditEntryRequest(id=str(ids[1])), metadata=audit.owner
+    )
+    assert (shown.redacted, shown.action, shown.actor) == (True, "policy.updated", "")
+    kept_proof = Proof.read(proof)
+    kept_proof.check()
+    assert NAME in kept_proof.entry.record
+    refused = await refusal(
+        audit.api.GetAuditProof(pb.GetAuditProofRequest(id=str(ids[1])), metadata=audit.owner)
+    )
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    csv = await audit.export(format="csv")
+    assert csv.count(NAME) == 2
+    newest, *_ = await audit.entries()
+    assert newest.action == "audit.entry_redacted"
+    assert newest.after["reason"] == "asked for"
+    assert newest.actor == "operator (evergreen audit redact)"
+
+
+async def test_a_part_with_a_redacted_entry_verifies(audit: Audit) -> None:
+    ids = await record(audit, 1, 2, 3, 4)
+    await take_out(audit, ids[1])
+    cut = pb.ExportAuditEntriesRequest()
+    cut.occurred_before.FromSeconds(int(event(4).occurred_at.timestamp()))
+    parts = audit.api.ExportAuditEntries(cut, metadata=audit.owner)
+    export = b"".join([part.data async for part in parts]).decode()
+    verifier = Verifier(part=True)
+    assert list(verify(export.splitlines(), verifier)) == []
+    assert verifier.entries == 2
+
+
+async def test_who_blanks_an_entry_without_a_word_is_found(audit: Audit) -> None:
+    """As one who has all rights in the database would."""
+    ids = await record(audit, 1, 2, 3)
+    await take_out(audit, ids[0])
+    await audit.sql(
+        "UPDATE audit.entry SET redacted = true, record = '', salt = NULL, record_digest ="
+        " sha256(convert_to('evergreen audit record v1' || chr(10) || encode(salt, 'hex') ||"
+        " chr(10) || record, 'UTF8')) WHERE id = $1",
+        ids[1],
+    )
+    assert findings(await audit.export()) == [
+        "entry 2 has no record, and no entry says that it was redacted"
+    ]
+
+
+async def test_an_entry_that_was_redacted_still_counts(audit: Audit) -> None:
+    """Another digest, or another entry in its place, is found."""
+    ids = await record(audit, 1, 2)
+    await take_out(audit, ids[0])
+    export = await audit.export()
+    lines = export.splitlines()
+    at = next(n for n, line in enumerate(lines) if '"withheld"' in line)
+    withheld = json.loads(lines[at])
+    withheld["withheld"]["digest"] = "0" * 64
+    lines[at] = json.dumps(withheld)
+    assert any("does not fit its digest" in found for found in findings("\n".join(lines)))
+
+
+async def test_only_the_owner_of_the_tables_and_only_that(audit: Audit) -> None:
+    """Neither the service nor, without a word, anybody else; no other change passes with it."""
+    ids = await record(audit, 1, 2)
+    blank = (
+        "UPDATE audit.entry SET redacted = true, record = '', salt = NULL, actor = '',"
+        " actor_id = '', resource = '', record_digest = sha256(convert_to("
+        "'evergreen audit record v1' || chr(10) || encode(salt, 'hex') || chr(10) || record,"
+        " 'UTF8')) WHERE id = $1"
+    )
+    async with audit.kit.database.transaction(Scope.of(ORG.id)) as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(blank, ids[0])
+    announce = "SELECT set_config('evergreen.redacts', $1, true)"
+    for announced, statement in (
+        ("", blank),
+        (str(ids[1]), blank),
+        (str(ids[0]), blank.replace("resource = '',", "")),
+        (str(ids[0]), blank.replace("SET redacted", "SET action = 'x', redacted")),
+        (str(ids[0]), blank.replace("record v1", "record v2")),
+        (str(ids[0]), "UPDATE audit.entry SET actor = 'x' WHERE id = $1"),
+        (str(ids[0]), "DELETE FROM audit.entry WHERE id = $1"),
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only grows"):
+            async with owner(audit) as connection:
+                await connection.execute(announce, announced)
+                await connection.execute(statement, ids[0])
+    async with owner(audit) as connection:
+        await connection.execute(announce, str(ids[0]))
+        await connection.execute(blank, ids[0])
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only grows"):
+        async with owner(audit) as connection:
+            await connection.execute(announce, str(ids[0]))
+            await connection.execute("UPDATE audit.entry SET record = 'x' WHERE id = $1", ids[0])
+
+
+async def test_what_cannot_be_redacted(audit: Audit) -> None:
+    """Twice; what is not there; what says that another one was; v1 only when it is asked for."""
+    (salted,) = await record(audit, 1)
+    (plain,) = await record(audit, 3, salted=False)
+    await take_out(audit, salted)
+    (told,) = await audit.sql("SELECT id FROM audit.entry WHERE action = 'audit.entry_redacted'")
+    for entry_id, reason in (
+        (salted, "ENTRY_REDACTED"),
+        (UUID(int=1), "NOT_FOUND"),
+        (told["id"], "ENTRY_NEEDED"),
+        (plain, "ENTRY_UNSALTED"),
+    ):
+        with pytest.raises(DomainError) as refused:
+            await take_out(audit, entry_id)
+        assert refused.value.reason == reason
+    await take_out(audit, plain, unsalted=True)
+    verifier = Verifier()
+    assert list(verify((await audit.export()).splitlines(), verifier)) == []
+    assert verifier.unlinked == 1
+
+
+async def test_what_comes_again_is_not_kept_again(audit: Audit) -> None:
+    """The stream may deliver the event once more: neither the log nor the quarantine has it."""
+    sent = event(1)
+    recorder = Recorder(audit.kit.database, audit.kit.clock, salted=True)
+    await recorder.handle([message(sent)])
+    await take_out(audit, sent.id)
+    await recorder.handle([message(sent)])
+    assert await audit.sql("SELECT 1 FROM audit.dead_letter") == []
+    (row,) = await audit.sql("SELECT record FROM audit.entry WHERE id = $1", sent.id)
+    assert row["record"] == ""
+
+
+async def test_forwarders_send_what_is_left(audit: Audit) -> None:
+    """A message with the hashes, so that the receiver's chain has no gap."""
+    (entry_id,) = await record(audit, 1)
+    await take_out(audit, entry_id)
+    async with audit.kit.database.transaction(Scope.of(ORG.id)) as connection:
+        found = await store.entry(connection, Scope.of(ORG.id), entry_id)
+    assert found is not None
+    item = Item.of(found)
+    assert item.record["auditdigest"] == found.digest
+    assert item.record["audithash"] == found.hash
+    assert NAME not in json.dumps(item.record, ensure_ascii=False)
