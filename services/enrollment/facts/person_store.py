@@ -49,5 +49,12 @@ TABLES: Final = (
         shown=("id", "reason", "first_at", "last_at"),
         searched=("serial", "model"),
     ),
+    Table(
+        kind="device group of a set",
+        source="enrollment.group_set_member",
+        key=(("group_id", "uuid"),),
+        shown=("group_id",),
+        searched=("set_name",),
+    ),
 )
 """What may hold something about a person, in the order of an export."""

@@ -50,5 +50,12 @@ TABLES: Final = (
         searched=("published_by", "authored", "layer", "targets"),
         tell=_tell,
     ),
+    Table(
+        kind="policy of a set",
+        source="policy.set_member",
+        key=(("policy_id", "uuid"),),
+        shown=("policy_id",),
+        searched=("alias", "set_name"),
+    ),
 )  # fmt: skip
 """What may hold something about a person, in the order of an export."""
