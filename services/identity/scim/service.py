@@ -239,6 +239,7 @@ class ScimSources:
             "sources of all tenants have something left to do"
         ) as connection:
             await store.forget_gone(connection)
+            await store.note_disabled(connection)
             left = await store.unsettled(connection)
         for source_id in left:
             try:

@@ -224,6 +224,20 @@ async def unsettled(connection: Connection) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
+async def note_disabled(connection: Connection) -> None:
+    """Marks people whose accounts administrators have disabled since their source was heard."""
+    await connection.execute(
+        # Subjects of other kinds of sources are no ids: the cast must not see them.
+        "WITH out AS MATERIALIZED (SELECT e.source_id, e.subject FROM identity.account a"
+        " JOIN identity.external_identity e ON e.account_id = a.id"
+        " JOIN identity.scim_source c ON c.id = e.source_id"
+        " WHERE a.origin = 'scim' AND a.status = 'disabled')"
+        " UPDATE identity.scim_person p SET problem = $1 FROM out"
+        " WHERE p.id = out.subject::uuid AND p.source_id = out.source_id AND p.problem = ''",
+        DISABLED,
+    )
+
+
 async def forget_gone(connection: Connection) -> None:
     """Deletes people whom their sources have no more and of whom no account is left."""
     await connection.execute(

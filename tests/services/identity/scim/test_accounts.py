@@ -208,6 +208,16 @@ async def test_who_was_invited_comes_by_scim_from_then_on(world: World) -> None:
     assert await world.user("olga") == ("Owner", "invited")
 
 
+async def _until(world: World, problem: str, status: str) -> None:
+    """Waits until the service has looked after Anna by itself."""
+    async with asyncio.timeout(PATIENCE):
+        while (await world.problems(), (await world.user("anna"))[1]) != (
+            {"anna": problem},
+            status,
+        ):
+            await asyncio.sleep(0.2)
+
+
 async def test_an_administrator_keeps_somebody_out(world: World) -> None:
     """Whatever SCIM says, until the administrator lets the person in again."""
     anna = await world.scim.user("anna")
@@ -227,6 +237,15 @@ async def test_an_administrator_keeps_somebody_out(world: World) -> None:
     )
     await world.scim.activate(anna, True)
     assert await world.user("anna") == ("Auditor", "active")
+    # Also when SCIM says nothing in between.
+    await world.identity.users.DeactivateUser(
+        pb.DeactivateUserRequest(id=user.id), metadata=world.owner
+    )
+    await _until(world, "DISABLED", "disabled")
+    await world.identity.users.ReactivateUser(
+        pb.ReactivateUserRequest(id=user.id), metadata=world.owner
+    )
+    await _until(world, "", "active")
     for change in (
         world.identity.users.UpdateUser(
             pb.UpdateUserRequest(id=user.id, role="Owner"), metadata=world.owner
