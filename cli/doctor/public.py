@@ -21,6 +21,8 @@ from cli.doctor.machine import is_loopback
 from servicekit.call import H_HOPS
 from servicekit.ids import now
 from servicekit.security.certificates import valid_until
+from servicekit.security.mode import FipsError
+from servicekit.security.tls import grpc_with_tls
 
 NAMES: Final = (
     "address", "name", "port", "certificate", "server", "ready", "clock", "proxies", "http2"
@@ -330,7 +332,11 @@ def _proxies(public: Public, hops: str) -> Iterator[Finding]:
 def _http2(public: Public) -> Iterator[Finding]:
     """A gRPC call, which goes through only if every hop speaks HTTP/2."""
     roots = public.ca_file.read_bytes() if public.ca_file else None
-    credentials = grpc.ssl_channel_credentials(roots)
+    try:
+        credentials = grpc_with_tls().ssl_channel_credentials(roots)
+    except FipsError as refused:
+        yield warning("GRPC_NOT_FIPS", f"Nobody looked: {refused.reason}.", f"{refused.advice}.")
+        return
     options: Any = [
         ("grpc.enable_http_proxy", 0),
         ("grpc.ssl_target_name_override", public.host),

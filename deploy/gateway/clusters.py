@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from contract.rows import CONSOLE
 from deploy.gateway import parts, tracing
-from deploy.gateway.envoy import Config, address, extension, seconds, typed
+from deploy.gateway.envoy import Config, address, approved_tls, extension, seconds, typed
 from deploy.gateway.limits import Limits
 from deploy.gateway.settings import GatewaySettings
 from servicekit.observability.tracing import Traces
@@ -129,7 +129,7 @@ def _upstream_tls(server_name: str, common: Config) -> Config:
             "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             sni=server_name,
             common_tls_context={
-                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", **approved_tls()},
                 **common,
             },
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from servicekit.security import mode
+
 Config = dict[str, Any]
 
 _TYPES: Final = "type.googleapis.com/envoy."
@@ -31,6 +33,11 @@ def address(text: str) -> Config:
 def socket_address(host: str, port: int) -> Config:
     """A TCP address."""
     return {"socket_address": {"address": host, "port_value": port}}
+
+
+def approved_tls() -> Config:
+    """The parameters of TLS by which Envoy keeps to approved algorithms, where FIPS mode is on."""
+    return {"compliance_policies": ["FIPS_202205"]} if mode.is_required() else {}
 
 
 def seconds(value: float) -> str:

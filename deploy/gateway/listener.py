@@ -18,9 +18,17 @@ from deploy.gateway import (
     tracing,
 )
 from deploy.gateway.api import Method
-from deploy.gateway.envoy import Config, extension, header, seconds, socket_address
+from deploy.gateway.envoy import (
+    Config,
+    approved_tls,
+    extension,
+    header,
+    seconds,
+    socket_address,
+)
 from deploy.gateway.limits import KIB, MIB
 from deploy.gateway.settings import GatewaySettings
+from servicekit.security import mode
 from servicekit.security.digests import sha256_hex
 
 CERTIFICATE: Final = "gateway"
@@ -111,7 +119,8 @@ def _tls(settings: GatewaySettings) -> Config:
             "tls_params": {
                 "tls_minimum_protocol_version": "TLSv1_2",
                 "tls_maximum_protocol_version": "TLSv1_3",
-                "cipher_suites": _CIPHERS,
+                **({} if mode.is_required() else {"cipher_suites": _CIPHERS}),
+                **approved_tls(),
             },
             "tls_certificate_sds_secret_configs": [
                 {

@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 USER: Final = "01930000-0000-7000-8000-000000000001"
@@ -17,17 +18,21 @@ DAY: Final = 24 * 3600
 
 
 class Signer:
-    """One key of identity's."""
+    """One key of identity's, of Ed25519 or P-256."""
 
-    def __init__(self, kid: str) -> None:
+    def __init__(
+        self, kid: str, key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey | None = None
+    ) -> None:
         self.kid = kid
-        self.key = Ed25519PrivateKey.generate()
+        self.key: Any = key or Ed25519PrivateKey.generate()
+        self._algorithm = "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "EdDSA"
 
     @property
     def jwk(self) -> dict[str, Any]:
         """Its public half."""
-        jwk = jwt.algorithms.OKPAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
-        return {**jwk, "kid": self.kid, "alg": "EdDSA", "use": "sig"}
+        kind = jwt.algorithms.get_default_algorithms()[self._algorithm]
+        jwk = kind.to_jwk(self.key.public_key(), as_dict=True)
+        return {**jwk, "kid": self.kid, "alg": self._algorithm, "use": "sig"}
 
     def user(self, lifetime: int = 3600, **claims: Any) -> str:
         """A session's token; a claim that is `None` is left out."""
@@ -82,4 +87,4 @@ class Signer:
         payload = {"iat": now, "exp": now + lifetime, **usual, **claims}
         payload = {name: value for name, value in payload.items() if value is not None}
         header = {"kid": self.kid, "typ": f"evergreen-{payload.get('knd', 'user')}+jwt"}
-        return jwt.encode(payload, self.key, "EdDSA", header)
+        return jwt.encode(payload, self.key, self._algorithm, header)

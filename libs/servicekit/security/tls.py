@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from servicekit.security import fips
+
 if TYPE_CHECKING:
     import grpc
 
@@ -33,8 +35,7 @@ class Tls:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a gRPC listener; who has no certificate of the CA gets no connection."""
-        import grpc  # noqa: PLC0415 - the launcher has files of certificates, and no gRPC
-
+        grpc = grpc_with_tls()
         known = self.stamp()
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
@@ -57,9 +58,7 @@ class Tls:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to another service."""
-        import grpc  # noqa: PLC0415 - as above
-
-        return grpc.ssl_channel_credentials(
+        return grpc_with_tls().ssl_channel_credentials(
             self.ca_file.read_bytes(),
             self.key_file.read_bytes(),
             self.certificate_file.read_bytes(),
@@ -93,8 +92,7 @@ class Tls:
         return context
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        import grpc  # noqa: PLC0415 - as above
-
+        grpc = grpc_with_tls()
         pair = self.key_file.read_bytes(), self.certificate_file.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], self.ca_file.read_bytes())
 
@@ -106,6 +104,19 @@ class Tls:
         """
         files = (self.ca_file, self.certificate_file, self.key_file)
         return tuple(file.stat().st_mtime_ns for file in files)
+
+
+def grpc_with_tls() -> Any:
+    """gRPC, for its credentials.
+
+    Raises:
+        FipsError: in FIPS mode, where its TLS is not the system's OpenSSL's.
+    """
+    import grpc  # noqa: PLC0415 - the launcher has files of certificates, and no gRPC
+    from grpc._cython import cygrpc  # noqa: PLC0415 - as above
+
+    fips.require_tls_of(cygrpc, "grpcio")
+    return grpc
 
 
 def grpc_peer(auth_context: Mapping[str, Iterable[bytes]], accepted: Collection[str]) -> str | None:
