@@ -6,7 +6,7 @@ SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
 # Tests start thousands of processes: each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-servers test-long test-compose bench chaos lint style types compiled gen lock clean
+.PHONY: help run test test-servers test-long test-compose test-fips bench chaos lint style types compiled gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzer
 
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
 	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/services/identity/event_access/test_integrators_cluster.py
+
+test-fips: .venv/.installed ## Try FIPS mode with a real module: Debian 13 by debootstrap; needs root
+	@EVERGREEN_TEST_FIPS=1 exec $(BIN)/python -m pytest -n0 -p no:cacheprovider tests/external/test_fips.py
 
 # BASE=<commit> [SECTIONS=poll,mix@200,rest] [LIMIT=3], or DISTURBANCE=<command>: docs/benchmarks.md.
 bench: .venv/.installed ## Measure what calls cost, over a floor or BASE=<commit>; BENCH=quick or full

@@ -22,7 +22,7 @@ from servicekit.call import H_HOPS
 from servicekit.ids import now
 from servicekit.security.certificates import valid_until
 from servicekit.security.mode import FipsError
-from servicekit.security.tls import grpc_with_tls
+from servicekit.security.tls import require_grpc_tls
 
 NAMES: Final = (
     "address", "name", "port", "certificate", "server", "ready", "clock", "proxies", "http2"
@@ -333,10 +333,11 @@ def _http2(public: Public) -> Iterator[Finding]:
     """A gRPC call, which goes through only if every hop speaks HTTP/2."""
     roots = public.ca_file.read_bytes() if public.ca_file else None
     try:
-        credentials = grpc_with_tls().ssl_channel_credentials(roots)
+        require_grpc_tls()
     except FipsError as refused:
         yield warning("GRPC_NOT_FIPS", f"Nobody looked: {refused.reason}.", f"{refused.advice}.")
         return
+    credentials = grpc.ssl_channel_credentials(roots)
     options: Any = [
         ("grpc.enable_http_proxy", 0),
         ("grpc.ssl_target_name_override", public.host),

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli.doctor.finding import Check, Finding, judged, skipped, warning
 from servicekit import build
 from servicekit.ids import now
+from servicekit.security import mode
 
 READY: Final = "services.ready"
 VERSION: Final = "services.version"
@@ -22,6 +23,8 @@ BACKLOG: Final = "services.backlog"
 FORWARDERS: Final = "services.forwarders"
 MAIL: Final = "services.mail"
 CERTIFICATES: Final = "services.certificates"
+FIPS: Final = "services.fips"
+"""Only where somebody wants FIPS mode."""
 NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, FORWARDERS, MAIL, CERTIFICATES)
 
 _TIMEOUT: Final = 5.0
@@ -89,7 +92,40 @@ async def checks(
         judged(FORWARDERS, _behind(known), "none is behind"),
         judged(MAIL, _mail(known), "no mail waits for long"),
         _certificates(known, clock().timestamp()),
+        *_cryptography(known),
     ]
+
+
+def _cryptography(known: Sequence[Vitals]) -> Iterator[Check]:
+    """Whether all services use one FIPS module; nothing where none does and nobody wants it."""
+    modules = {
+        vitals.context: f"{labels['name']} {labels['version']}, SHA-256 {labels['sha256']}"
+        for vitals in known
+        for name, labels, _ in vitals.samples
+        if name == "evergreen_fips_info"
+    }
+    without = sorted({vitals.context for vitals in known} - modules.keys())
+    if not modules and not mode.is_required():
+        return
+    found = []
+    if without:
+        found.append(
+            Finding(
+                "FIPS_OFF",
+                f"FIPS mode is off in {', '.join(without)}.",
+                "Set EVERGREEN_FIPS=required for all services and commands.",
+            )
+        )
+    different = sorted(set(modules.values()))
+    if len(different) > 1:
+        found.append(
+            warning(
+                "FIPS_MODULES_DIFFER",
+                f"The services use {len(different)} modules: {'; '.join(different)}.",
+                "Install the same module everywhere.",
+            )
+        )
+    yield judged(FIPS, found, "; ".join(different))
 
 
 async def _ask(client: httpx.AsyncClient, context: str, address: str) -> Vitals | Finding:

@@ -138,10 +138,6 @@ def test_the_image_has_labels_and_knows_its_commit(docker: Docker) -> None:
     )
 
 
-_BUILT = {"nkeys"}
-"""Packages without a wheel: one is built with the image, of the source that is pinned."""
-
-
 def test_the_bill_of_materials_is_whole(docker: Docker) -> None:
     """Every package of Python has its licence and the digest of its wheel."""
     words = ("run", "--rm", "--entrypoint=cat", images.ours(), "/usr/share/evergreen-sbom.cdx.json")
@@ -152,8 +148,7 @@ def test_the_bill_of_materials_is_whole(docker: Docker) -> None:
     for package in packages:
         assert package["licenses"], package["name"]
         (digest,) = package["hashes"]
-        pinned = f"sha256:{digest['content']}" in lock
-        assert pinned or package["name"] in _BUILT, package["name"]
+        assert f"sha256:{digest['content']}" in lock, package["name"]
     assert any(one.get("licenses") for one in bill["components"] if "pkg:deb/" in one["purl"])
 
 

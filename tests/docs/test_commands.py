@@ -89,6 +89,10 @@ BY_HAND: Final = {
     "docs/chaos.md": "it breaks an installation for ten minutes",
     "docs/console.md": "the console and its packages are another project's, from other servers",
     "docs/contributing.md": "starting a clone installs its packages",
+    "docs/fips.md": (
+        "it needs a module and a build against it; tests/external/test_fips.py has the module,"
+        " tests/cli/test_fips.py runs the commands"
+    ),
     "docs/forwarding.md": "the receivers are others'; tests/external has rsyslog and syslog-ng",
     "docs/install.md": (
         "a registry, a PostgreSQL, a certificate and CRDs of others; tests/kubernetes installs the"

@@ -9,6 +9,7 @@ a service's own channels to others (`servicekit.rpc.channels`) take it over with
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ssl
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Tls:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a gRPC listener; who has no certificate of the CA gets no connection."""
-        grpc = grpc_with_tls()
+        import grpc  # noqa: PLC0415 - the launcher has files of certificates, and no gRPC
+
+        require_grpc_tls()
         known = self.stamp()
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
@@ -58,7 +61,10 @@ class Tls:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel to another service."""
-        return grpc_with_tls().ssl_channel_credentials(
+        import grpc  # noqa: PLC0415 - as above
+
+        require_grpc_tls()
+        return grpc.ssl_channel_credentials(
             self.ca_file.read_bytes(),
             self.key_file.read_bytes(),
             self.certificate_file.read_bytes(),
@@ -92,7 +98,8 @@ class Tls:
         return context
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        grpc = grpc_with_tls()
+        import grpc  # noqa: PLC0415 - as above
+
         pair = self.key_file.read_bytes(), self.certificate_file.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], self.ca_file.read_bytes())
 
@@ -106,17 +113,14 @@ class Tls:
         return tuple(file.stat().st_mtime_ns for file in files)
 
 
-def grpc_with_tls() -> Any:
-    """gRPC, for its credentials.
+def require_grpc_tls() -> None:
+    """Checks that gRPC may be used for TLS.
 
     Raises:
         FipsError: in FIPS mode, where its TLS is not the system's OpenSSL's.
     """
-    import grpc  # noqa: PLC0415 - the launcher has files of certificates, and no gRPC
-    from grpc._cython import cygrpc  # noqa: PLC0415 - as above
-
-    fips.require_tls_of(cygrpc, "grpcio")
-    return grpc
+    extension = importlib.import_module("grpc._cython.cygrpc")
+    fips.require_tls_of(extension, "grpcio")
 
 
 def grpc_peer(auth_context: Mapping[str, Iterable[bytes]], accepted: Collection[str]) -> str | None:
