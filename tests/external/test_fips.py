@@ -301,15 +301,16 @@ def test_what_an_installation_without_it_made_is_read_as_far_as_it_may_be(
     assert rest == ["seed", True, False, "a backup", True]
 
 
-def test_no_key_or_hash_outside_the_module_is_made(installed: Debian) -> None:
-    """The module refuses what is too weak, also where our own code would not ask."""
+def test_what_is_not_approved_is_refused_where_nobody_asked(installed: Debian) -> None:
+    """The libraries' other algorithms do not work in the process."""
     done = installed.python(
         "import servicekit\n"
-        "from cryptography.hazmat.primitives.asymmetric import rsa, x25519\n"
+        "from cryptography.hazmat.primitives.asymmetric import x25519\n"
         "from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305\n"
-        "for work in (lambda: rsa.generate_private_key(65537, 1024),\n"
-        "             x25519.X25519PrivateKey.generate,\n"
-        "             lambda: ChaCha20Poly1305(bytes(32))):\n"
+        "from cryptography.hazmat.primitives.kdf.scrypt import Scrypt\n"
+        "for work in (x25519.X25519PrivateKey.generate,\n"
+        "             lambda: ChaCha20Poly1305(bytes(32)),\n"
+        "             lambda: Scrypt(bytes(16), 32, 1024, 8, 1).derive(b'x')):\n"
         "    try:\n"
         "        work()\n"
         "    except Exception as error:\n"

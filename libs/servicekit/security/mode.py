@@ -124,6 +124,8 @@ def require() -> None:
             f"{loaded[0]} is imported, which has cryptography of its own",
             "start the product by its own commands",
         )
+    # `cryptography` would load OpenSSL's old algorithms, and warn where there are none.
+    os.environ["CRYPTOGRAPHY_OPENSSL_NO_LEGACY"] = "1"
     sys.meta_path.insert(0, _NoForbidden)
     sys.excepthook = _excepthook
     _required = True
