@@ -117,6 +117,9 @@ _ABOUT_CONTENT = re.compile(
             r"merging(\..*)?: (must|is in the list twice).*",
             # Groups and devices of the policy's organisation, each once.
             "targets: only a policy of an organisation .*",
+            # Entries of sets: as of the calls that change one policy or group, or two that meet.
+            r"(policies|groups)\[\d+\]\..*",
+            "something changed since the plan was made; .*",
             # A new policy needs both, and a stored one has its organisation.
             "policyId: is required, or orgId with a bundle",
             "orgId: must be the policy's",
