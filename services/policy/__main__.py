@@ -5,7 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from contract.events.policy import PolicyCallsRefused
-from evergreen.v1 import attestation_pb2_grpc, enrollment_pb2_grpc, identity_pb2_grpc
+from evergreen.v1 import (
+    attestation_pb2_grpc,
+    enrollment_pb2_grpc,
+    identity_pb2_grpc,
+    telemetry_pb2_grpc,
+)
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
@@ -25,9 +30,13 @@ from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
-from services.policy.sets.api import PolicySetApi
 from services.policy.sets.service import PolicySets
 from services.policy.simulation.service import Simulations
+from services.policy.rollouts.api import PublishingApi, RolloutApi
+from services.policy.rollouts.publishing_settings import PublishingSettings
+from services.policy.rollouts.service import Rollouts
+from services.policy.rollouts.worker import RolloutWorker
+from services.policy.sightings.service import Sightings
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
@@ -59,12 +68,22 @@ async def build(kit: Kit) -> Parts:
     )
     seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups)
     editions = Editions(kit.database, stamps, seats, keys, kit.tenants)
+    sightings = Sightings(kit.database)
+    rollouts = Rollouts(kit.database, kit.outbox, kit.tenants, editions, changes, kit.clock)
+    worker = RolloutWorker(
+        kit.database,
+        rollouts,
+        telemetry_pb2_grpc.TelemetryInternalServiceStub(kit.channel("telemetry")),
+        changes,
+        kit.clock,
+    )
     delivery = Delivery(
         kit.database,
         stamps,
         seats,
         editions.make,
         syncs,
+        sightings,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
         kit.clock,
@@ -80,7 +99,7 @@ async def build(kit: Kit) -> Parts:
     )
     orphans = Orphans(kit.database, kit.tenants)
     service = PolicyService(
-        kit.database, kit.outbox, kit.tenants, keys, changes, editions, seats, kit.clock
+        kit.database, kit.outbox, kit.tenants, keys, changes, editions, rollouts, seats, kit.clock
     )
     simulations = Simulations(kit.database, kit.tenants, seats)
 
@@ -95,7 +114,7 @@ async def build(kit: Kit) -> Parts:
         public=(
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
-                PolicySetApi(
+                PublishingApi(
                     PolicySets(
                         kit.database,
                         kit.outbox,
@@ -113,6 +132,13 @@ async def build(kit: Kit) -> Parts:
                     gates,
                 ),
             ),
+            partial(
+                rpc.add_PolicyRolloutServiceServicer_to_server,
+                RolloutApi(
+                    rollouts,
+                    PublishingSettings(kit.database, kit.outbox, kit.tenants, kit.clock),
+                ),
+            ),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
@@ -124,6 +150,7 @@ async def build(kit: Kit) -> Parts:
         ),
         services=(
             "evergreen.v1.PolicyService",
+            "evergreen.v1.PolicyRolloutService",
             "evergreen.v1.PolicyKeyService",
             "evergreen.v1.DeviceService",
         ),
@@ -136,6 +163,8 @@ async def build(kit: Kit) -> Parts:
             seats.follower.run,
             editions.run,
             delivery.write_behind,
+            sightings.write_behind,
+            worker.run,
             syncs.follower.run,
             orphans.watch,
             gates.follower.run,

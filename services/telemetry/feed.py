@@ -9,7 +9,7 @@ from evergreen.v1 import telemetry_pb2 as pb
 from servicekit.data.postgres import Database, Scope
 from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import optional_timestamp
+from servicekit.rpc.values import optional_timestamp, time_of
 from services.telemetry.erasure import store as erasure_store
 from services.telemetry.facts import person_store
 from services.telemetry.facts import store as fact_store
@@ -29,6 +29,28 @@ class InternalApi(telemetry_pb2_grpc.TelemetryInternalServiceServicer):
         async with self._database.transaction(Scope(ids)) as connection:
             found = await erasure_store.count_events(connection, ids)
         return pb.CountEventsResponse(events=found)
+
+    async def ListDeviceVitals(
+        self, request: pb.ListDeviceVitalsRequest, context: Context
+    ) -> pb.ListDeviceVitalsResponse:
+        """Answers the failures that devices of an organisation told of."""
+        tenant_id = UUID(request.tenant_id)
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            found = await fact_store.failures(
+                connection,
+                tenant_id,
+                [(UUID(one.device_id), time_of(one.since)) for one in request.devices],
+            )
+        return pb.ListDeviceVitalsResponse(
+            devices=[
+                pb.DeviceVitals(
+                    device_id=str(one.device_id),
+                    failures_before=one.before,
+                    failures_since=one.since,
+                )
+                for one in found
+            ]
+        )
 
     async def ListDeviceFacts(
         self, request: pb.ListDeviceFactsRequest, context: Context

@@ -71,6 +71,53 @@ class GateSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSnapshot:
+    """A version that comes to devices in batches."""
+
+    policy_id: UUID
+    policy_name: str
+    org_id: UUID
+    version: str
+    state: Literal[
+        "AWAITING_APPROVAL",
+        "SCHEDULED",
+        "RUNNING",
+        "PAUSED",
+        "STOPPED",
+        "COMPLETED",
+        "ROLLED_BACK",
+        "CANCELED",
+        "SUPERSEDED",
+    ]
+    reason: Annotated[str, "Why, as a word; empty where nothing is to be said."]
+    detail: Annotated[str, "The same as a sentence, or what an administrator said."]
+    batch: Annotated[int, "The number of the batch that was opened last, from 1; 0 for none."]
+    batches: int
+    counts: Annotated[object, "What was counted of devices; null where nothing was."]
+    devices: Annotated[
+        tuple[UUID, ...], "Up to 20 devices that failed, went silent or tell of trouble."
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeSnapshot:
+    """Days on which devices get nothing new."""
+
+    name: str
+    first_day: str
+    last_day: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettingsSnapshot:
+    """How a tenant publishes."""
+
+    time_zone: str
+    require_approval: bool
+    freezes: tuple[FreezeSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _PolicyAction(Action):
     RESOURCE: ClassVar[str] = "policies/{id}"
 
@@ -188,6 +235,124 @@ class PolicySetApplied(Action):
     after: AppliedPolicySet
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RolloutAction(Action):
+    RESOURCE: ClassVar[str] = "rollouts/{id}"
+    after: RolloutSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCreated(_RolloutAction):
+    """A version is to come to devices in batches."""
+
+    NAME: ClassVar[str] = "policy.rollout_created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutApproved(_RolloutAction):
+    """Somebody else than who asked for it lets a rollout go on."""
+
+    NAME: ClassVar[str] = "policy.rollout_approved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStarted(_RolloutAction):
+    """The first devices get a version."""
+
+    NAME: ClassVar[str] = "policy.rollout_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatchOpened(_RolloutAction):
+    """More devices get a version."""
+
+    NAME: ClassVar[str] = "policy.rollout_batch_opened"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatchPassed(_RolloutAction):
+    """The devices that have a version do well with it."""
+
+    NAME: ClassVar[str] = "policy.rollout_batch_passed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPaused(_RolloutAction):
+    """No more devices get a version for now."""
+
+    NAME: ClassVar[str] = "policy.rollout_paused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutResumed(_RolloutAction):
+    """A rollout goes on."""
+
+    NAME: ClassVar[str] = "policy.rollout_resumed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStopped(_RolloutAction):
+    """A rollout stopped by itself, because a limit was broken."""
+
+    NAME: ClassVar[str] = "policy.rollout_stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRolledBack(_RolloutAction):
+    """Devices that have a version get what is in force."""
+
+    NAME: ClassVar[str] = "policy.rollout_rolled_back"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCompleted(_RolloutAction):
+    """A version is in force after its last batch."""
+
+    NAME: ClassVar[str] = "policy.rollout_completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSuperseded(_RolloutAction):
+    """A rollout ended because something else was published."""
+
+    NAME: ClassVar[str] = "policy.rollout_superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCanceled(_RolloutAction):
+    """A rollout was ended; devices that have its version keep it."""
+
+    NAME: ClassVar[str] = "policy.rollout_canceled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettingsUpdated(Action):
+    """A tenant publishes otherwise."""
+
+    NAME: ClassVar[str] = "policy.settings_updated"
+    RESOURCE: ClassVar[str] = "tenants/{id}/policy-settings"
+    before: PolicySettingsSnapshot
+    after: PolicySettingsSnapshot
+
+
+_ROLLOUT: Final = RolloutSnapshot(
+    policy_id=ID,
+    policy_name="Laptops",
+    org_id=TENANT_ID,
+    version="4",
+    state="STOPPED",
+    reason="NOT_APPLIED",
+    detail="5 of 20 devices did not apply it; the limit is 2 percent",
+    batch=1,
+    batches=4,
+    counts={"served": 20, "applied": 15, "failed": 5},
+    devices=(ID,),
+)
+_SETTINGS: Final = PolicySettingsSnapshot(
+    time_zone="Europe/Berlin",
+    require_approval=True,
+    freezes=(FreezeSnapshot(name="Exams", first_day="2027-06-03", last_day="2027-06-14"),),
+)
 _POLICY: Final = PolicySnapshot(
     name="Laptops",
     description="",
@@ -247,6 +412,19 @@ EXAMPLES: Final[tuple[Action, ...]] = (
             name="school", plan_sha256="9b" * 32, created=1, updated=2, deleted=0, published=2
         ),
     ),
+    RolloutCreated(id=ID, after=_ROLLOUT),
+    RolloutApproved(id=ID, after=_ROLLOUT),
+    RolloutStarted(id=ID, after=_ROLLOUT),
+    RolloutBatchOpened(id=ID, after=_ROLLOUT),
+    RolloutBatchPassed(id=ID, after=_ROLLOUT),
+    RolloutPaused(id=ID, after=_ROLLOUT),
+    RolloutResumed(id=ID, after=_ROLLOUT),
+    RolloutStopped(id=ID, after=_ROLLOUT),
+    RolloutRolledBack(id=ID, after=_ROLLOUT),
+    RolloutCompleted(id=ID, after=_ROLLOUT),
+    RolloutSuperseded(id=ID, after=_ROLLOUT),
+    RolloutCanceled(id=ID, after=_ROLLOUT),
+    PolicySettingsUpdated(id=TENANT_ID, before=_SETTINGS, after=_SETTINGS),
     PolicyCallsRefused.example("PolicyService/PublishPolicy"),
 )
 """One of each; this is the list of what policy sends."""

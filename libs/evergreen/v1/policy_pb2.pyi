@@ -130,6 +130,7 @@ class Policy(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     MERGING_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     org_id: _builtins.str
@@ -153,6 +154,8 @@ class Policy(_message.Message):
     """Changes with every change; give it back, or the header `ETag` as `If-Match`, to
     refuse a lost update.
     """
+    rollout_id: _builtins.str
+    """The rollout that brings a version of it to devices; empty for none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -201,10 +204,11 @@ class Policy(_message.Message):
         warnings: _abc.Iterable[Global___PolicyWarning] | None = ...,
         merging: Global___PolicyMerging | None = ...,
         targets: Global___PolicyTargets | None = ...,
+        rollout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "merging", b"merging", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "signed", b"signed", "targets", b"targets", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "rollout_id", b"rollout_id", "signed", b"signed", "targets", b"targets", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -640,8 +644,742 @@ class PublishPolicyRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    SUPERSEDE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    urgent: _builtins.bool
+    """Whether freezes and windows do not count for it."""
+    supersede: _builtins.bool
+    """Whether a rollout to the same devices is ended for it. Without it a call with
+    `plan` is refused while there is one.
+    """
+    note: _builtins.str
+    """A note for people to read, shown with the rollout."""
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """How it comes to devices; to all at once when not given. Only policies of
+        organisations come in batches.
+        """
+
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first batch is opened; at once when not given."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        plan: Global___RolloutPlan | None = ...,
+        urgent: _builtins.bool = ...,
+        supersede: _builtins.bool = ...,
+        note: _builtins.str = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "plan", b"plan", "starts_at", b"starts_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "note", b"note", "plan", b"plan", "starts_at", b"starts_at", "supersede", b"supersede", "urgent", b"urgent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___PublishPolicyRequest: _TypeAlias = PublishPolicyRequest  # noqa: Y015
+
+@_typing.final
+class RolloutPlan(_message.Message):
+    """How a version comes to devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESET_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    preset: _builtins.str
+    """`careful`: 1, 10, 50 and 100 percent, a day each. `now`: all at once, watched for
+    an hour. `careful` where neither this nor `batches` is given.
+    """
+    on_failure: _builtins.str
+    """`PAUSE`: it stops when a limit is broken, and devices that have the version keep
+    it. `ROLL_BACK`: they get what is in force, too. `PAUSE` when not given.
+    """
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutBatch]:
+        """The batches, at most 20. A last one for all other devices is added where there is
+        none.
+        """
+
+    @_builtins.property
+    def health(self) -> Global___RolloutHealth:
+        """When the rollout stops."""
+
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When devices get it, such as `Mon-Fri 16:00-07:00`, in the time zone of the
+        organisation's settings; always when not given.
+        """
+
+    def __init__(
+        self,
+        *,
+        preset: _builtins.str = ...,
+        batches: _abc.Iterable[Global___RolloutBatch] | None = ...,
+        health: Global___RolloutHealth | None = ...,
+        on_failure: _builtins.str = ...,
+        windows: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "on_failure", b"on_failure", "preset", b"preset", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPlan: _TypeAlias = RolloutPlan  # noqa: Y015
+
+@_typing.final
+class RolloutBatch(_message.Message):
+    """Devices that get a version at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    SOAK_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people to read."""
+    percent: _builtins.int
+    """So many percent of the devices, with those of the batches before. Which ones
+    they are follows from their ids, and is another choice for each rollout.
+    """
+    soak: _builtins.str
+    """How long it is open before the next one may be, such as `30m`, `24h` or `7d`; a
+    day when not given.
+    """
+    approval: _builtins.bool
+    """Whether somebody else than who asked for the rollout has to approve it."""
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices in these groups, in place of `percent`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        soak: _builtins.str = ...,
+        approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "group_ids", b"group_ids", "name", b"name", "percent", b"percent", "soak", b"soak"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutBatch: _TypeAlias = RolloutBatch  # noqa: Y015
+
+@_typing.final
+class RolloutHealth(_message.Message):
+    """When a rollout stops. Percents are of the devices that got the version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_FAILED_PERCENT_FIELD_NUMBER: _builtins.int
+    MAX_TROUBLE_PERCENT_FIELD_NUMBER: _builtins.int
+    MAX_LOST_PERCENT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    CONFIRM_WITHIN_FIELD_NUMBER: _builtins.int
+    MIN_SEEN_PERCENT_FIELD_NUMBER: _builtins.int
+    max_failed_percent: _builtins.int
+    """Devices that did not apply it; 2 when not given."""
+    max_trouble_percent: _builtins.int
+    """Devices that tell of failures since they got it, and told of none on the day
+    before; 5 when not given.
+    """
+    max_lost_percent: _builtins.int
+    """So many percent more devices went silent after they got it than without it; 5
+    when not given.
+    """
+    at_least: _builtins.int
+    """Fewer devices than that stop nothing before the batch could pass; 3 when not
+    given.
+    """
+    confirm_within: _builtins.str
+    """A device that polls later than that and has not applied it failed; `2h` when not
+    given. One that was given it four times failed, too.
+    """
+    min_seen_percent: _builtins.int
+    """So many percent of the devices of a batch have to get it before the batch passes;
+    20 when not given.
+    """
+    def __init__(
+        self,
+        *,
+        max_failed_percent: _builtins.int | None = ...,
+        max_trouble_percent: _builtins.int | None = ...,
+        max_lost_percent: _builtins.int | None = ...,
+        at_least: _builtins.int | None = ...,
+        confirm_within: _builtins.str = ...,
+        min_seen_percent: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_max_failed_percent", b"_max_failed_percent", "_max_lost_percent", b"_max_lost_percent", "_max_trouble_percent", b"_max_trouble_percent", "_min_seen_percent", b"_min_seen_percent", "at_least", b"at_least", "max_failed_percent", b"max_failed_percent", "max_lost_percent", b"max_lost_percent", "max_trouble_percent", b"max_trouble_percent", "min_seen_percent", b"min_seen_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_max_failed_percent", b"_max_failed_percent", "_max_lost_percent", b"_max_lost_percent", "_max_trouble_percent", b"_max_trouble_percent", "_min_seen_percent", b"_min_seen_percent", "at_least", b"at_least", "confirm_within", b"confirm_within", "max_failed_percent", b"max_failed_percent", "max_lost_percent", b"max_lost_percent", "max_trouble_percent", b"max_trouble_percent", "min_seen_percent", b"min_seen_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
+    _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__max_failed_percent: _TypeAlias = _typing.Literal["max_failed_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_failed_percent: _TypeAlias = _typing.Literal["_max_failed_percent", b"_max_failed_percent"]  # noqa: Y015
+    _WhichOneofReturnType__max_lost_percent: _TypeAlias = _typing.Literal["max_lost_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_lost_percent: _TypeAlias = _typing.Literal["_max_lost_percent", b"_max_lost_percent"]  # noqa: Y015
+    _WhichOneofReturnType__max_trouble_percent: _TypeAlias = _typing.Literal["max_trouble_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_trouble_percent: _TypeAlias = _typing.Literal["_max_trouble_percent", b"_max_trouble_percent"]  # noqa: Y015
+    _WhichOneofReturnType__min_seen_percent: _TypeAlias = _typing.Literal["min_seen_percent"]  # noqa: Y015
+    _WhichOneofArgType__min_seen_percent: _TypeAlias = _typing.Literal["_min_seen_percent", b"_min_seen_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_least) -> _WhichOneofReturnType__at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_failed_percent) -> _WhichOneofReturnType__max_failed_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_lost_percent) -> _WhichOneofReturnType__max_lost_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_trouble_percent) -> _WhichOneofReturnType__max_trouble_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_seen_percent) -> _WhichOneofReturnType__min_seen_percent | None: ...
+
+Global___RolloutHealth: _TypeAlias = RolloutHealth  # noqa: Y015
+
+@_typing.final
+class PlannedRollout(_message.Message):
+    """A plan as it counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    on_failure: _builtins.str
+    """`PAUSE` or `ROLL_BACK`, when a limit is broken."""
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedBatch]:
+        """The batches; the last one is everybody."""
+
+    @_builtins.property
+    def health(self) -> Global___PlannedHealth:
+        """When the rollout stops."""
+
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When devices get it; always when empty."""
+
+    def __init__(
+        self,
+        *,
+        batches: _abc.Iterable[Global___PlannedBatch] | None = ...,
+        health: Global___PlannedHealth | None = ...,
+        on_failure: _builtins.str = ...,
+        windows: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "on_failure", b"on_failure", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedRollout: _TypeAlias = PlannedRollout  # noqa: Y015
+
+@_typing.final
+class PlannedBatch(_message.Message):
+    """Devices that get a version at the same time, as planned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    SOAK_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The batch's name."""
+    percent: _builtins.int
+    """So many percent of the devices, with those of the batches before; 0 for groups."""
+    soak: _builtins.str
+    """How long it is open before the next one may be."""
+    approval: _builtins.bool
+    """Whether somebody else than who asked for the rollout has to approve it."""
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices in these groups."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        soak: _builtins.str = ...,
+        approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "group_ids", b"group_ids", "name", b"name", "percent", b"percent", "soak", b"soak"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedBatch: _TypeAlias = PlannedBatch  # noqa: Y015
+
+@_typing.final
+class PlannedHealth(_message.Message):
+    """The limits of a plan, as in RolloutHealth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_FAILED_PERCENT_FIELD_NUMBER: _builtins.int
+    MAX_TROUBLE_PERCENT_FIELD_NUMBER: _builtins.int
+    MAX_LOST_PERCENT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    CONFIRM_WITHIN_FIELD_NUMBER: _builtins.int
+    MIN_SEEN_PERCENT_FIELD_NUMBER: _builtins.int
+    max_failed_percent: _builtins.int
+    """Percent of devices that did not apply it."""
+    max_trouble_percent: _builtins.int
+    """Percent of devices that tell of failures."""
+    max_lost_percent: _builtins.int
+    """Percent of devices that went silent, beyond those without it."""
+    at_least: _builtins.int
+    """Fewer devices stop nothing before the batch could pass."""
+    confirm_within: _builtins.str
+    """The time that devices have to apply it."""
+    min_seen_percent: _builtins.int
+    """Percent of a batch's devices that have to get it."""
+    def __init__(
+        self,
+        *,
+        max_failed_percent: _builtins.int = ...,
+        max_trouble_percent: _builtins.int = ...,
+        max_lost_percent: _builtins.int = ...,
+        at_least: _builtins.int = ...,
+        confirm_within: _builtins.str = ...,
+        min_seen_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "confirm_within", b"confirm_within", "max_failed_percent", b"max_failed_percent", "max_lost_percent", b"max_lost_percent", "max_trouble_percent", b"max_trouble_percent", "min_seen_percent", b"min_seen_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedHealth: _TypeAlias = PlannedHealth  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """A version that comes to devices in batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_OPENED_AT_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    org_id: _builtins.str
+    """The organisation."""
+    policy_id: _builtins.str
+    """The policy."""
+    policy_name: _builtins.str
+    """The policy's name; empty when it was deleted."""
+    version: _builtins.str
+    """The version."""
+    state: _builtins.str
+    """`AWAITING_APPROVAL`, `SCHEDULED`, `RUNNING`, `PAUSED`, `STOPPED` (by itself),
+    `COMPLETED` (it is in force), `ROLLED_BACK`, `CANCELED` or `SUPERSEDED` (something
+    else was published).
+    """
+    reason: _builtins.str
+    """Why: `NOT_APPLIED`, `TROUBLE`, `WENT_SILENT` (limits that were broken),
+    `NOT_ENOUGH_SEEN`, `NOT_CONFIRMED`, `TROUBLE_UNKNOWN` (what a batch lacked for a
+    week), `ADMIN`, `BATCH` (waits for approval), `PUBLISHED`, `WITHDRAWN`,
+    `POLICY_DELETED`, `RESTORED` (from a backup); empty otherwise.
+    """
+    detail: _builtins.str
+    """The same as a sentence, or what an administrator said."""
+    batch: _builtins.int
+    """The number of the batch that was opened last, from 1; 0 for none."""
+    serving: _builtins.bool
+    """Whether devices in open batches get the version now: not in a freeze, and not
+    outside of the windows.
+    """
+    urgent: _builtins.bool
+    """Whether freezes and windows do not count for it."""
+    note: _builtins.str
+    """The note that was given with it."""
+    created_by: _builtins.str
+    """Who asked for it."""
+    approved_by: _builtins.str
+    """Who approved it last; empty for nobody."""
+    etag: _builtins.str
+    """Changes with every change."""
+    @_builtins.property
+    def plan(self) -> Global___PlannedRollout:
+        """The plan, with all that was not given."""
+
+    @_builtins.property
+    def batch_opened_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was opened."""
+
+    @_builtins.property
+    def counts(self) -> Global___RolloutCounts:
+        """What was counted last; absent before anything was."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp:
+        """When its first batch was to be opened."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it came to its end."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        policy_name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        plan: Global___PlannedRollout | None = ...,
+        batch: _builtins.int = ...,
+        batch_opened_at: _timestamp_pb2.Timestamp | None = ...,
+        serving: _builtins.bool = ...,
+        urgent: _builtins.bool = ...,
+        note: _builtins.str = ...,
+        counts: Global___RolloutCounts | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        created_by: _builtins.str = ...,
+        approved_by: _builtins.str = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_opened_at", b"batch_opened_at", "counts", b"counts", "created_at", b"created_at", "ended_at", b"ended_at", "plan", b"plan", "starts_at", b"starts_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_by", b"approved_by", "batch", b"batch", "batch_opened_at", b"batch_opened_at", "counts", b"counts", "created_at", b"created_at", "created_by", b"created_by", "detail", b"detail", "ended_at", b"ended_at", "etag", b"etag", "id", b"id", "note", b"note", "org_id", b"org_id", "plan", b"plan", "policy_id", b"policy_id", "policy_name", b"policy_name", "reason", b"reason", "serving", b"serving", "starts_at", b"starts_at", "state", b"state", "urgent", b"urgent", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class RolloutCounts(_message.Message):
+    """What was counted of the devices of a rollout that are in use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    CONTROL_LOST_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    EXCUSED_FIELD_NUMBER: _builtins.int
+    expected: _builtins.int
+    """Devices in open batches; absent before a batch could pass."""
+    served: _builtins.int
+    """Devices that got the version."""
+    applied: _builtins.int
+    """Those of them that applied it."""
+    failed: _builtins.int
+    """Those that did not."""
+    trouble: _builtins.int
+    """Those that tell of failures since; absent while that cannot be read."""
+    lost: _builtins.int
+    """Those that did not poll for ten minutes."""
+    control: _builtins.int
+    """Devices without it that polled since the batch was opened."""
+    control_lost: _builtins.int
+    """Those of them that did not poll for ten minutes."""
+    returned: _builtins.int
+    """After a rollback: devices that have again what is in force."""
+    excused: _builtins.int
+    """Devices that count no more, because an administrator went on after a stop."""
+    def __init__(
+        self,
+        *,
+        expected: _builtins.int | None = ...,
+        served: _builtins.int = ...,
+        applied: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        trouble: _builtins.int | None = ...,
+        lost: _builtins.int = ...,
+        control: _builtins.int = ...,
+        control_lost: _builtins.int = ...,
+        returned: _builtins.int = ...,
+        excused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_trouble", b"_trouble", "expected", b"expected", "trouble", b"trouble"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_trouble", b"_trouble", "applied", b"applied", "control", b"control", "control_lost", b"control_lost", "excused", b"excused", "expected", b"expected", "failed", b"failed", "lost", b"lost", "returned", b"returned", "served", b"served", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
+    _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
+    _WhichOneofReturnType__trouble: _TypeAlias = _typing.Literal["trouble"]  # noqa: Y015
+    _WhichOneofArgType__trouble: _TypeAlias = _typing.Literal["_trouble", b"_trouble"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected) -> _WhichOneofReturnType__expected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trouble) -> _WhichOneofReturnType__trouble | None: ...
+
+Global___RolloutCounts: _TypeAlias = RolloutCounts  # noqa: Y015
+
+@_typing.final
+class ListRolloutsRequest(_message.Message):
+    """Which rollouts to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    ONLY_OPEN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only rollouts of this organisation; of the caller's whole subtree when not given."""
+    policy_id: _builtins.str
+    """Only rollouts of this policy."""
+    only_open: _builtins.bool
+    """Only rollouts that are not at their end."""
+    page_size: _builtins.int
+    """The most rollouts to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        only_open: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_open", b"only_open", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "policy_id", b"policy_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutsRequest: _TypeAlias = ListRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class ListRolloutsResponse(_message.Message):
+    """A page of rollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """The rollouts."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutsResponse: _TypeAlias = ListRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class GetRolloutRequest(_message.Message):
+    """Which rollout to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutRequest: _TypeAlias = GetRolloutRequest  # noqa: Y015
+
+@_typing.final
+class ListRolloutDevicesRequest(_message.Message):
+    """Which devices to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    rollout_id: _builtins.str
+    """The rollout's id."""
+    state: _builtins.str
+    """Only devices in this state; all when not given."""
+    page_size: _builtins.int
+    """The most devices to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        rollout_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "rollout_id", b"rollout_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutDevicesRequest: _TypeAlias = ListRolloutDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ListRolloutDevicesResponse(_message.Message):
+    """A page of devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutDevice]:
+        """The devices, in the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___RolloutDevice] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutDevicesResponse: _TypeAlias = ListRolloutDevicesResponse  # noqa: Y015
+
+@_typing.final
+class RolloutDevice(_message.Message):
+    """How a device does in a rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    SEEN_AT_FIELD_NUMBER: _builtins.int
+    DELIVERED_AT_FIELD_NUMBER: _builtins.int
+    APPLIED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    state: _builtins.str
+    """`WAITING` (it did not get the version), `DELIVERED`, `APPLIED`, `FAILED`, `LOST`
+    (it did not poll for ten minutes, and cannot be reached) or `RETURNED` (it has
+    again what it is to have without the rollout).
+    """
+    trouble: _builtins.bool
+    """Whether it tells of failures since it got the version."""
+    @_builtins.property
+    def seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was seen last, to the minute."""
+
+    @_builtins.property
+    def delivered_at(self) -> _timestamp_pb2.Timestamp:
+        """When it got the version; absent for not yet."""
+
+    @_builtins.property
+    def applied_at(self) -> _timestamp_pb2.Timestamp:
+        """When it first had the version applied; absent for not yet."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        trouble: _builtins.bool = ...,
+        seen_at: _timestamp_pb2.Timestamp | None = ...,
+        delivered_at: _timestamp_pb2.Timestamp | None = ...,
+        applied_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "delivered_at", b"delivered_at", "seen_at", b"seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "delivered_at", b"delivered_at", "device_id", b"device_id", "seen_at", b"seen_at", "state", b"state", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutDevice: _TypeAlias = RolloutDevice  # noqa: Y015
+
+@_typing.final
+class ApproveRolloutRequest(_message.Message):
+    """Which rollout to approve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
     def __init__(
@@ -658,7 +1396,386 @@ class PublishPolicyRequest(_message.Message):
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
-Global___PublishPolicyRequest: _TypeAlias = PublishPolicyRequest  # noqa: Y015
+Global___ApproveRolloutRequest: _TypeAlias = ApproveRolloutRequest  # noqa: Y015
+
+@_typing.final
+class PauseRolloutRequest(_message.Message):
+    """Which rollout to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    reason: _builtins.str
+    """Why, for people to read; shown with the rollout and in the audit log. It has to be
+    said when the rollout has stopped by itself.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___PauseRolloutRequest: _TypeAlias = PauseRolloutRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRolloutRequest(_message.Message):
+    """Which rollout to go on with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    reason: _builtins.str
+    """Why, for people to read; shown with the rollout and in the audit log. It has to be
+    said when the rollout has stopped by itself.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___ResumeRolloutRequest: _TypeAlias = ResumeRolloutRequest  # noqa: Y015
+
+@_typing.final
+class AdvanceRolloutRequest(_message.Message):
+    """Which rollout to bring to its next batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    reason: _builtins.str
+    """Why, for people to read; shown with the rollout and in the audit log. It has to be
+    said when the rollout has stopped by itself.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___AdvanceRolloutRequest: _TypeAlias = AdvanceRolloutRequest  # noqa: Y015
+
+@_typing.final
+class CancelRolloutRequest(_message.Message):
+    """Which rollout to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    reason: _builtins.str
+    """Why, for people to read; shown with the rollout and in the audit log. It has to be
+    said when the rollout has stopped by itself.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___CancelRolloutRequest: _TypeAlias = CancelRolloutRequest  # noqa: Y015
+
+@_typing.final
+class RollBackRolloutRequest(_message.Message):
+    """Which rollout to take back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The rollout's id."""
+    reason: _builtins.str
+    """Why, for people to read; shown with the rollout and in the audit log. It has to be
+    said when the rollout has stopped by itself.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___RollBackRolloutRequest: _TypeAlias = RollBackRolloutRequest  # noqa: Y015
+
+@_typing.final
+class GetPolicySettingsRequest(_message.Message):
+    """Whose settings to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicySettingsRequest: _TypeAlias = GetPolicySettingsRequest  # noqa: Y015
+
+@_typing.final
+class PolicySettings(_message.Message):
+    """How a tenant publishes policies; it counts for the tenants below, too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    REQUIRE_APPROVAL_FIELD_NUMBER: _builtins.int
+    FREEZES_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    time_zone: _builtins.str
+    """The time zone of windows and freezes; empty for that of the tenant above, which
+    is UTC for the first one.
+    """
+    require_approval: _builtins.bool
+    """Whether somebody else has to approve what is published of policies of
+    organisations. Going back to an earlier version needs no approval.
+    """
+    etag: _builtins.str
+    """Changes with every change."""
+    @_builtins.property
+    def freezes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFreeze]:
+        """Days on which devices get nothing new."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When they were changed last; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        require_approval: _builtins.bool = ...,
+        freezes: _abc.Iterable[Global___PolicyFreeze] | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "freezes", b"freezes", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySettings: _TypeAlias = PolicySettings  # noqa: Y015
+
+@_typing.final
+class PolicyFreeze(_message.Message):
+    """Days on which devices get nothing new: publishing is refused, and rollouts hold.
+    Urgent publishes pass, and so does what goes back to an earlier version.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIRST_DAY_FIELD_NUMBER: _builtins.int
+    LAST_DAY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people to read, such as `Exams`."""
+    first_day: _builtins.str
+    """The first day, such as `2027-06-03`."""
+    last_day: _builtins.str
+    """The last day."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        first_day: _builtins.str = ...,
+        last_day: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_day", b"first_day", "last_day", b"last_day", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyFreeze: _TypeAlias = PolicyFreeze  # noqa: Y015
+
+@_typing.final
+class PolicyFreezeChange(_message.Message):
+    """Days on which devices get nothing new."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIRST_DAY_FIELD_NUMBER: _builtins.int
+    LAST_DAY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for people to read, such as `Exams`."""
+    first_day: _builtins.str
+    """The first day, such as `2027-06-03`."""
+    last_day: _builtins.str
+    """The last day."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        first_day: _builtins.str = ...,
+        last_day: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_day", b"first_day", "last_day", b"last_day", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyFreezeChange: _TypeAlias = PolicyFreezeChange  # noqa: Y015
+
+@_typing.final
+class PolicyFreezesChange(_message.Message):
+    """Freezes, as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFreezeChange]:
+        """The freezes, at most 50."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___PolicyFreezeChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyFreezesChange: _TypeAlias = PolicyFreezesChange  # noqa: Y015
+
+@_typing.final
+class UpdatePolicySettingsRequest(_message.Message):
+    """Changed settings. Fields that are not given stay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    REQUIRE_APPROVAL_FIELD_NUMBER: _builtins.int
+    FREEZES_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    time_zone: _builtins.str
+    """The time zone, such as `Europe/Berlin`; empty for that of the tenant above."""
+    require_approval: _builtins.bool
+    """Whether somebody else has to approve what is published."""
+    etag: _builtins.str
+    """When given, the call is refused unless they still have this etag."""
+    @_builtins.property
+    def freezes(self) -> Global___PolicyFreezesChange:
+        """All freezes."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        time_zone: _builtins.str | None = ...,
+        require_approval: _builtins.bool | None = ...,
+        freezes: Global___PolicyFreezesChange | None = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "etag", b"etag", "freezes", b"freezes", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "etag", b"etag", "freezes", b"freezes", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__require_approval: _TypeAlias = _typing.Literal["require_approval"]  # noqa: Y015
+    _WhichOneofArgType__require_approval: _TypeAlias = _typing.Literal["_require_approval", b"_require_approval"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__require_approval) -> _WhichOneofReturnType__require_approval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
+
+Global___UpdatePolicySettingsRequest: _TypeAlias = UpdatePolicySettingsRequest  # noqa: Y015
 
 @_typing.final
 class WithdrawPolicyRequest(_message.Message):

@@ -189,7 +189,9 @@ class PolicyServiceServicer:
     def PublishPolicy(self, request, context):
         """Signs a policy as it is now with a new, higher version, and puts it in
         force for its organisation. Refused when devices could not apply it; the
-        details of the error name every field.
+        details of the error name every field. With `plan` the version comes to devices
+        in batches instead, and is in force when the last one has passed. Without it a
+        rollout of the same devices is ended, and a freeze refuses the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -955,6 +957,529 @@ class PolicyService:
             '/evergreen.v1.PolicyService/SyncDevice',
             evergreen_dot_v1_dot_policy__pb2.SyncDeviceRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.SyncDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class PolicyRolloutServiceStub:
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListRollouts = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/ListRollouts',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutsResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/GetRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ListRolloutDevices = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/ListRolloutDevices',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesResponse.FromString,
+                _registered_method=True)
+        self.ApproveRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/ApproveRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ApproveRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.PauseRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/PauseRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.PauseRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ResumeRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/ResumeRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ResumeRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.AdvanceRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/AdvanceRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.AdvanceRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.CancelRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/CancelRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.CancelRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.RollBackRollout = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/RollBackRollout',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.RollBackRolloutRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.GetPolicySettings = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/GetPolicySettings',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetPolicySettingsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicySettings.FromString,
+                _registered_method=True)
+        self.UpdatePolicySettings = channel.unary_unary(
+                '/evergreen.v1.PolicyRolloutService/UpdatePolicySettings',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.UpdatePolicySettingsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicySettings.FromString,
+                _registered_method=True)
+
+
+class PolicyRolloutServiceServicer:
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    def ListRollouts(self, request, context):
+        """Lists the rollouts of the caller's subtree, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """Returns one rollout, with what is counted of its devices now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRolloutDevices(self, request, context):
+        """Lists the devices of a rollout that were seen since it began, with how they do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveRollout(self, request, context):
+        """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+        the rollout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRollout(self, request, context):
+        """Gives the version to no more devices for now. Devices that have it keep it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRollout(self, request, context):
+        """Goes on with a rollout that was paused or stopped. After a stop the devices that
+        got the version so far count no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdvanceRollout(self, request, context):
+        """Opens the next batch at once. Behind the last one the version is in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRollout(self, request, context):
+        """Ends a rollout. Devices that have its version keep it until the next publish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackRollout(self, request, context):
+        """Ends a rollout, and gives devices that have its version what is in force, under a
+        higher number. Devices that went silent cannot be reached: ListRolloutDevices
+        shows them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicySettings(self, request, context):
+        """Returns what a tenant says of publishing policies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePolicySettings(self, request, context):
+        """Says how a tenant publishes policies; it counts for the tenants below, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PolicyRolloutServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'ListRolloutDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRolloutDevices,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesResponse.SerializeToString,
+            ),
+            'ApproveRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ApproveRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'PauseRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.PauseRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'ResumeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ResumeRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'AdvanceRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdvanceRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.AdvanceRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'CancelRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.CancelRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'RollBackRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackRollout,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.RollBackRolloutRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.Rollout.SerializeToString,
+            ),
+            'GetPolicySettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicySettings,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetPolicySettingsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicySettings.SerializeToString,
+            ),
+            'UpdatePolicySettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePolicySettings,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.UpdatePolicySettingsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicySettings.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.PolicyRolloutService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.PolicyRolloutService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class PolicyRolloutService:
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/ListRollouts',
+            evergreen_dot_v1_dot_policy__pb2.ListRolloutsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/GetRollout',
+            evergreen_dot_v1_dot_policy__pb2.GetRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRolloutDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/ListRolloutDevices',
+            evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListRolloutDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/ApproveRollout',
+            evergreen_dot_v1_dot_policy__pb2.ApproveRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/PauseRollout',
+            evergreen_dot_v1_dot_policy__pb2.PauseRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/ResumeRollout',
+            evergreen_dot_v1_dot_policy__pb2.ResumeRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdvanceRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/AdvanceRollout',
+            evergreen_dot_v1_dot_policy__pb2.AdvanceRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/CancelRollout',
+            evergreen_dot_v1_dot_policy__pb2.CancelRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/RollBackRollout',
+            evergreen_dot_v1_dot_policy__pb2.RollBackRolloutRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicySettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/GetPolicySettings',
+            evergreen_dot_v1_dot_policy__pb2.GetPolicySettingsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicySettings.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePolicySettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyRolloutService/UpdatePolicySettings',
+            evergreen_dot_v1_dot_policy__pb2.UpdatePolicySettingsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicySettings.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,7 +59,9 @@ class PolicyServiceStub:
     PublishPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PublishPolicyRequest, _policy_pb2.Policy]
     """Signs a policy as it is now with a new, higher version, and puts it in
     force for its organisation. Refused when devices could not apply it; the
-    details of the error name every field.
+    details of the error name every field. With `plan` the version comes to devices
+    in batches instead, and is in force when the last one has passed. Without it a
+    rollout of the same devices is ended, and a freeze refuses the call.
     """
     WithdrawPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.WithdrawPolicyRequest, _policy_pb2.Policy]
     """Takes a policy out of force and keeps it. Devices that have it keep it until
@@ -146,7 +148,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     PublishPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.PublishPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
     """Signs a policy as it is now with a new, higher version, and puts it in
     force for its organisation. Refused when devices could not apply it; the
-    details of the error name every field.
+    details of the error name every field. With `plan` the version comes to devices
+    in batches instead, and is in force when the last one has passed. Without it a
+    rollout of the same devices is ended, and a freeze refuses the call.
     """
     WithdrawPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.WithdrawPolicyRequest, _policy_pb2.Policy]  # type: ignore[assignment]
     """Takes a policy out of force and keeps it. Devices that have it keep it until
@@ -266,7 +270,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.Policy, _abc.Awaitable[_policy_pb2.Policy]]:
         """Signs a policy as it is now with a new, higher version, and puts it in
         force for its organisation. Refused when devices could not apply it; the
-        details of the error name every field.
+        details of the error name every field. With `plan` the version comes to devices
+        in batches instead, and is in force when the last one has passed. Without it a
+        rollout of the same devices is ended, and a freeze refuses the call.
         """
 
     @_abc_1.abstractmethod
@@ -410,6 +416,184 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Has a device apply its policy again at its next poll."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class PolicyRolloutServiceStub:
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PolicyRolloutServiceAsyncStub: ...
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutsRequest, _policy_pb2.ListRolloutsResponse]
+    """Lists the rollouts of the caller's subtree, newest first."""
+    GetRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetRolloutRequest, _policy_pb2.Rollout]
+    """Returns one rollout, with what is counted of its devices now."""
+    ListRolloutDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutDevicesRequest, _policy_pb2.ListRolloutDevicesResponse]
+    """Lists the devices of a rollout that were seen since it began, with how they do."""
+    ApproveRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]
+    """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+    the rollout.
+    """
+    PauseRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]
+    """Gives the version to no more devices for now. Devices that have it keep it."""
+    ResumeRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ResumeRolloutRequest, _policy_pb2.Rollout]
+    """Goes on with a rollout that was paused or stopped. After a stop the devices that
+    got the version so far count no more.
+    """
+    AdvanceRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.AdvanceRolloutRequest, _policy_pb2.Rollout]
+    """Opens the next batch at once. Behind the last one the version is in force."""
+    CancelRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CancelRolloutRequest, _policy_pb2.Rollout]
+    """Ends a rollout. Devices that have its version keep it until the next publish."""
+    RollBackRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RollBackRolloutRequest, _policy_pb2.Rollout]
+    """Ends a rollout, and gives devices that have its version what is in force, under a
+    higher number. Devices that went silent cannot be reached: ListRolloutDevices
+    shows them.
+    """
+    GetPolicySettings: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicySettingsRequest, _policy_pb2.PolicySettings]
+    """Returns what a tenant says of publishing policies."""
+    UpdatePolicySettings: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicySettingsRequest, _policy_pb2.PolicySettings]
+    """Says how a tenant publishes policies; it counts for the tenants below, too."""
+
+@_typing.type_check_only
+class PolicyRolloutServiceAsyncStub(PolicyRolloutServiceStub):
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutsRequest, _policy_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    """Lists the rollouts of the caller's subtree, newest first."""
+    GetRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Returns one rollout, with what is counted of its devices now."""
+    ListRolloutDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutDevicesRequest, _policy_pb2.ListRolloutDevicesResponse]  # type: ignore[assignment]
+    """Lists the devices of a rollout that were seen since it began, with how they do."""
+    ApproveRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+    the rollout.
+    """
+    PauseRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Gives the version to no more devices for now. Devices that have it keep it."""
+    ResumeRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.ResumeRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Goes on with a rollout that was paused or stopped. After a stop the devices that
+    got the version so far count no more.
+    """
+    AdvanceRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.AdvanceRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Opens the next batch at once. Behind the last one the version is in force."""
+    CancelRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.CancelRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Ends a rollout. Devices that have its version keep it until the next publish."""
+    RollBackRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.RollBackRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
+    """Ends a rollout, and gives devices that have its version what is in force, under a
+    higher number. Devices that went silent cannot be reached: ListRolloutDevices
+    shows them.
+    """
+    GetPolicySettings: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicySettingsRequest, _policy_pb2.PolicySettings]  # type: ignore[assignment]
+    """Returns what a tenant says of publishing policies."""
+    UpdatePolicySettings: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicySettingsRequest, _policy_pb2.PolicySettings]  # type: ignore[assignment]
+    """Says how a tenant publishes policies; it counts for the tenants below, too."""
+
+class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Versions of policies that come to devices in batches, and stop by themselves when
+    they do harm. PublishPolicy with `plan` starts one.
+    """
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _policy_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListRolloutsResponse, _abc.Awaitable[_policy_pb2.ListRolloutsResponse]]:
+        """Lists the rollouts of the caller's subtree, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetRollout(
+        self,
+        request: _policy_pb2.GetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Returns one rollout, with what is counted of its devices now."""
+
+    @_abc_1.abstractmethod
+    def ListRolloutDevices(
+        self,
+        request: _policy_pb2.ListRolloutDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListRolloutDevicesResponse, _abc.Awaitable[_policy_pb2.ListRolloutDevicesResponse]]:
+        """Lists the devices of a rollout that were seen since it began, with how they do."""
+
+    @_abc_1.abstractmethod
+    def ApproveRollout(
+        self,
+        request: _policy_pb2.ApproveRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+        the rollout.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRollout(
+        self,
+        request: _policy_pb2.PauseRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Gives the version to no more devices for now. Devices that have it keep it."""
+
+    @_abc_1.abstractmethod
+    def ResumeRollout(
+        self,
+        request: _policy_pb2.ResumeRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Goes on with a rollout that was paused or stopped. After a stop the devices that
+        got the version so far count no more.
+        """
+
+    @_abc_1.abstractmethod
+    def AdvanceRollout(
+        self,
+        request: _policy_pb2.AdvanceRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Opens the next batch at once. Behind the last one the version is in force."""
+
+    @_abc_1.abstractmethod
+    def CancelRollout(
+        self,
+        request: _policy_pb2.CancelRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Ends a rollout. Devices that have its version keep it until the next publish."""
+
+    @_abc_1.abstractmethod
+    def RollBackRollout(
+        self,
+        request: _policy_pb2.RollBackRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
+        """Ends a rollout, and gives devices that have its version what is in force, under a
+        higher number. Devices that went silent cannot be reached: ListRolloutDevices
+        shows them.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPolicySettings(
+        self,
+        request: _policy_pb2.GetPolicySettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicySettings, _abc.Awaitable[_policy_pb2.PolicySettings]]:
+        """Returns what a tenant says of publishing policies."""
+
+    @_abc_1.abstractmethod
+    def UpdatePolicySettings(
+        self,
+        request: _policy_pb2.UpdatePolicySettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicySettings, _abc.Awaitable[_policy_pb2.PolicySettings]]:
+        """Says how a tenant publishes policies; it counts for the tenants below, too."""
+
+def add_PolicyRolloutServiceServicer_to_server(servicer: PolicyRolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PolicyKeyServiceStub:
     """The public keys that verify policies."""

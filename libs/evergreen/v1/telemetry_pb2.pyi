@@ -1197,6 +1197,116 @@ class ListDeviceFactsRequest(_message.Message):
 Global___ListDeviceFactsRequest: _TypeAlias = ListDeviceFactsRequest  # noqa: Y015
 
 @_typing.final
+class ListDeviceVitalsRequest(_message.Message):
+    """Of which devices failures are asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSince]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        devices: _abc.Iterable[Global___DeviceSince] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceVitalsRequest: _TypeAlias = ListDeviceVitalsRequest  # noqa: Y015
+
+@_typing.final
+class DeviceSince(_message.Message):
+    """A device and a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """The moment."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceSince: _TypeAlias = DeviceSince  # noqa: Y015
+
+@_typing.final
+class ListDeviceVitalsResponse(_message.Message):
+    """The failures that devices told of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceVitals]:
+        """The devices that told of any."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceVitals] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceVitalsResponse: _TypeAlias = ListDeviceVitalsResponse  # noqa: Y015
+
+@_typing.final
+class DeviceVitals(_message.Message):
+    """The failures that a device told of: events whose types end with `.failure`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FAILURES_BEFORE_FIELD_NUMBER: _builtins.int
+    FAILURES_SINCE_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    failures_before: _builtins.int
+    """On the day before the moment."""
+    failures_since: _builtins.int
+    """Since the moment."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        failures_before: _builtins.int = ...,
+        failures_since: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "failures_before", b"failures_before", "failures_since", b"failures_since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceVitals: _TypeAlias = DeviceVitals  # noqa: Y015
+
+@_typing.final
 class ListDeviceFactsResponse(_message.Message):
     """What devices reported."""
 

@@ -237,6 +237,7 @@ def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> 
         etag=policy.etag,
         merging=to_merging(policy.merging),
         targets=_to_targets(policy.targets),
+        rollout_id=str(policy.rollout_id or ""),
     )
     if with_bundle:
         bundle = json.loads(policy.authored)

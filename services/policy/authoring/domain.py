@@ -51,6 +51,8 @@ class Policy:
     updated_at: datetime
     merging: Merging = field(default_factory=Merging)
     targets: PolicyTargets = field(default_factory=PolicyTargets)
+    rollout_id: UUID | None = None
+    """Of the rollout that brings a version of it to devices."""
 
     @property
     def etag(self) -> str:

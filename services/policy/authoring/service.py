@@ -56,6 +56,7 @@ from services.policy.authoring.layering import (
     own_of,
     own_of_version,
 )
+from services.policy.authoring.publishing import Publishing, Stages
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
 from services.policy.keys.service import KeyRing
@@ -75,6 +76,7 @@ from services.policy.versions import Version, next_version, parse_version
 
 NO_MERGING: Final = Merging()
 NO_TARGETS: Final = PolicyTargets()
+AS_USUAL: Final = Publishing()
 _UPDATE = "/evergreen.v1.PolicyService/UpdatePolicy"
 
 
@@ -115,10 +117,12 @@ class PolicyService:
         keys: KeyRing,
         changes: Changes,
         around: Around,
+        stages: Stages,
         seats: Seats,
         clock: Clock,
     ) -> None:
         self._around = around
+        self._stages = stages
         self._seats = seats
         self._database = database
         self._outbox = outbox
@@ -250,7 +254,8 @@ class PolicyService:
                 draft=not change.publish,
             )
         if change.targets is not None and change.targets != before.targets:
-            if before.in_force and bool(change.targets) != bool(before.targets):
+            is_used = before.in_force or before.rollout_id is not None
+            if is_used and bool(change.targets) != bool(before.targets):
                 raise still_everywhere()
             await check_there(connection, before.tenant_id, change.targets)
         policy = _changed(before, change, authored)
@@ -258,7 +263,11 @@ class PolicyService:
             policy = await store.update_policy(connection, policy, self._clock())
             updated = PolicyUpdated(id=policy.id, before=snapshot(before), after=snapshot(policy))
             await self._tell(connection, policy, updated)
-        published = change.publish and not await self._is_delivered(connection, policy)
+        published = (
+            change.publish
+            and not await self._is_delivered(connection, policy)
+            and not await self._is_on_its_way(connection, policy)
+        )
         if published:
             policy = await self._publish(connection, call, policy)
         return policy, published
@@ -280,6 +289,8 @@ class PolicyService:
 
     async def deleted(self, connection: Connection, policy: Policy) -> None:
         """Deletes a policy whose row is locked, and takes it out of force."""
+        await lock_counter(connection, policy.tenant_id)
+        await self._stages.make_way(connection, policy, for_publish=False)
         await store.delete_policy(connection, policy)
         await store.take_out_of_force(connection, policy)
         await self._tell(connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy)))
@@ -289,11 +300,13 @@ class PolicyService:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             before = await _locked(connection, scope, policy_id)
-            if not before.in_force:
+            if not before.in_force and before.rollout_id is None:
                 return before
+            await lock_counter(connection, before.tenant_id)
+            await self._stages.make_way(connection, before, for_publish=False)
             await store.take_out_of_force(connection, before)
             policy = await store.update_policy(
-                connection, replace(before, in_force=False), self._clock()
+                connection, replace(before, in_force=False, rollout_id=None), self._clock()
             )
             withdrawn = PolicyWithdrawn(
                 id=policy.id, before=snapshot(before), after=snapshot(policy)
@@ -302,12 +315,17 @@ class PolicyService:
         await self._changes.catch_up()
         return policy
 
-    async def publish(self, call: Call, policy_id: UUID) -> Policy:
-        """Signs a policy as it is under a new, higher version and puts it in force."""
+    async def publish(
+        self, call: Call, policy_id: UUID, publishing: Publishing = AS_USUAL
+    ) -> Policy:
+        """Signs a policy as it is under a new, higher version and puts it in force.
+
+        With a plan it comes to devices in batches, and is in force when the last one has passed.
+        """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
-            published = await self._publish(connection, call, policy)
+            published = await self._publish(connection, call, policy, publishing)
         await self._changes.catch_up()
         return published
 
@@ -383,8 +401,15 @@ class PolicyService:
         compile_policy(bundle, draft=draft)
         return as_text(bundle)
 
-    async def _publish(self, connection: Connection, call: Call, policy: Policy) -> Policy:
+    async def _publish(
+        self,
+        connection: Connection,
+        call: Call,
+        policy: Policy,
+        publishing: Publishing = AS_USUAL,
+    ) -> Policy:
         await lock_counter(connection, policy.tenant_id)
+        plan = await self._stages.plan_for(connection, policy, publishing)
         in_force = await store.get_in_force(connection, policy.tenant_id)
         # Checked again: what may be authored can be narrower than when it was written.
         bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
@@ -393,6 +418,15 @@ class PolicyService:
         except DomainError as broken:
             raise not_publishable(broken) from broken
         filled = replace(policy, authored=as_text(bundle))
+        if plan is not None:
+            version, _ = await self._signed(connection, call, filled, document, None)
+            await store.insert_version(connection, version)
+            if filled.authored != policy.authored:
+                filled = await store.update_policy(connection, filled, self._clock())
+            rollout_id = await self._stages.begin(
+                connection, call, filled, version, plan, publishing
+            )
+            return replace(filled, rollout_id=rollout_id)
         published = await self._put_in_force(connection, call, filled, document, None)
         event = PolicyPublished(id=policy.id, before=snapshot(policy), after=snapshot(published))
         await self._tell(connection, policy, event)
@@ -413,6 +447,19 @@ class PolicyService:
         # Not the documents: layers have nothing twice.
         return own_of(json.loads(policy.authored), document, policy.merging) == own_of_version(
             version
+        )
+
+    async def _is_on_its_way(self, connection: Connection, policy: Policy) -> bool:
+        """Whether a rollout brings the policy to devices exactly as it is now."""
+        number = await self._stages.brings(connection, policy)
+        if number is None:
+            return False
+        version = await store.get_version(connection, policy.tenant_id, number)
+        return (
+            version is not None
+            and same_json(version.authored, policy.authored)
+            and own_of_version(version).merging == policy.merging
+            and version.targets == policy.targets.text()
         )
 
     async def _in_force_of(self, connection: Connection, policy: Policy) -> Version | None:
@@ -444,6 +491,33 @@ class PolicyService:
         document: bytes,
         rollback_of: int | None,
     ) -> Policy:
+        version, above = await self._signed(connection, call, policy, document, rollback_of)
+        await store.insert_version(connection, version)
+        await store.put_version_in_force(connection, version)
+        await self._stages.make_way(connection, policy)
+        if policy.targets:
+            if await count_bound(connection, policy.tenant_id) > MOST_BOUND:
+                raise too_many_bound()
+        else:
+            await self._around.published(connection, policy.tenant_id, above, version)
+        published = replace(
+            policy,
+            published_version=version.version,
+            changed_since_publish=False,
+            in_force=True,
+            rollout_id=None,
+        )
+        return await store.update_policy(connection, published, version.published_at)
+
+    async def _signed(
+        self,
+        connection: Connection,
+        call: Call,
+        policy: Policy,
+        document: bytes,
+        rollback_of: int | None,
+    ) -> tuple[Version, list[InForce]]:
+        """A new version of a policy, and the layers above that it was made with."""
         now = self._clock()
         await check_there(connection, policy.tenant_id, policy.targets)
         last, reported = await lock_counter(connection, policy.tenant_id)
@@ -482,16 +556,7 @@ class PolicyService:
             inherits=bool(above) and not policy.targets,
             targets=policy.targets.text(),
         )
-        await store.put_in_force(connection, version)
-        if policy.targets:
-            if await count_bound(connection, policy.tenant_id) > MOST_BOUND:
-                raise too_many_bound()
-        else:
-            await self._around.published(connection, policy.tenant_id, above, version)
-        published = replace(
-            policy, published_version=number, changed_since_publish=False, in_force=True
-        )
-        return await store.update_policy(connection, published, now)
+        return version, above
 
     async def _tell(self, connection: Connection, policy: Policy, event: Action) -> None:
         await self._outbox.append(connection, CloudEvent(event, policy.tenant_id))

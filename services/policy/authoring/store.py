@@ -27,7 +27,10 @@ _POLICY = (
     " p.targets, p.changed_since_publish, p.created_at, p.updated_at,"
     " (EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
     " AND a.policy_id = p.id) OR EXISTS (SELECT FROM policy.bindings b"
-    " WHERE b.tenant_id = p.tenant_id AND b.policy_id = p.id)) AS in_force"
+    " WHERE b.tenant_id = p.tenant_id AND b.policy_id = p.id)) AS in_force,"
+    " (SELECT r.id FROM policy.rollout r WHERE r.tenant_id = p.tenant_id AND r.policy_id = p.id"
+    " AND r.state IN ('AWAITING_APPROVAL', 'SCHEDULED', 'RUNNING', 'PAUSED', 'STOPPED')"
+    " ORDER BY r.id DESC LIMIT 1) AS rollout_id"
 )
 VERSION = (
     "v.tenant_id, v.version, v.policy_id, v.authored, v.document, v.signature,"
@@ -175,9 +178,8 @@ async def take_out_of_force(connection: Connection, policy: Policy) -> None:
     )
 
 
-async def put_in_force(connection: Connection, version: Version) -> None:
-    """Stores a signed version, moves the org's counter to it and puts it in force."""
-    targets = PolicyTargets.read(version.targets)
+async def insert_version(connection: Connection, version: Version) -> None:
+    """Stores a signed version and moves the org's counter to it."""
     authored, extra = parted(version.authored)
     await connection.execute(
         "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
@@ -202,6 +204,11 @@ async def put_in_force(connection: Connection, version: Version) -> None:
         version.targets,
     )
     await move_counter(connection, version.tenant_id, version.version)
+
+
+async def put_version_in_force(connection: Connection, version: Version) -> None:
+    """Puts a stored version in force for all that it is for."""
+    targets = PolicyTargets.read(version.targets)
     if targets:
         await bind(connection, version.tenant_id, targets, version.policy_id, version.version)
         return

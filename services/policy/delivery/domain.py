@@ -10,8 +10,6 @@ from servicekit.errors import DomainError, unauthenticated
 from services.policy.stamps.domain import Edition, Standing
 
 LAPSED_TOKEN_LIFE = timedelta(days=90)
-NOTHING = Standing(None, 0)
-"""An organisation that never had a policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,9 @@ def decide(device: Caller, has: int, org: Standing, asked: bool, now: datetime) 
 
     Contents are compared, not numbers: a device that has what it is to have is left alone, under
     whatever number that stands for it, and any other one gets it under a number above its own.
-    Where nothing is in force, and where the device names a number that nobody gave out yet, it gets
-    what it has, and that only to carry a token or because it was asked for.
+    Where nothing is in force, where the device may keep what a rollout brought it, and where it
+    names a number that nobody gave out yet, it gets what it has, and that only to carry a token or
+    because it was asked for.
 
     Args:
         device: who polls, with the life of its token.
@@ -61,7 +60,7 @@ def decide(device: Caller, has: int, org: Standing, asked: bool, now: datetime) 
         check_lapsed(device.expires_at, now)
     want = org.want
     holds = want is not None and has in want.versions
-    if want is not None and not holds:
+    if want is not None and not holds and has not in org.keeps:
         if want.newest > has:
             return Decision(want, has, want.newest, due, fulfils_sync=asked)
         if has <= org.last:

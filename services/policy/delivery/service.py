@@ -39,9 +39,10 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from services.policy.delivery import store
-from services.policy.delivery.domain import NOTHING, UNCHANGED, Decision, decide
+from services.policy.delivery.domain import UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
-from services.policy.stamps.domain import Bundle, Standing, Targets
+from services.policy.sightings.service import Sightings
+from services.policy.stamps.domain import NOTHING, Bundle, Standing, Targets
 from services.policy.stamps.service import Stamps
 from services.policy.syncs.service import Syncs
 from services.policy.targets.service import Seats
@@ -81,6 +82,7 @@ class Delivery:
         seats: Seats,
         make: Callable[[UUID, Targets], Awaitable[None]],
         syncs: Syncs,
+        sightings: Sightings,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
         clock: Clock,
@@ -93,6 +95,8 @@ class Delivery:
         self._standings = stamps.standings
         self._seats = seats
         self._seat_of = seats.of
+        self._staged = seats.staged
+        self._sightings = sightings
         self._make = make
         self._syncs = syncs
         self._asked = syncs.asked
@@ -141,6 +145,8 @@ class Delivery:
         org = self._standing(device)
         decision = decide(device, has, org, device.id in self._asked, now)
         rightful = org.want is not None and has in org.want.versions
+        if org.stage is not None:
+            self._sightings.saw(device, org.stage, now, has_it=rightful)
         self._note_applied(device, has, now, rightful=rightful)
         return decision
 
@@ -151,6 +157,9 @@ class Delivery:
         bundle, decision = await self._bundle(device, decision.has)
         if bundle is None:
             return None
+        org = self._standing(device)
+        if org.stage is not None and org.want is not None and bundle.version in org.want.versions:
+            self._sightings.gave(device, org.stage, self._clock())
         token = await self._new_token(device) if decision.new_token else None
         if token is None and decision.only_with_token:
             return None
@@ -234,6 +243,8 @@ class Delivery:
     def _standing(self, device: Caller) -> Standing:
         """How it stands with a device, by what is in memory."""
         seat = self._seat_of.get(device.id)
+        if self._staged and (staged := self._staged.get(device.tenant_id)) is not None:
+            return staged.choose(device.id, seat)
         if seat is not None and seat.standing is not None:
             return seat.standing
         return self._standings.get(device.tenant_id, NOTHING)

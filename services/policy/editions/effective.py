@@ -77,6 +77,8 @@ class EffectivePolicies:
         ) as connection:
             wanted = [*group_ids, *([] if device_id is None else [device_id])]
             targets = await store.bound_among(connection, org_id, wanted)
+            if device_id is not None:
+                targets = self._seats.with_rollouts(org_id, device_id, targets)
             layers = await self._editions.layers(connection, org_id, targets)
             stored = await store.get_stored(connection, org_id, targets)
             org = (await stamps_store.standings(connection, [org_id]))[org_id]

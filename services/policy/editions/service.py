@@ -96,7 +96,8 @@ class Editions:
         """What is in force for a tenant and those above it, the root's first.
 
         Args:
-            targets: groups and devices of the tenant whose policies count, too.
+            targets: groups and devices of the tenant whose policies count, too, and rollouts whose
+                versions count in place of those in force.
 
         Raises:
             DomainError: UNAVAILABLE while not all tenants above are known.
@@ -107,6 +108,9 @@ class Editions:
             InForce(source_of(levels[one.tenant_id], one), one.own)
             for one in await store.assigned(connection, [node.id for node in line])
         ]
+        if targets and (rolled := await store.rolled_out(connection, tenant_id, targets)):
+            layers = [one for one in layers if one.source.tenant_id != tenant_id]
+            layers.append(InForce(_source(levels[tenant_id], rolled), rolled.own))
         for bound in await store.bound(connection, tenant_id, targets) if targets else ():
             source = source_of(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
             named = replace(source, target_id=bound.target_id, target_name=bound.alias)
@@ -164,6 +168,14 @@ class Editions:
         except DomainError as away:
             log.info("layers wait", tenant=str(org_id), error=away.message)
 
+    async def settle(self, connection: Connection, org_id: UUID) -> None:
+        """Puts together what the devices of an organisation are to have of what is in force now.
+
+        Args:
+            connection: of a transaction that sees all tenants.
+        """
+        await self._put_together(connection, org_id)
+
     def is_waiting(self, org_id: UUID) -> bool:
         """Whether something of an organisation is made of other layers than those in force."""
         return next(self._to_make(org_id), None) is not None
@@ -179,7 +191,7 @@ class Editions:
                 yield ()
         elif recipe != recipe_of(layers):
             yield ()
-        for targets in sorted(self._seats.in_use(org_id))[:MOST_PROFILES]:
+        for targets in self._seats.in_use(org_id)[:MOST_PROFILES]:
             made = None if known is None else known.profiles.get(targets)
             if made is None or made.recipe != self._seats.recipe(org_id, targets):
                 yield targets

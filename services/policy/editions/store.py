@@ -78,15 +78,41 @@ def _assigned(row: asyncpg.Record) -> Assigned:
     )
 
 
+async def rolled_out(
+    connection: Connection, tenant_id: UUID, targets: Collection[UUID]
+) -> Assigned | None:
+    """The version for all devices of an organisation that a rollout among targets brings."""
+    row = await connection.fetchrow(
+        f"SELECT {VERSION}, p.name FROM policy.rollout r"
+        " JOIN policy.versions v ON v.tenant_id = r.tenant_id AND v.version = r.version"
+        " LEFT JOIN policy.policies p ON p.id = r.policy_id AND p.tenant_id = r.tenant_id"
+        " WHERE r.tenant_id = $1 AND r.id = ANY ($2) AND r.live"
+        " AND r.group_ids = '{}' AND r.device_ids = '{}' ORDER BY r.id LIMIT 1",
+        tenant_id,
+        list(targets),
+    )
+    return None if row is None else _assigned(row)
+
+
 async def bound(connection: Connection, tenant_id: UUID, targets: Collection[UUID]) -> list[Bound]:
-    """What is in force for groups and devices of an organisation, the weakest first."""
+    """What groups and devices of an organisation are to have, the weakest first.
+
+    The versions of rollouts among the targets count in place of those in force.
+    """
     rows = await connection.fetch(
-        f"SELECT {VERSION}, p.name, b.target_id, b.kind, g.alias FROM policy.bindings b"
-        " JOIN policy.versions v ON v.tenant_id = b.tenant_id AND v.version = b.version"
+        f"SELECT {VERSION}, p.name, b.target_id, b.kind, g.alias"
+        " FROM (SELECT o.target_id, o.kind, o.policy_id, o.version FROM policy.bindings o"
+        " WHERE o.tenant_id = $1 AND o.target_id = ANY ($2) AND o.version IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM policy.rollout r WHERE r.tenant_id = $1"
+        " AND r.id = ANY ($2) AND r.live AND o.target_id = ANY (r.group_ids || r.device_ids))"
+        " UNION ALL SELECT t.id, CASE WHEN t.id = ANY (r.device_ids) THEN 'device'"
+        " ELSE 'group' END, r.policy_id, r.version FROM policy.rollout r"
+        " CROSS JOIN LATERAL unnest(r.group_ids || r.device_ids) AS t (id)"
+        " WHERE r.tenant_id = $1 AND r.id = ANY ($2) AND r.live AND t.id = ANY ($2)) AS b"
+        " JOIN policy.versions v ON v.tenant_id = $1 AND v.version = b.version"
         " LEFT JOIN policy.groups g ON g.id = b.target_id"
-        " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
-        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2)"
-        f" AND (b.kind = 'device' OR NOT g.deleted) ORDER BY {WEAKEST_FIRST}",
+        " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = $1"
+        f" WHERE b.kind = 'device' OR NOT g.deleted ORDER BY {WEAKEST_FIRST}",
         tenant_id,
         list(targets),
     )

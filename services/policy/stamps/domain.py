@@ -7,16 +7,19 @@ and what a device is answered goes by the document that its number stands for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
+from servicekit.security.digests import sha256
 from services.policy.keys.signing import Statement, envelope_head
 
 _OVERHEAD: Final = 400
 """Bytes of an entry of the cache beside its text."""
+BUCKETS: Final = 10_000
+"""Into so many parts of the same size rollouts divide devices."""
 
 
 class Content(NamedTuple):
@@ -45,6 +48,63 @@ Targets: TypeAlias = tuple[UUID, ...]
 """The groups, and the device, whose policies count for a device; sorted."""
 
 
+def bucket(salt: bytes, device_id: str) -> int:
+    """Where a device is among `BUCKETS`, by its id alone; another salt mixes them anew."""
+    return int.from_bytes(sha256(salt + device_id.encode())[:8], "big") % BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """A version that comes to devices of an organisation in batches."""
+
+    id: UUID
+    policy_id: UUID
+    version: int
+    group_ids: tuple[UUID, ...]
+    device_ids: tuple[UUID, ...]
+    salt: bytes
+    below: int
+    """Devices in the buckets below are in open batches."""
+    open_groups: frozenset[UUID]
+    """So are devices in these groups."""
+    serves: bool
+    """Whether devices in open batches get it now."""
+    holds: bool
+    """Whether devices that have it keep it."""
+
+    @property
+    def targets(self) -> Targets:
+        """The groups and devices that it is for; none for all devices."""
+        return (*self.group_ids, *self.device_ids)
+
+    def concerns(self, group_ids: Collection[UUID], device_id: UUID | None) -> bool:
+        """Whether it is for devices in some groups, or for one with a policy of its own."""
+        targets = self.targets
+        return not targets or device_id in targets or any(one in targets for one in group_ids)
+
+    def reaches(self, device_id: str, group_ids: Collection[UUID]) -> bool:
+        """Whether a device that it is for is in an open batch."""
+        return bucket(self.salt, device_id) < self.below or any(
+            one in self.open_groups for one in group_ids
+        )
+
+    def meets(self, other: Rolling) -> bool:
+        """Whether two are for the same: no device has both."""
+        if not self.targets or not other.targets:
+            return self.targets == other.targets
+        return not set(self.targets).isdisjoint(other.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What rollouts have to do with some devices."""
+
+    watching: tuple[UUID, ...]
+    """Those that are told what the devices have."""
+    brings: tuple[UUID, ...]
+    """Those whose versions are in what the devices are to have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How it stands with an organisation, or with some of its devices."""
@@ -59,6 +119,14 @@ class Standing:
     """Of which versions it is made, where there are targets."""
     apart: UUID | None = None
     """The profile, where its numbers are its own."""
+    keeps: frozenset[int] = frozenset()
+    """Numbers of other contents that the devices may keep."""
+    stage: Stage | None = None
+    """What rollouts have to do with them; `None` for nothing, which is usual."""
+
+
+NOTHING: Final = Standing(None, 0)
+"""How it stands with an organisation that never had a policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +153,10 @@ class Known:
     """What was last made for some of its devices."""
     held: bool = False
     """Whether layers do not fit together for any of its devices."""
+    rollouts: tuple[Rolling, ...] = ()
+    """Those that deliveries look at, the oldest first."""
+    order: Mapping[UUID, int] = field(default_factory=dict)
+    """The place of each group and device that `bound` or a rollout names; the weakest is first."""
 
     @cached_property
     def place(self) -> Mapping[UUID, int]:
@@ -92,9 +164,27 @@ class Known:
         return {one.target_id: at for at, one in enumerate(self.bound)}
 
     def bound_to(self, targets: Iterable[UUID]) -> list[Bound]:
-        """What is in force for some groups and devices, the weakest first."""
-        places = {self.place[one] for one in targets if one in self.place}
-        return [self.bound[at] for at in sorted(places)]
+        """What is to be had for some groups and devices, the weakest first.
+
+        Args:
+            targets: the groups and devices, and the rollouts whose versions count.
+        """
+        wanted = set(targets)
+        found = {one: self.bound[self.place[one]] for one in wanted if one in self.place}
+        for one in self.rollouts:
+            if one.id in wanted:
+                for target in one.targets:
+                    if target in wanted and target in self.order:
+                        is_device = target in one.device_ids
+                        found[target] = Bound(target, is_device, one.policy_id, one.version)
+        return sorted(found.values(), key=lambda one: self.order.get(one.target_id, 0))
+
+    def assigned_to(self, targets: Collection[UUID]) -> tuple[UUID, int] | None:
+        """The policy and version for all devices, where some rollouts' versions count."""
+        for one in self.rollouts:
+            if not one.targets and one.id in targets:
+                return one.policy_id, one.version
+        return self.assigned
 
 
 def recipe_of(versions: Iterable[tuple[UUID, UUID, int]]) -> str:

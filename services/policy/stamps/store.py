@@ -19,6 +19,7 @@ from services.policy.stamps.domain import (
     Document,
     Edition,
     Known,
+    Rolling,
     Stamp,
     Standing,
     Targets,
@@ -35,10 +36,11 @@ CHANGING: Final = (
     "SELECT changed_xid FROM policy.bindings",
     "SELECT changed_xid FROM policy.groups",
     "SELECT changed_xid FROM policy.profiles",
+    "SELECT changed_xid FROM policy.rollout",
 )
 """What the feed below tells of (`servicekit.feeds.changes`)."""
 
-_FED: Final = ("assignments", "stamps", "editions", "bindings", "groups", "profiles")
+_FED: Final = ("assignments", "stamps", "editions", "bindings", "groups", "profiles", "rollout")
 _BEHIND: Final = (
     "(SELECT {0}.changed_xid, {0}.id, {0}.tenant_id FROM policy.{0}"
     " WHERE ({0}.changed_xid, {0}.id) > ($1::text::xid8, $2)"
@@ -103,17 +105,29 @@ async def known(
         org_of: how it stands with them, of which their last numbers are taken.
     """
     wanted = list(tenant_ids)
+    rollouts = await _rollouts(connection, wanted)
     bound: dict[UUID, list[Bound]] = {}
+    order: dict[UUID, dict[UUID, int]] = {}
     for row in await connection.fetch(
-        "SELECT b.tenant_id, b.target_id, b.kind = 'device' AS is_device, b.policy_id, b.version"
-        " FROM policy.bindings b LEFT JOIN policy.groups g ON g.id = b.target_id"
-        " WHERE b.tenant_id = ANY ($1) AND b.version IS NOT NULL"
-        f" AND (b.kind = 'device' OR NOT g.deleted) ORDER BY {WEAKEST_FIRST}",
+        "SELECT b.tenant_id, b.target_id, b.kind = 'device' AS is_device, o.policy_id, o.version"
+        " FROM (SELECT f.tenant_id, f.target_id, f.kind FROM policy.bindings f"
+        " WHERE f.tenant_id = ANY ($1) AND f.version IS NOT NULL"
+        " UNION SELECT r.tenant_id, t.id, 'group' FROM policy.rollout r"
+        " CROSS JOIN LATERAL unnest(r.group_ids) AS t (id) WHERE r.tenant_id = ANY ($1) AND r.live"
+        " UNION SELECT r.tenant_id, t.id, 'device' FROM policy.rollout r"
+        " CROSS JOIN LATERAL unnest(r.device_ids) AS t (id) WHERE r.tenant_id = ANY ($1) AND r.live"
+        ") AS b LEFT JOIN policy.bindings o ON o.tenant_id = b.tenant_id"
+        " AND o.target_id = b.target_id AND o.version IS NOT NULL"
+        " LEFT JOIN policy.groups g ON g.id = b.target_id"
+        f" WHERE b.kind = 'device' OR NOT g.deleted ORDER BY {WEAKEST_FIRST}",
         wanted,
     ):
-        bound.setdefault(row["tenant_id"], []).append(
-            Bound(row["target_id"], row["is_device"], row["policy_id"], row["version"])
-        )
+        places = order.setdefault(row["tenant_id"], {})
+        places[row["target_id"]] = len(places)
+        if row["version"] is not None:
+            bound.setdefault(row["tenant_id"], []).append(
+                Bound(row["target_id"], row["is_device"], row["policy_id"], row["version"])
+            )
     profiles: dict[UUID, dict[Targets, Standing]] = {}
     for row in await connection.fetch(f"{_PROFILES} WHERE p.tenant_id = ANY ($1)", wanted):
         last = org_of[row["tenant_id"]].last if row["tenant_id"] in org_of else 0
@@ -135,9 +149,39 @@ async def known(
             tuple(bound.get(row["tenant_id"], ())),
             profiles.get(row["tenant_id"], {}),
             row["held"],
+            tuple(rollouts.get(row["tenant_id"], ())),
+            order.get(row["tenant_id"], {}),
         )
         for row in rows
     }
+
+
+async def _rollouts(
+    connection: Connection, tenant_ids: Sequence[UUID]
+) -> dict[UUID, list[Rolling]]:
+    """The rollouts of tenants that deliveries look at."""
+    found: dict[UUID, list[Rolling]] = {}
+    for row in await connection.fetch(
+        "SELECT r.tenant_id, r.id, r.policy_id, r.version, r.group_ids, r.device_ids, r.salt,"
+        " r.below, r.open_groups, r.serves, r.holds FROM policy.rollout r"
+        " WHERE r.tenant_id = ANY ($1) AND r.live ORDER BY r.id",
+        tenant_ids,
+    ):
+        found.setdefault(row["tenant_id"], []).append(
+            Rolling(
+                id=row["id"],
+                policy_id=row["policy_id"],
+                version=row["version"],
+                group_ids=tuple(row["group_ids"]),
+                device_ids=tuple(row["device_ids"]),
+                salt=row["salt"],
+                below=row["below"],
+                open_groups=frozenset(row["open_groups"]),
+                serves=row["serves"],
+                holds=row["holds"],
+            )
+        )
+    return found
 
 
 WEAKEST_FIRST: Final = "b.kind = 'device', g.priority, b.target_id"
@@ -176,11 +220,21 @@ async def profile(
 
 
 async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing) -> bool:
-    """Whether an organisation's versions of a recipe with targets are those in force now."""
+    """Whether an organisation's versions of a recipe with targets are those in force now.
+
+    A rollout among the targets counts while it serves its devices.
+    """
     rows = await connection.fetch(
-        "SELECT a.tenant_id AS whose, a.version FROM policy.assignments a WHERE a.tenant_id = $1"
-        " AND a.version IS NOT NULL UNION ALL SELECT b.target_id, b.version FROM policy.bindings b"
-        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2) AND b.version IS NOT NULL",
+        "WITH rolled AS (SELECT r.version, r.group_ids || r.device_ids AS targets"
+        " FROM policy.rollout r WHERE r.tenant_id = $1 AND r.id = ANY ($2) AND r.serves)"
+        " SELECT a.tenant_id AS whose, a.version FROM policy.assignments a WHERE a.tenant_id = $1"
+        " AND a.version IS NOT NULL AND NOT EXISTS (SELECT FROM rolled r WHERE r.targets = '{}')"
+        " UNION ALL SELECT $1, r.version FROM rolled r WHERE r.targets = '{}'"
+        " UNION ALL SELECT b.target_id, b.version FROM policy.bindings b"
+        " WHERE b.tenant_id = $1 AND b.target_id = ANY ($2) AND b.version IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM rolled r WHERE b.target_id = ANY (r.targets))"
+        " UNION ALL SELECT t.id, r.version FROM rolled r"
+        " CROSS JOIN LATERAL unnest(r.targets) AS t (id) WHERE t.id = ANY ($2)",
         tenant_id,
         list(wanted.targets),
     )

@@ -22,10 +22,18 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory
-from services.policy.stamps.domain import Known, Standing, Targets, recipe_of, versions_of
+from services.policy.stamps.domain import (
+    Known,
+    Rolling,
+    Standing,
+    Targets,
+    recipe_of,
+    versions_of,
+)
 from services.policy.stamps.service import Stamps
 from services.policy.targets import store
 from services.policy.targets.domain import Group, PolicyTargets, not_there
+from services.policy.targets.staging import Staging
 
 log = logs.get(__name__)
 
@@ -152,6 +160,7 @@ class Seats:
         """The devices of organisations with policies of their own."""
         self._with_targets: set[UUID] = set()
         self._moved: set[UUID] = set()
+        self._staged: dict[str, Staging] = {}
         self._away_until = 0.0
         self.follower = changes.follower("groups of devices", self._fetch)
         stamps.on_change.append(self.settle)
@@ -160,6 +169,12 @@ class Seats:
     def of(self) -> Mapping[str, Seat]:
         """The seats of devices by their ids; always the same mapping."""
         return self._of
+
+    @property
+    def staged(self) -> Mapping[str, Staging]:
+        """What rollouts mean for the devices of organisations, by their ids; always the same
+        mapping."""
+        return self._staged
 
     def matter(self, tenant_id: UUID) -> bool:
         """Whether an organisation has policies of groups or devices."""
@@ -195,20 +210,36 @@ class Seats:
             raise unavailable("the device registry is not available; try again") from error
 
     def targets(
-        self, tenant_id: UUID, device_id: UUID | None, group_ids: Collection[UUID] | None
+        self,
+        tenant_id: UUID,
+        device_id: UUID | None,
+        group_ids: Collection[UUID] | None,
+        rollouts: Collection[Rolling] = (),
     ) -> Targets:
         """Whose policies count for a device, beside those of tenants.
 
         Args:
             group_ids: its groups; `None` for those that are known here.
+            rollouts: whose versions it is to have, or has.
         """
         if group_ids is None:
             seat = self._of.get(str(device_id))
             group_ids = () if seat is None else seat.group_ids
-        place = self._known.get(tenant_id, _NOTHING).place
-        return tuple(
-            sorted(one for one in {*group_ids, device_id} if one is not None and one in place)
-        )
+        known = self._known.get(tenant_id, _NOTHING)
+        found = {one for one in {*group_ids, device_id} if one is not None and one in known.place}
+        for rolling in rollouts:
+            found.add(rolling.id)
+            found.update(
+                one
+                for one in rolling.targets
+                if one in known.order and (one in group_ids or one == device_id)
+            )
+        return tuple(sorted(found))
+
+    def with_rollouts(self, tenant_id: UUID, device_id: UUID, targets: Targets) -> Targets:
+        """Whose policies count for a device, with the rollouts that bring it something."""
+        staged = self._staged.get(str(tenant_id))
+        return targets if staged is None else staged.targets(device_id, targets)
 
     def standing(self, tenant_id: UUID, targets: Targets) -> Standing:
         """How it stands with the devices for which some targets' policies count.
@@ -220,8 +251,8 @@ class Seats:
         found = known.profiles.get(targets)
         if found is not None:
             now = {(one.target_id, one.version) for one in known.bound_to(targets)}
-            if known.assigned is not None:
-                now.add((tenant_id, known.assigned[1]))
+            if (assigned := known.assigned_to(targets)) is not None:
+                now.add((tenant_id, assigned[1]))
             if versions_of(found.recipe, {tenant_id, *targets}) == now:
                 return found
         return Standing(None, self._stamps.last(tenant_id), targets)
@@ -235,19 +266,24 @@ class Seats:
         policy and version."""
         found: list[tuple[UUID, UUID, int]] = []
         for node in self._tenants.line(tenant_id):
-            known = self._known.get(node.id)
-            if known is not None and known.assigned is not None:
-                found.append((node.id, *known.assigned))
+            known = self._known.get(node.id, _NOTHING)
+            assigned = known.assigned_to(targets) if node.id == tenant_id else known.assigned
+            if assigned is not None:
+                found.append((node.id, *assigned))
         for bound in self._known.get(tenant_id, _NOTHING).bound_to(targets):
             found.append((bound.target_id, bound.policy_id, bound.version))
         return found
 
-    def in_use(self, tenant_id: UUID) -> set[Targets]:
-        """The sets of targets whose policies count for devices of an organisation."""
-        seats = self._in_org.get(tenant_id)
-        if seats is None:
-            return set()
-        return {seat.targets for seat in tuple(seats.values()) if seat.targets}
+    def in_use(self, tenant_id: UUID) -> list[Targets]:
+        """The sets of targets whose policies count for devices of an organisation.
+
+        Those with rollouts come last.
+        """
+        seats = tuple(self._in_org.get(tenant_id, {}).values())
+        found = {seat.targets for seat in seats if seat.targets}
+        staged = self._staged.get(str(tenant_id))
+        more = set() if staged is None else staged.in_use(seats) - found
+        return [*sorted(found), *sorted(more)]
 
     def moved(self) -> set[UUID]:
         """The organisations with seats that are new since this was last asked."""
@@ -273,14 +309,23 @@ class Seats:
             self._settle_org(org)
 
     def _settle_org(self, org: UUID) -> None:
-        bound = self._known.get(org, _NOTHING).bound
-        if not bound and org not in self._with_targets:
+        known = self._known.get(org, _NOTHING)
+        if known.rollouts:
+            # What was found of the devices before is of another moment.
+            self._staged[str(org)] = Staging(self, org, known.rollouts, self._stamps.standings)
+        else:
+            self._staged.pop(str(org), None)
+        bound, rolled = known.bound, [one for one in known.rollouts if one.targets]
+        if not bound and not rolled and org not in self._with_targets:
             return
-        if bound:
+        if bound or rolled:
             self._with_targets.add(org)
         else:
             self._with_targets.discard(org)
-        own = frozenset(one.target_id for one in bound if one.is_device)
+        own = frozenset(
+            [one.target_id for one in bound if one.is_device]
+            + [one for rolling in rolled for one in rolling.device_ids]
+        )
         before = self._own.get(org, frozenset())
         self._own[org] = own
         for device_id in own ^ before:
@@ -305,7 +350,7 @@ class Seats:
             self._seats[key] = seat
             self._in_org.setdefault(org, WeakValueDictionary())[id(seat)] = seat
             self._settle_seat(seat)
-            if seat.targets:
+            if seat.targets or str(org) in self._staged:
                 self._moved.add(org)
         self._of[str(device_id)] = seat
 

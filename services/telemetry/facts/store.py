@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from servicekit.data.postgres import Connection
+from servicekit.data.postgres import Connection, columns
 
 _ERROR_CHARACTERS: Final = 500
 """Of a last error; devices may report 64 Ki of them."""
@@ -28,6 +28,38 @@ class DeviceFacts:
     disk_free_percent: float | None
     battery_percent: float | None
     last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """The failures that a device told of, on the day before a moment and since."""
+
+    device_id: UUID
+    before: int
+    since: int
+
+
+async def failures(
+    connection: Connection, tenant_id: UUID, devices: Sequence[tuple[UUID, datetime]]
+) -> list[Failures]:
+    """The failures that devices of an organisation told of, of those that told of any.
+
+    A device's clock tells when something occurred; when it arrived is what counts.
+    """
+    if not devices:
+        return []
+    rows = await connection.fetch(
+        "SELECT u.device_id, count(*) FILTER (WHERE e.received_at < u.since) AS before,"
+        " count(*) FILTER (WHERE e.received_at >= u.since) AS since"
+        " FROM unnest($2::uuid[], $3::timestamptz[]) AS u (device_id, since)"
+        " JOIN telemetry.event e ON e.device_id = u.device_id AND e.tenant_id = $1"
+        " AND e.occurred_at >= u.since - interval '2 days'"
+        " AND e.received_at >= u.since - interval '1 day' AND e.type LIKE '%.failure'"
+        " GROUP BY u.device_id ORDER BY u.device_id",
+        tenant_id,
+        *columns(devices),
+    )
+    return [Failures(**row) for row in rows]
 
 
 async def devices(

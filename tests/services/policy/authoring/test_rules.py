@@ -74,7 +74,8 @@ async def stored_before(world: World, policy_id: str, authored: Any, document: A
             published_at=now(),
             published_by="before",
         )
-        await store.put_in_force(connection, version)
+        await store.insert_version(connection, version)
+        await store.put_version_in_force(connection, version)
         await connection.execute(
             "UPDATE policy.policies SET authored = $2, published_version = $3,"
             " changed_since_publish = false WHERE id = $1",

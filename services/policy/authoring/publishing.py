@@ -1,0 +1,67 @@
+"""How something is published, and what rollouts have to say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from servicekit.call import Call
+from servicekit.data.postgres import Connection
+from services.policy.authoring.domain import Policy
+from services.policy.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """How a policy is to be published."""
+
+    plan: object = field(default=None, repr=False)
+    """How it comes to devices, as rollouts have it; `None` for to all at once."""
+    urgent: bool = False
+    """Whether freezes and windows do not count."""
+    supersede: bool = False
+    """Whether a rollout that runs is ended for it."""
+    note: str = ""
+    starts_at: datetime | None = None
+
+
+class Stages(Protocol):
+    """Versions that come to devices in batches."""
+
+    async def plan_for(
+        self, connection: Connection, policy: Policy, publishing: Publishing
+    ) -> object:
+        """How a version is to come to devices; `None` for to all at once.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze; INVALID_ARGUMENT for a plan that cannot
+                be.
+        """
+
+    async def begin(
+        self,
+        connection: Connection,
+        call: Call,
+        policy: Policy,
+        version: Version,
+        plan: object,
+        publishing: Publishing,
+    ) -> UUID:
+        """Rolls a stored version out; answers the rollout's id. The org's counter is locked.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when another rollout is in the way.
+        """
+
+    async def make_way(
+        self, connection: Connection, policy: Policy, *, for_publish: bool = True
+    ) -> bool:
+        """Ends the rollouts of a policy; for a publish also those for the same devices.
+
+        Answers whether there were any. The org's counter is locked.
+        """
+
+    async def brings(self, connection: Connection, policy: Policy) -> int | None:
+        """The version of the policy that is on its way to devices; `None` for none."""

@@ -1,0 +1,1 @@
+"""Versions that come to devices in batches, and stop by themselves when they do harm."""

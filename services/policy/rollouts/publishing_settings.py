@@ -1,0 +1,88 @@
+"""Lets administrators say how their tenants publish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from contract.events.policy import PolicySettingsUpdated
+from servicekit.call import Call
+from servicekit.data.postgres import Database, Scope
+from servicekit.errors import invalid_field
+from servicekit.etags import check_etag
+from servicekit.ids import Clock
+from servicekit.messaging.events import CloudEvent
+from servicekit.messaging.outbox import Outbox
+from servicekit.peers.tenants import TenantDirectory
+from servicekit.times import zone_of
+from services.policy.rollouts import store
+from services.policy.rollouts.settings import Settings, checked_freezes
+
+
+class PublishingSettings:
+    """The use cases."""
+
+    def __init__(
+        self, database: Database, outbox: Outbox, tenants: TenantDirectory, clock: Clock
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._tenants = tenants
+        self._clock = clock
+
+    async def get(self, call: Call, org_id: UUID | None) -> Settings:
+        """What a tenant of the caller's subtree says; the caller's own without.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        asked = org_id or UUID(call.caller.tenant_id)
+        tenant = await self._tenants.require(call.caller, asked)
+        async with self._database.transaction(Scope.of(tenant.id)) as connection:
+            found = await store.settings(connection, [tenant.id])
+        return found.get(tenant.id, Settings(tenant.id))
+
+    async def update(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        *,
+        time_zone: str | None,
+        require_approval: bool | None,
+        freezes: Sequence[tuple[str, str, str]] | None,
+    ) -> Settings:
+        """Says how a tenant publishes; what is `None` stays. What changes nothing writes nothing.
+
+        Args:
+            freezes: names, first and last days of all of them.
+
+        Raises:
+            DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
+                another.
+        """
+        asked = org_id or UUID(call.caller.tenant_id)
+        tenant = await self._tenants.require(call.caller, asked)
+        if time_zone and zone_of(time_zone) is None:
+            raise invalid_field("timeZone", "must be a time zone such as Europe/Berlin")
+        days = None if freezes is None else checked_freezes(freezes)
+        async with self._database.transaction(Scope.of(tenant.id)) as connection:
+            before = await store.lock_settings(connection, tenant.id)
+            check_etag(before.etag)
+            after = replace(
+                before,
+                time_zone=before.time_zone if time_zone is None else time_zone,
+                require_approval=before.require_approval
+                if require_approval is None
+                else require_approval,
+                freezes=before.freezes if days is None else days,
+            )
+            if after == before:
+                return before
+            after = replace(after, updated_at=self._clock())
+            await store.write_settings(connection, after)
+            event = PolicySettingsUpdated(
+                id=tenant.id, before=before.snapshot(), after=after.snapshot()
+            )
+            await self._outbox.append(connection, CloudEvent(event, tenant.id))
+        return after

@@ -1,0 +1,138 @@
+"""How tenants publish: their time zone, whether two people have to agree, and days without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Final
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from contract.events.policy import FreezeSnapshot, PolicySettingsSnapshot
+from servicekit.errors import failed_precondition, invalid_field
+from servicekit.etags import etag_of
+from servicekit.times import zone_of
+
+MOST_FREEZES: Final = 50
+UTC_NAME: Final = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Days on which devices get nothing new, both of them included."""
+
+    name: str
+    first: date
+    last: date
+
+    def stored(self) -> dict[str, str]:
+        """As JSON."""
+        return {"name": self.name, "first": str(self.first), "last": str(self.last)}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, str]) -> Freeze:
+        """What `stored` made."""
+        return cls(
+            stored["name"],
+            date.fromisoformat(stored["first"]),
+            date.fromisoformat(stored["last"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a tenant says of publishing; it counts for the tenants below, too."""
+
+    tenant_id: UUID
+    time_zone: str = ""
+    """Empty for that of the tenant above."""
+    require_approval: bool = False
+    freezes: tuple[Freeze, ...] = ()
+    updated_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change."""
+        return etag_of(
+            self.tenant_id,
+            self.time_zone,
+            self.require_approval,
+            *(part for one in self.freezes for part in one.stored().values()),
+        )
+
+    def snapshot(self) -> PolicySettingsSnapshot:
+        """The settings as events have them."""
+        return PolicySettingsSnapshot(
+            time_zone=self.time_zone,
+            require_approval=self.require_approval,
+            freezes=tuple(
+                FreezeSnapshot(name=one.name, first_day=str(one.first), last_day=str(one.last))
+                for one in self.freezes
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InEffect:
+    """What counts for an organisation, of all tenants from the root to it."""
+
+    zone: ZoneInfo
+    require_approval: bool
+    freezes: tuple[Freeze, ...]
+
+    @classmethod
+    def of(cls, line: Sequence[Settings]) -> InEffect:
+        """What counts of what tenants say, the root first."""
+        names = [one.time_zone for one in line if one.time_zone]
+        zone = zone_of(names[-1] if names else UTC_NAME) or ZoneInfo(UTC_NAME)
+        return cls(
+            zone,
+            any(one.require_approval for one in line),
+            tuple(freeze for one in line for freeze in one.freezes),
+        )
+
+    def freeze(self, now: datetime) -> Freeze | None:
+        """The freeze that counts at a time."""
+        today = now.astimezone(self.zone).date()
+        return next((one for one in self.freezes if one.first <= today <= one.last), None)
+
+    def check(self, now: datetime) -> None:
+        """Refuses to publish in a freeze.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        if found := self.freeze(now):
+            raise failed_precondition(
+                "POLICIES_FROZEN",
+                f"{found.name}: nothing is published from {found.first} to {found.last}; save a"
+                " draft, or publish it with urgent=true",
+            )
+
+
+def checked_freezes(freezes: Sequence[tuple[str, str, str]]) -> tuple[Freeze, ...]:
+    """Freezes by their names and days.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with the field.
+    """
+    if len(freezes) > MOST_FREEZES:
+        raise invalid_field("freezes", f"must have at most {MOST_FREEZES} items")
+    found: list[Freeze] = []
+    for index, (name, first, last) in enumerate(freezes):
+        where = f"freezes[{index}]"
+        if not name:
+            raise invalid_field(f"{where}.name", "must be given")
+        one = Freeze(name, _day(first, f"{where}.firstDay"), _day(last, f"{where}.lastDay"))
+        if one.last < one.first:
+            raise invalid_field(f"{where}.lastDay", "must not be before firstDay")
+        found.append(one)
+    return tuple(found)
+
+
+def _day(text: str, field_name: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise invalid_field(field_name, "must be a day such as 2027-06-03") from None

@@ -1,0 +1,202 @@
+"""Opens batches, and stops rollouts that do harm, with nobody watching.
+
+Every process runs it. A rollout is looked at by one at a time, and what becomes of it is decided
+and stored in one transaction that has its row: a process that dies in between has changed nothing,
+and another one decides anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import grpc
+
+from evergreen.v1 import telemetry_pb2, telemetry_pb2_grpc
+from servicekit.call import begin_background_call
+from servicekit.data.postgres import Connection, Database
+from servicekit.feeds.changes import Changes
+from servicekit.ids import Clock
+from servicekit.observability import logs
+from servicekit.observability.logs import Repeated
+from servicekit.rpc.values import timestamp
+from services.policy.rollouts import domain, store
+from services.policy.rollouts.domain import MOST_WATCHED, Counts, Rollout, State, Step
+from services.policy.rollouts.metrics import DEVICES, FAILED, ROLLOUTS
+from services.policy.rollouts.service import Rollouts, may_serve
+from services.policy.stamps.domain import bucket
+
+log = logs.get(__name__)
+
+LOOK_SECONDS = 15.0
+_TELEMETRY_SECONDS: Final = 5.0
+_ASKED_AT_ONCE: Final = 500
+_MOST_ASKED: Final = 5_000
+"""Devices of a rollout whose failures are looked for at a time, the last ones that got it."""
+_READ_AT_ONCE: Final = 1_000
+_FORGET_SECONDS: Final = 3_600.0
+
+
+class RolloutWorker:
+    """Looks at rollouts. The service runs its task."""
+
+    def __init__(
+        self,
+        database: Database,
+        rollouts: Rollouts,
+        telemetry: telemetry_pb2_grpc.TelemetryInternalServiceAsyncStub,
+        changes: Changes,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._rollouts = rollouts
+        self._telemetry = telemetry
+        self._changes = changes
+        self._clock = clock
+        self._forget_at = 0.0
+
+    async def run(self) -> None:
+        """Looks at all rollouts again and again, for as long as the service lives."""
+        outage = Repeated(log, "rollouts not looked at")
+        while True:
+            begin_background_call()
+            try:
+                await self.look()
+                outage.worked()
+            except Exception as error:
+                outage.failed(error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Looks at the rollouts that no other process has just looked at."""
+        now = self._clock()
+        async with self._database.system_transaction("rollouts of all tenants") as connection:
+            taken = await store.take(connection, LOOK_SECONDS / 2)
+            states = await store.count_states(connection)
+            if (moment := asyncio.get_running_loop().time()) >= self._forget_at:
+                await store.forget_devices(connection, now)
+                self._forget_at = moment + _FORGET_SECONDS
+        for state in domain.OPEN:
+            ROLLOUTS.labels(state.value).set(states.get(state, 0))
+        seen: Counter[str] = Counter()
+        for rollout in taken:
+            try:
+                seen.update(await self._look_at(rollout))
+            except Exception:
+                # The others go on.
+                FAILED.inc()
+                log.exception("rollout not looked at", rollout=str(rollout.id))
+        for name in ("served", "applied", "failed", "trouble", "lost"):
+            DEVICES.labels(name).set(seen[name])
+
+    async def _look_at(self, rollout: Rollout) -> dict[str, int]:
+        """Decides what becomes of a rollout; answers what was seen of its devices."""
+        known, expected = False, None
+        if rollout.live and rollout.is_open:
+            known = await self._ask_for_trouble(rollout)
+            if rollout.is_soaked(self._clock()):
+                expected = await self._expected(rollout)
+        async with self._database.system_transaction(
+            "what tenants above say counts, too"
+        ) as connection:
+            now = self._clock()
+            locked = await store.lock(connection, rollout)
+            if locked is None or not (locked.live or locked.is_open):
+                return {}
+            if locked.batch != rollout.batch:
+                expected = None
+            counts = replace(
+                await store.count(connection, locked, now), trouble_known=known, expected=expected
+            )
+            step = await self._step(connection, locked, counts, now)
+            if step is None:
+                await store.write_counts(connection, locked, counts)
+            after = await self._rollouts.put(connection, locked, step or Step(locked))
+        if after != locked:
+            await self._changes.catch_up()
+        return {
+            "served": counts.served,
+            "applied": counts.applied,
+            "failed": counts.failed,
+            "trouble": counts.trouble,
+            "lost": counts.lost,
+        }
+
+    async def _step(
+        self, connection: Connection, rollout: Rollout, counts: Counts, now: datetime
+    ) -> Step | None:
+        base = await store.base_of(connection, rollout.tenant_id, rollout.targets)
+        if base != rollout.base or not rollout.policy_name:
+            # The release before published, or deleted the policy: it knows no rollouts.
+            reason = "PUBLISHED" if rollout.policy_name else "POLICY_DELETED"
+            counted = replace(rollout, counts=counts)
+            return domain.superseded(counted, now, keep=False, reason=reason)
+        if rollout.state is State.ROLLED_BACK:
+            all_back = counts.returned >= counts.served + counts.excused
+            watched = rollout.ended_at is not None and now - rollout.ended_at > MOST_WATCHED
+            if not (all_back or watched):
+                return None
+            return Step(domain.forgotten(replace(rollout, counts=counts)))
+        effect = await self._rollouts.in_effect(connection, rollout.tenant_id)
+        return domain.judged(rollout, counts, now, may_open=may_serve(rollout, effect, now))
+
+    async def _ask_for_trouble(self, rollout: Rollout) -> bool:
+        """Notes devices that tell of failures; answers whether telemetry could be asked."""
+        async with self._database.system_transaction("rollouts of all tenants") as connection:
+            served = await store.served(connection, rollout, _MOST_ASKED)
+        found: list[UUID] = []
+        try:
+            for start in range(0, len(served), _ASKED_AT_ONCE):
+                found += await self._troubled(rollout, served[start : start + _ASKED_AT_ONCE])
+        except grpc.aio.AioRpcError as away:
+            log.info("failures of devices unknown", error=str(away.code()))
+            return False
+        if found:
+            async with self._database.system_transaction("rollouts of all tenants") as connection:
+                await store.note_trouble(connection, rollout, found)
+        return True
+
+    async def _troubled(
+        self, rollout: Rollout, served: Sequence[tuple[UUID, datetime]]
+    ) -> list[UUID]:
+        answer = await self._telemetry.ListDeviceVitals(
+            telemetry_pb2.ListDeviceVitalsRequest(
+                tenant_id=str(rollout.tenant_id),
+                devices=[
+                    telemetry_pb2.DeviceSince(device_id=str(device), since=timestamp(at))
+                    for device, at in served
+                ],
+            ),
+            timeout=_TELEMETRY_SECONDS,
+        )
+        return [
+            UUID(one.device_id)
+            for one in answer.devices
+            if one.failures_since and not one.failures_before
+        ]
+
+    async def _expected(self, rollout: Rollout) -> int:
+        """How many devices are in the open batches of a rollout."""
+        found, after = 0, None
+        while True:
+            async with self._database.system_transaction("rollouts of all tenants") as connection:
+                page = await store.registered(connection, rollout.tenant_id, after, _READ_AT_ONCE)
+            for device_id, group_ids in page:
+                if _is_for(rollout, device_id, group_ids) and (
+                    bucket(rollout.salt, str(device_id)) < rollout.below
+                    or not rollout.open_groups.isdisjoint(group_ids)
+                ):
+                    found += 1
+            if len(page) < _READ_AT_ONCE:
+                return found
+            after = page[-1][0]
+
+
+def _is_for(rollout: Rollout, device_id: UUID, group_ids: Sequence[UUID]) -> bool:
+    targets = rollout.targets.ids
+    return not targets or device_id in targets or any(one in targets for one in group_ids)

@@ -1,0 +1,1 @@
+"""What is seen of devices while something is rolled out to them."""

@@ -1,0 +1,63 @@
+"""The SQL of what is seen of devices while something is rolled out to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from servicekit.data.postgres import Connection, columns
+from services.policy.deleted_devices import DELETED
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a device since it was last written."""
+
+    rollout_id: UUID
+    device_id: UUID
+    tenant_id: UUID
+    seen_at: datetime
+    deliveries: int
+    applied: bool
+    returned: bool
+
+
+async def write_seen(connection: Connection, seen: Sequence[Seen]) -> None:
+    """Stores what was seen of devices that are not deleted, in rollouts that are looked at."""
+    await DELETED.keep_out(connection)
+    await connection.execute(
+        "INSERT INTO policy.rollout_device AS o (rollout_id, device_id, tenant_id, seen_at,"
+        " delivered_at, deliveries, applied_at, returned_at)"
+        " SELECT u.rollout_id, u.device_id, u.tenant_id, u.seen_at,"
+        " CASE WHEN u.applied OR u.deliveries > 0 THEN u.seen_at END, u.deliveries,"
+        " CASE WHEN u.applied THEN u.seen_at END, CASE WHEN u.returned THEN u.seen_at END"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::integer[],"
+        " $6::boolean[], $7::boolean[]) AS u (rollout_id, device_id, tenant_id, seen_at,"
+        " deliveries, applied, returned)"
+        " JOIN policy.rollout r ON r.id = u.rollout_id AND r.tenant_id = u.tenant_id AND r.live"
+        f" WHERE {DELETED.condition('u.device_id')} ORDER BY u.rollout_id, u.device_id"
+        " ON CONFLICT (rollout_id, device_id) DO UPDATE SET"
+        " seen_at = greatest(o.seen_at, excluded.seen_at),"
+        " delivered_at = coalesce(o.delivered_at, excluded.delivered_at),"
+        " deliveries = o.deliveries + excluded.deliveries,"
+        " applied_at = coalesce(o.applied_at, excluded.applied_at),"
+        # One that got it again has it again.
+        " returned_at = CASE WHEN excluded.delivered_at IS NOT NULL THEN NULL"
+        " ELSE coalesce(o.returned_at, excluded.returned_at) END",
+        *columns(
+            [
+                (
+                    one.rollout_id,
+                    one.device_id,
+                    one.tenant_id,
+                    one.seen_at,
+                    one.deliveries,
+                    one.applied,
+                    one.returned,
+                )
+                for one in seen
+            ]
+        ),
+    )

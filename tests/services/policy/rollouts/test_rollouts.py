@@ -1,0 +1,318 @@
+"""Rollouts of versions: who gets them, what stops them, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from evergreen.v1 import policy_pb2
+from services.policy.rollouts import worker
+from tests.conftest import MakeKit, ServeService
+from tests.services.policy.delivery.test_delivery import internal
+from tests.services.policy.rollouts.school import NEW, OLD, School, opened
+from tests.support.policy import ORG, SISTER, Admin
+from tests.support.refusals import refusal
+from tests.support.servers import TestDatabase
+from tests.support.stack import PATIENCE
+
+TENTH = policy_pb2.RolloutPlan(
+    batches=[
+        policy_pb2.RolloutBatch(name="first", percent=10, soak="1h"),
+        policy_pb2.RolloutBatch(name="all", percent=100, soak="1h"),
+    ]
+)
+BACK = policy_pb2.RolloutPlan(batches=TENTH.batches, on_failure="ROLL_BACK")
+
+
+@pytest_asyncio.fixture
+async def school(
+    make_kit: MakeKit,
+    serve: ServeService,
+    database: TestDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[School]:
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0.25)
+    async with opened(make_kit, serve, database) as found:
+        yield found
+
+
+async def with_devices(school: School, count: int) -> str:
+    """Devices with an old version; answers the policy."""
+    policy = await school.world.admin.published(ORG.id, OLD)
+    await school.enroll(count)
+    assert len(school.having("https://old")) == count
+    return str(policy.id)
+
+
+async def names(school: School) -> list[str]:
+    """What was told of rollouts."""
+    found = [event["type"] for event in await school.world.events()]
+    return [one.rpartition("rollout_")[2] for one in found if ".policy.rollout_" in f".{one}"]
+
+
+async def test_a_version_comes_in_batches_and_is_in_force_at_the_end(school: School) -> None:
+    """No device outside of the batch gets it, one that enrolls gets what is proven, and the end
+    brings nothing to those that have it."""
+    policy_id = await with_devices(school, 60)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    assert (begun.state, begun.batch, begun.serving) == ("RUNNING", 1, True)
+    await school.quiet()
+    first = school.having("https://new")
+    assert 0 < len(first) < 20
+    await school.counted(begun.id, served=len(first), applied=len(first))
+    question = policy_pb2.GetDevicePolicyRequest(tenant_id=str(ORG.id), first=True)
+    assert b"https://old" in (await internal(school.world, "GetDevicePolicy", question)).envelope
+    shown = await school.world.admin.call("GetPolicy", id=policy_id)
+    assert (shown.rollout_id, shown.version, shown.signed) == (begun.id, "1", False)
+    school.later(hours=1.1)
+    await school.poll()
+    async with asyncio.timeout(PATIENCE):
+        while (await school.rollout(begun.id)).batch != 2:
+            await asyncio.sleep(0.1)
+    await school.quiet()
+    assert len(school.having("https://new")) == 60
+    await school.counted(begun.id, applied=60)
+    school.later(hours=1.1)
+    await school.poll()
+    await school.looked("COMPLETED", begun.id)
+    # Quiet afterwards: whoever has it is left alone.
+    assert await school.poll() == 0
+    await school.quiet()
+    assert all(len(one.numbers) == 2 for one in school.laptops)
+    (fresh,) = await school.enroll(1)
+    assert fresh.homepage == "https://new"
+    assert b"https://new" in (await internal(school.world, "GetDevicePolicy", question)).envelope
+    shown = await school.world.admin.call("GetPolicy", id=policy_id)
+    assert (shown.rollout_id, shown.version, shown.signed) == ("", begun.version, True)
+    assert await names(school) == [
+        "created",
+        "started",
+        "batch_opened",
+        "batch_passed",
+        "batch_opened",
+        "batch_passed",
+        "completed",
+    ]
+
+
+@pytest.mark.parametrize("reason", ["NOT_APPLIED", "WENT_SILENT", "TROUBLE"])
+async def test_a_bad_version_stops_at_its_first_batch(school: School, reason: str) -> None:
+    """By each criterion, of 200 devices, with nobody watching; what can be reached goes back, and
+    the rest is listed."""
+    policy_id = await with_devices(school, 200)
+    if reason == "NOT_APPLIED":
+        for one in school.laptops:
+            one.applies = False
+    begun = await school.roll_out(NEW, BACK, policy_id)
+    async with asyncio.timeout(PATIENCE):
+        while not await school.poll():
+            await asyncio.sleep(0.1)
+    got = [one for one in school.laptops if len(one.numbers) == 2]
+    assert 5 <= len(got) <= 40
+    if reason == "NOT_APPLIED":
+        for _ in range(4):
+            await school.poll()
+    elif reason == "TROUBLE":
+        await school.counted(begun.id, served=len(got))
+        school.telemetry.failing = {one.id for one in got}
+        # Those that failed before prove nothing.
+        school.telemetry.failed_before = {school.laptops[0].id}
+    else:
+        await school.counted(begun.id, served=len(got))
+        for one in got:
+            one.is_on = False
+        school.later(minutes=11)
+        await school.poll()
+    stopped = await school.looked("ROLLED_BACK", begun.id)
+    assert (stopped.reason, stopped.batch) == (reason, 1)
+    for one in school.laptops:
+        one.applies = True
+    await school.quiet()
+    # Nobody else ever got it.
+    assert len([one for one in school.laptops if len(one.numbers) > 1]) == len(got)
+    reached = [one for one in got if one.is_on]
+    assert all(one.homepage == "https://old" for one in reached)
+    listed = await school.call("ListRolloutDevices", rollout_id=begun.id, state="LOST")
+    silent = {one.id for one in got if not one.is_on}
+    assert {one.device_id for one in listed.devices} == silent
+    assert bool(silent) == (reason == "WENT_SILENT")
+    if reason != "NOT_APPLIED":
+        await school.counted(begun.id, returned=len(reached))
+    events = [one for one in await school.world.events() if one["type"].endswith("_stopped")]
+    assert len(events) == 1
+    assert 0 < len(events[0]["data"]["after"]["devices"]) <= 20
+    # Who comes back later gets what is in force, too.
+    for one in got:
+        one.is_on = True
+    await school.quiet()
+    assert len(school.having("https://old")) == 200
+
+
+async def test_lids_that_close_for_all_stop_nothing(school: School) -> None:
+    """Devices without it went silent at the same time; and without telemetry no batch passes."""
+    policy_id = await with_devices(school, 60)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    school.telemetry.down = True
+    await school.quiet()
+    served = len(school.having("https://new"))
+    await school.counted(begun.id, applied=served)
+    school.later(minutes=30)
+    await school.counted(begun.id, lost=served, control_lost=60 - served)
+    school.later(minutes=60)
+    await asyncio.sleep(1)
+    assert (await school.rollout(begun.id)).batch == 1
+    school.telemetry.down = False
+    async with asyncio.timeout(PATIENCE):
+        while (await school.rollout(begun.id)).batch != 2:
+            await asyncio.sleep(0.1)
+
+
+async def test_paused_resumed_canceled(school: School) -> None:
+    """Devices keep what they have, and the next publish reaches all."""
+    policy_id = await with_devices(school, 40)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    await school.quiet()
+    first = len(school.having("https://new"))
+    assert first
+    paused = await school.call("PauseRollout", id=begun.id, reason="Lunch", etag=begun.etag)
+    assert (paused.state, paused.serving, paused.detail) == ("PAUSED", False, "Lunch")
+    assert await school.call("PauseRollout", id=begun.id) == paused
+    stale = await refusal(school.call("CancelRollout", id=begun.id, etag=begun.etag))
+    assert stale.code is grpc.StatusCode.ABORTED
+    await school.enroll(40)
+    await school.quiet()
+    assert len(school.having("https://new")) == first
+    await school.call("ResumeRollout", id=begun.id)
+    await school.quiet()
+    more = len(school.having("https://new"))
+    assert more > first
+    canceled = await school.call("CancelRollout", id=begun.id, reason="No")
+    assert canceled.state == "CANCELED"
+    await school.quiet()
+    assert len(school.having("https://new")) == more
+    for method in ("PauseRollout", "ResumeRollout", "AdvanceRollout", "ApproveRollout"):
+        refused = await refusal(school.call(method, id=begun.id))
+        assert refused.reason == "ROLLOUT_STATE"
+    # Another one may follow, and three contents are side by side.
+    third: dict[str, Any] = {"browser": {"homepage": "https://third"}}
+    second = await school.roll_out(third, TENTH, policy_id)
+    await school.quiet()
+    assert {one.homepage for one in school.laptops} == {
+        "https://old",
+        "https://new",
+        "https://third",
+    }
+    await school.call("AdvanceRollout", id=second.id, reason="Now")
+    await school.quiet()
+    assert len(school.having("https://third")) == 80
+    await school.call("AdvanceRollout", id=second.id)
+    assert (await school.rollout(second.id)).state == "COMPLETED"
+    assert await school.poll() == 0
+    await school.world.admin.call("RollbackPolicy", id=policy_id, version="1")
+    await school.quiet()
+    assert len(school.having("https://old")) == 80
+
+
+async def test_one_rollout_at_a_time(school: School) -> None:
+    """A plan is refused while another one runs, a plain publish ends it."""
+    policy_id = await with_devices(school, 20)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    refused = await refusal(school.roll_out(NEW, TENTH))
+    assert refused.reason == "ROLLOUT_RUNNING"
+    other = await school.roll_out(NEW, TENTH, supersede=True)
+    assert (await school.rollout(begun.id)).state == "SUPERSEDED"
+    await school.world.admin.call("PublishPolicy", id=policy_id)
+    assert (await school.rollout(other.id)).state == "SUPERSEDED"
+    await school.quiet()
+    assert len(school.having("https://new")) == 20
+    third = await school.roll_out(OLD, TENTH, policy_id)
+    await school.world.admin.call("WithdrawPolicy", id=policy_id)
+    ended = await school.rollout(third.id)
+    assert (ended.state, ended.reason) == ("SUPERSEDED", "WITHDRAWN")
+
+
+async def test_a_group_gets_a_version_in_batches(school: School) -> None:
+    """And all others nothing; a batch may be a group."""
+    await with_devices(school, 10)
+    registry = school.world.neighbours.registry
+    group, pilots = registry.group(ORG.id, "staff", 10), registry.group(ORG.id, "pilots", 20)
+    staff = await school.enroll(10, group)
+    pilot = await school.enroll(3, *sorted((group, pilots)))
+    admin = school.world.admin
+    targets = policy_pb2.PolicyTargetsChange(group_ids=[str(group)])
+    policy = await admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="Staff", bundle=NEW, targets=targets
+    )
+    plan = policy_pb2.RolloutPlan(
+        batches=[policy_pb2.RolloutBatch(group_ids=[str(pilots)], soak="1h")]
+    )
+    answer = await admin.call("PublishPolicy", id=policy.id, plan=plan)
+    await school.quiet()
+    assert school.having("https://new") == pilot
+    await school.call("AdvanceRollout", id=answer.rollout_id)
+    await school.quiet()
+    assert school.having("https://new") == staff + pilot
+    await school.call("AdvanceRollout", id=answer.rollout_id)
+    before = [list(one.numbers) for one in school.laptops]
+    await school.quiet()
+    assert [one.numbers for one in school.laptops] == before
+    assert school.having("https://new") == staff + pilot
+
+
+async def test_bad_plans_are_refused(school: School) -> None:
+    """With the field, and nothing is published."""
+    policy_id = await with_devices(school, 0)
+    batch = policy_pb2.RolloutBatch
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"batches": [batch(name="x")]}, "plan.batches[0]"),
+        ({"batches": [batch(percent=10), batch(percent=10)]}, "plan.batches[1].percent"),
+        ({"batches": [batch(percent=10, soak="1y")]}, "plan.batches[0].soak"),
+        ({"batches": [batch(percent=10, soak="40d")]}, "plan.batches[0].soak"),
+        ({"batches": [batch(percent=10)], "preset": "now"}, "plan.preset"),
+        ({"batches": [batch(group_ids=[policy_id])]}, "plan.batches[0].groupIds[0]"),
+        ({"windows": ["when it rains"]}, "plan.windows[0]"),
+        (
+            {"health": policy_pb2.RolloutHealth(confirm_within="soon")},
+            "plan.health.confirmWithin",
+        ),
+    ]
+    for plan, field in bad:
+        refused = await refusal(
+            school.world.admin.call(
+                "PublishPolicy", id=policy_id, plan=policy_pb2.RolloutPlan(**plan)
+            )
+        )
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.fields == [field]
+    refused = await refusal(school.world.admin.call("PublishPolicy", id=policy_id, note="Why"))
+    assert refused.fields == ["note"]
+    assert (await school.call("ListRollouts")).rollouts == []
+
+
+async def test_no_other_tenant_sees_or_steers_a_rollout(school: School) -> None:
+    """Nor does an Auditor steer one."""
+    policy_id = await with_devices(school, 5)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    steering = [
+        f"{verb}Rollout" for verb in ("Approve", "Pause", "Resume", "Advance", "Cancel", "RollBack")
+    ]
+    channel = school.world.channel
+    for method in ("GetRollout", *steering):
+        refused = await refusal(school.call(method, Admin(channel, SISTER.id), id=begun.id))
+        assert refused.code is grpc.StatusCode.NOT_FOUND
+    refused = await refusal(
+        school.call("ListRolloutDevices", Admin(channel, SISTER.id), rollout_id=begun.id)
+    )
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+    assert (await school.call("ListRollouts", Admin(channel, SISTER.id))).rollouts == []
+    auditor = Admin(channel, ORG.id, "Auditor")
+    for method in steering:
+        refused = await refusal(school.call(method, auditor, id=begun.id))
+        assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+    assert (await school.call("GetRollout", auditor, id=begun.id)).state == "RUNNING"
+    assert len((await school.call("ListRollouts", auditor)).rollouts) == 1
