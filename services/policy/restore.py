@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from contract.events.policy import PolicyPublished, PolicyRolledBack
+from contract.events.policy import PolicyPublished, PolicyRolledBack, RolloutCreated
 from servicekit.data.backup import Connection, Recorded, Tables
 from services.policy.keys.service import PURPOSE
 
@@ -47,7 +47,7 @@ class Known:
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
         if (
-            entry.action in {PolicyPublished.NAME, PolicyRolledBack.NAME}
+            entry.action in {PolicyPublished.NAME, PolicyRolledBack.NAME, RolloutCreated.NAME}
             and "version" in entry.after
         ):
             self.version(entry.tenant_id, int(entry.after["version"]))
@@ -84,4 +84,12 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
         await connection.execute(
             "UPDATE policy.stamps SET stands = false, changed_xid = pg_current_xact_id()"
             " WHERE stands AND (cause = 'layers' OR NOT shared)"
+        )
+    has_rollouts: bool = await connection.fetchval("SELECT to_regclass('policy.rollout') NOTNULL")
+    if has_rollouts:
+        # What devices did since the backup is not known: somebody looks before one goes on.
+        await connection.execute(
+            "UPDATE policy.rollout SET state = 'PAUSED', reason = 'RESTORED', detail = '',"
+            " serves = false, revision = revision + 1, changed_xid = pg_current_xact_id()"
+            " WHERE state IN ('SCHEDULED', 'RUNNING')"
         )

@@ -188,6 +188,14 @@ def test_every_action_is_in_the_audit_log(stack: Stack, root: httpx.Client) -> N
         orgId=org.id,
         mode="OBSERVE",
     )
+    me.do(
+        "policy.settings_updated",
+        f"tenants/{org.id}/policy-settings",
+        "PATCH",
+        "/api/policy-settings",
+        orgId=org.id,
+        timeZone="Europe/Berlin",
+    )
     for what, action in {
         "devices": "telemetry.devices_exported",
         "events": "telemetry.events_exported",
@@ -466,6 +474,7 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "RollbackPolicy": "policy.rolled_back",
         "WithdrawPolicy": "policy.withdrawn",
         "SyncDevice": "policy.device_sync_requested",
+        "UpdatePolicySettings": "policy.settings_updated",
         "UpdateEventRetention": "telemetry.event_retention_updated",
         "UpdateAttestationGate": "policy.attestation_gate_updated",
         "ImportEndorsementKeys": "attestation.endorsement_keys_imported",
@@ -552,6 +561,13 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateRegistration",
         "BatchUpdateRegistrations",
         "BatchImportRegistrations",
+        # tests/services/policy/rollouts
+        "ApproveRollout",
+        "PauseRollout",
+        "ResumeRollout",
+        "AdvanceRollout",
+        "CancelRollout",
+        "RollBackRollout",
         # tests/services/audit/reports
         "CreateReport",
         "DeleteReport",

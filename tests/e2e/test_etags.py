@@ -112,6 +112,11 @@ def _published(org: Org) -> Made:
     return Made(made["id"], made, f"/api/policies/{made['id']}")
 
 
+def _policy_settings(org: Org) -> Made:
+    path = f"/api/policy-settings?orgId={org.id}"
+    return Made(org.id, ok(org.root.get(path)), path)
+
+
 def _user(org: Org) -> Made:
     made = ok(
         org.root.post(
@@ -296,6 +301,7 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "RollbackPolicy": (_published, {"version": "1"}),
     "UpdateEventRetention": (_retention, {"days": 30}),
     "UpdateAttestationGate": (_gate, {"mode": "OBSERVE"}),
+    "UpdatePolicySettings": (_policy_settings, {"timeZone": "Europe/Berlin"}),
     "UpdateReferenceValue": (_reference, {"state": "ACTIVE"}),
     "DeleteReferenceValue": (_reference, {}),
     "UpdateForwarder": (_forwarder, {"name": "Other"}),
@@ -322,6 +328,12 @@ _KEEP_IT = {
 }
 """They answer the resource as it was."""
 _STEPS_OF_A_LIFE = {
+    "ApproveRollout",
+    "PauseRollout",
+    "ResumeRollout",
+    "AdvanceRollout",
+    "CancelRollout",
+    "RollBackRollout",
     "ArchiveTenant",
     "RestoreTenant",
     "DeleteTenant",
@@ -494,6 +506,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         "PATCH",
         "/api/alert-rules",
         {"recipients": {"roles": ["Admin"]}},
+    ),
+    "policy.settings_updated": (
+        _policy_settings,
+        "PATCH",
+        "/api/policy-settings",
+        {"requireApproval": True},
     ),
     "identity.sso_provider_updated": (
         _provider,

@@ -26,6 +26,7 @@ class Victim:
     agent: Agent
     pending: str
     policy: dict[str, Any]
+    rollout: str
     token: dict[str, Any]
     credential: dict[str, Any]
     user: dict[str, Any]
@@ -119,6 +120,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         agent,
         pending["id"],
         policy,
+        ok(org.owner.post(f"/api/policies/{policy['id']}/publish", json={"plan": {}}))["rolloutId"],
         token,
         credential,
         user,
@@ -296,6 +298,17 @@ _NAMED: dict[str, Case] = {
     "PolicyService/UpdateAttestationGate": _in_org(mode="OBSERVE"),
     "PolicyService/PreviewAttestationGate": _list,
     "PolicyService/SyncDevice": _by_id(_device),
+    "PolicyRolloutService/ListRollouts": _list,
+    "PolicyRolloutService/GetRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/ListRolloutDevices": lambda v, _: {"rollout_id": v.rollout},
+    "PolicyRolloutService/ApproveRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/PauseRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/ResumeRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/AdvanceRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/CancelRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/RollBackRollout": _by_id(lambda v: v.rollout),
+    "PolicyRolloutService/GetPolicySettings": _list,
+    "PolicyRolloutService/UpdatePolicySettings": _in_org(time_zone="Europe/Berlin"),
     "InventoryService/ListDevices": _list,
     "InventoryService/GetDevice": _by_id(_device),
     "InventoryService/ExportDevices": _list,
