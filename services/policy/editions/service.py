@@ -110,7 +110,7 @@ class Editions:
         ]
         if targets and (rolled := await store.rolled_out(connection, tenant_id, targets)):
             layers = [one for one in layers if one.source.tenant_id != tenant_id]
-            layers.append(InForce(_source(levels[tenant_id], rolled), rolled.own))
+            layers.append(InForce(source_of(levels[tenant_id], rolled), rolled.own))
         for bound in await store.bound(connection, tenant_id, targets) if targets else ():
             source = source_of(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
             named = replace(source, target_id=bound.target_id, target_name=bound.alias)
