@@ -72,6 +72,7 @@ _AUTHORED: Final = {
     "bundle": _MASKED,
     "inForce": True,
     "hasUnpublishedChanges": False,
+    "rolloutId": "",
     "etag": "12",
     "warnings": [],
 }

@@ -1,0 +1,346 @@
+"""`evergreen rollouts`: versions of policies that come to devices in batches."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import ALL, Org, group_of, org_id
+from cli.policies import found_policy
+from cli.session import session
+from cli.tables import table
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+app = typer.Typer(
+    name="rollouts",
+    help="Rollouts of policies: create, watch, pause, resume, approve, cancel, roll back; freezes.",
+    no_args_is_help=True,
+)
+
+Rollout = Annotated[
+    str, typer.Argument(help="The rollout: its id, or the policy's name for the one that is open.")
+]
+Reason = Annotated[str, typer.Option(help="Why, for people to read.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+_FAILED: Final = 2
+_COLUMNS: Final = ("POLICY", "VERSION", "STATE", "BATCH", "GOT IT", "APPLIED", "ID")
+_DEVICE_COLUMNS: Final = ("DEVICE", "STATE", "TROUBLE", "SEEN")
+
+
+@app.command()
+def create(
+    policy: Annotated[str, typer.Argument(help="The policy, by its name or id.")],
+    percents: Annotated[
+        str, typer.Option("--batches", help="Percents of devices, such as 1,10,50.")
+    ] = "",
+    groups: Annotated[
+        list[str] | None, typer.Option("--pilot", help="A group that gets it first; repeatable.")
+    ] = None,
+    soak: Annotated[str, typer.Option(help="How long each batch is open at least.")] = "24h",
+    roll_back: Annotated[
+        bool, typer.Option("--roll-back", help="Take it back when a limit is broken.")
+    ] = False,
+    windows: Annotated[
+        list[str] | None,
+        typer.Option("--window", help="When devices get it, as 'Mon-Fri 16:00-07:00'; repeatable."),
+    ] = None,
+    urgent: Annotated[bool, typer.Option("--urgent", help="Also in freezes.")] = False,
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="End a rollout to the same devices.")
+    ] = False,
+    note: Annotated[str, typer.Option(help="A note for people to read.")] = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Roll a policy out as it is now: 1, 10, 50 and 100 percent, unless batches are given."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = found_policy(api, org, policy)
+        batches: list[dict[str, Any]] = []
+        if groups:
+            ids = [group_of(api, found["orgId"], alias)["id"] for alias in groups]
+            batches.append({"name": "pilots", "groupIds": ids, "soak": soak})
+        for percent in filter(None, percents.split(",")):
+            if not percent.strip().isdecimal():
+                raise CliError(f"{percent}: --batches takes percents, such as 1,10,50")
+            name = f"{percent.strip()} %"
+            batches.append({"name": name, "percent": int(percent), "soak": soak})
+        plan: dict[str, Any] = {"batches": batches} if batches else {"preset": "careful"}
+        plan |= {"onFailure": "ROLL_BACK" if roll_back else "PAUSE", "windows": windows or []}
+        body = {"plan": plan, "urgent": urgent, "supersede": supersede, "note": note}
+        answer = api.post(f"/api/policies/{found['id']}/publish", body)
+        _tell(api.get(f"/api/rollouts/{answer['rolloutId']}"))
+
+
+@app.command("list")
+def list_rollouts(
+    every: Annotated[bool, typer.Option("--all", help="Also those that are at their end.")] = False,
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the rollouts of an organisation, the newest first."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        asked = {"orgId": org_id(api, org), **({} if every else {"onlyOpen": "true"})}
+        found = list(api.pages("/api/rollouts", "rollouts", ALL, **asked))
+        for line in (
+            [json.dumps(one, ensure_ascii=False) for one in found]
+            if as_json
+            else table(_COLUMNS, [_row(one) for one in found])
+        ):
+            typer.echo(line)
+
+
+@app.command()
+def show(
+    rollout: Rollout,
+    devices: Annotated[
+        str, typer.Option(help="List devices: ALL, or WAITING, DELIVERED, APPLIED, FAILED, LOST.")
+    ] = "",
+    org: Org = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show a rollout, and how its devices do."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(f"/api/rollouts/{_id_of(api, org, rollout)}")
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False))
+        else:
+            _tell(found)
+        if devices:
+            wanted = {} if devices == "ALL" else {"state": devices}
+            path = f"/api/rollouts/{found['id']}/devices"
+            seen = list(api.pages(path, "devices", ALL, **wanted))
+            for line in (
+                [json.dumps(one, ensure_ascii=False) for one in seen]
+                if as_json
+                else table(_DEVICE_COLUMNS, [_device_row(one) for one in seen])
+            ):
+                typer.echo(line)
+
+
+@app.command()
+def approve(
+    rollout: Rollout,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Let a rollout that somebody else asked for begin, or go on."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "approve", None)
+
+
+@app.command()
+def pause(
+    rollout: Rollout,
+    reason: Reason = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Give it to no more devices for now; those that have it keep it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "pause", reason)
+
+
+@app.command()
+def resume(
+    rollout: Rollout,
+    reason: Reason = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Go on; after a stop by itself a reason is needed."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "resume", reason)
+
+
+@app.command()
+def advance(
+    rollout: Rollout,
+    reason: Reason = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Open the next batch at once; behind the last one the version is in force."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "advance", reason)
+
+
+@app.command()
+def cancel(
+    rollout: Rollout,
+    reason: Reason = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """End it; devices that have it keep it until the next publish."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "cancel", reason)
+
+
+@app.command()
+def rollback(
+    rollout: Rollout,
+    reason: Reason = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """End it, and give devices that have it what is in force."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _act(api, org, rollout, "roll-back", reason)
+
+
+@app.command()
+def settings(
+    time_zone: Annotated[
+        str | None, typer.Option(help="Of windows and freezes, as Europe/Berlin.")
+    ] = None,
+    approval: Annotated[
+        bool | None,
+        typer.Option(
+            "--approval/--no-approval", help="Whether a second person approves publishes."
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Days without publishes: 'Exams=2027-06-03..2027-06-14'; repeatable."),
+    ] = None,
+    unfreeze: Annotated[
+        list[str] | None, typer.Option(help="A freeze to remove, by its name; repeatable.")
+    ] = None,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show or change how an organisation publishes: approval, freezes, time zone."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        asked = org_id(api, org)
+        found = api.get("/api/policy-settings", orgId=asked)
+        change: dict[str, Any] = {}
+        if time_zone is not None:
+            change["timeZone"] = time_zone
+        if approval is not None:
+            change["requireApproval"] = approval
+        if freeze or unfreeze:
+            kept = [one for one in found["freezes"] if one["name"] not in (unfreeze or ())]
+            change["freezes"] = {"items": kept + [_freeze(text) for text in freeze or ()]}
+        if change:
+            body = {"orgId": asked, "etag": found["etag"], **change}
+            found = api.patch("/api/policy-settings", body)
+        typer.echo(f"time zone: {found['timeZone'] or 'as above, or UTC'}")
+        typer.echo(f"a second person approves: {'yes' if found['requireApproval'] else 'no'}")
+        for one in found["freezes"]:
+            typer.echo(f"frozen: {one['name']}, {one['firstDay']} to {one['lastDay']}")
+
+
+def _freeze(text: str) -> dict[str, str]:
+    name, _, days = text.rpartition("=")
+    first, _, last = days.partition("..")
+    if not name or not last:
+        raise CliError(f"{text}: a freeze is such as 'Exams=2027-06-03..2027-06-14'")
+    return {"name": name, "firstDay": first, "lastDay": last}
+
+
+def _act(api: Api, org: str, rollout: str, verb: str, reason: str | None) -> None:
+    body = {} if reason is None else {"reason": reason}
+    _tell(api.post(f"/api/rollouts/{_id_of(api, org, rollout)}/{verb}", body))
+
+
+def _id_of(api: Api, org: str, named: str) -> str:
+    """A rollout's id, by that or by the name of its policy.
+
+    Raises:
+        CliError: there is none.
+    """
+    found = list(api.pages("/api/rollouts", "rollouts", ALL, orgId=org_id(api, org)))
+    for one in found:
+        if one["id"] == named:
+            return named
+    of_policy = [one for one in found if named in {one["policyName"], one["policyId"]}]
+    is_open = [one for one in of_policy if not one.get("endedAt")]
+    for one in is_open or of_policy:
+        return str(one["id"])
+    raise CliError(f"no rollout {named}; `rollouts list --all` shows them")
+
+
+def _tell(found: Any) -> None:
+    batches = found["plan"]["batches"]
+    why = f": {found['reason']}" if found["reason"] else ""
+    why += f", {found['detail']}" if found["detail"] else ""
+    typer.echo(f"{found['policyName']} v{found['version']} is {found['state']}{why}")
+    if found["batch"]:
+        name = batches[found["batch"] - 1]["name"]
+        held = "" if found["serving"] else "; devices get nothing now"
+        typer.echo(f"batch {found['batch']} of {len(batches)} ({name}){held}")
+    counts = found.get("counts")
+    if counts:
+        trouble = counts.get("trouble")
+        typer.echo(
+            f"{counts['served']} got it: {counts['applied']} applied it, {counts['failed']} failed,"
+            f" {'?' if trouble is None else trouble} in trouble, {counts['lost']} silent"
+        )
+    typer.echo(f"id {found['id']}")
+
+
+def _row(found: Any) -> tuple[str, ...]:
+    counts = found.get("counts") or {}
+    return (
+        found["policyName"],
+        found["version"],
+        found["state"],
+        f"{found['batch']}/{len(found['plan']['batches'])}",
+        str(counts.get("served", "")),
+        str(counts.get("applied", "")),
+        found["id"],
+    )
+
+
+def _device_row(found: Any) -> tuple[str, ...]:
+    trouble = "yes" if found["trouble"] else ""
+    return found["deviceId"], found["state"], trouble, found["seenAt"]
