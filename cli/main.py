@@ -34,6 +34,7 @@ from cli import (
     policy_changes,
     postgres,
     reports,
+    rollouts,
     scim,
     service,
     service_accounts,
@@ -100,6 +101,7 @@ app.add_typer(devices.app)
 app.add_typer(groups.app)
 policies.app.command("simulate")(policy_changes.simulate)
 app.add_typer(policies.app)
+app.add_typer(rollouts.app)
 app.command("plan")(sets.plan)
 app.command("apply")(sets.apply)
 app.command("export")(sets.export)

@@ -30,13 +30,13 @@ from services.policy.gate.service import Gates
 from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
-from services.policy.sets.service import PolicySets
-from services.policy.simulation.service import Simulations
 from services.policy.rollouts.api import PublishingApi, RolloutApi
 from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
 from services.policy.rollouts.worker import RolloutWorker
+from services.policy.sets.service import PolicySets
 from services.policy.sightings.service import Sightings
+from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store

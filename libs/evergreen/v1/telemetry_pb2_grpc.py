@@ -216,6 +216,11 @@ class TelemetryInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
                 _registered_method=True)
+        self.ListDeviceVitals = channel.unary_unary(
+                '/evergreen.v1.TelemetryInternalService/ListDeviceVitals',
+                request_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryInternalServiceServicer:
@@ -244,6 +249,14 @@ class TelemetryInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeviceVitals(self, request, context):
+        """Counts the failures that devices told of before a moment and since, for
+        rollouts of policies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryInternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -261,6 +274,11 @@ def add_TelemetryInternalServiceServicer_to_server(servicer, server):
                     servicer.ListPersonRecords,
                     request_deserializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.SerializeToString,
+            ),
+            'ListDeviceVitals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceVitals,
+                    request_deserializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -345,6 +363,33 @@ class TelemetryInternalService:
             '/evergreen.v1.TelemetryInternalService/ListPersonRecords',
             evergreen_dot_v1_dot_person__pb2.ListPersonRecordsRequest.SerializeToString,
             evergreen_dot_v1_dot_person__pb2.ListPersonRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceVitals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.TelemetryInternalService/ListDeviceVitals',
+            evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsRequest.SerializeToString,
+            evergreen_dot_v1_dot_telemetry__pb2.ListDeviceVitalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

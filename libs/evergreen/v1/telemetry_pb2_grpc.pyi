@@ -98,6 +98,10 @@ class TelemetryInternalServiceStub:
     """Returns a page of what the service holds about a person in a tenant, for an
     export.
     """
+    ListDeviceVitals: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceVitalsRequest, _telemetry_pb2.ListDeviceVitalsResponse]
+    """Counts the failures that devices told of before a moment and since, for
+    rollouts of policies.
+    """
 
 @_typing.type_check_only
 class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
@@ -111,6 +115,10 @@ class TelemetryInternalServiceAsyncStub(TelemetryInternalServiceStub):
     ListPersonRecords: _aio.UnaryUnaryMultiCallable[_person_pb2.ListPersonRecordsRequest, _person_pb2.ListPersonRecordsResponse]  # type: ignore[assignment]
     """Returns a page of what the service holds about a person in a tenant, for an
     export.
+    """
+    ListDeviceVitals: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeviceVitalsRequest, _telemetry_pb2.ListDeviceVitalsResponse]  # type: ignore[assignment]
+    """Counts the failures that devices told of before a moment and since, for
+    rollouts of policies.
     """
 
 class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,6 +148,16 @@ class TelemetryInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_person_pb2.ListPersonRecordsResponse, _abc.Awaitable[_person_pb2.ListPersonRecordsResponse]]:
         """Returns a page of what the service holds about a person in a tenant, for an
         export.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeviceVitals(
+        self,
+        request: _telemetry_pb2.ListDeviceVitalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.ListDeviceVitalsResponse, _abc.Awaitable[_telemetry_pb2.ListDeviceVitalsResponse]]:
+        """Counts the failures that devices told of before a moment and since, for
+        rollouts of policies.
         """
 
 def add_TelemetryInternalServiceServicer_to_server(servicer: TelemetryInternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
