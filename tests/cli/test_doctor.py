@@ -48,6 +48,7 @@ from deploy.postgres import roles
 from servicekit.call import H_HOPS
 from servicekit.data import migrate, rights
 from servicekit.ids import now
+from servicekit.security import mode
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer
 from tests.support.mounted import Mounted
@@ -292,6 +293,27 @@ async def test_services_that_lag_behind() -> None:
     assert {status(good)[name] for name in services.NAMES[:-1]} == {"ok"}
     assert told(away) == ["SERVICE_UNREACHABLE"]
     assert status(away)[services.FEEDS] == "skipped"
+
+
+async def test_fips_mode_is_everywhere_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one module; who does not want it hears nothing of it."""
+
+    def uses(digest: str) -> str:
+        return f'evergreen_fips_info{{name="M",version="3.5",sha256="{digest}"}} 1\n'
+
+    with operations(uses("aa")) as one, operations(uses("bb")) as two, operations("") as without:
+        alike = await services.checks({"policy": one, "audit": one})
+        mixed = await services.checks({"policy": one, "audit": two, "telemetry": without})
+        off = await services.checks({"telemetry": without})
+        monkeypatch.setattr(mode, "_required", True)
+        wanted = await services.checks({"telemetry": without})
+    (seen,) = (check.seen for check in alike if check.name == services.FIPS)
+    assert seen == "M 3.5, SHA-256 aa"
+    found = {finding.code: finding.what for finding in findings(mixed)}
+    assert found["FIPS_OFF"] == "FIPS mode is off in telemetry."
+    assert "2 modules" in found["FIPS_MODULES_DIFFER"]
+    assert services.FIPS not in status(off)
+    assert "FIPS_OFF" in told(wanted)
 
 
 async def test_certificates_between_the_parts_that_end() -> None:
