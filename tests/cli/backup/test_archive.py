@@ -20,13 +20,13 @@ import pytest
 from auditlog.export import closing_line, entry_line, opening_line
 from cli.backup import catalog
 from cli.backup.archive import Header, Table, reading, writing
-from cli.backup.crypt import ArchiveError, Key, Lock
+from cli.backup.crypt import ArchiveError, Key, Lock, verifiable
 from cli.backup.facts import Facts, read_audit_export, read_retired
 from cli.backup.keys import MissingKeyError, SealedKeys
 from cli.backup.verify import UnknownSchemaError, check_schema
 from cli.errors import CliError
 from servicekit.data.migrate import all_migrations
-from servicekit.security import age_passphrase
+from servicekit.security import age_passphrase, approved_stream, mode
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer
 from tests.auditlog.test_chain import START, chain
@@ -133,6 +133,43 @@ def test_a_wrong_key_opens_nothing(tmp_path: Path, sealed: bytes, with_passphras
         read(path, Key(PASSPHRASE))
     with pytest.raises(ArchiveError, match="another one"):
         read(with_passphrase, Key(PASSPHRASE + "!"))
+
+
+def test_approved_archives_open_in_both_modes(
+    tmp_path: Path, with_passphrase: Path, sealed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a passphrase where new values are approved, for keys of P-256 always; those of age say
+    why FIPS mode does not open them."""
+    monkeypatch.setattr(approved_stream, "_ITERATIONS", 1000)
+    public, private = approved_stream.new_key_pair()
+    write(tmp_path / "k.backup", Lock(recipients=(public,)))
+    with pytest.raises(CliError, match="one kind"):
+        write(tmp_path / "m.backup", Lock(recipients=(public, *RECIPIENT.recipients)))
+    monkeypatch.setenv(mode.SUITES, mode.APPROVED)
+    write(tmp_path / "p.backup", Lock(PASSPHRASE))
+    with pytest.raises(CliError, match="ssh-keygen -t ecdsa"):
+        write(tmp_path / "m.backup", RECIPIENT)
+    assert read(with_passphrase, Key(PASSPHRASE))[0] == FILES
+    own, opens = verifiable(Lock(recipients=(public,)))
+    write(tmp_path / "v.backup", own)
+    ways = {
+        "k.backup": Key(identity=private),
+        "p.backup": Key(PASSPHRASE),
+        "v.backup": opens,
+    }
+    for required in (True, False):
+        monkeypatch.setattr(mode, "_required", required)
+        for name, key in ways.items():
+            assert read(tmp_path / name, key)[0] == FILES
+    other = approved_stream.new_key_pair()[1]
+    for name, key in (("k.backup", Key(identity=other)), ("p.backup", Key(PASSPHRASE + "!"))):
+        with pytest.raises(ArchiveError, match="another one"):
+            read(tmp_path / name, key)
+    monkeypatch.setattr(mode, "_required", True)
+    (tmp_path / "a.backup").write_bytes(sealed)
+    for path, key in ((with_passphrase, Key(PASSPHRASE)), (tmp_path / "a.backup", OPENS)):
+        with pytest.raises(CliError, match="made with age, whose algorithms FIPS mode forbids"):
+            read(path, key)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.7, 0.999])
