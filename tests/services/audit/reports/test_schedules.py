@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -312,3 +313,26 @@ async def test_a_broken_schedule_stops_no_other(world: World) -> None:
     )
     assert "time zone" in rows[0]["last_error"]
     assert rows[0]["not_before"] == world.time.now + timedelta(minutes=5)
+
+
+async def test_who_is_told_when_a_report_is_ready(world: World) -> None:
+    """One mail for each report, in both languages, without what is in it; nobody when it is said."""
+    made = await create(world, notify=["it@school.example", "it@school.example"])
+    assert list((await shown(world, made.id)).notify) == ["it@school.example"]
+    world.time.move(days=1)
+    (report,) = await reports_of(world, made.id, 1)
+    (row,) = await world.sql("SELECT texts, addresses, roles FROM audit.notice")
+    assert (row["addresses"], row["roles"]) == (["it@school.example"], [])
+    texts = json.loads(row["texts"])
+    assert [text["language"] for text in texts] == ["en", "de"]
+    assert texts[0]["subject"] == "The report policy-history is ready"
+    assert report.id in texts[0]["paragraphs"][1]
+    await world.schedules.UpdateReportSchedule(
+        pb.UpdateReportScheduleRequest(id=made.id, notify_nobody=True), metadata=RESELLER_OWNER
+    )
+    assert list((await shown(world, made.id)).notify) == []
+    world.time.move(days=1)
+    await reports_of(world, made.id, 2)
+    assert len(await world.sql("SELECT 1 FROM audit.notice")) == 1
+    wrong = create(world, notify=["nobody"])
+    assert (await refusal(wrong)).fields == ["notify[0]"]
