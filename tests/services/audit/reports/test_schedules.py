@@ -316,7 +316,7 @@ async def test_a_broken_schedule_stops_no_other(world: World) -> None:
 
 
 async def test_who_is_told_when_a_report_is_ready(world: World) -> None:
-    """One mail for each report, in both languages, without what is in it; nobody when it is said."""
+    """One mail for each report, in both languages; none when nobody is to be told."""
     made = await create(world, notify=["it@school.example", "it@school.example"])
     assert list((await shown(world, made.id)).notify) == ["it@school.example"]
     world.time.move(days=1)
