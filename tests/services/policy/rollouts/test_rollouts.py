@@ -315,3 +315,46 @@ async def test_no_other_tenant_sees_or_steers_a_rollout(school: School) -> None:
         assert refused.code is grpc.StatusCode.PERMISSION_DENIED
     assert (await school.call("GetRollout", auditor, id=begun.id)).state == "RUNNING"
     assert len((await school.call("ListRollouts", auditor)).rollouts) == 1
+
+
+async def test_a_second_person_freezes_and_urgent_publishes(school: School) -> None:
+    """Who asks does not approve; a freeze refuses publishes and holds rollouts, unless urgent."""
+    admin, world = school.world.admin, school.world
+    policy_id = await with_devices(school, 20)
+    found = await school.call("UpdatePolicySettings", require_approval=True)
+    assert await school.call("UpdatePolicySettings", require_approval=True) == found
+    await admin.call("UpdatePolicy", id=policy_id, bundle=NEW, signed=True)
+    waiting = await school.rollout((await admin.call("GetPolicy", id=policy_id)).rollout_id)
+    assert waiting.state == "AWAITING_APPROVAL"
+    refused = await refusal(school.call("ApproveRollout", id=waiting.id))
+    assert refused.reason == "SECOND_PERSON_NEEDED"
+    # The same save again publishes nothing more.
+    again = await admin.call("UpdatePolicy", id=policy_id, bundle=NEW, signed=True)
+    assert again.rollout_id == waiting.id
+    assert await school.poll() == 0
+    day = policy_pb2.PolicyFreezeChange(
+        name="Exams", first_day=f"{school.now.date()}", last_day=f"{school.now.date()}"
+    )
+    freezes = policy_pb2.PolicyFreezesChange(items=[day])
+    await school.call("UpdatePolicySettings", freezes=freezes)
+    second = Admin(world.channel, ORG.id)
+    second.metadata = tuple(
+        (name, str(ORG.id) if name == "x-evergreen-subject" else value)
+        for name, value in second.metadata
+    )
+    approved = await school.call("ApproveRollout", second, id=waiting.id)
+    assert approved.state == "SCHEDULED"
+    await asyncio.sleep(1)
+    assert await school.poll() == 0
+    # Without approval, what is published at once is refused.
+    await school.call("UpdatePolicySettings", require_approval=False)
+    refused = await refusal(admin.call("PublishPolicy", id=policy_id))
+    assert refused.reason == "POLICIES_FROZEN"
+    other = await refusal(
+        school.call("UpdatePolicySettings", Admin(world.channel, SISTER.id), org_id=str(ORG.id))
+    )
+    assert other.code is grpc.StatusCode.NOT_FOUND
+    await admin.call("PublishPolicy", id=policy_id, urgent=True)
+    await school.quiet()
+    assert len(school.having("https://new")) == 20
+    assert (await school.rollout(waiting.id)).state == "SUPERSEDED"
