@@ -47,6 +47,16 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def plain_name(text: str) -> str:
+    """A name of before there were rules, without what they refuse."""
+    return _IN_NAMES.sub("", text)
+
+
+def plain_text(text: str) -> str:
+    """A text of several lines, likewise."""
+    return _IN_TEXTS.sub("", text)
+
+
 def text_fault(text: str) -> str | None:
     """The rule that a text of several lines breaks."""
     found = _IN_TEXTS.search(text)

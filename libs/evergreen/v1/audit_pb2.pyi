@@ -1974,8 +1974,8 @@ class AlertRule(_message.Message):
 
     @_builtins.property
     def paused_until(self) -> _timestamp_pb2.Timestamp:
-        """Until when nothing of this kind is raised or resolved, in holidays for
-        example; absent when nothing is paused.
+        """Until when nothing of this kind is raised and no mail tells of it, in holidays
+        for example; absent when nothing is paused.
         """
 
     def __init__(
@@ -2203,7 +2203,9 @@ class UpdateAlertRulesRequest(_message.Message):
     org_id: _builtins.str
     """The tenant; the caller's own when not given."""
     inherit: _builtins.bool
-    """Whether the tenant's own rules are removed, so that those above it count."""
+    """Whether the tenant's own rules are removed, so that those above it count; not
+    with `rules` or `recipients`.
+    """
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
     @_builtins.property
@@ -2212,7 +2214,9 @@ class UpdateAlertRulesRequest(_message.Message):
 
     @_builtins.property
     def recipients(self) -> Global___AlertRecipientsInput:
-        """Who gets a mail, all of them; as before when not given."""
+        """Who gets a mail, all of them; as before when not given, and of a tenant that
+        has said nothing so far its own Owners.
+        """
 
     def __init__(
         self,
@@ -2254,14 +2258,16 @@ class AlertRuleInput(_message.Message):
     enabled: _builtins.bool
     """Whether there are alerts of this kind."""
     resume: _builtins.bool
-    """Whether it goes on at once."""
+    """Whether it goes on at once; not with `paused_until`."""
     @_builtins.property
     def thresholds(self) -> Global___AlertThresholdsInput:
         """Its thresholds."""
 
     @_builtins.property
     def paused_until(self) -> _timestamp_pb2.Timestamp:
-        """Until when nothing of this kind is raised or resolved."""
+        """Until when nothing of this kind is raised and no mail tells of it; in the
+        future.
+        """
 
     def __init__(
         self,
@@ -3188,7 +3194,7 @@ class UpdateReportScheduleRequest(_message.Message):
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
     notify_nobody: _builtins.bool
-    """Whether nobody gets a mail any more."""
+    """Whether nobody gets a mail any more; not with `notify`."""
     @_builtins.property
     def parameters(self) -> Global___ReportParametersInput:
         """All that its reports are asked for."""

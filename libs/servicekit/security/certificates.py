@@ -31,7 +31,23 @@ def first_end_of(pem: bytes) -> datetime:
     """When the first of the certificates in PEM ends, in UTC.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one cannot be read.
     """
-    found = x509.load_pem_x509_certificates(pem)
-    return min(certificate.not_valid_after_utc for certificate in found)
+    return min(_ends(pem))
+
+
+def last_end_of(pem: bytes) -> datetime:
+    """When the last of the certificates in PEM ends, in UTC.
+
+    Raises:
+        ValueError: there is none, or one cannot be read.
+    """
+    return max(_ends(pem))
+
+
+def _ends(pem: bytes) -> list[datetime]:
+    try:
+        return [found.not_valid_after_utc for found in x509.load_pem_x509_certificates(pem)]
+    except Exception as error:
+        # `InvalidVersion` and others of the library's own are no `ValueError`.
+        raise ValueError("no certificate, or one that cannot be read") from error

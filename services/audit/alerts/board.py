@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,8 +16,16 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantNode
 from services.audit.alerts import store
-from services.audit.alerts.domain import LASTS, Alert, Change, Finding, Rules
+from services.audit.alerts.domain import (
+    LASTS,
+    MOST_OPEN,
+    Alert,
+    Change,
+    Finding,
+    Rules,
+)
 from services.audit.alerts.texts import line_of, told
+from services.audit.notices.domain import Source
 from services.audit.notices.service import Notices
 
 _CHANGES: Final = Counter(
@@ -47,11 +55,12 @@ class Board:
         found: Sequence[Finding],
         at: datetime,
         *,
-        ended: Sequence[str] | None = None,
+        ended: Collection[str] | None = None,
     ) -> None:
         """Makes the open alerts of a tenant and kind those whose condition holds.
 
-        All that is written is one transaction: the alerts, their events and the mail.
+        All that is written is one transaction: the alerts, their events and the mail. While the
+        kind is paused nothing is raised, and no mail tells of what is resolved.
 
         Args:
             connection: in a transaction of the tenant.
@@ -64,20 +73,25 @@ class Board:
                 all that are not found, which are resolved when that lasts.
         """
         rule = rules.rule(kind)
-        if rule.is_paused(at):
-            return
+        paused = rule.is_paused(at)
         holding = {finding.subject: finding for finding in found} if rule.enabled else {}
         opened = await store.open_of(connection, tenant.id, kind)
+        room = MOST_OPEN - len(opened)
         changes: list[Change] = []
         for subject, finding in holding.items():
             alert = opened.get(subject)
             if alert is None:
+                if paused or room <= 0:
+                    continue
+                room -= 1
                 alert = Alert(new_id(), tenant.id, kind, subject, finding.facts, at, finding.step)
                 if await store.raise_alert(connection, alert):
                     changes.append(Change(alert, "raised"))
                 continue
-            await store.keep_open(connection, alert, finding)
-            if finding.step > alert.step:
+            # That it lasts is told after the pause.
+            known = replace(finding, step=alert.step) if paused else finding
+            await store.keep_open(connection, alert, known)
+            if known.step > alert.step:
                 changes.append(Change(replace(alert, facts=finding.facts), "lasts"))
         lasts = _AT_ONCE if ended is not None or not rule.enabled else LASTS
         gone = opened.keys() - holding.keys()
@@ -91,23 +105,33 @@ class Board:
                 continue
             await store.resolve(connection, alert, at)
             changes.append(Change(replace(alert, resolved_at=at), "resolved"))
-        if changes:
-            await self._tell(connection, tenant, rules, changes)
-
-    async def _tell(
-        self, connection: Connection, tenant: TenantNode, rules: Rules, changes: Sequence[Change]
-    ) -> None:
+        if not changes:
+            return
         events = [_event(change) for change in changes if change.what != "lasts"]
         await self._outbox.append(connection, *events)
-        await self._notices.add(
+        if not paused:
+            await self._mail(connection, tenant, rules, changes, at)
+        for change in changes:
+            _CHANGES.labels(change.alert.kind, change.what).inc()
+
+    async def _mail(
+        self,
+        connection: Connection,
+        tenant: TenantNode,
+        rules: Rules,
+        changes: Sequence[Change],
+        at: datetime,
+    ) -> None:
+        taken = await self._notices.add(
             connection,
             tenant.id,
             told(changes, tenant.name),
+            Source.alert(changes[0].alert.kind),
             addresses=rules.emails,
             roles=rules.roles,
         )
-        for change in changes:
-            _CHANGES.labels(change.alert.kind, change.what).inc()
+        if not taken:
+            await store.note_left_out(connection, tenant.id, at)
 
 
 def _event(change: Change) -> CloudEvent:

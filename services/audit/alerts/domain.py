@@ -13,7 +13,9 @@ from servicekit.etags import etag_of
 from servicekit.times import format_rfc3339, parse_rfc3339
 
 MOST_OPEN: Final = 1_000
-"""Open alerts of a kind and tenant; of more it is only counted that they are there."""
+"""Open alerts of a kind and tenant; further ones are raised when there is room."""
+MOST_FAILED: Final = 10_000
+"""Devices of a tenant of which it is known that they fail their check."""
 MOST_EMAILS: Final = 10
 LASTS: Final = timedelta(minutes=15)
 """So long a condition must not hold until its alert is resolved, so that none flickers."""
@@ -113,9 +115,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         ),
         Kind(
             CERTIFICATE_ENDS,
-            "A certificate ends within `days` days, and again within 7: of the audit service, of"
-            " its CA, and those that forwarders of all tenants use.",
-            "root",
+            "A certificate that a forwarder uses ends within `days` days, and again within 7; in"
+            " the root tenant, also those of the audit service and of its CA.",
+            "any",
             {"days": Bound(21, 1, 365)},
         ),
     )
@@ -140,13 +142,21 @@ class Rule:
         return self.thresholds.get(name, KINDS[kind].thresholds[name].default)
 
     def is_paused(self, at: datetime) -> bool:
-        """Whether nothing is raised or resolved now."""
+        """Whether nothing is raised now, and no mail tells of it."""
         return self.paused_until is not None and at < self.paused_until
+
+    def counts(self, at: datetime) -> bool:
+        """Whether anything of it is raised now."""
+        return self.enabled and not self.is_paused(at)
 
     def json(self) -> Mapping[str, Any]:
         """As it is stored and told."""
         paused = {"pausedUntil": format_rfc3339(self.paused_until)} if self.paused_until else {}
-        return {"enabled": self.enabled, "thresholds": dict(self.thresholds), **paused}
+        return {
+            "enabled": self.enabled,
+            "thresholds": dict(sorted(self.thresholds.items())),
+            **paused,
+        }
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Rule:
@@ -179,7 +189,21 @@ class Rules:
 
     def etag_for(self, tenant_id: UUID) -> str:
         """Changes with what counts for a tenant."""
-        return etag_of(tenant_id, self.tenant_id, self.revision)
+        said = {name: rule.json() for name, rule in sorted(self.rules.items())}
+        return etag_of(
+            tenant_id,
+            self.tenant_id,
+            self.revision,
+            self.updated_at,
+            said,
+            self.emails,
+            self.roles,
+        )
+
+    @classmethod
+    def nothing(cls, tenant_id: UUID) -> Rules:
+        """Of a tenant that is archived: no alerts, and nobody is told."""
+        return cls(tenant_id, {kind: Rule(enabled=False) for kind in KINDS}, (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +217,34 @@ class RuleChange:
     resume: bool
 
 
-def changed(before: Rules, tenant_kind: str, changes: Sequence[RuleChange]) -> Mapping[str, Rule]:
+def changed(
+    before: Rules, tenant_kind: str, changes: Sequence[RuleChange], at: datetime
+) -> Mapping[str, Rule]:
     """The rules with changes.
+
+    Args:
+        before: the rules.
+        tenant_kind: `root`, `reseller` or `org`.
+        changes: of kinds.
+        at: the time.
 
     Raises:
         DomainError: INVALID_ARGUMENT with the field.
     """
     known = {kind.name: kind for kind in kinds_of(tenant_kind)}
     rules = dict(before.rules)
+    named: set[str] = set()
     for index, change in enumerate(changes):
         kind = known.get(change.kind)
         if kind is None:
             raise invalid_field(f"rules[{index}].kind", f"must be one of {', '.join(known)}")
+        if kind.name in named:
+            raise invalid_field(f"rules[{index}].kind", "must be named once")
+        named.add(kind.name)
+        if change.paused_until is not None and change.resume:
+            raise invalid_field(f"rules[{index}].resume", "must not be given with pausedUntil")
+        if change.paused_until is not None and change.paused_until <= at:
+            raise invalid_field(f"rules[{index}].pausedUntil", "must be in the future")
         rule = rules.get(kind.name, Rule())
         thresholds = dict(rule.thresholds)
         for name, value in change.thresholds.items():

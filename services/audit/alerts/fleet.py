@@ -27,6 +27,10 @@ _IN_USE: Final = "active"
 class Counts:
     """Devices of an organisation."""
 
+    days: int
+    """So long a device has not called that counts as unseen."""
+    hours: int
+    """So long it may take to apply what is in force."""
     in_use: int = 0
     unseen: int = 0
     behind: int = 0
@@ -36,7 +40,7 @@ class Counts:
         facts = {
             "number": self.unseen,
             "of": self.in_use,
-            "days": rule.of(DEVICES_NOT_SEEN, "days"),
+            "days": self.days,
         }
         return self._many(DEVICES_NOT_SEEN, rule, self.unseen, facts)
 
@@ -45,7 +49,7 @@ class Counts:
         facts = {
             "number": self.behind,
             "of": self.in_use,
-            "hours": rule.of(POLICY_BEHIND, "hours"),
+            "hours": self.hours,
         }
         return self._many(POLICY_BEHIND, rule, self.behind, facts)
 
@@ -54,9 +58,7 @@ class Counts:
         return [Finding("", facts)] if is_many(number, self.in_use, percent, count) else []
 
 
-async def count(
-    sources: Sources, org_id: UUID, days: timedelta, hours: timedelta, at: datetime
-) -> Counts:
+async def count(sources: Sources, org_id: UUID, days: int, hours: int, at: datetime) -> Counts:
     """Asks the owners of the data, page by page.
 
     Args:
@@ -81,10 +83,12 @@ async def count(
             in_use += 1
             seen = facts.get(device.device_id)
             last = seen.last_seen_at if seen and seen.HasField("last_seen_at") else _begin(device)
-            unseen += at - time_of(last) >= days
+            unseen += at - time_of(last) >= timedelta(days=days)
             has = versions.get(device.device_id)
-            behind += has is not None and _is_behind(device, required, has, hours, at)
-    return Counts(in_use, unseen, behind)
+            behind += has is not None and _is_behind(
+                device, required, has, timedelta(hours=hours), at
+            )
+    return Counts(days, hours, in_use, unseen, behind)
 
 
 def _is_behind(

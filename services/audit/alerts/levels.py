@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
-from servicekit.security.certificates import first_end, first_end_of
+from servicekit.security.certificates import first_end, first_end_of, last_end_of
 from services.audit.alerts.domain import (
     BACKUP_TOO_OLD,
     CERTIFICATE_ENDS,
@@ -17,6 +19,8 @@ from services.audit.alerts.domain import (
     Rule,
 )
 from services.audit.alerts.store import Failing, Pem
+
+T = TypeVar("T", Failing, Pem)
 
 _DAY: Final = timedelta(days=1)
 _WEEK: Final = timedelta(days=7)
@@ -43,37 +47,60 @@ def backups(newest: datetime | None, rule: Rule, at: datetime) -> list[Finding]:
     return [Finding("", {"hours": int((at - newest).total_seconds() // 3600)})]
 
 
-def ends_of(files: Mapping[str, Path], pems: Sequence[Pem]) -> Mapping[str, datetime]:
-    """When certificates end, by what they are of; what cannot be read is left out."""
-    ends: dict[str, datetime] = {}
-    for name, file in files.items():
-        try:
-            ends[name] = first_end(file)
-        except (OSError, ValueError):
-            continue
-    for pem in pems:
-        try:
-            end = first_end_of(pem.text.encode())
-        except ValueError:
-            continue
-        name = f"forwarders/{pem.id}"
-        ends[name] = min(end, ends.get(name, end))
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When something's certificates end."""
+
+    subject: str
+    at: datetime
+    name: str = ""
+    """Of a forwarder."""
+
+
+def ends_of_files(files: Mapping[str, Path]) -> list[Ending]:
+    """When certificates in files end, by what they are of; what cannot be read is left out."""
+    ends = []
+    for name, file in sorted(files.items()):
+        with contextlib.suppress(OSError, ValueError):
+            ends.append(Ending(name, first_end(file)))
     return ends
 
 
-def certificates(ends: Mapping[str, datetime], rule: Rule, at: datetime) -> list[Finding]:
+def end_of(pem: Pem) -> Ending:
+    """When the certificates of a forwarder end.
+
+    Of those that it trusts the last one counts: a target is known as long as one of them is good.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    ends = [last_end_of(_ascii(pem.ca))] if pem.ca else []
+    ends += [first_end_of(_ascii(pem.own))] if pem.own else []
+    return Ending(f"forwarders/{pem.id}", min(ends), pem.name)
+
+
+def _ascii(pem: str) -> bytes:
+    # What is not ASCII is a remark between certificates.
+    return pem.encode("ascii", "ignore")
+
+
+def certificates(ends: Sequence[Ending], rule: Rule, at: datetime) -> list[Finding]:
     """Certificates that end soon; told again a week before."""
     days = timedelta(days=rule.of(CERTIFICATE_ENDS, "days"))
     return [
-        Finding(name, {"date": end.date().isoformat()}, int(end - at <= _WEEK < days))
-        for name, end in sorted(ends.items())
-        if end - at <= days
+        Finding(
+            end.subject,
+            {"date": end.at.date().isoformat()} | ({"name": end.name} if end.name else {}),
+            int(end.at - at <= _WEEK < days),
+        )
+        for end in ends
+        if end.at - at <= days
     ]
 
 
-def by_tenant(found: Sequence[Failing]) -> Mapping[UUID, list[Failing]]:
-    """Forwarders by their tenant."""
-    tenants: dict[UUID, list[Failing]] = {}
+def by_tenant(found: Sequence[T]) -> Mapping[UUID, list[T]]:
+    """What is found of forwarders, by their tenant."""
+    tenants: dict[UUID, list[T]] = {}
     for one in found:
         tenants.setdefault(one.tenant_id, []).append(one)
     return tenants

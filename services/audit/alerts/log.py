@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.peers.tenants import TenantNode
@@ -68,7 +69,9 @@ async def take(
     if first >= found.until:
         return
     entries = await store.noted(connection, tenant.id, ACTIONS, first, found.until)
-    await _verdicts(connection, tenant, rules, entries, board, at)
+    await _verdicts(connection, tenant.id, entries)
+    if any(entry.action == _VERDICT or entry.action in _GONE for entry in entries):
+        await settle_devices(connection, tenant, rules, board, at)
     for kind, actions in COUNTED.items():
         fresh = [e for e in entries if e.action in actions and at - e.occurred_at < OLDEST]
         if fresh:
@@ -98,29 +101,33 @@ async def recount(
     await board.settle(connection, tenant, kind, rules, (), at, ended=ended)
 
 
-async def _verdicts(
-    connection: Connection,
-    tenant: TenantNode,
-    rules: Rules,
-    entries: Sequence[Noted],
-    board: Board,
-    at: datetime,
+async def settle_devices(
+    connection: Connection, tenant: TenantNode, rules: Rules, board: Board, at: datetime
 ) -> None:
-    """The last word on each device counts."""
-    last: dict[str, Finding | None] = {}
+    """Compares the alerts of devices with those that fail their check."""
+    failed = [Finding(one, {}) for one in await store.failed_devices(connection, tenant.id)]
+    opened = await store.open_of(connection, tenant.id, ATTESTATION_FAILED)
+    ended = opened.keys() - {finding.subject for finding in failed}
+    await board.settle(connection, tenant, ATTESTATION_FAILED, rules, failed, at, ended=ended)
+
+
+async def _verdicts(connection: Connection, tenant_id: UUID, entries: Sequence[Noted]) -> None:
+    """The last word on each device counts, also while nobody wants to hear of it."""
+    fails: dict[str, bool] = {}
     for entry in entries:
         if entry.action in _GONE:
-            last[entry.resource] = None
+            fails[entry.resource] = False
         elif entry.action == _VERDICT:
             before, after = _verdict(entry, "before"), _verdict(entry, "after")
             if after in _GOOD:
-                last[entry.resource] = None
+                fails[entry.resource] = False
             elif after == "FAILED" and before in _GOOD:
-                last[entry.resource] = Finding(entry.resource, {})
-    if last:
-        held = [finding for finding in last.values() if finding is not None]
-        ended = [subject for subject, finding in last.items() if finding is None]
-        await board.settle(connection, tenant, ATTESTATION_FAILED, rules, held, at, ended=ended)
+                fails[entry.resource] = True
+    if fails:
+        failed = [subject for subject, is_failed in fails.items() if is_failed]
+        await store.note_verdicts(
+            connection, tenant_id, failed, [subject for subject in fails if not fails[subject]]
+        )
 
 
 async def _counted(

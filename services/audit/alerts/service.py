@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
 from contract.events.audit import AlertRulesSnapshot, AlertRulesUpdated
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
+from servicekit.errors import invalid_field
 from servicekit.etags import check_etag
 from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
@@ -18,6 +20,8 @@ from servicekit.rpc.pagination import Page, TimePosition
 from services.audit.alerts import store
 from services.audit.alerts.domain import Alert, RuleChange, Rules, changed
 from services.audit.alerts.rulebook import effective
+
+_OWN_ROLES: Final = ("Owner",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,8 @@ class Alerts:
             DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
                 another.
         """
+        if inherit and (changes or recipients):
+            raise invalid_field("inherit", "must not be given with rules or recipients")
         node = await self._tenants.require(call.caller, org_id or UUID(call.caller.tenant_id))
         above = await self._effective(node, without_own=True)
         async with self._database.transaction(Scope.of(node.id)) as connection:
@@ -126,13 +132,13 @@ class Alerts:
                 after = above
                 await store.delete_rules(connection, node.id)
             else:
-                after = replace(
-                    before,
-                    rules=changed(before, node.kind, changes),
-                    emails=recipients.emails if recipients else before.emails,
-                    roles=recipients.roles if recipients else before.roles,
-                )
-                if after == before:
+                after = replace(before, rules=changed(before, node.kind, changes, self._clock()))
+                if recipients is not None:
+                    after = replace(after, emails=recipients.emails, roles=recipients.roles)
+                elif own is None and after != before:
+                    # Whom a tenant above tells is not taken over.
+                    after = replace(after, emails=(), roles=_OWN_ROLES)
+                if after == before and (own or recipients is None):
                     return ShownRules(node, before)
                 after = replace(
                     after,
@@ -152,13 +158,13 @@ class Alerts:
 
     async def _effective(self, node: TenantNode, *, without_own: bool = False) -> Rules:
         line = self._tenants.line(node.id) or [node]
-        if without_own:
-            line = [one for one in line if one.id != node.id]
         async with self._database.system_transaction(
             "rules of tenants above count below"
         ) as connection:
             said = await store.rules_of(connection, [one.id for one in line])
-        found = effective(line, said)
+        if without_own:
+            said.pop(node.id, None)
+        found = effective(node, line, said)
         # Whom a tenant above tells, and who said so, is no business of those below.
         if found.tenant_id == node.id:
             return found

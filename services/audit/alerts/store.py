@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
 from servicekit.data.postgres import Connection, Scope, columns
+from servicekit.observability import logs
 from servicekit.rpc.pagination import Page, TimePosition
-from services.audit.alerts.domain import MOST_OPEN, Alert, Finding, Rule, Rules
+from services.audit.alerts.domain import (
+    ATTESTATION_FAILED,
+    DIGEST_EVERY,
+    MOST_FAILED,
+    Alert,
+    Finding,
+    Rule,
+    Rules,
+)
+from services.audit.forward.domain import Disabled
+
+log = logs.get(__name__)
 
 _ALERT: Final = "id, tenant_id, kind, subject, facts, raised_at, step, ended_since, resolved_at"
 _RULES: Final = "tenant_id, rules, emails, roles, revision, updated_at, updated_by"
@@ -23,6 +36,8 @@ _ENTRIES: Final = 5_000
 """Entries of a chain that are looked through at a time."""
 _MOST_TIMES: Final = 50_000
 """Entries that are counted within an hour, the newest."""
+_LEFT_OUT_AGO: Final = timedelta(hours=1)
+"""So long after the first mail that was left out the daily one is sent, with what came since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +75,44 @@ class Failing:
 
 @dataclass(frozen=True, slots=True)
 class Pem:
-    """A certificate that a forwarder uses."""
+    """The certificates that a forwarder uses."""
 
     id: UUID
+    tenant_id: UUID
     name: str
-    text: str
+    ca: str
+    own: str
+
+
+@lru_cache(1_000)
+def _tell_unreadable(tenant_id: UUID, what: str) -> None:
+    """Tells it once."""
+    log.warning("alert rules unreadable", tenant=str(tenant_id), rule=what)
+
+
+def _read_rules(tenant_id: UUID, text: str) -> dict[str, Rule]:
+    """The rules in a row; one that cannot be read is none, and keeps no other tenant waiting."""
+    stored = json.loads(text)
+    if not isinstance(stored, dict):
+        _tell_unreadable(tenant_id, "all")
+        return {}
+    rules = {}
+    for name, one in stored.items():
+        try:
+            rules[name] = Rule.read(one)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            _tell_unreadable(tenant_id, name)
+    return rules
 
 
 def _alert(row: asyncpg.Record) -> Alert:
+    facts = json.loads(row["facts"])
     return Alert(
         id=row["id"],
         tenant_id=row["tenant_id"],
         kind=row["kind"],
         subject=row["subject"],
-        facts=json.loads(row["facts"]),
+        facts=facts if isinstance(facts, dict) else {},
         raised_at=row["raised_at"],
         step=row["step"],
         ended_since=row["ended_since"],
@@ -84,7 +123,7 @@ def _alert(row: asyncpg.Record) -> Alert:
 def _rules(row: asyncpg.Record) -> Rules:
     return Rules(
         tenant_id=row["tenant_id"],
-        rules={name: Rule.read(one) for name, one in json.loads(row["rules"]).items()},
+        rules=_read_rules(row["tenant_id"], row["rules"]),
         emails=tuple(row["emails"]),
         roles=tuple(row["roles"]),
         revision=row["revision"],
@@ -108,11 +147,10 @@ async def open_of(connection: Connection, tenant_id: UUID, kind: str) -> dict[st
 
 
 async def raise_alert(connection: Connection, alert: Alert) -> bool:
-    """Opens an alert; answers whether there was none, and room for it."""
+    """Opens an alert; answers whether there was none."""
     done: str = await connection.execute(
         "INSERT INTO audit.alert (id, tenant_id, kind, subject, facts, raised_at, step)"
-        " SELECT $1, $2, $3, $4, $5, $6, $7 WHERE (SELECT count(*) FROM audit.alert"
-        " WHERE tenant_id = $2 AND kind = $3 AND resolved_at IS NULL) < $8"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)"
         " ON CONFLICT (tenant_id, kind, subject) WHERE resolved_at IS NULL DO NOTHING",
         alert.id,
         alert.tenant_id,
@@ -121,20 +159,22 @@ async def raise_alert(connection: Connection, alert: Alert) -> bool:
         json.dumps(alert.facts),
         alert.raised_at,
         alert.step,
-        MOST_OPEN,
     )
     return done == "INSERT 0 1"
 
 
 async def keep_open(connection: Connection, alert: Alert, finding: Finding) -> None:
-    """Notes that the condition of an open alert holds, and how."""
+    """Notes that the condition of an open alert holds, and how; writes nothing that is known."""
+    step = max(alert.step, finding.step)
+    if alert.facts == finding.facts and alert.step == step and alert.ended_since is None:
+        return
     await connection.execute(
         "UPDATE audit.alert SET facts = $3, step = $4, ended_since = NULL"
         " WHERE id = $1 AND tenant_id = $2",
         alert.id,
         alert.tenant_id,
         json.dumps(finding.facts),
-        max(alert.step, finding.step),
+        step,
     )
 
 
@@ -233,6 +273,15 @@ async def lock_rules(connection: Connection, tenant_id: UUID) -> None:
     )
 
 
+async def hold_rules(connection: Connection, tenant_ids: Sequence[UUID]) -> None:
+    """Lets nobody change the rules of some tenants until the transaction ends."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock_shared(hashtext('audit.alert_rules'), hashtext(one))"
+        " FROM unnest($1::text[]) AS one",
+        [str(one) for one in tenant_ids],
+    )
+
+
 async def store_rules(connection: Connection, rules: Rules) -> None:
     """Stores what a tenant says."""
     await connection.execute(
@@ -259,15 +308,20 @@ async def delete_rules(connection: Connection, tenant_id: UUID) -> None:
 
 
 async def lead(connection: Connection, lease: UUID, at: datetime, until: datetime) -> bool:
-    """Takes or renews the lease of the process that looks; answers whether it has it."""
+    """Takes or renews the lease of the process that looks; answers whether it has it.
+
+    One that ends much later than this one would was taken by a clock that was wrong.
+    """
     return bool(
         await connection.fetchval(
             "INSERT INTO audit.alert_lead (lease, lease_until) VALUES ($1, $3)"
             " ON CONFLICT (only_row) DO UPDATE SET lease = $1, lease_until = $3"
-            " WHERE alert_lead.lease = $1 OR alert_lead.lease_until < $2 RETURNING true",
+            " WHERE alert_lead.lease = $1 OR alert_lead.lease_until < $2"
+            " OR alert_lead.lease_until > $4 RETURNING true",
             lease,
             at,
             until,
+            until + (until - at),
         )
     )
 
@@ -375,11 +429,13 @@ async def within(
 
 
 async def failing(connection: Connection) -> list[Failing]:
-    """The forwarders that deliver nothing."""
+    """The forwarders that deliver nothing: that fail, and that the system has disabled."""
     rows = await connection.fetch(
-        "SELECT f.id, f.tenant_id, f.name, s.failing_since AS since FROM audit.forwarder f"
-        " JOIN audit.forwarder_state s ON s.forwarder_id = f.id"
-        " WHERE f.enabled AND s.failing_since IS NOT NULL ORDER BY f.id"
+        "SELECT f.id, f.tenant_id, f.name, coalesce(s.failing_since, f.updated_at) AS since"
+        " FROM audit.forwarder f JOIN audit.forwarder_state s ON s.forwarder_id = f.id"
+        " WHERE f.enabled AND s.failing_since IS NOT NULL"
+        " OR NOT f.enabled AND f.disabled_reason <> ALL ($1) ORDER BY f.id",
+        [Disabled.NOT, Disabled.BY_USER],
     )
     return [Failing(**row) for row in rows]
 
@@ -395,9 +451,10 @@ async def newest_backup(connection: Connection) -> datetime | None:
 async def pems(connection: Connection) -> list[Pem]:
     """The certificates that enabled forwarders use."""
     rows = await connection.fetch(
-        "SELECT f.id, f.name, p.text FROM audit.forwarder f CROSS JOIN LATERAL (VALUES"
-        " (f.config ->> 'ca_pem'), (f.config ->> 'client_certificate_pem')) AS p (text)"
-        " WHERE f.enabled AND p.text <> '' ORDER BY f.id"
+        "SELECT id, tenant_id, name, ca, own FROM (SELECT id, tenant_id, name,"
+        " coalesce(config ->> 'ca_pem', '') AS ca,"
+        " coalesce(config ->> 'client_certificate_pem', '') AS own"
+        " FROM audit.forwarder WHERE enabled) AS f WHERE ca <> '' OR own <> '' ORDER BY id"
     )
     return [Pem(**row) for row in rows]
 
@@ -405,40 +462,144 @@ async def pems(connection: Connection) -> list[Pem]:
 # Digests
 
 
-async def digests_due(connection: Connection, before: datetime, most: int) -> list[UUID]:
-    """Tenants with alerts that were raised before a time, who were not told since."""
+async def note_left_out(connection: Connection, tenant_id: UUID, at: datetime) -> None:
+    """Notes that a mail of a tenant was left out, which the daily one makes up for."""
+    # Without one before, it was not told for a day.
+    await connection.execute(
+        "INSERT INTO audit.alert_digest (tenant_id, told_at, left_out_at) VALUES ($1, $2, $3)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET"
+        " left_out_at = coalesce(alert_digest.left_out_at, excluded.left_out_at)",
+        tenant_id,
+        at - DIGEST_EVERY,
+        at,
+    )
+
+
+async def digests_due(connection: Connection, at: datetime, most: int) -> list[UUID]:
+    """Tenants that were not told for a day, with alerts that are open for a day or mails that
+    were left out an hour ago."""
     rows = await connection.fetch(
-        "SELECT DISTINCT a.tenant_id FROM audit.alert a LEFT JOIN audit.alert_digest d"
-        " USING (tenant_id) WHERE a.resolved_at IS NULL AND a.raised_at <= $1"
-        " AND (d.told_at IS NULL OR d.told_at <= $1) LIMIT $2",
-        before,
+        "SELECT w.tenant_id FROM (SELECT tenant_id FROM audit.alert"
+        " WHERE resolved_at IS NULL AND raised_at <= $1 UNION"
+        " SELECT tenant_id FROM audit.alert_digest WHERE left_out_at <= $4) AS w"
+        " LEFT JOIN audit.alert_digest d USING (tenant_id)"
+        # A clock that was wrong may have told it in the future.
+        " WHERE d.told_at IS NULL OR d.told_at <= $1 OR d.told_at > $3"
+        " ORDER BY d.told_at NULLS FIRST, w.tenant_id LIMIT $2",
+        at - DIGEST_EVERY,
         most,
+        at,
+        at - _LEFT_OUT_AGO,
     )
     return [row["tenant_id"] for row in rows]
 
 
 async def take_digest(
-    connection: Connection, tenant_id: UUID, before: datetime, at: datetime
-) -> bool:
-    """Notes that a tenant is told now, unless it was told since a time; answers whether."""
-    return bool(
-        await connection.fetchval(
-            "INSERT INTO audit.alert_digest (tenant_id, told_at) VALUES ($1, $3)"
-            " ON CONFLICT (tenant_id) DO UPDATE SET told_at = $3"
-            " WHERE alert_digest.told_at <= $2 RETURNING true",
-            tenant_id,
-            before,
-            at,
-        )
+    connection: Connection, tenant_id: UUID, at: datetime
+) -> tuple[bool, datetime | None]:
+    """Notes that a tenant is told now, unless it was told within a day.
+
+    Answers whether it is, and since when mails were left out.
+    """
+    await connection.execute(
+        "INSERT INTO audit.alert_digest (tenant_id, told_at) VALUES ($1, $2)"
+        " ON CONFLICT (tenant_id) DO NOTHING",
+        tenant_id,
+        at - DIGEST_EVERY,
+    )
+    row = await connection.fetchrow(
+        "SELECT told_at, left_out_at FROM audit.alert_digest WHERE tenant_id = $1 FOR UPDATE",
+        tenant_id,
+    )
+    if at - DIGEST_EVERY < row["told_at"] <= at:
+        return False, None
+    await note_digest(connection, tenant_id, at)
+    return True, row["left_out_at"]
+
+
+async def note_digest(
+    connection: Connection, tenant_id: UUID, at: datetime, left_out_at: datetime | None = None
+) -> None:
+    """Notes when a tenant was told of all that is open, and since when mails are left out."""
+    await connection.execute(
+        "UPDATE audit.alert_digest SET told_at = $2, left_out_at = $3 WHERE tenant_id = $1",
+        tenant_id,
+        at,
+        left_out_at,
     )
 
 
-async def all_open(connection: Connection, tenant_id: UUID, most: int) -> tuple[list[Alert], int]:
-    """The oldest open alerts of a tenant, and how many there are."""
+async def to_tell(
+    connection: Connection,
+    tenant_id: UUID,
+    without: Sequence[str],
+    left_out_at: datetime | None,
+    most: int,
+) -> tuple[list[Alert], int, int]:
+    """What a daily mail tells of: open alerts, the newest first, and what else became of some.
+
+    Args:
+        connection: in a transaction of the tenant.
+        tenant_id: whose alerts.
+        without: kinds that are paused.
+        left_out_at: since when mails were left out; what was resolved since is told, too.
+        most: so many are answered.
+
+    Returns:
+        Alerts, how many there are, and how many are open.
+    """
     rows: list[Any] = await connection.fetch(
-        f"SELECT {_ALERT}, count(*) OVER () AS n FROM audit.alert WHERE tenant_id = $1"
-        " AND resolved_at IS NULL ORDER BY raised_at, id LIMIT $2",
+        f"SELECT {_ALERT}, count(*) OVER () AS n,"
+        " count(*) FILTER (WHERE resolved_at IS NULL) OVER () AS open"
+        " FROM audit.alert WHERE tenant_id = $1 AND kind <> ALL ($2)"
+        " AND (resolved_at IS NULL OR resolved_at >= $3)"
+        " ORDER BY resolved_at IS NULL DESC, raised_at DESC, id DESC LIMIT $4",
         tenant_id,
+        list(without),
+        left_out_at,
         most,
     )
-    return [_alert(row) for row in rows], rows[0]["n"] if rows else 0
+    first = rows[0] if rows else {"n": 0, "open": 0}
+    return [_alert(row) for row in rows], first["n"], first["open"]
+
+
+# Devices that fail their check
+
+
+async def note_verdicts(
+    connection: Connection, tenant_id: UUID, failed: Sequence[str], good: Sequence[str]
+) -> None:
+    """Notes devices that fail their check since now, and those that do no more."""
+    await connection.execute(
+        "DELETE FROM audit.alert_failed_device WHERE tenant_id = $1 AND subject = ANY ($2)",
+        tenant_id,
+        list(good),
+    )
+    await connection.execute(
+        "INSERT INTO audit.alert_failed_device (tenant_id, subject) SELECT $1, one"
+        " FROM unnest($2::text[]) AS one LIMIT greatest(0, $3 - (SELECT count(*)"
+        " FROM audit.alert_failed_device WHERE tenant_id = $1)) ON CONFLICT DO NOTHING",
+        tenant_id,
+        list(failed),
+        MOST_FAILED,
+    )
+
+
+async def failed_devices(connection: Connection, tenant_id: UUID) -> list[str]:
+    """The devices of a tenant that fail their check."""
+    rows = await connection.fetch(
+        "SELECT subject FROM audit.alert_failed_device WHERE tenant_id = $1 ORDER BY subject",
+        tenant_id,
+    )
+    return [row["subject"] for row in rows]
+
+
+async def untold_failures(connection: Connection) -> set[UUID]:
+    """Tenants with devices that fail their check, and have no open alert."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT tenant_id FROM audit.alert_failed_device f WHERE NOT EXISTS"
+        " (SELECT FROM audit.alert a WHERE a.tenant_id = f.tenant_id AND a.kind = $1"
+        " AND a.subject = f.subject AND a.resolved_at IS NULL)",
+        ATTESTATION_FAILED,
+    )
+    return {row["tenant_id"] for row in rows}

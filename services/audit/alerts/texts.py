@@ -55,6 +55,10 @@ _LINES: Final[Mapping[str, tuple[str, str]]] = {
         "das Zertifikat von {subject} endet am {date}",
     ),
 }
+_OF_A_FORWARDER: Final = (
+    "a certificate of the forwarder “{name}” ends on {date}",
+    "ein Zertifikat der Weiterleitung „{name}“ endet am {date}",
+)
 _WHAT: Final = {
     "raised": ("Alert", "Alarm"),
     "lasts": ("Still", "Weiterhin"),
@@ -80,7 +84,13 @@ def line_of(alert: Alert, language: int = 0) -> str:
     known = {name: str(value)[:_LONGEST_NAME] for name, value in alert.facts.items()} | {
         "subject": alert.subject or "-"
     }
-    return _LINES[alert.kind][language].format_map(_Known(known))
+    lines = _LINES.get(alert.kind)
+    if lines is None:
+        # A later release has raised it.
+        return alert.kind
+    if alert.kind == CERTIFICATE_ENDS and "name" in known:
+        lines = _OF_A_FORWARDER
+    return lines[language].format_map(_Known(known))
 
 
 class _Known(dict[str, str]):
@@ -97,18 +107,19 @@ def told(changes: Sequence[Change], organisation: str) -> Sequence[Text]:
     )
 
 
-def digest(alerts: Sequence[Alert], count: int, organisation: str) -> Sequence[Text]:
-    """The daily mail about all that is open.
+def digest(alerts: Sequence[Alert], count: int, opened: int, organisation: str) -> Sequence[Text]:
+    """The daily mail about all that is open, and what was resolved and not told.
 
     Args:
         alerts: the first ones.
         count: how many there are.
+        opened: how many are open.
         organisation: the tenant's name.
     """
     return _texts(
         organisation,
-        [("open", alert) for alert in alerts],
-        lambda language, _: _DIGEST[language].format(count=count),
+        [("resolved" if alert.resolved_at else "open", alert) for alert in alerts],
+        lambda language, _: _DIGEST[language].format(count=opened),
         count,
     )
 

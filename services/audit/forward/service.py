@@ -28,6 +28,7 @@ from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.outgoing.wire import client_context
 from servicekit.rpc.pagination import Page
+from servicekit.security.certificates import first_end_of
 from servicekit.security.sealing import SealingError
 from servicekit.times import RULE, is_usable, parse_rfc3339
 from services.audit.forward import messages, store
@@ -250,6 +251,8 @@ class Forwarders:
                     after=messages.snapshot(after),
                 )
                 await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
+            if after.enabled and not before.enabled:
+                await store.begin_anew(connection, forwarder_id)
             if after != before or before.state.next_attempt_at is not None:
                 await store.try_now(connection, forwarder_id)
         self._worker.changed(forwarder_id)
@@ -551,3 +554,15 @@ def _check_certificates(config: Config, secrets: Secrets) -> None:
             f"{field}.clientCertificatePem",
             "must be a certificate in PEM, and clientKeyPem its private key without a passphrase",
         ) from None
+    # Alerts tell of their ends. OpenSSL takes some that nobody can tell the end of.
+    for name, pem in (
+        ("caPem", config.ca_pem),
+        ("clientCertificatePem", config.client_certificate_pem),
+    ):
+        try:
+            if pem:
+                first_end_of(pem.encode("ascii", "ignore"))
+        except ValueError:
+            raise invalid_field(
+                f"{field}.{name}", "must be X.509 certificates of version 3 with valid dates"
+            ) from None

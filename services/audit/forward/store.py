@@ -561,6 +561,14 @@ async def try_now(connection: Connection, forwarder_id: UUID) -> None:
     )
 
 
+async def begin_anew(connection: Connection, forwarder_id: UUID) -> None:
+    """Forgets since when a forwarder fails, which was disabled since."""
+    await connection.execute(
+        "UPDATE audit.forwarder_state SET failing_since = NULL WHERE forwarder_id = $1",
+        forwarder_id,
+    )
+
+
 async def failing_untold(connection: Connection, before: datetime) -> list[Forwarder]:
     """Marks forwarders that have failed since before a time as told, and answers them."""
     rows = await connection.fetch(
@@ -584,7 +592,15 @@ async def disable(
         reason,
         at,
     )
-    return bool(done == "UPDATE 1")
+    if done != "UPDATE 1":
+        return False
+    await connection.execute(
+        "UPDATE audit.forwarder_state SET failing_since = coalesce(failing_since, $2)"
+        " WHERE forwarder_id = $1",
+        forwarder.id,
+        at,
+    )
+    return True
 
 
 # Who sends for it.

@@ -20,7 +20,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.rpc.values import timestamp
 from services.audit.notices import store
-from services.audit.notices.domain import KEPT, LIFE, Notice, Text, pause
+from services.audit.notices.domain import KEPT, LIFE, Notice, Source, Text, pause
 
 log = logs.get(__name__)
 
@@ -66,21 +66,23 @@ class Notices:
         connection: Connection,
         tenant_id: UUID,
         texts: Sequence[Text],
+        source: Source,
         *,
         addresses: Sequence[str] = (),
         roles: Sequence[str] = (),
-    ) -> None:
+    ) -> bool:
         """Has a mail wait, in the transaction of what it tells of; nothing for nobody.
 
-        It is left out when its tenant had too many lately.
+        It is left out when its tenant had too many lately, which is answered by false.
         """
         if not addresses and not roles:
-            return
+            return True
         notice = Notice(new_id(), tenant_id, texts, addresses, roles, self._clock())
-        if await store.insert(connection, notice):
+        if await store.insert(connection, notice, source):
             self._wake.set()
-        else:
-            _HANDED_OVER.labels("full").inc()
+            return True
+        _HANDED_OVER.labels("full").inc()
+        return False
 
     async def run(self) -> None:
         """Hands over what waits, for as long as the service lives."""

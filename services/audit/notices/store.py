@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 
 from servicekit.data.postgres import Connection
-from services.audit.notices.domain import MOST_AN_HOUR, MOST_WAITING, Notice, Text
+from services.audit.notices.domain import MOST_WAITING, Notice, Source, Text
 
 _COLUMNS: Final = "id, tenant_id, texts, addresses, roles, created_at, attempts"
 
@@ -26,14 +26,16 @@ def _notice(row: asyncpg.Record) -> Notice:
     )
 
 
-async def insert(connection: Connection, notice: Notice) -> bool:
+async def insert(connection: Connection, notice: Notice, source: Source) -> bool:
     """Adds a notice that is due at once, unless its tenant has too many; answers whether."""
     done: str = await connection.execute(
         "INSERT INTO audit.notice (id, tenant_id, texts, addresses, roles, created_at,"
-        " next_attempt_at) SELECT $1, $2, $3, $4, $5, $6, $6 WHERE"
-        " (SELECT count(*) FROM audit.notice WHERE tenant_id = $2 AND created_at > $7) < $8 AND"
+        " next_attempt_at, source) SELECT $1, $2, $3, $4, $5, $6, $6, $10 WHERE"
+        " ((SELECT count(*) FROM audit.notice WHERE tenant_id = $2 AND created_at > $7"
+        " AND starts_with(source, $11)) < $8 OR NOT EXISTS (SELECT FROM audit.notice"
+        " WHERE tenant_id = $2 AND created_at > $7 AND source = $10)) AND"
         " (SELECT count(*) FROM audit.notice WHERE tenant_id = $2"
-        " AND next_attempt_at IS NOT NULL) < $9",
+        " AND next_attempt_at IS NOT NULL AND starts_with(source, $11)) < $9",
         notice.id,
         notice.tenant_id,
         json.dumps([text.json() for text in notice.texts]),
@@ -41,8 +43,10 @@ async def insert(connection: Connection, notice: Notice) -> bool:
         list(notice.roles),
         notice.created_at,
         notice.created_at - timedelta(hours=1),
-        MOST_AN_HOUR,
+        source.most,
         MOST_WAITING,
+        source.name,
+        f"{source.group}:",
     )
     return done == "INSERT 0 1"
 

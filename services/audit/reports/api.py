@@ -11,6 +11,7 @@ from google.api.httpbody_pb2 import HttpBody
 
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc
+from servicekit.errors import invalid_field
 from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
@@ -144,6 +145,8 @@ def _notified(
     request: pb.CreateReportScheduleRequest | pb.UpdateReportScheduleRequest,
 ) -> tuple[str, ...] | None:
     if isinstance(request, pb.UpdateReportScheduleRequest) and request.notify_nobody:
+        if request.notify:
+            raise invalid_field("notifyNobody", "must not be given with notify")
         return ()
     return tuple(dict.fromkeys(request.notify)) or None
 

@@ -26,6 +26,7 @@ from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.digests import Sha256, sha256_hex
 from services.audit.log.domain import CHECKPOINTS
+from services.audit.notices.domain import REPORTS
 from services.audit.notices.service import Notices
 from services.audit.reports import store
 from services.audit.reports.domain import MOST_ROWS, File, Report, Status, written
@@ -412,7 +413,7 @@ class Maker:
             if report.schedule_id is not None:
                 people = await store.notified(connection, report.tenant_id, report.schedule_id)
                 await self._notices.add(
-                    connection, report.tenant_id, ended(report), addresses=people
+                    connection, report.tenant_id, ended(report), REPORTS, addresses=people
                 )
 
     async def _wait(self, report: Report, lease: UUID, away: AwayError) -> None:

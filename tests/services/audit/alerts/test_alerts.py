@@ -4,132 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 
 from contract.access import Role
 from evergreen.v1 import audit_pb2 as pb
-from evergreen.v1 import audit_pb2_grpc as rpc
-from servicekit.rpc.channels import open_channel
-from services.audit.alerts import levels, watch
+from services.audit.alerts import levels
 from services.audit.alerts.board import Board
 from services.audit.alerts.domain import Happened, Rule, is_many, peaks
-from services.audit.alerts.watch import Watch
 from services.audit.notices.domain import MOST_AN_HOUR
 from services.audit.notices.service import Notices
+from tests.services.audit.alerts.conftest import (
+    DEVICE,
+    NOW,
+    RESELLER_OWNER,
+    USER,
+    World,
+    rule_of,
+)
 from tests.support import callers
 from tests.support.audit import (
     ORG,
-    RESELLER,
     ROOT,
     SISTER,
     STRANGER,
-    Audit,
-    StartAudit,
-    event,
-    start_audit,
 )
 from tests.support.refusals import refusal
-
-__all__ = ["start_audit"]
-
-NOW = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
-NOBODY = cast(Any, None)
-USER = f"users/{UUID(int=7)}"
-DEVICE = f"devices/{UUID(int=9)}"
-ORG_OWNER = callers.user(ORG.id, email="owner@school.example")
-RESELLER_OWNER = callers.user(RESELLER.id, email="owner@reseller.example")
-
-
-@dataclass
-class World:
-    """The service, with a process that looks when a test says so."""
-
-    audit: Audit
-    api: rpc.AlertServiceAsyncStub
-    watch: Watch
-    now: datetime = NOW
-    _sent: int = 0
-    _ids: list[UUID] = field(default_factory=list)
-
-    async def happened(
-        self, name: str, resource: str, *, tenant: UUID = ORG.id, ago: float = 0, **more: Any
-    ) -> None:
-        """Something is recorded that happened so many minutes ago."""
-        at = self.now - timedelta(minutes=ago)
-        await self.audit.record(
-            event(tenant_id=tenant, name=name, resource=resource, occurred_at=at, **more)
-        )
-
-    async def failed_logins(self, count: int, *, tenant: UUID = ORG.id, ago: float = 0) -> None:
-        for number in range(count):
-            await self.happened(
-                "identity.login_failed", USER, tenant=tenant, ago=ago + number / 100
-            )
-
-    async def verdict(self, before: str, after: str, device: str = DEVICE) -> None:
-        await self.happened(
-            "attestation.verdict_changed",
-            device,
-            before={"verdict": before},
-            after={"verdict": after, "reasons": []},
-        )
-
-    async def alerts(self, by: callers.Metadata = ORG_OWNER, **wanted: Any) -> list[pb.Alert]:
-        answer = await self.api.ListAlerts(pb.ListAlertsRequest(**wanted), metadata=by)
-        return list(answer.alerts)
-
-    async def told(self, what: str) -> list[Any]:
-        """What events say, in the order in which they were written."""
-        rows = await self.audit.sql(
-            "SELECT payload FROM audit.outbox WHERE subject LIKE '%.audit.alert_' || $1"
-            " ORDER BY id",
-            what,
-        )
-        return [json.loads(row["payload"])["data"]["after"] for row in rows]
-
-    async def notices(self) -> list[Any]:
-        rows = await self.audit.sql(
-            "SELECT texts, addresses, roles FROM audit.notice ORDER BY created_at, id"
-        )
-        return [(json.loads(row["texts"]), row["addresses"], row["roles"]) for row in rows]
-
-    async def update(self, by: callers.Metadata = ORG_OWNER, **wanted: Any) -> pb.AlertRules:
-        return await self.api.UpdateAlertRules(pb.UpdateAlertRulesRequest(**wanted), metadata=by)
-
-    async def rules(self, by: callers.Metadata = ORG_OWNER, **wanted: Any) -> pb.AlertRules:
-        return await self.api.GetAlertRules(pb.GetAlertRulesRequest(**wanted), metadata=by)
-
-
-@pytest_asyncio.fixture
-async def world(start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    # The service's own process looks once, when there is nothing yet.
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 3600.0)
-    made: World = NOBODY
-
-    def clock() -> datetime:
-        return made.now if made else NOW
-
-    audit = await start_audit(stream=False, clock=clock)
-    kit = audit.kit
-    channel = open_channel(kit.settings.grpc_listen, "test")
-    notices = Notices(kit.database, NOBODY, clock)
-    looks = Watch(kit.database, kit.tenants, Board(kit.outbox, notices), notices, NOBODY, {}, clock)
-    made = World(audit, rpc.AlertServiceStub(channel), looks)
-    yield made
-    await channel.close()
-
-
-def rule_of(rules: pb.AlertRules, kind: str) -> pb.AlertRule:
-    return next(rule for rule in rules.rules if rule.kind == kind)
 
 
 async def test_a_user_who_is_guessed_at(world: World) -> None:
@@ -268,24 +174,7 @@ async def test_entries_of_before_raise_nothing(world: World) -> None:
 
 async def test_a_forwarder_that_fails(world: World) -> None:
     """After a quarter of an hour, again after a day; resolved when it has delivered for as long."""
-    forwarder = UUID(int=5)
-    await world.audit.sql(
-        "INSERT INTO audit.forwarder (id, tenant_id, name, kind, enabled, below_too, filter,"
-        " config, sealed_secrets, start_at, revision, created_at, created_by, updated_at)"
-        " VALUES ($1, $2, 'SIEM', 'webhook', true, true, '{}', '{}', '', 'now', 1, $3, '', $3)",
-        forwarder,
-        ORG.id,
-        NOW,
-    )
-    await world.audit.sql(
-        "INSERT INTO audit.forwarder_state (forwarder_id, tenant_id, failing_since, lease,"
-        " lease_until) VALUES ($1, $2, $3, $4, $5)",
-        forwarder,
-        ORG.id,
-        NOW,
-        UUID(int=1),
-        NOW + timedelta(days=9),
-    )
+    forwarder = await world.forwarder(failing_since=NOW)
     await world.watch.look()
     assert await world.alerts() == []
     world.now += timedelta(minutes=16)
@@ -311,12 +200,7 @@ async def test_a_forwarder_that_fails(world: World) -> None:
 async def test_backups_that_become_old(world: World) -> None:
     """Of the root tenant alone, and only when there was one."""
     await world.watch.look()
-    await world.audit.sql(
-        "INSERT INTO audit.backup_run (id, kind, succeeded, started_at, ended_at, target, name,"
-        " bytes, max_age_seconds, detail) VALUES ($1, 'backup', true, $2, $2, '', '', 1, 1, '')",
-        UUID(int=3),
-        NOW - timedelta(hours=27),
-    )
+    await world.backup(timedelta(hours=27))
     await world.watch.look()
     (alert,) = await world.alerts(by=world.audit.owner)
     assert (alert.kind, alert.text) == ("backup-too-old", "the newest backup is 27 hours old")
@@ -362,7 +246,7 @@ async def test_rules_count_below(world: World) -> None:
 
 
 async def test_a_kind_that_is_paused_or_off(world: World) -> None:
-    """While it is paused nothing changes; turned off, what is open is resolved."""
+    """While it is paused nothing is raised; turned off, what is open is resolved."""
     await world.failed_logins(21)
     await world.watch.read_log()
     until = NOW + timedelta(days=14)
@@ -421,6 +305,10 @@ async def test_a_flood_of_mails_is_bounded(world: World) -> None:
         await world.watch.read_log()
     assert len(await world.alerts(page_size=500)) == MOST_AN_HOUR + 5
     assert len(await world.notices()) == MOST_AN_HOUR
+    # One of another kind is told all the same.
+    await world.failed_logins(21)
+    await world.watch.read_log()
+    assert (await world.subjects())[-1].startswith("Alert: 21 logins failed")
 
 
 def test_the_most_within_an_hour() -> None:
@@ -450,8 +338,9 @@ def test_thresholds() -> None:
 def test_certificates_that_end(tmp_path: Path) -> None:
     """Three weeks before, and again one week before; what cannot be read says nothing."""
     (tmp_path / "broken.pem").write_text("no certificate")
-    assert levels.ends_of({"a": tmp_path / "broken.pem", "b": tmp_path / "none.pem"}, []) == {}
-    ends = {"service": NOW + timedelta(days=20)}
+    files = {"a": tmp_path / "broken.pem", "b": tmp_path / "none.pem"}
+    assert levels.ends_of_files(files) == []
+    ends = [levels.Ending("service", NOW + timedelta(days=20))]
     (found,) = levels.certificates(ends, Rule(), NOW)
     assert (found.subject, found.step) == ("service", 0)
     (found,) = levels.certificates(ends, Rule(), NOW + timedelta(days=14))
