@@ -57,8 +57,14 @@ _SERVICES: dict[str, tuple[ModuleType, type[ServiceSettings]]] = {
     "audit": (audit, AuditSettings),
 }
 
-_AUDIT_LOG = {"audit.entry", "audit.chain_head", "audit.tree_leaf", "audit.tree_cursor"}
-"""It keeps what was done in an organisation that is gone."""
+_AUDIT_LOG = {
+    "audit.entry",
+    "audit.chain_head",
+    "audit.tree_leaf",
+    "audit.tree_cursor",
+    "audit.alert_position",
+}
+"""It keeps what was done in an organisation that is gone, and who read how far."""
 
 
 @dataclass
