@@ -249,7 +249,8 @@ class PolicyServiceServicer:
     def SimulatePolicy(self, request, context):
         """Says what a publish or a withdrawal would change, and for how many devices, with
         what is to be looked at before. It is computed as a publish does it, on the
-        devices that there are, and nothing is written. Refused as the publish would be.
+        devices that there are, and nothing is written. Refused as the publish would be;
+        one simulation of a tenant runs at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -90,7 +90,8 @@ class PolicyServiceStub:
     SimulatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SimulatePolicyRequest, _policy_pb2.SimulatePolicyResponse]
     """Says what a publish or a withdrawal would change, and for how many devices, with
     what is to be looked at before. It is computed as a publish does it, on the
-    devices that there are, and nothing is written. Refused as the publish would be.
+    devices that there are, and nothing is written. Refused as the publish would be;
+    one simulation of a tenant runs at a time.
     """
     ApplyPolicySet: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ApplyPolicySetRequest, _policy_pb2.ApplyPolicySetResponse]
     """Makes a tenant's policies what a set of policies says that is kept as code: all of
@@ -179,7 +180,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     SimulatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.SimulatePolicyRequest, _policy_pb2.SimulatePolicyResponse]  # type: ignore[assignment]
     """Says what a publish or a withdrawal would change, and for how many devices, with
     what is to be looked at before. It is computed as a publish does it, on the
-    devices that there are, and nothing is written. Refused as the publish would be.
+    devices that there are, and nothing is written. Refused as the publish would be;
+    one simulation of a tenant runs at a time.
     """
     ApplyPolicySet: _aio.UnaryUnaryMultiCallable[_policy_pb2.ApplyPolicySetRequest, _policy_pb2.ApplyPolicySetResponse]  # type: ignore[assignment]
     """Makes a tenant's policies what a set of policies says that is kept as code: all of
@@ -343,7 +345,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.SimulatePolicyResponse, _abc.Awaitable[_policy_pb2.SimulatePolicyResponse]]:
         """Says what a publish or a withdrawal would change, and for how many devices, with
         what is to be looked at before. It is computed as a publish does it, on the
-        devices that there are, and nothing is written. Refused as the publish would be.
+        devices that there are, and nothing is written. Refused as the publish would be;
+        one simulation of a tenant runs at a time.
         """
 
     @_abc_1.abstractmethod

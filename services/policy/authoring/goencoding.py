@@ -37,7 +37,16 @@ def encode_document(document: Document) -> bytes:
     Half a surrogate pair, which JSON text can name and UTF-8 cannot hold, becomes U+FFFD, as it
     does when Go decodes it.
     """
-    text = _ENCODER.encode(_plain(document))
+    return _encoded(_plain(document))
+
+
+def encoded_size(text: str) -> int:
+    """The bytes of a text inside a document, without its quotes."""
+    return len(_encoded(_plain(text))) - 2
+
+
+def _encoded(plain: Any) -> bytes:
+    text = _ENCODER.encode(plain)
     # None of these characters is JSON punctuation, so each one stands inside a string.
     text = _NEEDS_GO_ESCAPE.sub(lambda found: _GO_ESCAPES[found[0]], text)
     return text.encode()

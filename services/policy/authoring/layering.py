@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -14,7 +14,8 @@ from servicekit.errors import Code, DomainError
 from services.policy.authoring.agent_rules import check
 from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
-from services.policy.authoring.goencoding import encode_document
+from services.policy.authoring.goencoding import encode_document, encoded_size
+from services.policy.authoring.secret_values import secrets_of
 from services.policy.layers.fields import FIELDS
 from services.policy.layers.merging import (
     ITEM_PATHS,
@@ -35,6 +36,9 @@ _FORM: Final = {
 }
 """Where the console's form says something, by the path of a document."""
 _NETWORKS: Final = ("network.wifi", "network.vpns")
+_SECRET_COUNTS: Final = 384
+"""A secret of a tenant above counts as a multiple of so many bytes: what still fits would tell how
+long it is. It is what 63 characters, the longest passphrase of WPA2, take at most."""
 _OTHER_ITEMS: Final = tuple(path for path in ITEM_PATHS if path not in _NETWORKS)
 _OTHERS: Final = tuple(path for path in PATHS if path not in _NETWORKS)
 _BASELINE: Final = (
@@ -158,17 +162,30 @@ def encoded(found: Folded) -> bytes:
         DomainError: FAILED_PRECONDITION when devices could not apply them together. It names no
             value: it may be another tenant's.
     """
-    return _checked(found.document(), set())
+    return _checked(found.document(), set(), _rounding(_secrets_above(found)))
 
 
-def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]]) -> bytes:
+def _secrets_above(found: Folded) -> Iterator[str]:
+    """The secrets of all tenants but the one of the lowest layer."""
+    for one in found.values:
+        if one.path in _NETWORKS and not one.gone and not found.is_lowest(one.source):
+            section, _, name = one.path.partition(".")
+            yield from secrets_of({section: {name: [one.value]}})
+
+
+def _rounding(secrets: Iterable[str]) -> int:
+    """By how much secrets count for more than they are long."""
+    return sum(-encoded_size(secret) % _SECRET_COUNTS for secret in secrets)
+
+
+def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]], rounding: int) -> bytes:
     """The bytes of a document that breaks no rules but those that are known."""
     try:
         document = parse_document(found)
     except DomainError as broken:
         raise _not_together(broken.message) from broken
     body = encode_document(document)
-    if len(body) > MAX_DOCUMENT:
+    if len(body) + rounding > MAX_DOCUMENT:
         # Not by how much: that is told by what tenants above say.
         raise _not_together(f"the document would have more than {MAX_DOCUMENT} bytes")
     for path, rule in sorted(_broken(document) - known):
@@ -176,10 +193,21 @@ def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]]) -> bytes:
     return body
 
 
-def with_locks(layers: Sequence[InForce], before: bytes | None) -> bytes:
-    """The bytes that devices get of layers that do not fit together.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What devices get of layers that do not fit together."""
 
-    That is `before`, what they had, with all that is locked as the layers have it now: whoever
+    body: bytes = field(repr=False)
+    layers: tuple[InForce, ...]
+    """What is left of them."""
+    locked: tuple[str, ...] | None
+    """The fields that the layers say, while the others stay as they were; `None` for all."""
+
+
+def with_locks(layers: Sequence[InForce], before: bytes | None) -> Held:
+    """What devices get of layers that do not fit together.
+
+    That is `before`, what they had, with all that is locked as the layers have it now: a layer that
     says too much does not escape a lock. Where that does not fit either, the lowest layers lose
     what they set, networks and VPNs last.
 
@@ -189,7 +217,7 @@ def with_locks(layers: Sequence[InForce], before: bytes | None) -> bytes:
     locked = [path for path in PATHS if any(one.own.merging.locks(path) for one in layers)]
     if before is not None:
         with suppress(DomainError):
-            return _kept(folded(layers).document(), locked, before)
+            return Held(_kept(folded(layers), locked, before), tuple(layers), tuple(locked))
     less = list(layers)
     for at in range(len(less) - 1, 0, -1):
         for loses in (_OTHER_ITEMS, _OTHERS, PATHS):
@@ -197,12 +225,13 @@ def with_locks(layers: Sequence[InForce], before: bytes | None) -> bytes:
             sets = {path: value for path, value in own.sets.items() if path not in loses}
             less[at] = replace(layers[at], own=Own(sets, own.baseline, Merging()))
             with suppress(DomainError):
-                return encoded(folded(less))
-    return encoded(folded(less))
+                return Held(encoded(folded(less)), tuple(less), None)
+    return Held(encoded(folded(less)), tuple(less), None)
 
 
-def _kept(found: Mapping[str, Any], paths: Sequence[str], before: bytes) -> bytes:
-    """A document with some fields as another one has them."""
+def _kept(together: Folded, paths: Sequence[str], before: bytes) -> bytes:
+    """A document with some fields as layers have them."""
+    found = together.document()
     document: dict[str, Any] = json.loads(before)
     broken = _broken(parse_document(document))
     for path in paths:
@@ -211,7 +240,9 @@ def _kept(found: Mapping[str, Any], paths: Sequence[str], before: bytes) -> byte
         document[section].pop(name, None)
         if name in found.get(section, {}):
             document[section][name] = found[section][name]
-    return _checked(document, broken)
+    # Whose the secrets of what was before are, nobody knows.
+    unknown = _rounding(secrets_of(document)) if together.of_several else 0
+    return _checked(document, broken, unknown)
 
 
 def _broken(document: Document) -> set[tuple[str, str]]:

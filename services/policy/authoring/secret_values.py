@@ -41,6 +41,19 @@ def hide(authored: Any, word: str, *, but: Callable[[str], bool] = lambda _: Fal
     return _mapped(authored, lambda value, *_: word if value and not but(value) else value)
 
 
+def secrets_of(authored: Any) -> list[str]:
+    """The secrets of a stored policy that are not empty."""
+    found: list[str] = []
+
+    def note(value: str, *_: Any) -> str:
+        if value:
+            found.append(value)
+        return value
+
+    _mapped(authored, note)
+    return found
+
+
 def holds_secrets(authored: Any) -> bool:
     """Whether there is anything to hide."""
     return bool(hide(authored, MASKED) != authored)

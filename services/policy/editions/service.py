@@ -387,7 +387,7 @@ class Editions:
         """What devices get of layers that do not fit; `None` where there is nothing to give."""
         had = (await stamps_store.documents(connection, [kept]))[kept] if kept else None
         try:
-            body = with_locks(layers, None if had is None else had.body)
+            body = with_locks(layers, None if had is None else had.body).body
         except DomainError:
             return None if kept is None or had is None else (kept, had)
         if kept is not None and had is not None and body == had.body:

@@ -55,6 +55,7 @@ def to_simulation(tally: Tally) -> policy_pb2.SimulatePolicyResponse:
         changes=_to_changes(tally),
         changes_omitted=tally.left_out,
         warnings=_to_warnings(tally),
+        warnings_omitted=tally.warnings.omitted,
         complete=tally.complete,
     )
 

@@ -1,28 +1,31 @@
 """What devices would get otherwise, and what of it an administrator is warned of.
 
-Layers are folded as for a publish. No answer tells of a secret of another tenant: where one stands
-in a value, the version that says it is compared in its place.
+No answer tells of a secret of another tenant: where one stands in a value, the version that says it
+is compared in its place.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
-from services.policy.authoring.layering import InForce, folded
 from services.policy.authoring.secret_values import REDACTED, hide
-from services.policy.layers.merging import Folded, Level, Value, Why
+from services.policy.layers.merging import Level, Source, Value, Why
+from services.policy.simulation.made import Made, Values, got
 
 MOST_CHANGES: Final = 500
 """Of one answer; how many are left out is said."""
+MOST_WARNINGS: Final = 500
 _MOST_SHOWN: Final = 1_000_000
-"""Characters of values in one answer, so that it stays a message that gRPC takes."""
+"""Characters of changes, and as many of warnings, in one answer: it stays a message that gRPC
+takes."""
 MOST_SAMPLED: Final = 5
 _MANY_APPS: Final = 10
-_MANY_EDITIONS: Final = 64
+_MANY_MADE: Final = 1_000
+"""Editions makes some 30 a second."""
 _STRICT_WHEN: Final = {
     "security.selinux_enforce": True,
     "security.ssh_enabled": False,
@@ -36,31 +39,27 @@ _UNSET: Final = ("security.selinux_enforce", "security.usbguard")
 
 TEXTS: Final = {
     "WIFI_LOST": "devices lose every network that they were given, and may not be reached again",
-    "WIFI_CHANGED": "devices lose this network, or get it with other settings",
-    "APPS_UNINSTALLED": "devices uninstall this application",
+    "HELD": "the policies do not fit together: devices keep what they have, but for locked fields",
     "SECURITY_WEAKENED": "devices are less protected than before",
     "UNSET_SECURITY": "nobody sets this switch, and devices switch it off",
+    "ORPHANED": "nothing is in force for devices any more: they keep what they have",
+    "ORPHANED_BEFORE": "nothing is in force for devices now, and what they have is not known: what"
+    " they lose is not said",
+    "TOO_MANY_SETS": "devices get nothing new: their organisation has more sets of policies of"
+    " groups and devices than are put together",
+    "STALE": "the device registry does not answer: groups and devices may be others by now",
+    "NO_DEVICES": "no device gets the policy",
+    "MANY_EDITIONS": f"what more than {_MANY_MADE:,} organisations or groups get is put together;"
+    " the last devices get it a minute later or more",
+    "BIG_DOWNLOAD": f"devices install more than {_MANY_APPS} applications and may need several"
+    " tries",
+    "WIFI_CHANGED": "devices lose this network, or get it with other settings",
+    "APPS_UNINSTALLED": "devices uninstall this application",
     "LOCKED_ABOVE": "a policy above locked this field: what the policy says there is ignored",
     "GROUP_CONFLICT": "devices are in several groups whose policies differ here; the group with"
     " the greater priority counts",
-    "BIG_DOWNLOAD": f"devices install more than {_MANY_APPS} applications and may need several"
-    " tries",
-    "HELD": "the policies do not fit together: devices keep what they have, but for locked fields",
-    "MANY_EDITIONS": f"more than {_MANY_EDITIONS} documents are made; the last devices get theirs"
-    " minutes later",
-    "NO_DEVICES": "no device gets the policy",
 }
-"""What the codes of warnings mean."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Devices that have the same layers, now and then."""
-
-    now: Sequence[InForce] = field(repr=False)
-    then: Sequence[InForce] = field(repr=False)
-    devices: int
-    sample: tuple[UUID, ...]
+"""What the codes of warnings mean, the gravest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,11 @@ class Notice:
     path: str = ""
     name: str = ""
 
+    @property
+    def size(self) -> int:
+        """Characters that are not the same in all warnings."""
+        return len(self.path) + len(self.name)
+
 
 @dataclass(slots=True)
 class Counted:
@@ -97,6 +101,50 @@ class Counted:
         self.sample = (*self.sample, *sample)[:MOST_SAMPLED]
 
 
+@dataclass(frozen=True, slots=True)
+class Some:
+    """Devices, or none where it is only seen what they would get."""
+
+    devices: int = 0
+    sample: tuple[UUID, ...] = ()
+
+
+class Warnings:
+    """The warnings of an answer, with their counts: the gravest where there is no room for all."""
+
+    def __init__(self) -> None:
+        self._by_code: dict[str, dict[Notice, Counted]] = {code: {} for code in TEXTS}
+        self._left_out: set[int] = set()
+        self._count = 0
+        self._shown = 0
+
+    @property
+    def omitted(self) -> int:
+        """How many are left out."""
+        return len(self._left_out)
+
+    def items(self) -> Iterator[tuple[Notice, Counted]]:
+        """The gravest first."""
+        for some in self._by_code.values():
+            yield from some.items()
+
+    def add(self, notice: Notice, some: Some) -> None:
+        """Counts devices."""
+        if hash(notice) in self._left_out:
+            return
+        alike = self._by_code[notice.code]
+        if notice not in alike:
+            alike[notice] = Counted()
+            self._count += 1
+            self._shown += notice.size
+        alike[notice].add(some.devices, some.sample)
+        while self._count > MOST_WARNINGS or self._shown > _MOST_SHOWN:
+            least, _ = next(one for one in reversed(self._by_code.values()) if one).popitem()
+            self._count -= 1
+            self._shown -= least.size
+            self._left_out.add(hash(least))
+
+
 @dataclass(slots=True)
 class Tally:
     """What was found so far.
@@ -108,125 +156,119 @@ class Tally:
     devices: int = 0
     affected: int = 0
     pending: int = 0
+    made: int = 0
+    """For how many organisations, and sets of groups and devices of them, there is work."""
     concerned: set[UUID] = field(default_factory=set)
     """The policies that some device would have."""
-    editions: set[object] = field(default_factory=set)
+    editions: set[int] = field(default_factory=set)
+    """Hashes of the layers of those that get something else."""
     changes: dict[tuple[str, str, str, str, bool], tuple[Difference, Counted]] = field(
         default_factory=dict
     )
-    left_out: int = 0
-    warnings: dict[Notice, Counted] = field(default_factory=dict)
+    warnings: Warnings = field(default_factory=Warnings)
     complete: bool = True
-    shown: int = 0
+    _left_out: set[int] = field(default_factory=set)
+    _shown: int = 0
 
-    def take(self, profile: Profile, found: Compared) -> None:
-        """Counts the devices of a profile."""
-        if profile.devices:
+    @property
+    def left_out(self) -> int:
+        """How many changes are left out."""
+        return len(self._left_out)
+
+    def concern(self, layers: Iterable[Source], devices: int) -> None:
+        """Counts devices by the layers that they would have."""
+        self.devices += devices
+        if devices:
             self.concerned |= {
                 policy_id
-                for one in profile.then
-                if (policy_id := one.source.policy_id) in self.policies and policy_id is not None
+                for one in layers
+                if (policy_id := one.policy_id) in self.policies and policy_id is not None
             }
-        if found.differences or found.held:
-            self.affected += profile.devices
-            self.editions.add(found.edition)
+
+    def take(self, some: Some, edition: object, found: Compared) -> None:
+        """Counts the devices for which something is different, or to be looked at."""
+        if found.differences:
+            self.affected += some.devices
+            if some.devices:
+                self.editions.add(hash(edition))
         for one in found.differences:
-            self._change(one, profile)
+            self._change(one, some)
         for warning in found.warnings:
-            self.warnings.setdefault(warning, Counted()).add(profile.devices, profile.sample)
+            self.warnings.add(warning, some)
 
     def finish(self) -> None:
         """Adds what is seen when all devices are counted."""
-        if len(self.editions) > _MANY_EDITIONS:
-            self.warnings[Notice("MANY_EDITIONS")] = Counted(self.affected)
+        if self.made > _MANY_MADE:
+            self.warnings.add(Notice("MANY_EDITIONS"), Some(self.affected))
         for policy_id, name in self.policies.items():
             if self.complete and policy_id not in self.concerned:
-                self.warnings[Notice("NO_DEVICES", name=name)] = Counted()
+                self.warnings.add(Notice("NO_DEVICES", name=name), Some())
 
-    def _change(self, one: Difference, profile: Profile) -> None:
+    def _change(self, one: Difference, some: Some) -> None:
         before, after = _text(one.before), _text(one.after)
         key = (one.path, one.name, before, after, one.secret)
         if key not in self.changes:
-            self.shown += len(before) + len(after)
-            if len(self.changes) >= MOST_CHANGES or self.shown > _MOST_SHOWN:
-                self.left_out += 1
+            size = len(one.name) + len(before) + len(after)
+            if len(self.changes) >= MOST_CHANGES or self._shown + size > _MOST_SHOWN:
+                self._left_out.add(hash(key))
                 return
+            self._shown += size
             self.changes[key] = (one, Counted())
-        self.changes[key][1].add(profile.devices, profile.sample)
+        self.changes[key][1].add(some.devices, some.sample)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What is different for the devices of a profile."""
+    """What is different, and what is to be looked at."""
 
-    edition: object
-    differences: tuple[Difference, ...]
-    warnings: tuple[Notice, ...]
-    held: bool
-
-
-_Values = Mapping[tuple[str, str], Value]
+    differences: tuple[Difference, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
 
 def compared(
-    profile: Profile,
-    whose: UUID,
-    policies: Collection[UUID],
-    edition: object,
-    fits: Callable[[Folded], bool],
+    before: Made, after: Made, whose: UUID, policies: Collection[UUID], *, is_held: bool
 ) -> Compared:
-    """Compares what devices are to have now with what they would have then.
+    """Compares what devices have with what they would get.
 
     Args:
-        profile: the devices.
+        before: what they are to have now; without values for nothing.
+        after: what they would get.
         whose: the tenant of the policies; secrets of all others are not compared.
         policies: those that would be in force.
-        edition: names what would be made of the layers.
-        fits: whether devices could apply what layers make.
+        is_held: whether `after` is what devices get of layers that do not fit.
     """
-    then = folded(profile.then)
-    if profile.then and not fits(then):
-        return Compared(edition, (), (Notice("HELD"),), held=True)
-    before, after = _values(folded(profile.now)), _values(then)
-    differences = tuple(_differences(before, after, whose))
+    differences = tuple(_differences(before.values, after.values, whose))
     warnings = dict.fromkeys(
         [
-            *(_lost(before, after, differences) if profile.now else ()),
-            *(_weakened(before, after) if profile.now and profile.then else ()),
-            *(_unset(after) if profile.then else ()),
-            *_ignored(after, policies),
-            *_downloads(before, after),
+            *([Notice("HELD")] if is_held else ()),
+            *_lost(before.values, after.values, differences),
+            *(_weakened(before.values, after.values) if before.values else ()),
+            *_unset(after.values),
+            *(() if is_held else _ignored(after.values, policies)),
+            *_downloads(before.values, after.values),
         ]
     )
-    return Compared(edition, differences, tuple(warnings), held=False)
+    return Compared(differences, tuple(warnings))
 
 
-def _values(found: Folded) -> _Values:
-    return {(one.path, one.name): one for one in found.values}
-
-
-def _got(value: Value | None) -> Any:
-    return None if value is None or value.gone else value.value
-
-
-def _differences(before: _Values, after: _Values, whose: UUID) -> Iterable[Difference]:
+def _differences(before: Values, after: Values, whose: UUID) -> Iterable[Difference]:
     for path, name in dict.fromkeys((*before, *after)):
         old, new = before.get((path, name)), after.get((path, name))
         if _to_compare(old, whose) == _to_compare(new, whose):
             continue
-        was, becomes = shown(path, _got(old)), shown(path, _got(new))
+        was, becomes = shown(path, got(old)), shown(path, got(new))
         yield Difference(path, name, was, becomes, was is not None and was == becomes)
 
 
 def _to_compare(value: Value | None, whose: UUID) -> Any:
     """A value without what must not be told by comparing it: another tenant's secrets."""
-    got = _got(value)
-    if got is None or value is None:
+    found = got(value)
+    if found is None or value is None:
         return None
     source = value.source
     if source is None or source.tenant_id == whose:
-        return got or None if isinstance(got, list) else got
-    return shown(value.path, got, f"{source.policy_id} {source.version}")
+        return found or None if isinstance(found, list) else found
+    return shown(value.path, found, f"{source.policy_id} {source.version}")
 
 
 def shown(path: str, value: Any, word: str = REDACTED) -> Any:
@@ -240,7 +282,7 @@ def shown(path: str, value: Any, word: str = REDACTED) -> Any:
     return hide({section: {name: [value]}}, word)[section][name][0]
 
 
-def _lost(before: _Values, after: _Values, differences: Sequence[Difference]) -> Iterable[Notice]:
+def _lost(before: Values, after: Values, differences: Sequence[Difference]) -> Iterable[Notice]:
     """Networks and applications that devices have and would not have any more."""
     had = {name for (path, name), one in before.items() if _is_network(path, one)}
     kept = {name for (path, name), one in after.items() if _is_network(path, one)} & had
@@ -256,25 +298,25 @@ def _lost(before: _Values, after: _Values, differences: Sequence[Difference]) ->
 
 
 def _is_network(path: str, value: Value) -> bool:
-    return path == "network.wifi" and _got(value) is not None
+    return path == "network.wifi" and got(value) is not None
 
 
-def _weakened(before: _Values, after: _Values) -> Iterable[Notice]:
+def _weakened(before: Values, after: Values) -> Iterable[Notice]:
     for path, strict in _STRICT_WHEN.items():
         # What nobody sets is off.
-        was = bool(_got(before.get((path, ""))))
-        becomes = bool(_got(after.get((path, ""))))
+        was = bool(got(before.get((path, ""))))
+        becomes = bool(got(after.get((path, ""))))
         if was == strict and becomes != strict:
             yield Notice("SECURITY_WEAKENED", path)
 
 
-def _unset(after: _Values) -> Iterable[Notice]:
+def _unset(after: Values) -> Iterable[Notice]:
     for path in _UNSET:
-        if _got(after.get((path, ""))) is None:
+        if got(after.get((path, ""))) is None:
             yield Notice("UNSET_SECURITY", path)
 
 
-def _ignored(after: _Values, policies: Collection[UUID]) -> Iterable[Notice]:
+def _ignored(after: Values, policies: Collection[UUID]) -> Iterable[Notice]:
     """What the policies say and devices do not get, and what others say against it."""
     for (path, name), value in after.items():
         for lost in value.lost:
@@ -292,13 +334,13 @@ def _ignored(after: _Values, policies: Collection[UUID]) -> Iterable[Notice]:
                 yield Notice("GROUP_CONFLICT", path, name)
 
 
-def _downloads(before: _Values, after: _Values) -> Iterable[Notice]:
+def _downloads(before: Values, after: Values) -> Iterable[Notice]:
     new = [
         name
         for (path, name), value in after.items()
         if path == "apps.required"
-        and _got(value) is not None
-        and _got(before.get((path, name))) is None
+        and got(value) is not None
+        and got(before.get((path, name))) is None
     ]
     if len(new) > _MANY_APPS:
         yield Notice("BIG_DOWNLOAD", "apps.required")

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 from uuid import UUID
 
-from services.policy.authoring.layering import InForce, Own
+from services.policy.authoring.layering import Own
 from services.policy.layers.merging import Level, Source
-from services.policy.simulation.domain import Profile
 from services.policy.stamps.domain import Targets
 from services.policy.targets.domain import Group, PolicyTargets
 
 Rank: TypeAlias = tuple[bool, int, UUID]
 """Where a group or a device stands among such, the weakest first, as `WEAKEST_FIRST` has it."""
+Sources: TypeAlias = tuple[Source, ...]
+"""Layers without what they say, the root's first."""
+Said: TypeAlias = tuple[tuple[Level, UUID, UUID | None, int], ...]
+"""Names what layers say, for whichever groups and devices they are."""
 
 
 def group_rank(group_id: UUID, priority: int) -> Rank:
@@ -25,6 +28,11 @@ def group_rank(group_id: UUID, priority: int) -> Rank:
 def device_rank(device_id: UUID) -> Rank:
     """Where a device stands."""
     return True, 0, device_id
+
+
+def said(layers: Sequence[Source]) -> Said:
+    """Names what layers say."""
+    return tuple((one.level, one.tenant_id, one.policy_id, one.version) for one in layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,65 +57,84 @@ class Candidate:
         assert self.source.policy_id is not None
         return self.source.policy_id
 
-    def is_of(self, layer: InForce) -> bool:
+    def is_of(self, layer: Source) -> bool:
         """Whether a layer is the same policy's."""
-        return layer.source.policy_id == self.source.policy_id
+        return layer.policy_id == self.source.policy_id
 
-    def in_force(self, now: Mapping[UUID, InForce]) -> dict[UUID, InForce]:
+    def in_force(self, now: Mapping[UUID, Source]) -> dict[UUID, Source]:
         """The layers of tenants as they would be."""
         then = dict(now)
         if self.own is not None and not self.targets:
-            then[self.tenant_id] = InForce(self.source, self.own)
+            then[self.tenant_id] = self.source
         elif self.tenant_id in then and self.is_of(then[self.tenant_id]):
             del then[self.tenant_id]
         return then
 
-    def bound(self, now: Mapping[Rank, InForce]) -> dict[Rank, InForce]:
+    def bound(self, now: Mapping[Rank, Source]) -> dict[Rank, Source]:
         """The layers of groups and devices as they would be."""
         then = {rank: layer for rank, layer in now.items() if not self.is_of(layer)}
         if self.own is None:
             return then
         for group in self.groups.values():
-            source = replace(
+            then[group_rank(group.id, group.priority)] = replace(
                 self.source, level=Level.GROUP, target_id=group.id, target_name=group.alias
             )
-            then[group_rank(group.id, group.priority)] = InForce(source, self.own)
         for device_id in self.targets.device_ids:
-            source = replace(self.source, level=Level.DEVICE, target_id=device_id)
-            then[device_rank(device_id)] = InForce(source, self.own)
+            then[device_rank(device_id)] = replace(
+                self.source, level=Level.DEVICE, target_id=device_id
+            )
         return then
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
     """An organisation's layers now and then: of tenants, and of its groups and devices."""
 
-    now: Sequence[InForce]
-    then: Sequence[InForce]
-    bound_now: Mapping[Rank, InForce]
-    bound_then: Mapping[Rank, InForce]
+    def __init__(
+        self,
+        tenant_id: UUID,
+        now: Iterable[Source],
+        then: Iterable[Source],
+        bound_now: Mapping[Rank, Source],
+        bound_then: Mapping[Rank, Source],
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.now: Sources = tuple(now)
+        self.then: Sources = tuple(then)
+        self._now = {rank[2]: (rank, layer) for rank, layer in bound_now.items()}
+        self._then = {rank[2]: (rank, layer) for rank, layer in bound_then.items()}
 
-    def targets(self, group_ids: Iterable[UUID], own: UUID | None) -> Targets:
+    @property
+    def bound(self) -> int:
+        """For how many groups and devices something would be in force."""
+        return len(self._then)
+
+    @property
+    def own(self) -> set[UUID]:
+        """The devices with a policy of their own, now or then."""
+        both = (*self._now.values(), *self._then.values())
+        return {rank[2] for rank, _ in both if rank[0]}
+
+    def targets(self, ids: Iterable[UUID]) -> Targets:
         """Those of a device's groups, and itself, that have a policy now or then; sorted."""
-        wanted = {*group_ids, own}
-        return tuple(
-            sorted({rank[2] for rank in (*self.bound_now, *self.bound_then) if rank[2] in wanted})
-        )
+        return tuple(sorted(one for one in {*ids} if one in self._now or one in self._then))
 
     def targets_now(self, targets: Targets) -> Targets:
         """Those that have a policy now."""
-        known = {rank[2] for rank in self.bound_now}
-        return tuple(one for one in targets if one in known)
+        return tuple(one for one in targets if one in self._now)
 
-    def profile(self, targets: Targets, devices: int, sample: tuple[UUID, ...]) -> Profile:
-        """Devices for which some targets count."""
-        return Profile(
-            [*self.now, *_of(self.bound_now, targets)],
-            [*self.then, *_of(self.bound_then, targets)],
-            devices,
-            sample,
-        )
+    def targets_then(self, targets: Targets) -> Targets:
+        """Those that would have a policy."""
+        return tuple(one for one in targets if one in self._then)
+
+    def layers_now(self, targets: Targets) -> Sources:
+        """What makes a device's policy now."""
+        return (*self.now, *_of(self._now, targets))
+
+    def layers_then(self, targets: Targets) -> Sources:
+        """What would make it."""
+        return (*self.then, *_of(self._then, targets))
 
 
-def _of(bound: Mapping[Rank, InForce], targets: Targets) -> list[InForce]:
-    return [bound[rank] for rank in sorted(bound) if rank[2] in targets]
+def _of(bound: Mapping[UUID, tuple[Rank, Source]], targets: Targets) -> list[Source]:
+    found = [bound[one] for one in targets if one in bound]
+    return [layer for _, layer in sorted(found, key=lambda one: one[0])]

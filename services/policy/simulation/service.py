@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID
 
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import DomainError, invalid_field, not_found
+from servicekit.errors import DomainError, FieldViolation, invalid, invalid_field, not_found
 from servicekit.ids import new_id
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.authoring import store as authoring_store
@@ -22,28 +21,35 @@ from services.policy.authoring.domain import (
     not_publishable,
     standing_of,
 )
-from services.policy.authoring.layering import InForce, Own, encoded, folded, own_of
+from services.policy.authoring.layering import Own, own_of
 from services.policy.authoring.secret_values import complete, restore
-from services.policy.editions import store as editions_store
-from services.policy.editions.service import level_of, named, source_of
-from services.policy.layers.merging import Folded, Level, Merging, Source
+from services.policy.editions.service import level_of
+from services.policy.layers.merging import Merging, Source
 from services.policy.simulation import store
-from services.policy.simulation.domain import MOST_SAMPLED, Compared, Profile, Tally, compared
-from services.policy.simulation.places import Candidate, Place, Rank, device_rank, group_rank
+from services.policy.simulation.domain import MOST_SAMPLED, Notice, Some, Tally
+from services.policy.simulation.looking import Looking
+from services.policy.simulation.places import Candidate, Place
+from services.policy.simulation.turns import Turns
 from services.policy.stamps import store as stamps_store
-from services.policy.stamps.domain import Targets
+from services.policy.stamps.domain import Standing, Targets
 from services.policy.targets.domain import (
+    MOST_BOUND,
+    MOST_PROFILES,
     PolicyTargets,
     check_targets,
     of_no_organisation,
     still_everywhere,
+    too_many_bound,
 )
 from services.policy.targets.service import Seats, check_there
-from services.policy.targets.store import known_groups
+from services.policy.versions import Version
 
 _SECONDS: Final = 5.0
 """So long it is looked at devices; of the others nothing is said then."""
 _ORGS_AT_ONCE: Final = 100
+_BOUND_AT_ONCE: Final = 2_000
+"""Groups and devices with policies of the organisations that are looked at at once, unless it is
+one organisation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,17 @@ class Asked:
     withdraw: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What there is of what is asked."""
+
+    tenant_id: UUID
+    policy: Policy | None
+    in_force: Version | None
+    candidate: Candidate
+    """As for a withdrawal."""
+
+
 class Simulations:
     """The use cases around what would change."""
 
@@ -66,32 +83,48 @@ class Simulations:
         self._database = database
         self._tenants = tenants
         self._seats = seats
+        self._turns = Turns()
 
     async def simulate(self, call: Call, asked: Asked) -> Tally:
         """What devices would get otherwise, and how many of them.
 
         Raises:
-            DomainError: as a publish would, or a withdrawal.
+            DomainError: as a publish would, or a withdrawal; RESOURCE_EXHAUSTED when another one of
+                the caller's tenant is under way.
         """
-        if asked.merging is not None:
-            check_merging(asked.merging)
-        if asked.targets is not None:
-            check_targets(asked.targets)
-        scope = await self._tenants.query_scope(call.caller)
-        if asked.policy_id is None:
-            if asked.org_id is None or not asked.has_bundle or asked.withdraw:
-                raise invalid_field("policyId", "is required, or orgId with a bundle")
-            await self._tenants.require(call.caller, asked.org_id)
-        await self._seats.fresh()
-        async with self._database.transaction(scope) as connection:
-            candidate = await self._candidate(connection, scope, asked)
-        async with self._database.system_transaction(
-            "layers are of the tenants above"
-        ) as connection:
-            return await self.tallied(connection, [candidate])
+        _check(asked)
+        async with self._turns.turn(UUID(call.caller.tenant_id)):
+            scope = await self._tenants.query_scope(call.caller)
+            if asked.policy_id is None:
+                assert asked.org_id is not None
+                await self._tenants.require(call.caller, asked.org_id, to_add=True)
+            if asked.targets:
+                await self._seats.ask()
+            is_fresh = await self._seats.fresh()
+            async with self._database.transaction(scope) as connection:
+                read = await self._read(connection, scope, asked)
+            candidate = read.candidate
+            if not asked.withdraw:
+                candidate = replace(candidate, own=_own(read, asked))
+            tally = await self._tallied([candidate])
+        if not is_fresh:
+            tally.warnings.add(Notice("STALE"), Some(tally.devices))
+        return tally
 
-    async def _candidate(self, connection: Connection, scope: Scope, asked: Asked) -> Candidate:
-        """The policy as a publish would put it in force."""
+    async def tallied(self, candidates: Sequence[Candidate]) -> Tally:
+        """What policies of one tenant would change together.
+
+        Args:
+            candidates: at least one.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when devices could not apply one with those above it;
+                RESOURCE_EXHAUSTED when another simulation of the tenant is under way.
+        """
+        async with self._turns.turn(candidates[0].tenant_id):
+            return await self._tallied(candidates)
+
+    async def _read(self, connection: Connection, scope: Scope, asked: Asked) -> _Read:
         policy: Policy | None = None
         if asked.policy_id is not None:
             policy = await authoring_store.get_policy(connection, scope, asked.policy_id)
@@ -101,22 +134,15 @@ class Simulations:
         assert tenant_id is not None
         if asked.org_id not in {None, tenant_id}:
             raise invalid_field("orgId", "must be the policy's")
-        targets = await self._targets(connection, tenant_id, policy, asked)
-        return Candidate(
-            Source(
-                level_of(self._tenants.whole_line(tenant_id)[-1]),
-                tenant_id,
-                new_id() if policy is None else policy.id,
-                "" if policy is None else policy.name,
-            ),
-            None if asked.withdraw else await _own(connection, tenant_id, policy, asked),
-            targets,
-            await known_groups(connection, tenant_id, targets.group_ids),
+        source = Source(
+            level_of(self._tenants.whole_line(tenant_id)[-1]),
+            tenant_id,
+            new_id() if policy is None else policy.id,
+            "" if policy is None else policy.name,
         )
-
-    async def _targets(
-        self, connection: Connection, tenant_id: UUID, policy: Policy | None, asked: Asked
-    ) -> PolicyTargets:
+        if asked.withdraw:
+            # A target may be gone; the withdrawal works all the same.
+            return _Read(tenant_id, policy, None, Candidate(source, None, PolicyTargets(), {}))
         stored = PolicyTargets() if policy is None else policy.targets
         targets = stored if asked.targets is None else asked.targets
         if targets:
@@ -125,68 +151,100 @@ class Simulations:
                 raise of_no_organisation()
         if policy is not None and policy.in_force and bool(targets) != bool(stored):
             raise still_everywhere()
-        await check_there(connection, tenant_id, targets)
-        return targets
+        groups = await check_there(connection, tenant_id, targets, to_keep=False)
+        return _Read(
+            tenant_id,
+            policy,
+            await authoring_store.get_in_force(connection, tenant_id),
+            Candidate(source, None, targets, groups),
+        )
 
-    async def tallied(self, connection: Connection, candidates: Sequence[Candidate]) -> Tally:
-        """What policies of one tenant would change together.
-
-        Args:
-            connection: that sees all rows.
-            candidates: at least one.
-
-        Raises:
-            DomainError: FAILED_PRECONDITION when devices could not apply one with those above.
-        """
-        looking = _Looking(candidates)
+    async def _tallied(self, candidates: Sequence[Candidate]) -> Tally:
+        looking = Looking(self._database, candidates, _SECONDS)
         tenant_id = looking.tenant_id
-        # Also where no device is: what all would get, and those in one group.
-        here = (await self._places(connection, [tenant_id], candidates))[tenant_id]
+        async with self._database.system_transaction(
+            "layers are of the tenants above"
+        ) as connection:
+            here = (await self._places(connection, [tenant_id], candidates))[tenant_id]
+            orgs = [one.id for one in self._tenants.subtree(tenant_id) if one.kind == "org"]
+            bound = await store.count_bound(connection, orgs)
         for one in candidates:
-            _check_fits(here, one)
-        looking.compare(here.profile((), 0, ()))
+            await _check_fits(looking, here, one)
+        if here.bound > MOST_BOUND and any(one.own and one.targets for one in candidates):
+            raise too_many_bound()
+        # Also where no device is: what all would get, and those in one group.
+        await looking.compare(here, (), None, Some())
+        complete = True
+        for some in _batches(orgs, bound):
+            complete = complete and await self._look(looking, some)
         for target in dict.fromkeys(id_ for one in candidates for id_ in one.targets.ids):
-            looking.compare(here.profile((target,), 0, ()))
-        orgs = [one.id for one in self._tenants.subtree(tenant_id) if one.kind == "org"]
-        for start in range(0, len(orgs), _ORGS_AT_ONCE):
-            some = orgs[start : start + _ORGS_AT_ONCE]
-            if not await self._look(connection, looking, some):
-                looking.tally.complete = False
+            if looking.is_over:
+                complete = False
                 break
+            await looking.compare(here, (target,), None, Some())
+        looking.tally.complete = complete
         looking.tally.finish()
         return looking.tally
 
-    async def _look(
-        self, connection: Connection, looking: _Looking, org_ids: Sequence[UUID]
-    ) -> bool:
+    async def _look(self, looking: Looking, org_ids: Sequence[UUID]) -> bool:
         """Counts the devices of organisations; answers whether there was time for all."""
         if looking.is_over:
             return False
-        places = await self._places(connection, org_ids, looking.candidates)
-        own = {
-            rank[2] for place in places.values() for rank in (*place.bound_now, *place.bound_then)
-        }
-        standings = await stamps_store.standings(connection, org_ids)
-        profiles: dict[tuple[UUID, Targets], tuple[int, tuple[UUID, ...]]] = {}
-        for alike in await store.alike(connection, org_ids, own):
-            place = places[alike.tenant_id]
-            targets = place.targets(alike.group_ids, alike.own)
-            now = place.targets_now(targets)
-            standing = standings[alike.tenant_id]
-            want = (self._seats.standing(alike.tenant_id, now) if now else standing).want
-            if want is not None and alike.version not in want.versions:
-                looking.tally.pending += alike.devices
-            count, sample = profiles.get((alike.tenant_id, targets), (0, ()))
-            profiles[alike.tenant_id, targets] = (
-                count + alike.devices,
-                (*sample, *alike.sample)[:MOST_SAMPLED],
-            )
-        for (tenant_id, targets), (count, sample) in profiles.items():
-            # Polls are answered in between.
-            await asyncio.sleep(0)
+        pending = 0
+        found: dict[UUID, dict[tuple[Targets, int], Some]] = {one: {} for one in org_ids}
+        async with self._database.system_transaction(
+            "layers are of the tenants above"
+        ) as connection:
+            places = await self._places(connection, org_ids, looking.candidates)
+            standings = await stamps_store.standings(connection, org_ids)
+            own = {device_id for place in places.values() for device_id in place.own}
+            async for alike in store.alike(connection, org_ids, own):
+                place = places[alike.tenant_id]
+                targets = place.targets(
+                    alike.group_ids if alike.own is None else (*alike.group_ids, alike.own)
+                )
+                if self._is_pending(standings, place, targets, alike.version):
+                    pending += alike.devices
+                # What they have only counts where nothing is in force, now or then.
+                both = place.layers_now(targets) and place.layers_then(targets)
+                key = targets, -1 if both else alike.version
+                some = found[alike.tenant_id].get(key, Some())
+                found[alike.tenant_id][key] = Some(
+                    some.devices + alike.devices, (*some.sample, *alike.sample)[:MOST_SAMPLED]
+                )
+        looking.tally.pending += pending
+        for org_id, devices in found.items():
+            if not await self._compare(looking, places[org_id], devices):
+                return False
+        return True
+
+    def _is_pending(
+        self, standings: Mapping[UUID, Standing], place: Place, targets: Targets, version: int
+    ) -> bool:
+        """Whether devices do not have what they are to have now."""
+        now = place.targets_now(targets)
+        standing = standings[place.tenant_id]
+        want = (self._seats.standing(place.tenant_id, now) if now else standing).want
+        return want is not None and version not in want.versions
+
+    async def _compare(
+        self, looking: Looking, place: Place, devices: Mapping[tuple[Targets, int], Some]
+    ) -> bool:
+        """Compares what is different for an organisation; answers whether there was time."""
+        tally = looking.tally
+        sets = {targets for targets, _ in devices}
+        changed = {one for one in {*sets, ()} if place.layers_now(one) != place.layers_then(one)}
+        tally.made += len({place.targets_then(one) for one in changed})
+        then = {place.targets_then(one) for one in sets} - {()}
+        left_out = {*sorted(then)[MOST_PROFILES:]}
+        for (targets, version), some in devices.items():
             if looking.is_over:
                 return False
-            looking.compare(places[tenant_id].profile(targets, count, sample))
+            tally.concern(place.layers_then(targets), some.devices)
+            if place.targets_then(targets) in left_out:
+                tally.warnings.add(Notice("TOO_MANY_SETS"), some)
+                continue
+            await looking.compare(place, targets, version, some)
         return True
 
     async def _places(
@@ -198,68 +256,53 @@ class Simulations:
         """What is in force for tenants now, and what would be then."""
         lines = {one: self._tenants.whole_line(one) for one in tenant_ids}
         levels = {node.id: level_of(node) for line in lines.values() for node in line}
-        assigned = {
-            one.tenant_id: InForce(source_of(levels[one.tenant_id], one), one.own)
-            for one in await editions_store.assigned(connection, sorted(levels))
+        found = await store.in_force(connection, levels.keys(), tenant_ids)
+        now = {
+            tenant_id: replace(source, level=levels[tenant_id])
+            for tenant_id, source in found.of_tenants.items()
         }
-        then = assigned
+        then = now
         for one in candidates:
             then = one.in_force(then)
-        targets = await store.bound_targets(connection, tenant_ids)
-        found: dict[UUID, Place] = {}
+        places: dict[UUID, Place] = {}
         for tenant_id, line in lines.items():
-            ids = [node.id for node in line]
-            bound: dict[Rank, InForce] = {}
-            if tenant_id in targets:
-                bound = await _bound(connection, tenant_id, targets[tenant_id])
-            bound_then = bound
-            for candidate in candidates:
-                if candidate.tenant_id == tenant_id:
-                    bound_then = candidate.bound(bound_then)
-            found[tenant_id] = Place(
-                [assigned[one] for one in ids if one in assigned],
-                [then[one] for one in ids if one in then],
+            bound = bound_then = found.bound.get(tenant_id, {})
+            for one in candidates:
+                if one.tenant_id == tenant_id:
+                    bound_then = one.bound(bound_then)
+            places[tenant_id] = Place(
+                tenant_id,
+                (now[node.id] for node in line if node.id in now),
+                (then[node.id] for node in line if node.id in then),
                 bound,
                 bound_then,
             )
-        return found
+        return places
 
 
-class _Looking:
-    """What is compared so far, with all that was compared once."""
-
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
-        self.candidates = candidates
-        self.tenant_id = candidates[0].tenant_id
-        self.tally = Tally(
-            {one.policy_id: one.source.policy_name for one in candidates if one.own is not None}
-        )
-        self._until = asyncio.get_running_loop().time() + _SECONDS
-        self._compared: dict[object, Compared] = {}
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is no time for more."""
-        return asyncio.get_running_loop().time() > self._until
-
-    def compare(self, profile: Profile) -> None:
-        """Counts the devices of a profile, and what is different for them."""
-        self.tally.devices += profile.devices
-        now, then = tuple(named(profile.now)), tuple(named(profile.then))
-        if now == then:
-            return
-        if (now, then) not in self._compared:
-            self._compared[now, then] = compared(
-                profile, self.tenant_id, self.tally.policies, then, _fits
-            )
-        self.tally.take(profile, self._compared[now, then])
+def _check(asked: Asked) -> None:
+    """Refuses what contradicts itself."""
+    if asked.merging is not None:
+        check_merging(asked.merging)
+    if asked.targets is not None:
+        check_targets(asked.targets)
+    if asked.policy_id is None and (asked.org_id is None or not asked.has_bundle or asked.withdraw):
+        raise invalid_field("policyId", "is required, or orgId with a bundle")
+    given = {
+        "bundle": asked.has_bundle,
+        "merging": asked.merging is not None,
+        "targets": asked.targets is not None,
+    }
+    if asked.withdraw and any(given.values()):
+        rule = "must not be given for a withdrawal"
+        raise invalid(*(FieldViolation(name, rule) for name, is_given in given.items() if is_given))
 
 
-async def _own(connection: Connection, tenant_id: UUID, policy: Policy | None, asked: Asked) -> Own:
+def _own(read: _Read, asked: Asked) -> Own:
     """What the policy sets by itself, compiled as a publish does."""
+    policy, in_force = read.policy, read.in_force
     stored = None if policy is None else json.loads(policy.authored)
     bundle = restore(asked.bundle, stored, "bundle") if asked.has_bundle else stored
-    in_force = await authoring_store.get_in_force(connection, tenant_id)
     known = [] if in_force is None else [json.loads(in_force.authored)]
     bundle = complete(bundle, *([] if stored is None else [stored]), *known)
     try:
@@ -274,39 +317,26 @@ async def _own(connection: Connection, tenant_id: UUID, policy: Policy | None, a
     return own_of(bundle, document, merging)
 
 
-async def _bound(
-    connection: Connection, tenant_id: UUID, priorities: Mapping[UUID, int]
-) -> dict[Rank, InForce]:
-    """What is in force for groups and devices of an organisation, by where they stand."""
-    found: dict[Rank, InForce] = {}
-    for one in await editions_store.bound(connection, tenant_id, priorities.keys()):
-        level = Level.DEVICE if one.is_device else Level.GROUP
-        source = replace(
-            source_of(level, one.assigned), target_id=one.target_id, target_name=one.alias
-        )
-        rank = (
-            device_rank(one.target_id)
-            if one.is_device
-            else group_rank(one.target_id, priorities[one.target_id])
-        )
-        found[rank] = InForce(source, one.assigned.own)
-    return found
-
-
-def _check_fits(here: Place, candidate: Candidate) -> None:
+async def _check_fits(looking: Looking, here: Place, candidate: Candidate) -> None:
     """Refuses what a publish refuses: a policy that fits to nothing above it."""
     if candidate.own is None:
         return
-    above = [
-        one for one in here.now if candidate.targets or one.source.tenant_id != candidate.tenant_id
-    ]
+    above = tuple(
+        one for one in here.now if candidate.targets or one.tenant_id != candidate.tenant_id
+    )
     if above:
-        encoded(folded([*above, InForce(candidate.source, candidate.own)]))
+        await looking.check_fits((*above, candidate.source))
 
 
-def _fits(found: Folded) -> bool:
-    try:
-        encoded(found)
-    except DomainError:
-        return False
-    return True
+def _batches(orgs: Sequence[UUID], bound: Mapping[UUID, int]) -> Iterator[list[UUID]]:
+    """Organisations that are read at once."""
+    batch: list[UUID] = []
+    count = 0
+    for org in orgs:
+        count += bound.get(org, 0)
+        if batch and (len(batch) == _ORGS_AT_ONCE or count > _BOUND_AT_ONCE):
+            yield batch
+            batch, count = [], bound.get(org, 0)
+        batch.append(org)
+    if batch:
+        yield batch

@@ -1,12 +1,25 @@
-"""The SQL of simulations: the devices by what makes their policy."""
+"""The SQL of simulations: which versions are in force, what they say, and devices by what makes
+their policy."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from servicekit.data.postgres import Connection
+from services.policy.authoring.layering import own_of
+from services.policy.authoring.stored_form import joined
+from services.policy.layers.merging import Level, Merging, Source
+from services.policy.simulation.made import Ran
+from services.policy.simulation.places import Rank, device_rank, group_rank
+from services.policy.stamps.domain import Targets
+
+_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +36,19 @@ class Alike:
     sample: tuple[UUID, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The versions in force, without what they say."""
+
+    of_tenants: dict[UUID, Source]
+    """The level of each is to be set."""
+    bound: dict[UUID, dict[Rank, Source]]
+    """Those for groups and devices, by organisation."""
+
+
 async def alike(
     connection: Connection, tenant_ids: Sequence[UUID], own: Collection[UUID]
-) -> list[Alike]:
+) -> AsyncIterator[Alike]:
     """The active devices of organisations.
 
     Args:
@@ -33,7 +56,7 @@ async def alike(
         tenant_ids: the organisations.
         own: devices that are looked at one by one.
     """
-    rows = await connection.fetch(
+    rows = connection.cursor(
         "SELECT d.tenant_id, coalesce(m.group_ids, '{}') AS group_ids,"
         " CASE WHEN d.device_id = ANY ($2) THEN d.device_id END AS own,"
         " coalesce(a.version, 0) AS version, count(*) AS devices,"
@@ -47,9 +70,10 @@ async def alike(
         " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
         list(tenant_ids),
         list(own),
+        prefetch=_AT_ONCE,
     )
-    return [
-        Alike(
+    async for row in rows:
+        yield Alike(
             row["tenant_id"],
             tuple(row["group_ids"]),
             row["own"],
@@ -57,22 +81,128 @@ async def alike(
             row["devices"],
             tuple(row["sample"]),
         )
-        for row in rows
-    ]
 
 
-async def bound_targets(
-    connection: Connection, tenant_ids: Sequence[UUID]
-) -> dict[UUID, dict[UUID, int]]:
-    """The groups and devices with policies by organisation: their priorities, 0 for devices."""
+async def count_bound(connection: Connection, tenant_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """For how many groups and devices of organisations something is in force; not 0."""
     rows = await connection.fetch(
-        "SELECT b.tenant_id, b.target_id, coalesce(g.priority, 0) AS priority"
-        " FROM policy.bindings b LEFT JOIN policy.groups g ON g.id = b.target_id"
-        " WHERE b.tenant_id = ANY ($1) AND b.version IS NOT NULL"
-        " AND (b.kind = 'device' OR NOT g.deleted)",
+        "SELECT tenant_id, count(*) AS bound FROM policy.bindings"
+        " WHERE tenant_id = ANY ($1) AND version IS NOT NULL GROUP BY 1",
         list(tenant_ids),
     )
-    found: dict[UUID, dict[UUID, int]] = {}
+    return {row["tenant_id"]: row["bound"] for row in rows}
+
+
+async def in_force(
+    connection: Connection, tenant_ids: Collection[UUID], org_ids: Collection[UUID]
+) -> InForce:
+    """What is in force, all as of one moment: it is one statement.
+
+    Args:
+        connection: that sees all rows.
+        tenant_ids: for all of their devices.
+        org_ids: for their groups and devices.
+    """
+    rows = await connection.fetch(
+        "SELECT a.tenant_id, NULL AS kind, NULL::uuid AS target_id, NULL AS alias, 0 AS priority,"
+        " a.policy_id, a.version, p.name FROM policy.assignments a"
+        " LEFT JOIN policy.policies p ON p.id = a.policy_id AND p.tenant_id = a.tenant_id"
+        " WHERE a.tenant_id = ANY ($1) AND a.version IS NOT NULL UNION ALL"
+        " SELECT b.tenant_id, b.kind, b.target_id, g.alias, coalesce(g.priority, 0),"
+        " b.policy_id, b.version, p.name FROM policy.bindings b"
+        " LEFT JOIN policy.groups g ON g.id = b.target_id"
+        " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
+        " WHERE b.tenant_id = ANY ($2) AND b.version IS NOT NULL"
+        " AND (b.kind = 'device' OR NOT g.deleted)",
+        list(tenant_ids),
+        list(org_ids),
+    )
+    found = InForce({}, {})
     for row in rows:
-        found.setdefault(row["tenant_id"], {})[row["target_id"]] = row["priority"]
+        source = Source(
+            Level.ORG, row["tenant_id"], row["policy_id"], row["name"] or "", row["version"]
+        )
+        if row["kind"] is None:
+            found.of_tenants[source.tenant_id] = source
+            continue
+        rank, source = _for_target(row, source)
+        found.bound.setdefault(source.tenant_id, {})[rank] = source
     return found
+
+
+def _for_target(row: asyncpg.Record, source: Source) -> tuple[Rank, Source]:
+    target_id = row["target_id"]
+    if row["kind"] == "device":
+        return device_rank(target_id), replace(source, level=Level.DEVICE, target_id=target_id)
+    return (
+        group_rank(target_id, row["priority"]),
+        replace(source, level=Level.GROUP, target_id=target_id, target_name=row["alias"]),
+    )
+
+
+async def layers_of(
+    connection: Connection, wanted: Sequence[tuple[UUID, int]]
+) -> list[tuple[tuple[UUID, int], str]]:
+    """The layers of published versions as `Own.read` takes them.
+
+    Of those of the last release, which have none, it is made of what they have.
+    """
+    rows = await connection.fetch(
+        "SELECT v.tenant_id, v.version, v.layer,"
+        " CASE WHEN v.layer IS NULL THEN v.authored END AS authored,"
+        " CASE WHEN v.layer IS NULL THEN v.form_extra END AS form_extra,"
+        " CASE WHEN v.layer IS NULL THEN v.document END AS document"
+        " FROM unnest($1::uuid[], $2::bigint[]) AS w (tenant_id, version)"
+        " JOIN policy.versions v ON v.tenant_id = w.tenant_id AND v.version = w.version",
+        [tenant_id for tenant_id, _ in wanted],
+        [version for _, version in wanted],
+    )
+    return [((row["tenant_id"], row["version"]), _layer(row)) for row in rows]
+
+
+def _layer(row: asyncpg.Record) -> str:
+    if row["layer"] is not None:
+        return str(row["layer"])
+    authored = json.loads(joined(row["authored"], row["form_extra"]))
+    return own_of(authored, row["document"], Merging()).text()
+
+
+async def ran(connection: Connection, org_id: UUID, version: int) -> Ran | None:
+    """What a number of an organisation stands for; `None` for nothing that is known."""
+    row = await connection.fetchrow(
+        "SELECT d.body, coalesce(NOT v.inherits AND v.targets IS NULL, false) AS alone"
+        " FROM policy.stamps s JOIN policy.documents d"
+        " ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
+        " LEFT JOIN policy.versions v ON v.tenant_id = s.tenant_id AND v.version = s.version"
+        " AND v.tenant_id = s.document_tenant"
+        " WHERE s.tenant_id = $1 AND s.version = $2 UNION ALL"
+        " SELECT v.document, NOT v.inherits FROM policy.versions v"
+        " WHERE v.tenant_id = $1 AND v.version = $2 AND v.targets IS NULL LIMIT 1",
+        org_id,
+        version,
+    )
+    return None if row is None else Ran(row["body"], alone=row["alone"])
+
+
+async def to_have(connection: Connection, org_id: UUID, targets: Targets) -> bytes | None:
+    """The document that devices are to have where what is in force does not fit together.
+
+    It is what was made for them last, else what is for all devices of the organisation.
+    """
+    body: bytes | None = await connection.fetchval(
+        "SELECT d.body FROM (SELECT e.document_tenant, e.digest, 1 AS nth FROM policy.editions e"
+        " WHERE e.tenant_id = $1 AND $2::uuid[] = '{}' UNION ALL"
+        " SELECT p.document_tenant, p.digest, 1 FROM policy.profiles p"
+        " WHERE p.tenant_id = $1 AND p.targets = $2 UNION ALL"
+        " SELECT e.document_tenant, e.digest, 2 FROM policy.editions e"
+        " LEFT JOIN policy.assignments a ON a.tenant_id = e.tenant_id WHERE e.tenant_id = $1"
+        " AND e.own_version IS NOT DISTINCT FROM a.version UNION ALL"
+        " SELECT s.document_tenant, s.digest, 3 FROM policy.assignments a"
+        " JOIN policy.stamps s ON s.tenant_id = a.tenant_id AND s.version = a.version"
+        " WHERE a.tenant_id = $1) AS f"
+        " JOIN policy.documents d ON d.tenant_id = f.document_tenant AND d.digest = f.digest"
+        " ORDER BY f.nth LIMIT 1",
+        org_id,
+        list(targets),
+    )
+    return body

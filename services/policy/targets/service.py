@@ -369,19 +369,25 @@ class Seats:
             self._sit(device_id, tenant_id, group_ids)
 
 
-async def check_there(connection: Connection, org_id: UUID, targets: PolicyTargets) -> None:
-    """Refuses groups and devices that an organisation does not have.
+async def check_there(
+    connection: Connection, org_id: UUID, targets: PolicyTargets, *, to_keep: bool = True
+) -> dict[UUID, Group]:
+    """Refuses groups and devices that an organisation does not have; answers the groups.
+
+    Args:
+        to_keep: they stay until the transaction ends.
 
     Raises:
         DomainError: INVALID_ARGUMENT with the first one's place.
     """
     if not targets:
-        return
-    groups = await store.known_groups(connection, org_id, targets.group_ids)
+        return {}
+    groups = await store.known_groups(connection, org_id, targets.group_ids, to_keep=to_keep)
     for index, group_id in enumerate(targets.group_ids):
         if group_id not in groups:
             raise not_there("groupIds", index, "group")
-    devices = await store.known_devices(connection, org_id, targets.device_ids)
+    devices = await store.known_devices(connection, org_id, targets.device_ids, to_keep=to_keep)
     for index, device_id in enumerate(targets.device_ids):
         if device_id not in devices:
             raise not_there("deviceIds", index, "device")
+    return groups

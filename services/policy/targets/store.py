@@ -112,12 +112,17 @@ async def policies_of(
 
 
 async def known_groups(
-    connection: Connection, tenant_id: UUID, group_ids: Collection[UUID]
+    connection: Connection, tenant_id: UUID, group_ids: Collection[UUID], *, to_keep: bool = True
 ) -> dict[UUID, Group]:
-    """Groups of an organisation that are not deleted, nor before the transaction ends, by id."""
+    """Groups of an organisation that are not deleted, by id.
+
+    Args:
+        to_keep: they are not deleted before the transaction ends, either.
+    """
     rows = await connection.fetch(
         "SELECT id, tenant_id, name, alias, priority, deleted FROM policy.groups"
-        " WHERE tenant_id = $1 AND id = ANY ($2) AND NOT deleted ORDER BY id FOR SHARE",
+        " WHERE tenant_id = $1 AND id = ANY ($2) AND NOT deleted ORDER BY id"
+        f"{' FOR SHARE' if to_keep else ''}",
         tenant_id,
         list(group_ids),
     )
@@ -125,12 +130,16 @@ async def known_groups(
 
 
 async def known_devices(
-    connection: Connection, tenant_id: UUID, device_ids: Collection[UUID]
+    connection: Connection, tenant_id: UUID, device_ids: Collection[UUID], *, to_keep: bool = True
 ) -> set[UUID]:
-    """Which devices an organisation has, and keeps before the transaction ends."""
+    """Which devices an organisation has.
+
+    Args:
+        to_keep: it keeps them before the transaction ends, too.
+    """
     rows = await connection.fetch(
         "SELECT device_id FROM policy.devices WHERE tenant_id = $1 AND device_id = ANY ($2)"
-        " ORDER BY device_id FOR SHARE",
+        f" ORDER BY device_id{' FOR SHARE' if to_keep else ''}",
         tenant_id,
         list(device_ids),
     )
