@@ -163,7 +163,7 @@ def explain(
 ) -> None:
     """Show what a device is to have, which policy each value is from, and whether it has it."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = api.get(f"/api/devices/{_device_id(api, org, device)}/effective-policy")
+        found = api.get(f"/api/devices/{device_of(api, org, device)}/effective-policy")
         if as_json:
             typer.echo(json.dumps(found, ensure_ascii=False))
             return
@@ -199,7 +199,7 @@ def target(
         found = found_policy(api, org, policy)
         targets = {
             "groupIds": [group_of(api, found["orgId"], alias)["id"] for alias in groups or ()],
-            "deviceIds": [_device_id(api, org, device) for device in devices or ()],
+            "deviceIds": [device_of(api, org, device) for device in devices or ()],
         }
         body = {"targets": targets, "etag": found["etag"], **({"signed": True} if publish else {})}
         changed = api.patch(f"/api/policies/{found['id']}", body)
@@ -246,7 +246,7 @@ def found_policy(api: Api, org: str, name: str) -> Any:
     return found[0]
 
 
-def _device_id(api: Api, org: str, named: str) -> str:
+def device_of(api: Api, org: str, named: str) -> str:
     """A device's id, by that or by its serial number.
 
     Raises:

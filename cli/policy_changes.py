@@ -10,8 +10,8 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import AT_ONCE, Org, group_of
-from cli.policies import AsJson, Policy, found_policy
+from cli.places import AT_ONCE, Org, group_of, org_id
+from cli.policies import AsJson, device_of, found_policy
 from cli.session import session
 
 if TYPE_CHECKING:
@@ -21,17 +21,39 @@ _FAILED = 2
 
 
 def simulate(
-    policy: Policy,
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="The policy, by its name or id; a new one of the organisation when not given.",
+            show_default=False,
+        ),
+    ] = "",
     from_file: Annotated[
         Path | None,
         typer.Option(
             "--from-file", help="A file with a bundle as JSON, in place of the policy's own."
         ),
     ] = None,
+    merging: Annotated[
+        Path | None,
+        typer.Option(
+            "--merging", help="A file with `merging` as JSON, in place of the policy's own."
+        ),
+    ] = None,
     groups: Annotated[
         list[str] | None,
         typer.Option("--group", help="As if it was for this group, by its alias; repeatable."),
     ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="As if it was for this device, by its serial number or id; repeatable.",
+        ),
+    ] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--all-devices", help="As if it was for all devices.")
+    ] = False,
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="As if it was withdrawn, not published.")
     ] = False,
@@ -44,14 +66,24 @@ def simulate(
     password_file: PasswordFile = None,
 ) -> None:
     """Say what devices would get otherwise if a policy was published; nothing is changed."""
+    if everywhere and (groups or devices):
+        raise typer.BadParameter("give --group or --device, or --all-devices alone")
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = found_policy(api, org, policy)
-        body: dict[str, Any] = {"policyId": found["id"], "withdraw": withdraw}
+        body: dict[str, Any] = {"withdraw": True} if withdraw else {}
+        if policy:
+            found = found_policy(api, org, policy)
+            body["policyId"], tenant = found["id"], found["orgId"]
+        else:
+            body["orgId"] = tenant = org_id(api, org)
         if from_file is not None:
-            body["bundle"] = _bundle(from_file)
-        if groups:
-            ids = [group_of(api, found["orgId"], alias)["id"] for alias in groups]
-            body["targets"] = {"groupIds": ids}
+            body["bundle"] = _json_of(from_file)
+        if merging is not None:
+            body["merging"] = _json_of(merging)
+        if groups or devices or everywhere:
+            body["targets"] = {
+                "groupIds": [group_of(api, tenant, alias)["id"] for alias in groups or ()],
+                "deviceIds": [device_of(api, org, device) for device in devices or ()],
+            }
         answer = api.post("/api/policies/simulate", body)
         if as_json:
             typer.echo(json.dumps(answer, ensure_ascii=False))
@@ -64,7 +96,7 @@ def head(answer: Any) -> list[str]:
     """How many devices it is about."""
     lines = [
         f"{answer['devicesAffected']} of {answer['devices']} devices get something else,"
-        f" {answer['editions']} documents"
+        f" of {answer['editions']} sets of policies"
     ]
     if not answer["complete"]:
         lines.append("there was no time to look at more devices")
@@ -76,7 +108,8 @@ def change_lines(answer: Any) -> list[str]:
     lines: list[str] = []
     for one in answer["changes"]:
         place = place_of(one)
-        count = f"  ({one['devices']} devices)"
+        # Also what devices would get of which there is none yet.
+        count = f"  ({one['devices']} devices)" if one["devices"] else "  (no device now)"
         for sign, side in (("-", "before"), ("+", "after")):
             if one.get(side) is not None:
                 text = json.dumps(one[side], ensure_ascii=False)
@@ -101,6 +134,8 @@ def warning_lines(api: Api, answer: Any) -> list[str]:
         more = ", …" if one["devices"] > len(one["sampleDeviceIds"]) else ""
         count = f" ({one['devices']} devices: {some}{more})" if some else ""
         lines.append(f"{one['code']} {place_of(one)}: {one['message']}{count}".replace(" :", ":"))
+    if answer["warningsOmitted"]:
+        lines.append(f"… and {answer['warningsOmitted']} more warnings")
     return lines
 
 
@@ -109,8 +144,8 @@ def place_of(one: Any) -> str:
     return f"{one['path']}[{one['itemKey']}]" if one["itemKey"] else str(one["path"])
 
 
-def _bundle(path: Path) -> Any:
+def _json_of(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CliError(f"cannot read a bundle from {path}: {error}") from error
+        raise CliError(f"cannot read JSON from {path}: {error}") from error

@@ -93,6 +93,8 @@ def test_an_organisation_is_exported_archived_and_deleted(
         PATIENCE,
         "policies are still added",
     )
+    simulated = {"orgId": org.id, "bundle": DOCUMENT}
+    assert_error(root.post("/api/policies/simulate", json=simulated), 400, "FAILED_PRECONDITION")
     assert "archived already" in orgs("archive", org.code)
     assert org.code in orgs("list")
     assert "nothing of it is being deleted" in orgs("deletion", org.code, expected=2)

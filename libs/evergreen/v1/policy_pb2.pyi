@@ -2310,7 +2310,7 @@ Global___PolicyChange: _TypeAlias = PolicyChange  # noqa: Y015
 @_typing.final
 class SimulatePolicyRequest(_message.Message):
     """What would be done: a stored policy published as it is, or with other members; a
-    new one published; or a stored one withdrawn.
+    new one published; or a stored one withdrawn, which takes no other member.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2373,6 +2373,7 @@ class SimulatePolicyResponse(_message.Message):
     CHANGES_OMITTED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    WARNINGS_OMITTED_FIELD_NUMBER: _builtins.int
     devices: _builtins.int
     """Active devices of all organisations that the policy is about."""
     devices_affected: _builtins.int
@@ -2389,13 +2390,15 @@ class SimulatePolicyResponse(_message.Message):
     """Whether all devices were looked at. Otherwise there was no time for more, and the
     numbers are of the organisations that come first.
     """
+    warnings_omitted: _builtins.int
+    """How many further warnings are left out, the least grave ones."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedChange]:
         """What is different, in the order of a document for each set of policies."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulationWarning]:
-        """What is to be looked at before."""
+        """What is to be looked at before, the gravest first."""
 
     def __init__(
         self,
@@ -2408,10 +2411,11 @@ class SimulatePolicyResponse(_message.Message):
         changes_omitted: _builtins.int = ...,
         warnings: _abc.Iterable[Global___SimulationWarning] | None = ...,
         complete: _builtins.bool = ...,
+        warnings_omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "changes", b"changes", "changes_omitted", b"changes_omitted", "complete", b"complete", "devices", b"devices", "devices_affected", b"devices_affected", "editions", b"editions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "changes", b"changes", "changes_omitted", b"changes_omitted", "complete", b"complete", "devices", b"devices", "devices_affected", b"devices_affected", "editions", b"editions", "warnings", b"warnings", "warnings_omitted", b"warnings_omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2435,14 +2439,14 @@ class SimulatedChange(_message.Message):
     """In lists of items the item's name; empty for other fields."""
     secret_changed: _builtins.bool
     """Whether a secret of the item would be another one, which is not shown. Also where
-    it would be another tenant's: secrets of two tenants are not compared.
+    it would or may be another tenant's: secrets of two tenants are not compared.
     """
     devices: _builtins.int
     """For how many devices."""
     @_builtins.property
     def before(self) -> _struct_pb2.Value:
         """What devices are to have now, with `[redacted]` in place of secrets; absent for
-        nothing.
+        nothing. Where nothing is in force, it is what they say that they have.
         """
 
     @_builtins.property
@@ -2480,9 +2484,10 @@ class SimulationWarning(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     SAMPLE_DEVICE_IDS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """`WIFI_LOST`, `WIFI_CHANGED`, `APPS_UNINSTALLED`, `SECURITY_WEAKENED`,
-    `UNSET_SECURITY`, `LOCKED_ABOVE`, `GROUP_CONFLICT`, `BIG_DOWNLOAD`, `HELD`,
-    `MANY_EDITIONS` or `NO_DEVICES`; there may be others later.
+    """`WIFI_LOST`, `HELD`, `SECURITY_WEAKENED`, `UNSET_SECURITY`, `ORPHANED`,
+    `ORPHANED_BEFORE`, `TOO_MANY_SETS`, `STALE`, `NO_DEVICES`, `MANY_EDITIONS`,
+    `BIG_DOWNLOAD`, `WIFI_CHANGED`, `APPS_UNINSTALLED`, `LOCKED_ABOVE` or
+    `GROUP_CONFLICT`; there may be others later.
     """
     path: _builtins.str
     """The path of the field; empty when it is about none."""

@@ -167,15 +167,12 @@ class PolicySets:
     async def _simulated(self, applying: _Applying) -> Tally | None:
         if not applying.candidates:
             return None
-        async with self._database.system_transaction(
-            "layers are of the tenants above"
-        ) as connection:
-            node = self._tenants.whole_line(applying.asked.tenant_id)[-1]
-            candidates = [
-                replace(one, source=replace(one.source, level=level_of(node)))
-                for one in applying.candidates
-            ]
-            return await self._simulations.tallied(connection, candidates)
+        node = self._tenants.whole_line(applying.asked.tenant_id)[-1]
+        candidates = [
+            replace(one, source=replace(one.source, level=level_of(node)))
+            for one in applying.candidates
+        ]
+        return await self._simulations.tallied(candidates)
 
     async def _tell(self, connection: Connection, asked: Asked, plan: Plan) -> None:
         def count(*actions: Action) -> int:

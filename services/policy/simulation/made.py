@@ -54,7 +54,8 @@ class Ran:
             (one.path, name): Value(one.path, name, value, whose)
             for one in FIELDS
             for name, value in one.named(document)
-            if value is not None
+            # A document has all fields, with these where nobody sets one.
+            if not (value is None or value == "")
         }
         return Made(values, self.body)
 
