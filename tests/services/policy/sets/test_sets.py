@@ -84,7 +84,7 @@ async def test_a_set_is_planned_applied_and_then_there_is_nothing_to_do(world: W
     assert (actions(plan), plan.applied) == ({"base": "CREATE!", "staff": "CREATE!"}, False)
     assert [one.policy_id for one in plan.policies] == ["", ""]
     simulated = plan.simulation
-    assert (simulated.devices_affected, simulated.editions) == (1, 2)
+    assert (simulated.devices_affected, simulated.editions) == (1, 1)
     assert {one.path for one in simulated.changes} >= {"network.wifi", "browser.homepage"}
     assert SECRET not in str(plan)
     done = await apply(world, *entries, expected_plan_sha256=plan.plan_sha256)
@@ -130,7 +130,7 @@ async def test_only_what_belongs_to_the_set_is_deleted(world: World) -> None:
     assert next(one for one in found.policies if one.alias == "new").policy_id == old
     found = await apply(world, prune=True, validate_only=True)
     assert actions(found) == {"base": "DELETE", "new": "DELETE", **others}
-    assert codes(found.simulation) == {"WIFI_LOST network.wifi": 0}
+    assert codes(found.simulation) == {"ORPHANED": 0}
     found = await apply(world, prune=True)
     names = {one.name for one in (await world.admin.call("ListPolicies")).policies}
     assert names == {"By hand", "elsewhere"}
