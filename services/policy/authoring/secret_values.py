@@ -32,13 +32,20 @@ _Change = Callable[[str, _Key, str, str | None, str], Any]
 """Answers what stands for a secret: of an entry, in a field, under a map's key, at a path."""
 
 
-def hide(authored: Any, word: str, *, but: Callable[[str], bool] = lambda _: False) -> Any:
+def hide(
+    authored: Any, word: str, *, but: Callable[[str, str, str], bool] = lambda *_: False
+) -> Any:
     """A copy of a stored policy with `word` for every secret that is not empty.
 
     Args:
-        but: says which values are left as they are.
+        but: says which are left as they are, by the field, the key in it (or an empty text) and
+            the value.
     """
-    return _mapped(authored, lambda value, *_: word if value and not but(value) else value)
+
+    def hidden(value: str, _: _Key, field: str, entry: str | None, __: str) -> str:
+        return word if value and not but(field, entry or "", value) else value
+
+    return _mapped(authored, hidden)
 
 
 def secrets_of(authored: Any) -> list[str]:

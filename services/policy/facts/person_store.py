@@ -8,20 +8,31 @@ from typing import Any, Final
 
 from servicekit.rpc.persons import SECRET, Person, Table, camel, plain_value
 from services.policy.authoring.secret_values import hide
+from services.policy.authoring.stored_form import joined
 
-_JSON: Final = ("authored", "merging", "targets", "layer")
+_JSON: Final = ("authored", "merging", "targets")
 _TEXTS: Final = ("name", "description", "published_by")
+_USERS: Final = {
+    "eap": frozenset({"identity", "anonymous-identity"}),
+    "data": frozenset({"username", "user", "user-name", "Xauth username"}),
+}
+"""What says who logs in somewhere, by the secret field: it opens nothing."""
 
 
 def _tell(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a policy or a version says. All that EAP asks for counts as secret in a policy; the
-    person's own name in it is none."""
+    """What a policy or a version says. Secrets are hidden before anything is looked for in them:
+    what is found would say what is in one. Only the person's own name as a user is none."""
+
+    def is_user(field: str, key: str, value: str) -> bool:
+        return key in _USERS.get(field, ()) and person.is_in(value)
+
     found: dict[str, Any] = {}
+    row = {**row, "authored": joined(row["authored"], row["form_extra"])}
     for name in (*_TEXTS, *_JSON):
         text = row.get(name)
         if not text or not person.may_be_in(text):
             continue
-        value = hide(json.loads(text), SECRET, but=person.is_in) if name in _JSON else text
+        value = hide(json.loads(text), SECRET, but=is_user) if name in _JSON else text
         if parts := person.parts_of(value):
             found[name] = parts if name in _JSON else parts[0]["value"]
     if not found:
@@ -29,7 +40,7 @@ def _tell(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     shown = {
         camel(name): plain_value(value)
         for name, value in row.items()
-        if name not in {*_TEXTS, *_JSON}
+        if name not in {*_TEXTS, *_JSON, "form_extra"}
     }
     return shown | {camel(name): parts for name, parts in found.items()}
 
@@ -39,7 +50,7 @@ TABLES: Final = (
         kind="policy",
         source="policy.policies",
         shown=("id", "created_at", "updated_at"),
-        searched=("name", "description", "authored", "merging", "targets"),
+        searched=("name", "description", "authored", "form_extra", "merging", "targets"),
         tell=_tell,
     ),
     Table(
@@ -47,8 +58,24 @@ TABLES: Final = (
         source="policy.versions",
         key=(("version", "bigint"),),
         shown=("policy_id", "version", "published_at"),
-        searched=("published_by", "authored", "layer", "targets"),
+        # `layer` says what `authored` does, in another shape.
+        searched=("published_by", "authored", "form_extra", "targets"),
         tell=_tell,
+    ),
+    Table(
+        kind="rollout",
+        source="policy.rollout",
+        shown=("id", "policy_id", "version", "state", "created_at", "starts_at", "ended_at"),
+        searched=("note", "detail", "created_by_name", "approved_by_name", "plan"),
+        json=frozenset({"plan"}),
+    ),
+    Table(
+        kind="days on which nothing is published",
+        source="policy.setting",
+        key=(("tenant_id", "uuid"),),
+        shown=("updated_at",),
+        searched=("freezes",),
+        json=frozenset({"freezes"}),
     ),
     Table(
         kind="policy of a set",
