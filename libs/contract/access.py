@@ -286,14 +286,14 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListRollouts": _USER_READ,
             "GetRollout": _USER_READ,
             "ListRolloutDevices": _USER_READ,
-            "ApproveRollout": _ADMIN_WRITE,
+            "ApproveRollout": _FRESH_ADMIN,
             "PauseRollout": _ADMIN_WRITE,
             "ResumeRollout": _ADMIN_WRITE,
             "AdvanceRollout": _ADMIN_WRITE,
             "CancelRollout": _ADMIN_WRITE,
             "RollBackRollout": _ADMIN_WRITE,
             "GetPolicySettings": _USER_READ,
-            "UpdatePolicySettings": _ADMIN_WRITE,
+            "UpdatePolicySettings": _FRESH_ADMIN,
         },
         "PolicyKeyService": {
             "ListPolicyKeys": _OPEN,
@@ -466,6 +466,8 @@ _PEOPLE_ONLY: Final = frozenset(
         "CreateForwarder",
         "UpdateForwarder",
         "RotateForwarderSecret",
+        # Whoever asks for a rollout can make an account and a token that would approve it.
+        "ApproveRollout",
         # The installation's keys.
         "RotateAuditKey",
     }

@@ -90,6 +90,7 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
         # What devices did since the backup is not known: somebody looks before one goes on.
         await connection.execute(
             "UPDATE policy.rollout SET state = 'PAUSED', reason = 'RESTORED', detail = '',"
-            " serves = false, revision = revision + 1, changed_xid = pg_current_xact_id()"
-            " WHERE state IN ('SCHEDULED', 'RUNNING')"
+            " serves = false, serving_since = NULL, revision = revision + 1,"
+            " changed_xid = pg_current_xact_id()"
+            " WHERE state IN ('SCHEDULED', 'RUNNING') OR serves"
         )

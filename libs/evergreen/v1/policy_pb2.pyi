@@ -594,6 +594,7 @@ class DeletePolicyRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     force: _builtins.bool
@@ -602,16 +603,19 @@ class DeletePolicyRequest(_message.Message):
     """
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    urgent: _builtins.bool
+    """With `force`: whether to delete it in a freeze, too."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         force: _builtins.bool = ...,
         etag: _builtins.str | None = ...,
+        urgent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "force", b"force", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "force", b"force", "id", b"id", "urgent", b"urgent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
@@ -808,15 +812,15 @@ class RolloutHealth(_message.Message):
     """
     max_lost_percent: _builtins.int
     """So many percent more devices went silent after they got it than without it; 5
-    when not given.
+    when not given. It has to be more than chance, for half an hour.
     """
     at_least: _builtins.int
-    """Fewer devices than that stop nothing before the batch could pass; 3 when not
-    given.
+    """Fewer devices than that stop nothing before the batch could pass, and fewer that
+    are silent never do; 3 when not given.
     """
     confirm_within: _builtins.str
-    """A device that polls later than that and has not applied it failed; `2h` when not
-    given. One that was given it four times failed, too.
+    """A device that was on for so long without applying it failed, when it was given it
+    twice; `2h` when not given. One that was given it four times failed, too.
     """
     min_seen_percent: _builtins.int
     """So many percent of the devices of a batch have to get it before the batch passes;
@@ -1053,7 +1057,7 @@ class Rollout(_message.Message):
 
     @_builtins.property
     def batch_opened_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was opened."""
+        """When it was opened. Freezes, closed windows and pauses do not count for its soak."""
 
     @_builtins.property
     def counts(self) -> Global___RolloutCounts:
@@ -1131,11 +1135,11 @@ class RolloutCounts(_message.Message):
     trouble: _builtins.int
     """Those that tell of failures since; absent while that cannot be read."""
     lost: _builtins.int
-    """Those that did not poll for ten minutes."""
+    """Those that did not poll again after they got it, or did not poll for a day."""
     control: _builtins.int
-    """Devices without it that polled since the batch was opened."""
+    """Devices without it that polled since the batch was opened, ten minutes ago or more."""
     control_lost: _builtins.int
-    """Those of them that did not poll for ten minutes."""
+    """Those of them that did not poll again after that, or did not poll for a day."""
     returned: _builtins.int
     """After a rollback: devices that have again what is in force."""
     excused: _builtins.int
@@ -1335,7 +1339,7 @@ class RolloutDevice(_message.Message):
     """The device's id."""
     state: _builtins.str
     """`WAITING` (it did not get the version), `DELIVERED`, `APPLIED`, `FAILED`, `LOST`
-    (it did not poll for ten minutes, and cannot be reached) or `RETURNED` (it has
+    (it did not poll again after it got it, or not for a day) or `RETURNED` (it has
     again what it is to have without the rollout).
     """
     trouble: _builtins.bool
@@ -1785,19 +1789,23 @@ class WithdrawPolicyRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    urgent: _builtins.bool
+    """Whether freezes do not count for it."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         etag: _builtins.str | None = ...,
+        urgent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "urgent", b"urgent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
@@ -1907,6 +1915,7 @@ class PolicyVersion(_message.Message):
     ROLLBACK_OF_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     DOCUMENT_SHA256_FIELD_NUMBER: _builtins.int
+    NEVER_IN_FORCE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version."""
     published_by: _builtins.str
@@ -1918,6 +1927,10 @@ class PolicyVersion(_message.Message):
     document_sha256: _builtins.str
     """The SHA-256 of the document's bytes, in hexadecimal. Empty for Auditors when
     the document holds secrets, for it would let them try out guesses.
+    """
+    never_in_force: _builtins.bool
+    """Whether it was never in force: a rollout brings it to devices, or ended before its
+    last batch passed. Such a version cannot be gone back to.
     """
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:
@@ -1932,10 +1945,11 @@ class PolicyVersion(_message.Message):
         rollback_of: _builtins.str = ...,
         key_id: _builtins.str = ...,
         document_sha256: _builtins.str = ...,
+        never_in_force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["published_at", b"published_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_sha256", b"document_sha256", "key_id", b"key_id", "published_at", b"published_at", "published_by", b"published_by", "rollback_of", b"rollback_of", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_sha256", b"document_sha256", "key_id", b"key_id", "never_in_force", b"never_in_force", "published_at", b"published_at", "published_by", b"published_by", "rollback_of", b"rollback_of", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

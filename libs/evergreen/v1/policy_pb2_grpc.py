@@ -1065,7 +1065,7 @@ class PolicyRolloutServiceServicer:
 
     def ApproveRollout(self, request, context):
         """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
-        the rollout.
+        the rollout, and for API tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1080,14 +1080,15 @@ class PolicyRolloutServiceServicer:
 
     def ResumeRollout(self, request, context):
         """Goes on with a rollout that was paused or stopped. After a stop the devices that
-        got the version so far count no more.
+        got the version so far count no more, and the batch begins anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceRollout(self, request, context):
-        """Opens the next batch at once. Behind the last one the version is in force.
+        """Opens the next batch at once. Behind the last one the version is in force. Refused
+        in a freeze and outside of windows, unless the rollout is urgent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1117,7 +1118,8 @@ class PolicyRolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePolicySettings(self, request, context):
-        """Says how a tenant publishes policies; it counts for the tenants below, too.
+        """Says how a tenant publishes policies; it counts for the tenants below, too. To take
+        the second person or a freeze away an Owner is needed, or somebody of a tenant above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

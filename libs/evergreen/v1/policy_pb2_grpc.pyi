@@ -437,16 +437,18 @@ class PolicyRolloutServiceStub:
     """Lists the devices of a rollout that were seen since it began, with how they do."""
     ApproveRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]
     """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
-    the rollout.
+    the rollout, and for API tokens.
     """
     PauseRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]
     """Gives the version to no more devices for now. Devices that have it keep it."""
     ResumeRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ResumeRolloutRequest, _policy_pb2.Rollout]
     """Goes on with a rollout that was paused or stopped. After a stop the devices that
-    got the version so far count no more.
+    got the version so far count no more, and the batch begins anew.
     """
     AdvanceRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.AdvanceRolloutRequest, _policy_pb2.Rollout]
-    """Opens the next batch at once. Behind the last one the version is in force."""
+    """Opens the next batch at once. Behind the last one the version is in force. Refused
+    in a freeze and outside of windows, unless the rollout is urgent.
+    """
     CancelRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CancelRolloutRequest, _policy_pb2.Rollout]
     """Ends a rollout. Devices that have its version keep it until the next publish."""
     RollBackRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RollBackRolloutRequest, _policy_pb2.Rollout]
@@ -457,7 +459,9 @@ class PolicyRolloutServiceStub:
     GetPolicySettings: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicySettingsRequest, _policy_pb2.PolicySettings]
     """Returns what a tenant says of publishing policies."""
     UpdatePolicySettings: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicySettingsRequest, _policy_pb2.PolicySettings]
-    """Says how a tenant publishes policies; it counts for the tenants below, too."""
+    """Says how a tenant publishes policies; it counts for the tenants below, too. To take
+    the second person or a freeze away an Owner is needed, or somebody of a tenant above.
+    """
 
 @_typing.type_check_only
 class PolicyRolloutServiceAsyncStub(PolicyRolloutServiceStub):
@@ -474,16 +478,18 @@ class PolicyRolloutServiceAsyncStub(PolicyRolloutServiceStub):
     """Lists the devices of a rollout that were seen since it began, with how they do."""
     ApproveRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
     """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
-    the rollout.
+    the rollout, and for API tokens.
     """
     PauseRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
     """Gives the version to no more devices for now. Devices that have it keep it."""
     ResumeRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.ResumeRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
     """Goes on with a rollout that was paused or stopped. After a stop the devices that
-    got the version so far count no more.
+    got the version so far count no more, and the batch begins anew.
     """
     AdvanceRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.AdvanceRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
-    """Opens the next batch at once. Behind the last one the version is in force."""
+    """Opens the next batch at once. Behind the last one the version is in force. Refused
+    in a freeze and outside of windows, unless the rollout is urgent.
+    """
     CancelRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.CancelRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
     """Ends a rollout. Devices that have its version keep it until the next publish."""
     RollBackRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.RollBackRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
@@ -494,7 +500,9 @@ class PolicyRolloutServiceAsyncStub(PolicyRolloutServiceStub):
     GetPolicySettings: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicySettingsRequest, _policy_pb2.PolicySettings]  # type: ignore[assignment]
     """Returns what a tenant says of publishing policies."""
     UpdatePolicySettings: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicySettingsRequest, _policy_pb2.PolicySettings]  # type: ignore[assignment]
-    """Says how a tenant publishes policies; it counts for the tenants below, too."""
+    """Says how a tenant publishes policies; it counts for the tenants below, too. To take
+    the second person or a freeze away an Owner is needed, or somebody of a tenant above.
+    """
 
 class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
     """Versions of policies that come to devices in batches, and stop by themselves when
@@ -532,7 +540,7 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
         """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
-        the rollout.
+        the rollout, and for API tokens.
         """
 
     @_abc_1.abstractmethod
@@ -550,7 +558,7 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
         """Goes on with a rollout that was paused or stopped. After a stop the devices that
-        got the version so far count no more.
+        got the version so far count no more, and the batch begins anew.
         """
 
     @_abc_1.abstractmethod
@@ -559,7 +567,9 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.AdvanceRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
-        """Opens the next batch at once. Behind the last one the version is in force."""
+        """Opens the next batch at once. Behind the last one the version is in force. Refused
+        in a freeze and outside of windows, unless the rollout is urgent.
+        """
 
     @_abc_1.abstractmethod
     def CancelRollout(
@@ -594,7 +604,9 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.UpdatePolicySettingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.PolicySettings, _abc.Awaitable[_policy_pb2.PolicySettings]]:
-        """Says how a tenant publishes policies; it counts for the tenants below, too."""
+        """Says how a tenant publishes policies; it counts for the tenants below, too. To take
+        the second person or a freeze away an Owner is needed, or somebody of a tenant above.
+        """
 
 def add_PolicyRolloutServiceServicer_to_server(servicer: PolicyRolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -99,7 +99,9 @@ class PolicyApi(GateApi):
         self, request: policy_pb2.DeletePolicyRequest, context: Context
     ) -> policy_pb2.DeletePolicyResponse:
         """Deletes a policy."""
-        await self._service.delete(context.call, UUID(request.id), force=request.force)
+        await self._service.delete(
+            context.call, UUID(request.id), force=request.force, urgent=request.urgent
+        )
         return policy_pb2.DeletePolicyResponse()
 
     async def PublishPolicy(
@@ -113,7 +115,7 @@ class PolicyApi(GateApi):
         self, request: policy_pb2.WithdrawPolicyRequest, context: Context
     ) -> policy_pb2.Policy:
         """Takes a policy out of force."""
-        policy = await self._service.withdraw(context.call, UUID(request.id))
+        policy = await self._service.withdraw(context.call, UUID(request.id), urgent=request.urgent)
         return to_policy(policy, MASKED)
 
     async def RollbackPolicy(
@@ -263,6 +265,7 @@ def _to_version(version: Published) -> policy_pb2.PolicyVersion:
         key_id=version.key_id,
         # A digest over secrets lets its reader try out guesses.
         document_sha256="" if version.holds_secrets else version.document_sha256,
+        never_in_force=version.never_in_force,
     )
 
 

@@ -79,6 +79,8 @@ class Published:
     key_id: str
     document_sha256: str
     holds_secrets: bool
+    never_in_force: bool = False
+    """Whether only the devices of a rollout ever got it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +177,24 @@ def not_publishable(broken: DomainError) -> DomainError:
     )
 
 
+def never_in_force() -> DomainError:
+    """A version that only some devices had would come to all of them at once."""
+    return DomainError(
+        Code.FAILED_PRECONDITION,
+        "NEVER_IN_FORCE",
+        "the version was never in force: its rollout was not completed; publish its content with a"
+        " plan instead",
+    )
+
+
 def still_in_force() -> DomainError:
     """Deleting the policy would leave devices with it for ever, and nothing to show it."""
     return DomainError(
         Code.FAILED_PRECONDITION,
         "POLICY_IN_FORCE",
-        "the policy is in force, and devices would keep it: publish another policy of the"
-        " organisation first, or withdraw this one; force=true deletes it all the same",
+        "the policy is in force or a rollout brings it to devices, and they would keep it: publish"
+        " another policy of the organisation first, or withdraw this one; force=true"
+        " deletes it all the same",
     )
 
 

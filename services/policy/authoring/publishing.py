@@ -63,5 +63,17 @@ class Stages(Protocol):
         Answers whether there were any. The org's counter is locked.
         """
 
+    async def is_live(self, connection: Connection, policy: Policy) -> bool:
+        """Whether devices have or get a version of the policy from a rollout."""
+
+    async def check_withdrawal(
+        self, connection: Connection, policy: Policy, *, urgent: bool
+    ) -> None:
+        """Refuses to take a policy from devices in a freeze.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of the policy that is on its way to devices; `None` for none."""

@@ -39,6 +39,7 @@ from services.policy.authoring.domain import (
     check_merging,
     compile_policy,
     compile_rollback,
+    never_in_force,
     not_publishable,
     same_json,
     snapshot,
@@ -235,6 +236,7 @@ class PolicyService:
             await self._changes.catch_up()
         return policy
 
+<<<<<<< HEAD
     async def updated(
         self, connection: Connection, call: Call, before: Policy, change: Change
     ) -> tuple[Policy, bool]:
@@ -273,14 +275,24 @@ class PolicyService:
         return policy, published
 
     async def delete(self, call: Call, policy_id: UUID, *, force: bool) -> None:
+=======
+    async def delete(
+        self, call: Call, policy_id: UUID, *, force: bool, urgent: bool = False
+    ) -> None:
+>>>>>>> 1cfd8716 (Rollouts: silence is compared beyond chance, time counts while devices are served, freezes hold what completes, and versions that only a batch had cannot be gone back to)
         """Deletes a policy; with `force` also one that is in force, and nothing is from then on.
 
+        Args:
+            force: also one that devices have.
+            urgent: in a freeze, too.
+
         Raises:
-            DomainError: FAILED_PRECONDITION when it is in force.
+            DomainError: FAILED_PRECONDITION when it is in force, or a rollout brings it to devices.
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
+<<<<<<< HEAD
             if policy.in_force and not force:
                 raise still_in_force()
             await self.deleted(connection, policy)
@@ -297,12 +309,36 @@ class PolicyService:
 
     async def withdraw(self, call: Call, policy_id: UUID) -> Policy:
         """Takes a policy out of force and keeps it; one that is not in force stays as it is."""
+=======
+            await lock_counter(connection, policy.tenant_id)
+            if policy.in_force or await self._stages.is_live(connection, policy):
+                if not force:
+                    raise still_in_force()
+                await self._stages.check_withdrawal(connection, policy, urgent=urgent)
+            await self._stages.make_way(connection, policy, for_publish=False)
+            await store.delete_policy(connection, policy)
+            await store.take_out_of_force(connection, policy)
+            await self._tell(
+                connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy))
+            )
+        if policy.in_force:
+            await self._changes.catch_up()
+
+    async def withdraw(self, call: Call, policy_id: UUID, *, urgent: bool = False) -> Policy:
+        """Takes a policy out of force and keeps it; one that is not in force stays as it is.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze, unless it is urgent.
+        """
+>>>>>>> 1cfd8716 (Rollouts: silence is compared beyond chance, time counts while devices are served, freezes hold what completes, and versions that only a batch had cannot be gone back to)
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             before = await _locked(connection, scope, policy_id)
             if not before.in_force and before.rollout_id is None:
                 return before
             await lock_counter(connection, before.tenant_id)
+            if before.in_force or await self._stages.is_live(connection, before):
+                await self._stages.check_withdrawal(connection, before, urgent=urgent)
             await self._stages.make_way(connection, before, for_publish=False)
             await store.take_out_of_force(connection, before)
             policy = await store.update_policy(
@@ -336,6 +372,8 @@ class PolicyService:
             policy = await _locked(connection, scope, policy_id)
             earlier = await _published(connection, policy, version)
             await lock_counter(connection, policy.tenant_id)
+            if await store.was_never_in_force(connection, earlier):
+                raise never_in_force()
             now = await store.get_in_force(connection, policy.tenant_id)
             bundle = complete(json.loads(earlier.authored), *_authored_of(now))
             try:

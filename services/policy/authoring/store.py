@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -235,6 +236,24 @@ async def get_version(connection: Connection, tenant_id: UUID, version: int) -> 
     return None if row is None else to_version(row)
 
 
+_NEVER_IN_FORCE: Final = (
+    "EXISTS (SELECT FROM policy.rollout r WHERE r.tenant_id = v.tenant_id"
+    " AND r.version = v.version AND r.state <> 'COMPLETED')"
+)
+"""A number that is rolled out is of no other publish."""
+
+
+async def was_never_in_force(connection: Connection, version: Version) -> bool:
+    """Whether a version came to devices by a rollout alone, if at all."""
+    found: bool = await connection.fetchval(
+        f"SELECT {_NEVER_IN_FORCE} FROM policy.versions v WHERE v.tenant_id = $1"
+        " AND v.version = $2",
+        version.tenant_id,
+        version.version,
+    )
+    return found
+
+
 async def get_version_before(connection: Connection, version: Version) -> Version | None:
     """What was published of the same policy before a version."""
     row = await connection.fetchrow(
@@ -267,7 +286,8 @@ async def list_versions(
         # Within a text of the document these quotes are escaped.
         # Of layers above they are nobody's to try out below.
         """ CASE WHEN $5 OR v.inherits THEN convert_from(v.document, 'UTF8') ~"""
-        """ '"passphrase":"[^"]|"(eap|data|secrets)":[{]"' ELSE false END AS holds_secrets"""
+        """ '"passphrase":"[^"]|"(eap|data|secrets)":[{]"' ELSE false END AS holds_secrets,"""
+        f" {_NEVER_IN_FORCE} AS never_in_force"
         " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",
         policy.id,

@@ -24,6 +24,11 @@ CREATE TABLE policy.rollout (
     -- The batch that was opened last, from 0; -1 for none.
     batch integer NOT NULL DEFAULT -1,
     batch_opened_at timestamptz,
+    -- So long devices could get its version until serving_since, since when they can; NULL while they cannot.
+    served_for interval NOT NULL DEFAULT '0',
+    serving_since timestamptz,
+    -- Since when too many devices are silent.
+    suspected_at timestamptz,
     -- The last batch that somebody let open.
     approved_batch integer NOT NULL DEFAULT -1,
     -- Devices in the first so many of 10,000 buckets are in open batches, and those in these groups.
@@ -64,10 +69,16 @@ CREATE TABLE policy.rollout_device (
     device_id uuid NOT NULL,
     tenant_id uuid NOT NULL,
     seen_at timestamptz NOT NULL,
+    -- The first poll since devices can get it (rollout.serving_since): from there on silence is counted.
+    met_at timestamptz NOT NULL,
     -- NULL for a device that did not get it yet.
     delivered_at timestamptz,
     deliveries integer NOT NULL DEFAULT 0,
     applied_at timestamptz,
+    -- So long it was on since, and could get it: the time between polls that are at most ten minutes apart.
+    online interval NOT NULL DEFAULT '0',
+    -- When telemetry was last asked for its failures.
+    asked_at timestamptz,
     -- When it had again what it is to have without the rollout.
     returned_at timestamptz,
     -- Whether it told of failures since, and of none on the day before.

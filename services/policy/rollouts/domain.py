@@ -15,16 +15,24 @@ from uuid import UUID
 
 from contract.events.policy import RolloutSnapshot
 from servicekit.errors import DomainError, failed_precondition, invalid_field
-from services.policy.rollouts.plans import Plan
+from services.policy.rollouts.chance import chance
+from services.policy.rollouts.plans import Health, Plan
 from services.policy.stamps.domain import BUCKETS
 from services.policy.targets.domain import PolicyTargets
 
 MOST_LIVE: Final = 3
 """Rollouts of an organisation that deliveries look at."""
 CONFIRMED_PERCENT: Final = 95
-"""So many of the devices that got the version have to have applied it before a batch passes."""
+"""So many of the devices that polled after they got the version have to have applied it before a
+batch passes; one may always be missing."""
 _MOST_WAITING: Final = timedelta(days=7)
-"""So long a batch may be open without passing, beyond its soak."""
+"""So long a batch may serve devices without passing, beyond its soak."""
+_STOPS_BELOW: Final = 1 / 10_000
+"""Silence stops a rollout when it is so unlikely to be chance, in looks that are
+`_LOOKS_APART` apart."""
+_HOLDS_BELOW: Final = 1 / 100
+"""No batch passes while silence is so unlikely to be chance."""
+_LOOKS_APART: Final = timedelta(minutes=30)
 MOST_WATCHED: Final = timedelta(days=30)
 """So long devices are watched for which a rollout was taken back."""
 
@@ -90,12 +98,18 @@ class Counts:
     failed: int = 0
     trouble: int = 0
     lost: int = 0
+    """Of those that got it, the ones that are silent: no poll since, or none for a day."""
+    polled: int = 0
+    """Of those that got it, the ones that polled again."""
     recent: int = 0
-    """Of those that got it, the ones that were seen since the batch opened."""
+    """Of those that got it, the ones that were seen since the batch opened, ten minutes ago or
+    more."""
     recent_lost: int = 0
+    """Those of them that are silent."""
     control: int = 0
-    """Devices without it that were seen since the batch opened."""
+    """Devices without it that were seen since the batch opened, ten minutes ago or more."""
     control_lost: int = 0
+    """Those of them that are silent: no poll since the first one of these, or none for a day."""
     excused: int = 0
     returned: int = 0
     trouble_known: bool = False
@@ -106,11 +120,19 @@ class Counts:
     def lost_percent(self) -> float:
         """How much more devices with it went silent than devices without it; 0 with none of them.
 
-        Of both the same minutes count: in the evening all are closed.
+        Both are watched from their first poll on: in the evening all are closed.
         """
         if not self.control or not self.recent:
             return 0.0
         return 100 * (self.recent_lost / self.recent - self.control_lost / self.control)
+
+    def is_silent(self, health: Health, below: float) -> bool:
+        """Whether more devices with it than allowed went silent, which is hardly chance."""
+        return (
+            self.recent_lost >= health.at_least
+            and self.lost_percent > health.max_lost_percent
+            and chance(self.recent_lost, self.recent, self.control_lost, self.control) < below
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +159,12 @@ class Rollout:
     detail: str = ""
     batch: int = -1
     batch_opened_at: datetime | None = None
+    served_for: timedelta = timedelta(0)
+    """So long devices could get the open batch's version, until `serving_since`."""
+    serving_since: datetime | None = None
+    """Since when they can get it; `None` while they cannot."""
+    suspected_at: datetime | None = None
+    """Since when too many devices are silent; `None` while they are not."""
     approved_batch: int = -1
     below: int = 0
     open_groups: frozenset[UUID] = frozenset()
@@ -164,12 +192,25 @@ class Rollout:
         """Whether a batch was opened."""
         return self.batch >= 0
 
-    def is_soaked(self, now: datetime) -> bool:
-        """Whether the batch was open for long enough."""
+    @property
+    def needs_approval(self) -> bool:
+        """Whether the next batch waits for somebody."""
+        following = self.batch + 1
         return (
-            self.batch_opened_at is not None
-            and now >= self.batch_opened_at + self.plan.batches[self.batch].soak
+            following < len(self.plan.batches)
+            and self.plan.batches[following].approval
+            and self.approved_batch < following
         )
+
+    def served_time(self, now: datetime) -> timedelta:
+        """How long devices could get the open batch's version: freezes, closed windows and pauses
+        do not count."""
+        more = timedelta(0) if self.serving_since is None else now - self.serving_since
+        return self.served_for + more
+
+    def is_soaked(self, now: datetime) -> bool:
+        """Whether the batch served devices for long enough."""
+        return self.has_begun and self.served_time(now) >= self.plan.batches[self.batch].soak
 
     def snapshot(self, devices: tuple[UUID, ...] = ()) -> RolloutSnapshot:
         """The rollout as events have it."""
@@ -242,6 +283,25 @@ def ended(rollout: Rollout, state: State, now: datetime, reason: str, detail: st
     return replace(in_state(rollout, state, reason, detail), ended_at=now)
 
 
+def serving(rollout: Rollout, now: datetime, *, serves: bool) -> Rollout:
+    """The rollout with its devices getting the version from now on, or not."""
+    if serves == (rollout.serving_since is not None):
+        return replace(rollout, serves=serves)
+    since = now if serves else None
+    served_for = rollout.served_time(now)
+    return replace(rollout, serves=serves, serving_since=since, served_for=served_for)
+
+
+def is_edge(before: Rollout, after: Rollout) -> bool:
+    """Whether all that changed is that a window or a freeze began or ended."""
+    return before == replace(
+        after,
+        serves=before.serves,
+        serving_since=before.serving_since,
+        served_for=before.served_for,
+    )
+
+
 def opened(rollout: Rollout, now: datetime) -> Rollout:
     """The rollout with its next batch open."""
     batch = rollout.plan.batches[rollout.batch + 1]
@@ -249,6 +309,10 @@ def opened(rollout: Rollout, now: datetime) -> Rollout:
         rollout,
         batch=rollout.batch + 1,
         batch_opened_at=now,
+        served_for=timedelta(0),
+        serving_since=now,
+        suspected_at=None,
+        serves=True,
         below=max(rollout.below, batch.percent * BUCKETS // 100),
         open_groups=rollout.open_groups | set(batch.group_ids),
     )
@@ -258,10 +322,19 @@ def opened(rollout: Rollout, now: datetime) -> Rollout:
 # What happens by itself
 
 
+def looked(rollout: Rollout, counts: Counts, now: datetime) -> Rollout:
+    """The rollout with what was counted."""
+    suspected_at = rollout.suspected_at or now
+    if not counts.is_silent(rollout.plan.health, _STOPS_BELOW):
+        suspected_at = None
+    return replace(rollout, counts=counts, suspected_at=suspected_at)
+
+
 def broken_limit(rollout: Rollout, counts: Counts, now: datetime) -> tuple[str, str] | None:
     """The limit that is broken, as a word and a sentence.
 
-    A few devices stop nothing at once: when the batch could pass, one is enough.
+    A few devices that fail stop nothing at once: when the batch could pass, one is enough. Silence
+    has to be more than chance, and to last.
     """
     health = rollout.plan.health
     least = 1 if rollout.is_soaked(now) else health.at_least
@@ -272,35 +345,41 @@ def broken_limit(rollout: Rollout, counts: Counts, now: datetime) -> tuple[str, 
     for word, bad, limit, what in found:
         if bad >= least and bad * 100 > limit * counts.served:
             return word, f"{bad} of {counts.served} devices {what}; the limit is {limit} percent"
-    if (
-        counts.control >= least
-        and counts.recent_lost >= least
-        and counts.lost_percent > health.max_lost_percent
-    ):
-        return "WENT_SILENT", (
-            f"{counts.recent_lost} of {counts.recent} devices went silent after they got it, and"
-            f" {counts.control_lost} of {counts.control} without it; the limit is"
-            f" {health.max_lost_percent} percent more"
-        )
+    if rollout.suspected_at is not None and now >= rollout.suspected_at + _LOOKS_APART:
+        return _silence(counts, health)
     return None
+
+
+def _silence(counts: Counts, health: Health) -> tuple[str, str]:
+    return "WENT_SILENT", (
+        f"{counts.recent_lost} of {counts.recent} devices went silent after they got it, and"
+        f" {counts.control_lost} of {counts.control} without it; the limit is"
+        f" {health.max_lost_percent} percent more"
+    )
 
 
 def missing(rollout: Rollout, counts: Counts) -> tuple[str, str] | None:
     """What a batch that was open for long enough lacks to pass, as a word and a sentence."""
     health = rollout.plan.health
     expected = counts.expected
-    if expected is None or counts.served * 100 < health.min_seen_percent * (
-        expected - counts.excused
-    ):
+    wanted = 0 if expected is None else expected - counts.excused
+    if expected is None or counts.served * 100 < health.min_seen_percent * wanted:
         return "NOT_ENOUGH_SEEN", (
             f"{counts.served} of {expected or 0} devices got it; {health.min_seen_percent} percent"
             " are asked for"
         )
-    if counts.applied * 100 < CONFIRMED_PERCENT * counts.served:
+    if expected and not counts.applied:
         return "NOT_CONFIRMED", (
-            f"{counts.applied} of {counts.served} devices have applied it; {CONFIRMED_PERCENT}"
-            " percent are asked for"
+            f"none of {counts.served} devices that count has applied it; one at least is asked for"
         )
+    lacks = counts.polled - counts.applied
+    if lacks > 1 and counts.applied * 100 < CONFIRMED_PERCENT * counts.polled:
+        return "NOT_CONFIRMED", (
+            f"{counts.applied} of {counts.polled} devices that polled again have applied it;"
+            f" {CONFIRMED_PERCENT} percent are asked for"
+        )
+    if counts.is_silent(replace(health, at_least=1), _HOLDS_BELOW):
+        return _silence(counts, health)
     if not counts.trouble_known:
         return "TROUBLE_UNKNOWN", "what devices tell of failures cannot be read"
     return None
@@ -310,16 +389,21 @@ def judged(rollout: Rollout, counts: Counts, now: datetime, *, may_open: bool) -
     """What becomes of a rollout by itself; `None` for nothing.
 
     Args:
-        may_open: whether a batch may be opened now; not outside of windows, and in freezes.
+        rollout: as `looked` left it.
+        counts: what was counted.
+        now: when.
+        may_open: whether more devices may get it now; not outside of windows, and in freezes.
     """
     if rollout.state is State.SCHEDULED:
+        if rollout.needs_approval:
+            return Step(in_state(rollout, State.AWAITING_APPROVAL))
         if now < rollout.starts_at or not may_open:
             return None
         return Step(opened(rollout, now), (Happened.STARTED, Happened.BATCH_OPENED))
     if rollout.state not in {State.RUNNING, State.AWAITING_APPROVAL} or not rollout.has_begun:
         return None
-    counted = replace(rollout, counts=counts)
-    if broken := broken_limit(rollout, counts, now):
+    counted = looked(rollout, counts, now)
+    if broken := broken_limit(counted, counts, now):
         if rollout.plan.roll_back:
             after = ended(counted, State.ROLLED_BACK, now, *broken)
             return Step(after, (Happened.STOPPED, Happened.ROLLED_BACK))
@@ -327,23 +411,22 @@ def judged(rollout: Rollout, counts: Counts, now: datetime, *, may_open: bool) -
     if rollout.state is State.AWAITING_APPROVAL or not rollout.is_soaked(now):
         return None
     if lacks := missing(rollout, counts):
-        assert rollout.batch_opened_at is not None
         soak = rollout.plan.batches[rollout.batch].soak
-        if now < rollout.batch_opened_at + soak + _MOST_WAITING:
+        if rollout.served_time(now) < soak + _MOST_WAITING:
             return None
         return Step(in_state(counted, State.PAUSED, *lacks), (Happened.PAUSED,))
     return _passed(counted, now, may_open=may_open)
 
 
 def _passed(rollout: Rollout, now: datetime, *, may_open: bool) -> Step | None:
-    following = rollout.batch + 1
-    if following == len(rollout.plan.batches):
-        after = ended(rollout, State.COMPLETED, now, "")
-        return Step(after, (Happened.BATCH_PASSED, Happened.COMPLETED))
-    if rollout.plan.batches[following].approval and rollout.approved_batch < following:
+    if rollout.needs_approval:
         return Step(in_state(rollout, State.AWAITING_APPROVAL, "BATCH"), (Happened.BATCH_PASSED,))
     if not may_open:
         return None
+    if rollout.batch + 1 == len(rollout.plan.batches):
+        # All get it now that did not yet.
+        after = ended(rollout, State.COMPLETED, now, "")
+        return Step(after, (Happened.BATCH_PASSED, Happened.COMPLETED))
     return Step(opened(rollout, now), (Happened.BATCH_PASSED, Happened.BATCH_OPENED))
 
 
@@ -369,21 +452,34 @@ def paused(rollout: Rollout, detail: str) -> Step:
     """No device gets it any more; those that have it keep it."""
     if rollout.state is State.PAUSED:
         return Step(rollout)
-    if rollout.state not in {State.RUNNING, State.SCHEDULED}:
+    serves_on = rollout.state is State.AWAITING_APPROVAL and rollout.has_begun
+    if rollout.state not in {State.RUNNING, State.SCHEDULED} and not serves_on:
         raise _not_in(rollout, "it does not run")
     return Step(in_state(rollout, State.PAUSED, "ADMIN", detail), (Happened.PAUSED,))
 
 
 def resumed(rollout: Rollout, detail: str) -> Step:
-    """It goes on where it was paused or stopped."""
+    """It goes on where it was paused or stopped.
+
+    After a pause it waits for another week; after a stop for the whole soak, and for devices that
+    did nothing wrong yet.
+    """
     if rollout.state in {State.RUNNING, State.SCHEDULED}:
         return Step(rollout)
     if rollout.state not in {State.PAUSED, State.STOPPED}:
         raise _not_in(rollout, "it is neither paused nor stopped")
     _ask_for_reason(rollout, detail)
-    state = State.RUNNING if rollout.has_begun else State.SCHEDULED
-    after = in_state(rollout, state, "ADMIN", detail)
-    return Step(after, (Happened.RESUMED,), excuses=rollout.state is State.STOPPED)
+    if not rollout.has_begun:
+        state = State.AWAITING_APPROVAL if rollout.needs_approval else State.SCHEDULED
+        return Step(in_state(rollout, state, "ADMIN", detail), (Happened.RESUMED,))
+    excuses = rollout.state is State.STOPPED
+    soak = rollout.plan.batches[rollout.batch].soak
+    after = replace(
+        in_state(rollout, State.RUNNING, "ADMIN", detail),
+        served_for=timedelta(0) if excuses else min(rollout.served_for, soak),
+        suspected_at=None,
+    )
+    return Step(after, (Happened.RESUMED,), excuses)
 
 
 def advanced(rollout: Rollout, detail: str, now: datetime) -> Step:
@@ -391,15 +487,16 @@ def advanced(rollout: Rollout, detail: str, now: datetime) -> Step:
     if rollout.state not in {State.RUNNING, State.PAUSED, State.STOPPED}:
         raise _not_in(rollout, "it neither runs nor is paused or stopped")
     _ask_for_reason(rollout, detail)
-    following = rollout.batch + 1
-    excuses = rollout.state is State.STOPPED
-    if following == len(rollout.plan.batches):
-        after = ended(rollout, State.COMPLETED, now, "ADMIN", detail)
-        return Step(after, (Happened.COMPLETED,), excuses)
-    if rollout.plan.batches[following].approval and rollout.approved_batch < following:
+    if rollout.needs_approval:
         raise failed_precondition(
             "APPROVAL_NEEDED", "the next batch waits for approval once this one has passed"
         )
+    if not rollout.has_begun and now < rollout.starts_at:
+        raise _not_in(rollout, "its first batch is opened at the time that was asked for")
+    excuses = rollout.state is State.STOPPED
+    if rollout.batch + 1 == len(rollout.plan.batches):
+        after = ended(rollout, State.COMPLETED, now, "ADMIN", detail)
+        return Step(after, (Happened.COMPLETED,), excuses)
     after = replace(opened(rollout, now), reason="ADMIN", detail=detail)
     first = () if rollout.has_begun else (Happened.STARTED,)
     return Step(after, (*first, Happened.BATCH_OPENED), excuses)

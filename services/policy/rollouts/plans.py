@@ -82,6 +82,10 @@ class Plan:
             tuple(found["windows"]),
         )
 
+    def approved_first(self) -> Plan:
+        """The plan whose first batch has to be approved."""
+        return replace(self, batches=(replace(self.batches[0], approval=True), *self.batches[1:]))
+
     def is_open(self, now: datetime, zone: ZoneInfo) -> bool:
         """Whether devices may get something at a time."""
         local = now.astimezone(zone)

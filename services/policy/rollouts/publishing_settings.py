@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
+from contract.access import Role
 from contract.events.policy import PolicySettingsUpdated
-from servicekit.call import Call
+from servicekit.call import Call, Caller
 from servicekit.data.postgres import Database, Scope
-from servicekit.errors import invalid_field
+from servicekit.errors import invalid_field, permission_denied
 from servicekit.etags import check_etag
 from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
@@ -59,7 +61,8 @@ class PublishingSettings:
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
-                another.
+                another; PERMISSION_DENIED when it takes a second person or a freeze away, and the
+                caller is no Owner.
         """
         asked = org_id or UUID(call.caller.tenant_id)
         tenant = await self._tenants.require(call.caller, asked)
@@ -79,6 +82,14 @@ class PublishingSettings:
             )
             if after == before:
                 return before
+            # In no time zone it is an earlier day.
+            today = (self._clock() - timedelta(days=1)).date()
+            if after.loosens(before, today) and not _may_loosen(call.caller, tenant.id):
+                raise permission_denied(
+                    "OWNER_NEEDED",
+                    "to publish without a second person, or in a freeze, an Owner has to agree, or"
+                    " somebody of a tenant above; API tokens cannot",
+                )
             after = replace(after, updated_at=self._clock())
             await store.write_settings(connection, after)
             event = PolicySettingsUpdated(
@@ -86,3 +97,8 @@ class PublishingSettings:
             )
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
         return after
+
+
+def _may_loosen(caller: Caller, tenant_id: UUID) -> bool:
+    is_above = caller.tenant_id != str(tenant_id)
+    return caller.token is None and (caller.role is Role.OWNER or is_above)

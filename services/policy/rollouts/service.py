@@ -140,16 +140,18 @@ class Rollouts:
             version=version.version,
             targets=policy.targets,
             base=await store.base_of(connection, policy.tenant_id, policy.targets),
-            plan=plan,
+            plan=plan.approved_first() if effect.require_approval else plan,
             note=publishing.note,
             urgent=publishing.urgent,
             salt=uuid4().bytes,
-            state=State.AWAITING_APPROVAL if effect.require_approval else State.SCHEDULED,
+            state=State.SCHEDULED,
             created_at=now,
             created_by=UUID(call.caller.id),
             created_by_name=call.caller.name,
             starts_at=publishing.starts_at or now,
         )
+        if rollout.needs_approval:
+            rollout = domain.in_state(rollout, State.AWAITING_APPROVAL)
         await store.insert(connection, rollout)
         await self._tell(connection, rollout, Happened.CREATED)
         if step := domain.judged(
@@ -170,6 +172,20 @@ class Rollouts:
             step = domain.superseded(one, self._clock(), keep=False, reason=reason)
             await self.put(connection, one, step)
         return bool(found)
+
+    async def is_live(self, connection: Connection, policy: Policy) -> bool:
+        """Whether devices have or get a version, as `authoring.publishing.Stages` has it."""
+        found = await store.concerned(connection, policy.tenant_id, policy.id, None)
+        return any(one.live for one in found)
+
+    async def check_withdrawal(
+        self, connection: Connection, policy: Policy, *, urgent: bool
+    ) -> None:
+        """Refuses it in a freeze, as `authoring.publishing.Stages` has it."""
+        if not urgent:
+            async with seeing_all(connection, "what tenants above say counts, too"):
+                effect = await self.in_effect(connection, policy.tenant_id)
+            effect.check(self._clock())
 
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of a policy that is on its way, as `authoring.publishing.Stages` has it."""
@@ -210,10 +226,7 @@ class Rollouts:
                 return rollout
             counts = await store.count(connection, rollout, self._clock())
         known = rollout.counts or domain.Counts()
-        return replace(
-            rollout,
-            counts=replace(counts, trouble_known=known.trouble_known, expected=known.expected),
-        )
+        return replace(rollout, counts=replace(counts, expected=known.expected))
 
     async def devices(
         self, call: Call, rollout_id: UUID, state: str, after: UUID | None, limit: int
@@ -248,8 +261,17 @@ class Rollouts:
         return await self._act(call, rollout_id, lambda one, _: domain.resumed(one, reason))
 
     async def advance(self, call: Call, rollout_id: UUID, reason: str) -> Rollout:
-        """Opens the next batch at once; behind the last one the rollout is complete."""
-        return await self._act(call, rollout_id, lambda one, now: domain.advanced(one, reason, now))
+        """Opens the next batch at once; behind the last one the rollout is complete.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze and outside of windows, too.
+        """
+        return await self._act(
+            call,
+            rollout_id,
+            lambda one, now: domain.advanced(one, reason, now),
+            gives_to_more=True,
+        )
 
     async def cancel(self, call: Call, rollout_id: UUID, reason: str) -> Rollout:
         """Ends it; devices that have it keep it until the next publish."""
@@ -262,7 +284,12 @@ class Rollouts:
         )
 
     async def _act(
-        self, call: Call, rollout_id: UUID, act: Callable[[Rollout, datetime], Step]
+        self,
+        call: Call,
+        rollout_id: UUID,
+        act: Callable[[Rollout, datetime], Step],
+        *,
+        gives_to_more: bool = False,
     ) -> Rollout:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
@@ -271,7 +298,11 @@ class Rollouts:
             if rollout is None:
                 raise not_found("rollout", rollout_id)
             check_etag(rollout.etag)
-            after = await self.put(connection, rollout, act(rollout, self._clock()))
+            now = self._clock()
+            step = act(rollout, now)
+            if gives_to_more:
+                await self._check_open(connection, rollout, now)
+            after = await self.put(connection, rollout, step)
         await self._changes.catch_up()
         return after
 
@@ -291,16 +322,32 @@ class Rollouts:
             async with seeing_all(connection, "what tenants above say counts, too"):
                 effect = await self.in_effect(connection, after.tenant_id)
             goes_on = may_serve(after, effect, self._clock())
-        after = replace(after, serves=goes_on)
+        after = domain.serving(after, self._clock(), serves=goes_on)
         if step.excuses:
             await store.excuse(connection, after)
         if after.state is State.COMPLETED and before.state is not State.COMPLETED:
             await self._complete(connection, after)
-        if after != before:
-            after = await store.update(connection, after)
+        looked = replace(before, counts=after.counts, suspected_at=after.suspected_at)
+        if after != looked:
+            if not domain.is_edge(looked, after):
+                after = replace(after, revision=before.revision + 1)
+            await store.update(connection, after)
+        elif after != before:
+            await store.write_look(connection, after)
         for happened in step.happened:
             await self._tell(connection, after, happened)
         return after
+
+    async def _check_open(self, connection: Connection, rollout: Rollout, now: datetime) -> None:
+        async with seeing_all(connection, "what tenants above say counts, too"):
+            effect = await self.in_effect(connection, rollout.tenant_id)
+        if rollout.urgent:
+            return
+        effect.check(now)
+        if not rollout.plan.is_open(now, effect.zone):
+            raise failed_precondition(
+                "OUTSIDE_WINDOWS", "no more devices get the version outside of the plan's windows"
+            )
 
     async def _complete(self, connection: Connection, rollout: Rollout) -> None:
         """Puts the version in force for all that it is for."""

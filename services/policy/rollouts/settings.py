@@ -61,6 +61,16 @@ class Settings:
             *(part for one in self.freezes for part in one.stored().values()),
         )
 
+    def loosens(self, before: Settings, today: date) -> bool:
+        """Whether a second person, or a day of a freeze that is to come, is not asked for any
+        more."""
+        gone = any(
+            not any(new.first <= old.first and old.last <= new.last for new in self.freezes)
+            for old in before.freezes
+            if old.last >= today
+        )
+        return (before.require_approval and not self.require_approval) or gone
+
     def snapshot(self) -> PolicySettingsSnapshot:
         """The settings as events have them."""
         return PolicySettingsSnapshot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -28,7 +28,13 @@ from services.policy.rollouts.settings import Freeze, Settings
 from services.policy.targets.domain import PolicyTargets
 
 SILENT_AFTER: Final = timedelta(minutes=10)
-"""A device that does not poll for so long is lost until it does; agents poll every five minutes."""
+"""A device is given so long to poll again; agents poll every five minutes."""
+_ASK_AGAIN: Final = timedelta(minutes=5)
+"""So often telemetry is asked for the failures of each device."""
+_ANSWER_HOLDS: Final = timedelta(minutes=30)
+"""An older answer is none."""
+_ASKED_FOR: Final = timedelta(days=7)
+"""So long after a delivery failures are asked for: later ones are hardly due to it."""
 MOST_DELIVERIES: Final = 3
 """A device that was given a version more often did not apply it."""
 _OPEN: Final = tuple(one.value for one in OPEN)
@@ -36,7 +42,8 @@ _ROLLOUT: Final = (
     "r.id, r.tenant_id, r.policy_id, coalesce(p.name, '') AS policy_name, r.version, r.group_ids,"
     " r.device_ids, r.base, r.plan, r.note, r.urgent, r.salt, r.state, r.created_at, r.created_by,"
     " r.created_by_name, r.starts_at, r.reason, r.detail, r.batch, r.batch_opened_at,"
-    " r.approved_batch, r.below, r.open_groups, r.serves, r.holds, r.live, r.counts,"
+    " r.served_for, r.serving_since, r.suspected_at, r.approved_batch, r.below, r.open_groups,"
+    " r.serves, r.holds, r.live, r.counts,"
     " r.approved_by, r.approved_by_name, r.ended_at, r.revision FROM policy.rollout r"
     " LEFT JOIN policy.policies p ON p.tenant_id = r.tenant_id AND p.id = r.policy_id"
 )
@@ -165,14 +172,14 @@ async def insert(connection: Connection, rollout: Rollout) -> None:
     )
 
 
-async def update(connection: Connection, rollout: Rollout) -> Rollout:
-    """Stores what became of a rollout under a new revision; the row has to be locked."""
-    changed = replace(rollout, revision=rollout.revision + 1)
+async def update(connection: Connection, changed: Rollout) -> None:
+    """Stores what became of a rollout; the row has to be locked."""
     await connection.execute(
         "UPDATE policy.rollout SET state = $3, reason = $4, detail = $5, batch = $6,"
         " batch_opened_at = $7, approved_batch = $8, below = $9, open_groups = $10, serves = $11,"
         " holds = $12, live = $13, counts = $14, approved_by = $15, approved_by_name = $16,"
-        " ended_at = $17, revision = $18, changed_xid = pg_current_xact_id()"
+        " ended_at = $17, revision = $18, served_for = $19, serving_since = $20,"
+        " suspected_at = $21, changed_xid = pg_current_xact_id()"
         " WHERE id = $1 AND tenant_id = $2",
         changed.id,
         changed.tenant_id,
@@ -192,17 +199,20 @@ async def update(connection: Connection, rollout: Rollout) -> Rollout:
         changed.approved_by_name,
         changed.ended_at,
         changed.revision,
+        changed.served_for,
+        changed.serving_since,
+        changed.suspected_at,
     )
-    return changed
 
 
-async def write_counts(connection: Connection, rollout: Rollout, counts: Counts) -> None:
+async def write_look(connection: Connection, looked: Rollout) -> None:
     """Stores what was counted, which is no change of the rollout."""
     await connection.execute(
-        "UPDATE policy.rollout SET counts = $3 WHERE id = $1 AND tenant_id = $2",
-        rollout.id,
-        rollout.tenant_id,
-        json.dumps(asdict(counts)),
+        "UPDATE policy.rollout SET counts = $3, suspected_at = $4 WHERE id = $1 AND tenant_id = $2",
+        looked.id,
+        looked.tenant_id,
+        None if looked.counts is None else json.dumps(asdict(looked.counts)),
+        looked.suspected_at,
     )
 
 
@@ -224,11 +234,15 @@ async def base_of(connection: Connection, tenant_id: UUID, targets: PolicyTarget
 
 
 async def take(connection: Connection, seconds: float) -> list[Rollout]:
-    """Those rollouts that nobody looked at for some seconds; others leave them alone then."""
+    """Those rollouts that nobody looked at for some seconds; others leave them alone then.
+
+    Those at their end, whose devices keep what they have, need a look in ten minutes only.
+    """
     rows = await connection.fetch(
         "WITH taken AS (UPDATE policy.rollout SET looked_at = now() WHERE id IN (SELECT t.id"
         " FROM policy.rollout t WHERE (t.live OR t.state = ANY ($1))"
-        " AND t.looked_at <= now() - $2::interval"
+        " AND t.looked_at <= now() - CASE WHEN t.state = ANY ($1) OR t.state = 'ROLLED_BACK'"
+        " THEN $2::interval ELSE interval '10 minutes' END"
         " ORDER BY t.looked_at LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING id)"
         f" SELECT {_ROLLOUT} WHERE r.id IN (SELECT t.id FROM taken t) ORDER BY r.id",
         _OPEN,
@@ -243,12 +257,18 @@ _IN_USE: Final = (
 )
 _FAILED: Final = (
     "o.delivered_at IS NOT NULL AND o.applied_at IS NULL"
-    f" AND (o.deliveries > {MOST_DELIVERIES} OR o.seen_at >= o.delivered_at + $3::interval)"
+    f" AND (o.deliveries > {MOST_DELIVERIES} OR o.deliveries > 1 AND o.online >= $3::interval)"
 )
+_SINCE: Final = "greatest(o.met_at, o.delivered_at)"
+_POLLED: Final = f"o.seen_at >= {_SINCE} + interval '1 minute'"
+_SILENT: Final = (
+    f"o.seen_at < $4::timestamptz AND (NOT {_POLLED} OR o.seen_at < $4 - interval '1 day')"
+)
+"""Of devices with a version, and of those without it alike."""
 _STATE: Final = (
     "CASE WHEN o.delivered_at IS NULL THEN 'WAITING'"
     " WHEN o.returned_at IS NOT NULL THEN 'RETURNED'"
-    " WHEN o.seen_at < $4 THEN 'LOST'"
+    f" WHEN {_SILENT} THEN 'LOST'"
     f" WHEN {_FAILED} THEN 'FAILED'"
     " WHEN o.applied_at IS NOT NULL THEN 'APPLIED' ELSE 'DELIVERED' END"
 )
@@ -258,28 +278,34 @@ async def count(connection: Connection, rollout: Rollout, now: datetime) -> Coun
     """What was seen of the devices of a rollout that are in use."""
     row = await connection.fetchrow(
         "WITH o AS (SELECT o.*, o.delivered_at IS NOT NULL AND NOT o.excused AS served,"
-        " o.seen_at >= $5 AS is_recent, o.seen_at < $4 AS is_silent"
+        f" o.seen_at >= $5 AND {_SINCE} < $4 AS is_recent, {_SILENT} AS is_silent,"
+        f" o.applied_at IS NOT NULL OR {_POLLED} AS polled"
         f" FROM policy.rollout_device o{_IN_USE} WHERE o.rollout_id = $1 AND o.tenant_id = $2)"
         " SELECT count(*) FILTER (WHERE o.served) AS served,"
         " count(*) FILTER (WHERE o.served AND o.applied_at IS NOT NULL) AS applied,"
         f" count(*) FILTER (WHERE o.served AND {_FAILED}) AS failed,"
         " count(*) FILTER (WHERE o.served AND o.trouble) AS trouble,"
         " count(*) FILTER (WHERE o.served AND o.is_silent) AS lost,"
+        " count(*) FILTER (WHERE o.served AND o.polled) AS polled,"
         " count(*) FILTER (WHERE o.served AND o.is_recent) AS recent,"
         " count(*) FILTER (WHERE o.served AND o.is_recent AND o.is_silent) AS recent_lost,"
         " count(*) FILTER (WHERE o.delivered_at IS NULL AND o.is_recent) AS control,"
         " count(*) FILTER (WHERE o.delivered_at IS NULL AND o.is_recent AND o.is_silent)"
         " AS control_lost, count(*) FILTER (WHERE o.excused) AS excused,"
         " count(*) FILTER (WHERE o.returned_at IS NOT NULL AND o.delivered_at IS NOT NULL)"
-        " AS returned FROM o",
+        " AS returned, NOT bool_or(o.served AND NOT o.trouble AND o.delivered_at > $6"
+        " AND (o.asked_at IS NULL OR o.asked_at < $7)) AS trouble_known FROM o",
         rollout.id,
         rollout.tenant_id,
         rollout.plan.health.confirm_within,
         now - SILENT_AFTER,
         rollout.batch_opened_at or now,
+        now - _ASKED_FOR,
+        now - _ANSWER_HOLDS,
     )
     assert row is not None
-    return Counts(**row)
+    # With no device there is nothing to know.
+    return Counts(**dict(row) | {"trouble_known": row["trouble_known"] is not False})
 
 
 async def devices(
@@ -331,31 +357,43 @@ async def unwell(
     return tuple(row["device_id"] for row in rows)
 
 
-async def served(
-    connection: Connection, rollout: Rollout, limit: int
+async def to_ask(
+    connection: Connection, rollout: Rollout, now: datetime, limit: int
 ) -> list[tuple[UUID, datetime]]:
-    """Devices that got a version and told of no failures so far, with when they got it."""
+    """Devices whose failures are to be asked for, with when they got the version.
+
+    Those come first that were never asked for, or the longest time ago.
+    """
     rows = await connection.fetch(
         "SELECT o.device_id, o.delivered_at FROM policy.rollout_device o"
-        " WHERE o.rollout_id = $1 AND o.tenant_id = $2 AND o.delivered_at IS NOT NULL"
-        " AND NOT o.trouble AND NOT o.excused ORDER BY o.delivered_at DESC LIMIT $3",
+        " WHERE o.rollout_id = $1 AND o.tenant_id = $2 AND o.delivered_at > $3"
+        " AND NOT o.trouble AND NOT o.excused AND (o.asked_at IS NULL OR o.asked_at < $4)"
+        " ORDER BY o.asked_at NULLS FIRST LIMIT $5",
         rollout.id,
         rollout.tenant_id,
+        now - _ASKED_FOR,
+        now - _ASK_AGAIN,
         limit,
     )
     return [(row["device_id"], row["delivered_at"]) for row in rows]
 
 
-async def note_trouble(
-    connection: Connection, rollout: Rollout, device_ids: Collection[UUID]
+async def note_answers(
+    connection: Connection,
+    rollout: Rollout,
+    asked: Collection[UUID],
+    troubled: Collection[UUID],
+    now: datetime,
 ) -> None:
-    """Notes devices that tell of failures since they got a version."""
+    """Notes of devices that were asked for which of them tell of failures since."""
     await connection.execute(
-        "UPDATE policy.rollout_device SET trouble = true WHERE rollout_id = $1"
-        " AND tenant_id = $2 AND device_id = ANY ($3)",
+        "UPDATE policy.rollout_device SET asked_at = $5, trouble = device_id = ANY ($4)"
+        " WHERE rollout_id = $1 AND tenant_id = $2 AND device_id = ANY ($3)",
         rollout.id,
         rollout.tenant_id,
-        list(device_ids),
+        list(asked),
+        list(troubled),
+        now,
     )
 
 

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -37,7 +37,11 @@ LOOK_SECONDS = 15.0
 _TELEMETRY_SECONDS: Final = 5.0
 _ASKED_AT_ONCE: Final = 500
 _MOST_ASKED: Final = 5_000
-"""Devices of a rollout whose failures are looked for at a time, the last ones that got it."""
+"""Devices whose failures are looked for in a look; the others have their turn in the next ones."""
+_COUNTED_EVERY: Final = timedelta(minutes=10)
+_MOST_EXPECTATIONS: Final = 1_000
+_ASKS: Final = (State.RUNNING, State.AWAITING_APPROVAL)
+_ALL: Final = "rollouts of all tenants"
 _READ_AT_ONCE: Final = 1_000
 _FORGET_SECONDS: Final = 3_600.0
 
@@ -59,6 +63,8 @@ class RolloutWorker:
         self._changes = changes
         self._clock = clock
         self._forget_at = 0.0
+        self._expectations: dict[UUID, tuple[int, datetime, int]] = {}
+        """By rollouts: the batch, when it was counted, and the devices in it."""
 
     async def run(self) -> None:
         """Looks at all rollouts again and again, for as long as the service lives."""
@@ -75,7 +81,7 @@ class RolloutWorker:
     async def look(self) -> None:
         """Looks at the rollouts that no other process has just looked at."""
         now = self._clock()
-        async with self._database.system_transaction("rollouts of all tenants") as connection:
+        async with self._database.system_transaction(_ALL) as connection:
             taken = await store.take(connection, LOOK_SECONDS / 2)
             states = await store.count_states(connection)
             if (moment := asyncio.get_running_loop().time()) >= self._forget_at:
@@ -93,14 +99,13 @@ class RolloutWorker:
                 log.exception("rollout not looked at", rollout=str(rollout.id))
         for name in ("served", "applied", "failed", "trouble", "lost"):
             DEVICES.labels(name).set(seen[name])
+        await self._ask_for_trouble(taken)
 
     async def _look_at(self, rollout: Rollout) -> dict[str, int]:
         """Decides what becomes of a rollout; answers what was seen of its devices."""
-        known, expected = False, None
-        if rollout.live and rollout.is_open:
-            known = await self._ask_for_trouble(rollout)
-            if rollout.is_soaked(self._clock()):
-                expected = await self._expected(rollout)
+        expected = None
+        if rollout.state is State.RUNNING and rollout.is_soaked(self._clock()):
+            expected = await self._expected_lately(rollout)
         async with self._database.system_transaction(
             "what tenants above say counts, too"
         ) as connection:
@@ -110,14 +115,15 @@ class RolloutWorker:
                 return {}
             if locked.batch != rollout.batch:
                 expected = None
-            counts = replace(
-                await store.count(connection, locked, now), trouble_known=known, expected=expected
-            )
-            step = await self._step(connection, locked, counts, now)
-            if step is None:
-                await store.write_counts(connection, locked, counts)
-            after = await self._rollouts.put(connection, locked, step or Step(locked))
-        if after != locked:
+            counts = locked.counts or Counts()
+            if locked.is_open or locked.state is State.ROLLED_BACK:
+                counts = replace(await store.count(connection, locked, now), expected=expected)
+            looked = replace(locked, counts=counts)
+            if locked.is_open:
+                looked = domain.looked(locked, counts, now)
+            step = await self._step(connection, looked, counts, now)
+            after = await self._rollouts.put(connection, locked, step or Step(looked))
+        if after.serves != locked.serves or step is not None:
             await self._changes.catch_up()
         return {
             "served": counts.served,
@@ -145,21 +151,29 @@ class RolloutWorker:
         effect = await self._rollouts.in_effect(connection, rollout.tenant_id)
         return domain.judged(rollout, counts, now, may_open=may_serve(rollout, effect, now))
 
-    async def _ask_for_trouble(self, rollout: Rollout) -> bool:
-        """Notes devices that tell of failures; answers whether telemetry could be asked."""
-        async with self._database.system_transaction("rollouts of all tenants") as connection:
-            served = await store.served(connection, rollout, _MOST_ASKED)
-        found: list[UUID] = []
-        try:
-            for start in range(0, len(served), _ASKED_AT_ONCE):
-                found += await self._troubled(rollout, served[start : start + _ASKED_AT_ONCE])
-        except grpc.aio.AioRpcError as away:
-            log.info("failures of devices unknown", error=str(away.code()))
-            return False
-        if found:
-            async with self._database.system_transaction("rollouts of all tenants") as connection:
-                await store.note_trouble(connection, rollout, found)
-        return True
+    async def _ask_for_trouble(self, rollouts: Sequence[Rollout]) -> None:
+        """Notes devices that tell of failures; the next look counts them.
+
+        Nothing waits for it, and one question without an answer ends it: telemetry is away for all.
+        """
+        wanted = [one for one in rollouts if one.live and one.state in _ASKS]
+        for rollout in wanted:
+            left = max(_ASKED_AT_ONCE, _MOST_ASKED // len(wanted))
+            while left > 0:
+                now = self._clock()
+                async with self._database.system_transaction(_ALL) as connection:
+                    some = await store.to_ask(connection, rollout, now, min(left, _ASKED_AT_ONCE))
+                if not some:
+                    break
+                left -= len(some)
+                try:
+                    troubled = await self._troubled(rollout, some)
+                except grpc.aio.AioRpcError as away:
+                    log.info("failures of devices unknown", error=str(away.code()))
+                    return
+                asked = [device for device, _ in some]
+                async with self._database.system_transaction(_ALL) as connection:
+                    await store.note_answers(connection, rollout, asked, troubled, now)
 
     async def _troubled(
         self, rollout: Rollout, served: Sequence[tuple[UUID, datetime]]
@@ -180,11 +194,22 @@ class RolloutWorker:
             if one.failures_since and not one.failures_before
         ]
 
+    async def _expected_lately(self, rollout: Rollout) -> int:
+        """As `_expected`, counted anew every ten minutes."""
+        now = self._clock()
+        batch, at, found = self._expectations.get(rollout.id, (-1, now, 0))
+        if batch != rollout.batch or now - at >= _COUNTED_EVERY:
+            found = await self._expected(rollout)
+            if len(self._expectations) >= _MOST_EXPECTATIONS:
+                self._expectations.clear()
+            self._expectations[rollout.id] = (rollout.batch, now, found)
+        return found
+
     async def _expected(self, rollout: Rollout) -> int:
         """How many devices are in the open batches of a rollout."""
         found, after = 0, None
         while True:
-            async with self._database.system_transaction("rollouts of all tenants") as connection:
+            async with self._database.system_transaction(_ALL) as connection:
                 page = await store.registered(connection, rollout.tenant_id, after, _READ_AT_ONCE)
             for device_id, group_ids in page:
                 if _is_for(rollout, device_id, group_ids) and (

@@ -26,20 +26,30 @@ class Seen:
 
 async def write_seen(connection: Connection, seen: Sequence[Seen]) -> None:
     """Stores what was seen of devices that are not deleted, in rollouts that are looked at."""
+    # Of a rollout that was taken back only the devices matter that have it.
     await DELETED.keep_out(connection)
     await connection.execute(
         "INSERT INTO policy.rollout_device AS o (rollout_id, device_id, tenant_id, seen_at,"
-        " delivered_at, deliveries, applied_at, returned_at)"
-        " SELECT u.rollout_id, u.device_id, u.tenant_id, u.seen_at,"
+        " met_at, delivered_at, deliveries, applied_at, returned_at)"
+        " SELECT u.rollout_id, u.device_id, u.tenant_id, u.seen_at, u.seen_at,"
         " CASE WHEN u.applied OR u.deliveries > 0 THEN u.seen_at END, u.deliveries,"
-        " CASE WHEN u.applied THEN u.seen_at END, CASE WHEN u.returned THEN u.seen_at END"
+        " CASE WHEN u.applied THEN u.seen_at END,"
+        " CASE WHEN u.returned AND NOT r.holds THEN u.seen_at END"
         " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::integer[],"
         " $6::boolean[], $7::boolean[]) AS u (rollout_id, device_id, tenant_id, seen_at,"
         " deliveries, applied, returned)"
         " JOIN policy.rollout r ON r.id = u.rollout_id AND r.tenant_id = u.tenant_id AND r.live"
+        " AND (r.state <> 'ROLLED_BACK' OR EXISTS (SELECT FROM policy.rollout_device h"
+        " WHERE h.rollout_id = r.id AND h.device_id = u.device_id AND h.delivered_at NOTNULL))"
         f" WHERE {DELETED.condition('u.device_id')} ORDER BY u.rollout_id, u.device_id"
         " ON CONFLICT (rollout_id, device_id) DO UPDATE SET"
         " seen_at = greatest(o.seen_at, excluded.seen_at),"
+        " met_at = CASE WHEN o.met_at >= (SELECT coalesce(r.serving_since, '-infinity')"
+        " FROM policy.rollout r WHERE r.id = o.rollout_id) THEN o.met_at ELSE excluded.seen_at END,"
+        " online = o.online + CASE WHEN o.delivered_at NOTNULL AND o.applied_at IS NULL"
+        " AND excluded.seen_at - o.seen_at BETWEEN '0' AND interval '10 minutes'"
+        " AND (SELECT r.serves FROM policy.rollout r WHERE r.id = o.rollout_id)"
+        " THEN excluded.seen_at - o.seen_at ELSE '0' END,"
         " delivered_at = coalesce(o.delivered_at, excluded.delivered_at),"
         " deliveries = o.deliveries + excluded.deliveries,"
         " applied_at = coalesce(o.applied_at, excluded.applied_at),"

@@ -71,6 +71,8 @@ class Rolling:
     """Whether devices in open batches get it now."""
     holds: bool
     """Whether devices that have it keep it."""
+    watches: bool = True
+    """Whether anybody asks what devices have."""
 
     @property
     def targets(self) -> Targets:

@@ -163,7 +163,9 @@ async def _rollouts(
     found: dict[UUID, list[Rolling]] = {}
     for row in await connection.fetch(
         "SELECT r.tenant_id, r.id, r.policy_id, r.version, r.group_ids, r.device_ids, r.salt,"
-        " r.below, r.open_groups, r.serves, r.holds FROM policy.rollout r"
+        " r.below, r.open_groups, r.serves, r.holds,"
+        " r.state NOT IN ('CANCELED', 'SUPERSEDED') AS watches"
+        " FROM policy.rollout r"
         " WHERE r.tenant_id = ANY ($1) AND r.live ORDER BY r.id",
         tenant_ids,
     ):
@@ -179,6 +181,7 @@ async def _rollouts(
                 open_groups=frozenset(row["open_groups"]),
                 serves=row["serves"],
                 holds=row["holds"],
+                watches=row["watches"],
             )
         )
     return found

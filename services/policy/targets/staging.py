@@ -124,7 +124,8 @@ class Staging:
             if (one.serves or one.holds) and not any(one.meets(other) for other in reach):
                 kept = self._made(kind, [*reach, one])
                 keeps.update(() if kept.want is None else kept.want.versions)
-        stage = Stage(tuple(one.id for one in kind.rollouts), tuple(one.id for one in reach))
+        watching = tuple(one.id for one in kind.rollouts if one.watches)
+        stage = Stage(watching, tuple(one.id for one in reach)) if watching else None
         return replace(found, keeps=frozenset(keeps), stage=stage)
 
     def _made(self, kind: _Kind, rollouts: Collection[Rolling]) -> Standing:
