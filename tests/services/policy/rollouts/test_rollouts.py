@@ -121,11 +121,19 @@ async def test_a_bad_version_stops_at_its_first_batch(school: School, reason: st
         school.telemetry.failing = {one.id for one in got}
         # Those that failed before prove nothing.
         school.telemetry.failed_before = {got[0].id}
+        # Each is asked for once in five minutes.
+        school.later(minutes=6)
     elif reason == "WENT_SILENT":
         await school.counted(begun.id, served=len(got))
         for one in got:
             one.is_on = False
         school.later(minutes=11)
+        await school.poll()
+        await school.counted(begun.id, lost=len(got), control_lost=0)
+        # It has to last.
+        await asyncio.sleep(1)
+        assert (await school.rollout(begun.id)).state == "RUNNING"
+        school.later(minutes=31)
         await school.poll()
     stopped = await school.looked("ROLLED_BACK", begun.id)
     assert (stopped.reason, stopped.batch) == (reason, 1)
