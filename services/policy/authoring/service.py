@@ -236,7 +236,6 @@ class PolicyService:
             await self._changes.catch_up()
         return policy
 
-<<<<<<< HEAD
     async def updated(
         self, connection: Connection, call: Call, before: Policy, change: Change
     ) -> tuple[Policy, bool]:
@@ -274,12 +273,9 @@ class PolicyService:
             policy = await self._publish(connection, call, policy)
         return policy, published
 
-    async def delete(self, call: Call, policy_id: UUID, *, force: bool) -> None:
-=======
     async def delete(
         self, call: Call, policy_id: UUID, *, force: bool, urgent: bool = False
     ) -> None:
->>>>>>> 1cfd8716 (Rollouts: silence is compared beyond chance, time counts while devices are served, freezes hold what completes, and versions that only a batch had cannot be gone back to)
         """Deletes a policy; with `force` also one that is in force, and nothing is from then on.
 
         Args:
@@ -292,37 +288,29 @@ class PolicyService:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             policy = await _locked(connection, scope, policy_id)
-<<<<<<< HEAD
-            if policy.in_force and not force:
+            await lock_counter(connection, policy.tenant_id)
+            is_used = policy.in_force or await self._stages.is_live(connection, policy)
+            if is_used and not force:
                 raise still_in_force()
-            await self.deleted(connection, policy)
-        if policy.in_force:
+            await self.deleted(connection, policy, urgent=urgent)
+        if is_used:
             await self._changes.catch_up()
 
-    async def deleted(self, connection: Connection, policy: Policy) -> None:
-        """Deletes a policy whose row is locked, and takes it out of force."""
+    async def deleted(
+        self, connection: Connection, policy: Policy, *, urgent: bool = False
+    ) -> None:
+        """Deletes a policy whose row is locked, and takes it out of force.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze where devices have it, unless it is urgent.
+        """
         await lock_counter(connection, policy.tenant_id)
+        if policy.in_force or await self._stages.is_live(connection, policy):
+            await self._stages.check_withdrawal(connection, policy, urgent=urgent)
         await self._stages.make_way(connection, policy, for_publish=False)
         await store.delete_policy(connection, policy)
         await store.take_out_of_force(connection, policy)
         await self._tell(connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy)))
-
-    async def withdraw(self, call: Call, policy_id: UUID) -> Policy:
-        """Takes a policy out of force and keeps it; one that is not in force stays as it is."""
-=======
-            await lock_counter(connection, policy.tenant_id)
-            if policy.in_force or await self._stages.is_live(connection, policy):
-                if not force:
-                    raise still_in_force()
-                await self._stages.check_withdrawal(connection, policy, urgent=urgent)
-            await self._stages.make_way(connection, policy, for_publish=False)
-            await store.delete_policy(connection, policy)
-            await store.take_out_of_force(connection, policy)
-            await self._tell(
-                connection, policy, PolicyDeleted(id=policy.id, before=snapshot(policy))
-            )
-        if policy.in_force:
-            await self._changes.catch_up()
 
     async def withdraw(self, call: Call, policy_id: UUID, *, urgent: bool = False) -> Policy:
         """Takes a policy out of force and keeps it; one that is not in force stays as it is.
@@ -330,7 +318,6 @@ class PolicyService:
         Raises:
             DomainError: FAILED_PRECONDITION in a freeze, unless it is urgent.
         """
->>>>>>> 1cfd8716 (Rollouts: silence is compared beyond chance, time counts while devices are served, freezes hold what completes, and versions that only a batch had cannot be gone back to)
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             before = await _locked(connection, scope, policy_id)
