@@ -105,6 +105,8 @@ CALL evergreen.isolate('policy.setting');
 
 GRANT SELECT, INSERT, UPDATE ON policy.rollout, policy.setting TO evergreen_policy;
 GRANT SELECT, INSERT, UPDATE, DELETE ON policy.rollout_device TO evergreen_policy;
+-- Of rollouts that nobody looks at any more.
+GRANT DELETE ON policy.profiles TO evergreen_policy;
 
 -- Nor does the release before draw numbers where a version is rolled out: it would bring back what was before.
 CREATE OR REPLACE FUNCTION policy.refuse_draw() RETURNS trigger

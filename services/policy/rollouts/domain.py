@@ -21,7 +21,9 @@ from services.policy.stamps.domain import BUCKETS
 from services.policy.targets.domain import PolicyTargets
 
 MOST_LIVE: Final = 3
-"""Rollouts of an organisation that deliveries look at."""
+"""Rollouts of an organisation that deliveries look at; another one waits until one ends."""
+MOST_OPEN: Final = 20
+"""Rollouts of an organisation that are not at their end, with those that wait."""
 CONFIRMED_PERCENT: Final = 95
 """So many of the devices that polled after they got the version have to have applied it before a
 batch passes; one may always be missing."""
@@ -324,7 +326,7 @@ def opened(rollout: Rollout, now: datetime) -> Rollout:
 
 def looked(rollout: Rollout, counts: Counts, now: datetime) -> Rollout:
     """The rollout with what was counted."""
-    suspected_at = rollout.suspected_at or now
+    suspected_at: datetime | None = rollout.suspected_at or now
     if not counts.is_silent(rollout.plan.health, _STOPS_BELOW):
         suspected_at = None
     return replace(rollout, counts=counts, suspected_at=suspected_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -25,7 +25,7 @@ from contract.events.policy import (
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope, seeing_all
-from servicekit.errors import failed_precondition, invalid_field, not_found
+from servicekit.errors import DomainError, failed_precondition, invalid_field, not_found
 from servicekit.etags import check_etag
 from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock, new_id
@@ -39,7 +39,15 @@ from services.policy.authoring.layering import own_of_version
 from services.policy.authoring.publishing import Publishing
 from services.policy.editions.service import Editions
 from services.policy.rollouts import domain, store
-from services.policy.rollouts.domain import MOST_LIVE, Happened, Rollout, RolloutDevice, State, Step
+from services.policy.rollouts.domain import (
+    MOST_LIVE,
+    MOST_OPEN,
+    Happened,
+    Rollout,
+    RolloutDevice,
+    State,
+    Step,
+)
 from services.policy.rollouts.plans import NOW, Plan, checked
 from services.policy.rollouts.settings import InEffect, Settings
 from services.policy.stamps.store import lock_counter
@@ -47,6 +55,7 @@ from services.policy.targets.store import known_groups
 from services.policy.versions import Version
 
 _TOLD_DEVICES: Final = 20
+_LATEST_START: Final = timedelta(days=366)
 _EVENTS: Final[dict[Happened, Callable[..., Action]]] = {
     Happened.CREATED: RolloutCreated,
     Happened.APPROVED: RolloutApproved,
@@ -118,6 +127,8 @@ class Rollouts:
         assert isinstance(plan, Plan)
         await _check_groups(connection, policy.tenant_id, plan)
         now = self._clock()
+        if publishing.starts_at is not None and publishing.starts_at > now + _LATEST_START:
+            raise invalid_field("startsAt", f"must be within {_LATEST_START.days} days")
         async with seeing_all(connection, "what tenants above say counts, too"):
             effect = await self.in_effect(connection, policy.tenant_id)
         before = await store.concerned(connection, policy.tenant_id, policy.id, policy.targets)
@@ -131,7 +142,7 @@ class Rollouts:
                     )
         for one in before:
             await self.put(connection, one, domain.superseded(one, now, keep=True))
-        await self._make_room(connection, policy.tenant_id)
+        await self._check_open_ones(connection, policy.tenant_id)
         rollout = Rollout(
             id=new_id(),
             tenant_id=policy.tenant_id,
@@ -300,6 +311,9 @@ class Rollouts:
             check_etag(rollout.etag)
             now = self._clock()
             step = act(rollout, now)
+            starts = Happened.STARTED in step.happened
+            if starts and not await self._has_room(connection, rollout):
+                raise _too_many(f"{MOST_LIVE} rollouts that have begun")
             if gives_to_more:
                 await self._check_open(connection, rollout, now)
             after = await self.put(connection, rollout, step)
@@ -315,7 +329,12 @@ class Rollouts:
         return InEffect.of([found.get(one, Settings(one)) for one in line])
 
     async def put(self, connection: Connection, before: Rollout, step: Step) -> Rollout:
-        """Stores what becomes of a rollout, whose row is locked, and tells of it."""
+        """Stores what becomes of a rollout, whose row is locked, and tells of it.
+
+        Where too many run already, one that is about to start waits.
+        """
+        if Happened.STARTED in step.happened and not await self._has_room(connection, before):
+            return before
         after = step.after
         goes_on = after.live and after.state in {State.RUNNING, State.AWAITING_APPROVAL}
         if goes_on:
@@ -374,18 +393,23 @@ class Rollouts:
             self._clock(),
         )
 
-    async def _make_room(self, connection: Connection, tenant_id: UUID) -> None:
-        """Forgets the oldest rollouts whose devices keep something, where there are too many."""
-        found = await store.live(connection, tenant_id)
-        too_many = len(found) + 1 - MOST_LIVE
-        for one in [one for one in found if not one.is_open][: max(0, too_many)]:
+    async def _has_room(self, connection: Connection, rollout: Rollout) -> bool:
+        """Whether a rollout can start; for it the oldest ones whose devices keep something are
+        forgotten. The org's counter is locked."""
+        found = await store.live(connection, rollout.tenant_id)
+        live = [one for one in found if one.live and one.id != rollout.id]
+        kept = [one for one in live if not one.is_open]
+        too_many = max(0, len(live) + 1 - MOST_LIVE)
+        if too_many > len(kept):
+            return False
+        for one in kept[:too_many]:
             await self.put(connection, one, Step(domain.forgotten(one)))
-            too_many -= 1
-        if too_many > 0:
-            raise failed_precondition(
-                "TOO_MANY_ROLLOUTS",
-                f"an organisation has at most {MOST_LIVE} rollouts at a time; end one",
-            )
+        return True
+
+    async def _check_open_ones(self, connection: Connection, tenant_id: UUID) -> None:
+        found = await store.live(connection, tenant_id)
+        if sum(one.is_open for one in found) >= MOST_OPEN:
+            raise _too_many(f"{MOST_OPEN} rollouts that are not at their end")
 
     async def _tell(self, connection: Connection, rollout: Rollout, happened: Happened) -> None:
         devices: tuple[UUID, ...] = ()
@@ -398,6 +422,12 @@ class Rollouts:
 def may_serve(rollout: Rollout, effect: InEffect, now: datetime) -> bool:
     """Whether devices get a rollout's version at a time: outside of freezes, within windows."""
     return rollout.urgent or (effect.freeze(now) is None and rollout.plan.is_open(now, effect.zone))
+
+
+def _too_many(what: str) -> DomainError:
+    return failed_precondition(
+        "TOO_MANY_ROLLOUTS", f"an organisation has at most {what} at a time; end one"
+    )
 
 
 async def _found(connection: Connection, scope: Scope, rollout_id: UUID) -> Rollout:

@@ -35,6 +35,7 @@ _ANSWER_HOLDS: Final = timedelta(minutes=30)
 """An older answer is none."""
 _ASKED_FOR: Final = timedelta(days=7)
 """So long after a delivery failures are asked for: later ones are hardly due to it."""
+_PROFILES_KEPT: Final = timedelta(days=1)
 MOST_DELIVERIES: Final = 3
 """A device that was given a version more often did not apply it."""
 _OPEN: Final = tuple(one.value for one in OPEN)
@@ -429,6 +430,18 @@ async def forget_devices(connection: Connection, now: datetime) -> None:
         "DELETE FROM policy.rollout_device o USING policy.rollout r WHERE r.id = o.rollout_id"
         " AND NOT r.live AND r.ended_at < $1",
         now - 3 * MOST_WATCHED,
+    )
+
+
+async def forget_profiles(connection: Connection, now: datetime) -> None:
+    """Forgets what was put together for rollouts that deliveries do not look at any more.
+
+    The numbers stay what they stand for: devices keep them.
+    """
+    await connection.execute(
+        "DELETE FROM policy.profiles p USING policy.rollout r WHERE r.tenant_id = p.tenant_id"
+        " AND r.id = ANY (p.targets) AND NOT r.live AND r.ended_at < $1",
+        now - _PROFILES_KEPT,
     )
 
 

@@ -86,6 +86,7 @@ class RolloutWorker:
             states = await store.count_states(connection)
             if (moment := asyncio.get_running_loop().time()) >= self._forget_at:
                 await store.forget_devices(connection, now)
+                await store.forget_profiles(connection, now)
                 self._forget_at = moment + _FORGET_SECONDS
         for state in domain.OPEN:
             ROLLOUTS.labels(state.value).set(states.get(state, 0))

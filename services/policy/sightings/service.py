@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
@@ -28,8 +28,10 @@ _PLACE: Final = place("policy", "write_rollout_devices")
 _FLUSH_SECONDS: Final = 0.5
 _WRITE_AT_ONCE: Final = 5_000
 _MOST_UNWRITTEN: Final = 200_000
-_MOST_NOTED: Final = 1_000_000
-_AGAIN: Final = timedelta(minutes=1)
+_MOST_NOTED: Final = 200_000
+"""Devices of a rollout of which memory knows what was written."""
+_ENDED: Final = timedelta(hours=1)
+_AGAIN_SECONDS: Final = 60
 """A device that says the same is written so often."""
 
 
@@ -44,12 +46,36 @@ class _Waiting:
     returned: bool = False
 
 
+@dataclass(slots=True)
+class _Noted:
+    """What was last written of the devices of a rollout."""
+
+    at: datetime
+    """When any of them was seen last."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """By their ids: four times the second, and what they had."""
+
+    def is_news(self, device: str, now: datetime, *, applied: bool, returned: bool) -> bool:
+        """Whether something is to be written of a device."""
+        self.at = max(self.at, now)
+        noted = self.devices.get(device)
+        return (
+            noted is None
+            or noted & 3 != applied + 2 * returned
+            or int(now.timestamp()) - (noted >> 2) >= _AGAIN_SECONDS
+        )
+
+    def note(self, device: str, now: datetime, *, applied: bool, returned: bool) -> None:
+        """Notes what is going to be written."""
+        self.devices[device] = int(now.timestamp()) << 2 | applied + 2 * returned
+
+
 class Sightings:
     """What devices had when they polled, and what they were given. The service runs its task."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._noted: dict[tuple[UUID, str], tuple[bool, bool, datetime]] = {}
+        self._noted: dict[UUID, _Noted] = {}
         self._unwritten: dict[tuple[UUID, str], _Waiting] = {}
         self._something_to_write = asyncio.Event()
 
@@ -64,16 +90,17 @@ class Sightings:
         for rollout in stage.watching:
             brings = rollout in stage.brings
             applied, returned = has_it and brings, has_it and not brings
-            key = (rollout, device.id)
-            noted = self._noted.get(key)
-            if noted is not None and noted[:2] == (applied, returned) and now - noted[2] < _AGAIN:
+            noted = self._noted.get(rollout)
+            if noted is None:
+                noted = self._noted[rollout] = _Noted(now)
+            if not noted.is_news(device.id, now, applied=applied, returned=returned):
                 continue
-            waiting = self._waiting(key, device, now)
+            waiting = self._waiting((rollout, device.id), device, now)
             if waiting is None:
                 return
-            if len(self._noted) >= _MOST_NOTED:
-                self._noted.clear()
-            self._noted[key] = (applied, returned, now)
+            if len(noted.devices) >= _MOST_NOTED:
+                noted.devices.clear()
+            noted.note(device.id, now, applied=applied, returned=returned)
             waiting.applied = waiting.applied or applied
             waiting.returned = returned
 
@@ -102,6 +129,7 @@ class Sightings:
 
     async def flush(self) -> None:
         """Writes what was seen; it waits in memory while the database is away."""
+        self._forget_ended()
         some = dict(islice(self._unwritten.items(), _WRITE_AT_ONCE))
         if not some:
             return
@@ -135,6 +163,13 @@ class Sightings:
                     newer.applied = newer.applied or one.applied
                 else:
                     self._unwritten[key] = one
+
+    def _forget_ended(self) -> None:
+        """Forgets rollouts of which no device was seen lately."""
+        latest = max((one.at for one in self._noted.values()), default=None)
+        for rollout, one in list(self._noted.items()):
+            if latest is not None and one.at < latest - _ENDED:
+                del self._noted[rollout]
 
     def _waiting(self, key: tuple[UUID, str], device: Caller, now: datetime) -> _Waiting | None:
         found = self._unwritten.get(key)

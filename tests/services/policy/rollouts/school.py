@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import grpc
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc, telemetry_pb2, telemetry_pb2_grpc
+from servicekit.call import H_AUTHENTICATED
 from servicekit.rpc.channels import open_channel
 from services.policy.__main__ import build
 from tests.conftest import MakeKit, ServeService
@@ -144,7 +145,8 @@ class School:
         """Calls a method of PolicyRolloutService."""
         stub = policy_pb2_grpc.PolicyRolloutServiceStub(self.world.channel)
         message = getattr(policy_pb2, f"{method}Request")(**request)
-        metadata = (admin or self.world.admin).metadata
+        who = (admin or self.world.admin).metadata
+        metadata = (*who, (H_AUTHENTICATED, str(int(self.now.timestamp()))))
         return await getattr(stub, method)(message, metadata=metadata, timeout=60)
 
     async def roll_out(

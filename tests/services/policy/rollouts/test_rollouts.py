@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
 import pytest_asyncio
 
-from evergreen.v1 import policy_pb2
+from contract.access import ACCESS
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from services.policy.rollouts import worker
 from tests.conftest import MakeKit, ServeService
 from tests.services.policy.delivery.test_delivery import internal
 from tests.services.policy.rollouts.school import NEW, OLD, School, opened
-from tests.support.policy import ORG, SISTER, Admin
+from tests.support.policy import ORG, RESELLER, SISTER, Admin
 from tests.support.refusals import refusal
 from tests.support.servers import TestDatabase
 from tests.support.stack import PATIENCE
@@ -325,6 +327,16 @@ async def test_no_other_tenant_sees_or_steers_a_rollout(school: School) -> None:
     assert len((await school.call("ListRollouts", auditor)).rollouts) == 1
 
 
+def another(school: School, role: str = "Admin") -> Admin:
+    """A second person of the organisation."""
+    admin = Admin(school.world.channel, ORG.id, role)
+    admin.metadata = tuple(
+        (name, str(uuid4()) if name == "x-evergreen-subject" else value)
+        for name, value in admin.metadata
+    )
+    return admin
+
+
 async def test_a_second_person_freezes_and_urgent_publishes(school: School) -> None:
     """Who asks does not approve; a freeze refuses publishes and holds rollouts, unless urgent."""
     admin, world = school.world.admin, school.world
@@ -345,17 +357,12 @@ async def test_a_second_person_freezes_and_urgent_publishes(school: School) -> N
     )
     freezes = policy_pb2.PolicyFreezesChange(items=[day])
     await school.call("UpdatePolicySettings", freezes=freezes)
-    second = Admin(world.channel, ORG.id)
-    second.metadata = tuple(
-        (name, str(ORG.id) if name == "x-evergreen-subject" else value)
-        for name, value in second.metadata
-    )
-    approved = await school.call("ApproveRollout", second, id=waiting.id)
+    approved = await school.call("ApproveRollout", another(school), id=waiting.id)
     assert approved.state == "SCHEDULED"
     await asyncio.sleep(1)
     assert await school.poll() == 0
     # Without approval, what is published at once is refused.
-    await school.call("UpdatePolicySettings", require_approval=False)
+    await school.call("UpdatePolicySettings", another(school, "Owner"), require_approval=False)
     refused = await refusal(admin.call("PublishPolicy", id=policy_id))
     assert refused.reason == "POLICIES_FROZEN"
     other = await refusal(
@@ -366,3 +373,98 @@ async def test_a_second_person_freezes_and_urgent_publishes(school: School) -> N
     await school.quiet()
     assert len(school.having("https://new")) == 20
     assert (await school.rollout(waiting.id)).state == "SUPERSEDED"
+
+
+async def test_what_was_never_in_force_comes_back_by_a_plan_alone(school: School) -> None:
+    """A rollback would give it to all devices past its batches and its approval."""
+    policy_id = await with_devices(school, 5)
+    await school.call("UpdatePolicySettings", require_approval=True)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    assert begun.state == "AWAITING_APPROVAL"
+    admin = school.world.admin
+    for _ in range(2):
+        refused = await refusal(admin.call("RollbackPolicy", id=policy_id, version=begun.version))
+        assert refused.reason == "NEVER_IN_FORCE"
+        # Nor when it has ended.
+        await school.call("CancelRollout", id=begun.id)
+    versions = (await admin.call("ListPolicyVersions", policy_id=policy_id)).versions
+    assert [one.never_in_force for one in versions] == [True, False]
+    await admin.call("RollbackPolicy", id=policy_id, version="1")
+    await school.quiet()
+    assert len(school.having("https://old")) == 5
+
+
+async def test_a_second_person_approves(school: School) -> None:
+    """No token does, nobody who logged in long ago, and an Admin does not do without; a plan's
+    first batch can ask for it alone."""
+    policy_id = await with_devices(school, 0)
+    first = policy_pb2.RolloutBatch(name="first", percent=10, approval=True)
+    begun = await school.roll_out(NEW, policy_pb2.RolloutPlan(batches=[first]), policy_id)
+    assert (begun.state, begun.batch) == ("AWAITING_APPROVAL", 0)
+    refused = await refusal(school.call("ApproveRollout", id=begun.id))
+    assert refused.reason == "SECOND_PERSON_NEEDED"
+    # No area: API tokens cannot.
+    assert not ACCESS["/evergreen.v1.PolicyRolloutService/ApproveRollout"].area
+    stub = policy_pb2_grpc.PolicyRolloutServiceStub(school.world.channel)
+    refused = await refusal(
+        stub.ApproveRollout(
+            policy_pb2.ApproveRolloutRequest(id=begun.id), metadata=another(school).metadata
+        )
+    )
+    assert refused.reason == "STEP_UP_NEEDED"
+    assert (await school.rollout(begun.id)).state == "AWAITING_APPROVAL"
+    approved = await school.call("ApproveRollout", another(school), id=begun.id)
+    assert approved.state == "SCHEDULED"
+    await school.looked("RUNNING", begun.id)
+    # Who may do without a second person.
+    exams = policy_pb2.PolicyFreezeChange(
+        name="Exams", first_day="2001-01-01", last_day="2999-01-01"
+    )
+    items = policy_pb2.PolicyFreezesChange(items=[exams])
+    settings = await school.call("UpdatePolicySettings", require_approval=True, freezes=items)
+    for less in (
+        {"require_approval": False},
+        {"freezes": policy_pb2.PolicyFreezesChange()},
+    ):
+        refused = await refusal(school.call("UpdatePolicySettings", **less))
+        assert refused.reason == "OWNER_NEEDED"
+    assert await school.call("GetPolicySettings") == settings
+    above = Admin(school.world.channel, RESELLER.id)
+    changed = await school.call(
+        "UpdatePolicySettings", above, org_id=str(ORG.id), require_approval=False
+    )
+    assert not changed.require_approval
+    changed = await school.call(
+        "UpdatePolicySettings",
+        another(school, "Owner"),
+        freezes=policy_pb2.PolicyFreezesChange(),
+    )
+    assert not changed.freezes
+
+
+async def test_a_freeze_holds_what_takes_policies_away(school: School) -> None:
+    """And what gives them to more devices; urgent calls pass, and a policy that a rollout brings is
+    not deleted by mistake."""
+    policy_id = await with_devices(school, 0)
+    begun = await school.roll_out(NEW, TENTH, policy_id)
+    exams = policy_pb2.PolicyFreezeChange(
+        name="Exams", first_day="2001-01-01", last_day="2999-01-01"
+    )
+    items = policy_pb2.PolicyFreezesChange(items=[exams])
+    await school.call("UpdatePolicySettings", freezes=items)
+    admin = school.world.admin
+    for refusing in (
+        admin.call("WithdrawPolicy", id=policy_id),
+        admin.call("DeletePolicy", id=policy_id, force=True),
+        school.call("AdvanceRollout", id=begun.id),
+    ):
+        assert (await refusal(refusing)).reason == "POLICIES_FROZEN"
+    await school.call("PauseRollout", id=begun.id)
+    assert (await refusal(school.call("AdvanceRollout", id=begun.id))).reason == "POLICIES_FROZEN"
+    withdrawn = await admin.call("WithdrawPolicy", id=policy_id, urgent=True)
+    assert not withdrawn.signed
+    urgent = await admin.call("PublishPolicy", id=policy_id, plan=TENTH, urgent=True)
+    assert (await refusal(admin.call("DeletePolicy", id=policy_id))).reason == "POLICY_IN_FORCE"
+    assert (await school.rollout(urgent.rollout_id)).state == "RUNNING"
+    await school.call("AdvanceRollout", id=urgent.rollout_id)
+    await admin.call("DeletePolicy", id=policy_id, force=True, urgent=True)
