@@ -53,3 +53,46 @@ async def test_an_organisation_that_had_published_nothing(database: TestDatabase
             await connection.execute("DELETE FROM policy.version_counters")
             await restore.repair(connection, known, [ORG])
             assert await version(connection) == known.versions.get(ORG, 0) + LOST_VERSIONS
+
+
+async def test_rollouts_come_back_paused(database: TestDatabase) -> None:
+    """All that would give a version to devices; one that nobody let begin goes on waiting."""
+    await seed(database)
+    ids = [uuid4() for _ in range(4)]
+    rows = (
+        ("RUNNING", 0, True),
+        # Waits for its next batch, and serves devices of the first one meanwhile.
+        ("AWAITING_APPROVAL", 0, True),
+        ("SCHEDULED", -1, False),
+        ("AWAITING_APPROVAL", -1, False),
+    )
+    async with repairing(database) as connection:
+        # No version matters here.
+        await connection.execute(
+            "ALTER TABLE policy.rollout DROP CONSTRAINT rollout_version_exists"
+        )
+        for rollout_id, (state, batch, serves) in zip(ids, rows, strict=True):
+            await connection.execute(
+                "INSERT INTO policy.rollout (id, tenant_id, policy_id, version, group_ids,"
+                " device_ids, base, plan, urgent, salt, state, batch, serves, live, serving_since,"
+                " created_at, created_by, created_by_name, starts_at) VALUES ($1, $2, $1, 1, '{}',"
+                " '{}', '', '{}', false, $3, $4, $5, $6, $6, now(), now(), $1, 'anna', now())",
+                rollout_id,
+                ORG,
+                bytes(16),
+                state,
+                batch,
+                serves,
+            )
+        await restore.repair(connection, Known(), [ORG])
+        found = await connection.fetch(
+            "SELECT state, serves FROM policy.rollout WHERE id = ANY ($1) ORDER BY created_at,"
+            " array_position($1, id)",
+            ids,
+        )
+    assert [tuple(row) for row in found] == [
+        ("PAUSED", False),
+        ("PAUSED", False),
+        ("PAUSED", False),
+        ("AWAITING_APPROVAL", False),
+    ]
