@@ -468,3 +468,24 @@ async def test_a_freeze_holds_what_takes_policies_away(school: School) -> None:
     assert (await school.rollout(urgent.rollout_id)).state == "RUNNING"
     await school.call("AdvanceRollout", id=urgent.rollout_id)
     await admin.call("DeletePolicy", id=policy_id, force=True, urgent=True)
+
+
+async def test_a_fourth_rollout_waits_for_room(school: School) -> None:
+    """Three are looked at; those that wait take no place."""
+    admin, registry = school.world.admin, school.world.neighbours.registry
+    rollouts: list[policy_pb2.Rollout] = []
+    for number in range(4):
+        group = registry.group(ORG.id, f"class-{number}", 10 * number + 10)
+        targets = policy_pb2.PolicyTargetsChange(group_ids=[str(group)])
+        policy = await admin.call(
+            "CreatePolicy", org_id=str(ORG.id), name=f"P{number}", bundle=NEW, targets=targets
+        )
+        answer = await admin.call("PublishPolicy", id=policy.id, plan=TENTH)
+        rollouts.append(await school.rollout(answer.rollout_id))
+    assert [one.state for one in rollouts] == ["RUNNING"] * 3 + ["SCHEDULED"]
+    await school.call("PauseRollout", id=rollouts[3].id)
+    refused = await refusal(school.call("AdvanceRollout", id=rollouts[3].id))
+    assert refused.reason == "TOO_MANY_ROLLOUTS"
+    await school.call("ResumeRollout", id=rollouts[3].id)
+    await school.call("CancelRollout", id=rollouts[0].id)
+    await school.looked("RUNNING", rollouts[3].id)
