@@ -1,8 +1,8 @@
 """Encrypting and decrypting a stream of any size, at constant memory: with age (`cli.backup.age`),
 or with approved algorithms (`servicekit.security.approved_stream`).
 
-A passphrase is used as new values are made (`servicekit.security.mode`), a key as it is. What was
-ever made is read, that of age not in FIPS mode.
+A passphrase is used as new values are made (`servicekit.security.mode`), a key as it is; that of
+age not in FIPS mode. What was ever made is read, that of age not in FIPS mode either.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from cli.errors import CliError
 from deploy.private_files import sync_directory
 from servicekit.security import age_passphrase, approved_stream, mode
@@ -29,6 +31,9 @@ _AGE: Final = b"age-encryption.org/"
 _BUFFER: Final = 1 << 16
 STANDARD_OUTPUT: Final = Path("-")
 MIN_PASSPHRASE: Final = 12
+_NOT_THERE: Final = (
+    "this OpenSSL has not the algorithms of age; unset OPENSSL_CONF, which may still say fips=yes"
+)
 
 
 class ArchiveError(CliError):
@@ -77,7 +82,7 @@ def _is_approved(lock: Lock) -> bool:
         return True
     if any(approved):
         raise CliError("keys of P-256 and of age cannot open the same archive; give one kind")
-    if mode.writes_approved():
+    if mode.is_required():
         raise CliError(
             f"{lock.recipients[0][:40]} is no key for approved algorithms; make one with"
             " `ssh-keygen -t ecdsa -b 256 -m PEM -N ''`"
@@ -244,6 +249,8 @@ def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
             writer.close()
         work.join()
         if work.error is not None:
+            if isinstance(work.error, UnsupportedAlgorithm):
+                raise CliError(f"the backup cannot be encrypted: {_NOT_THERE}") from work.error
             raise _WriteError(str(work.error)) from work.error
 
 
@@ -291,7 +298,9 @@ class _Checked(io.RawIOBase):
         return len(part)
 
 
-def _broken(path: Path, error: Exception) -> ArchiveError:
+def _broken(path: Path, error: Exception) -> CliError:
+    if isinstance(error, UnsupportedAlgorithm):
+        return CliError(f"{path} cannot be opened: {_NOT_THERE}")
     if isinstance(error, approved_stream.WrongKeyError) or (
         "No matching keys" in str(error) or "passphrase" in str(error)
     ):

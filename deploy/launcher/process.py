@@ -94,6 +94,11 @@ class ProcessSpec:
     orphan_signal: signal.Signals = signal.SIGKILL
     """What the kernel sends when the launcher dies."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it runs code of this product, and not another program."""
+        return self.argv[0] == sys.executable
+
 
 # PYTHON… and PATH would let the caller's shell change what the services import.
 _INHERITED: Final = (
@@ -105,16 +110,18 @@ _INHERITED: Final = (
     # Which algorithms there are, for all processes alike.
     mode.FIPS,
     mode.SUITES,
-    "OPENSSL_CONF",
-    "OPENSSL_MODULES",
 )
+_OPENSSL: Final = ("OPENSSL_CONF", "OPENSSL_MODULES")
+"""Which module of OpenSSL there is; in FIPS mode alone, for a caller's shell may be about
+something else."""
 _SET: Final = {"TZ": "UTC"}
 """So that all logs, and whatever a library says of a time, are in one zone."""
 
 
 def environment(spec: ProcessSpec) -> dict[str, str]:
     """All that the process is told by its environment."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    names = _INHERITED + (_OPENSSL if mode.is_required() else ())
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
     return inherited | _SET | dict(spec.env)
 
 

@@ -164,7 +164,8 @@ class Supervised:
             self.pid = None
             self._pid_file.unlink(missing_ok=True)
         self.last_exit = describe_exit(code)
-        self.refused = code == mode.REFUSED
+        # Another program may mean something else by that status.
+        self.refused = self.spec.is_ours and code == mode.REFUSED
         return asked
 
     async def _spawn(self, output: int) -> Child:

@@ -22,7 +22,7 @@ from deploy.launcher.console import Console
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.events import parse_service
 from deploy.launcher.logs import Logs
-from deploy.launcher.process import ProcessSpec, start_time
+from deploy.launcher.process import ProcessSpec, environment, start_time
 from deploy.launcher.supervisor import Backoff, Supervisor, clear_leftovers
 from servicekit.security import mode
 
@@ -129,6 +129,26 @@ async def test_a_process_that_refuses_is_not_started_again(bench: Bench) -> None
     screen = await bench.stop()
     assert "policy refused to run; it is not started again" in screen
     assert (process.crashes, bench.clock.slept) == (1, [])
+
+
+async def test_only_our_own_processes_refuse(bench: Bench) -> None:
+    """Another program that ends with the same status is started again."""
+    argv = ("/bin/sh", "-c", "exit 78")
+    process = bench.supervisor.start(ProcessSpec("nats", argv, parse_service, bench.directory))
+    bench.names.append("nats")
+    await until(lambda: process.crashes >= 2)
+    assert "starting it again" in await bench.stop()
+
+
+def test_openssl_is_configured_by_the_shell_in_fips_mode_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What another program's OpenSSL needs must not reach PostgreSQL and the services."""
+    spec = ProcessSpec("audit", ("true",), parse_service, tmp_path)
+    monkeypatch.setenv("OPENSSL_CONF", "/etc/evergreen/openssl.cnf")
+    assert "OPENSSL_CONF" not in environment(spec)
+    monkeypatch.setattr(mode, "_required", True)
+    assert environment(spec)["OPENSSL_CONF"] == "/etc/evergreen/openssl.cnf"
 
 
 async def test_all_processes_live_in_one_time_zone(
