@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from cryptography.exceptions import UnsupportedAlgorithm
-
 from cli.errors import CliError
 from deploy.private_files import sync_directory
 from servicekit.security import age_passphrase, approved_stream, mode
@@ -249,7 +247,7 @@ def _encrypted(file: BinaryIO, lock: Lock) -> Iterator[BinaryIO]:
             writer.close()
         work.join()
         if work.error is not None:
-            if isinstance(work.error, UnsupportedAlgorithm):
+            if age_passphrase.is_unsupported(work.error):
                 raise CliError(f"the backup cannot be encrypted: {_NOT_THERE}") from work.error
             raise _WriteError(str(work.error)) from work.error
 
@@ -299,7 +297,7 @@ class _Checked(io.RawIOBase):
 
 
 def _broken(path: Path, error: Exception) -> CliError:
-    if isinstance(error, UnsupportedAlgorithm):
+    if age_passphrase.is_unsupported(error):
         return CliError(f"{path} cannot be opened: {_NOT_THERE}")
     if isinstance(error, approved_stream.WrongKeyError) or (
         "No matching keys" in str(error) or "passphrase" in str(error)

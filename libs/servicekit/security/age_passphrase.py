@@ -15,7 +15,7 @@ import os
 import re
 from typing import BinaryIO, Final
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -39,6 +39,11 @@ _HEADER_BYTES: Final = 22 + 43 + 43 + len(_VERSION) + len(b"-> scrypt  17\n\n---
 
 class PassphraseError(Exception):
     """The passphrase is not the right one, or the file was changed or cut off."""
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Whether something failed because OpenSSL has not the algorithms."""
+    return isinstance(error, UnsupportedAlgorithm)
 
 
 def is_passphrased(start: bytes) -> bool:
