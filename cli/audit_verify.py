@@ -212,9 +212,38 @@ def run(
         )
     for text in tree.unchecked:
         report.could_not(text)
+    _redactions(verifier, report)
     for tenant_id, last in list(tree.reach.items())[: 0 if report.tampered else _MOST_SHOWN]:
         report.say(f"KEPT      tenant {tenant_id}: the kept checkpoints know it up to entry {last}")
     return verifier
+
+
+def _redactions(verifier: Verifier, report: Report) -> None:
+    """Says which entries lost their content, and what is not as it should be with them.
+
+    The log proves that the content went and what it says of that, not that it was allowed to.
+    """
+    for one in verifier.redacted[:_MOST_SHOWN]:
+        report.say(
+            f"REDACTED  tenant {one.tenant_id}: entry {one.sequence} ({one.action}), by entry"
+            f" {one.entry}, {_printable(one.actor_id)}: {_printable(one.reason)}"
+        )
+    if verifier.unnamed:
+        tenant_id, sequence = verifier.unnamed[0]
+        report.could_not(
+            f"{_count(len(verifier.unnamed), 'entry')} without content, the first entry"
+            f" {sequence} of tenant {tenant_id}: this part has no entry that says that they were"
+            " redacted; verify the whole log"
+        )
+    for one in verifier.returned[:_MOST_SHOWN]:
+        report.lost(
+            f"tenant {one.tenant_id}: the entry {one.id} has its content, and entry {one.entry}"
+            " says that it was redacted: a restore brought it back; redact it again"
+        )
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def published(api: Api, trees: Sequence[TreeCheckpoint], report: Report) -> Published | None:
@@ -460,9 +489,19 @@ def summary(report: Report, verifier: Verifier, anchors: Anchors, *, kept: bool)
         ]
     if report.unchecked:
         return [f"The audit log was not fully checked; in {size} nothing is wrong so far."]
-    text = [f"Verified: {size}, {_count(anchors.count, 'checkpoint')}. Nothing was changed."]
+    redacted = len(verifier.redacted)
+    text = [
+        f"Verified: {size}, {_count(anchors.count, 'checkpoint')}."
+        + (
+            f" {_count(redacted, 'entry')} redacted, as the log says. Nothing else was changed."
+            if redacted
+            else " Nothing was changed."
+        )
+    ]
     if verifier.is_part:
-        text.append("That was a part of the log, as a filter left it.")
+        out = verifier.left_out
+        between = f"; {_count(out, 'entry')} between others left out" if out else ""
+        text.append(f"That was a part of the log, as a filter left it{between}.")
     if not kept:
         text.append(
             "No earlier checkpoint was given: had the whole log been written anew, this would not"

@@ -94,6 +94,10 @@ def withheld_line(entry: Entry) -> str:
         digest["digest"] = entry.digest or record_digest(entry.salt, entry.record)
     if entry.redacted:
         digest["redacted"] = True
+        # Releases before 0.3.0 ignore them.
+        digest["id"] = entry.columns.id
+        digest["action"] = entry.columns.action
+        digest["occurredAt"] = _time(entry.columns.occurred_at)
         if entry.leaf is not None:
             digest["leaf"] = entry.leaf
     return _line(
@@ -248,6 +252,7 @@ def _head(value: dict[str, Any]) -> Head:
 
 
 def _withheld(value: dict[str, Any]) -> Withheld:
+    occurred_at = datetime.fromisoformat(_str(value, "occurredAt")) if "id" in value else None
     return Withheld(
         tenant_id=_str(value, "tenantId"),
         sequence=_int(value, "sequence"),
@@ -256,6 +261,9 @@ def _withheld(value: dict[str, Any]) -> Withheld:
         digest=_str(value, "digest") if "digest" in value else "",
         leaf=_int(value, "leaf") if "leaf" in value else None,
         redacted=value.get("redacted") is True,
+        id=_str(value, "id") if "id" in value else "",
+        action=_str(value, "action") if "id" in value else "",
+        occurred_at=occurred_at,
     )
 
 

@@ -89,6 +89,10 @@ class Withheld:
     leaf: int | None = None
     redacted: bool = False
     """Whether the log has no record any more: an entry behind it says who took it out."""
+    id: str = ""
+    """What the log still shows of a redacted entry; empty where an export does not say it,"""
+    action: str = ""
+    occurred_at: datetime | None = None
 
     @property
     def true_hash(self) -> str:
@@ -108,11 +112,50 @@ def withheld(entry: Entry) -> Withheld:
         digest=entry.digest,
         leaf=entry.leaf,
         redacted=True,
+        id=entry.columns.id,
+        action=entry.columns.action,
+        occurred_at=entry.columns.occurred_at,
     )
 
 
 RESTORED_ACTION: Final = "audit.restored"
 REDACTED_ACTION: Final = "audit.entry_redacted"
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What an entry says of another one that lost its content."""
+
+    tenant_id: str
+    entry: int
+    """The one that says it."""
+    actor_id: str
+    sequence: int
+    """The one that was redacted."""
+    hash: str
+    id: str
+    action: str
+    occurred_at: datetime
+    reason: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> Redaction | None:
+        """Reads it from an entry that tells of one."""
+        try:
+            after = json.loads(entry.record)["data"]["after"]
+            return cls(
+                tenant_id=entry.tenant_id,
+                entry=entry.sequence,
+                actor_id=entry.columns.actor_id,
+                sequence=int(after["sequence"]),
+                hash=str(after["hash"]),
+                id=entry.columns.resource.rpartition("/")[2],
+                action=str(after["action"]),
+                occurred_at=datetime.fromisoformat(after["occurredAt"]),
+                reason=str(after["reason"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +204,14 @@ class _Chain:
     """The last entry that a checkpoint agrees with."""
     strays: list[_Stray] = field(default_factory=list)
     restores: list[_Restore] = field(default_factory=list)
-    blank: dict[int, str] = field(default_factory=dict)
-    """Entries without a record, and their hashes,"""
-    redactions: set[tuple[int, str]] = field(default_factory=set)
-    """and those of which an entry says that they were redacted."""
+    blank: dict[int, Withheld] = field(default_factory=dict)
+    """Entries without a record,"""
+    redactions: dict[tuple[int, str], Redaction] = field(default_factory=dict)
+    """and those of which an entry says that they were redacted, by place and hash."""
+    left_out: bool = False
+    """Whether a filter has left entries out between others,"""
+    ended: bool = False
+    """and whether the last one is that with which the log says that the chain ends."""
     is_part: bool = False
     """Whether the export need not go to the chain's end."""
 
@@ -197,6 +244,14 @@ class Verifier:
         self.chains = 0
         self.unlinked = 0
         """Entries that were left out, and whose hashes cannot be made."""
+        self.left_out = 0
+        """Entries that a filter left out between others."""
+        self.redacted: list[Redaction] = []
+        """Entries without a record of which an entry says that they were redacted,"""
+        self.unnamed: list[tuple[str, int]] = []
+        """those of which none in this part of a chain says it, by tenant and place,"""
+        self.returned: list[Redaction] = []
+        """and those that have a record all the same, as behind a restore."""
         self.takes_part = part
         self.is_part = False
         """Whether a filter may have left entries out, before and behind those that there are."""
@@ -226,7 +281,10 @@ class Verifier:
         chain = self._chain
         self.unlinked += not entry.digest
         if not chain.is_part or entry.redacted:
-            chain.blank[entry.sequence] = entry.hash
+            chain.blank[entry.sequence] = entry
+        else:
+            chain.left_out = True
+            self.left_out += 1
         found = list(_place(chain, entry.tenant_id, entry.sequence))
         if entry.sequence <= chain.sequence:
             yield from found
@@ -267,8 +325,8 @@ class Verifier:
         chain.strays += strays
         if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
             chain.restores.append(restore)
-        if entry.columns.action == REDACTED_ACTION:
-            chain.redactions |= _redaction(entry)
+        if entry.columns.action == REDACTED_ACTION and (named := Redaction.of(entry)):
+            chain.redactions[named.sequence, named.hash] = named
         chain.bad = bool(found or strays) or not fits
         chain.sequence = entry.sequence
         chain.stored_hash, chain.true_hash = entry.hash, true_hash
@@ -279,6 +337,7 @@ class Verifier:
         yield from self._enter(head.tenant_id)
         chain = self._chain
         last = chain.sequence
+        chain.ended = last == head.sequence
         if last < head.sequence:
             yield Finding(
                 chain.tenant_id,
@@ -348,20 +407,37 @@ class Verifier:
         if beyond > chain.sequence and not chain.is_part:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
-        for sequence in sorted(chain.blank):
-            # An export that is cut may end before the entry that says it.
-            if not chain.is_part and (sequence, chain.blank[sequence]) not in chain.redactions:
+        yield from self._blanks(chain)
+        self.returned += [one for one in chain.redactions.values() if one.id in chain.ids]
+
+    def _blanks(self, chain: _Chain) -> Iterator[Finding]:
+        """Which entries without a record no entry names, or names as another one."""
+        # A part may end before the entry that says it, or leave it out.
+        is_all = not chain.is_part or (chain.ended and not chain.left_out)
+        for sequence, blank in sorted(chain.blank.items()):
+            named = chain.redactions.get((sequence, blank.hash))
+            if named is not None:
+                self.redacted.append(named)
+                yield from _misnamed(chain, blank, named)
+            elif is_all:
                 message = f"entry {sequence} has no record, and no entry says that it was redacted"
                 yield Finding(chain.tenant_id, sequence, Kind.CHANGED, message)
+            else:
+                self.unnamed.append((chain.tenant_id, sequence))
 
 
-def _redaction(entry: Entry) -> set[tuple[int, str]]:
-    """The entry that was redacted, as another one tells of it."""
-    try:
-        after = json.loads(entry.record)["data"]["after"]
-        return {(int(after["sequence"]), str(after["hash"]))}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return set()
+def _misnamed(chain: _Chain, blank: Withheld, named: Redaction) -> Iterator[Finding]:
+    """Whether the log still shows of a redacted entry what was there when it was redacted."""
+    if not blank.id:
+        return
+    for name in ("id", "action", "occurred_at"):
+        shown, told = getattr(blank, name), getattr(named, name)
+        if shown != told:
+            message = (
+                f"entry {blank.sequence} was changed: the column {name} says {_short(shown)},"
+                f" entry {named.entry}, which redacted it, says {_short(told)}"
+            )
+            yield Finding(chain.tenant_id, blank.sequence, Kind.CHANGED, message)
 
 
 def _stray(chain: _Chain, stray: _Stray) -> Finding:
@@ -499,6 +575,6 @@ def _span(first: int, last: int) -> str:
     return f"entry {first} was" if first == last else f"entries {first} to {last} were"
 
 
-def _short(value: str | datetime) -> str:
-    text = value.isoformat() if isinstance(value, datetime) else value
+def _short(value: str | datetime | None) -> str:
+    text = value.isoformat() if isinstance(value, datetime) else value or ""
     return f"“{text if len(text) <= 80 else text[:80] + '…'}”"

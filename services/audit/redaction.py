@@ -11,6 +11,9 @@ from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.errors import failed_precondition, not_found
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import write
+from services.audit.log.domain import read_event
+from services.audit.log.recorder import new_salt
+from services.audit.log.store import append
 
 ACTOR: Final = "operator (evergreen audit redact)"
 
@@ -29,6 +32,9 @@ async def redact(
 ) -> Redacted:
     """Takes out the record and what the log is searched by; an entry of the chain says so.
 
+    That entry is recorded here, in the same transaction: no moment shows the one without the other.
+    It also goes out as an event, which the log then knows already.
+
     Args:
         connection: within a transaction, of a role that owns the tables.
         entry_id: the entry.
@@ -42,7 +48,7 @@ async def redact(
     """
     await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
     row = await connection.fetchrow(
-        "SELECT tenant_id, sequence, action, hash, salt, redacted FROM audit.entry"
+        "SELECT tenant_id, sequence, action, occurred_at, hash, salt, redacted FROM audit.entry"
         " WHERE id = $1 FOR UPDATE",
         entry_id,
     )
@@ -74,12 +80,12 @@ async def redact(
             sequence=row["sequence"],
             hash=row["hash"].hex(),
             action=row["action"],
+            occurred_at=row["occurred_at"],
             reason=reason,
         ),
     )
-    await write(
-        connection,
-        "audit",
-        CloudEvent(event, row["tenant_id"], actor=ACTOR, actor_id=operator),
-    )
+    told = CloudEvent(event, row["tenant_id"], actor=ACTOR, actor_id=operator)
+    await write(connection, "audit", told)
+    arrival = read_event(told.subject, told.payload().encode())
+    await append(connection, [arrival], new_salt if row["salt"] is not None else str)
     return Redacted(row["tenant_id"], row["sequence"], row["action"])

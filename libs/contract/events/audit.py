@@ -76,6 +76,7 @@ class Redaction:
     sequence: int
     hash: str
     action: Annotated[str, "The action that it was of."]
+    occurred_at: datetime
     reason: str
 
 
@@ -548,6 +549,7 @@ EXAMPLES: Final[tuple[Action, ...]] = (
             sequence=41,
             hash="9f" * 32,
             action="identity.login_failed",
+            occurred_at=AT,
             reason="a password was typed in place of an address",
         ),
     ),

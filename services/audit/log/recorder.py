@@ -29,7 +29,8 @@ _SET_ASIDE: Final = Counter(
 )
 
 
-def _new_salt() -> str:
+def new_salt() -> str:
+    """The salt of an entry, in hexadecimal."""
     return secrets.token_hex(SALT_BYTES)
 
 
@@ -54,7 +55,7 @@ class Recorder:
         self._database = database
         self._clock = clock
         self._recorded = recorded
-        self._salt = _new_salt if salted else str
+        self._salt = new_salt if salted else str
 
     async def handle(self, messages: Sequence[Msg]) -> None:
         """Records a batch.
@@ -98,6 +99,13 @@ class Recorder:
         _RECORDED.inc(len(result.recorded))
         for tenant_id in result.damaged:
             log.error("chain end mismatch; verify the log", tenant=str(tenant_id))
+        for arrival in result.redacted:
+            log.warning(
+                "event of a redacted entry came again, not kept",
+                tenant=str(arrival.tenant_id),
+                id=str(arrival.id),
+                action=arrival.columns.action,
+            )
         for arrival in result.contradicting:
             subject = f"{arrival.columns.tenant_id}.{arrival.columns.action}"
             reason = "the log has another event with this id"

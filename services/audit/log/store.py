@@ -37,6 +37,8 @@ class Appended:
     """Events whose id another event has in the log."""
     damaged: Sequence[UUID]
     """Tenants whose chain does not end where its head says."""
+    redacted: Sequence[Arrival]
+    """Events that came again, and whose entry was redacted: nothing keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,12 @@ async def append(
     known = await connection.fetch(
         "SELECT id, record, redacted FROM audit.entry WHERE id = ANY ($1)", list(new)
     )
+    redacted = []
     for row in known:
         arrival = new.pop(row["id"])
-        # What was redacted and is delivered once more is not kept anywhere again.
-        if row["record"] != arrival.record and not row["redacted"]:
+        if row["redacted"]:
+            redacted.append(arrival)
+        elif row["record"] != arrival.record:
             contradicting.append(arrival)
     rows, recorded = [], []
     for arrival in new.values():
@@ -121,7 +125,7 @@ async def append(
         recorded.append(replace(made, hash=tail.hash))
     if rows:
         await _insert(connection, rows, tails)
-    return Appended(recorded, contradicting, damaged)
+    return Appended(recorded, contradicting, damaged, redacted)
 
 
 async def _locked_tails(

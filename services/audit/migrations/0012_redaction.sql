@@ -12,12 +12,11 @@ DECLARE
     digest bytea := CASE WHEN OLD.salt IS NOT NULL THEN sha256(convert_to(
         'evergreen audit record v1' || chr(10) || encode(OLD.salt, 'hex') || chr(10) || OLD.record, 'UTF8'
     )) END;
+    content text[] := ARRAY['redacted', 'record', 'actor', 'actor_id', 'resource', 'salt', 'record_digest'];
 BEGIN
     IF OLD.redacted
         OR current_setting('evergreen.redacts', true) IS DISTINCT FROM OLD.id::text
-        OR (NEW.tenant_id, NEW.sequence, NEW.id, NEW.occurred_at, NEW.action, NEW.previous_hash, NEW.hash)
-            IS DISTINCT FROM
-            (OLD.tenant_id, OLD.sequence, OLD.id, OLD.occurred_at, OLD.action, OLD.previous_hash, OLD.hash)
+        OR to_jsonb(NEW) - content IS DISTINCT FROM to_jsonb(OLD) - content
         OR (NEW.redacted, NEW.record, NEW.actor, NEW.actor_id, NEW.resource, NEW.salt, NEW.record_digest)
             IS DISTINCT FROM (true, '', '', '', '', NULL::bytea, digest)
     THEN
@@ -34,3 +33,9 @@ ALTER TABLE audit.entry ENABLE ALWAYS TRIGGER only_grows;
 CREATE TRIGGER only_redacted BEFORE UPDATE ON audit.entry
     FOR EACH ROW EXECUTE FUNCTION audit.refuse_other_change();
 ALTER TABLE audit.entry ENABLE ALWAYS TRIGGER only_redacted;
+
+-- Nothing is born redacted: the service writes the columns of an entry, and not these two.
+REVOKE INSERT ON audit.entry FROM evergreen_audit;
+GRANT INSERT (
+    tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record, previous_hash, hash, salt
+) ON audit.entry TO evergreen_audit;

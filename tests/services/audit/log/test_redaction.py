@@ -17,6 +17,7 @@ from auditlog.export import verify
 from auditlog.leaves import TreeVerifier
 from auditlog.notes import Proof
 from auditlog.verify import Verifier
+from cli import audit_verify as check
 from evergreen.v1 import audit_pb2 as pb
 from servicekit.data.postgres import Scope
 from servicekit.errors import DomainError
@@ -31,6 +32,13 @@ __all__ = ["audit", "start_audit"]
 
 NAME = "nåme"
 """What events of these tests say."""
+BLANK = (
+    "UPDATE audit.entry SET redacted = true, record = '', salt = NULL, actor = '',"
+    " actor_id = '', resource = '', record_digest = sha256(convert_to("
+    "'evergreen audit record v1' || chr(10) || encode(salt, 'hex') || chr(10) || record,"
+    " 'UTF8')) WHERE id = $1"
+)
+"""As one who has all rights in the database would do it."""
 
 
 @asynccontextmanager
@@ -54,7 +62,11 @@ async def record(audit: Audit, *numbers: int, salted: bool = True) -> list[UUID]
 async def take_out(audit: Audit, entry_id: UUID, *, unsalted: bool = False) -> None:
     async with owner(audit) as connection:
         await redact(connection, entry_id, "asked for", "root", unsalted=unsalted)
-    # As the relay and the stream would have it.
+    await relayed(audit)
+
+
+async def relayed(audit: Audit) -> None:
+    """What the outbox has is delivered, as the relay and the stream would."""
     rows = await audit.sql("DELETE FROM audit.outbox RETURNING subject, payload")
     await Recorder(audit.kit.database, audit.kit.clock, salted=True).handle(
         [message(subject=row["subject"], data=row["payload"].encode()) for row in rows]
@@ -102,28 +114,91 @@ async def test_the_content_goes_and_the_proof_stays(audit: Audit) -> None:
     assert newest.actor == "operator (evergreen audit redact)"
 
 
-async def test_a_part_with_a_redacted_entry_verifies(audit: Audit) -> None:
+async def cut(audit: Audit, *, after: int = 0, before: int = 0) -> list[str]:
+    """The lines of an export of the events from one number on, or before one."""
+    wish = pb.ExportAuditEntriesRequest()
+    if after:
+        wish.occurred_after.FromDatetime(event(after).occurred_at)
+    if before:
+        wish.occurred_before.FromDatetime(event(before).occurred_at)
+    parts = audit.api.ExportAuditEntries(wish, metadata=audit.owner)
+    return b"".join([part.data async for part in parts]).decode().splitlines()
+
+
+def told(lines: list[str]) -> tuple[int, list[str]]:
+    """What `evergreen audit verify --part` ends with, and says."""
+    said: list[str] = []
+    report = check.Report(said.append)
+    anchors = check.Anchors((), ())
+    done = check.run(lines, anchors, "", report, part=True)
+    return report.exit_code, [*said, *check.summary(report, done, anchors, kept=True)]
+
+
+async def test_a_part_says_which_entries_nobody_names(audit: Audit) -> None:
+    """It may end before the entry that does; one that goes to the chain's end has it."""
     ids = await record(audit, 1, 2, 3, 4)
     await take_out(audit, ids[1])
-    cut = pb.ExportAuditEntriesRequest()
-    cut.occurred_before.FromSeconds(int(event(4).occurred_at.timestamp()))
-    parts = audit.api.ExportAuditEntries(cut, metadata=audit.owner)
-    export = b"".join([part.data async for part in parts]).decode()
-    verifier = Verifier(part=True)
-    assert list(verify(export.splitlines(), verifier)) == []
-    assert verifier.entries == 2
+    code, said = told(await cut(audit, before=4))
+    assert code == 2
+    assert "1 entry without content, the first entry 2 of tenant" in said[0]
+    code, said = told(await cut(audit, after=2))
+    assert code == 0
+    assert said[0].startswith(f"REDACTED  tenant {ORG.id}: entry 2 (policy.updated), by entry 5,")
+    assert said[0].endswith(" root: asked for")
+    assert "1 entry redacted, as the log says. Nothing else was changed." in said[1]
+    await audit.sql(BLANK, ids[2])
+    code, said = told(await cut(audit, after=2))
+    assert code == 1
+    assert "entry 3 has no record, and no entry says that it was redacted" in said[0]
+
+
+async def test_an_entry_and_the_word_of_it_are_one_change(audit: Audit) -> None:
+    """The log verifies before the relay and the stream have seen the event."""
+    ids = await record(audit, 1, 2)
+    async with owner(audit) as connection:
+        await redact(connection, ids[0], "asked for", "root", unsalted=False)
+    assert findings(await audit.export()) == []
+    newest, *_ = await audit.entries()
+    assert newest.action == "audit.entry_redacted"
+    await relayed(audit)
+    said = await audit.sql("SELECT 1 FROM audit.entry WHERE action = 'audit.entry_redacted'")
+    assert len(said) == 1
+    assert await audit.sql("SELECT 1 FROM audit.dead_letter") == []
+
+
+async def test_what_still_shows_is_what_was_redacted(audit: Audit) -> None:
+    """Action, time and id are in no hash any more: the entry that names it holds them."""
+    ids = await record(audit, 1, 2)
+    await take_out(audit, ids[0])
+    await audit.sql("UPDATE audit.entry SET action = 'identity.logged_in' WHERE id = $1", ids[0])
+    assert findings(await audit.export()) == [
+        "entry 1 was changed: the column action says “identity.logged_in”, entry 3, which redacted"
+        " it, says “policy.updated”"
+    ]
+
+
+async def test_content_that_came_back_is_told(audit: Audit) -> None:
+    """As a restore of a backup of before brings it."""
+    ids = await record(audit, 1, 2)
+    (old,) = await audit.sql("SELECT * FROM audit.entry WHERE id = $1", ids[0])
+    await take_out(audit, ids[0])
+    await audit.sql(
+        "UPDATE audit.entry SET redacted = false, record_digest = NULL, record = $2, salt = $3,"
+        " actor = $4, actor_id = $5, resource = $6 WHERE id = $1",
+        *(old[name] for name in ("id", "record", "salt", "actor", "actor_id", "resource")),
+    )
+    code, said = told((await audit.export()).splitlines())
+    assert code == 2
+    assert f"the entry {ids[0]} has its content, and entry 3 says" in said[0]
+    await take_out(audit, ids[0])
+    assert told((await audit.export()).splitlines())[0] == 0
 
 
 async def test_who_blanks_an_entry_without_a_word_is_found(audit: Audit) -> None:
     """As one who has all rights in the database would."""
     ids = await record(audit, 1, 2, 3)
     await take_out(audit, ids[0])
-    await audit.sql(
-        "UPDATE audit.entry SET redacted = true, record = '', salt = NULL, record_digest ="
-        " sha256(convert_to('evergreen audit record v1' || chr(10) || encode(salt, 'hex') ||"
-        " chr(10) || record, 'UTF8')) WHERE id = $1",
-        ids[1],
-    )
+    await audit.sql(BLANK, ids[1])
     assert findings(await audit.export()) == [
         "entry 2 has no record, and no entry says that it was redacted"
     ]
@@ -145,22 +220,25 @@ async def test_an_entry_that_was_redacted_still_counts(audit: Audit) -> None:
 async def test_only_the_owner_of_the_tables_and_only_that(audit: Audit) -> None:
     """Neither the service nor, without a word, anybody else; no other change passes with it."""
     ids = await record(audit, 1, 2)
-    blank = (
-        "UPDATE audit.entry SET redacted = true, record = '', salt = NULL, actor = '',"
-        " actor_id = '', resource = '', record_digest = sha256(convert_to("
-        "'evergreen audit record v1' || chr(10) || encode(salt, 'hex') || chr(10) || record,"
-        " 'UTF8')) WHERE id = $1"
-    )
     async with audit.kit.database.transaction(Scope.of(ORG.id)) as connection:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(blank, ids[0])
+            await connection.execute(BLANK, ids[0])
+    async with audit.kit.database.transaction(Scope.of(ORG.id)) as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(
+                "INSERT INTO audit.entry (tenant_id, sequence, id, occurred_at, actor, actor_id,"
+                " action, resource, record, previous_hash, hash, redacted) VALUES"
+                " ($1, 3, $2, now(), '', '', 'audit.exported', '', '', '', '', true)",
+                ORG.id,
+                UUID(int=1),
+            )
     announce = "SELECT set_config('evergreen.redacts', $1, true)"
     for announced, statement in (
-        ("", blank),
-        (str(ids[1]), blank),
-        (str(ids[0]), blank.replace("resource = '',", "")),
-        (str(ids[0]), blank.replace("SET redacted", "SET action = 'x', redacted")),
-        (str(ids[0]), blank.replace("record v1", "record v2")),
+        ("", BLANK),
+        (str(ids[1]), BLANK),
+        (str(ids[0]), BLANK.replace("resource = '',", "")),
+        (str(ids[0]), BLANK.replace("SET redacted", "SET action = 'x', redacted")),
+        (str(ids[0]), BLANK.replace("record v1", "record v2")),
         (str(ids[0]), "UPDATE audit.entry SET actor = 'x' WHERE id = $1"),
         (str(ids[0]), "DELETE FROM audit.entry WHERE id = $1"),
     ):
@@ -170,7 +248,7 @@ async def test_only_the_owner_of_the_tables_and_only_that(audit: Audit) -> None:
                 await connection.execute(statement, ids[0])
     async with owner(audit) as connection:
         await connection.execute(announce, str(ids[0]))
-        await connection.execute(blank, ids[0])
+        await connection.execute(BLANK, ids[0])
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only grows"):
         async with owner(audit) as connection:
             await connection.execute(announce, str(ids[0]))
