@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from cli.process import run_service
 from contract.contexts import CONTEXTS
-
-if TYPE_CHECKING:
-    pass
+from servicekit.security import mode
 
 
 def main() -> None:
-    """Runs the command of `sys.argv`."""
+    """Runs the command of `sys.argv`; what FIPS mode forbids ends it with one line."""
+    try:
+        _run()
+    except (mode.FipsError, mode.ForbiddenImportError) as error:
+        mode.refuse(error)
+
+
+def _run() -> None:
     match sys.argv[1:]:
         case ["serve", context] if context in CONTEXTS:
             run_service(context)

@@ -128,7 +128,9 @@ async def restore(
             header, sealed = archive.header, SealedKeys(archive.files.get(MASTER_KEY))
             await migrate.make(connection, _made_by(header))
             for table, pieces in archive.tables():
-                await _fill(connection, table, pieces)
+                # A release that did not know a table yet, after a rollback, has kept it.
+                if catalog.is_kept(table.name):
+                    await _fill(connection, table, pieces)
         if sealed.master_key != own.master_key:
             await _seal_anew(connection, sealed, own)
         for sequence in header.sequences:

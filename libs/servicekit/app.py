@@ -49,8 +49,8 @@ from servicekit.rpc.chain import CallChain
 from servicekit.rpc.channels import connect
 from servicekit.rpc.refused import RefusedCalls
 from servicekit.rpc.server import GrpcServer, Register
-from servicekit.security import fips
-from servicekit.security.sealing import SealingError, read_master_key
+from servicekit.security import fips, mode
+from servicekit.security.sealing import ForbiddenSuiteError, SealingError, read_master_key
 from servicekit.settings import ServiceSettings
 from servicekit.vitals import Vitals
 
@@ -148,12 +148,13 @@ Build = Callable[[Kit], Awaitable[Parts]]
 
 
 def run(context: str, settings: ServiceSettings, build: Build) -> None:
-    """Runs a service until it is told to stop; exits with 1 where it cannot work at all."""
+    """Runs a service until it is told to stop; exits with 1 where it cannot work at all,
+    with `mode.REFUSED` where FIPS mode is why."""
     logs.configure(context, settings.log_level, settings.log_format)
     _spare_the_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if not runner.run(_serve(context, settings, build)):
-            sys.exit(1)
+        if status := runner.run(_serve(context, settings, build)):
+            sys.exit(status)
 
 
 def _spare_the_collector() -> None:
@@ -168,8 +169,8 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
-async def _serve(context: str, settings: ServiceSettings, build: Build) -> bool:
-    """Serves until it is told to stop; answers whether it could."""
+async def _serve(context: str, settings: ServiceSettings, build: Build) -> int:
+    """Serves until it is told to stop; answers the exit status."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -197,7 +198,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> bool:
     starting = asyncio.create_task(start(kit, build))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    refused = False
+    status = 0
     if not starting.done():
         await _end([starting])
     else:
@@ -205,7 +206,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> bool:
             running = await starting
         except (PoolerError, *_HOPELESS) as error:
             log.error("start refused", reason=str(error))
-            refused = True
+            status = mode.REFUSED if isinstance(error, ForbiddenSuiteError) else 1
             await _end([stopping])
         else:
             await stopping
@@ -218,7 +219,7 @@ async def _serve(context: str, settings: ServiceSettings, build: Build) -> bool:
     if records is not None:
         await records.close()
     log.info("stopped")
-    return not refused
+    return status
 
 
 @dataclass(slots=True)

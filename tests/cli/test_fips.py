@@ -13,6 +13,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from cli import entry, fips
 from cli import migrate as migrate_command
 from cli.backup.catalog import PASSING, SEALED, SECRETS
 from cli.backup.keys import SealedKeys
@@ -139,6 +140,48 @@ async def test_another_master_key_changes_nothing(
     assert "does not open" in done.output
     assert {item["approved"] for what, item in _planned(evergreen("plan", "--json")).items()
             if what.startswith("sealed")} == {0}  # fmt: skip
+
+
+async def test_what_does_not_open_keeps_nothing_else(
+    seeded: TestDatabase, evergreen: Evergreen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A restore may leave such secrets; they are named, and block nothing. Keys of backups do."""
+    lost = Sealer(bytes(32), SECRETS["audit.forwarder"]).seal(b"{}")
+    connection = await backups.owner(seeded)
+    try:
+        await connection.execute("SET evergreen.scope = '*'")
+        await connection.execute("UPDATE audit.forwarder SET sealed_secrets = $1", lost)
+        forwarder = await connection.fetchval("SELECT id FROM audit.forwarder")
+    finally:
+        await connection.close()
+    monkeypatch.setenv(mode.SUITES, mode.APPROVED)
+    monkeypatch.setattr(fips, "_BATCH", 1)
+    done = evergreen("migrate")
+    assert done.exit_code == 1, done.output
+    assert done.stdout.startswith("6 values were sealed anew.")
+    assert "1 values do not open with this master key" in done.output
+    assert f"audit.forwarder {forwarder}" in done.output
+    recipients = tmp_path / "recipients"
+    recipients.write_text("age1x\n")
+    found = _planned(evergreen("plan", "--json", "--recipient-file", str(recipients)))
+    assert found["does not open: audit.forwarder"]["old"] == 1
+    blocking = {what for what, item in found.items() if item["blocks"] and item["old"]}
+    assert {what for what in blocking if "passwords" not in what} == {"public keys of backups"}
+
+
+def test_what_fips_mode_forbids_ends_a_command_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with a traceback."""
+
+    def forbidden() -> None:
+        raise mode.ForbiddenImportError("nacl may not be imported")
+
+    monkeypatch.setattr(entry, "_run", forbidden)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == mode.REFUSED
+    assert capsys.readouterr().err == "FIPS mode refused: nacl may not be imported\n"
 
 
 def test_the_command_says_that_it_is_off() -> None:

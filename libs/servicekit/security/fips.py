@@ -50,7 +50,8 @@ _REFUSED: Final = (
     ("EVP_KEYEXCH", "X25519"),
 )
 """What the default provider of OpenSSL has, and no FIPS module: one that is found comes from
-elsewhere."""
+elsewhere. X25519 alone is in the modules of OpenSSL 3.0."""
+_IN_SOME: Final = frozenset({"X25519"})
 
 
 class _Param(ctypes.Structure):
@@ -127,6 +128,17 @@ def require() -> Module:
         raise FipsError("FIPS mode needs Linux", "run it there, or set EVERGREEN_FIPS=off")
     libcrypto = _one_libcrypto()
     _module_is_active(libcrypto)
+    _come_from_the_module(libcrypto)
+    _known_answers()
+    return _describe(libcrypto)
+
+
+def _come_from_the_module(libcrypto: ctypes.CDLL) -> None:
+    """Asks for each algorithm where it comes from.
+
+    Raises:
+        FipsError: one that is needed is not the module's, or one comes from elsewhere.
+    """
     for kind, name in _NEEDED:
         found = _source(libcrypto, kind, name)
         if found != _MODULE:
@@ -137,13 +149,11 @@ def require() -> Module:
             )
     for kind, name in _REFUSED:
         found = _source(libcrypto, kind, name)
-        if found is not None:
+        if found is not None and not (found == _MODULE and name in _IN_SOME):
             raise FipsError(
                 f"{name} is not refused, it comes from {found.decode()}",
                 "set default_properties = fips=yes in OpenSSL's configuration",
             )
-    _known_answers()
-    return _describe(libcrypto)
 
 
 def require_tls_of(extension: Any, what: str) -> None:

@@ -67,7 +67,8 @@ class FipsError(Exception):
 
 
 class ForbiddenImportError(ImportError):
-    """A library with cryptography of its own is imported in FIPS mode."""
+    """A library with cryptography of its own is imported in FIPS mode. What can do without it, as
+    `cryptography` can without bcrypt, goes on."""
 
 
 class _NoForbidden:

@@ -35,6 +35,10 @@ class SealingError(Exception):
     """The master key is missing, malformed, or not the one that sealed."""
 
 
+class ForbiddenSuiteError(SealingError):
+    """A value is sealed in a way that FIPS mode forbids; to start again does not help."""
+
+
 def parse_master_key(text: bytes) -> bytes:
     """The master key in a file's content: 32 bytes, base64-encoded.
 
@@ -150,7 +154,7 @@ class Sealer:
                 )
             prefix = _STANDARD if sealed.startswith(_STANDARD) else b""
             if mode.is_required():
-                raise SealingError(
+                raise ForbiddenSuiteError(
                     "it is sealed in a way that FIPS mode forbids: set EVERGREEN_FIPS=off, and run"
                     " `evergreen fips migrate`"
                 )

@@ -4,6 +4,7 @@ installation has written, the other one reads, as far as it may."""
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
 import os
 import sys
@@ -15,7 +16,7 @@ import nkeys
 import pytest
 
 from servicekit.keys.ring import KeyRing, RingKey
-from servicekit.security import approved_stream, jwt, mode, nkey
+from servicekit.security import approved_stream, fips, jwt, mode, nkey
 from servicekit.security.passwords import (
     PasswordHashes,
     UnknownSuiteError,
@@ -308,6 +309,25 @@ import nacl
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == mode.REFUSED, done.stderr
     assert done.stderr.splitlines()[-1].startswith("FIPS mode refused: nacl has cryptography")
+
+
+def test_a_module_may_have_x25519_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of OpenSSL 3.0 has; from elsewhere it is refused, and so is all else."""
+    extra: dict[str, bytes] = {}
+    needed = {name for _, name in fips._NEEDED}
+
+    def source(_library: object, _kind: str, name: str) -> bytes | None:
+        return extra.get(name, b"fips" if name in needed else None)
+
+    monkeypatch.setattr(fips, "_source", source)
+    library = ctypes.CDLL(None)
+    extra["X25519"] = b"fips"
+    fips._come_from_the_module(library)
+    for name, where in (("X25519", b"default"), ("SCRYPT", b"fips")):
+        extra[name] = where
+        with pytest.raises(mode.FipsError, match=f"{name} is not refused"):
+            fips._come_from_the_module(library)
+        del extra[name]
 
 
 def test_what_was_imported_before_is_found() -> None:
