@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 _FAILED: Final = 2
+_NOT_COMPLETE: Final = 3
 _PATH: Final = "/api/person-data/export"
 
 
@@ -51,7 +52,10 @@ def export(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Write all that is held about one person to a file, a JSON object a line. Owners only."""
+    """Write all that is held about one person to a file, a JSON object a line. Owners only.
+
+    Ends with 3 when the file does not have all.
+    """
     if not addresses and not name:
         raise typer.BadParameter("give an address, or a name with --name")
     body: dict[str, Any] = {"emails": addresses or [], "names": name or []}
@@ -67,10 +71,20 @@ def export(
             file.write(part)
             last = (last + part)[-_END_BYTES:]
         end = _end(last)
-    if not end["complete"]:
-        typer.echo("There is more than an export holds: give less common names.", err=True)
     if output is not None:
         typer.echo(f"{output}: {end['records']} records. Read it before you hand it out.")
+    if not end["complete"]:
+        typer.echo(_why(end["leftOut"]), err=True)
+        raise typer.Exit(_NOT_COMPLETE)
+
+
+def _why(left_out: int) -> str:
+    if left_out:
+        return (
+            f"Not complete: {left_out} rows could not be read, or in part alone;"
+            " `evergreen doctor` names the broken ones."
+        )
+    return "Not complete: there is more than an export holds. Give less common names."
 
 
 _END_BYTES: Final = 200
@@ -84,6 +98,10 @@ def _end(last: bytes) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(last.splitlines()[-1])["end"]
-        return {"records": int(found["records"]), "complete": bool(found["complete"])}
+        return {
+            "records": int(found["records"]),
+            "complete": bool(found["complete"]),
+            "leftOut": int(found.get("leftOut", 0)),
+        }
     except (ValueError, LookupError, TypeError) as broken:
         raise CliError("the export broke off: the file is not complete") from broken

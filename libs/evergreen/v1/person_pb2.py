@@ -26,7 +26,7 @@ from evergreen.v1 import rules_pb2 as evergreen_dot_v1_dot_rules__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65vergreen/v1/person.proto\x12\x0c\x65vergreen.v1\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1fgoogle/api/field_behavior.proto\"U\n\x19\x46indPersonAccountsRequest\x12\x1d\n\ttenant_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x06\x65mails\x18\x02 \x03(\tB\t\xaa\xbb\x18\x05\x10\x05@\xfe\x01\")\n\x1a\x46indPersonAccountsResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x8e\x01\n\x18ListPersonRecordsRequest\x12\x1d\n\ttenant_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x06\x65mails\x18\x02 \x03(\tB\t\xaa\xbb\x18\x05\x10\x05@\xfe\x01\x12\x17\n\x05names\x18\x03 \x03(\tB\x08\xaa\xbb\x18\x04\x10\x05@d\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12\x12\n\npage_token\x18\x05 \x01(\t\"t\n\x19ListPersonRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.evergreen.v1.PersonRecord\x12\x11\n\tlooked_at\x18\x02 \x01(\x05\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"9\n\x0cPersonRecord\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65vergreen/v1/person.proto\x12\x0c\x65vergreen.v1\x1a\x18\x65vergreen/v1/rules.proto\x1a\x1fgoogle/api/field_behavior.proto\"U\n\x19\x46indPersonAccountsRequest\x12\x1d\n\ttenant_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x06\x65mails\x18\x02 \x03(\tB\t\xaa\xbb\x18\x05\x10\x05@\xfe\x01\")\n\x1a\x46indPersonAccountsResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x8e\x01\n\x18ListPersonRecordsRequest\x12\x1d\n\ttenant_id\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xaa\xbb\x18\x02 \x01\x12\x19\n\x06\x65mails\x18\x02 \x03(\tB\t\xaa\xbb\x18\x05\x10\x05@\xfe\x01\x12\x17\n\x05names\x18\x03 \x03(\tB\x08\xaa\xbb\x18\x04\x10\x05@d\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x86\x01\n\x19ListPersonRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.evergreen.v1.PersonRecord\x12\x11\n\tlooked_at\x18\x02 \x01(\x05\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x10\n\x08left_out\x18\x04 \x01(\x05\"9\n\x0cPersonRecord\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDPERSONACCOUNTSRESPONSE']._serialized_end=230
   _globals['_LISTPERSONRECORDSREQUEST']._serialized_start=233
   _globals['_LISTPERSONRECORDSREQUEST']._serialized_end=375
-  _globals['_LISTPERSONRECORDSRESPONSE']._serialized_start=377
-  _globals['_LISTPERSONRECORDSRESPONSE']._serialized_end=493
-  _globals['_PERSONRECORD']._serialized_start=495
-  _globals['_PERSONRECORD']._serialized_end=552
+  _globals['_LISTPERSONRECORDSRESPONSE']._serialized_start=378
+  _globals['_LISTPERSONRECORDSRESPONSE']._serialized_end=512
+  _globals['_PERSONRECORD']._serialized_start=514
+  _globals['_PERSONRECORD']._serialized_end=571
 # @@protoc_insertion_point(module_scope)

@@ -125,10 +125,13 @@ class ListPersonRecordsResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     LOOKED_AT_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     looked_at: _builtins.int
     """How many rows were looked through."""
     next_page_token: _builtins.str
     """Where to continue; empty on the last page."""
+    left_out: _builtins.int
+    """How many of the rows could not be read, or in part alone."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersonRecord]:
         """The records."""
@@ -139,10 +142,11 @@ class ListPersonRecordsResponse(_message.Message):
         records: _abc.Iterable[Global___PersonRecord] | None = ...,
         looked_at: _builtins.int = ...,
         next_page_token: _builtins.str = ...,
+        left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["looked_at", b"looked_at", "next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "looked_at", b"looked_at", "next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

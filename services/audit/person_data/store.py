@@ -38,7 +38,12 @@ def _entry(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
         names = (*_DONE, *(_ACTORS if did else ("actorKind", "actorRole")))
         told |= {name: data[name] for name in names if data.get(name)}
         return {**person.all_of(told), **{side: person.all_of(one) for side, one in sides.items()}}
-    found = {side: parts for side, one in sides.items() if (parts := person.parts_of(one))}
+    found: dict[str, Any] = {
+        side: parts for side, one in sides.items() if (parts := person.parts_of(one))
+    }
+    for name in ("reason", "userAgent"):
+        if person.is_in(text := str(data.get(name) or "")):
+            found[name] = person.text(text)
     if not found:
         return None
     shown = {name: data[name] for name in ("action", "resource", "outcome") if data.get(name)}
@@ -92,7 +97,7 @@ TABLES: Final = (
         kind="schedule of reports",
         source="audit.report_schedule",
         shown=("id", "kind", "created_at"),
-        searched=("created_by", "parameters", "notify"),
+        searched=("created_by", "parameters", "notify", "last_error"),
         json=frozenset({"parameters"}),
     ),
     Table(
@@ -121,7 +126,7 @@ TABLES: Final = (
         kind="forwarder",
         source="audit.forwarder",
         shown=("id", "kind", "created_at"),
-        searched=("name", "created_by", "config", "filter"),
+        searched=("name", "created_by", "config", "filter", "disabled_reason"),
         json=frozenset({"config", "filter"}),
     ),
     Table(

@@ -13,7 +13,15 @@ TABLES: Final = (
         kind="device",
         source="enrollment.device",
         shown=("id", "serial", "status", "created_at", "deleted_at"),
-        searched=("labels", "asset_tag", "note", "serial", "deleted_by"),
+        searched=(
+            "labels",
+            "asset_tag",
+            "note",
+            "serial",
+            "reported_serial",
+            "enrolled_from",
+            "deleted_by",
+        ),
         json=_LABELS,
     ),
     Table(

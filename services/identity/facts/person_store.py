@@ -148,7 +148,7 @@ TABLES: Final = (
         shown=(
             "id", "kind", "created_at", "expires_at", "ended_at", "outcome", "attempts",
         ),
-        searched=("address", "details"),
+        searched=("address", "details", "last_error"),
         json=frozenset({"details"}),
     ),
     Table(
@@ -174,11 +174,26 @@ TABLES: Final = (
     ),
     Table(
         kind="directory",
-        source="identity.directory o JOIN identity.source s ON s.id = o.id",
+        source="identity.directory o",
         key=(("o.id", "uuid"),),
         of_tenant="o.tenant_id = $1",
         shown=("o.id AS id",),
-        searched=("s.name AS name", "o.bind_dn AS bind_dn", "o.user_filter AS user_filter"),
+        searched=(
+            "o.bind_dn AS bind_dn", "o.base_dn AS base_dn", "o.group_base_dn AS group_base_dn",
+            "o.user_filter AS user_filter", "o.sync_error AS sync_error",
+        ),
+    ),
+    Table(
+        kind="source of people",
+        source="identity.source",
+        shown=("id", "kind", "created_at"),
+        searched=("name",),
+    ),
+    Table(
+        kind="group of SCIM",
+        source="identity.scim_group",
+        shown=("id", "created_at", "updated_at"),
+        searched=("display_name", "external_id"),
     ),
     Table(
         kind="group of a source",
@@ -192,13 +207,27 @@ TABLES: Final = (
 
 
 async def accounts_of(connection: Connection, tenant_id: UUID, person: Person) -> list[UUID]:
-    """The ids of a person's accounts in a tenant: those that have an address, or had it when they
-    were deleted, and those that a source knows by it."""
+    """The ids of a person's accounts that a tenant knows: those that have an address, or had it
+    when they were deleted, and those that a source knows by it. What a person who moved left in the
+    tenant is among it, too.
+
+    Args:
+        connection: sees all tenants: the account of a person who moved is another one's now.
+    """
     rows = await connection.fetch(
-        "SELECT id FROM identity.account WHERE tenant_id = $1 AND email = ANY ($2)"
+        "WITH called AS (SELECT id FROM identity.account WHERE email = ANY ($2)"
+        " UNION SELECT id FROM identity.user_tombstone WHERE email = ANY ($2))"
+        " SELECT id FROM identity.account WHERE tenant_id = $1 AND email = ANY ($2)"
         " UNION SELECT id FROM identity.user_tombstone WHERE tenant_id = $1 AND email = ANY ($2)"
         " UNION SELECT account_id FROM identity.external_identity"
-        " WHERE tenant_id = $1 AND lower(email_seen) = ANY ($2) ORDER BY id",
+        " WHERE tenant_id = $1 AND lower(email_seen) = ANY ($2)"
+        " UNION SELECT account_id FROM identity.session"
+        " WHERE tenant_id = $1 AND account_id IN (SELECT id FROM called)"
+        " UNION SELECT account_id FROM identity.api_token"
+        " WHERE tenant_id = $1 AND account_id IN (SELECT id FROM called)"
+        " UNION SELECT holder_id FROM identity.event_credential"
+        " WHERE tenant_id = $1 AND holder_id IN (SELECT id FROM called)"
+        " ORDER BY id",
         tenant_id,
         list(person.emails),
     )

@@ -19,8 +19,9 @@ TABLES: Final = (
         source="telemetry.event",
         key=(("occurred_at", "timestamptz"), ("id", "uuid")),
         shown=("id", "device_id", "occurred_at", "received_at", "severity", "type"),
-        searched=("type", "message", "payload"),
+        searched=("event_id", "type", "message", "payload"),
         json=frozenset({"payload"}),
+        rest=True,
     ),
     Table(
         kind="quarantined event",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,11 +76,23 @@ class Asking:
         asked = pb.ExportPersonDataRequest(
             emails=emails, names=names, org_id=str(org_id) if org_id else ""
         )
+        by = _just_now(by)
         parts = [bytes(p.data) async for p in self.stub.ExportPersonData(asked, metadata=by)]
         return [json.loads(line) for line in b"".join(parts).splitlines()]
 
     async def records(self, *args: Any, **more: Any) -> list[dict[str, Any]]:
         return [line["record"] for line in await self.lines(*args, **more) if "record" in line]
+
+
+def _just_now(by: callers.Metadata) -> callers.Metadata:
+    """A caller who logged in a moment ago, however long the tests before took."""
+    now = int(time.time())
+    stamps = {
+        "x-evergreen-token-issued": str(now),
+        "x-evergreen-token-authenticated": str(now),
+        "x-evergreen-token-expires": str(now + 3_600),
+    }
+    return tuple((name, stamps.get(name, value)) for name, value in by)
 
 
 @pytest_asyncio.fixture
@@ -306,6 +320,9 @@ async def test_the_file_says_what_was_looked_through(
         if "searched" in line
     }
     assert searched.keys() == set(CONTEXTS)
+    # Lines that keep the connection say how far it is, and no more.
+    monkeypatch.setattr(service, "_QUIET", 0.001)
+    monkeypatch.setattr(persons, "ANSWER", 1)
     monkeypatch.setattr(persons, "ROWS", 2)
     again = await asking.lines()
     kept = [line for line in again if "record" in line]
@@ -332,12 +349,103 @@ async def test_a_service_that_is_away_breaks_it_off(
         assert "telemetry" in (error.value.details() or "")
 
 
+async def test_what_devices_send_breaks_nothing(asking: Asking) -> None:
+    """Neither half a character, nor numbers of any size, long names of members, or many parts."""
+    sql, at = asking.world.sql, AS_OF - timedelta(days=2)
+    contents = (
+        '{"n": 1e999, "m": NaN, "user": "x", "user": "Anna Schmidt"}',
+        json.dumps({"k" * 30_000: [{"a": NAME}] * 1_600}),
+        '{"message": "Anna Schmidt \\ud800"}',
+        f'"{"a" * 500_000}"',
+    )
+    for number, content in enumerate(contents, 0xF0):
+        # Triggers count them, for whom a scope counts.
+        await sql(
+            "INSERT INTO telemetry.quarantined_event (device_id, digest, id, tenant_id, reason,"
+            " content, received_at) VALUES ($1, $2, $3, $4,"
+            " 'scope ' || set_config('evergreen.scope', '*', false), $5, $6)",
+            uid(0xD1), bytes([number]) * 32, uid(number), ORG.id, content, at,
+        )  # fmt: skip
+    await sql(
+        "INSERT INTO telemetry.event (device_id, event_id, id, tenant_id, type, severity, message,"
+        " payload, occurred_at, received_at)"
+        " VALUES ($1, 'e', $2, $3, 'use', 'info', 'login Anna Schmidt', $4, $5, $5)",
+        uid(0xD1), uid(0xF6), ORG.id, json.dumps({"minutes": 40, "by": BEN}), at,
+    )  # fmt: skip
+    lines = await asking.lines()
+    assert lines[-1]["end"]["complete"] is True
+    told = {one["record"].get("id"): one["record"]["content"] for one in lines if "record" in one}
+    (part,) = told[str(uid(0xF0))]["content"]
+    assert part["value"] == {"n": "1e999", "m": "NaN", "user": "x", "user (2)": NAME}
+    assert told[str(uid(0xF1))]["content"][-1] == {"further": 1_580}
+    assert told[str(uid(0xF2))]["content"][0]["value"] == {"message": "Anna Schmidt \ufffd"}
+    # What happened is the person's, when the message names the person.
+    event = told[str(uid(0xF6))]
+    assert event["payload"] == {"minutes": 40, "by": "[another person]"}
+
+
+async def test_rows_that_cannot_be_read_are_counted(asking: Asking) -> None:
+    """Then the file is not complete, and says so."""
+    await asking.world.sql(
+        "UPDATE policy.policies SET authored = 'no JSON of Anna Schmidt' WHERE id = $1", uid(0xB1)
+    )
+    lines = await asking.lines()
+    records = sum("record" in line for line in lines)
+    assert lines[-1] == {"end": {"records": records, "complete": False, "leftOut": 1}}
+    (searched,) = [
+        line["searched"]
+        for line in lines
+        if "searched" in line and line["searched"]["service"] == "policy"
+    ]
+    assert searched["leftOut"] == 1
+
+
+async def test_what_a_person_who_moved_left(asking: Asking) -> None:
+    """Is found by the old organisation, though the account is another one's."""
+    await asking.world.sql(
+        "UPDATE identity.account SET tenant_id = $2 WHERE id = $1", ANNAS_ID, SISTER.id
+    )
+    kinds = {one["kind"] for one in await asking.records(org_id=ORG.id)}
+    assert "session" in kinds
+    assert "account" not in kinds
+
+
+async def test_nobody_has_all_places(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An organisation has one, and that not for ever."""
+    monkeypatch.setattr(service, "_PAUSES", (3_600.0,))
+    monkeypatch.setattr(service, "_QUIET", 0.01)
+    await asking.world.owners["identity"].stop(0)
+    asked = pb.ExportPersonDataRequest(emails=[ANNA])
+
+    async def begun(by: callers.Metadata) -> Any:
+        call = asking.stub.ExportPersonData(asked, metadata=_just_now(by))
+        first: Any = await call.read()
+        assert b"personData" in first.data
+        return call
+
+    calls = [await begun(ORG_OWNER)]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await begun(ORG_OWNER)
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    monkeypatch.setattr(service, "_LONGEST", 0.1)
+    calls.append(await begun(SISTER_OWNER))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        while (await calls[-1].read()) is not grpc.aio.EOF:
+            pass
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    calls.append(await begun(SISTER_OWNER))
+    for call in calls:
+        call.cancel()
+
+
 @pytest.mark.parametrize(
     ("emails", "names", "said"),
     [
         ((), (), "emails"),
         (("not an address",), (), "emails[0]"),
         ((), ("a.b",), "names[0]"),
+        ((), ("王",), "names[0]"),
+        ((), (BEN,), "names[0]"),
         ((), (NAME,) * 6, "names"),
     ],
 )
@@ -391,7 +499,6 @@ _NOTHING: dict[str, list[str]] = {
     "told with the rows that they repeat or belong to": [
         "telemetry.device_text",
         "enrollment.token_serial",
-        "identity.scim_group",
         "identity.scim_member",
         "policy.documents",
         "policy.groups",
@@ -399,7 +506,6 @@ _NOTHING: dict[str, list[str]] = {
         "policy.profiles",
         "policy.editions",
         "audit.report_file",
-        "identity.source",
         "identity.old_tenant_code",
     ],
     "keys, hashes, and what works once": [
@@ -425,6 +531,7 @@ _NOTHING: dict[str, list[str]] = {
         "attestation.device_access_cursor",
         "attestation.device_cursor",
         "audit.alert_digest",
+        "audit.alert_failed_device",
         "audit.alert_lead",
         "audit.alert_position",
         "audit.backup_run",
@@ -476,3 +583,71 @@ async def test_every_table_is_looked_through(asking: Asking) -> None:
     assert sorted(there - looked - nothing) == []
     assert sorted(nothing & looked) == []
     assert sorted((looked | nothing) - there) == []
+
+
+_UNTOLD: dict[str, dict[str, str]] = {
+    "words that the product chooses, codes and forms": {
+        "attestation.reference_value": "source",
+        "audit.report": "status",
+        "audit.report_schedule": "every time_zone",
+        "audit.notice": "source",
+        "audit.forwarder": "start_at",
+        "audit.forwarder_quarantine": "reason",
+        "enrollment.device": "archived_status",
+        "identity.api_token": "told",
+        "identity.mail": "budget key language",
+        "identity.tenant": "code kind language time_zone",
+        "identity.tenant_tombstone": "code erased_rows kind",
+        "identity.directory": "kind group_mode sync_status tls",
+        "policy.rollout": "counts reason",
+        "policy.versions": "key_id",
+        "policy.setting": "time_zone",
+        "telemetry.device": "attestation_verdict health registry_status policy_version",
+    },
+    "what machines are": {
+        "attestation.reference_value": "pcrs",
+        "enrollment.device": "cpu_model model",
+        "enrollment.expected_device": "model",
+        "enrollment.refusal": "source_ip",
+        "identity.directory": "ca_pem email_attribute id_attribute name_attribute",
+        "telemetry.device": "battery_health disk_health model",
+    },
+    "what another column says, too": {
+        "audit.entry": "action actor actor_id resource",
+        "audit.report": "error manifest",
+        "enrollment.device": "serial_key",
+        "enrollment.expected_device": "serial_key",
+        "enrollment.refusal": "serial_key",
+        "identity.scim_person": "user_key",
+        "identity.scim_group": "name_key",
+        "policy.versions": "layer",
+        "policy.rollout": "base",
+    },
+}
+"""Columns with text of tables that are looked through, at which an export does not look."""
+
+
+async def test_every_text_is_looked_at(asking: Asking) -> None:
+    """Or it is said why there is nothing about a person in it."""
+    rows = await asking.world.sql(
+        "SELECT table_schema || '.' || table_name AS name, column_name FROM"
+        " information_schema.columns WHERE table_schema = ANY ($1)"
+        " AND data_type IN ('text', 'json', 'jsonb')",
+        list(CONTEXTS),
+    )
+    left: set[str] = set()
+    for table in (table for tables in _TABLES.values() for table in tables):
+        # Rows that are found by their account alone are the person's own: they are shown.
+        if table.searched:
+            source = table.source.split()[0]
+            looked = set(re.findall(r"\w+", " ".join((*table.shown, *table.searched))))
+            looked |= {name.rpartition(".")[2] for name, _ in table.key}
+            there = {row["column_name"] for row in rows if row["name"] == source}
+            left |= {f"{source}.{name}" for name in there - looked}
+    untold = [
+        f"{source}.{name}"
+        for sources in _UNTOLD.values()
+        for source, names in sources.items()
+        for name in names.split()
+    ]
+    assert sorted(left) == sorted(untold)
