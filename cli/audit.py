@@ -6,7 +6,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import typer
@@ -18,11 +18,12 @@ from cli.session import operator, session
 from cli.tables import table
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from collections.abc import Awaitable, Callable
 
     from cli.client import Api
     from cli.migrate import Target
-    from services.audit.redaction import Redacted
+
+T = TypeVar("T")
 
 # Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
 
@@ -180,34 +181,59 @@ def redact(
 
     from cli.confirm import need_terminal  # noqa: PLC0415
     from cli.migrate import find_target, run_on_database  # noqa: PLC0415
+    from services.audit.redaction import look  # noqa: PLC0415
+    from services.audit.redaction import redact as take_out  # noqa: PLC0415
 
     with told(_FAILED):
         try:
             entry_id = UUID(entry)
         except ValueError as wrong:
             raise CliError(f"{entry} is no entry's id") from wrong
-        if not reason.strip() or len(reason) > _LONGEST_REASON:
-            raise CliError(f"--reason must have 1 to {_LONGEST_REASON} characters")
+        if not reason.strip() or len(reason) > _LONGEST_REASON or not reason.isprintable():
+            raise CliError(
+                f"--reason must have 1 to {_LONGEST_REASON} characters that can be printed, in one"
+                " line"
+            )
+        target = find_target(home)
         if not yes:
             need_terminal("--yes")
+            found = run_on_database(_in_database(target, lambda c: look(c, entry_id)))
+            typer.echo(
+                f"Entry {found.sequence} of tenant {found.tenant_id}: {found.action},"
+                f" {found.occurred_at:%Y-%m-%d %H:%M:%S} UTC. The reason stays in the log for ever:"
+                f" {reason.strip()}"
+            )
             if not typer.confirm("Take out the entry's content for good?"):
                 raise CliError("nothing was changed")
-        done = run_on_database(_redact(find_target(home), entry_id, reason.strip(), unsalted))
+        done = run_on_database(
+            _in_database(
+                target,
+                lambda c: take_out(c, entry_id, reason.strip(), operator(), unsalted=unsalted),
+            )
+        )
         typer.echo(f"Entry {done.sequence} ({done.action}) of tenant {done.tenant_id} is redacted.")
+        if done.dead_letters:
+            typer.echo(f"Messages in quarantine (audit.dead_letter) with it: {done.dead_letters}.")
+        if done.reports:
+            typer.echo(f"Reports made since, of all tenants, that may show it: {done.reports}.")
 
 
-async def _redact(target: Target, entry_id: UUID, reason: str, unsalted: bool) -> Redacted:
+async def _in_database(target: Target, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Does something in one transaction.
+
+    Raises:
+        CliError: it was refused.
+    """
     import asyncpg  # noqa: PLC0415
 
     from servicekit.errors import DomainError  # noqa: PLC0415
-    from services.audit.redaction import redact as take_out  # noqa: PLC0415
 
     connection = await asyncpg.connect(
         target.dsn, password=target.password, timeout=_SECONDS, command_timeout=_SECONDS
     )
     try:
         async with connection.transaction():
-            return await take_out(connection, entry_id, reason, operator(), unsalted=unsalted)
+            return await work(connection)
     except DomainError as refused:
         raise CliError(refused.message) from refused
     finally:

@@ -220,6 +220,12 @@ def restore(
                         f"Not written, as there is no place given for them: {', '.join(left)}."
                     )
                 then = "Start the services."
+        for tenant_id, count in sorted(facts.unknown.items()):
+            typer.echo(
+                f"Tenant {tenant_id}: entries without content in the exports of the audit log:"
+                f" {count}. What they decided since the backup, as a device that was retired, is"
+                " not known: check it before you start the services."
+            )
         say(outcome, then)
 
 

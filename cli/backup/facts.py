@@ -8,6 +8,7 @@ exports of the audit log, and a plain list of devices.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +34,9 @@ class Facts:
     enrollment: enrollment.Known = field(default_factory=enrollment.Known)
     policy: policy.Known = field(default_factory=policy.Known)
     attestation: attestation.Known = field(default_factory=attestation.Known)
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Tenant → entries behind the backup's of which an export has no content: they were redacted.
+    What they decided is not carried over."""
 
     @property
     def all(self) -> tuple[Learns, ...]:
@@ -78,7 +82,10 @@ def read_audit_export(path: Path, heads: dict[str, int], facts: Facts) -> None:
         if json.loads(next(lines, "")).get("format") != EXPORT_FORMAT:
             raise ValueError("another format")
         for line in lines:
-            entry = json.loads(line).get("entry")
+            value = json.loads(line)
+            entry, blank = value.get("entry"), value.get("withheld")
+            if blank and blank["sequence"] > heads.get(blank["tenantId"], 0):
+                facts.unknown[str(blank["tenantId"])] += 1
             if entry and entry["sequence"] > heads.get(entry["tenantId"], 0):
                 recorded = _recorded(json.loads(entry["record"]))
                 for known in facts.all:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -25,6 +26,35 @@ class Redacted:
     tenant_id: UUID
     sequence: int
     action: str
+    dead_letters: int
+    """Messages in quarantine that hold its event,"""
+    reports: int
+    """and reports that were made since, which may show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What stays of an entry."""
+
+    tenant_id: UUID
+    sequence: int
+    action: str
+    occurred_at: datetime
+
+
+async def look(connection: Connection, entry_id: UUID) -> Found:
+    """What stays of the entry that is about to be redacted; as `redact`, within a transaction.
+
+    Raises:
+        DomainError: NOT_FOUND.
+    """
+    await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
+    row = await connection.fetchrow(
+        "SELECT tenant_id, sequence, action, occurred_at FROM audit.entry WHERE id = $1", entry_id
+    )
+    if row is None:
+        raise not_found("audit entry", entry_id)
+    return Found(row["tenant_id"], row["sequence"], row["action"], row["occurred_at"])
 
 
 async def redact(
@@ -88,4 +118,17 @@ async def redact(
     await write(connection, "audit", told)
     arrival = read_event(told.subject, told.payload().encode())
     await append(connection, [arrival], new_salt if row["salt"] is not None else str)
-    return Redacted(row["tenant_id"], row["sequence"], row["action"])
+    copies = await connection.fetchrow(
+        "SELECT (SELECT count(*) FROM audit.dead_letter"
+        " WHERE position(convert_to($1, 'UTF8') IN payload) > 0) AS dead_letters,"
+        " (SELECT count(*) FROM audit.report WHERE as_of >= $2) AS reports",
+        str(entry_id),
+        row["occurred_at"],
+    )
+    return Redacted(
+        row["tenant_id"],
+        row["sequence"],
+        row["action"],
+        copies["dead_letters"],
+        copies["reports"],
+    )

@@ -36,6 +36,15 @@ def export(monkeypatch: pytest.MonkeyPatch, api: FakeApi, *options: str) -> Resu
     return CliRunner().invoke(app, ["export", *options])
 
 
+@pytest.mark.parametrize("reason", ["", " ", "a\nb", "a\0", "a\udc80", "x" * 501])
+def test_a_reason_that_cannot_be_shown_is_refused(reason: str) -> None:
+    """It stays in the log for ever, and goes to all forwarders."""
+    entry = "01930000-0000-7000-8000-0000000000dd"
+    done = CliRunner().invoke(app, ["redact", entry, "--reason", reason, "--yes"])
+    assert done.exit_code == 2
+    assert "--reason must have 1 to 500 characters" in done.output
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "end"),
     [("jsonl", LINES, b'{"end":{"entries":1}}\n'), ("csv", ROWS, b"\r\n")],

@@ -214,6 +214,7 @@ CSV_COLUMNS: Final = (
     "actorKind",
     "sessionId",
     "userAgent",
+    "redacted",
 )
 
 
@@ -250,4 +251,5 @@ def csv_row(entry: Entry) -> tuple[str, ...]:
         part("actorKind"),
         part("sessionId"),
         part("userAgent"),
+        "true" if entry.redacted else "",
     )

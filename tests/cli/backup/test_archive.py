@@ -17,7 +17,7 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from auditlog.export import closing_line, entry_line, opening_line
+from auditlog.export import closing_line, entry_line, opening_line, withheld_line
 from cli.backup import catalog
 from cli.backup.archive import Header, Table, reading, writing
 from cli.backup.crypt import ArchiveError, Key, Lock, verifiable
@@ -373,6 +373,10 @@ def test_an_audit_export_tells_what_happened_since(tmp_path: Path) -> None:
     facts = Facts()
     read_audit_export(path, {entries[0].tenant_id: 2}, facts)
     assert facts.enrollment.devices == {}
+    path.write_text("".join([lines[0], lines[1], withheld_line(entries[1]), closing_line(1)]))
+    facts = Facts()
+    read_audit_export(path, {}, facts)
+    assert facts.unknown == {entries[1].tenant_id: 1}
     with pytest.raises(CliError, match="no export"):
         read_audit_export(Path(__file__), {}, facts)
 

@@ -73,7 +73,7 @@ class AuditExtract:
         self._asked = asked
         self._counts: Counter[tuple[str, str]] = Counter()
         self._actions: Counter[str] = Counter()
-        self._entries = self._failed = self._refused = 0
+        self._entries = self._failed = self._refused = self._redacted = 0
 
     async def pages(self) -> AsyncGenerator[Page, None]:
         """The entries, chain by chain, how many there are of each kind, and the chains."""
@@ -85,6 +85,7 @@ class AuditExtract:
                 continue
             chains.append((*org_cells(org), chain.first, chain.last, chain.head, chain.hash))
             async for entries in asked.log.entries(chain):
+                self._redacted += sum(entry.redacted for entry in entries)
                 yield (
                     0,
                     [
@@ -134,6 +135,8 @@ class AuditExtract:
                     "actors": len({actor for actor, _ in self._counts}),
                     "failed logins": self._failed,
                     "entries of refused calls": self._refused,
+                    # Of the period, whoever they were by: they have no actor any more.
+                    **({"redacted entries": self._redacted} if self._redacted else {}),
                 }
             ),
             "Entries by service",

@@ -24,7 +24,7 @@ from servicekit.errors import DomainError
 from services.audit.forward.formats import Item
 from services.audit.log import store
 from services.audit.log.recorder import Recorder
-from services.audit.redaction import redact
+from services.audit.redaction import look, redact
 from tests.support.audit import ORG, Audit, audit, event, message, start_audit
 from tests.support.refusals import refusal
 
@@ -108,6 +108,7 @@ async def test_the_content_goes_and_the_proof_stays(audit: Audit) -> None:
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     csv = await audit.export(format="csv")
     assert csv.count(NAME) == 2
+    assert [line.endswith(",true") for line in csv.splitlines()].count(True) == 1
     newest, *_ = await audit.entries()
     assert newest.action == "audit.entry_redacted"
     assert newest.after["reason"] == "asked for"
@@ -156,7 +157,10 @@ async def test_an_entry_and_the_word_of_it_are_one_change(audit: Audit) -> None:
     """The log verifies before the relay and the stream have seen the event."""
     ids = await record(audit, 1, 2)
     async with owner(audit) as connection:
-        await redact(connection, ids[0], "asked for", "root", unsalted=False)
+        found = await look(connection, ids[0])
+        done = await redact(connection, ids[0], "asked for", "root", unsalted=False)
+    assert (found.sequence, found.action) == (done.sequence, done.action) == (1, "policy.updated")
+    assert (found.occurred_at, done.reports, done.dead_letters) == (event(1).occurred_at, 0, 0)
     assert findings(await audit.export()) == []
     newest, *_ = await audit.entries()
     assert newest.action == "audit.entry_redacted"
