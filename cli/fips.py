@@ -167,7 +167,7 @@ def _recipients(file: Path | None) -> list[Item]:
             "public keys of backups",
             old,
             approved,
-            "a P-256 key in their place, in step 4 (docs/fips.md)" if old else "",
+            "a P-256 key in their place (docs/fips.md)" if old else "",
             blocks=True,
         )
     ]

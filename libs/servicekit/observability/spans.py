@@ -35,6 +35,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from servicekit.observability.metrics import Outcomes
 from servicekit.observability.tracing import Traces, current_span
+from servicekit.security.tls import require_grpc_tls
 
 log = logs.get(__name__)
 
@@ -163,6 +164,8 @@ class _Counted(SpanExporter):
     """
 
     def __init__(self, traces: Traces) -> None:
+        if traces.tls:
+            require_grpc_tls()
         self._exporter = OTLPSpanExporter(
             endpoint=traces.address,
             insecure=not traces.tls,

@@ -40,6 +40,7 @@ FORBIDDEN: Final = frozenset(
         "blake3",
         "cli.backup.age",
         "ecdsa",
+        "ldap3.utils.ntlm",
         "libnacl",
         "nacl",
         "nkeys",

@@ -43,6 +43,9 @@ _PBKDF2: Final = re.compile(
 )
 
 
+_NOBODY: Final = "nobody has this password"
+
+
 class UnknownSuiteError(ValueError):
     """A hash cannot be verified: a newer release has written it, or FIPS mode forbids it."""
 
@@ -127,7 +130,7 @@ def suite(stored: str) -> str:
 
 
 def hash_password(password: str) -> str:
-    """The hash to store. Takes some 25 ms of CPU, PBKDF2 some 75."""
+    """The hash to store. Takes some 25 ms of CPU, PBKDF2 some 75 to 180."""
     if not mode.writes_approved():
         return libsodium.hash_password(password.encode())
     salt = os.urandom(_SALT_BYTES)
@@ -153,6 +156,19 @@ def verify_password(stored: str, password: str) -> bool:
             return _verify_pbkdf2(stored, password)
         case name:
             raise UnknownSuiteError(f"a password's hash is of an unknown suite: {name[:40]!r}")
+
+
+def decoys() -> dict[str, str]:
+    """Suite → a hash that is nobody's, for each suite whose hashes are usual now.
+
+    What a login does not verify of them, it verifies of these: then its time does not tell whose
+    hash there is. While an installation changes to approved algorithms there are two.
+    """
+    found = hash_password(_NOBODY)
+    made = {suite(found): found}
+    if mode.writes_approved() and not mode.is_required():
+        made[ARGON2ID] = libsodium.hash_password(_NOBODY.encode())
+    return made
 
 
 def is_current(stored: str) -> bool:

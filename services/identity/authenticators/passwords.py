@@ -14,11 +14,14 @@ from servicekit.security.passwords import (
     PasswordError,
     PasswordHashes,
     UnknownSuiteError,
+    decoys,
     hash_new,
     is_up_to_date,
     prepare,
     renewed,
+    suite,
     verify,
+    verify_password,
 )
 from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.password_rules import (
@@ -59,8 +62,7 @@ class Passwords:
         self._free = _THREADS
         self._known: deque[asyncio.Future[None]] = deque()
         self._strangers: deque[asyncio.Future[None]] = deque()
-        # Verified when there is no such user, so that the time tells nothing.
-        self._nobody = hash_new("nobody has this password")
+        self._decoys = decoys()
 
     async def hash(
         self,
@@ -114,12 +116,21 @@ class Passwords:
         self, stored: PasswordHashes | None, password: str, *, stranger: bool = False
     ) -> bool:
         """Verifies a password; `None` for a user who does not exist or has none."""
-        try:
-            right = await self._work(verify, stored or self._nobody, password, stranger=stranger)
-        except UnknownSuiteError as unknown:
-            log.error("password hash not readable", error=str(unknown))
-            return False
-        return right and stored is not None
+        return await self._work(self._verify, stored, password, stranger=stranger)
+
+    def _verify(self, stored: PasswordHashes | None, password: str) -> bool:
+        """Does the same work whatever is stored, so that the time tells nothing."""
+        right, done = False, ""
+        if stored is not None:
+            try:
+                right = verify(stored, password)
+                done = suite(stored.typed if stored.prepared is None else stored.prepared)
+            except UnknownSuiteError as unknown:
+                log.error("password hash not readable", error=str(unknown))
+        for name, decoy in self._decoys.items():
+            if name != done:
+                verify_password(decoy, password)
+        return right
 
     async def _work(
         self, work: Callable[..., Result], *arguments: object, stranger: bool = False

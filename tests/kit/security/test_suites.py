@@ -16,10 +16,11 @@ import nkeys
 import pytest
 
 from servicekit.keys.ring import KeyRing, RingKey
-from servicekit.security import approved_stream, fips, jwt, mode, nkey
+from servicekit.security import approved_stream, digests, fips, jwt, mode, nkey
 from servicekit.security.passwords import (
     PasswordHashes,
     UnknownSuiteError,
+    decoys,
     hash_password,
     is_current,
     renewed,
@@ -33,7 +34,7 @@ from servicekit.security.sealing import (
     uses_standard,
 )
 from servicekit.security.signing import PublicKey, Signer, new_seed
-from servicekit.security.suites import ED25519, ES256
+from servicekit.security.suites import ARGON2ID, ED25519, ES256, PBKDF2_SHA256
 
 _MASTER = bytes(range(32))
 _PASSWORD = "correct horse"
@@ -309,6 +310,17 @@ import nacl
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == mode.REFUSED, done.stderr
     assert done.stderr.splitlines()[-1].startswith("FIPS mode refused: nacl has cryptography")
+
+
+def test_nobody_s_hashes_are_of_all_usual_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a login can do the same work for each user, and for none."""
+    assert set(decoys()) == {ARGON2ID}
+    monkeypatch.setenv(mode.SUITES, mode.APPROVED)
+    assert set(decoys()) == {ARGON2ID, PBKDF2_SHA256}
+    monkeypatch.setattr(mode, "_required", True)
+    assert set(decoys()) == {PBKDF2_SHA256}
+    with pytest.raises(mode.FipsError, match="BLAKE2b"):
+        digests.keyed(bytes(32), b"x")
 
 
 def test_a_module_may_have_x25519_itself(monkeypatch: pytest.MonkeyPatch) -> None:
