@@ -50,7 +50,7 @@ _NOTES: Final = {
     "RESTORE": "was changed since; becomes what the set says",
     "ADOPT": "belongs to the set from now on",
     "LEFT": "is not in the set any more; --prune deletes it",
-    "OTHER": "not of this set: left alone",
+    "OTHER": "not of this set",
 }
 
 
@@ -60,6 +60,9 @@ class Planned:
 
     org: str
     groups: Any
+    """With those that `--prune` deletes."""
+    groups_sha256: str
+    """Names what is done with groups before policies; empty for nothing."""
     policies: Any
 
     @property
@@ -79,8 +82,14 @@ class Planned:
 
     @property
     def devices(self) -> int:
-        """How many devices would get something else."""
-        return int((self.policies.get("simulation") or {}).get("devicesAffected", 0))
+        """How many devices would get something else, or come into groups or leave them."""
+        moved: int = sum(one["joins"] + one["leaves"] for one in self.groups["groups"])
+        return moved + int((self.policies.get("simulation") or {}).get("devicesAffected", 0))
+
+    def count(self, *actions: str) -> int:
+        """Groups and policies of which something becomes."""
+        every = (*self.groups["groups"], *self.policies["policies"])
+        return sum(one["action"] in actions for one in every)
 
 
 def plan(
@@ -120,6 +129,14 @@ def apply(
     adopt: Adopt = False,
     yes: Yes = False,
     expect: Expect = None,
+    expect_deleted: Annotated[
+        int | None,
+        typer.Option(
+            "--expect-deleted",
+            help="How many groups and policies --prune deletes, where that is most of the set.",
+            min=0,
+        ),
+    ] = None,
     org: Org = "",
     home: Home = None,
     url: Url = "",
@@ -137,14 +154,21 @@ def apply(
             _show(api, wanted, found)
             if not found.does_something:
                 return
+            _confirm_deleted(found, yes=yes, expect=expect_deleted)
             _confirm(found.devices, yes=yes, expect=expect)
-            _apply(api, wanted, found, prune=prune, adopt=adopt)
+            try:
+                _apply(api, wanted, found, prune=prune, adopt=adopt)
+            except _OutdatedError as error:
+                typer.echo(f"evergreen: {error}", err=True)
+                raise typer.Exit(_CHANGED) from None
             typer.echo("Applied.")
 
 
 def export(
     directory: Annotated[Path, typer.Argument(help="A directory that is empty or not there.")],
-    name: Annotated[str, typer.Option(help="The set's name.")] = "config",
+    name: Annotated[
+        str, typer.Option(help="The set's name; no other repository of the organisation has it.")
+    ],
     org: Org = "",
     home: Home = None,
     url: Url = "",
@@ -157,7 +181,12 @@ def export(
 
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         tenant = api.get(f"/api/tenants/{org_id(api, org)}")
-        groups = list(api.pages("/api/device-groups", "deviceGroups", ALL, orgId=tenant["id"]))
+        # Those of the organisations below are in sets of their own.
+        groups = [
+            one
+            for one in api.pages("/api/device-groups", "deviceGroups", ALL, orgId=tenant["id"])
+            if one["orgId"] == tenant["id"]
+        ]
         policies = api.get("/api/policy-sets", orgId=tenant["id"])["policies"]
         paths = write_set(
             directory,
@@ -172,15 +201,23 @@ def export(
 def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Planned:
     tenant = org_id(api, org or wanted.org)
     head = {"orgId": tenant, "name": wanted.name, "adopt": adopt, "validateOnly": True}
-    groups = api.post(
-        "/api/device-group-sets/apply", {**head, "groups": wanted.groups, "prune": False}
-    )
-    planned = [one["alias"] for one in groups["groups"] if one["action"] in {"CREATE", "UPDATE"}]
+    asked = {**head, "groups": wanted.groups}
+    first = api.post("/api/device-group-sets/apply", asked)
+    groups = api.post("/api/device-group-sets/apply", {**asked, "prune": True}) if prune else first
+    steps = first["groups"]
     policies = api.post(
         "/api/policy-sets/apply",
-        {**head, "policies": wanted.policies, "prune": prune, "plannedGroups": planned},
+        {
+            **head,
+            "policies": wanted.policies,
+            "prune": prune,
+            "plannedGroups": [one["alias"] for one in steps if one["action"] == "CREATE"],
+            "renamedGroups": {
+                one["alias"]: one["groupId"] for one in steps if "alias" in one["changed"]
+            },
+        },
     )
-    return Planned(tenant, groups, policies)
+    return Planned(tenant, groups, first["planSha256"], policies)
 
 
 def _show(api: Api, wanted: Set, found: Planned) -> None:
@@ -204,7 +241,9 @@ def _line(kind: str, step: Any) -> str:
     if step["action"] in _NOTES:
         notes.append(_NOTES[step["action"]])
     if step.get("publishes"):
-        notes.append("is published")
+        notes.append("is published" + (", once approved" if step.get("awaitsApproval") else ""))
+    if step.get("joins") or step.get("leaves"):
+        notes.append(f"{step['joins']} devices come into it, {step['leaves']} leave it")
     sign = _SIGNS.get(step["action"], "~")
     return f"{sign} {kind:6} {step['alias'] or step['name']:20} {'; '.join(notes)}".rstrip()
 
@@ -217,6 +256,27 @@ def _confirm(devices: int, *, yes: bool, expect: int | None) -> None:
         typer.confirm("Apply it?", abort=True, err=True)
 
 
+def _confirm_deleted(found: Planned, *, yes: bool, expect: int | None) -> None:
+    """Asks for the number where a set loses most of what belongs to it."""
+    deleted = found.count("DELETE")
+    every = deleted + found.count("UNCHANGED", "UPDATE", "RESTORE")
+    if expect is not None and expect != deleted:
+        raise CliError(
+            f"it deletes {deleted} groups and policies, not {expect}; nothing was changed"
+        )
+    if expect is not None or 2 * deleted <= every:
+        return
+    if yes:
+        raise CliError(
+            f"it deletes {deleted} of the set's {every} groups and policies: --yes needs"
+            f" --expect-deleted {deleted} here; nothing was changed"
+        )
+    need_terminal(f"--yes --expect-deleted {deleted}")
+    given = typer.prompt(f"Type {deleted} to delete so many of the set's {every}", err=True)
+    if given.strip() != str(deleted):
+        raise CliError("that is another number; nothing was changed")
+
+
 def _apply(api: Api, wanted: Set, found: Planned, *, prune: bool, adopt: bool) -> None:
     """Groups first, then policies, then what groups are not needed any more."""
     head = {"orgId": found.org, "name": wanted.name, "adopt": adopt}
@@ -224,32 +284,51 @@ def _apply(api: Api, wanted: Set, found: Planned, *, prune: bool, adopt: bool) -
     with _outdated():
         done = api.post(
             "/api/device-group-sets/apply",
-            {**groups, "expectedPlanSha256": found.groups["planSha256"]},
+            {**groups, "expectedPlanSha256": found.groups_sha256},
         )
     something = any(one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} for one in done["groups"])
     try:
         with _outdated():
-            api.post(
+            asked = {**head, "policies": wanted.policies, "prune": prune}
+            done = api.post(
                 "/api/policy-sets/apply",
-                {
-                    **head,
-                    "policies": wanted.policies,
-                    "prune": prune,
-                    "expectedPlanSha256": found.policies["planSha256"],
-                },
+                {**asked, "expectedPlanSha256": found.policies["planSha256"]},
             )
+        something = something or any(
+            one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} or one["publishes"]
+            for one in done["policies"]
+        )
         if prune:
-            api.post("/api/device-group-sets/apply", {**groups, "prune": True})
+            _prune(api, groups, found)
     except CliError as error:
         if not something:
             raise
-        typer.echo(f"evergreen: groups are as the set says; then: {error}", err=True)
+        typer.echo(f"evergreen: the set is applied in part; then: {error}", err=True)
         raise typer.Exit(_PARTLY) from None
+
+
+def _prune(api: Api, groups: Any, found: Planned) -> None:
+    """Deletes groups that were shown, and no others."""
+    shown = {one["groupId"] for one in found.groups["groups"] if one["action"] == "DELETE"}
+    asked = {**groups, "prune": True}
+    plan = api.post("/api/device-group-sets/apply", {**asked, "validateOnly": True})
+    going = {one["groupId"] for one in plan["groups"] if one["action"] == "DELETE"}
+    if not going <= shown:
+        raise _OutdatedError("more groups would be deleted than were shown; plan once more")
+    if going:
+        with _outdated():
+            api.post(
+                "/api/device-group-sets/apply", {**asked, "expectedPlanSha256": plan["planSha256"]}
+            )
+
+
+class _OutdatedError(CliError):
+    """Something changed since the plan."""
 
 
 @contextmanager
 def _outdated() -> Iterator[None]:
-    """Ends with its own exit code where something changed since the plan."""
+    """Says so where something changed since the plan."""
     from cli.client import RefusedError  # noqa: PLC0415 - `evergreen up` loads this file
 
     try:
@@ -257,8 +336,7 @@ def _outdated() -> Iterator[None]:
     except RefusedError as error:
         if error.reason != "PLAN_OUTDATED":
             raise
-        typer.echo(f"evergreen: {error}", err=True)
-        raise typer.Exit(_CHANGED) from None
+        raise _OutdatedError(str(error)) from error
 
 
 def _group_file(group: Any) -> dict[str, Any]:

@@ -83,7 +83,11 @@ def test_a_set_is_planned_applied_changed_and_pruned(
     (directory / "staff.yaml").unlink()
     said = run(stack, "plan", directory, "--exit-code", code=3)
     assert "? group  staff                is not in the set any more; --prune deletes it" in said
-    run(stack, "apply", directory, "--prune", "--yes")
+    said = run(stack, "plan", directory, "--prune", "--exit-code", code=3)
+    assert "- group  staff" in said
+    said = run(stack, "apply", directory, "--prune", "--yes", code=2)
+    assert "it deletes 2 of the set's 3 groups and policies" in said
+    run(stack, "apply", directory, "--prune", "--yes", "--expect-deleted", "2")
     assert ok(org.owner.get("/api/device-groups"))["deviceGroups"] == []
     (policy,) = ok(org.owner.get("/api/policies"))["policies"]
     assert policy["name"] == "base"
@@ -127,4 +131,5 @@ def test_what_is_exported_is_adopted_and_changes_nothing(
     assert said.count("belongs to the set from now on") == 4
     assert "Nothing to do." in run(stack, "plan", directory, "--exit-code")
     assert ok(org.owner.get(f"/api/policies/{made['id']}"))["etag"] == made["etag"]
-    assert "is not empty" in run(stack, "export", directory, "--org", org.id, code=2)
+    said = run(stack, "export", directory, "--name", "school", "--org", org.id, code=2)
+    assert "is not empty" in said

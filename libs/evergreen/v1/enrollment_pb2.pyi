@@ -1392,7 +1392,7 @@ class ApplyDeviceGroupSetRequest(_message.Message):
     """The set's name. A group belongs to one set."""
     prune: _builtins.bool
     """Whether groups are deleted that belong to the set and are not in it any more.
-    Refused while a policy is in force for one.
+    Refused while a policy is in force for one, unless with `validate_only`.
     """
     adopt: _builtins.bool
     """Whether groups of the same alias that belong to no set, or to another one, belong
@@ -1471,6 +1471,8 @@ class PlannedDeviceGroup(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     SET_NAME_FIELD_NUMBER: _builtins.int
+    JOINS_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """`CREATE`; `UPDATE`; `ADOPT`: it belongs to the set from now on, as it is;
     `DELETE`; `UNCHANGED`; `LEFT`: it would be deleted with `prune`; `OTHER`: it is
@@ -1484,6 +1486,10 @@ class PlannedDeviceGroup(_message.Message):
     """Its name."""
     set_name: _builtins.str
     """Of another group the set that it belongs to; empty for none."""
+    joins: _builtins.int
+    """With `validate_only`: how many devices come into it."""
+    leaves: _builtins.int
+    """With `validate_only`: how many devices leave it."""
     @_builtins.property
     def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members of the entry that are changed."""
@@ -1497,10 +1503,12 @@ class PlannedDeviceGroup(_message.Message):
         name: _builtins.str = ...,
         changed: _abc.Iterable[_builtins.str] | None = ...,
         set_name: _builtins.str = ...,
+        joins: _builtins.int = ...,
+        leaves: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "changed", b"changed", "group_id", b"group_id", "name", b"name", "set_name", b"set_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "changed", b"changed", "group_id", b"group_id", "joins", b"joins", "leaves", b"leaves", "name", b"name", "set_name", b"set_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

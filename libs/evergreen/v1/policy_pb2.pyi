@@ -2554,7 +2554,9 @@ class PolicySetEntry(_message.Message):
     description: _builtins.str
     """A note for people to read."""
     draft: _builtins.bool
-    """Whether it is only stored, and not published."""
+    """Whether it is only stored, and not published. Refused for a policy that is in
+    force, or on its way to devices.
+    """
     renamed_from: _builtins.str
     """The alias that the policy had in this set until now."""
     @_builtins.property
@@ -2599,6 +2601,26 @@ class ApplyPolicySetRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RenamedGroupsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ORG_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
@@ -2607,6 +2629,7 @@ class ApplyPolicySetRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     EXPECTED_PLAN_SHA256_FIELD_NUMBER: _builtins.int
     PLANNED_GROUPS_FIELD_NUMBER: _builtins.int
+    RENAMED_GROUPS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant."""
     name: _builtins.str
@@ -2633,6 +2656,12 @@ class ApplyPolicySetRequest(_message.Message):
     def planned_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With `validate_only`: aliases of groups that will be there when the set is applied."""
 
+    @_builtins.property
+    def renamed_groups(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """With `validate_only`: the ids of groups that have another alias when the set is
+        applied, by that alias.
+        """
+
     def __init__(
         self,
         *,
@@ -2644,10 +2673,11 @@ class ApplyPolicySetRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         expected_plan_sha256: _builtins.str = ...,
         planned_groups: _abc.Iterable[_builtins.str] | None = ...,
+        renamed_groups: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "name", b"name", "org_id", b"org_id", "planned_groups", b"planned_groups", "policies", b"policies", "prune", b"prune", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "name", b"name", "org_id", b"org_id", "planned_groups", b"planned_groups", "policies", b"policies", "prune", b"prune", "renamed_groups", b"renamed_groups", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2708,6 +2738,7 @@ class PlannedPolicy(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     PUBLISHES_FIELD_NUMBER: _builtins.int
     SET_NAME_FIELD_NUMBER: _builtins.int
+    AWAITS_APPROVAL_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """`CREATE`; `UPDATE`; `RESTORE`: it was changed since the set was applied, and
     becomes what the set says; `ADOPT`: it belongs to the set from now on, as it is;
@@ -2724,6 +2755,8 @@ class PlannedPolicy(_message.Message):
     """Whether it is published."""
     set_name: _builtins.str
     """Of another policy the set that it belongs to; empty for none."""
+    awaits_approval: _builtins.bool
+    """Whether what is published waits for the approval of a second person."""
     @_builtins.property
     def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members of the entry that are changed."""
@@ -2738,10 +2771,11 @@ class PlannedPolicy(_message.Message):
         changed: _abc.Iterable[_builtins.str] | None = ...,
         publishes: _builtins.bool = ...,
         set_name: _builtins.str = ...,
+        awaits_approval: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "changed", b"changed", "name", b"name", "policy_id", b"policy_id", "publishes", b"publishes", "set_name", b"set_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alias", b"alias", "awaits_approval", b"awaits_approval", "changed", b"changed", "name", b"name", "policy_id", b"policy_id", "publishes", b"publishes", "set_name", b"set_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

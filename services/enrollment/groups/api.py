@@ -78,6 +78,8 @@ def _step(step: Step, *, planned: bool) -> pb.PlannedDeviceGroup:
         name=step.group.name,
         changed=step.changed,
         set_name=step.set_name,
+        joins=step.joins,
+        leaves=step.leaves,
     )
 
 

@@ -144,6 +144,7 @@ async def preview(
 
     Args:
         group_id: the group whose filter it would be; `None` for a new one.
+        sample: how many devices of each at most; none for 0.
     """
     filters = FilterSql("$3")
     wanted = f"({IN_GROUPS} AND {filters.condition(parse(text))})"
@@ -160,7 +161,7 @@ async def preview(
     counts: dict[str, int] = {name: row[name] for name in kinds}
     samples: dict[str, list[Member]] = {name: [] for name in kinds}
     for name, kind in kinds.items():
-        if counts[name]:
+        if counts[name] and sample:
             rows = await connection.fetch(
                 f"SELECT f.id, f.serial, f.model, f.status FROM ({found}) AS f WHERE {kind}"
                 " ORDER BY f.id LIMIT $4",

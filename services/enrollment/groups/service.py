@@ -179,8 +179,11 @@ class Groups:
         self._catch_up.wake(group.state)
         return counted
 
-    async def created(self, connection: Connection, new: New) -> Group:
-        """As `create`, in a transaction that holds the organisation alone."""
+    async def created(self, connection: Connection, new: New, *, later: bool = False) -> Group:
+        """As `create`, in a transaction that holds the organisation alone.
+
+        With `later`, here and below, all devices are moved behind it (`CatchUp`).
+        """
         terms = terms_of(parse(new.filter)) if new.filter is not None else 0
         at = self._clock()
         groups, all_terms, last = await store.measure(connection, new.org_id)
@@ -208,7 +211,7 @@ class Groups:
             connection,
             CloudEvent(GroupCreated(id=group.id, after=group.snapshot()), new.org_id),
         )
-        return group if group.is_listed else await self._compute(connection, group)
+        return group if group.is_listed else await self._compute(connection, group, later=later)
 
     async def update(self, call: Call, group_id: UUID, wanted: Wanted) -> Counted:
         """Changes a group, and brings devices in and out of it where its filter changed.
@@ -234,7 +237,9 @@ class Groups:
         self._catch_up.wake(after.state)
         return counted
 
-    async def updated(self, connection: Connection, before: Group, wanted: Wanted) -> Group:
+    async def updated(
+        self, connection: Connection, before: Group, wanted: Wanted, *, later: bool = False
+    ) -> Group:
         """As `update`, in a transaction that holds the organisation alone."""
         if wanted.filter is not None and before.is_listed:
             raise invalid_field("filter", "a group with listed members has none")
@@ -245,10 +250,12 @@ class Groups:
             if (value := getattr(wanted, name)) is not None
         }
         after: Group = replace(before, **changes)
-        return after if after == before else await self._change(connection, before, after, terms)
+        if after == before:
+            return after
+        return await self._change(connection, before, after, terms, later=later)
 
     async def _change(
-        self, connection: Connection, before: Group, after: Group, terms: int
+        self, connection: Connection, before: Group, after: Group, terms: int, *, later: bool
     ) -> Group:
         is_other = after.filter != before.filter
         after = replace(after, updated_at=self._clock(), revision=before.revision + 1)
@@ -260,7 +267,7 @@ class Groups:
         await store.update_group(connection, after)
         event = GroupUpdated(id=after.id, before=before.snapshot(), after=after.snapshot())
         await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
-        return await self._compute(connection, after) if is_other else after
+        return await self._compute(connection, after, later=later) if is_other else after
 
     async def delete(self, call: Call, group_id: UUID) -> Group:
         """Deletes a group; its devices leave it. Its id, alias and name stay known.
@@ -291,7 +298,9 @@ class Groups:
         self._catch_up.wake(after.state)
         return after
 
-    async def deleted(self, connection: Connection, call: Call, before: Group) -> Group:
+    async def deleted(
+        self, connection: Connection, call: Call, before: Group, *, later: bool = False
+    ) -> Group:
         """Deletes a group in a transaction that holds its organisation alone."""
         at = self._clock()
         after = replace(
@@ -309,12 +318,14 @@ class Groups:
             connection,
             CloudEvent(GroupDeleted(id=after.id, before=before.snapshot()), after.tenant_id),
         )
-        return await self._compute(connection, after)
+        return await self._compute(connection, after, later=later)
 
-    async def _compute(self, connection: Connection, group: Group) -> Group:
+    async def _compute(self, connection: Connection, group: Group, *, later: bool) -> Group:
         """Moves the first devices here; the others follow (`CatchUp`)."""
-        moved, behind = await group_devices.compute(connection, group, _NIL, _AT_ONCE)
-        await self._outbox.append(connection, *membership.events_of(moved))
+        behind: UUID | None = _NIL
+        if not later:
+            moved, behind = await group_devices.compute(connection, group, _NIL, _AT_ONCE)
+            await self._outbox.append(connection, *membership.events_of(moved))
         if behind == group.computing_after:
             return group
         await group_devices.note_computed(connection, group.id, behind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 from uuid import UUID
@@ -21,6 +21,7 @@ from servicekit.errors import (
 )
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.security.digests import sha256_hex
+from services.enrollment.groups import devices as group_devices
 from services.enrollment.groups import membership, set_store, store
 from services.enrollment.groups.catch_up import CatchUp
 from services.enrollment.groups.domain import MOST_GROUPS, Group, has_policies
@@ -80,6 +81,10 @@ class Step:
     before: Group | None
     after: Group | None
     changed: tuple[str, ...] = ()
+    joins: int = 0
+    """Devices that come into it; of a plan alone."""
+    leaves: int = 0
+    """Devices that leave it; of a plan alone."""
     set_name: str = ""
     """The set that another group belongs to; empty for none."""
 
@@ -148,13 +153,35 @@ class GroupSets:
                 if asked.validate_only:
                     raise _PlanOnlyError
         except _PlanOnlyError:
-            return plan
-        for step in plan.steps:
-            self._catch_up.wake(step.group.state)
+            return await self._counted(org.id, plan)
+        # Also for groups that went.
+        if any(step.does_something for step in plan.steps):
+            self._catch_up.wake()
         return plan
 
+    async def _counted(self, org_id: UUID, plan: Plan) -> Plan:
+        """A plan with how many devices it moves; counted without the lock that enrolments need."""
+        steps: list[Step] = []
+        async with self._database.transaction(self._tenants.scope(org_id)) as connection:
+            for step in plan.steps:
+                is_new = step.action is Action.CREATE
+                filter_ = step.group.filter
+                if step.action is Action.DELETE:
+                    counts = await store.count_members(connection, [step.group])
+                    steps.append(replace(step, leaves=counts[step.group.id][0]))
+                elif filter_ is not None and (is_new or "filter" in step.changed):
+                    id_ = None if is_new else step.group.id
+                    found, _ = await group_devices.preview(connection, org_id, filter_, id_, 0)
+                    steps.append(replace(step, joins=found["joins"], leaves=found["leaves"]))
+                else:
+                    steps.append(step)
+        return replace(plan, steps=tuple(steps))
+
     async def _without_policies(self, org_id: UUID, asked: Asked) -> frozenset[UUID]:
-        """The groups that the set does not name any more, if no policy is in force for them."""
+        """The groups that the set does not name any more, if no policy is in force for them.
+
+        In a plan also others: the set's policies may go before.
+        """
         async with self._database.transaction(self._tenants.scope(org_id)) as connection:
             members = await set_store.members(connection, org_id)
             known = await _all(connection, org_id)
@@ -162,7 +189,9 @@ class GroupSets:
         found: set[UUID] = set()
         for group in known:
             if members.get(group.id) == asked.name and group.alias not in kept:
-                if names := await self._policies.names(org_id, group.id):
+                if not asked.validate_only and (
+                    names := await self._policies.names(org_id, group.id)
+                ):
                     raise has_policies(names)
                 found.add(group.id)
         return frozenset(found)
@@ -197,7 +226,7 @@ class GroupSets:
             if set_name != asked.name:
                 steps.append(Step(Action.OTHER, group, group, set_name=set_name))
             elif asked.prune and group.id in free:
-                await self._groups.deleted(connection, call, group)
+                await self._groups.deleted(connection, call, group, later=True)
                 steps.append(Step(Action.DELETE, group, None))
             else:
                 steps.append(Step(Action.LEFT, group, group, set_name=set_name))
@@ -224,6 +253,7 @@ class GroupSets:
                         entry.priority,
                         entry.filter,
                     ),
+                    later=True,
                 )
                 step = Step(Action.CREATE, None, after)
             else:
@@ -241,6 +271,7 @@ class GroupSets:
                         entry.priority or None,
                         entry.filter,
                     ),
+                    later=True,
                 )
                 step = _step(before, after, is_new=members.get(before.id) != asked.name)
         except DomainError as error:

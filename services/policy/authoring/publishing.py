@@ -23,6 +23,8 @@ class Publishing:
     """Whether freezes and windows do not count."""
     supersede: bool = False
     """Whether a rollout that runs is ended for it."""
+    keeps_rollouts: bool = False
+    """Whether it is refused, also without a plan, while a rollout for the same devices runs."""
     note: str = ""
     starts_at: datetime | None = None
 
@@ -38,6 +40,14 @@ class Stages(Protocol):
         Raises:
             DomainError: FAILED_PRECONDITION in a freeze; INVALID_ARGUMENT for a plan that cannot
                 be.
+        """
+
+    async def check_free(self, connection: Connection, policy: Policy) -> None:
+        """Checks that no rollout runs for the devices of a policy. The org's counter is locked.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION for a rollout, unless it is of the policy and waits for
+                its first approval.
         """
 
     async def begin(

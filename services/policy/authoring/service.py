@@ -185,7 +185,13 @@ class PolicyService:
         return policy
 
     async def created(
-        self, connection: Connection, call: Call, new: New, *, publish: bool
+        self,
+        connection: Connection,
+        call: Call,
+        new: New,
+        *,
+        publish: bool,
+        publishing: Publishing = AS_USUAL,
     ) -> Policy:
         """As `create`, in a transaction of the tenant and without its checks of the caller.
 
@@ -212,7 +218,7 @@ class PolicyService:
         )
         await store.insert_policy(connection, policy)
         await self._tell(connection, policy, PolicyCreated(id=policy.id, after=snapshot(policy)))
-        return await self._publish(connection, call, policy) if publish else policy
+        return await self._publish(connection, call, policy, publishing) if publish else policy
 
     async def update(self, call: Call, policy_id: UUID, change: Change) -> Policy:
         """Changes a policy; devices keep what was published, unless `publish` is set.
@@ -237,7 +243,12 @@ class PolicyService:
         return policy
 
     async def updated(
-        self, connection: Connection, call: Call, before: Policy, change: Change
+        self,
+        connection: Connection,
+        call: Call,
+        before: Policy,
+        change: Change,
+        publishing: Publishing = AS_USUAL,
     ) -> tuple[Policy, bool]:
         """As `update`, of a policy whose row is locked, without its checks of the caller.
 
@@ -267,10 +278,10 @@ class PolicyService:
         published = (
             change.publish
             and not await self._is_delivered(connection, policy)
-            and not await self._is_on_its_way(connection, policy)
+            and not await self.is_on_its_way(connection, policy)
         )
         if published:
-            policy = await self._publish(connection, call, policy)
+            policy = await self._publish(connection, call, policy, publishing)
         return policy, published
 
     async def delete(
@@ -435,6 +446,8 @@ class PolicyService:
     ) -> Policy:
         await lock_counter(connection, policy.tenant_id)
         plan = await self._stages.plan_for(connection, policy, publishing)
+        if publishing.keeps_rollouts:
+            await self._stages.check_free(connection, policy)
         in_force = await store.get_in_force(connection, policy.tenant_id)
         # Checked again: what may be authored can be narrower than when it was written.
         bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
@@ -474,12 +487,18 @@ class PolicyService:
             version
         )
 
-    async def _is_on_its_way(self, connection: Connection, policy: Policy) -> bool:
-        """Whether a rollout brings the policy to devices exactly as it is now."""
-        number = await self._stages.brings(connection, policy)
+    async def coming(self, connection: Connection, policy: Policy) -> Version | None:
+        """The version that a rollout brings to devices, or else the one published last."""
+        number = await self._stages.brings(connection, policy) or policy.published_version
         if number is None:
+            return None
+        return await store.get_version(connection, policy.tenant_id, number)
+
+    async def is_on_its_way(self, connection: Connection, policy: Policy) -> bool:
+        """Whether a rollout brings the policy to devices exactly as it is now."""
+        if await self._stages.brings(connection, policy) is None:
             return False
-        version = await store.get_version(connection, policy.tenant_id, number)
+        version = await self.coming(connection, policy)
         return (
             version is not None
             and same_json(version.authored, policy.authored)

@@ -114,6 +114,13 @@ class Rollouts:
             effect.check(self._clock())
         return None
 
+    async def check_free(self, connection: Connection, policy: Policy) -> None:
+        """Checks for rollouts that run, as `authoring.publishing.Stages` has it."""
+        for one in await store.concerned(connection, policy.tenant_id, policy.id, policy.targets):
+            is_asked = one.state is State.AWAITING_APPROVAL and not one.live
+            if one.is_open and not (is_asked and one.policy_id == policy.id):
+                raise _running(one, "wait for its end, or cancel it")
+
     async def begin(
         self,
         connection: Connection,
@@ -135,11 +142,7 @@ class Rollouts:
         if publishing.plan is not None and not publishing.supersede:
             for one in before:
                 if one.is_open:
-                    raise failed_precondition(
-                        "ROLLOUT_RUNNING",
-                        f"version {one.version} of {one.policy_name} is being rolled out to these"
-                        " devices; cancel it, or give supersede=true",
-                    )
+                    raise _running(one, "cancel it, or give supersede=true")
         for one in before:
             await self.put(connection, one, domain.superseded(one, now, keep=True))
         await self._check_open_ones(connection, policy.tenant_id)
@@ -427,6 +430,14 @@ def may_serve(rollout: Rollout, effect: InEffect, now: datetime) -> bool:
 def _too_many(what: str) -> DomainError:
     return failed_precondition(
         "TOO_MANY_ROLLOUTS", f"an organisation has at most {what} at a time; end one"
+    )
+
+
+def _running(rollout: Rollout, what_to_do: str) -> DomainError:
+    return failed_precondition(
+        "ROLLOUT_RUNNING",
+        f"version {rollout.version} of {rollout.policy_name} is being rolled out to these"
+        f" devices; {what_to_do}",
     )
 
 

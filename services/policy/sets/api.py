@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from evergreen.v1 import policy_pb2
+from servicekit.errors import invalid_field
 from servicekit.ids import given_id
+from servicekit.rpc.rules import is_uuid
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import from_value, to_value
 from services.policy.authoring.api import asked_merging, mask_for, to_merging
@@ -29,6 +32,13 @@ def _entry(message: policy_pb2.PolicySetEntry) -> Entry:
     )
 
 
+def _ids(groups: Mapping[str, str]) -> dict[str, UUID]:
+    for alias, id_ in groups.items():
+        if not is_uuid(id_):
+            raise invalid_field(f"renamedGroups[{alias}]", "must be a UUID")
+    return {alias: UUID(id_) for alias, id_ in groups.items()}
+
+
 def _to_step(step: Step, *, planned: bool) -> policy_pb2.PlannedPolicy:
     is_new = planned and step.action is Action.CREATE
     return policy_pb2.PlannedPolicy(
@@ -39,6 +49,7 @@ def _to_step(step: Step, *, planned: bool) -> policy_pb2.PlannedPolicy:
         changed=step.changed,
         publishes=step.publishes,
         set_name=step.set_name,
+        awaits_approval=step.awaits_approval,
     )
 
 
@@ -79,6 +90,7 @@ class PolicySetApi(SimulationApi):
                 validate_only=request.validate_only,
                 expected_sha256=request.expected_plan_sha256,
                 planned_groups=frozenset(request.planned_groups),
+                renamed_groups=_ids(request.renamed_groups),
             ),
         )
         return policy_pb2.ApplyPolicySetResponse(

@@ -84,6 +84,8 @@ class Step:
     changed: tuple[str, ...] = ()
     """The members of the set's entry that are not as they were."""
     publishes: bool = False
+    awaits_approval: bool = False
+    """Whether what is published waits for a second person."""
     set_name: str = ""
     """The set that another policy belongs to; empty for none."""
     groups: tuple[str, ...] = ()
@@ -235,6 +237,24 @@ def not_adopted(alias: str, name: str) -> DomainError:
         "POLICY_NOT_ADOPTED",
         f"a policy is called {name} and belongs to no set: adopt it, or give {alias} another name",
     )
+
+
+def not_a_draft(name: str) -> DomainError:
+    """Devices would keep what the set says that they do not get."""
+    return invalid_field("draft", f"{name} is in force or on its way: withdraw it, or leave it out")
+
+
+def for_single_devices(alias: str) -> DomainError:
+    """A set would take a policy from its devices."""
+    return failed_precondition(
+        "POLICY_OF_DEVICES",
+        f"the policy {alias} is for single devices, which no set has: take them out of its targets",
+    )
+
+
+def not_exportable(reasons: Sequence[str]) -> DomainError:
+    """Files would give devices something else than what is in force."""
+    return failed_precondition("NOT_EXPORTABLE", "; ".join(reasons))
 
 
 def renamed(entry: Entry) -> Entry:

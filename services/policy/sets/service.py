@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 from uuid import UUID
 
 from contract.events.policy import AppliedPolicySet, PolicySetApplied
@@ -16,12 +17,14 @@ from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import aborted, invalid_field
 from servicekit.feeds.changes import Changes
+from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.authoring import store as authoring_store
 from services.policy.authoring.domain import Policy, check_merging, same_json
 from services.policy.authoring.layering import Own, own_of_version
+from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import Change, New, PolicyService
 from services.policy.editions.service import level_of
 from services.policy.layers.merging import Level, Source
@@ -36,16 +39,19 @@ from services.policy.sets.domain import (
     aliases,
     at,
     check_entries,
+    for_single_devices,
+    not_a_draft,
     not_adopted,
+    not_exportable,
     of_another_set,
     plan_of,
 )
 from services.policy.simulation.domain import Tally
 from services.policy.simulation.places import Candidate
 from services.policy.simulation.service import Simulations
-from services.policy.targets.domain import PolicyTargets, of_no_organisation
+from services.policy.targets.domain import Group, PolicyTargets, of_no_organisation
 from services.policy.targets.service import Seats
-from services.policy.targets.store import known_groups
+from services.policy.targets.store import known_groups, write_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,8 @@ class Asked:
     expected_sha256: str = ""
     planned_groups: frozenset[str] = frozenset()
     """Groups that are made before the set is applied."""
+    renamed_groups: Mapping[str, UUID] = field(default_factory=dict)
+    """Groups that get these aliases before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,10 @@ class Exported:
     entry: Entry
     policy: Policy
     set_name: str
+
+
+_CAREFUL: Final = Publishing(keeps_rollouts=True)
+"""Rollouts that somebody began are left to them."""
 
 
 class _PlanOnlyError(Exception):
@@ -135,10 +147,16 @@ class PolicySets:
         return plan, None
 
     async def export(self, call: Call, tenant_id: UUID | None) -> list[Exported]:
-        """All policies of a tenant but those of single devices, as a set would have them."""
+        """All policies of a tenant but those of single devices, as a set would have them.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION with the names of policies that files cannot say, as
+                they have unpublished changes, or are for a group that was deleted.
+        """
         asked = tenant_id or UUID(call.caller.tenant_id)
         tenant = await self._tenants.require(call.caller, asked)
         found: list[Exported] = []
+        reasons: list[str] = []
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
             members = await store.members(connection, tenant.id)
             known = await _all(connection, tenant.id)
@@ -150,6 +168,13 @@ class PolicySets:
                 if policy is None:
                     continue
                 member = members.get(policy.id)
+                is_used = policy.in_force or policy.rollout_id is not None
+                if (
+                    is_used
+                    and policy.changed_since_publish
+                    and not await self._policies.is_on_its_way(connection, policy)
+                ):
+                    reasons.append(f"{policy.name} has unpublished changes: publish or undo them")
                 groups = await store.aliases_of(connection, tenant.id, policy.targets.group_ids)
                 entry = Entry(
                     named[policy.id],
@@ -158,10 +183,16 @@ class PolicySets:
                     json.loads(policy.authored),
                     policy.merging,
                     tuple(groups[id_] for id_ in policy.targets.group_ids if id_ in groups),
-                    draft=not policy.in_force,
+                    draft=not is_used,
                     renamed_from="",
                 )
+                if len(groups) < len(policy.targets.group_ids):
+                    reasons.append(
+                        f"{policy.name} is for a group that was deleted: change its targets"
+                    )
                 found.append(Exported(entry, policy, "" if member is None else member.set_name))
+        if reasons:
+            raise not_exportable(reasons)
         return found
 
     async def _simulated(self, applying: _Applying) -> Tally | None:
@@ -220,11 +251,7 @@ class _Applying:
             policy = await authoring_store.get_policy(connection, self._scope, id_, for_update=True)
             if policy is not None:
                 locked[id_] = policy
-        groups = await store.groups_by_alias(
-            connection,
-            asked.tenant_id,
-            {alias for entry in asked.entries for alias in entry.groups},
-        )
+        groups = await self._groups(connection)
         steps: list[Step] = []
         for index, entry in enumerate(asked.entries):
             with at(index):
@@ -277,11 +304,35 @@ class _Applying:
             found[entry.alias] = free[0].id
         return found
 
-    def _targets(self, entry: Entry, groups: Mapping[str, UUID]) -> PolicyTargets | None:
-        """The groups; `None` where one is not made yet."""
+    async def _groups(self, connection: Connection) -> dict[str, UUID]:
+        """The groups of the set by alias. A plan has those that come until it is applied, too."""
+        asked = self.asked
+        aliases = {alias for entry in asked.entries for alias in entry.groups}
+        groups = await store.groups_by_alias(connection, asked.tenant_id, aliases)
+        if not asked.validate_only:
+            return groups
+        renamed = asked.renamed_groups
+        known = await known_groups(connection, asked.tenant_id, renamed.values())
+        # What has an alias now may have another one then.
+        groups = {alias: id_ for alias, id_ in groups.items() if id_ not in known}
+        groups |= {alias: id_ for alias, id_ in renamed.items() if id_ in known}
+        coming = {
+            alias: new_id()
+            for alias in sorted(aliases & asked.planned_groups)
+            if alias not in groups
+        }
+        # They end with the plan's transaction: until then a publish finds them.
+        await write_groups(
+            connection,
+            [
+                Group(id_, asked.tenant_id, alias, alias, 1, deleted=False)
+                for alias, id_ in coming.items()
+            ],
+        )
+        return groups | coming
+
+    def _targets(self, entry: Entry, groups: Mapping[str, UUID]) -> PolicyTargets:
         missing = [alias for alias in entry.groups if alias not in groups]
-        if self.asked.validate_only and {*missing} <= self.asked.planned_groups and missing:
-            return None
         if missing:
             raise invalid_field("groups", f"no group has the alias {missing[0]}")
         return PolicyTargets(tuple(groups[alias] for alias in entry.groups))
@@ -292,10 +343,9 @@ class _Applying:
         entry: Entry,
         before: Policy | None,
         members: Mapping[UUID, Member],
-        targets: PolicyTargets | None,
+        targets: PolicyTargets,
     ) -> Step:
-        publish = not entry.draft and targets is not None
-        wanted = targets or PolicyTargets()
+        publish = not entry.draft
         if before is None:
             after = await self._policies.created(
                 connection,
@@ -306,13 +356,18 @@ class _Applying:
                     entry.description or None,
                     entry.bundle,
                     entry.merging,
-                    wanted,
+                    targets,
                 ),
                 publish=publish,
+                publishing=_CAREFUL,
             )
             published, action = publish, Action.CREATE
             changed: tuple[str, ...] = ()
         else:
+            if before.targets.device_ids:
+                raise for_single_devices(entry.alias)
+            if entry.draft and (before.in_force or before.rollout_id is not None):
+                raise not_a_draft(before.name)
             after, published = await self._policies.updated(
                 connection,
                 self._call,
@@ -327,13 +382,12 @@ class _Applying:
                     has_bundle=True,
                     publish=publish,
                     merging=entry.merging,
-                    targets=before.targets if targets is None else wanted,
+                    targets=targets,
                 ),
+                _CAREFUL,
             )
             member = members.get(before.id)
             changed = _differs(before, after, member, entry)
-            if targets is None:
-                changed = (*changed, "groups")
             action = _action(before, member, self.asked.name, changed)
         if action is not Action.UNCHANGED or published:
             await store.put(
@@ -343,14 +397,14 @@ class _Applying:
             )
         if published:
             await self._is_candidate(connection, after)
-        # What is for a group that is not made yet is published then.
         return Step(
             action,
             entry.alias,
             before,
             after,
             changed,
-            published or (not entry.draft and targets is None),
+            published,
+            awaits_approval=published and after.rollout_id is not None,
             groups=entry.groups,
         )
 
@@ -369,10 +423,7 @@ class _Applying:
             return
         own: Own | None = None
         if not withdrawn:
-            assert policy.published_version is not None
-            version = await authoring_store.get_version(
-                connection, policy.tenant_id, policy.published_version
-            )
+            version = await self._policies.coming(connection, policy)
             assert version is not None
             own = own_of_version(version)
         self.candidates.append(

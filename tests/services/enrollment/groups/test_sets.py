@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from evergreen.v1 import enrollment_pb2 as pb
 from tests.support import callers
 from tests.support.enrollment import ORG, OTHER, RESELLER, Enrollment, service
 from tests.support.refusals import refusal
+from tests.support.stack import PATIENCE
 
 __all__ = ["service"]
 
@@ -33,10 +35,15 @@ def actions(found: pb.ApplyDeviceGroupSetResponse) -> dict[str, str]:
 
 
 async def groups(service: Enrollment) -> dict[str, pb.DeviceGroup]:
-    found = await service.groups.ListDeviceGroups(
-        pb.ListDeviceGroupsRequest(org_id=str(ORG.id)), metadata=service.admin
-    )
-    return {one.alias: one for one in found.device_groups}
+    """The groups, once their devices are moved."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = await service.groups.ListDeviceGroups(
+                pb.ListDeviceGroupsRequest(org_id=str(ORG.id)), metadata=service.admin
+            )
+            if all(one.state != "computing" for one in found.device_groups):
+                return {one.alias: one for one in found.device_groups}
+            await asyncio.sleep(0.05)
 
 
 async def test_a_set_is_planned_applied_and_then_there_is_nothing_to_do(
@@ -133,3 +140,19 @@ async def test_sets_are_of_an_organisation(service: Enrollment) -> None:
         refused = await refusal(apply(service, entry("x"), metadata=metadata))
         assert refused.code is code
     assert actions(await apply(service, entry("x"), metadata=district)) == {"x": "CREATE"}
+
+
+async def test_a_plan_counts_devices_and_apply_moves_them_behind(service: Enrollment) -> None:
+    """Those that come into groups and leave them; what is deleted is planned, too."""
+    token = await service.token()
+    for serial in ("SN-1", "SN-2"):
+        await service.enrolled(token.pre_shared_key, serial)
+    everybody, nobody = "labels.room != 214", "labels.room = 214"
+    plan = await apply(service, entry("all", filter=everybody), validate_only=True)
+    assert (plan.groups[0].joins, plan.groups[0].leaves) == (2, 0)
+    await apply(service, entry("all", filter=everybody), expected_plan_sha256=plan.plan_sha256)
+    assert (await groups(service))["all"].members == 2
+    plan = await apply(service, entry("all", filter=nobody), validate_only=True)
+    assert (plan.groups[0].joins, plan.groups[0].leaves) == (0, 2)
+    plan = await apply(service, prune=True, validate_only=True)
+    assert (actions(plan), plan.groups[0].leaves) == ({"all": "DELETE"}, 2)

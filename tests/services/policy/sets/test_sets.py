@@ -10,7 +10,7 @@ from uuid import UUID
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from evergreen.v1 import policy_pb2
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.values import from_value, to_value
 from tests.services.policy.simulation.test_simulation import codes, new_device, rows
 from tests.services.policy.targets.test_targets import delivered, for_devices
@@ -296,3 +296,90 @@ async def test_sets_are_of_a_tenant(world: World) -> None:
         apply(world, entry("x", {}, groups=["g"]), admin=district, org_id=str(RESELLER.id))
     )
     assert refused.body["message"].startswith("policies[0].groups: only a policy of an organis")
+
+
+async def test_a_group_is_renamed_between_plan_and_apply(world: World) -> None:
+    """The policy that is for it stays as it is, and so does the plan."""
+    group = await known_group(world, "staff", 10)
+    new_device(world, group)
+    await apply(world, entry("staff", STAFF, groups=["staff"]))
+    renamed = [entry("staff", STAFF, groups=["teachers"])]
+    other = [*renamed, entry("new", BASE, groups=["staff"])]
+    asked: dict[str, Any] = {"validate_only": True, "renamed_groups": {"teachers": str(group)}}
+    # Another group may get the alias.
+    found = await apply(world, *other, planned_groups=["staff"], **asked)
+    assert actions(found) == {"staff": "UNCHANGED", "new": "CREATE!"}
+    plan = await apply(world, *renamed, **asked)
+    assert actions(plan) == {"staff": "UNCHANGED"}
+    world.neighbours.registry.group(ORG.id, "teachers", 10, group)
+    done = await apply(world, *renamed, expected_plan_sha256=plan.plan_sha256)
+    assert actions(done) == {"staff": "UNCHANGED"}
+
+
+async def test_a_plan_is_told_and_counted_where_a_second_person_approves(world: World) -> None:
+    """What is new and what is changed; then it is on its way, and stays so."""
+    new_device(world)
+    await apply(world, entry("base", BASE))
+    rollouts = policy_pb2_grpc.PolicyRolloutServiceStub(world.channel)
+    await rollouts.UpdatePolicySettings(
+        policy_pb2.UpdatePolicySettingsRequest(org_id=str(ORG.id), require_approval=True),
+        metadata=Admin(world.channel, ORG.id, "Owner").metadata,
+    )
+    group = await known_group(world, "staff", 10)
+    new_device(world, group)
+    entries = [entry("base", STAFF), entry("staff", BASE, groups=["staff"])]
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            plan = await apply(world, *entries, validate_only=True)
+            if plan.simulation.devices_affected == 2:
+                break
+            await asyncio.sleep(0.05)
+    assert [one.awaits_approval for one in plan.policies] == [True, True]
+    done = await apply(world, *entries, expected_plan_sha256=plan.plan_sha256)
+    assert actions(done) == {"base": "UPDATE!", "staff": "CREATE!"}
+    # The files say what is on its way.
+    exported = [again(one) for one in (await world.admin.call("ExportPolicySet")).policies]
+    assert [one.draft for one in exported] == [False, False]
+    found = await apply(world, *exported)
+    assert actions(found) == {"base": "UNCHANGED", "staff": "UNCHANGED"}
+    # What waits for its first approval makes way for what is newer.
+    found = await apply(world, entry("base", {}), entries[1], validate_only=True)
+    assert actions(found) == {"base": "UPDATE!", "staff": "UNCHANGED"}
+
+
+async def test_what_files_cannot_say_is_refused(world: World) -> None:
+    """Unpublished changes, drafts of what is in force, single devices and groups that are gone."""
+    made = await world.admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="Base", bundle=BASE, signed=True
+    )
+    (exported,) = (await world.admin.call("ExportPolicySet")).policies
+    draft = again(exported)
+    draft.draft = True
+    refused = await refusal(apply(world, draft, adopt=True))
+    assert refused.body["message"].startswith("policies[0].draft: Base is in force")
+    await world.admin.call("UpdatePolicy", id=made.id, name="Base", bundle=STAFF)
+    group = await known_group(world, "staff", 10)
+    targets = policy_pb2.PolicyTargetsChange(group_ids=[str(group)])
+    await world.admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="Gone", bundle={}, targets=targets
+    )
+    world.neighbours.registry.group(ORG.id, "staff", 10, group)
+    world.neighbours.registry.groups[-1].deleted = True
+    async with asyncio.timeout(PATIENCE):
+        while "Gone" not in (await refusal(world.admin.call("ExportPolicySet"))).body["message"]:
+            await asyncio.sleep(0.05)
+    refused = await refusal(world.admin.call("ExportPolicySet"))
+    assert refused.reason == "NOT_EXPORTABLE"
+    assert refused.body["message"] == (
+        "Base has unpublished changes: publish or undo them; "
+        "Gone is for a group that was deleted: change its targets"
+    )
+    device = new_device(world)
+    async with asyncio.timeout(PATIENCE):
+        while not (await world.admin.call("SimulatePolicy", policy_id=made.id)).devices:
+            await asyncio.sleep(0.05)
+    await world.admin.call(
+        "CreatePolicy", org_id=str(ORG.id), name="Own", bundle={}, targets=for_devices(device.id)
+    )
+    refused = await refusal(apply(world, entry("own", {}, name="Own"), adopt=True))
+    assert refused.reason == "POLICY_OF_DEVICES"
