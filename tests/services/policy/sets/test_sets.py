@@ -10,10 +10,12 @@ from uuid import UUID
 import grpc
 from google.protobuf.json_format import MessageToDict
 
+from contract.access import Role
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.values import from_value, to_value
 from tests.services.policy.simulation.test_simulation import codes, new_device, rows
 from tests.services.policy.targets.test_targets import delivered, for_devices
+from tests.support import callers
 from tests.support.policy import ORG, RESELLER, SISTER, Admin, World, world
 from tests.support.refusals import refusal
 from tests.support.stack import PATIENCE
@@ -323,7 +325,7 @@ async def test_a_plan_is_told_and_counted_where_a_second_person_approves(world: 
     rollouts = policy_pb2_grpc.PolicyRolloutServiceStub(world.channel)
     await rollouts.UpdatePolicySettings(
         policy_pb2.UpdatePolicySettingsRequest(org_id=str(ORG.id), require_approval=True),
-        metadata=Admin(world.channel, ORG.id, "Owner").metadata,
+        metadata=callers.user(ORG.id, Role.OWNER),
     )
     group = await known_group(world, "staff", 10)
     new_device(world, group)
