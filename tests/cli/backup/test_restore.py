@@ -21,8 +21,8 @@ from cli.errors import CliError
 from contract.contexts import CONTEXTS
 from deploy.launcher.home import master_key, password
 from deploy.postgres import roles
-from servicekit.data import migrate
-from servicekit.security.sealing import Sealer, check_value
+from servicekit.data import key_check, migrate
+from servicekit.security.sealing import Sealer, approved_check_value, check_value
 from tests.support.backups import (
     CLIENT_SECRET,
     DIRECTORY_PASSWORD,
@@ -225,10 +225,22 @@ async def test_nothing_is_touched_when_something_is_wrong(world: World) -> None:
     assert list(world.place.secrets.iterdir()) == []
 
 
-async def test_the_installation_keeps_its_master_key(world: World) -> None:
-    """The restored private keys are sealed with it: rows and key belong together at each moment."""
+async def test_the_installation_keeps_its_master_key(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restored private keys are sealed with it: rows and key belong together at each moment.
+    Also from a backup of a release that keeps the check of the key, for it knows no such table."""
     await seed(world.first)
-    await world.back_up()
+    async with superuser(world.first) as connection:
+        await connection.execute(
+            "INSERT INTO evergreen.approved_key_check (check_value) VALUES ($1)"
+            " ON CONFLICT DO NOTHING",
+            approved_check_value(bytes(32)),
+        )
+    with monkeypatch.context() as patch:
+        anew = catalog._MADE_ANEW - {key_check.APPROVED_TABLE}
+        patch.setattr(catalog, "_MADE_ANEW", anew)
+        await world.back_up()
     world.place.secrets.mkdir()
     own = master_key()
     (world.place.secrets / "master_key").write_text(own)
@@ -243,6 +255,8 @@ async def test_the_installation_keeps_its_master_key(world: World) -> None:
         assert keys.opened == 3
         noted = await connection.fetchval("SELECT check_value FROM evergreen.key_check")
         assert noted == check_value(keys.master_key)
+        noted = await connection.fetchval("SELECT check_value FROM evergreen.approved_key_check")
+        assert noted == approved_check_value(keys.master_key)
 
 
 async def test_what_is_sealed_is_known(world: World) -> None:
