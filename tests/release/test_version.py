@@ -72,6 +72,7 @@ def test_an_image_says_what_it_was_built_of() -> None:
         "version": VERSION,
         "commit": commit,
         "build": time,
+        "cryptography": {"fips": "off", "suites": "standard"},
     }
     assert _version("version", **built).splitlines()[1:] == [f"commit  {commit}", f"build   {time}"]
 
