@@ -124,6 +124,17 @@ _ABOUT_CONTENT = re.compile(
             "policyId: is required, or orgId with a bundle",
             "orgId: must be the policy's",
             r"targets\..*: (is no|is in the list twice|must have at most) ?.*",
+            # Which alerts a tenant has, and which numbers a kind takes.
+            r"rules\[\d+\]\..*: .*",
+            "inherit: must not be given with .*",
+            # One of the two has to be given; names have letters, and addresses are none.
+            "emails: give an address, or names",
+            r"(emails|names)\[\d+\]: .*",
+            # Batches grow up to everybody, and spans and windows are texts.
+            r"plan(\..*)?: .*",
+            r"\w+: counts with a plan only",
+            r"(startsAt|freezes)(\[\d+\])?(\..*)?: .*",
+            "reason: must be said: .*",
         ]
     )
 )
