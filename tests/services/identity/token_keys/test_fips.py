@@ -80,8 +80,11 @@ async def test_nothing_is_lost_on_the_way_there_and_back(
                 )
                 assert made.algorithm == "es256"
             # The start has sealed the keys anew.
-            assert await fips._migrate(backups.target(database), _key(database)) == 0
-            left = [one for one in await fips._plan(backups.target(database)) if one.old]
+            done = await fips._migrate(backups.target(database), _key(database))
+            assert (done.sealed, done.closed) == (0, [])
+            left = [
+                one for one in await fips._plan(backups.target(database), _key(database)) if one.old
+            ]
             assert {one.what for one in left if one.blocks} == {"passwords of users: active"}
             ahead = timedelta(seconds=61)
             newer = await both.login()
