@@ -234,8 +234,9 @@ class InternalApi(identity_pb2_grpc.IdentityInternalServiceServicer):
     ) -> person_pb2.FindPersonAccountsResponse:
         """Answers the accounts of a person in a tenant."""
         tenant_id, person = UUID(request.tenant_id), Person(tuple(request.emails))
-        why = "a person who moved has an account elsewhere; what is answered lies in the tenant"
-        async with self._database.system_transaction(why) as connection:
+        async with self._database.system_transaction(
+            "a person who moved has an account elsewhere; what is answered lies in the tenant"
+        ) as connection:
             found = await person_store.accounts_of(connection, tenant_id, person)
         return person_pb2.FindPersonAccountsResponse(ids=map(str, found))
 

@@ -41,7 +41,6 @@ _MOST_ASKED: Final = 5_000
 _COUNTED_EVERY: Final = timedelta(minutes=10)
 _MOST_EXPECTATIONS: Final = 1_000
 _ASKS: Final = (State.RUNNING, State.AWAITING_APPROVAL)
-_ALL: Final = "rollouts of all tenants"
 _READ_AT_ONCE: Final = 1_000
 _FORGET_SECONDS: Final = 3_600.0
 
@@ -81,7 +80,9 @@ class RolloutWorker:
     async def look(self) -> None:
         """Looks at the rollouts that no other process has just looked at."""
         now = self._clock()
-        async with self._database.system_transaction(_ALL) as connection:
+        async with self._database.system_transaction(
+            "rollouts of all tenants are looked at"
+        ) as connection:
             taken = await store.take(connection, LOOK_SECONDS / 2)
             states = await store.count_states(connection)
             if (moment := asyncio.get_running_loop().time()) >= self._forget_at:
@@ -162,7 +163,9 @@ class RolloutWorker:
             left = max(_ASKED_AT_ONCE, _MOST_ASKED // len(wanted))
             while left > 0:
                 now = self._clock()
-                async with self._database.system_transaction(_ALL) as connection:
+                async with self._database.system_transaction(
+                    "devices to ask after are of the rollout's tenant, which is not this process's"
+                ) as connection:
                     some = await store.to_ask(connection, rollout, now, min(left, _ASKED_AT_ONCE))
                 if not some:
                     break
@@ -173,7 +176,9 @@ class RolloutWorker:
                     log.info("failures of devices unknown", error=str(away.code()))
                     return
                 asked = [device for device, _ in some]
-                async with self._database.system_transaction(_ALL) as connection:
+                async with self._database.system_transaction(
+                    "what telemetry answered is noted of the devices that were asked"
+                ) as connection:
                     await store.note_answers(connection, rollout, asked, troubled, now)
 
     async def _troubled(
@@ -210,7 +215,9 @@ class RolloutWorker:
         """How many devices are in the open batches of a rollout."""
         found, after = 0, None
         while True:
-            async with self._database.system_transaction(_ALL) as connection:
+            async with self._database.system_transaction(
+                "a rollout's devices are registered in its tenant"
+            ) as connection:
                 page = await store.registered(connection, rollout.tenant_id, after, _READ_AT_ONCE)
             for device_id, group_ids in page:
                 if _is_for(rollout, device_id, group_ids) and (
