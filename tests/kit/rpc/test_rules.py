@@ -203,6 +203,8 @@ def test_every_field_that_people_name_things_with_has_the_rule() -> None:
             for field in message.fields if message.name.endswith("Request") else ():
                 if field.name in known:
                     rule = field.GetOptions().Extensions[rules_pb2.rules]
+                    if rule.pattern:
+                        continue  # a word in a file, which a pattern bounds more narrowly
                     assert rule.format in known[field.name], field.full_name
                     seen.add(field.full_name)
     assert len(seen) >= 10
