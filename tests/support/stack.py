@@ -46,6 +46,26 @@ class _Patient(httpx.Client):
         return answer
 
 
+class _FirstOwner(_Patient):
+    """Logs in again when a call needs a fresh login: a run of tests lasts longer than one is."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(base_url=stack.url, verify=stack.tls(), timeout=PATIENCE)
+        self._stack = stack
+        self._log_in()
+
+    def _log_in(self) -> None:
+        self.headers["authorization"] = f"Bearer {self._stack.login()['token']}"
+
+    def send(self, request: httpx.Request, **more: Any) -> httpx.Response:
+        answer = super().send(request, **more)
+        if answer.status_code == 403 and "STEP_UP_NEEDED" in answer.read().decode():
+            self._log_in()
+            request.headers["authorization"] = self.headers["authorization"]
+            answer = super().send(request, **more)
+        return answer
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """A running product: what `bootstrap.json` says, and clients for it."""
@@ -98,13 +118,7 @@ class Stack:
     def first_owner(self) -> httpx.Client:
         """A client of the first Owner, as whom all tests of an installation call: it waits when the
         gateway says that this user calls too often."""
-        token = self.login()["token"]
-        return _Patient(
-            base_url=self.url,
-            verify=self.tls(),
-            headers={"authorization": f"Bearer {token}"},
-            timeout=PATIENCE,
-        )
+        return _FirstOwner(self)
 
     def raw(self, request: bytes) -> tuple[int, bytes]:
         """Sends bytes over TLS as they are; answers the status and all that came."""
