@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from contract.contexts import CONTEXTS
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc, identity_pb2, identity_pb2_grpc
 from servicekit.app import Kit
@@ -213,6 +214,9 @@ async def service_process(
         "nats_user", "nats_password_file", "master_key_file", "identity_target",
     )  # fmt: skip
     environment = os.environ | {f"EVERGREEN_{n.upper()}": str(getattr(settings, n)) for n in names}
+    others = (context for context in CONTEXTS if context not in ("audit", "identity"))
+    # None of these is there, and none is needed for what is forwarded.
+    environment |= {f"EVERGREEN_{name.upper()}_TARGET": "127.0.0.1:1" for name in others}
     environment |= {
         # Entries come from the test: the stream is another one's.
         "EVERGREEN_NATS_URL": "nats://127.0.0.1:1",
