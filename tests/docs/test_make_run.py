@@ -274,6 +274,10 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
 
 def test_policy_sets(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     """What there is becomes a set; another one is applied, changed and emptied again."""
+    for policy in ok(root.get("/api/policies"))["policies"]:
+        if policy["name"] == "Staff apps":
+            # It is for a group that the page on policies has deleted, which no set can say.
+            ok(root.delete(f"/api/policies/{policy['id']}"))
     with Commands("docs/policy-sets.md", "make-run") as commands:
         said = reader.run(commands.take("Begin with what there is"))
         assert said.rstrip().endswith("Nothing to do.")
