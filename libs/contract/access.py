@@ -457,7 +457,7 @@ _PEOPLE_ONLY: Final = frozenset(
         "ListSessions",
         "EndSession",
         "EndOtherSessions",
-        # Whoever gets what they answer can log in, or read on when the token has ended.
+        # Their answers let somebody log in, or read on when the token has ended.
         "CreateUser",
         "InviteUser",
         "CreateEventCredential",
@@ -466,7 +466,7 @@ _PEOPLE_ONLY: Final = frozenset(
         "CreateForwarder",
         "UpdateForwarder",
         "RotateForwarderSecret",
-        # Whoever asks for a rollout can make an account and a token that would approve it.
+        # The person who asks for a rollout could make an account and a token to approve it.
         "ApproveRollout",
         # The installation's keys.
         "RotateAuditKey",
