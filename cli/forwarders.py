@@ -12,7 +12,7 @@ from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list, table
 from deploy.private_files import write_private
 
 if TYPE_CHECKING:
@@ -47,13 +47,7 @@ def list_forwarders(
     """Show all forwarders, and how they do."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = _all(api)
-        lines = (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else table(_COLUMNS, [_row(one) for one in found])
-        )
-        for line in lines:
-            typer.echo(line)
+        show_list(found, _COLUMNS, _row, as_json=as_json)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Org, group_of, org_id
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -47,12 +47,7 @@ def list_policies(
     """Show the policies of an organisation, and which one is in force."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = list(api.pages("/api/policies", "policies", ALL, orgId=org_id(api, org)))
-        for line in (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else table(_COLUMNS, [_row(one) for one in found])
-        ):
-            typer.echo(line)
+        show_list(found, _COLUMNS, _row, as_json=as_json)
 
 
 @app.command()
@@ -70,12 +65,7 @@ def versions(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         path = f"/api/policies/{found_policy(api, org, policy)['id']}/versions"
         found = list(api.pages(path, "versions", ALL))
-        for line in (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else table(_VERSION_COLUMNS, [_version_row(one) for one in found])
-        ):
-            typer.echo(line)
+        show_list(found, _VERSION_COLUMNS, _version_row, as_json=as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Org, group_of, org_id
 from cli.policies import found_policy
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -97,12 +97,7 @@ def list_rollouts(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         asked = {"orgId": org_id(api, org), **({} if every else {"onlyOpen": "true"})}
         found = list(api.pages("/api/rollouts", "rollouts", ALL, **asked))
-        for line in (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else table(_COLUMNS, [_row(one) for one in found])
-        ):
-            typer.echo(line)
+        show_list(found, _COLUMNS, _row, as_json=as_json)
 
 
 @app.command()
@@ -130,12 +125,7 @@ def show(
             wanted = {} if devices == "ALL" else {"state": devices}
             path = f"/api/rollouts/{found['id']}/devices"
             seen = list(api.pages(path, "devices", ALL, **wanted))
-            for line in (
-                [json.dumps(one, ensure_ascii=False) for one in seen]
-                if as_json
-                else table(_DEVICE_COLUMNS, [_device_row(one) for one in seen])
-            ):
-                typer.echo(line)
+            show_list(seen, _DEVICE_COLUMNS, _device_row, as_json=as_json)
 
 
 @app.command()

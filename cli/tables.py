@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import typer
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -19,6 +23,28 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
+
+
+def show_list(
+    found: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+    row: Callable[[Any], Sequence[str]],
+    *,
+    as_json: bool,
+) -> None:
+    """Prints a list of the API: as a table, or as JSON, an object a line.
+
+    Args:
+        found: what the API answered.
+        names: of the columns.
+        row: makes a row out of an item.
+    """
+    if as_json:
+        lines = [json.dumps(one, ensure_ascii=False) for one in found]
+    else:
+        lines = table(names, [row(one) for one in found])
+    for line in lines:
+        typer.echo(line)
 
 
 def _shown(text: str) -> str:
