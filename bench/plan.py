@@ -12,7 +12,7 @@ class Plan:
 
     name: str
     minutes: float
-    """About how long it takes, to tell whoever waits."""
+    """About how long it takes, to tell the person who waits."""
     devices: int
     """Devices that call, each with a token of its own."""
     connections: int

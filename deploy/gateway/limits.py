@@ -115,7 +115,7 @@ class Limits:
     """Callers whose rate is remembered, per limit; the least recent are forgotten."""
     device: Rate = Rate(burst=20_000, per_second=50)
     """Calls of one device. A released agent that was cut off tells all its states, a call each, as
-    fast as they are answered, and begins with the first again when one is refused: whoever was
+    fast as they are answered, and begins with the first again when one is refused: one that was
     never let through the whole of a weekend would try for ever. These are ten weeks of states."""
     tenant: Rate = Rate(burst=16_000, per_second=8_000)
     """Calls of all devices of one organisation."""

@@ -41,7 +41,7 @@ _API: Final = "$JS.API"
 def permissions(context: str) -> dict[str, Any]:
     """What the user of one service may publish and subscribe to.
 
-    It publishes events of its own context only, whichever tenant they belong to. Whoever may have
+    It publishes events of its own context only, whichever tenant they belong to. A user with
     a consumer may read the stream through it, and nobody subscribes to the events past the stream.
     Everyone may see how far the audit log has got, so that no outbox forgets what it lacks. A
     stream's keeper may change it: audit marks it anew when events must be published again.

@@ -1,7 +1,7 @@
 """The tree over all entries (RFC 6962, SHA-256): roots, and proofs about them.
 
 The data of a leaf are the 32 bytes of an entry's hash, so a leaf says nothing of what is in the
-entry, nor whose it is. Nothing here reads a database: whoever makes a proof is told which hashes
+entry, nor whose it is. Nothing here reads a database: the maker of a proof is told which hashes
 are needed (`Subtree`), and gives them.
 
 A tree of `size` leaves is put together from complete subtrees. `Subtree(height, index)` spans the

@@ -234,7 +234,7 @@ class Verifier:
         checkpoints: what the chains must agree with; their signatures are checked elsewhere.
         only: the one tenant whose chain is checked; heads of others are ignored then.
         part: whether an export that a filter has cut is taken. Then what is missing before and
-            behind its entries is not looked for, so whoever verifies has to ask for it.
+            behind its entries is not looked for, so the caller has to ask for it.
     """
 
     def __init__(

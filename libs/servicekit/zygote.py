@@ -73,7 +73,7 @@ def main() -> None:
 def _child(asked: socket.socket) -> str:
     """Answers a question; in the child with the module that it is to run."""
     data, descriptors, *_ = socket.recv_fds(asked, MOST_BYTES, 1)
-    # One that goes at once, so that the child is left to whoever adopts it.
+    # One that goes at once, so that the child is left to the process that adopts it.
     if (between := os.fork()) != 0:
         os.waitpid(between, 0)
         for descriptor in descriptors:

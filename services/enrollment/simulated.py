@@ -1,4 +1,4 @@
-"""The end of simulated devices that a test left, by whoever has the server's machine."""
+"""The end of simulated devices that a test left, by an operator on the server's machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How a release was built: an in-toto statement with SLSA's provenance (v1).
 
-It is not signed: whoever publishes a release signs `SHA256SUMS`, which covers it.
+It is not signed: the publisher of a release signs `SHA256SUMS`, which covers it.
 """
 
 from __future__ import annotations

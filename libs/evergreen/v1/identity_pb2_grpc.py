@@ -2124,7 +2124,7 @@ class EventCredentialServiceServicer:
     def TakeOverEventCredential(self, request, context):
         """Takes over an event credential: it ends with the caller from then on, no
         longer with who made it. One whose holder was deactivated works again. Its
-        secret stays; whoever knows it can go on using it.
+        secret stays; everybody who knows it can go on using it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -814,7 +814,7 @@ class EventCredentialServiceStub:
     TakeOverEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.TakeOverEventCredentialRequest, _identity_pb2.EventCredential]
     """Takes over an event credential: it ends with the caller from then on, no
     longer with who made it. One whose holder was deactivated works again. Its
-    secret stays; whoever knows it can go on using it.
+    secret stays; everybody who knows it can go on using it.
     """
     RevokeEventCredential: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]
     """Revokes an event credential; its connections are cut within seconds."""
@@ -831,7 +831,7 @@ class EventCredentialServiceAsyncStub(EventCredentialServiceStub):
     TakeOverEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.TakeOverEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
     """Takes over an event credential: it ends with the caller from then on, no
     longer with who made it. One whose holder was deactivated works again. Its
-    secret stays; whoever knows it can go on using it.
+    secret stays; everybody who knows it can go on using it.
     """
     RevokeEventCredential: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeEventCredentialRequest, _identity_pb2.EventCredential]  # type: ignore[assignment]
     """Revokes an event credential; its connections are cut within seconds."""
@@ -863,7 +863,7 @@ class EventCredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.EventCredential, _abc.Awaitable[_identity_pb2.EventCredential]]:
         """Takes over an event credential: it ends with the caller from then on, no
         longer with who made it. One whose holder was deactivated works again. Its
-        secret stays; whoever knows it can go on using it.
+        secret stays; everybody who knows it can go on using it.
         """
 
     @_abc_1.abstractmethod

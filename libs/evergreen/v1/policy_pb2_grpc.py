@@ -1064,7 +1064,7 @@ class PolicyRolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ApproveRollout(self, request, context):
-        """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+        """Lets a rollout begin, or go on with its next batch. Refused for the user who asked for
         the rollout, and for API tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -436,7 +436,7 @@ class PolicyRolloutServiceStub:
     ListRolloutDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutDevicesRequest, _policy_pb2.ListRolloutDevicesResponse]
     """Lists the devices of a rollout that were seen since it began, with how they do."""
     ApproveRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]
-    """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+    """Lets a rollout begin, or go on with its next batch. Refused for the user who asked for
     the rollout, and for API tokens.
     """
     PauseRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]
@@ -477,7 +477,7 @@ class PolicyRolloutServiceAsyncStub(PolicyRolloutServiceStub):
     ListRolloutDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListRolloutDevicesRequest, _policy_pb2.ListRolloutDevicesResponse]  # type: ignore[assignment]
     """Lists the devices of a rollout that were seen since it began, with how they do."""
     ApproveRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.ApproveRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
-    """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+    """Lets a rollout begin, or go on with its next batch. Refused for the user who asked for
     the rollout, and for API tokens.
     """
     PauseRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.PauseRolloutRequest, _policy_pb2.Rollout]  # type: ignore[assignment]
@@ -539,7 +539,7 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.ApproveRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.Rollout, _abc.Awaitable[_policy_pb2.Rollout]]:
-        """Lets a rollout begin, or go on with its next batch. Refused for whoever asked for
+        """Lets a rollout begin, or go on with its next batch. Refused for the user who asked for
         the rollout, and for API tokens.
         """
 

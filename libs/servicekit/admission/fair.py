@@ -31,7 +31,7 @@ class Shares:
 
     def has_room(self, tenant: str, amount: int = 1) -> bool:
         """Whether `take` would succeed."""
-        # More than there is altogether is given to whoever comes while nothing is taken.
+        # More than there is altogether is given to a caller that comes while nothing is taken.
         if not self.taken:
             return True
         free = self.total - self.taken

@@ -143,7 +143,7 @@ class Batcher(Generic[Item, Result]):
             await self._wake.wait()
 
     async def _gather(self, until: float) -> None:
-        """Lets company come for whoever comes next, until then or until a batch is full."""
+        """Lets further items join the next one, until then or until a batch is full."""
         left = until - self._clock()
         if left > 0 and self._shares.taken < self._max_batch and not self._closing:
             self._full_batch.clear()
@@ -193,7 +193,7 @@ class Batcher(Generic[Item, Result]):
         try:
             await self._write_part(batch)
         finally:
-            # Whoever has no answer by now, because the service stops, is not to wait for one.
+            # A caller that has no answer by now, because the service stops, is not to wait for one.
             self._fail(batch, internal())
 
     async def _write_part(self, batch: list[_Waiting[Item, Result]]) -> None:

@@ -58,7 +58,7 @@ class Changes:
             try:
                 (found,) = await self._lane.fetch(self._sql, snapshot)
             except Exception as error:
-                # Whoever waits finds out for himself what is wrong. The database that comes back
+                # A waiting reader finds out by itself what is wrong. The database that comes back
                 # may be a restored one, which counts transactions anew.
                 snapshot = _EVERYTHING_IS_NEW
                 self._tell()

@@ -42,7 +42,7 @@ class WithHealth:
 
 
 class _ForTheGateway(HttpToolsProtocol):
-    """HTTP for whoever has the gateway's certificate."""
+    """HTTP for clients with the gateway's certificate."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

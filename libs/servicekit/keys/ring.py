@@ -5,7 +5,7 @@ nothing has to run for it:
 
 | state | signs | verifies | until |
 | --- | --- | --- | --- |
-| next | no | yes: whoever verifies learns it now | `signs_from` |
+| next | no | yes: verifiers learn it now | `signs_from` |
 | active | yes | yes | its successor's `signs_from` |
 | retiring | no | yes: what it signed is in use | `verifies_until` |
 | retired | no | no; for ever, where what it signed is kept (checkpoints) | |

@@ -82,7 +82,7 @@ def configure(service: str, level: str, fmt: str) -> None:
 def _is_no_header(record: logging.LogRecord) -> bool:
     """Leaves out what gRPC says of a header that is no UTF-8: an error with its whole value.
 
-    Whoever calls can send any number of them, and the call is served or refused all the same.
+    A client can send any number of them, and the call is served or refused all the same.
     """
     return record.msg != "Invalid encoding on %s"
 

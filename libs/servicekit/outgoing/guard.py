@@ -42,7 +42,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name, by the system.
 
-    In a thread of its own: whoever types a name has name servers, too, and those that do not
+    In a thread of its own: the user who types a name has name servers, too, and those that do not
     answer must hold up neither the threads that the service needs nor its end.
 
     Raises:

@@ -301,7 +301,7 @@ class GrpcServer:
         listen: the address, as gRPC writes it (`unix:PATH` or `HOST:PORT`).
         internal: whether it is the listener for the other services.
         tls: for a listener on a network.
-        probe: where its health, and nothing else, is told to whoever has no certificate.
+        probe: where its health, and nothing else, is told to clients without a certificate.
     """
 
     def __init__(

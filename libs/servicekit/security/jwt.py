@@ -209,7 +209,7 @@ def decode_foreign(
 
     Args:
         token: the token.
-        keys: the keys of whoever it has to be from.
+        keys: the keys of the issuer that it has to be from.
         kinds: what its header may say that it is (`typ`), in lower case; saying nothing is fine.
 
     Raises:

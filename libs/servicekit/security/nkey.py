@@ -58,8 +58,8 @@ def account_key(text: str) -> AccountKey:
     """The key pair of a secret.
 
     Args:
-        text: the seed as NATS writes it (`SA…`), or 32 random bytes in base64, for whoever makes
-            secrets without knowing nkeys.
+        text: the seed as NATS writes it (`SA…`), or 32 random bytes in base64, for programs
+            that make secrets without knowing nkeys.
 
     Raises:
         ValueError: it is neither.

@@ -87,7 +87,7 @@ async def unbind(connection: Connection, device_ids: Sequence[UUID]) -> int:
         " WHERE device_id = ANY ($1) AND binding_id IS NOT NULL",
         device_ids,
     )
-    # The TPM makes the same signing key for whoever has it next.
+    # The TPM makes the same signing key for its next device.
     for table in ("tpm_binding", "tpm_enrollment", "challenge", "seen_key"):
         await connection.execute(
             f"DELETE FROM attestation.{table} WHERE device_id = ANY ($1)", device_ids

@@ -26,8 +26,8 @@ BODY_BYTES: Final = 32 << 20
 """Of large bodies that are worked on at the same time."""
 _THREADS: Final = 2
 _NICENESS: Final = 10
-"""Of the threads: where one machine carries everything, devices that ask for their policy come first.
-"""
+"""Of the threads: where one machine carries everything, devices that ask for their policy come
+first."""
 _RETRY_AFTER: Final = 20.0
 """A device attests once a boot: it can wait longer than others."""
 

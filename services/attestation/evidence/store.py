@@ -115,7 +115,7 @@ async def note_seen(
             device_id,
         )
         return Reason.EVIDENCE_REPLAYED if same else Reason.NONCE_REPLAYED
-    # A device may use its key again. Whoever holds a key keeps it.
+    # A device may use its key again. The device that holds a key keeps it.
     holders = await connection.fetchrow(
         "WITH seen AS (INSERT INTO attestation.seen_key AS k"
         " (ak_name, tenant_id, device_id, seen_at)"

@@ -191,7 +191,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     if certificate.issuer != issuer.subject or not _is_ca(issuer):
         return False
     try:
-        # Whoever finds a collision, or the key's factors, makes certificates of its own.
+        # An attacker who finds a collision, or the key's factors, makes certificates of its own.
         if isinstance(certificate.signature_hash_algorithm, _WEAK_HASHES):
             return False
         if not _has_strong_key(issuer):

@@ -51,7 +51,7 @@ class Lines:
             shorter = {**item.record, "data": data, "audittruncated": True}
             cut = self._line(item, shorter, truncated=True)
             if len(cut) > self._syslog.max_bytes:
-                # Whoever writes much into an entry does not keep the receiver from hearing of it.
+                # Who writes much into an entry does not keep the receiver from hearing of it.
                 cut = self._line(item, _least(item.record), truncated=True)
         except (ValueError, TypeError, KeyError, RecursionError) as broken:
             raise UnreadableError("no line can be made of it") from broken

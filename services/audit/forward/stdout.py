@@ -1,6 +1,6 @@
 """Entries on standard output, one line of JSON each, for what collects the logs of containers.
 
-Whoever collects them is not waited for: what does not fit into the queue is dropped, and counted.
+Their collector is not waited for: what does not fit into the queue is dropped, and counted.
 A process that dies has maybe not written its last entries, and nobody writes them again.
 """
 

@@ -377,7 +377,7 @@ def _event(call: Call, decision: Decision) -> CloudEvent | None:
     if decision.outcome is Outcome.TAKEN:
         if before is not None and device.refusal_told_at == before.refusal_told_at:
             return None
-        # Whoever asked is not the device, as far as anyone knows.
+        # The caller is not the device, as far as anyone knows.
         actor = actor_id = ""
     else:
         actor, actor_id = f"device:{device.id}", str(device.id)

@@ -1,7 +1,7 @@
 """Which groups devices are in: computed in the transaction that changes a device or a group.
 
-Whoever writes a device takes its organisation's lock shared (`hold`), writes, and computes
-(`settle`). Whoever changes groups takes it alone (`hold_alone`), so that no device is computed by
+A change of a device takes its organisation's lock shared (`hold`), writes, and computes
+(`settle`). A change of groups takes it alone (`hold_alone`), so that no device is computed by
 the groups of before and committed after their change. The lock comes before any lock of a row.
 """
 

@@ -41,7 +41,7 @@ async def source_of(connection: Connection, scope: Scope, call: Call, source_id:
         raise permission_denied(
             "ROLE_MAY_NOT", "only an Owner makes and rotates tokens of SCIM sources"
         )
-    # The source before the user, as whoever changes accounts by it.
+    # The source before the user, as changes of accounts by the source do.
     source = await account_store.scim_source(connection, scope, source_id)
     await holder_of(connection, scope, call, None)
     if source is None:

@@ -218,7 +218,7 @@ class ApiTokens:
         scope = await self._directory.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             before = await self._found(connection, scope, token_id, for_update=True)
-            # Whoever gets the successor can do what its holder may.
+            # The caller who gets the successor can do what its holder may.
             if before.account_id is not None and str(before.account_id) != call.caller.id:
                 raise permission_denied(
                     "HOLDERS_ROTATE", "only its holder may rotate an API token; revoke it instead"

@@ -57,7 +57,7 @@ class Passwords:
         self._least_alone = least_alone
         self._breached = breached
         # Threads of its own: a caller who goes away does not stop the work that has begun, and
-        # whoever is next must wait for it.
+        # the next caller must wait for it.
         self._threads = ThreadPoolExecutor(_THREADS, "passwords")
         self._free = _THREADS
         self._known: deque[asyncio.Future[None]] = deque()

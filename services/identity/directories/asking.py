@@ -192,7 +192,7 @@ class Job:
             self._budget.cpu_seconds = self._cpu_end - time.thread_time()
 
     def expire(self) -> None:
-        """Ends the conversation; whoever waits for the server wakes up."""
+        """Ends the conversation; a thread that waits for the server wakes up."""
         self.expired = True
         found = getattr(self.connection, "socket", None)
         if isinstance(found, socket.socket):

@@ -58,7 +58,7 @@ class Conversation:
         self._connector = Connector(settings, job, self.tell)
         self._service: Any = None
         self.steps: list[tuple[str, str]] = []
-        """What was done, for whoever tries a directory: step and detail."""
+        """What was done, for the user who tries a directory: step and detail."""
 
     def close(self) -> None:
         """Ends the service account's connection."""

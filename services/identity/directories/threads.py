@@ -226,7 +226,7 @@ class DirectoryThreads:
             async with asyncio.timeout(max(job.left, 0) + _WATCH_SECONDS):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            # A name that nobody resolves holds the thread, and not whoever waits.
+            # A name that nobody resolves holds the thread, and not its caller.
             raise AwayError("connect", "the directory took too long to answer") from None
 
     async def _watch(self, had: _Had) -> None:

@@ -57,7 +57,7 @@ _SECONDS: Final = 1.0
 _CALM_SECONDS: Final = 10.0
 _CALM_PASSES: Final = 5
 """After so many passes that found nobody to look after, it looks less often; what this process
-changes, and whoever logs in here, ends that at once."""
+changes, and a login here, ends that at once."""
 _PASSES: Final = 30
 _ANSWERS_SECONDS: Final = 0.3
 _WHOLE_CHECK_SECONDS: Final = 60.0
@@ -72,7 +72,7 @@ MOST_STRANGERS: Final = 64
 """Connections of one address that nobody has logged in on, on all servers together."""
 _ACCOUNT: Final = "INTEGRATORS"
 _ACCOUNTS: Final = frozenset({_ACCOUNT, "EVERGREEN", "SYS"})
-"""Those of deploy/nats: whoever is logged in is in one."""
+"""Those of deploy/nats: every logged-in client is in one."""
 _LISTED: Final = 4096
 
 
@@ -196,7 +196,7 @@ class Gatekeeper:
 
     async def _answer(self, credentials: EventCredentials, message: Msg) -> None:
         if not self._is_busy:
-            # Whoever is let in now is looked after from now on.
+            # A client that is let in now is looked after from now on.
             self._is_busy = True
             self._changed[0].set()
         try:

@@ -193,7 +193,7 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
         "provider_linked": Text(
             "Another way to sign in to your account",
             (
-                "From now on {provider} opens your account, too: whoever signs in there as you."
+                "From now on {provider} opens your account, too: anyone who signs in there as you."
                 " When: {at}.",
                 _NOT_YOU_EN,
             ),

@@ -47,7 +47,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "forgot_mail_button": "Send me a link",
         "forgot_sent": "If {0} is the address of an account here, a mail to it is on its way. Its"
         " link works for one hour. Nothing in your mailbox? Look among the junk mail; there are at"
-        " most three mails within an hour. Whoever is invited, and has no password yet, asks for a"
+        " most three mails within an hour. Invited people without a password yet ask for a"
         " new invitation.",
         "link_mailed": "It goes there by mail, too.",
         "have_code": "You have a link or a code already?",

@@ -610,7 +610,7 @@ async def write_group(connection: Connection, group: ScimGroupRow) -> None:
     Raises:
         DomainError: ALREADY_EXISTS when the source has the name, or the external id, as either.
     """
-    # By a name that is another group's id, whoever names groups would get what is mapped to that.
+    # By a name that is another group's id, a user who names groups would get what that maps to.
     same = await connection.fetchrow(
         "SELECT external_id = $3 AS name FROM identity.scim_group WHERE source_id = $1 AND id <> $2"
         " AND (external_id = $3 OR ($4 <> '' AND display_name = $4)) LIMIT 1",

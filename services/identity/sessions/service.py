@@ -574,7 +574,7 @@ class Sessions:
             await self._refresh_directory()
             raise told
         self._sso.admitted()
-        # Whoever had another role until now has ended sessions.
+        # The sessions of a user who had another role until now are over.
         await self._refresh_directory()
         return await self._kept(begun)
 
@@ -1034,7 +1034,7 @@ class Sessions:
         """Ends what the old password has opened; second factors stay."""
         await resets_store.end(connection, user)
         await store.end_sessions_of(connection, user.id, self._clock())
-        # Whoever had the old password may have logged in from there.
+        # A person who had the old password may have logged in from there.
         await guess_store.forget_account(connection, user.id)
         # As an invitation does: somebody else's login elsewhere may be linked.
         links = await users_store.forget_links(connection, user.id)

@@ -130,7 +130,7 @@ class SourceAccounts:
     ) -> User:
         """The account of a person whom a source has just recognised, as its mappings want it now.
 
-        Whoever lost the last role is disabled; the caller commits that, although this raises.
+        A user who lost the last role is disabled; the caller commits that, although this raises.
 
         Args:
             connection: sees the source's subtree and all accounts by their addresses.
@@ -153,7 +153,7 @@ class SourceAccounts:
     async def foresee(
         self, connection: Connection, source: Source, person: Person
     ) -> list[tuple[str, bool, str]]:
-        """What a login of a person with a role would come to, for whoever tries a source.
+        """What a login of a person with a role would come to, for the user who tries a source.
 
         Args:
             connection: sees all accounts by their addresses.
@@ -213,7 +213,7 @@ class SourceAccounts:
         change = await self._change(connection, source, known, seen, word.person, word.decision)
         if change.after != seen:
             return None
-        # Not after a wait for the turn to change users: whoever has that may wait for the row.
+        # Not after a wait for the turn to change users: its holder may wait for the row.
         now = await users_store.user(connection, SYSTEM, seen.id, for_update=True)
         if now is None or replace(now, last_login_at=seen.last_login_at) != seen:
             raise NotAdmittedError("CHANGED")

@@ -26,7 +26,7 @@ INVITATION_LIFE: Final = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What is shown once to whoever invites."""
+    """What is shown once to the user who invites."""
 
     token: str = field(repr=False)
     mail: Literal["queued", "off", "full"]
@@ -94,7 +94,7 @@ def check_may_manage(actor_role: Role | None, *roles: Role) -> None:
 
 
 def check_may_invite(actor_role: Role | None, user: User) -> None:
-    """An Admin takes over nobody's account: an invitation hands a session to whoever has it.
+    """An Admin takes over nobody's account: an invitation hands a session to its bearer.
 
     What the user is now does not count, for an Admin may change it: the role, or active to
     disabled.
@@ -120,12 +120,12 @@ def check_may_readdress(actor_role: Role | None, actor_id: str, user: User) -> N
         raise permission_denied(
             "OWNERS_CORRECT_ADDRESSES",
             "only an Owner may correct the address of another user who has set a password, for"
-            " whoever reads mail there can set a new one",
+            " everybody who reads mail there can set a new one",
         )
 
 
 def check_may_readdress_by_token(by_token: bool) -> None:
-    """Whoever has the address can set a new password, which no API token may.
+    """The owner of the address can set a new password, which no API token may.
 
     Raises:
         DomainError: PERMISSION_DENIED.

@@ -418,7 +418,7 @@ class Users:
             await store.set_invitation(
                 connection, before, secret_hash(token), at + INVITATION_LIFE, at
             )
-            # Whoever had the old password may have logged in from there.
+            # A person who had the old password may have logged in from there.
             await guess_store.forget_account(connection, before.id)
             await self._write(connection, UserInvited, before, after)
             links = await store.forget_links(connection, before.id)

@@ -1,7 +1,7 @@
 """How it stands with every organisation, in memory, and numbers drawn for devices.
 
 Each process follows the database's own feed. What it knows may be a second old, which is right for
-"not modified" and for nothing else: whoever is about to deliver asks for a fresh view first, and a
+"not modified" and for nothing else: a delivery asks for a fresh view first, and a
 number is drawn in the database alone.
 """
 

@@ -31,7 +31,7 @@ EVENT: Final = (
 SCAN: Final = 10_000
 """Events that a page reads at most when it looks for something that no index finds."""
 _FEW: Final = 50
-"""Tenants whose events are merged for whoever sees all of them."""
+"""Tenants whose events are merged for users who see all of them."""
 CONTENT_LISTED: Final = 16 << 10
 """Bytes of a quarantined event's content that lists show."""
 

@@ -82,7 +82,7 @@ async def store_registered(connection: Connection, devices: Sequence[RegisteredD
         " registry_status = excluded.registry_status, name = excluded.name,"
         " serial = excluded.serial, model = excluded.model,"
         " registered_at = excluded.registered_at, enrolled_at = excluded.enrolled_at,"
-        # Whoever enrolls again is one machine.
+        # A device that enrolls again is one machine.
         " clone_suspected_at = CASE WHEN excluded.enrolled_at > d.clone_suspected_at THEN NULL"
         " ELSE d.clone_suspected_at END,"
         " contact_at = greatest(d.contact_at, excluded.contact_at),"

@@ -124,7 +124,7 @@ class Queues:
 
         Args:
             tenant: of whose share.
-            holder: whoever may have kept a place.
+            holder: the caller that may have kept a place.
             at: now, in seconds that never go back.
         """
         self._forget(at)
@@ -177,7 +177,7 @@ class Queues:
         if waiter is None or not self._shares.take(tenant):
             return False
         waiter.set_result(True)
-        # Whoever had a turn is the last to have the next one.
+        # The caller that had a turn is the last to have the next one.
         self._lines[tenant] = self._lines.pop(tenant)
         self._leave_line(tenant, waiter)
         return True
