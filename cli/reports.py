@@ -41,7 +41,7 @@ _ALL: Final = 1_000_000
 _PAUSE_SECONDS: Final = 0.5
 _PART: Final = 1 << 20
 _COLUMNS: Final = ("AS OF", "KIND", "STATUS", "ROWS", "REQUESTED BY", "ID")
-_SCHEDULE_COLUMNS: Final = ("KIND", "EVERY", "AT", "NEXT", "LAST", "ID")
+_SCHEDULE_COLUMNS: Final = ("KIND", "EVERY", "AT", "NEXT", "LAST", "NOTIFY", "ID")
 
 Org = Annotated[
     str,
@@ -239,7 +239,9 @@ def create_schedule(
     org: Org = "",
     notify: Annotated[
         list[str] | None,
-        typer.Option(help="An address that gets a mail when one is ready; repeat it for more."),
+        typer.Option(
+            help="An address that gets a mail when one is ready or fails; repeat it for more."
+        ),
     ] = None,
     home: Home = None,
     url: Url = "",
@@ -276,6 +278,54 @@ def list_schedules(
         found = list(api.pages(_SCHEDULES, "reportSchedules", _ALL, orgId=org))
         rows = [_schedule_row(one) for one in found]
         _show(found if as_json else None, table(_SCHEDULE_COLUMNS, rows))
+
+
+@schedules.command()
+def edit(
+    schedule: Schedule,
+    every: Annotated[str, typer.Option(help="day, week or month.")] = "",
+    on: Annotated[
+        int | None, typer.Option(help="Of a week 1 (Monday) to 7, of a month 1 to 31.")
+    ] = None,
+    hour: Annotated[int | None, typer.Option(help="At which hour.")] = None,
+    time_zone: Annotated[str, typer.Option(help="Such as Europe/Berlin.")] = "",
+    keep: Annotated[int | None, typer.Option(help="How many of its reports are kept.")] = None,
+    parameter: Parameter = None,
+    form: Format = None,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(help="In the place of who gets a mail now; repeat it for more."),
+    ] = None,
+    notify_nobody: Annotated[bool, typer.Option(help="Nobody gets a mail any more.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Change a schedule; what is not given stays. Parameters are replaced as a whole."""
+    wanted: dict[str, Any] = {
+        "every": every or None,
+        "on": on,
+        "hour": hour,
+        "timeZone": time_zone or None,
+        "keep": keep,
+        "formats": form or None,
+        "notify": notify or None,
+        "notifyNobody": notify_nobody or None,
+    }
+    body = {name: value for name, value in wanted.items() if value is not None}
+    with told(_FAILED):
+        if parameter:
+            body["parameters"] = dict(_parameter(text) for text in parameter)
+        if not body:
+            raise CliError("say what to change: `evergreen reports schedules edit --help` has all")
+        with session(home, url, ca_file, email, password_file) as api:
+            found = api.patch(f"{_SCHEDULES}/{schedule}", body)
+        typer.echo(
+            f"The next report is made at {found.get('nextRunAt') or '-'};"
+            f" mails go to {', '.join(found.get('notify', [])) or 'nobody'}."
+        )
 
 
 @schedules.command()
@@ -430,5 +480,6 @@ def _schedule_row(one: Any) -> list[str]:
         f"{one.get('hour', 0)}:00 {one['timeZone']}",
         one.get("nextRunAt") or "-",
         last + (f" ({one['lastError']})" if one.get("lastError") else ""),
+        ", ".join(one.get("notify", [])) or "-",
         one["id"],
     ]

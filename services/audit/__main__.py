@@ -113,7 +113,7 @@ async def build(kit: Kit) -> Parts:
         kit.clock,
     )
     reports = Reports(kit.database, kit.outbox, kit.tenants, bounds, kit.clock, maker.wake)
-    schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, kit.clock)
+    schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, notices, kit.clock)
     person_data = PersonData(kit.database, kit.outbox, kit.tenants, kit.channel, kit.clock)
 
     files = {

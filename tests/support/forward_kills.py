@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,9 +205,17 @@ class World:
 
 @asynccontextmanager
 async def service_process(
-    kit: Kit, database: TestDatabase, directory: Path, ports: list[int]
+    kit: Kit,
+    database: TestDatabase,
+    directory: Path,
+    ports: list[int],
+    owners: Collection[str] = (),
 ) -> AsyncIterator[Service]:
-    """The audit service, started, which may connect to ports of this machine."""
+    """The audit service, started, which may connect to ports of this machine.
+
+    Args:
+        owners: the services that are there, beside identity.
+    """
     settings = kit.settings
     names = (
         "grpc_listen", "internal_listen", "http_listen", "database_url", "database_password_file",
@@ -215,8 +223,13 @@ async def service_process(
     )  # fmt: skip
     environment = os.environ | {f"EVERGREEN_{n.upper()}": str(getattr(settings, n)) for n in names}
     others = (context for context in CONTEXTS if context not in ("audit", "identity"))
-    # None of these is there, and none is needed for what is forwarded.
-    environment |= {f"EVERGREEN_{name.upper()}_TARGET": "127.0.0.1:1" for name in others}
+    # Those that are not there are not needed for what is forwarded.
+    environment |= {
+        f"EVERGREEN_{name.upper()}_TARGET": settings.target(name)
+        if name in owners
+        else "127.0.0.1:1"
+        for name in others
+    }
     environment |= {
         # Entries come from the test: the stream is another one's.
         "EVERGREEN_NATS_URL": "nats://127.0.0.1:1",

@@ -1,11 +1,11 @@
-"""The mail that says what became of a report of a schedule."""
+"""Mails about reports of schedules: what became of one, and why one could not be begun."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from services.audit.notices.domain import Text
-from services.audit.reports.domain import Report, Status, written
+from services.audit.reports.domain import Report, Schedule, Status, written
 
 
 def ended(report: Report) -> Sequence[Text]:
@@ -35,5 +35,31 @@ def ended(report: Report) -> Sequence[Text]:
             "de",
             f"Der Bericht {report.kind} konnte nicht erstellt werden",
             (f"Er sollte vom {as_of} sein. Der Grund:\n{report.error}",),
+        ),
+    )
+
+
+def not_begun(schedule: Schedule, reason: str) -> Sequence[Text]:
+    """The mail that a report is due and cannot be begun, in its languages."""
+    due = written(schedule.next_run_at) if schedule.next_run_at else "-"
+    look = f"evergreen reports schedules list\nevergreen reports list --kind {schedule.kind}"
+    return (
+        Text(
+            "en",
+            f"The scheduled report {schedule.kind} cannot be made",
+            (
+                f"It has been due since {due}, and is tried again every five minutes until it can"
+                f" be made. The reason:\n{reason}",
+                f"See what there is with:\n{look}",
+            ),
+        ),
+        Text(
+            "de",
+            f"Der geplante Bericht {schedule.kind} kann nicht erstellt werden",
+            (
+                f"Er ist seit {due} fällig und wird alle fünf Minuten noch einmal versucht, bis es"
+                f" geht. Der Grund:\n{reason}",
+                f"Nachsehen mit:\n{look}",
+            ),
         ),
     )

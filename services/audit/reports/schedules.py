@@ -26,6 +26,8 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
+from services.audit.notices.domain import REPORTS
+from services.audit.notices.service import Notices
 from services.audit.reports import store
 from services.audit.reports.calendar import checked_day, next_run, period_before, zone_of
 from services.audit.reports.domain import (
@@ -39,6 +41,7 @@ from services.audit.reports.domain import (
     checked_formats,
 )
 from services.audit.reports.kinds import kind_of
+from services.audit.reports.letters import not_begun
 from services.audit.reports.service import Reports, Wanted, check_scopes
 
 log = logs.get(__name__)
@@ -48,6 +51,8 @@ _SWEEP_SECONDS: Final = 300.0
 _MOST: Final = 50
 _AGAIN: Final = timedelta(minutes=5)
 _DEFAULT_HOUR: Final = 3
+_WHO_ENDS_IT: Final = ("Admin", "Owner")
+"""Who is told of a schedule that names nobody, and cannot begin its reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,14 @@ class Schedules:
         outbox: Outbox,
         tenants: TenantDirectory,
         reports: Reports,
+        notices: Notices,
         clock: Clock,
     ) -> None:
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
         self._reports = reports
+        self._notices = notices
         self._clock = clock
 
     async def list_schedules(
@@ -267,18 +274,18 @@ class Schedules:
             schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
             if schedule is None:
                 return
-            refused = ""
+            refused, somebody_can_end_it = "", False
             if node is None:
                 refused = "the organisation is not known yet"
             elif node.status != "active":
                 refused = "the organisation is archived"
             elif left <= 0:
-                refused = "all tenants keep as many reports as they may"
+                refused, somebody_can_end_it = "all tenants keep as many reports as they may", True
             elif not await self._reports.make_room(connection, schedule):
                 refused = "the tenant keeps as many reports as it may; delete some"
+                somebody_can_end_it = True
             if refused:
-                after = replace(schedule, last_error=refused, not_before=at + _AGAIN)
-                await store.update_schedule(connection, after)
+                await self._refuse(connection, schedule, refused, tell=somebody_can_end_it)
                 return
             run, left_out = run_to_make(
                 schedule, at, min(schedule.keep, MOST_MISSED) if _has_period(schedule) else 1
@@ -303,14 +310,27 @@ class Schedules:
             await store.update_schedule(connection, after)
 
     async def _put_off(self, tenant_id: UUID, schedule_id: UUID, error: Exception) -> None:
-        at = self._clock()
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
-            schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
+            schedule = await store.lock_due(connection, tenant_id, schedule_id, self._clock())
             if schedule is not None:
-                await store.update_schedule(
-                    connection,
-                    replace(schedule, not_before=at + _AGAIN, last_error=brief(error)),
-                )
+                await self._refuse(connection, schedule, brief(error), tell=True)
+
+    async def _refuse(
+        self, connection: Connection, schedule: Schedule, reason: str, *, tell: bool
+    ) -> None:
+        """Leaves a schedule alone for a while. People get a mail the first time, and not at each
+        further look."""
+        after = replace(schedule, last_error=reason, not_before=self._clock() + _AGAIN)
+        await store.update_schedule(connection, after)
+        if tell and schedule.last_error != reason:
+            await self._notices.add(
+                connection,
+                schedule.tenant_id,
+                not_begun(schedule, reason),
+                REPORTS,
+                addresses=schedule.notify,
+                roles=() if schedule.notify else _WHO_ENDS_IT,
+            )
 
     async def _sweep(self) -> None:
         """Deletes reports that have expired, and those of schedules that have newer ones."""

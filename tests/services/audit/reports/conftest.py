@@ -25,6 +25,7 @@ from evergreen.v1 import (
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, Running
+from servicekit.ids import Clock
 from servicekit.rpc.channels import open_channel
 from servicekit.settings import ServiceSettings
 from services.attestation.feed import AttestationInternalApi
@@ -71,7 +72,7 @@ class Time:
         self.now += timedelta(**by)
 
 
-def internal_api(context: str, kit: Kit, clock: Time) -> Parts:
+def internal_api(context: str, kit: Kit, clock: Clock) -> Parts:
     """The internal RPCs of a service, and nothing else of it: what it knows does not change."""
     database = kit.database
     made: dict[str, Callable[[], Any]] = {
@@ -99,13 +100,25 @@ def internal_api(context: str, kit: Kit, clock: Time) -> Parts:
     return Parts(internal=[made[context]()])
 
 
-_OWNERS: dict[str, type[ServiceSettings]] = {
+OWNERS: dict[str, type[ServiceSettings]] = {
     "identity": IdentitySettings,
     "enrollment": EnrollmentSettings,
     "policy": ServiceSettings,
     "telemetry": TelemetrySettings,
     "attestation": AttestationSettings,
 }
+
+
+async def start_the_owner(
+    make_kit: MakeKit, serve: ServeService, clock: Clock, context: str
+) -> Running:
+    """Serves the internal RPCs of a service."""
+    kit = await make_kit(context, OWNERS[context], tenants=TREE)
+
+    async def build(kit: Kit) -> Parts:
+        return internal_api(context, kit, clock)
+
+    return await serve(kit, build)
 
 
 @dataclass
@@ -195,15 +208,8 @@ async def start_world(
     async def start(**settings: Any) -> World:
         time = Time()
 
-        async def start_owner(context: str) -> Running:
-            kit = await make_kit(context, _OWNERS[context], tenants=TREE)
-
-            async def build(kit: Kit) -> Parts:
-                return internal_api(context, kit, time)
-
-            return await serve(kit, build)
-
-        owners = {context: await start_owner(context) for context in _OWNERS}
+        start_owner = partial(start_the_owner, make_kit, serve, time)
+        owners = {context: await start_owner(context) for context in OWNERS}
         audit = await start_audit(
             stream=False,
             clock=time,

@@ -256,6 +256,24 @@ async def test_a_schedule_makes_room_among_its_own_alone(
             break
         await asyncio.sleep(0.05)
     assert "keeps as many" in found.last_error
+    # The first refusal is told, and not each look.
+    looks = await world.sql(
+        "SELECT not_before FROM audit.report_schedule WHERE id::text = $1", found.id
+    )
+    world.time.move(minutes=6)
+    for _ in range(400):
+        again = await world.sql(
+            "SELECT not_before FROM audit.report_schedule WHERE id::text = $1", found.id
+        )
+        if again != looks:
+            break
+        await asyncio.sleep(0.05)
+    assert again != looks
+    (row,) = await world.sql("SELECT texts, addresses, roles FROM audit.notice")
+    assert (row["addresses"], row["roles"]) == ([], ["Admin", "Owner"])
+    text = json.loads(row["texts"])[0]
+    assert text["subject"] == "The scheduled report policy-history cannot be made"
+    assert "keeps as many reports as it may; delete some" in text["paragraphs"][0]
     assert found.next_run_at.ToDatetime(UTC) == _utc("2026-12-03T03:00:00")
     assert [report.id for report in await reports_of(world, second.id, 1)] == [new.id]
     monkeypatch.setattr(service, "MOST_SCHEDULED", 5)
@@ -301,7 +319,7 @@ async def test_schedules_are_changed_seen_and_refused(world: World) -> None:
 
 async def test_a_broken_schedule_stops_no_other(world: World) -> None:
     """A row that somebody damaged is put off, and says why."""
-    broken = await create(world)
+    broken = await create(world, notify=["it@school.example"])
     await world.sql(
         "UPDATE audit.report_schedule SET time_zone = 'Nowhere' WHERE id::text = $1", broken.id
     )
@@ -312,6 +330,9 @@ async def test_a_broken_schedule_stops_no_other(world: World) -> None:
         "SELECT last_error, not_before FROM audit.report_schedule WHERE id::text = $1", broken.id
     )
     assert "time zone" in rows[0]["last_error"]
+    (told,) = await world.sql("SELECT texts, addresses FROM audit.notice")
+    assert told["addresses"] == ["it@school.example"]
+    assert "time zone" in told["texts"]
     assert rows[0]["not_before"] == world.time.now + timedelta(minutes=5)
 
 
