@@ -6,24 +6,20 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from cli.audit_redact import redact, redact_again
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.session import operator, session
+from cli.session import session
 from cli.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from cli.client import Api
-    from cli.migrate import Target
-
-T = TypeVar("T")
 
 # Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
 
@@ -44,8 +40,6 @@ Output = Annotated[
 ]
 
 _FAILED = 2
-_SECONDS = 30
-_LONGEST_REASON = 500
 _END_BYTES = 100
 _END = {
     "jsonl": re.compile(rb'(?:^|\n)\{"end":\{"entries":\d+\}\}\n$'),
@@ -162,82 +156,8 @@ def export(
             raise CliError("the export ended early and is not whole; try again")
 
 
-@app.command()
-def redact(
-    entry: Annotated[str, typer.Argument(help="The entry's id.")],
-    reason: Annotated[str, typer.Option(help="Why, for the log; name nobody.")],
-    unsalted: Annotated[
-        bool,
-        typer.Option("--unsalted", help="Also an entry of format v1, whose hash confirms a guess."),
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    home: Home = None,
-) -> None:
-    """Take out the content of an entry for good, on the server's machine.
-
-    Its place, time, action and hash stay, and an entry says who did it and why.
-    """
-    from uuid import UUID  # noqa: PLC0415
-
-    from cli.confirm import need_terminal  # noqa: PLC0415
-    from cli.migrate import find_target, run_on_database  # noqa: PLC0415
-    from services.audit.redaction import look  # noqa: PLC0415
-    from services.audit.redaction import redact as take_out  # noqa: PLC0415
-
-    with told(_FAILED):
-        try:
-            entry_id = UUID(entry)
-        except ValueError as wrong:
-            raise CliError(f"{entry} is no entry's id") from wrong
-        if not reason.strip() or len(reason) > _LONGEST_REASON or not reason.isprintable():
-            raise CliError(
-                f"--reason must have 1 to {_LONGEST_REASON} characters that can be printed, in one"
-                " line"
-            )
-        target = find_target(home)
-        if not yes:
-            need_terminal("--yes")
-            found = run_on_database(_in_database(target, lambda c: look(c, entry_id)))
-            typer.echo(
-                f"Entry {found.sequence} of tenant {found.tenant_id}: {found.action},"
-                f" {found.occurred_at:%Y-%m-%d %H:%M:%S} UTC. The reason stays in the log for ever:"
-                f" {reason.strip()}"
-            )
-            if not typer.confirm("Take out the entry's content for good?"):
-                raise CliError("nothing was changed")
-        done = run_on_database(
-            _in_database(
-                target,
-                lambda c: take_out(c, entry_id, reason.strip(), operator(), unsalted=unsalted),
-            )
-        )
-        typer.echo(f"Entry {done.sequence} ({done.action}) of tenant {done.tenant_id} is redacted.")
-        if done.dead_letters:
-            typer.echo(f"Messages in quarantine (audit.dead_letter) with it: {done.dead_letters}.")
-        if done.reports:
-            typer.echo(f"Reports made since, of all tenants, that may show it: {done.reports}.")
-
-
-async def _in_database(target: Target, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Does something in one transaction.
-
-    Raises:
-        CliError: it was refused.
-    """
-    import asyncpg  # noqa: PLC0415
-
-    from servicekit.errors import DomainError  # noqa: PLC0415
-
-    connection = await asyncpg.connect(
-        target.dsn, password=target.password, timeout=_SECONDS, command_timeout=_SECONDS
-    )
-    try:
-        async with connection.transaction():
-            return await work(connection)
-    except DomainError as refused:
-        raise CliError(refused.message) from refused
-    finally:
-        await connection.close()
+app.command()(redact)
+app.command("redact-again")(redact_again)
 
 
 @app.command()

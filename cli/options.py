@@ -21,6 +21,8 @@ Home: TypeAlias = Annotated[
 ]
 MIGRATE_URL: Final = "EVERGREEN_MIGRATE_DATABASE_URL"
 """Where the environment names a database, for commands that work on one without the services."""
+REDACTED_FILE: Final = "EVERGREEN_REDACTED_FILE"
+"""Where the environment names the list of redacted entries of the audit log."""
 DatabaseHome: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -27,6 +27,7 @@ class Outcome:
     header: Header
     logins: identity.Repaired
     devices: enrollment.Repaired
+    redactions: audit.Again = audit.Again()  # noqa: RUF009 - it is frozen
 
 
 async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome:
@@ -36,5 +37,5 @@ async def apply(connection: Connection, header: Header, facts: Facts) -> Outcome
     devices = await enrollment.repair(connection, facts.enrollment, logins.tenants)
     await attestation.repair(connection, facts.attestation)
     restored = audit.RestoredFrom(UUID(header.id), header.point, header.release, getpass.getuser())
-    await audit.repair(connection, restored)
+    await audit.repair(connection, facts.audit, restored)
     return Outcome(header, logins, devices)

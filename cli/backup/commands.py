@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from cli.errors import CliError, told
-from cli.options import MIGRATE_URL, DatabaseHome, home_of
+from cli.options import MIGRATE_URL, REDACTED_FILE, DatabaseHome, home_of
 from servicekit.build import VERSION
 
 if TYPE_CHECKING:
@@ -180,6 +180,14 @@ def restore(
         Path | None,
         typer.Option("--retired-file", help="File with ids of retired devices, one a line."),
     ] = None,
+    redacted_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--redacted-file",
+            envvar=REDACTED_FILE,
+            help="The list that `evergreen audit redact` keeps: what it names is redacted again.",
+        ),
+    ] = None,
     forget: Annotated[
         bool,
         typer.Option(
@@ -193,7 +201,7 @@ def restore(
     The services must be stopped. All of the archive is checked before anything is written.
     """
     with told(_FAILED):
-        from cli.backup.facts import read_retired  # noqa: PLC0415
+        from cli.backup.facts import read_redacted, read_retired  # noqa: PLC0415
         from cli.backup.fetch import fetched  # noqa: PLC0415
         from cli.backup.places import LocalHome  # noqa: PLC0415
         from cli.backup.procedure import Wanted, into_database, into_home  # noqa: PLC0415
@@ -202,6 +210,12 @@ def restore(
         facts = _no_facts()
         if retired_file is not None:
             read_retired(retired_file, facts)
+        if redacted_file is not None:
+            if redacted_file.exists():
+                read_redacted(redacted_file, facts)
+            else:
+                # It begins with the first redaction.
+                typer.echo(f"There is no {redacted_file}: no list says what was redacted.")
         key = key_of(passphrase_file, identity)
         beside = place.home.root if isinstance(place, LocalHome) else None
         with fetched(archive, beside, _say_fetched) as path:
@@ -236,6 +250,18 @@ def say(outcome: Outcome, then: str) -> None:
         f"Sessions ended: {outcome.logins.sessions}; everybody logs in again. Devices brought to a"
         f" newer state: {outcome.devices.carried}; retired again: {outcome.devices.retired}."
     )
+    again = outcome.redactions
+    if again.done:
+        typer.echo(f"Entries of the audit log that were redacted again: {again.done}.")
+    if again.absent:
+        typer.echo(
+            f"Redacted entries that the backup does not have: {len(again.absent)}. The event stream"
+            " brings those of the last 30 days back with their content. When the services have run"
+            " for some minutes, redact them again: put these ids into a file, one a line, and run"
+            " evergreen audit redact-again FILE"
+        )
+        for entry_id in again.absent:
+            typer.echo(f"  {entry_id}")
     if not outcome.logins.has_owner:
         typer.echo(
             "No Owner of the root tenant can log in: what was known since took the role, the"

@@ -2,14 +2,14 @@
 
 A device that was retired yesterday must stay retired when last week's backup is restored, and an
 Owner who became an Auditor must not be an Owner again. Sources are the database that is replaced,
-exports of the audit log, and a plain list of devices.
+exports of the audit log, and plain lists of devices and of redacted entries.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from cli.backup import catalog
 from cli.errors import CliError
 from servicekit.data.backup import Connection, Learns, Recorded
 from services.attestation import restore as attestation
+from services.audit import restore as audit
 from services.enrollment import restore as enrollment
 from services.identity import restore as identity
 from services.policy import restore as policy
@@ -34,6 +35,7 @@ class Facts:
     enrollment: enrollment.Known = field(default_factory=enrollment.Known)
     policy: policy.Known = field(default_factory=policy.Known)
     attestation: attestation.Known = field(default_factory=attestation.Known)
+    audit: audit.Known = field(default_factory=audit.Known)
     unknown: Counter[str] = field(default_factory=Counter)
     """Tenant → entries behind the backup's of which an export has no content: they were redacted.
     What they decided is not carried over."""
@@ -41,7 +43,7 @@ class Facts:
     @property
     def all(self) -> tuple[Learns, ...]:
         """What collects them."""
-        return (self.identity, self.enrollment, self.policy, self.attestation)
+        return (self.identity, self.enrollment, self.policy, self.attestation, self.audit)
 
 
 async def read_database(connection: Connection, facts: Facts) -> None:
@@ -52,18 +54,33 @@ async def read_database(connection: Connection, facts: Facts) -> None:
 
 
 def read_retired(path: Path, facts: Facts) -> None:
-    """Takes a list of devices that are retired: one device id a line, `#` for remarks.
+    """Takes a list of devices that are retired.
 
     Raises:
         CliError: a line is no device id.
     """
+    facts.enrollment.retired.update(_listed(path, "device id"))
+
+
+def read_redacted(path: Path, facts: Facts) -> None:
+    """Takes a list of entries of the audit log that were redacted.
+
+    Raises:
+        CliError: a line is no entry's id.
+    """
+    for entry_id in _listed(path, "entry's id"):
+        facts.audit.listed(entry_id)
+
+
+def _listed(path: Path, what: str) -> Iterator[UUID]:
+    """The ids of a list: one a line, `#` for remarks."""
     for number, line in enumerate(_lines(path), start=1):
         text = line.partition("#")[0].strip()
         if text:
             try:
-                facts.enrollment.retired.add(UUID(text))
+                yield UUID(text)
             except ValueError as error:
-                raise CliError(f"{path}, line {number}: {text[:60]} is no device id") from error
+                raise CliError(f"{path}, line {number}: {text[:60]} is no {what}") from error
 
 
 def read_audit_export(path: Path, heads: dict[str, int], facts: Facts) -> None:

@@ -8,7 +8,8 @@ after that transaction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import getpass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli.backup import catalog
@@ -23,6 +24,7 @@ from cli.errors import CliError
 from cli.migrate import Target
 from servicekit.data import key_check, migrate
 from servicekit.data.backup import Connection
+from services.audit.restore import redact_what_waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ async def into_home(wanted: Wanted, place: LocalHome) -> tuple[Outcome, Path | N
                     connection, wanted.archive, wanted.key, wanted.facts, own, replace=False
                 )
                 await _upgrade(connection, target, own)
+                outcome = await _redact(connection, outcome)
                 await finish(connection)
             place.write(files, outcome.logins.default_tenant)
         except BaseException:
@@ -125,6 +128,7 @@ async def into_database(
             staged.discard()
             raise
         await _upgrade(connection, target, own)
+        outcome = await _redact(connection, outcome)
         staged.put()
         await finish(connection, wanted.run)
     return outcome, staged.left
@@ -135,6 +139,11 @@ async def _upgrade(connection: Connection, target: Target, own: SealedKeys) -> N
     await migrate.up(target.dsn, target.password)
     await key_check.note(connection, own.master_key)
     await connection.execute("ANALYZE")
+
+
+async def _redact(connection: Connection, outcome: Outcome) -> Outcome:
+    """Takes out of the audit log what had been redacted, and came back with the backup."""
+    return replace(outcome, redactions=await redact_what_waits(connection, getpass.getuser()))
 
 
 async def _learn(target: Target, facts: Facts) -> None:

@@ -21,10 +21,11 @@ from services.audit.backups import store as runs
 from services.audit.backups.domain import Kind, Newest, Run
 from services.audit.forward.domain import SEALED_FOR as FORWARD_SEALED_FOR
 from services.audit.log.domain import SEALED_FOR
+from services.audit.redaction.again import Again, Known, have_wait, redact_what_waits
 from services.audit.tree import store as trees
 from services.audit.tree.restores import End, Restore
 
-__all__ = ["Kind", "Newest", "Run"]
+__all__ = ["Again", "Kind", "Known", "Newest", "Run", "redact_what_waits"]
 
 _ENTRY: Final = "entry"
 _HEAD: Final = "chain_head"
@@ -55,11 +56,13 @@ class RestoredFrom:
     """The account of the machine that ran the command."""
 
 
-async def repair(connection: Connection, restored: RestoredFrom) -> None:
+async def repair(connection: Connection, known: Known, restored: RestoredFrom) -> None:
     """Begins another log of the tree, and puts the restore into every chain.
 
-    Entries come there through the outbox, as all do.
+    Entries come there through the outbox, as all do. What was redacted waits for the schema of this
+    release, and `redact_what_waits`.
     """
+    await have_wait(connection, known)
     ended, begun = await _begin_log(connection)
     restore = Restore(
         restored.backup_id,

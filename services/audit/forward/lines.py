@@ -95,6 +95,8 @@ class Lines:
         }
         if truncated:
             values["truncated"] = "true"
+        if record.get("auditredacted"):
+            values["redacted"] = "true"
         parameters = "".join(
             f' {name}="{_parameter(value)}"' for name, value in values.items() if value != ""
         )

@@ -278,7 +278,8 @@ def _metadata(record: Mapping[str, Any], data: Mapping[str, Any], action: str) -
     }
     if "auditsequence" in record:
         found["sequence"] = record["auditsequence"]
-        found["labels"] = [f"audithash={record['audithash']}"]
+        marks = [name for name in ("auditredacted", "audittruncated") if record.get(name)]
+        found["labels"] = [f"audithash={record['audithash']}", *(f"{one}=true" for one in marks)]
     if data.get("requestId"):
         found["correlation_uid"] = str(data["requestId"])
     return found

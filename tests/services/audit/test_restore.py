@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from services.audit import restore
-from services.audit.restore import ArchivedLog, RestoredFrom, Row
+from services.audit.restore import ArchivedLog, Known, RestoredFrom, Row
 from tests.support.backups import ORG, repairing, seed
 from tests.support.servers import TestDatabase
 
@@ -22,7 +22,7 @@ async def test_every_chain_tells_of_the_restore(database: TestDatabase) -> None:
             "INSERT INTO audit.tree_log (number, origin, before, size, root, began_at)"
             " VALUES (1, 'school.example/audit/0000aaaa', '', 9, sha256('x'), now())"
         )
-        await restore.repair(connection, RestoredFrom(UUID(int=7), point, "0.1.0", "root"))
+        await restore.repair(connection, Known(), RestoredFrom(UUID(int=7), point, "0.1.0", "root"))
         log = await connection.fetchrow("SELECT * FROM audit.tree_log ORDER BY number DESC LIMIT 1")
         (told,) = await connection.fetch("SELECT subject, payload FROM audit.outbox")
         head = await connection.fetchrow("SELECT sequence, hash FROM audit.chain_head")
@@ -52,7 +52,9 @@ async def test_a_backup_of_before_the_tree_is_taken(database: TestDatabase) -> N
     async with repairing(database) as connection:
         await connection.execute("DROP TABLE audit.tree_log")
         await restore.repair(
-            connection, RestoredFrom(UUID(int=7), datetime(2026, 11, 1, tzinfo=UTC), "0.1.0", "x")
+            connection,
+            Known(),
+            RestoredFrom(UUID(int=7), datetime(2026, 11, 1, tzinfo=UTC), "0.1.0", "x"),
         )
         (told,) = await connection.fetch("SELECT payload FROM audit.outbox")
     assert json.loads(told["payload"])["data"]["after"]["tree"] == ""

@@ -1,0 +1,1 @@
+"""Takes the content out of entries of the log: the operator's work, on the server alone."""
