@@ -21,7 +21,7 @@ from servicekit.errors import DomainError
 from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.observability.tracing import step
-from services.audit.forward import messages, store
+from services.audit.forward import health_store, messages, position_store, quarantine_store
 from services.audit.forward.domain import (
     ATTEMPTS,
     JITTER,
@@ -37,7 +37,7 @@ from services.audit.forward.domain import (
 )
 from services.audit.forward.formats import Item, UnreadableError
 from services.audit.forward.outbound import Outbound
-from services.audit.forward.store import Waiting
+from services.audit.forward.position_store import Waiting
 from services.audit.forward.webhook import WebhookSender
 from services.audit.log import store as chains
 
@@ -84,7 +84,7 @@ class Delivery:
         outbound, forwarder, at = self.outbound, self.forwarder, self.outbound.clock()
         if self._checkpoint_due is None:
             async with outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-                last = await store.checkpoint_at(connection, forwarder.id)
+                last = await health_store.checkpoint_at(connection, forwarder.id)
             self._checkpoint_due = (last or forwarder.created_at) + _CHECKPOINTS_EVERY
         if at < self._checkpoint_due:
             return None
@@ -108,7 +108,7 @@ class Delivery:
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            await store.note_checkpoint(connection, self.forwarder.id, at)
+            await health_store.note_checkpoint(connection, self.forwarder.id, at)
             await self.succeeded(connection, 1)
         self._checkpoint_due = at + _CHECKPOINTS_EVERY
 
@@ -118,7 +118,7 @@ class Delivery:
         async with outbound.database.system_transaction(
             "a forwarder reads the chains of a subtree"
         ) as connection:
-            found = await store.waiting(
+            found = await position_store.waiting(
                 connection,
                 self.forwarder.id,
                 outbound.chains(self.forwarder),
@@ -132,7 +132,7 @@ class Delivery:
     async def succeeded(self, connection: Connection, count: int) -> None:
         """Notes that something was delivered."""
         at = self.outbound.clock()
-        told, _ = await store.delivered(connection, self.forwarder.id, count, at)
+        told, _ = await health_store.delivered(connection, self.forwarder.id, count, at)
         if told:
             await self.outbound.outbox.append(connection, messages.recovered(self.forwarder, at))
 
@@ -151,12 +151,14 @@ class Delivery:
             await disable(self.outbound, forwarder, Disabled.ADDRESS_REFUSED)
             return None
         async with self.outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-            attempts = await store.attempts(connection, forwarder.id) + 1
+            attempts = await health_store.attempts(connection, forwarder.id) + 1
             wait = error.retry_after
             if wait is None:
                 wait = delay(attempts, self.outbound.chance())
             wait = max(wait, _SHORTEST_WAIT * (1 - JITTER))
-            await store.failed(connection, forwarder.id, error.reason, at, attempts, at + wait)
+            await health_store.failed(
+                connection, forwarder.id, error.reason, at, attempts, at + wait
+            )
         log.info(
             "forwarder waits",
             forwarder=str(forwarder.id),
@@ -187,9 +189,9 @@ class Delivery:
             quarantined_at=at,
         )
         async with self.outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-            if await store.undelivered(connection, forwarder.id) >= MOST_QUARANTINED:
+            if await quarantine_store.undelivered(connection, forwarder.id) >= MOST_QUARANTINED:
                 raise NotDeliveredError(Fault.TARGET, "QUARANTINE_FULL", retry_after=LONGEST_WAIT)
-            if not await store.advance(
+            if not await position_store.advance(
                 connection,
                 forwarder,
                 self.lease,
@@ -199,7 +201,7 @@ class Delivery:
                 confirmed=confirmed,
             ):
                 raise MovedError
-            await store.quarantine(connection, forwarder, message)
+            await quarantine_store.quarantine(connection, forwarder, message)
             await self.outbound.outbox.append(
                 connection, messages.quarantined(forwarder, message.entry_id, reason)
             )
@@ -218,7 +220,7 @@ async def disable(outbound: Outbound, forwarder: Forwarder, reason: Disabled) ->
     """Disables a forwarder by the system."""
     at = outbound.clock()
     async with outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-        if await store.disable(connection, forwarder, reason, at):
+        if await health_store.disable(connection, forwarder, reason, at):
             await outbound.outbox.append(connection, messages.disabled(forwarder, reason, at))
     log.warning("forwarder disabled", forwarder=str(forwarder.id), reason=reason.value)
 
@@ -312,7 +314,9 @@ class WebhookDelivery(Delivery):
                 async with self.outbound.database.transaction(
                     Scope.of(lane.chain_id)
                 ) as connection:
-                    head, entries = await store.page(connection, lane.chain_id, lane.position)
+                    head, entries = await position_store.page(
+                        connection, lane.chain_id, lane.position
+                    )
                 if not entries:
                     # Somebody removed what was there.
                     await self._move(lane, max(head, lane.position), 0)
@@ -399,7 +403,7 @@ class WebhookDelivery(Delivery):
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            if not await store.advance(
+            if not await position_store.advance(
                 connection,
                 self.forwarder,
                 self.lease,
@@ -431,14 +435,14 @@ class WebhookDelivery(Delivery):
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            await store.note_error(connection, self.forwarder.id, error.reason, at)
+            await health_store.note_error(connection, self.forwarder.id, error.reason, at)
         return False
 
     async def _hold(self, lane: _Lane, until: datetime) -> None:
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            await store.hold(
+            await position_store.hold(
                 connection,
                 self.forwarder,
                 self.lease,
@@ -454,7 +458,7 @@ class WebhookDelivery(Delivery):
             async with self.outbound.database.transaction(
                 Scope.of(self.forwarder.tenant_id)
             ) as connection:
-                message = await store.asked_again(connection, self.forwarder.id)
+                message = await quarantine_store.asked_again(connection, self.forwarder.id)
             if message is None:
                 return True
             reason = await self._once_more(message)
@@ -464,7 +468,7 @@ class WebhookDelivery(Delivery):
                 Scope.of(self.forwarder.tenant_id)
             ) as connection:
                 at = None if reason else self.outbound.clock()
-                await store.note_again(connection, message.id, reason, at)
+                await quarantine_store.note_again(connection, message.id, reason, at)
                 if not reason:
                     await self.succeeded(connection, 1)
 
@@ -489,7 +493,7 @@ class WebhookDelivery(Delivery):
     async def _once_more(self, message: Quarantined) -> str | None:
         """What went wrong, empty for nothing; `None` when the target is at fault."""
         async with self.outbound.database.transaction(Scope.of(message.chain_id)) as connection:
-            entry = await store.entry(connection, message.chain_id, message.sequence)
+            entry = await position_store.entry(connection, message.chain_id, message.sequence)
         if entry is None:
             return "ENTRY_MISSING"
         try:

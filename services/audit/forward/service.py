@@ -31,7 +31,7 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.certificates import first_end_of
 from servicekit.security.sealing import SealingError
 from servicekit.times import RULE, is_usable, parse_rfc3339
-from services.audit.forward import messages, store
+from services.audit.forward import health_store, messages, position_store, quarantine_store, store
 from services.audit.forward.domain import (
     MOST_PER_INSTALLATION,
     Config,
@@ -243,8 +243,8 @@ class Forwarders:
                 await store.update(connection, after)
                 if after.below_too and not before.below_too:
                     # Those below begin with what comes; what waits of its own stays.
-                    await store.keep_beginning(connection, after)
-                    await store.start_now(connection, after, self._outbound.chains(after))
+                    await position_store.keep_beginning(connection, after)
+                    await position_store.start_now(connection, after, self._outbound.chains(after))
                 event = ForwarderUpdated(
                     id=after.id,
                     before=messages.snapshot(before),
@@ -252,9 +252,9 @@ class Forwarders:
                 )
                 await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
             if after.enabled and not before.enabled:
-                await store.begin_anew(connection, forwarder_id)
+                await health_store.begin_anew(connection, forwarder_id)
             if after != before or before.state.next_attempt_at is not None:
-                await store.try_now(connection, forwarder_id)
+                await health_store.try_now(connection, forwarder_id)
         self._worker.changed(forwarder_id)
         return replace(await self.get(call, forwarder_id), secret=secret)
 
@@ -292,9 +292,9 @@ class Forwarders:
         chains = self._outbound.chains(forwarder)
         starting = _starting(forwarder.start_at)
         if starting is not None:
-            await store.start_from(connection, forwarder, chains, starting)
+            await position_store.start_from(connection, forwarder, chains, starting)
         elif forwarder.start_at == NOW:
-            await store.start_now(connection, forwarder, chains)
+            await position_store.start_now(connection, forwarder, chains)
 
     async def delete(self, call: Call, forwarder_id: UUID) -> None:
         """Removes a forwarder.
@@ -334,7 +334,7 @@ class Forwarders:
             took = timedelta(seconds=loop.time() - begun)
         async with self._database.transaction(Scope.of(forwarder.tenant_id)) as connection:
             if not error:
-                await store.try_now(connection, forwarder_id)
+                await health_store.try_now(connection, forwarder_id)
             await self._outbox.append(connection, messages.tested(forwarder, error))
         self._worker.changed(forwarder_id)
         return Tested(error, status, took)
@@ -362,7 +362,7 @@ class Forwarders:
         ) as connection:
             found = await self._locked(connection, Scope.of(forwarder.tenant_id), forwarder_id)
             chains = self._outbound.chains(found)
-            await store.go_back(connection, found, chains, since)
+            await position_store.go_back(connection, found, chains, since)
             replayed = ForwarderReplay(name=found.name, starting=since)
             event = ForwarderReplayed(id=forwarder_id, after=replayed)
             await self._outbox.append(connection, CloudEvent(event, found.tenant_id))
@@ -415,7 +415,7 @@ class Forwarders:
         """
         forwarder = await self._found(call, forwarder_id)
         async with self._database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-            return await store.list_quarantined(connection, forwarder_id, after, limit)
+            return await quarantine_store.list_quarantined(connection, forwarder_id, after, limit)
 
     async def retry_quarantined(self, call: Call, forwarder_id: UUID, ids: Sequence[UUID]) -> int:
         """Has messages sent once more; answers how many.
@@ -425,7 +425,7 @@ class Forwarders:
         """
         forwarder = await self._found(call, forwarder_id)
         async with self._database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-            count = await store.ask_again(connection, forwarder_id, ids or None)
+            count = await quarantine_store.ask_again(connection, forwarder_id, ids or None)
             retried = ForwarderRetry(name=forwarder.name, messages=count)
             event = ForwarderQuarantineRetried(id=forwarder_id, after=retried)
             await self._outbox.append(connection, CloudEvent(event, forwarder.tenant_id))
@@ -450,7 +450,9 @@ class Forwarders:
         async with self._database.system_transaction(
             "a forwarder reads the chains of a subtree"
         ) as connection:
-            lag = await store.lag(connection, forwarder.id, self._outbound.chains(forwarder))
+            lag = await position_store.lag(
+                connection, forwarder.id, self._outbound.chains(forwarder)
+            )
         try:
             secrets = self._outbound.secrets(forwarder)
         except (SealingError, ValueError):

@@ -24,7 +24,7 @@ from servicekit.observability.tracing import step
 from servicekit.outgoing.addresses import NotConnectedError
 from servicekit.outgoing.guard import Guard
 from servicekit.outgoing.wire import Wire, certificate_reason, client_context
-from services.audit.forward import store
+from services.audit.forward import position_store, quarantine_store
 from services.audit.forward.deliver import TURN_SECONDS, Delivery, MovedError
 from services.audit.forward.domain import (
     CONFIRMED_AFTER,
@@ -40,7 +40,7 @@ from services.audit.forward.domain import (
 from services.audit.forward.formats import Item, UnreadableError
 from services.audit.forward.lines import Lines
 from services.audit.forward.outbound import Outbound
-from services.audit.forward.store import Waiting
+from services.audit.forward.position_store import Waiting
 
 _AT_ONCE: Final = 50
 """Messages, before the receiver's kernel must have them."""
@@ -285,7 +285,7 @@ class SyslogDelivery(Delivery):
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            await store.go_back_to_confirmed(connection, self.forwarder.id, self.lease)
+            await position_store.go_back_to_confirmed(connection, self.forwarder.id, self.lease)
         await self._connection.open()
 
     def _forget(self) -> None:
@@ -299,7 +299,7 @@ class SyslogDelivery(Delivery):
         until = loop.time() + TURN_SECONDS
         for _ in range(_PAGES):
             async with self.outbound.database.transaction(Scope.of(chain_id)) as connection:
-                head, entries = await store.page(connection, chain_id, position)
+                head, entries = await position_store.page(connection, chain_id, position)
             if not entries:
                 if head > position:
                     await self._move(chain_id, position, head, confirmed, 0)
@@ -348,7 +348,7 @@ class SyslogDelivery(Delivery):
         async with self.outbound.database.transaction(
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
-            if not await store.advance(
+            if not await position_store.advance(
                 connection,
                 self.forwarder,
                 self.lease,
@@ -395,7 +395,7 @@ class SyslogDelivery(Delivery):
             Scope.of(self.forwarder.tenant_id)
         ) as connection:
             for mark in marks:
-                good &= await store.confirm(
+                good &= await position_store.confirm(
                     connection,
                     self.forwarder.id,
                     self.lease,
@@ -411,7 +411,7 @@ class SyslogDelivery(Delivery):
             async with self.outbound.database.transaction(
                 Scope.of(self.forwarder.tenant_id)
             ) as connection:
-                message = await store.asked_again(connection, self.forwarder.id)
+                message = await quarantine_store.asked_again(connection, self.forwarder.id)
             if message is None:
                 return
             reason = await self._once_more(message)
@@ -419,11 +419,11 @@ class SyslogDelivery(Delivery):
                 Scope.of(self.forwarder.tenant_id)
             ) as connection:
                 at = None if reason else self.outbound.clock()
-                await store.note_again(connection, message.id, reason, at)
+                await quarantine_store.note_again(connection, message.id, reason, at)
 
     async def _once_more(self, message: Quarantined) -> str:
         async with self.outbound.database.transaction(Scope.of(message.chain_id)) as connection:
-            entry = await store.entry(connection, message.chain_id, message.sequence)
+            entry = await position_store.entry(connection, message.chain_id, message.sequence)
         if entry is None:
             return "ENTRY_MISSING"
         try:

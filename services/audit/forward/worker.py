@@ -24,11 +24,11 @@ from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.security.sealing import SealingError
-from services.audit.forward import messages, store
+from services.audit.forward import health_store, messages, position_store, store
 from services.audit.forward.deliver import WebhookDelivery, disable
 from services.audit.forward.domain import TOLD_AFTER, Disabled, Forwarder, Kind
+from services.audit.forward.health_store import Due
 from services.audit.forward.outbound import Outbound
-from services.audit.forward.store import Due
 from services.audit.forward.syslog import SyslogDelivery, syslog_connection
 
 log = logs.get(__name__)
@@ -135,12 +135,12 @@ class Worker:
         async with self._outbound.database.system_transaction(
             "forwarders of all tenants are looked at"
         ) as connection:
-            seen = await store.recorded(connection)
+            seen = await health_store.recorded(connection)
             known = {key: runner.forwarder for key, runner in self._runners.items()}
-            found, self._has_any = await store.enabled(connection, self._lease, known)
+            found, self._has_any = await health_store.enabled(connection, self._lease, known)
             since = now - TOLD_AFTER
             if any(_is_untold(due.forwarder, since) for due in found):
-                for forwarder in await store.failing_untold(connection, since):
+                for forwarder in await health_store.failing_untold(connection, since):
                     await self._outbound.outbox.append(connection, messages.failing(forwarder, now))
         await self._end(
             [
@@ -176,7 +176,7 @@ class Worker:
         if node is None or node.going or not (due.is_free or due.is_mine):
             return None
         async with self._outbound.database.transaction(Scope.of(forwarder.tenant_id)) as connection:
-            if not await store.take(connection, forwarder.id, self._lease, _LEASE_SECONDS):
+            if not await health_store.take(connection, forwarder.id, self._lease, _LEASE_SECONDS):
                 return None
         runner = _Runner(forwarder)
         runner.task = asyncio.create_task(self._send(runner))
@@ -238,7 +238,7 @@ class Worker:
                 async with self._outbound.database.transaction(
                     Scope.of(runner.forwarder.tenant_id)
                 ) as connection:
-                    await store.release(connection, known, self._lease)
+                    await health_store.release(connection, known, self._lease)
 
     async def _renew_forever(self) -> None:
         outage = Repeated(log, "leases of forwarders not renewed")
@@ -250,7 +250,7 @@ class Worker:
                 async with self._outbound.database.system_transaction(
                     "a process holds leases of all tenants"
                 ) as connection:
-                    await store.renew(connection, self._lease, _LEASE_SECONDS)
+                    await health_store.renew(connection, self._lease, _LEASE_SECONDS)
                 outage.worked()
             except Exception as error:
                 outage.failed(error)
@@ -272,7 +272,9 @@ class Worker:
             "a forwarder reads the chains of a subtree"
         ) as connection:
             found = await store.find(connection, Scope.of(forwarder.tenant_id), forwarder.id)
-            lag = await store.lag(connection, forwarder.id, self._outbound.chains(forwarder))
+            lag = await position_store.lag(
+                connection, forwarder.id, self._outbound.chains(forwarder)
+            )
         if found is None or forwarder.id not in self._runners:
             return
         name = str(forwarder.id)

@@ -10,6 +10,7 @@ import pytest
 from evergreen.v1 import audit_pb2 as pb
 from servicekit.security.certificates import last_end_of
 from services.audit.alerts import board
+from services.audit.forward import health_store
 from services.audit.forward import store as forwarders
 from services.audit.forward.domain import Disabled
 from tests.services.audit.alerts.conftest import (
@@ -144,7 +145,7 @@ async def test_a_forwarder_that_the_system_disabled(world: World) -> None:
     async with world.audit.kit.database.system_transaction("a test") as connection:
         scope = world.audit.kit.tenants.scope(ORG.id)
         (forwarder,) = (await forwarders.list_forwarders(connection, scope, None, 9)).items
-        assert await forwarders.disable(connection, forwarder, Disabled.GONE, world.now)
+        assert await health_store.disable(connection, forwarder, Disabled.GONE, world.now)
     await world.update(rules=[input_of("forwarder-failing", thresholds={"minutes": 60})])
     await world.watch.look()
     assert await world.alerts() == []
