@@ -18,6 +18,7 @@ from services.audit.settings import AuditSettings
 from tests.conftest import MakeKit
 from tests.support import callers, forward_kills, syslog_servers
 from tests.support.audit import ORG, RESELLER, ROOT, SISTER, STRANGER, TREE
+from tests.support.backlog import fill
 from tests.support.paths import LONG
 from tests.support.paths import ROOT as PROJECT
 from tests.support.servers import TestDatabase
@@ -30,18 +31,6 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 ENTRIES = int(os.environ.get("EVERGREEN_TEST_ENTRIES", "1000000"))
-FILL = """
-INSERT INTO audit.entry (tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource,
-                         record, previous_hash, hash)
-SELECT $1::uuid, n, gen_random_uuid(), '2026-09-01Z'::timestamptz + n * interval '1 s',
-       'a@b.example', '', 'policy.updated', 'policies/1',
-       '{"data":{"action":"policy.updated","actor":"a@b.example","after":{"text":"'
-           || repeat('x', 400) || '"},"before":null,"resource":"policies/1"},"id":"' || n
-           || '","source":"/evergreen/policy","specversion":"1.0","tenantid":"' || $1::uuid::text
-           || '","time":"2026-09-01T00:00:00Z","type":"evergreen.v1.policy.updated"}',
-       sha256('x'), sha256('y')
-FROM generate_series(1, $2::int) AS n
-"""
 
 
 async def test_nothing_is_missing_after_five_minutes(
@@ -63,14 +52,8 @@ async def test_a_million_entries_drain(
     kit = await make_kit("audit", AuditSettings, tenants=TREE)
     chains = [ORG.id, SISTER.id, STRANGER.id, RESELLER.id]
     connection = await database.superuser()
-    await connection.execute("SET evergreen.scope = '*'")
     for chain in chains:
-        await connection.execute(FILL, chain, ENTRIES // len(chains), timeout=600)
-        await connection.execute(
-            "INSERT INTO audit.chain_head (tenant_id, sequence, hash) VALUES ($1, $2, sha256('y'))",
-            chain,
-            ENTRIES // len(chains),
-        )
+        await fill(connection, chain, ENTRIES // len(chains))
     await connection.execute("ANALYZE audit.entry")
     port, file = free_port(), tmp_path / "received"
     command = [sys.executable, "-m", "tests.support.webhook_program", str(port), file]
