@@ -65,6 +65,11 @@ class World:
             pb.GetForwarderRequest(id=forwarder_id), metadata=by or self.admin
         )
 
+    async def test(self, forwarder_id: str) -> pb.TestForwarderResponse:
+        return await self.audit.forwarders.TestForwarder(
+            pb.TestForwarderRequest(id=forwarder_id), metadata=self.admin
+        )
+
     async def until(
         self, forwarder_id: str, condition: Callable[[pb.Forwarder], bool]
     ) -> pb.Forwarder:

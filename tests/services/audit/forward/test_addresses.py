@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -83,11 +84,16 @@ async def _canary() -> Any:
         came.append(writer.get_extra_info("peername"))
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    other = server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    # Where the machine has IPv6, there, too.
+    with contextlib.suppress(OSError):
+        other = await asyncio.start_server(connected, "::1", port)
     try:
-        yield server.sockets[0].getsockname()[1], came
+        yield port, came
     finally:
         server.close()
+        other.close()
 
 
 def _literal(text: str) -> str:
@@ -140,14 +146,19 @@ async def test_a_name_that_changes_its_address_is_of_no_use() -> None:
         asked += 1
         return answers[min(asked, len(answers)) - 1]
 
+    for text in NEVER:
+        # A spelling that the system does not know is no address.
+        with contextlib.suppress(OSError):
+            answers.append(await resolve(text, 443))
+    assert len(answers) >= 40
     guard = Guard(Rules("all"), lookup=lookup)
     async with _canary() as (port, came):
         assert await guard.refusal("rebind.example", port, root=True) == ""
-        for _ in range(4):
+        for _ in answers[1:]:
             with pytest.raises(NotConnectedError, match="ADDRESS_REFUSED"):
                 await guard.connect("rebind.example", port, root=True)
         assert came == []
-    assert asked == 5, "each connection asks once"
+    assert asked == len(answers), "each connection asks once"
 
 
 async def test_a_name_that_becomes_forbidden_disables(
@@ -155,6 +166,11 @@ async def test_a_name_that_becomes_forbidden_disables(
 ) -> None:
     """With the reason; nothing is connected to."""
     found = ["9.9.9.9"]
+    forbidden = []
+    for text in NEVER:
+        with contextlib.suppress(OSError):
+            forbidden.append(list(await resolve(text, 443)))
+    assert len(forbidden) >= 40
 
     async def lookup(host: str, port: int) -> Sequence[str]:
         return found
@@ -165,6 +181,10 @@ async def test_a_name_that_becomes_forbidden_disables(
         made = await world.create(
             webhook={"url": f"https://rebind.example:{port}/"}, start_at="now"
         )
+        for addresses in forbidden:
+            found[:] = addresses
+            tested = await world.test(made.id)
+            assert (tested.delivered, tested.error) == (False, "ADDRESS_REFUSED"), addresses
         found[:] = ["127.0.0.1"]
         await world.record(event(1))
         disabled = await world.until(made.id, lambda f: not f.enabled)
@@ -175,11 +195,17 @@ async def test_a_name_that_becomes_forbidden_disables(
 
 
 async def test_a_redirect_reaches_nothing(start_world: StartWorld) -> None:
-    """Not even a host that is allowed."""
+    """In no spelling, and not even a host that is allowed."""
     async with _canary() as (port, came), receiving() as other:
         world = await start_world(other, forward_allow=f"{other.allowed},127.0.0.1/32:{port}")
-        other.answer = lambda _: (307, {"location": f"http://127.0.0.1:{port}/"})
         made = await world.create()
+        for text in NEVER:
+            there = f"http://{_literal(text)}:{port}/"
+            for status in (302, 307):
+                other.answer = lambda _, to=there, said=status: (said, {"location": to})
+                tested = await world.test(made.id)
+                assert (tested.delivered, tested.error) == (False, f"REDIRECTED_{status}"), there
+        other.answer = lambda _: (307, {"location": f"http://127.0.0.1:{port}/"})
         await world.record(event(1))
         await world.until(made.id, lambda f: f.state.last_error == "REDIRECTED_307")
         assert came == []
