@@ -16,6 +16,7 @@ import httpx
 
 from deploy.launcher.home import Home
 from tests.e2e.world import PASSWORD, Org, assert_error, ok
+from tests.support import programs
 from tests.support.stack import PATIENCE, Stack, until
 
 
@@ -23,15 +24,7 @@ def evergreen(
     *arguments: str | Path, seconds: float = PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the real command, with nothing on its standard input."""
-    return subprocess.run(
-        _command(arguments),
-        env=_environment(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    return programs.evergreen(arguments, _environment(environment), seconds)
 
 
 def running(*arguments: str | Path) -> subprocess.Popen[str]:

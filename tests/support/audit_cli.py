@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from auditlog.chain import NO_HASH, entry_hash
+from tests.support import programs
 from tests.support.audit import Audit
+from tests.support.stack import PATIENCE
 
 
 @dataclass
@@ -24,17 +25,13 @@ class Outcome:
 
 async def evergreen(*arguments: str | Path, **environment: str) -> Outcome:
     """Runs the real command."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "cli.main",
-        *map(str, arguments),
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    done = await asyncio.to_thread(
+        programs.evergreen,
+        arguments,
+        {"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
+        PATIENCE,
     )
-    out, err = await process.communicate()
-    return Outcome(process.returncode or 0, out.decode(), err.decode())
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 async def rewrite(audit: Audit, tenant_id: str, records: Sequence[str]) -> None:
