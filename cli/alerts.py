@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from cli.durations import rfc3339
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
-from cli.tables import table
+from cli.tables import moment, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -29,15 +31,25 @@ app.add_typer(rules)
 _FAILED: Final = 2
 _PATH: Final = "/api/alerts"
 _RULES: Final = "/api/alert-rules"
-_COLUMNS: Final = ("RAISED", "RESOLVED", "KIND", "WHAT", "SUBJECT", "ORGANISATION")
-_RULE_COLUMNS: Final = ("KIND", "ON", "THRESHOLDS", "PAUSED UNTIL")
+_COLUMNS: Final = ("RAISED (UTC)", "RESOLVED (UTC)", "KIND", "WHAT", "SUBJECT", "ORGANISATION")
+_RULE_COLUMNS: Final = ("KIND", "ON", "THRESHOLDS", "PAUSED UNTIL (UTC)")
 
 Org = Annotated[
-    str, typer.Option("--org", help="The tenant, by id, with all below it; yours when not given.")
+    str,
+    typer.Option(
+        "--org",
+        help="The tenant, by its code or id, with all below it; yours when not given.",
+        show_default=False,
+    ),
 ]
-Tenant = Annotated[str, typer.Option("--org", help="The tenant, by id; yours when not given.")]
+Tenant = Annotated[
+    str,
+    typer.Option(
+        "--org", help="The tenant, by its code or id; yours when not given.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Kind = Annotated[str, typer.Argument(help="The kind; `evergreen alerts rules show` has all.")]
+Kind = Annotated[str, typer.Argument(help="The kind; `evergreen alerts rules show` lists them.")]
 
 
 @app.command("list")
@@ -55,7 +67,8 @@ def list_alerts(
 ) -> None:
     """Show open alerts, the newest first."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        wanted = {"kind": kind, "orgId": org} | ({} if past else {"open": "true"})
+        asked = {"kind": kind, "orgId": tenant_id(api, org)}
+        wanted = asked | ({} if past else {"open": "true"})
         found = list(api.pages(_PATH, "alerts", limit, **wanted))
         _show(found if as_json else None, table(_COLUMNS, [_row(one) for one in found]))
 
@@ -72,7 +85,7 @@ def show_rules(
 ) -> None:
     """Show what counts for a tenant."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = api.get(_RULES, orgId=org)
+        found = api.get(_RULES, orgId=tenant_id(api, org))
         if as_json:
             _show([found], ())
             return
@@ -98,7 +111,11 @@ def set_rule(
         bool | None, typer.Option("--on/--off", help="Whether there are such alerts.")
     ] = None,
     pause_until: Annotated[
-        str, typer.Option(help="Raise and resolve nothing until 2026-08-31T00:00:00Z, say.")
+        str,
+        typer.Option(
+            help="Raise nothing until then: 2026-08-31, or 2026-08-31T07:00:00+02:00.",
+            show_default=False,
+        ),
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="End a pause.")] = False,
     org: Tenant = "",
@@ -109,17 +126,20 @@ def set_rule(
     password_file: PasswordFile = None,
 ) -> None:
     """Change when something is an alert."""
-    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        rule: dict[str, Any] = {"kind": kind}
+    with told(_FAILED):
+        rule: dict[str, Any] = {}
         if threshold:
             rule["thresholds"] = dict(_threshold(text) for text in threshold)
         if enabled is not None:
             rule["enabled"] = enabled
         if pause_until:
-            rule["pausedUntil"] = pause_until
+            rule["pausedUntil"] = rfc3339(pause_until, "--pause-until")
         if resume:
             rule["resume"] = True
-        found = _change(api, org, {"rules": [rule]})
+        if not rule:
+            raise CliError("say what to change: --threshold, --on, --off, --pause-until, --resume")
+        with session(home, url, ca_file, email, password_file) as api:
+            found = _change(api, org, {"rules": [{"kind": kind, **rule}]})
         changed = next(one for one in found["rules"] if one["kind"] == kind)
         _show(None, table(_RULE_COLUMNS, [_rule_row(changed)]))
 
@@ -167,7 +187,8 @@ def inherit(
 
 
 def _change(api: Api, org: str, body: dict[str, Any]) -> Any:
-    return api.patch(_RULES, body | ({"orgId": org} if org else {}))
+    tenant = tenant_id(api, org)
+    return api.patch(_RULES, body | ({"orgId": tenant} if tenant else {}))
 
 
 def _threshold(text: str) -> tuple[str, int]:
@@ -184,8 +205,8 @@ def _show(found: Sequence[Any] | None, lines: Sequence[str]) -> None:
 
 def _row(one: Any) -> list[str]:
     return [
-        one["raisedAt"],
-        one.get("resolvedAt") or "-",
+        moment(one["raisedAt"]),
+        moment(one.get("resolvedAt")),
         one["kind"],
         one["text"],
         one.get("subject") or "-",
@@ -201,5 +222,5 @@ def _rule_row(one: Any) -> list[str]:
         one["kind"],
         "yes" if one.get("enabled") else "no",
         thresholds or "-",
-        one.get("pausedUntil") or "-",
+        moment(one.get("pausedUntil")),
     ]

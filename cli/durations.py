@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 from cli.errors import CliError
@@ -21,3 +22,18 @@ def duration(text: str, option: str) -> float:
     if match is None:
         raise CliError(f"{option} is a time like 90, 90s, 5m or 2h, not {text!r}")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def rfc3339(text: str, option: str) -> str:
+    """A time as the API takes it; a day begins at midnight, and what has no offset is in UTC.
+
+    Raises:
+        CliError: it is no time.
+    """
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise CliError(
+            f"{option} is a day like 2026-08-31, or a time like 2026-08-31T07:00:00Z, not {text!r}"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -32,6 +33,7 @@ from cli import (
     people,
     policies,
     policy_changes,
+    policy_drafts,
     postgres,
     reports,
     rollouts,
@@ -56,7 +58,6 @@ app = typer.Typer(
     name="evergreen",
     help="Runs and administers the Evergreen Selfhost Backend.",
     no_args_is_help=True,
-    add_completion=False,
     # A traceback with local variables could show secrets.
     pretty_exceptions_show_locals=False,
 )
@@ -100,6 +101,7 @@ app.add_typer(scim.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
 policies.app.command("simulate")(policy_changes.simulate)
+policy_drafts.add_to(policies.app)
 app.add_typer(policies.app)
 app.add_typer(rollouts.app)
 app.command("plan")(sets.plan)
@@ -129,7 +131,10 @@ def run() -> None:
 
     To build all of them takes longer than most commands.
     """
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    # A shell that completes a line gives it in the environment.
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
+    words = line.split() if line else sys.argv
+    word = words[1] if len(words) > 1 else ""
     every = app.registered_groups
     app.registered_groups = [
         group

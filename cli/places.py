@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
@@ -43,6 +44,33 @@ def org_id(api: Api, name: str) -> str:
     if len(tenants) == 1:
         return str(tenants[0]["id"])
     raise CliError(f"you see {len(tenants)} organisations; name one with --org")
+
+
+def tenant_id(api: Api, name: str) -> str:
+    """The id of a tenant of any kind; empty for the caller's own.
+
+    Args:
+        name: its code or id, or nothing.
+
+    Raises:
+        CliError: there is none.
+    """
+    if not name:
+        return ""
+    for tenant in api.pages("/api/tenants", "tenants", ALL):
+        if name in {tenant["id"], tenant["code"]}:
+            return str(tenant["id"])
+    raise CliError(f"you see no tenant with the code or id {name}; `orgs list` shows them")
+
+
+def serials_of(api: Api, ids: Sequence[str]) -> dict[str, str]:
+    """The serial numbers of devices, by their ids; devices that are deleted have none."""
+    found: dict[str, str] = {}
+    for start in range(0, len(ids), AT_ONCE):
+        body = {"ids": list(ids[start : start + AT_ONCE])}
+        known = api.post("/api/registrations/batch-get", body)["registrations"]
+        found |= {one["id"]: one["serial"] for one in known}
+    return found
 
 
 def group_of(api: Api, org: str, alias: str) -> Any:

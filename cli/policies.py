@@ -1,27 +1,28 @@
-"""`evergreen policies`: what is published of policies, and what is different between versions."""
+"""`evergreen policies`: which there are, what is published of them, and what devices get."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import quote
 from uuid import UUID
 
 import typer
 
+from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Org, group_of, org_id
 from cli.session import session
-from cli.tables import show_list, table
+from cli.tables import moment, show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
 
 app = typer.Typer(
     name="policies",
-    help="Policies: list, compare versions, explain, simulate, target, withdraw.",
+    help="Policies: write, publish, compare versions, explain, simulate, target, withdraw.",
     no_args_is_help=True,
 )
 
@@ -31,7 +32,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 _FAILED: Final = 2
 _COLUMNS: Final = ("NAME", "VERSION", "STATE", "CHANGED", "ID")
 _FIELD_COLUMNS: Final = ("FIELD", "HOW", "VALUE", "FROM")
-_VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED", "BY", "ROLLBACK OF")
+_DEVICE_STATES: Final = {
+    "CURRENT": "the device has it",
+    "PENDING": "the device gets it by a later poll",
+    "ORPHANED": "nothing is in force, and the device goes on with what it has",
+    "AHEAD": "the device names a version that nobody published",
+    "NONE": "nothing is in force for the device, and it has nothing",
+}
+_VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED (UTC)", "BY", "NOTE")
 
 
 @app.command("list")
@@ -109,7 +117,8 @@ def diff(
 @app.command()
 def effective(
     device: Annotated[
-        str, typer.Option(help="Of this device, by its id; else of the organisation.")
+        str,
+        typer.Option(help="Of this device, by its serial number or id; else of the organisation."),
     ] = "",
     group: Annotated[
         str, typer.Option(help="Of devices of the organisation in this group, by its alias.")
@@ -126,7 +135,7 @@ def effective(
     """Show what devices are to have of all policies, and which policy each value is from."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         if device:
-            found = api.get(f"/api/devices/{quote(device, safe='')}/effective-policy")
+            found = api.get(f"/api/devices/{device_of(api, org, device)}/effective-policy")
         else:
             asked = {"orgId": org_id(api, org)}
             if group:
@@ -194,8 +203,7 @@ def target(
         body = {"targets": targets, "etag": found["etag"], **({"signed": True} if publish else {})}
         changed = api.patch(f"/api/policies/{found['id']}", body)
         where = ", ".join([*(groups or ()), *(devices or ())]) or "all devices"
-        state = "in force" if changed["signed"] else "not published yet"
-        typer.echo(f"{found['name']} is for {where}; {state}.")
+        typer.echo(f"{found['name']} is for {where}; {published(changed, asked=publish)}.")
 
 
 @app.command()
@@ -213,9 +221,25 @@ def withdraw(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = found_policy(api, org, policy)
         if not yes:
+            need_terminal("--yes")
             typer.confirm(f"Withdraw {found['name']}?", abort=True)
         api.post(f"/api/policies/{found['id']}/withdraw", {})
         typer.echo(f"{found['name']} is not in force.")
+
+
+def published(policy: Any, *, asked: bool) -> str:
+    """Whether devices get a policy as it is now.
+
+    Args:
+        policy: the API's answer to a change.
+        asked: whether the change was to be published, too.
+    """
+    if policy["signed"]:
+        return "in force"
+    if asked:
+        name = shlex.quote(policy["name"])
+        return f"in force once its rollout is over: evergreen rollouts show {name}"
+    return "not published yet"
 
 
 def found_policy(api: Api, org: str, name: str) -> Any:
@@ -262,29 +286,35 @@ def _row(policy: Any) -> tuple[str, ...]:
 def _version_row(version: Any) -> tuple[str, ...]:
     return (
         version["version"],
-        version["publishedAt"],
+        moment(version["publishedAt"]),
         version["publishedBy"],
-        version["rollbackOf"],
+        "; ".join(
+            [
+                *([f"as version {version['rollbackOf']}"] if version["rollbackOf"] else []),
+                *(["never in force"] if version["neverInForce"] else []),
+            ]
+        ),
     )
 
 
 def _explained(found: Any, *, every: bool) -> list[str]:
-    reason = f": {found['stateReason']}" if found["stateReason"] else ""
-    lines = [f"{found['state']}{reason}"]
+    of_device = bool(found.get("deviceId"))
+    means = found["stateReason"] or (_DEVICE_STATES.get(found["state"], "") if of_device else "")
+    lines = [f"{found['state']}: {means}" if means else found["state"]]
     lines += [f"  {_source(layer)}" for layer in found["layers"]]
     rows = []
     for field in found["fields"]:
         if field["how"] == "DEFAULT" and not every and not field["overridden"]:
             continue
         place = f"{field['path']}[{field['itemKey']}]" if field["itemKey"] else field["path"]
-        value = json.dumps(field.get("value"), ensure_ascii=False)
+        value = shown(field.get("value"))
         source = _source(field["source"]) if field.get("source") else ""
         rows.append((place, field["how"], value, source))
         rows += [
             (
                 "",
                 lost["reason"],
-                json.dumps(lost["value"], ensure_ascii=False),
+                shown(lost["value"]),
                 _source(lost["source"]),
             )
             for lost in field["overridden"]
@@ -301,6 +331,13 @@ def _source(layer: Any) -> str:
     return f"{layer['tenantName']}: {layer['policyName'] or layer['policyId']} v{layer['version']}"
 
 
+def shown(value: Any) -> str:
+    """A value of a policy as JSON, without what an item leaves empty."""
+    if isinstance(value, dict):
+        value = {name: part for name, part in value.items() if part not in ("", [], {}, None)}
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _lines(changes: list[Any]) -> list[str]:
     """One or two lines a change, as `diff` writes them."""
     if not changes:
@@ -310,8 +347,7 @@ def _lines(changes: list[Any]) -> list[str]:
         place = f"{change['path']}[{change['itemKey']}]" if change["itemKey"] else change["path"]
         for sign, side in (("-", "before"), ("+", "after")):
             if side in change and change[side] is not None:
-                text = json.dumps(change[side], ensure_ascii=False)
-                found.append(f"{sign} {place}: {text}")
+                found.append(f"{sign} {place}: {shown(change[side])}")
         if change["secretChanged"]:
             found.append(f"! {place}: a secret is another one")
     return found

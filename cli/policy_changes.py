@@ -10,9 +10,10 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import AT_ONCE, Org, group_of, org_id
-from cli.policies import AsJson, device_of, found_policy
+from cli.places import Org, group_of, org_id, serials_of
+from cli.policies import AsJson, device_of, found_policy, shown
 from cli.session import session
+from cli.tables import counted
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -68,6 +69,8 @@ def simulate(
     """Say what devices would get otherwise if a policy was published; nothing is changed."""
     if everywhere and (groups or devices):
         raise typer.BadParameter("give --group or --device, or --all-devices alone")
+    if not policy and from_file is None:
+        raise typer.BadParameter("name a policy, or give the bundle of a new one with --from-file")
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         body: dict[str, Any] = {"withdraw": True} if withdraw else {}
         if policy:
@@ -76,9 +79,9 @@ def simulate(
         else:
             body["orgId"] = tenant = org_id(api, org)
         if from_file is not None:
-            body["bundle"] = _json_of(from_file)
+            body["bundle"] = json_of(from_file)
         if merging is not None:
-            body["merging"] = _json_of(merging)
+            body["merging"] = json_of(merging)
         if groups or devices or everywhere:
             body["targets"] = {
                 "groupIds": [group_of(api, tenant, alias)["id"] for alias in groups or ()],
@@ -94,9 +97,11 @@ def simulate(
 
 def head(answer: Any) -> list[str]:
     """How many devices it is about."""
+    sets = answer["editions"]
+    # Devices have one set more for each combination of groups that has policies.
+    several = f", with {sets} sets of policies" if sets > 1 else ""
     lines = [
-        f"{answer['devicesAffected']} of {answer['devices']} devices get something else,"
-        f" of {answer['editions']} sets of policies"
+        f"{answer['devicesAffected']} of {answer['devices']} devices get something else{several}"
     ]
     if not answer["complete"]:
         lines.append("there was no time to look at more devices")
@@ -109,11 +114,12 @@ def change_lines(answer: Any) -> list[str]:
     for one in answer["changes"]:
         place = place_of(one)
         # Also what devices would get of which there is none yet.
-        count = f"  ({one['devices']} devices)" if one["devices"] else "  (no device now)"
+        count = (
+            f"  ({counted(one['devices'], 'device')})" if one["devices"] else "  (no device now)"
+        )
         for sign, side in (("-", "before"), ("+", "after")):
             if one.get(side) is not None:
-                text = json.dumps(one[side], ensure_ascii=False)
-                lines.append(f"{sign} {place}: {text}{count}")
+                lines.append(f"{sign} {place}: {shown(one[side])}{count}")
         if one["secretChanged"]:
             lines.append(f"! {place}: a secret is another one{count}")
     if answer["changesOmitted"]:
@@ -124,15 +130,12 @@ def change_lines(answer: Any) -> list[str]:
 def warning_lines(api: Api, answer: Any) -> list[str]:
     """A line a warning, with the serial numbers of some devices."""
     ids = sorted({one for warning in answer["warnings"] for one in warning["sampleDeviceIds"]})
-    serials: dict[str, str] = {}
-    if ids:
-        known = api.post("/api/registrations/batch-get", {"ids": ids[:AT_ONCE]})
-        serials = {one["id"]: one["serial"] for one in known["registrations"]}
+    serials = serials_of(api, ids)
     lines = []
     for one in answer["warnings"]:
         some = ", ".join(serials.get(each, each) for each in one["sampleDeviceIds"])
         more = ", …" if one["devices"] > len(one["sampleDeviceIds"]) else ""
-        count = f" ({one['devices']} devices: {some}{more})" if some else ""
+        count = f" ({counted(one['devices'], 'device')}: {some}{more})" if some else ""
         lines.append(f"{one['code']} {place_of(one)}: {one['message']}{count}".replace(" :", ":"))
     if answer["warningsOmitted"]:
         lines.append(f"… and {answer['warningsOmitted']} more warnings")
@@ -144,8 +147,16 @@ def place_of(one: Any) -> str:
     return f"{one['path']}[{one['itemKey']}]" if one["itemKey"] else str(one["path"])
 
 
-def _json_of(path: Path) -> Any:
+def json_of(path: Path) -> Any:
+    """What is in a file.
+
+    Raises:
+        CliError: it cannot be read, or is not JSON.
+    """
+    # Commands that need no client load this file, too.
+    from cli.client import read_text  # noqa: PLC0415
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CliError(f"cannot read JSON from {path}: {error}") from error
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise CliError(f"{path} is not JSON: {error}") from error

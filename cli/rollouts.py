@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, group_of, org_id
+from cli.places import ALL, Org, group_of, org_id, serials_of
 from cli.policies import found_policy
 from cli.session import session
-from cli.tables import show_list
+from cli.tables import counted, moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -30,8 +32,36 @@ Reason = Annotated[str, typer.Option(help="Why, for people to read.", show_defau
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
-_COLUMNS: Final = ("POLICY", "VERSION", "STATE", "BATCH", "GOT IT", "APPLIED", "ID")
-_DEVICE_COLUMNS: Final = ("DEVICE", "STATE", "TROUBLE", "SEEN")
+_COLUMNS: Final = (
+    "POLICY",
+    "VERSION",
+    "STATE",
+    "BATCH",
+    "GOT IT",
+    "APPLIED",
+    "ASKED FOR (UTC)",
+    "ID",
+)
+_DEVICE_COLUMNS: Final = ("SERIAL", "STATE", "FAILURES", "GOT IT (UTC)", "SEEN (UTC)", "ID")
+_DEVICE_STATES: Final = "WAITING, DELIVERED, APPLIED, FAILED, LOST or RETURNED"
+_REASONS: Final = {
+    "ADMIN": "by an administrator",
+    "BATCH": "the next batch waits for approval",
+    "PUBLISHED": "something else was published",
+    "WITHDRAWN": "the policy was withdrawn",
+    "POLICY_DELETED": "the policy was deleted",
+    "RESTORED": "after a restore of a backup",
+}
+"""What is said in place of a reason that comes without a sentence."""
+_NEXT: Final = {
+    "AWAITING_APPROVAL": "somebody else approves it: evergreen rollouts approve {name}",
+    "SCHEDULED": "it begins within a minute, unless a freeze, a closed window or another rollout"
+    " holds it",
+    "PAUSED": "to go on: evergreen rollouts resume {name}",
+    "STOPPED": "which devices: evergreen rollouts show {name} --devices {devices}; then rollback,"
+    " cancel, or resume with --reason",
+}
+"""What can be done in a state."""
 
 
 @app.command()
@@ -43,7 +73,9 @@ def create(
     groups: Annotated[
         list[str] | None, typer.Option("--pilot", help="A group that gets it first; repeatable.")
     ] = None,
-    soak: Annotated[str, typer.Option(help="How long each batch is open at least.")] = "24h",
+    soak: Annotated[
+        str, typer.Option(help="How long each batch is open at least: 30m, 24h, 7d.")
+    ] = "24h",
     roll_back: Annotated[
         bool, typer.Option("--roll-back", help="Take it back when a limit is broken.")
     ] = False,
@@ -51,7 +83,9 @@ def create(
         list[str] | None,
         typer.Option("--window", help="When devices get it, as 'Mon-Fri 16:00-07:00'; repeatable."),
     ] = None,
-    urgent: Annotated[bool, typer.Option("--urgent", help="Also in freezes.")] = False,
+    urgent: Annotated[
+        bool, typer.Option("--urgent", help="Also in freezes, and outside of windows.")
+    ] = False,
     supersede: Annotated[
         bool, typer.Option("--supersede", help="End a rollout to the same devices.")
     ] = False,
@@ -71,8 +105,8 @@ def create(
             ids = [group_of(api, found["orgId"], alias)["id"] for alias in groups]
             batches.append({"name": "pilots", "groupIds": ids, "soak": soak})
         for percent in filter(None, percents.split(",")):
-            if not percent.strip().isdecimal():
-                raise CliError(f"{percent}: --batches takes percents, such as 1,10,50")
+            if not percent.strip().isdecimal() or not 1 <= int(percent) <= 100:
+                raise CliError(f"{percent}: --batches takes percents from 1 to 100, as 1,10,50")
             name = f"{percent.strip()} %"
             batches.append({"name": name, "percent": int(percent), "soak": soak})
         plan: dict[str, Any] = {"batches": batches} if batches else {"preset": "careful"}
@@ -104,7 +138,7 @@ def list_rollouts(
 def show(
     rollout: Rollout,
     devices: Annotated[
-        str, typer.Option(help="List devices: ALL, or WAITING, DELIVERED, APPLIED, FAILED, LOST.")
+        str, typer.Option(help=f"List devices, too: ALL, or those that are {_DEVICE_STATES}.")
     ] = "",
     org: Org = "",
     as_json: AsJson = False,
@@ -114,18 +148,20 @@ def show(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show a rollout, and how its devices do."""
+    """Show a rollout, and how its devices do; with --json and --devices only the devices."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = api.get(f"/api/rollouts/{_id_of(api, org, rollout)}")
-        if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
-        else:
+        if not as_json:
             _tell(found)
+        elif not devices:
+            typer.echo(json.dumps(found, ensure_ascii=False))
         if devices:
-            wanted = {} if devices == "ALL" else {"state": devices}
+            state = devices.upper()
+            wanted = {} if state == "ALL" else {"state": state}
             path = f"/api/rollouts/{found['id']}/devices"
             seen = list(api.pages(path, "devices", ALL, **wanted))
-            show_list(seen, _DEVICE_COLUMNS, _device_row, as_json=as_json)
+            serials = {} if as_json else serials_of(api, [one["deviceId"] for one in seen])
+            show_list(seen, _DEVICE_COLUMNS, lambda one: _device_row(one, serials), as_json=as_json)
 
 
 @app.command()
@@ -186,7 +222,7 @@ def advance(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Open the next batch at once; behind the last one the version is in force."""
+    """Open the next batch at once; after the last one the version is in force."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         _act(api, org, rollout, "advance", reason)
 
@@ -236,12 +272,16 @@ def settings(
     ] = None,
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="Days without publishes: 'Exams=2027-06-03..2027-06-14'; repeatable."),
+        typer.Option(
+            help="Days without publishes: 'Exams=2027-06-03..2027-06-14', in place of a freeze of"
+            " that name; repeatable."
+        ),
     ] = None,
     unfreeze: Annotated[
         list[str] | None, typer.Option(help="A freeze to remove, by its name; repeatable.")
     ] = None,
     org: Org = "",
+    as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -258,15 +298,34 @@ def settings(
         if approval is not None:
             change["requireApproval"] = approval
         if freeze or unfreeze:
-            kept = [one for one in found["freezes"] if one["name"] not in (unfreeze or ())]
-            change["freezes"] = {"items": kept + [_freeze(text) for text in freeze or ()]}
+            change["freezes"] = {"items": _frozen(found["freezes"], freeze or (), unfreeze or ())}
         if change:
             body = {"orgId": asked, "etag": found["etag"], **change}
             found = api.patch("/api/policy-settings", body)
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False))
+            return
         typer.echo(f"time zone: {found['timeZone'] or 'as above, or UTC'}")
         typer.echo(f"a second person approves: {'yes' if found['requireApproval'] else 'no'}")
         for one in found["freezes"]:
             typer.echo(f"frozen: {one['name']}, {one['firstDay']} to {one['lastDay']}")
+
+
+def _frozen(
+    known: Sequence[dict[str, str]], freeze: Sequence[str], unfreeze: Sequence[str]
+) -> list[dict[str, str]]:
+    """The freezes after a change.
+
+    Raises:
+        CliError: one that is removed is not there, or one that is added cannot be read.
+    """
+    names = [one["name"] for one in known]
+    for name in unfreeze:
+        if name not in names:
+            raise CliError(f"no freeze is called {name}; `rollouts settings` shows them")
+    added = [_freeze(text) for text in freeze]
+    gone = {*unfreeze, *(one["name"] for one in added)}
+    return [one for one in known if one["name"] not in gone] + added
 
 
 def _freeze(text: str) -> dict[str, str]:
@@ -301,21 +360,41 @@ def _id_of(api: Api, org: str, named: str) -> str:
 
 def _tell(found: Any) -> None:
     batches = found["plan"]["batches"]
-    why = f": {found['reason']}" if found["reason"] else ""
-    why += f", {found['detail']}" if found["detail"] else ""
-    typer.echo(f"{found['policyName']} v{found['version']} is {found['state']}{why}")
+    typer.echo(f"{found['policyName']} v{found['version']} is {found['state']}{_why(found)}")
     if found["batch"]:
-        name = batches[found["batch"] - 1]["name"]
+        batch = batches[found["batch"] - 1]
+        opened = f"opened {moment(found['batchOpenedAt'])} UTC, open for {batch['soak']} at least"
         held = "" if found["serving"] else "; devices get nothing now"
-        typer.echo(f"batch {found['batch']} of {len(batches)} ({name}){held}")
-    counts = found.get("counts")
-    if counts:
-        trouble = counts.get("trouble")
-        typer.echo(
-            f"{counts['served']} got it: {counts['applied']} applied it, {counts['failed']} failed,"
-            f" {'?' if trouble is None else trouble} in trouble, {counts['lost']} silent"
-        )
+        typer.echo(f"batch {found['batch']} of {len(batches)} ({batch['name']}), {opened}{held}")
+    if found.get("counts"):
+        typer.echo(_counts(found["counts"]))
+    if found["state"] in _NEXT:
+        lost = found["reason"] == "WENT_SILENT"
+        name, devices = shlex.quote(found["policyName"]), "LOST" if lost else "FAILED"
+        typer.echo(_NEXT[found["state"]].format(name=name, devices=devices))
     typer.echo(f"id {found['id']}")
+
+
+def _why(found: Any) -> str:
+    reason = _REASONS.get(found["reason"], found["reason"])
+    words = ": ".join(filter(None, (reason, found["detail"])))
+    return f" ({words})" if words else ""
+
+
+def _counts(counts: Any) -> str:
+    """How the devices do that got the version."""
+    if counts["returned"]:
+        return f"{counted(counts['returned'], 'device')} took back what is in force"
+    if not counts["served"]:
+        return "no device got it yet"
+    of = f" of {counts['expected']}" if counts.get("expected") is not None else ""
+    trouble = counts.get("trouble")
+    return (
+        f"{counts['served']}{of} {'device' if counts['served'] == 1 else 'devices'} got it:"
+        f" {counts['applied']} applied it, {counts['failed']} did not,"
+        f" {'nobody knows how many' if trouble is None else trouble} tell of failures,"
+        f" {counts['lost']} went silent"
+    )
 
 
 def _row(found: Any) -> tuple[str, ...]:
@@ -325,12 +404,19 @@ def _row(found: Any) -> tuple[str, ...]:
         found["version"],
         found["state"],
         f"{found['batch']}/{len(found['plan']['batches'])}",
-        str(counts.get("served", "")),
-        str(counts.get("applied", "")),
+        str(counts.get("served", 0)),
+        str(counts.get("applied", 0)),
+        moment(found["createdAt"]),
         found["id"],
     )
 
 
-def _device_row(found: Any) -> tuple[str, ...]:
-    trouble = "yes" if found["trouble"] else ""
-    return found["deviceId"], found["state"], trouble, found["seenAt"]
+def _device_row(found: Any, serials: Mapping[str, str]) -> tuple[str, ...]:
+    return (
+        serials.get(found["deviceId"], "-"),
+        found["state"],
+        "yes" if found["trouble"] else "-",
+        moment(found.get("deliveredAt")),
+        moment(found.get("seenAt")),
+        found["deviceId"],
+    )

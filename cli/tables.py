@@ -1,4 +1,4 @@
-"""Tables of lists: one line a row, in columns as wide as they need, so that nothing is cut."""
+"""How results are printed: tables of lists, in columns as wide as they need, times, numbers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ def show_list(
         lines = table(names, [row(one) for one in found])
     for line in lines:
         typer.echo(line)
+
+
+def moment(text: str | None) -> str:
+    """A time of the API as people read it, to the second; its column or sentence says UTC."""
+    return text[:19].replace("T", " ") if text else "-"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as `1 device` and `2 devices`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(text: str) -> str:

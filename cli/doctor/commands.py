@@ -108,10 +108,16 @@ def _show(checks: list[Check], *, as_json: bool) -> None:
             typer.echo(f"{head}  {finding.code}: {finding.what.rstrip('.')}.")
             typer.echo(f"         {finding.fix}")
     counts = Counter(check.status for check in checks)
-    told = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    told = ", ".join(_number(status, counts[status]) for status in _STATUSES if counts[status])
     typer.echo(f"{len(checks)} checks: {told}.")
     if not counts["error"] and not counts["warning"]:
         typer.echo("Nothing is wrong.")
+
+
+def _number(status: str, count: int) -> str:
+    """Such as `2 warnings`; what is `ok` or `skipped` has no plural."""
+    plural = "s" if count > 1 and status in {"warning", "error"} else ""
+    return f"{count} {status}{plural}"
 
 
 def _show_together(skipped: list[Check]) -> None:

@@ -302,7 +302,7 @@ def _message(answer: httpx.Response) -> str:
 
 
 def clock_skew(date: str, at: datetime) -> Iterator[Finding]:
-    """Whether this clock and the one of whoever wrote a `Date` agree."""
+    """Whether this clock and that of the server that wrote a `Date` agree."""
     try:
         theirs = parsedate_to_datetime(date).astimezone(UTC)
     except (ValueError, TypeError):

@@ -20,7 +20,7 @@ from auditlog.export import closing_line, opening_line
 from deploy.private_files import write_private
 from servicekit.ids import now
 from tests.docs.reader import Reader, clone, day, psql
-from tests.e2e.world import ok
+from tests.e2e.world import PASSWORD, ok
 from tests.support import documented
 from tests.support.authenticator import App
 from tests.support.backups import World, seed, target, world
@@ -249,6 +249,9 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         root.post("/api/policies", json={"name": "Form", "orgId": stack.tenant_id, "bundle": form})
     )
     with Commands("docs/policies.md", "make-run") as commands:
+        written = commands.take("Drafts, and what devices get")
+        approved = commands.take("Freezes and second persons")
+        rolled_out = commands.take("In batches")
         of_groups = commands.take("Groups and single devices")
         layers = commands.take("Layers")
         compared = commands.take("What changed")
@@ -270,6 +273,25 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     said = reader.run([*day(), *of_groups])
     assert "group staff: Staff apps v" in said
     assert said.rstrip().endswith("Group staff is deleted.")
+    assert reader.run(written).rstrip().endswith("Library is deleted.")
+    said = reader.run(rolled_out)
+    assert re.search(r"Laptops v\d+ is RUNNING\nbatch 1 of 3 \(10 %\)", said)
+    assert "is PAUSED (by an administrator: the printers first)" in said
+    assert "batch 2 of 3 (50 %)" in said
+    assert "is ROLLED_BACK (by an administrator: not yet)" in said
+    bea = {"email": "bea@school.example", "role": "Admin", "password": PASSWORD}
+    ok(root.post("/api/users", json={**bea, "tenantId": stack.tenant_id}))
+    (reader.directory / "bea-password").write_text(PASSWORD)
+    said = reader.run(approved)
+    assert "is AWAITING_APPROVAL\nsomebody else approves it" in said
+    assert "is SCHEDULED" in said
+    assert "frozen: Exams, 2027-06-03 to 2027-06-14" in said
+    assert "is CANCELED" in said
+    assert said.rstrip().endswith("a second person approves: no")
+    # The page on sets makes one of all policies, without drafts.
+    for one in ok(root.get("/api/policies"))["policies"]:
+        if one["name"] == "Laptops":
+            ok(root.delete(f"/api/policies/{one['id']}"))
 
 
 def test_policy_sets(reader: Reader, stack: Stack, root: httpx.Client) -> None:

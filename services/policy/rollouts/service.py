@@ -142,7 +142,7 @@ class Rollouts:
         if publishing.plan is not None and not publishing.supersede:
             for one in before:
                 if one.is_open:
-                    raise _running(one, "cancel it, or give supersede=true")
+                    raise _running(one, "cancel it, or give `supersede`")
         for one in before:
             await self.put(connection, one, domain.superseded(one, now, keep=True))
         await self._check_open_ones(connection, policy.tenant_id)

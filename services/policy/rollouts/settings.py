@@ -117,7 +117,7 @@ class InEffect:
             raise failed_precondition(
                 "POLICIES_FROZEN",
                 f"{found.name}: nothing is published from {found.first} to {found.last}; save a"
-                " draft, or publish it with urgent=true",
+                " draft, or publish it with `urgent`",
             )
 
 

@@ -1,0 +1,173 @@
+"""`evergreen policies create`, `edit`, `show`, `publish`, `rollback` and `delete`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli.confirm import need_terminal
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import ALL, Org, org_id
+from cli.policies import Policy, found_policy, published
+from cli.policy_changes import json_of
+from cli.session import session
+
+_FAILED: Final = 2
+
+Publish = Annotated[
+    bool, typer.Option("--publish", help="Publish it, too: to all of its devices at once.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="The new policy's name.")],
+    from_file: Annotated[
+        Path, typer.Option("--from-file", help="A file with the bundle as JSON: what it sets.")
+    ],
+    publish: Publish = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Make a policy for all devices of an organisation: a draft, unless it is published."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        tenant = org_id(api, org)
+        for known in api.pages("/api/policies", "policies", ALL, orgId=tenant):
+            if known["name"] == name:
+                raise CliError(f"there is a policy called {name}; `policies edit` changes it")
+        body = {"name": name, "orgId": tenant, "bundle": json_of(from_file)}
+        _tell(api.post("/api/policies", body | _signed(publish)), asked=publish)
+
+
+def edit(
+    policy: Policy,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from-file", help="A file with a bundle as JSON, in place of the present."),
+    ] = None,
+    merging: Annotated[
+        Path | None,
+        typer.Option("--merging", help="A file with `merging` as JSON, in place of the present."),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Another name.", show_default=False)] = "",
+    publish: Publish = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Change a policy; devices keep the published version until the next publish or rollout."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        body: dict[str, Any] = {}
+        if from_file is not None:
+            body["bundle"] = json_of(from_file)
+        if merging is not None:
+            body["merging"] = json_of(merging)
+        if name:
+            body["name"] = name
+        if not body:
+            raise CliError("say what to change: --from-file, --merging or --name")
+        found = found_policy(api, org, policy)
+        body["etag"] = found["etag"]
+        _tell(api.patch(f"/api/policies/{found['id']}", body | _signed(publish)), asked=publish)
+
+
+def show(
+    policy: Policy,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Only the bundle, as `edit --from-file` takes it.")
+    ] = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show a policy as JSON, secrets masked; a masked one that is sent back stays as it is."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = api.get(f"/api/policies/{found_policy(api, org, policy)['id']}")
+        wanted = found["bundle"] if bundle else found
+        typer.echo(json.dumps(wanted, ensure_ascii=False, indent=2))
+
+
+def publish(
+    policy: Policy,
+    urgent: Annotated[bool, typer.Option("--urgent", help="Also in freezes.")] = False,
+    note: Annotated[str, typer.Option(help="A note for people to read.")] = "",
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Give a policy to all of its devices at once; `evergreen rollouts create` does in batches."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = found_policy(api, org, policy)
+        body = {"urgent": urgent, "note": note}
+        _tell(api.post(f"/api/policies/{found['id']}/publish", body), asked=True)
+
+
+def rollback(
+    policy: Policy,
+    version: Annotated[str, typer.Argument(help="The earlier version.")],
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Publish an earlier version anew, to all devices at once; also in freezes."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = found_policy(api, org, policy)
+        body = {"version": version, "etag": found["etag"]}
+        _tell(api.post(f"/api/policies/{found['id']}/rollback", body), asked=True)
+
+
+def delete(
+    policy: Policy,
+    yes: Yes = False,
+    org: Org = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Delete a policy that is not in force."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = found_policy(api, org, policy)
+        if not yes:
+            need_terminal("--yes")
+            typer.confirm(f"Delete {found['name']}?", abort=True)
+        api.delete(f"/api/policies/{found['id']}")
+        typer.echo(f"{found['name']} is deleted.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to `evergreen policies`."""
+    for command in (create, edit, show, publish, rollback, delete):
+        app.command()(command)
+
+
+def _signed(publish: bool) -> dict[str, Any]:
+    return {"signed": True} if publish else {}
+
+
+def _tell(policy: Any, *, asked: bool) -> None:
+    version = f" v{policy['version']}" if policy["signed"] else ""
+    typer.echo(f"{policy['name']}{version} is {published(policy, asked=asked)}.")
+    for warning in policy.get("warnings", []):
+        typer.echo(f"warning: {warning['field']} {warning['message']}", err=True)

@@ -1,0 +1,168 @@
+"""`evergreen rollouts` and the commands that write policies, as an administrator uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+from typer.testing import CliRunner
+
+from cli.main import app
+from tests.e2e.world import PASSWORD, Org, make_org, ok
+from tests.fakes.agent.agent import Agent, Hardware
+from tests.support.stack import PATIENCE, Stack, until
+
+DEVICES = 4
+GIVEN_UP = 5
+"""Deliveries without an effect after which a device counts as one that did not apply it."""
+
+
+def run(stack: Stack, org: Org, *words: str, code: int = 0) -> str:
+    """What a command prints, with what it says beside it."""
+    done = CliRunner().invoke(app, [*words, "--org", org.code, "--home", str(stack.home)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def written(path: Path, homepage: str) -> str:
+    """A file with a bundle."""
+    security = {"selinux_enforce": True, "usbguard": False}
+    path.write_text(json.dumps({"browser": {"homepage": homepage}, "security": security}))
+    return str(path)
+
+
+def asks(stack: Stack, device: Agent) -> None:
+    """A device asks for its policy as one does that cannot apply what it gets."""
+    with stack.client(device.device_token) as client:
+        client.post("/api/v1/devices/policy", json={"current_version": "1"})
+
+
+def test_a_policy_is_written_and_published(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """From a file; every command says whether devices get it."""
+    org = make_org(stack, root, "Written")
+    file = written(tmp_path / "bundle.json", "https://one.example")
+    assert run(stack, org, "policies", "create", "Base", "--from-file", file) == (
+        "Base is not published yet.\n"
+    )
+    again = run(stack, org, "policies", "create", "Base", "--from-file", file, code=2)
+    assert "there is a policy called Base" in again
+    assert run(stack, org, "policies", "publish", "Base") == "Base v1 is in force.\n"
+    written(tmp_path / "bundle.json", "https://two.example")
+    said = run(stack, org, "policies", "edit", "Base", "--from-file", file, "--publish")
+    assert said == "Base v2 is in force.\n"
+    shown = json.loads(run(stack, org, "policies", "show", "Base", "--bundle"))
+    assert shown["browser"] == {"homepage": "https://two.example"}
+    assert "v3 is in force" in run(stack, org, "policies", "rollback", "Base", "1")
+    assert "as version 1" in run(stack, org, "policies", "versions", "Base")
+    assert "say what to change" in run(stack, org, "policies", "edit", "Base", code=2)
+    file = str(tmp_path / "none.json")
+    said = run(stack, org, "policies", "edit", "Base", "--from-file", file, code=2)
+    assert "none.json cannot be read: No such file" in said
+    assert "in force" in run(stack, org, "policies", "delete", "Base", "--yes", code=2)
+    assert "give --yes" in run(stack, org, "policies", "delete", "Base", code=2)
+    run(stack, org, "policies", "withdraw", "Base", "--yes")
+    assert run(stack, org, "policies", "delete", "Base", "--yes") == "Base is deleted.\n"
+
+
+def test_a_rollout_stops_and_is_taken_back(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """It says which devices did not apply the version, by serial number, and what to do."""
+    org = make_org(stack, root, "Stopped")
+    file = written(tmp_path / "bundle.json", "https://one.example")
+    run(stack, org, "policies", "create", "Base", "--from-file", file, "--publish")
+    serials = {f"R{number}-{uuid4().hex[:8]}" for number in range(DEVICES)}
+    devices = [org.device(hardware=Hardware(serial=one)) for one in serials]
+    written(tmp_path / "bundle.json", "https://two.example")
+    simulate = ("policies", "simulate", "Base", "--from-file", file)
+    until(
+        lambda: f"of {DEVICES} devices" in run(stack, org, *simulate), PATIENCE, "no devices known"
+    )
+    run(stack, org, "policies", "edit", "Base", "--from-file", file)
+    said = run(stack, org, "rollouts", "create", "Base", "--batches", "100", "--soak", "1h")
+    assert "Base v2 is RUNNING\nbatch 1 of 1 (100 %), opened 20" in said
+    assert "no device got it yet" in said
+    again = run(stack, org, "rollouts", "create", "Base", code=2)
+    assert "is being rolled out to these devices; cancel it, or give `supersede`" in again
+    for _ in range(GIVEN_UP):
+        for device in devices:
+            asks(stack, device)
+    until(lambda: "STOPPED" in run(stack, org, "rollouts", "list"), PATIENCE, "it goes on", 0.5)
+    said = run(stack, org, "rollouts", "show", "Base", "--devices", "failed")
+    assert f"(NOT_APPLIED: {DEVICES} of {DEVICES} devices did not apply it" in said
+    assert "evergreen rollouts show Base --devices FAILED; then rollback" in said
+    for serial in serials:
+        assert f"{serial}  FAILED" in said
+    as_json = run(stack, org, "rollouts", "show", "Base", "--devices", "failed", "--json")
+    assert {json.loads(line)["state"] for line in as_json.splitlines()} == {"FAILED"}
+    said = run(stack, org, "rollouts", "resume", "Base", code=2)
+    assert "reason: must be said" in said
+    said = run(stack, org, "rollouts", "rollback", "Base", "--reason", "a wrong page")
+    assert "Base v2 is ROLLED_BACK (by an administrator: a wrong page)" in said
+    for device in devices:
+        asks(stack, device)
+    back = f"{DEVICES} devices took back what is in force"
+    until(lambda: back in run(stack, org, "rollouts", "show", "Base"), PATIENCE, "not back", 0.5)
+    assert "never in force" in run(stack, org, "policies", "versions", "Base")
+    assert "ROLLED_BACK" not in run(stack, org, "rollouts", "list")
+
+
+def test_a_second_person_approves_and_days_are_frozen(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """Each command says what the version waits for."""
+    org = make_org(stack, root, "Approved")
+    file = written(tmp_path / "bundle.json", "https://one.example")
+    email = f"ann-{uuid4().hex[:8]}@school.example"
+    user = {"email": email, "role": "Admin", "tenantId": org.id, "password": PASSWORD}
+    ok(root.post("/api/users", json=user))
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    ann = ("--email", email, "--password-file", str(password))
+    wrong = ("--approval", "--freeze", "Exams=2027-06-03")
+    assert "a freeze is such as" in run(stack, org, "rollouts", "settings", *wrong, code=2)
+    assert "approves: no" in run(stack, org, "rollouts", "settings")
+    said = run(stack, org, "rollouts", "settings", "--approval")
+    assert "a second person approves: yes" in said
+    said = run(stack, org, "policies", "create", "Base", "--from-file", file, "--publish")
+    assert "Base is in force once its rollout is over: evergreen rollouts show Base" in said
+    said = run(stack, org, "rollouts", "show", "Base")
+    assert "AWAITING_APPROVAL" in said
+    assert "somebody else approves it: evergreen rollouts approve Base" in said
+    assert "somebody else" in run(stack, org, "rollouts", "approve", "Base", code=2)
+    assert "Base v1 is" in run(stack, org, "rollouts", "approve", "Base", *ann)
+    said = run(stack, org, "rollouts", "settings", "--no-approval", *ann, code=2)
+    assert "an Owner has to agree" in said
+    settings = ("rollouts", "settings")
+    run(stack, org, *settings, "--freeze", "Exams=2027-06-03..2027-06-14")
+    said = run(stack, org, *settings, "--freeze", "Exams=2027-06-03..2027-06-15", "--json")
+    (freeze,) = json.loads(said)["freezes"]
+    assert freeze["lastDay"] == "2027-06-15"
+    said = run(stack, org, *settings, "--unfreeze", "Exmas", code=2)
+    assert "no freeze is called Exmas" in said
+    said = run(stack, org, *settings, "--no-approval", "--unfreeze", "Exams")
+    assert "frozen" not in said
+
+
+def test_mistakes_are_named(stack: Stack, root: httpx.Client, tmp_path: Path) -> None:
+    """Before anything is changed."""
+    org = make_org(stack, root, "Mistaken")
+    file = written(tmp_path / "bundle.json", "https://one.example")
+    run(stack, org, "policies", "create", "Base", "--from-file", file)
+    create = ("rollouts", "create", "Base")
+    for words, said in (
+        (("rollouts", "create", "Bsae"), "no policy is called Bsae"),
+        ((*create, "--batches", "0,10"), "0: --batches takes percents from 1 to 100"),
+        ((*create, "--batches", "50,10"), "must be above that of the batch before"),
+        ((*create, "--batches", "10", "--soak", "2x"), "must be a time such as 30m"),
+        ((*create, "--pilot", "none"), "no group has the alias none"),
+        ((*create, "--window", "at night"), "must be such as Mon-Fri"),
+        (("rollouts", "show", "Base"), "no rollout Base"),
+        (("policies", "simulate"), "name a policy, or give"),
+    ):
+        assert said in run(stack, org, *words, code=2).replace("\n", " ")
+    assert run(stack, org, "rollouts", "list", "--json") == ""
