@@ -441,11 +441,14 @@ def who(language: Language, actor: str) -> str:
 def program(language: Language, user_agent: str) -> str:
     """A program by what it says of itself: of words that we know alone, for anybody can write
     anything there."""
+    return known_program(language, user_agent) or _UNKNOWN_PROGRAM[language]
+
+
+def known_program(language: Language, user_agent: str) -> str:
+    """The same; empty for one that we do not know."""
     name = next((shown for part, shown in _BROWSERS if part in user_agent), "")
     system = next((shown for part, shown in _SYSTEMS if part in user_agent), "")
-    if not name:
-        return _UNKNOWN_PROGRAM[language]
-    return _PROGRAM[language].format(name, system) if system else name
+    return _PROGRAM[language].format(name, system) if name and system else name
 
 
 def moment(language: Language, time_zone: str, at: datetime) -> str:

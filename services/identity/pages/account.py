@@ -14,6 +14,7 @@ from starlette.responses import Response
 from evergreen.v1 import identity_pb2 as pb
 from servicekit.errors import Code, DomainError
 from servicekit.rpc.rules import is_uuid
+from services.identity.mail.texts import known_program
 from services.identity.pages import forms, invitations
 from services.identity.pages.answers import going, language, page_answer, see
 from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, LOGIN, FormPages
@@ -435,7 +436,9 @@ def _session_row(page: Page, session: KnownSession, token: str, *, here: bool) -
     return page.part(
         "session_row",
         id=str(session.id),
-        what=session.user_agent or session.source_ip,
+        what=known_program("de" if page.language == "de" else "en", session.user_agent)
+        or session.user_agent
+        or session.source_ip,
         where=session.source_ip,
         seen=f"{_day(session.last_seen_at)} {session.last_seen_at:%H:%M} UTC",
         here=page.texts["this_session"] if here else "",
