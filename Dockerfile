@@ -39,9 +39,10 @@ RUN apt-get update \
       /var/lib/evergreen /var/lib/evergreen/operator /var/lib/evergreen/postgres \
       /var/lib/evergreen/postgres-data /var/lib/evergreen/nats /var/lib/evergreen/gateway \
       /var/lib/evergreen/identity /var/lib/evergreen/enrollment /var/lib/evergreen/policy \
-      /var/lib/evergreen/telemetry /var/lib/evergreen/attestation /var/lib/evergreen/audit
+      /var/lib/evergreen/telemetry /var/lib/evergreen/attestation /var/lib/evergreen/audit \
+      /var/lib/evergreen/backup /backups
 COPY --from=build /opt/evergreen /opt/evergreen
-# What is in the image, for whoever looks for vulnerable parts (CycloneDX).
+# What is in the image, for those who look for vulnerable parts (CycloneDX).
 COPY --from=build /build/wheels.sha256 /usr/share/evergreen-wheels.sha256
 RUN /opt/evergreen/bin/python -m deploy.docker.sbom --wheels /usr/share/evergreen-wheels.sha256 \
       > /usr/share/evergreen-sbom.cdx.json

@@ -88,7 +88,11 @@ class Release:
     def migrate(self, *, is_upgrade: bool = False) -> str:
         """Runs the Job of an installation or of an upgrade; answers what its last step says."""
         objects = render(self.values, "--is-upgrade") if is_upgrade else self.cluster.objects
-        (job,) = (found for found in objects if found["kind"] == "Job")
+        (job,) = (
+            found
+            for found in objects
+            if found["kind"] == "Job" and found["metadata"]["name"].startswith("ev-migrate-")
+        )
         return self.cluster.run(job)
 
     def test(self, *options: str) -> str:

@@ -47,6 +47,19 @@ def mounts(container: Object) -> set[str]:
     return {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
+def test_a_new_volume_has_a_pod_that_uses_it_at_once() -> None:
+    """Storage classes that wait for a pod make it then, and `helm --wait` ends."""
+    job = named(render(ON), "Job")["ev-backup-volume-1"]
+    spec = job["spec"]["template"]["spec"]
+    assert spec["volumes"] == [
+        {"name": "backups", "persistentVolumeClaim": {"claimName": "ev-backups"}}
+    ]
+    assert mounts(spec["containers"][0]) == {"/backups"}
+    given = {**ON, "backup.volume.existingClaim": "nfs"}
+    assert "ev-backup-volume-1" not in named(render(given), "Job")
+    assert "ev-backup-volume-1" not in named(render(EVAL), "Job")
+
+
 def test_backups_are_made_when_they_are_wanted() -> None:
     """One at a time, into a volume that outlives the release; nothing of it without a word."""
     assert "ev-backup" not in named(render(EVAL), "CronJob")
