@@ -12,9 +12,11 @@ from urllib.parse import quote
 import typer
 
 from cli.audit_redact import redact, redact_again
+from cli.durations import rfc3339
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import table
 
@@ -30,10 +32,17 @@ app = typer.Typer(
 )
 
 Org = Annotated[
-    str, typer.Option("--org", help="Only this tenant, by its id; all you can see if not given.")
+    str,
+    typer.Option(
+        "--org", help="Only this tenant, by its code or id; all you can see if not given."
+    ),
 ]
-After = Annotated[str, typer.Option("--after", help="Only from this time on (RFC 3339).")]
-Before = Annotated[str, typer.Option("--before", help="Only before this time (RFC 3339).")]
+After = Annotated[
+    str, typer.Option("--after", help="Only from then on: 2026-08-31, or 2026-08-31T08:00:00Z.")
+]
+Before = Annotated[
+    str, typer.Option("--before", help="Only before then: 2026-08-31, or 2026-08-31T08:00:00Z.")
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File to write to; standard output if not given."),
@@ -84,7 +93,7 @@ def list_entries(
                     "/api/audit",
                     "entries",
                     limit,
-                    orgId=org,
+                    orgId=tenant_id(api, org),
                     actor=actor,
                     actions=action or [],
                     resource=resource,
@@ -93,8 +102,8 @@ def list_entries(
                     outcome=outcome,
                     sourceIp=source_ip,
                     requestId=request_id,
-                    occurredAfter=after,
-                    occurredBefore=before,
+                    occurredAfter=rfc3339(after, "--after"),
+                    occurredBefore=rfc3339(before, "--before"),
                 )
             )
         if as_json:
@@ -145,9 +154,9 @@ def export(
         for part in api.stream(
             "/api/audit/export",
             format=kind,
-            orgId=org,
-            occurredAfter=after,
-            occurredBefore=before,
+            orgId=tenant_id(api, org),
+            occurredAfter=rfc3339(after, "--after"),
+            occurredBefore=rfc3339(before, "--before"),
         ):
             file.write(part)
             end = (end + part)[-_END_BYTES:]
@@ -394,6 +403,7 @@ def verify(
                 anchors = check.anchors(kept, trusted_keys, report, now)
                 # The tree, too: an export must not wait while it is fetched.
                 tree = check.published(api, anchors.trees, report)
+                org = tenant_id(api, org)
                 stream = lines(api.stream("/api/audit/export", orgId=org))
                 done = check.run(stream, anchors, org, report, published=tree)
         for line in check.summary(report, done, anchors, kept=bool(kept.heads or kept.trees)):

@@ -293,7 +293,8 @@ def _away(client: httpx.Client, error: httpx.HTTPError) -> CliError:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return CliError(f"the certificate of {where} is not trusted; name its CA with --ca-file")
     if isinstance(error, httpx.ConnectError) and "refused" in text:
-        return AwayError(f"{where}: nothing listens there; does it run (`make run`)?")
+        why = "nothing listens there. Does it run (`make run`)?"
+        return AwayError(f"{where} cannot be reached: {why}")
     return AwayError(f"{where} cannot be reached, or broke off: {text}")
 
 

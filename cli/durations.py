@@ -25,11 +25,15 @@ def duration(text: str, option: str) -> float:
 
 
 def rfc3339(text: str, option: str) -> str:
-    """A time as the API takes it; a day begins at midnight, and what has no offset is in UTC.
+    """A time as the API takes it; empty stays so.
+
+    A day begins at midnight, and what has no offset is in UTC.
 
     Raises:
         CliError: it is no time.
     """
+    if not text:
+        return ""
     try:
         at = datetime.fromisoformat(text.strip())
     except ValueError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from uuid import UUID
 
 import typer
 
@@ -50,13 +52,14 @@ def tenant_id(api: Api, name: str) -> str:
     """The id of a tenant of any kind; empty for the caller's own.
 
     Args:
-        name: its code or id, or nothing.
+        name: its code or id, or nothing. An id is not looked up: an API token may be for less than
+            to list tenants.
 
     Raises:
-        CliError: there is none.
+        CliError: there is none with the code.
     """
-    if not name:
-        return ""
+    with suppress(ValueError):
+        return str(UUID(name)) if name else ""
     for tenant in api.pages("/api/tenants", "tenants", ALL):
         if name in {tenant["id"], tenant["code"]}:
             return str(tenant["id"])

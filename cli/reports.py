@@ -14,6 +14,7 @@ from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import table
 
@@ -45,7 +46,9 @@ _SCHEDULE_COLUMNS: Final = ("KIND", "EVERY", "AT", "NEXT", "LAST", "NOTIFY", "ID
 
 Org = Annotated[
     str,
-    typer.Option("--org", help="The tenant, by id, with all below it; yours when not given."),
+    typer.Option(
+        "--org", help="The tenant, by its code or id, with all below it; yours when not given."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Kind = Annotated[str, typer.Argument(help="The kind; `evergreen reports kinds` shows all.")]
@@ -98,7 +101,7 @@ def create(
 ) -> None:
     """Make a report."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        made = api.post(_PATH, _body(kind, parameter, form, org))
+        made = api.post(_PATH, _body(kind, parameter, form, tenant_id(api, org)))
         if output is None and not wait:
             typer.echo(f"The report is being made: {made['id']}")
             return
@@ -122,7 +125,7 @@ def list_reports(
 ) -> None:
     """Show reports, the newest first."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = list(api.pages(_PATH, "reports", limit, kind=kind, orgId=org))
+        found = list(api.pages(_PATH, "reports", limit, kind=kind, orgId=tenant_id(api, org)))
         _show(found if as_json else None, table(_COLUMNS, [_row(one) for one in found]))
 
 
@@ -259,7 +262,7 @@ def create_schedule(
             "keep": keep,
             "notify": list(notify or []),
         }
-        made = api.post(_SCHEDULES, _body(kind, parameter, form, org) | rhythm)
+        made = api.post(_SCHEDULES, _body(kind, parameter, form, tenant_id(api, org)) | rhythm)
         typer.echo(f"The first report is made at {made['nextRunAt']}: schedule {made['id']}")
 
 
@@ -275,7 +278,7 @@ def list_schedules(
 ) -> None:
     """Show all schedules."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = list(api.pages(_SCHEDULES, "reportSchedules", _ALL, orgId=org))
+        found = list(api.pages(_SCHEDULES, "reportSchedules", _ALL, orgId=tenant_id(api, org)))
         rows = [_schedule_row(one) for one in found]
         _show(found if as_json else None, table(_SCHEDULE_COLUMNS, rows))
 

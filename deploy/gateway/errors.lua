@@ -4,7 +4,7 @@ local RULES = {{rules}}
 -- What the transcoder says of a request that fits no message, in words for people: it tells of the
 -- library's types, in several lines, with a part of the body.
 local function words(text)
-  local field, kind = text:match("^([%w_%.]*): invalid value .* for type ([%w_%./]+)$")
+  local field, kind = text:match("^([%w_%.%[%]]*): invalid value .* for type ([%w_%./]+)$")
   if field ~= nil then
     if field == "" then
       return kind:match("^[%w_]+$"), "an object stands where one value is needed"

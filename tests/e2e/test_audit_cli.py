@@ -173,7 +173,7 @@ def test_commands_say_plainly_what_is_wrong(stack: Stack, tmp_path: Path) -> Non
         (away, "cannot be reached"),
         (untrusted, "name its CA with --ca-file"),
         (("--url", "nonsense", *who), "nonsense"),
-        (("--home", stack.home, "--org", "x"), "orgId: must be a UUID"),
+        (("--home", stack.home, "--org", "x"), "no tenant with the code or id x"),
     ]:
         found = evergreen("audit", "verify", *arguments)
         assert found.returncode == 2, found

@@ -198,6 +198,18 @@ async def test_what_cannot_be_transcoded_is_a_bad_request(
     assert gateway.backends.seen == []
 
 
+async def test_a_field_of_a_list_is_named(gateway: Gateway) -> None:
+    """With its position, as services name it."""
+    answer = await gateway.http.patch(
+        "/api/alert-rules",
+        json={"rules": [{"kind": "one"}, {"kind": "two", "pausedUntil": "2027-01-07"}]},
+        headers=bearer(gateway.signer.user()),
+    )
+    error = error_of(answer, 400, "INVALID_ARGUMENT")
+    assert error["message"] == "rules[1].pausedUntil: must be a time such as 2026-01-31T08:00:00Z"
+    assert gateway.backends.seen == []
+
+
 async def test_a_wrong_type_in_the_query_is_a_bad_request(gateway: Gateway) -> None:
     """So are query parameters of the wrong type; unknown ones are ignored as unknown fields are."""
     user = bearer(gateway.signer.user())
