@@ -10,10 +10,10 @@ import binascii
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -141,6 +141,30 @@ def new_seed(algorithm: str = ED25519) -> bytes:
     if algorithm == ES256:
         return ec.generate_private_key(_CURVE).private_numbers().private_value.to_bytes(32)
     return secrets.token_bytes(_SEED_BYTES)
+
+
+def dsse_encoding(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding, which is what a DSSE signature is over:
+    `DSSEv1 <len> <type> <len> <payload>`, lengths in decimal bytes."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def read_jwk(jwk: Mapping[str, Any]) -> PublicKey:
+    """The Ed25519 key that a JSON Web Key says (RFC 8037).
+
+    Raises:
+        ValueError: it says none.
+    """
+    try:
+        raw = base64.urlsafe_b64decode(str(jwk["x"]) + "=")
+        key = PublicKey(raw)
+        if len(raw) != _SEED_BYTES or key.jwk() != {**key.jwk(), **jwk}:
+            raise ValueError("the key is no Ed25519 key")
+        key.verifier  # noqa: B018 - raises where the bytes are no point
+    except (KeyError, TypeError, binascii.Error) as broken:
+        raise ValueError("the key is no Ed25519 key") from broken
+    return key
 
 
 def pem_bundle(keys: Iterable[PublicKey]) -> str:

@@ -15,6 +15,7 @@ from datetime import datetime
 
 from servicekit.security import signing
 from servicekit.security.digests import sha256_hex
+from servicekit.security.signing import dsse_encoding
 from servicekit.times import format_rfc3339
 
 PAYLOAD_TYPE = "application/vnd.evergreen.policy.v1+json"
@@ -40,8 +41,13 @@ class Signer(signing.Signer):
         payload = statement_payload(
             document, version=version, tenant=tenant, previous=previous, issued_at=issued_at
         )
-        signature = self.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
+        signature = self.sign(dsse_encoding(PAYLOAD_TYPE, payload))
         return Statement(payload, signature, self.public.id)
+
+    def again(self, statement: Statement) -> Statement:
+        """The same statement, signed with this key."""
+        signature = self.sign(dsse_encoding(PAYLOAD_TYPE, statement.payload))
+        return Statement(statement.payload, signature, self.public.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,6 @@ def statement_payload(
         separators=(",", ":"),
     )
     return head[:-1].encode() + b',"document":' + document + b"}"
-
-
-def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
-    """DSSE's PAE: `DSSEv1 <len> <type> <len> <payload>`, lengths in decimal bytes."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def envelope(

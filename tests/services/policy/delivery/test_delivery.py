@@ -16,9 +16,8 @@ from prometheus_client import REGISTRY
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.channels import open_channel
-from servicekit.security.signing import PublicKey
+from servicekit.security.signing import PublicKey, dsse_encoding
 from services.policy.__main__ import build
-from services.policy.keys.signing import pre_authentication_encoding
 from tests.conftest import MakeKit, ServeService
 from tests.support.policy import (
     ORG,
@@ -181,7 +180,7 @@ async def test_grpc_agents_also_get_a_statement(world: World) -> None:
     statement = second.statement
     assert statement.key_id == keys.keys[0].kid
     key = PublicKey(base64.urlsafe_b64decode(keys.keys[0].x + "="))
-    signed = pre_authentication_encoding(statement.payload_type, statement.payload)
+    signed = dsse_encoding(statement.payload_type, statement.payload)
     assert key.verifies(signed, statement.signature)
     payload = json.loads(statement.payload)
     assert (payload["version"], payload["tenant"]) == ("2", str(ORG.id))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from servicekit.security.signing import PublicKey, pem_bundle
+from servicekit.security.signing import PublicKey, dsse_encoding, pem_bundle
 from services.policy.authoring.document import App, Apps, Document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.keys.signing import (
@@ -17,7 +17,6 @@ from services.policy.keys.signing import (
     Signer,
     envelope,
     envelope_head,
-    pre_authentication_encoding,
 )
 from tests.fakes.agent.gojson import unmarshal
 from tests.fakes.agent.structs import ENVELOPE
@@ -80,7 +79,7 @@ def test_a_token_is_added_without_touching_the_rest() -> None:
 
 def test_pae_is_that_of_the_dsse_specification() -> None:
     """The example of the DSSE protocol document."""
-    assert pre_authentication_encoding("http://example.com/HelloWorld", b"hello world") == (
+    assert dsse_encoding("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
 
@@ -102,7 +101,7 @@ def test_statement_binds_version_tenant_audience_and_predecessor() -> None:
         "issuedAt": "2026-11-24T12:00:00Z",
     }
     assert json.loads(first.payload)["previous"] == ""
-    signed = pre_authentication_encoding(PAYLOAD_TYPE, second.payload)
+    signed = dsse_encoding(PAYLOAD_TYPE, second.payload)
     assert SIGNER.public.verifies(signed, second.signature)
     assert not SIGNER.public.verifies(second.payload, second.signature)
     assert second.key_id == SIGNER.public.id
