@@ -38,7 +38,7 @@ async def build(kit: Kit) -> Parts:
     settings = kit.settings
     assert isinstance(settings, EnrollmentSettings)
     peers = Peers(kit.channel("identity"), kit.channel("policy"))
-    tokens = Tokens(kit.database, kit.outbox, kit.tenants, kit.clock)
+    tokens = Tokens(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     registry = Registry(kit.database, kit.outbox, kit.tenants, peers, kit.clock)
     bulk = Bulk(kit.database, kit.outbox, kit.tenants, kit.clock)
     catch_up = CatchUp(kit.database, kit.outbox)

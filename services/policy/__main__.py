@@ -27,7 +27,9 @@ from services.policy.editions.service import Editions
 from services.policy.feed import PolicyInternalApi
 from services.policy.gate import store as gate_store
 from services.policy.gate.service import Gates
+from services.policy.keys import store as keys_store
 from services.policy.keys.api import PolicyKeyApi
+from services.policy.keys.custody import Custody
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
 from services.policy.rollouts.api import PublishingApi, RolloutApi
@@ -47,7 +49,6 @@ from services.policy.targets.service import Groups, Seats
 
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
-    keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), kit.clock)
     lane = kit.database.system_lane("the feed tells of all tenants")
     changes = Changes(
         lane,
@@ -56,7 +57,10 @@ async def build(kit: Kit) -> Parts:
         syncs_store.CHANGING,
         gate_store.CHANGING,
         targets_store.CHANGING,
+        keys_store.CHANGING,
     )
+    sealer = Sealer.from_file(kit.settings.master_key_file, PURPOSE)
+    keys = KeyRing(kit.database, sealer, kit.clock, changes)
     devices = kit.device_access(DEVICES)
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
     stamps = Stamps(kit.database, changes, keys, kit.clock)
@@ -66,7 +70,8 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         kit.wait_seconds("enrollment"),
     )
-    seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups)
+    seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups, keys)
+    custody = Custody(kit.database, kit.outbox, kit.tenants, keys, devices, kit.clock)
     editions = Editions(kit.database, stamps, seats, keys, kit.tenants)
     sightings = Sightings(kit.database)
     rollouts = Rollouts(kit.database, kit.outbox, kit.tenants, editions, changes, kit.clock)
@@ -86,6 +91,7 @@ async def build(kit: Kit) -> Parts:
         sightings,
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
+        keys,
         kit.clock,
     )
     gates = Gates(
@@ -139,13 +145,13 @@ async def build(kit: Kit) -> Parts:
                     PublishingSettings(kit.database, kit.outbox, kit.tenants, kit.clock),
                 ),
             ),
-            partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys)),
+            partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys, custody)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
         internal=(
             partial(
                 rpc.add_PolicyInternalServiceServicer_to_server,
-                PolicyInternalApi(delivery, groups, kit.database, changes),
+                PolicyInternalApi(delivery, groups, keys, kit.tenants, kit.database, changes),
             ),
         ),
         services=(
@@ -159,6 +165,7 @@ async def build(kit: Kit) -> Parts:
         devices=devices,
         tasks=(
             stamps.follower.run,
+            keys.run,
             groups.follower.run,
             seats.follower.run,
             editions.run,

@@ -8,10 +8,12 @@ from uuid import UUID
 
 from evergreen.v1 import person_pb2, policy_pb2, policy_pb2_grpc
 from servicekit.data.postgres import Database, Scope
+from servicekit.errors import failed_precondition
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor, FeedPage
 from servicekit.ids import given_id
 from servicekit.observability import logs
+from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.persons import person_records
 from servicekit.rpc.server import Context
@@ -29,6 +31,7 @@ from services.policy.facts.store import PublishedVersion
 from services.policy.gate import store as gate_store
 from services.policy.gate.api import to_gate
 from services.policy.gate.domain import Gate
+from services.policy.keys.service import KeyRing
 from services.policy.stamps import store as stamps_store
 from services.policy.targets.service import Groups
 
@@ -45,8 +48,16 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
     """evergreen.v1.PolicyInternalService."""
 
     def __init__(
-        self, delivery: Delivery, groups: Groups, database: Database, changes: Changes
+        self,
+        delivery: Delivery,
+        groups: Groups,
+        keys: KeyRing,
+        tenants: TenantDirectory,
+        database: Database,
+        changes: Changes,
     ) -> None:
+        self._keys = keys
+        self._tenants = tenants
         self._delivery = delivery
         self._groups = groups
         self._database = database
@@ -56,10 +67,14 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: policy_pb2.GetDevicePolicyRequest, context: Context
     ) -> policy_pb2.GetDevicePolicyResponse:
         """Answers what a device that enrolls gets."""
+        key_id = request.policy_key_id or (self._keys.first_id if request.first else "")
+        if key_id:
+            await self._check_key(key_id)
         bundle = await self._delivery.in_force(
             UUID(request.tenant_id),
             given_id(request.device_id),
             [*map(UUID, request.membership.group_ids)] if request.HasField("membership") else None,
+            key_id,
         )
         if bundle is not None and request.first and _fails(bundle.document.body):
             log.warning(
@@ -73,6 +88,30 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
             statement=to_statement(bundle) if bundle else None,
             has_called=bool(request.device_id and request.token_version)
             and await self._delivery.has_called(request.device_id, request.token_version),
+        )
+
+    async def _check_key(self, key_id: str) -> None:
+        """Refuses a device that pins a key with which nothing is signed: it would end at once.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION.
+        """
+        await self._keys.found(key_id)
+        if self._keys.signer_of(key_id) is None:
+            raise failed_precondition(
+                "POLICY_KEY_RETIRED", f"the policy key {key_id} is retired, or not known"
+            )
+
+    async def GetTokenPolicyKey(
+        self, request: policy_pb2.GetTokenPolicyKeyRequest, context: Context
+    ) -> policy_pb2.TokenPolicyKey:
+        """Answers the key that a new enrollment token is to carry."""
+        line = [node.id for node in self._tenants.whole_line(UUID(request.tenant_id))]
+        key = await self._keys.given(line, request.policy_key_id)
+        if key is None:
+            return policy_pb2.TokenPolicyKey()
+        return policy_pb2.TokenPolicyKey(
+            policy_key_id=key.public.id, public_key_pem=key.public.pem()
         )
 
     async def CountPolicies(

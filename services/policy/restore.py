@@ -6,14 +6,22 @@ lower version than it has, and no version ever stands for two policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
-from contract.events.policy import PolicyPublished, PolicyRolledBack, RolloutCreated
+from contract.events.policy import (
+    PolicyKeyCompromised,
+    PolicyKeyRetired,
+    PolicyPublished,
+    PolicyRolledBack,
+    RolloutCreated,
+)
 from servicekit.data.backup import Connection, Recorded, Tables
 from services.policy.keys.service import PURPOSE
+from services.policy.keys.store import FIRST_KEY
 
 TABLES: Final = Tables(
     # What attestation tells.
@@ -32,6 +40,14 @@ class Known:
 
     versions: dict[UUID, int] = field(default_factory=dict)
     """Organisation → the highest version."""
+    keys: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """The rows of keys of the replaced database, if its release knows several."""
+    log: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """The published log of keys there."""
+    retired: set[UUID] = field(default_factory=set)
+    """Keys that were retired since."""
+    compromised: dict[UUID, datetime] = field(default_factory=dict)
+    """Keys → when somebody said that they are in wrong hands."""
 
     def version(self, tenant_id: UUID, version: int) -> None:
         """Takes a published version."""
@@ -43,6 +59,15 @@ class Known:
             "SELECT tenant_id, last_version FROM policy.version_counters"
         ):
             self.version(row["tenant_id"], row["last_version"])
+        if await _has_keys(connection):
+            self.keys = await connection.fetch(
+                "SELECT id, public_key, sealed_seed, signs, created_at, row_id, tenant_id, state,"
+                " activated_at, retired_at, compromised_at, certified_by, request_id"
+                " FROM policy.signing_keys"
+            )
+            self.log = await connection.fetch(
+                "SELECT sequence, action, envelope, digest FROM policy.key_log"
+            )
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
@@ -51,6 +76,10 @@ class Known:
             and "version" in entry.after
         ):
             self.version(entry.tenant_id, int(entry.after["version"]))
+        elif entry.action == PolicyKeyRetired.NAME:
+            self.retired.add(UUID(entry.name))
+        elif entry.action == PolicyKeyCompromised.NAME:
+            self.compromised[UUID(entry.name)] = entry.at
 
 
 async def repair(connection: Connection, known: Known, organisations: Iterable[UUID]) -> None:
@@ -85,6 +114,8 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
             "UPDATE policy.stamps SET stands = false, changed_xid = pg_current_xact_id()"
             " WHERE stands AND (cause = 'layers' OR NOT shared)"
         )
+    if await _has_keys(connection):
+        await _repair_keys(connection, known)
     has_rollouts: bool = await connection.fetchval("SELECT to_regclass('policy.rollout') NOTNULL")
     if has_rollouts:
         # What devices did since the backup is not known: somebody looks before one goes on.
@@ -94,3 +125,57 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
             " changed_xid = pg_current_xact_id()"
             " WHERE state IN ('SCHEDULED', 'RUNNING') OR serves"
         )
+
+
+async def _has_keys(connection: Connection) -> bool:
+    found: bool = await connection.fetchval("SELECT to_regclass('policy.key_log') NOTNULL")
+    return found
+
+
+async def _is_later(connection: Connection, known: Known) -> bool:
+    """Whether the replaced database is the same installation's, and knows all that the backup does
+    of keys."""
+    first: str | None = await connection.fetchval(FIRST_KEY)
+    entries: int = await connection.fetchval("SELECT count(*) FROM policy.key_log")
+    return len(known.log) >= entries and any(row["id"] == first for row in known.keys)
+
+
+async def _repair_keys(connection: Connection, known: Known) -> None:
+    """Keeps keys that devices pin since the backup, and ends those that ended since.
+
+    A key of the replaced database is sealed by the master key that stays. Where that database is
+    gone, so are its keys: their devices enroll anew.
+    """
+    rows = known.keys if await _is_later(connection, known) else []
+    if rows:
+        # Whoever has read the longer log would take a shorter one for a fork.
+        await connection.execute("DELETE FROM policy.key_log")
+        await connection.executemany(
+            "INSERT INTO policy.key_log (sequence, action, envelope, digest)"
+            " VALUES ($1, $2, $3, $4)",
+            [(row["sequence"], row["action"], row["envelope"], row["digest"]) for row in known.log],
+        )
+        await connection.execute("UPDATE policy.signing_keys SET signs = false, state = 'retiring'")
+        for row in rows:
+            await connection.execute(
+                "INSERT INTO policy.signing_keys (id, public_key, sealed_seed, signs, created_at,"
+                " row_id, tenant_id, state, activated_at, retired_at, compromised_at, certified_by,"
+                " request_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+                " ON CONFLICT (id) DO UPDATE SET sealed_seed = excluded.sealed_seed,"
+                " signs = excluded.signs, state = excluded.state,"
+                " activated_at = excluded.activated_at, retired_at = excluded.retired_at,"
+                " compromised_at = excluded.compromised_at, certified_by = excluded.certified_by",
+                *row.values(),
+            )
+        return
+    # The last key of the installation goes on: without one nothing is signed.
+    await connection.execute(
+        "UPDATE policy.signing_keys SET state = 'retired', sealed_seed = NULL, retired_at = now()"
+        " WHERE row_id = ANY ($1) AND NOT signs AND state <> 'active'",
+        [*known.retired],
+    )
+    await connection.executemany(
+        "UPDATE policy.signing_keys SET compromised_at = coalesce(compromised_at, $2)"
+        " WHERE row_id = $1",
+        [*known.compromised.items()],
+    )

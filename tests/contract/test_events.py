@@ -119,6 +119,7 @@ def test_no_member_holds_a_secret() -> None:
         "tokenVersion",  # a number
         "enrollmentTokenId",
         "keyId",  # the thumbprint of a public key
+        "policyKeyId",  # likewise
         "hash",  # of the audit log's last entry
         "ekHashPrefix",  # eight digits of a public key's digest
     }

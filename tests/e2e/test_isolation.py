@@ -44,6 +44,7 @@ class Victim:
     report: str
     schedule: str
     scim_source: dict[str, Any]
+    policy_key: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,7 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
             "id"
         ],
         ok(org.owner.post("/api/scim-sources", json={"name": "SCIM"})),
+        ok(org.owner.post("/api/policy-keys", json={})),
     )
 
 
@@ -166,6 +168,10 @@ def _list(v: Victim, _: Org) -> dict[str, Any]:
 
 def _device(v: Victim) -> str:
     return v.agent.device_id
+
+
+def _policy_key(v: Victim) -> str:
+    return str(v.policy_key["id"])
 
 
 _NAMED: dict[str, Case] = {
@@ -309,6 +315,14 @@ _NAMED: dict[str, Case] = {
     "PolicyRolloutService/RollBackRollout": _by_id(lambda v: v.rollout),
     "PolicyRolloutService/GetPolicySettings": _list,
     "PolicyRolloutService/UpdatePolicySettings": _in_org(time_zone="Europe/Berlin"),
+    "PolicyKeyService/ListManagedPolicyKeys": _list,
+    "PolicyKeyService/ListPolicyKeyDevices": _by_id(_policy_key),
+    "PolicyKeyService/CreatePolicyKey": _in_org(activate=True),
+    "PolicyKeyService/ActivatePolicyKey": _by_id(_policy_key),
+    "PolicyKeyService/RetirePolicyKey": _by_id(_policy_key),
+    "PolicyKeyService/MarkPolicyKeyCompromised": _by_id(_policy_key),
+    "PolicyKeyService/ExportPolicyKey": _by_id(_policy_key),
+    "PolicyKeyService/CertifyPolicyKey": _by_id(_policy_key, payload="e30=", signature="AAAA"),
     "InventoryService/ListDevices": _list,
     "InventoryService/GetDevice": _by_id(_device),
     "InventoryService/ExportDevices": _list,
@@ -390,6 +404,7 @@ _UNNAMED = {
     "AuthService/ChangePassword",
     "TokenKeyService/ListTokenKeys",
     "TokenKeyService/RotateTokenKey",
+    "PolicyKeyService/SetPolicyRootKey",
     "MailService/GetMailStatus",
     "MailService/TestMail",
     "AuditService/ListAuditKeys",
@@ -472,6 +487,8 @@ def test_after_all_attempts_the_victim_is_as_it_was(victim: Victim) -> None:
     assert forwarder["etag"] == victim.forwarder["etag"]
     assert "secret" in victim.forwarder
     assert "secret" not in forwarder
+    keys = ok(owner.get("/api/policy-keys"))["policyKeys"]
+    assert [key["state"] for key in keys if key["orgId"]] == ["next"]
     assert ok(owner.get(f"/api/device-groups/{victim.group['id']}")) == victim.group
     assert ok(owner.get(f"/api/registrations/{victim.agent.device_id}"))["labels"] == {}
     victim.agent.report_state()

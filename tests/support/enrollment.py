@@ -90,6 +90,9 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     applied: list[policy_pb2.AppliedVersion] = field(default_factory=list)
     asked: list[policy_pb2.GetDevicePolicyRequest] = field(default_factory=list)
     down: bool = False
+    keys: list[str] = field(default_factory=list)
+    """The keys that devices may pin, the active one first; none in a release that knows one."""
+    retired: set[str] = field(default_factory=set)
     for_groups: dict[str, list[str]] = field(default_factory=dict)
     """The names of the policies of groups, by the groups' ids."""
 
@@ -105,11 +108,25 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
             ]
         )
 
+    async def GetTokenPolicyKey(  # noqa: N802
+        self, request: policy_pb2.GetTokenPolicyKeyRequest, context: Any
+    ) -> policy_pb2.TokenPolicyKey:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        if not self.keys:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "of an older release")
+        asked = request.policy_key_id or self.keys[0]
+        if asked not in self.keys:
+            return policy_pb2.TokenPolicyKey()
+        return policy_pb2.TokenPolicyKey(policy_key_id=asked, public_key_pem=f"PEM of {asked}")
+
     async def GetDevicePolicy(  # noqa: N802
         self, request: policy_pb2.GetDevicePolicyRequest, context: Any
     ) -> policy_pb2.GetDevicePolicyResponse:
         if self.down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        if request.policy_key_id in self.retired:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "retired")
         self.asked.append(request)
         return policy_pb2.GetDevicePolicyResponse(
             envelope=self.envelope,

@@ -181,6 +181,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "labels": {"room": "214"},
             "groupIds": [],
             "onlyExpected": False,
+            "policyKeyId": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
         },
     },
     "DeviceRegistryService/BatchImportRegistrations": {

@@ -26,6 +26,9 @@ class EnrollmentTokenSnapshot:
     labels: Annotated[Mapping[str, object], "Texts by key, which its devices get.", Since("0.2.0")]
     group_ids: Annotated[tuple[UUID, ...], "Groups that its devices come into.", Since("0.2.0")]
     only_expected: Annotated[bool, "Whether it admits expected devices alone.", Since("0.2.0")]
+    policy_key_id: Annotated[
+        str, "The key for policies that its devices pin; empty for the first one.", Since("0.3.0")
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +345,7 @@ _TOKEN: Final = EnrollmentTokenSnapshot(
     labels={"room": "12"},
     group_ids=(),
     only_expected=False,
+    policy_key_id="kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
 )
 _DEVICE: Final = DeviceSnapshot(
     serial="SN-0042",

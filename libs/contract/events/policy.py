@@ -118,6 +118,39 @@ class PolicySettingsSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeySnapshot:
+    """A key that signs policies."""
+
+    key_id: str
+    tenant_id: Annotated[UUID | None, "Whose; null for the whole installation's."]
+    state: Literal["next", "active", "retiring", "retired"]
+    compromised: bool
+    certified_by: Annotated[str, "The offline root that certified it; empty for none."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedKeySnapshot(PolicyKeySnapshot):
+    """A key, and the entry of the published log of keys that says the same."""
+
+    log_sequence: int
+    log_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredKeySnapshot(LoggedKeySnapshot):
+    """A key that signs nothing any more."""
+
+    lost_devices: Annotated[int, "So many devices pin it, and were given up."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootSnapshot:
+    """The offline key that certifies keys."""
+
+    key_id: Annotated[str, "Empty for none."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _PolicyAction(Action):
     RESOURCE: ClassVar[str] = "policies/{id}"
 
@@ -377,6 +410,65 @@ _RESTORED: Final = RestoredPolicySnapshot(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _PolicyKeyAction(Action):
+    RESOURCE: ClassVar[str] = "policy-keys/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeyCreated(_PolicyKeyAction):
+    """There is a new key for policies; no device pins it yet."""
+
+    NAME: ClassVar[str] = "policy.key_created"
+    after: LoggedKeySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeyActivated(_PolicyKeyAction):
+    """New enrollment tokens carry a key; the one before it signs on for its devices."""
+
+    NAME: ClassVar[str] = "policy.key_activated"
+    before: PolicyKeySnapshot
+    after: PolicyKeySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeyCertified(_PolicyKeyAction):
+    """The offline root certified a key."""
+
+    NAME: ClassVar[str] = "policy.key_certified"
+    before: PolicyKeySnapshot
+    after: LoggedKeySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeyCompromised(_PolicyKeyAction):
+    """A key is in wrong hands. It signs on for the devices that pin it, and take nothing else."""
+
+    NAME: ClassVar[str] = "policy.key_compromised"
+    before: PolicyKeySnapshot
+    after: LoggedKeySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKeyRetired(_PolicyKeyAction):
+    """A key signs nothing any more; its private half is erased."""
+
+    NAME: ClassVar[str] = "policy.key_retired"
+    before: PolicyKeySnapshot
+    after: RetiredKeySnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRootSet(Action):
+    """An offline root certifies keys from now on."""
+
+    NAME: ClassVar[str] = "policy.root_set"
+    RESOURCE: ClassVar[str] = "tenants/{id}/policy-root-key"
+    before: RootSnapshot
+    after: RootSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyCallsRefused(CallsRefused):
     """Calls of a user to policy were refused.
 
@@ -385,6 +477,24 @@ class PolicyCallsRefused(CallsRefused):
     """
 
     NAME: ClassVar[str] = "policy.calls_refused"
+
+
+_KEY: Final = PolicyKeySnapshot(
+    key_id="kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+    tenant_id=None,
+    state="active",
+    compromised=False,
+    certified_by="",
+)
+_LOGGED_KEY: Final = LoggedKeySnapshot(
+    key_id=_KEY.key_id,
+    tenant_id=None,
+    state="retiring",
+    compromised=True,
+    certified_by="",
+    log_sequence=7,
+    log_sha256="9b" * 32,
+)
 
 
 EXAMPLES: Final[tuple[Action, ...]] = (
@@ -425,6 +535,27 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     RolloutSuperseded(id=ID, after=_ROLLOUT),
     RolloutCanceled(id=ID, after=_ROLLOUT),
     PolicySettingsUpdated(id=TENANT_ID, before=_SETTINGS, after=_SETTINGS),
+    PolicyKeyCreated(id=ID, after=_LOGGED_KEY),
+    PolicyKeyActivated(id=ID, before=_KEY, after=_KEY),
+    PolicyKeyCertified(id=ID, before=_KEY, after=_LOGGED_KEY),
+    PolicyKeyCompromised(id=ID, before=_KEY, after=_LOGGED_KEY),
+    PolicyKeyRetired(
+        id=ID,
+        before=_KEY,
+        after=RetiredKeySnapshot(
+            key_id=_KEY.key_id,
+            tenant_id=None,
+            state="retired",
+            compromised=False,
+            certified_by="",
+            log_sequence=8,
+            log_sha256="9c" * 32,
+            lost_devices=0,
+        ),
+    ),
+    PolicyRootSet(
+        id=TENANT_ID, before=RootSnapshot(key_id=""), after=RootSnapshot(key_id=_KEY.key_id)
+    ),
     PolicyCallsRefused.example("PolicyService/PublishPolicy"),
 )
 """One of each; this is the list of what policy sends."""

@@ -143,6 +143,8 @@ class EnrollmentToken(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     ONLY_EXPECTED_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_PEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The token's id."""
     org_id: _builtins.str
@@ -169,6 +171,14 @@ class EnrollmentToken(_message.Message):
     """
     only_expected: _builtins.bool
     """Whether it admits expected devices alone."""
+    policy_key_id: _builtins.str
+    """The id of the key for policies that goes into the agents' configuration together
+    with the pre-shared key; empty for the first key of the installation.
+    """
+    policy_key_pem: _builtins.str
+    """Once, in the response that creates it: that key in PEM. Absent where the policy
+    service is of an older release.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -218,15 +228,21 @@ class EnrollmentToken(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         only_expected: _builtins.bool = ...,
+        policy_key_id: _builtins.str = ...,
+        policy_key_pem: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "pre_shared_key", b"pre_shared_key", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy_key_pem", b"_policy_key_pem", "_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "policy_key_pem", b"policy_key_pem", "pre_shared_key", b"pre_shared_key", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "etag", b"etag", "expires_at", b"expires_at", "group_ids", b"group_ids", "id", b"id", "labels", b"labels", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy_key_pem", b"_policy_key_pem", "_pre_shared_key", b"_pre_shared_key", "_secret", b"_secret", "created_at", b"created_at", "etag", b"etag", "expires_at", b"expires_at", "group_ids", b"group_ids", "id", b"id", "labels", b"labels", "last_used_at", b"last_used_at", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "policy_key_id", b"policy_key_id", "policy_key_pem", b"policy_key_pem", "pre_shared_key", b"pre_shared_key", "require_approval", b"require_approval", "revoked_at", b"revoked_at", "secret", b"secret", "serials", b"serials", "status", b"status", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__policy_key_pem: _TypeAlias = _typing.Literal["policy_key_pem"]  # noqa: Y015
+    _WhichOneofArgType__policy_key_pem: _TypeAlias = _typing.Literal["_policy_key_pem", b"_policy_key_pem"]  # noqa: Y015
     _WhichOneofReturnType__pre_shared_key: _TypeAlias = _typing.Literal["pre_shared_key"]  # noqa: Y015
     _WhichOneofArgType__pre_shared_key: _TypeAlias = _typing.Literal["_pre_shared_key", b"_pre_shared_key"]  # noqa: Y015
     _WhichOneofReturnType__secret: _TypeAlias = _typing.Literal["secret"]  # noqa: Y015
     _WhichOneofArgType__secret: _TypeAlias = _typing.Literal["_secret", b"_secret"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_key_pem) -> _WhichOneofReturnType__policy_key_pem | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pre_shared_key) -> _WhichOneofReturnType__pre_shared_key | None: ...
     @_typing.overload
@@ -269,6 +285,7 @@ class CreateEnrollmentTokenRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     ONLY_EXPECTED_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation that devices are admitted to."""
     name: _builtins.str
@@ -279,6 +296,10 @@ class CreateEnrollmentTokenRequest(_message.Message):
     """Whether an administrator must approve each device."""
     only_expected: _builtins.bool
     """Whether it admits expected devices alone; without `serials` then."""
+    policy_key_id: _builtins.str
+    """The id of the key for policies that its devices pin; the one that is active for
+    the organisation when not given.
+    """
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it stops admitting devices, at most ten years from now; 90 days from
@@ -309,10 +330,11 @@ class CreateEnrollmentTokenRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         only_expected: _builtins.bool = ...,
+        policy_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "group_ids", b"group_ids", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "require_approval", b"require_approval", "serials", b"serials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "group_ids", b"group_ids", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "only_expected", b"only_expected", "org_id", b"org_id", "policy_key_id", b"policy_key_id", "require_approval", b"require_approval", "serials", b"serials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -501,6 +523,7 @@ class Registration(_message.Message):
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     ASSET_TAG_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     org_id: _builtins.str
@@ -539,6 +562,10 @@ class Registration(_message.Message):
     """The number by which the school knows it; not unique."""
     note: _builtins.str
     """A remark for people to read."""
+    policy_key_id: _builtins.str
+    """The id of the key for policies that it pins; empty for the first key of the
+    installation.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -597,10 +624,11 @@ class Registration(_message.Message):
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         asset_tag: _builtins.str = ...,
         note: _builtins.str = ...,
+        policy_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "enrolled_at", b"enrolled_at", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "asset_tag", b"asset_tag", "cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "etag", b"etag", "group_ids", b"group_ids", "has_tpm", b"has_tpm", "id", b"id", "labels", b"labels", "model", b"model", "note", b"note", "org_id", b"org_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial", "serial", b"serial", "serial_duplicated", b"serial_duplicated", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial", "asset_tag", b"asset_tag", "cpu_count", b"cpu_count", "cpu_model", b"cpu_model", "created_at", b"created_at", "decommissioned_at", b"decommissioned_at", "deleted_at", b"deleted_at", "deleted_by", b"deleted_by", "enrolled_at", b"enrolled_at", "enrollment_token_id", b"enrollment_token_id", "etag", b"etag", "group_ids", b"group_ids", "has_tpm", b"has_tpm", "id", b"id", "labels", b"labels", "model", b"model", "note", b"note", "org_id", b"org_id", "policy_key_id", b"policy_key_id", "reenrollment_allowed_until", b"reenrollment_allowed_until", "reenrollment_refused_at", b"reenrollment_refused_at", "reported_serial", b"reported_serial", "serial", b"serial", "serial_duplicated", b"serial_duplicated", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reported_serial: _TypeAlias = _typing.Literal["reported_serial"]  # noqa: Y015
     _WhichOneofArgType__reported_serial: _TypeAlias = _typing.Literal["_reported_serial", b"_reported_serial"]  # noqa: Y015
@@ -2170,6 +2198,7 @@ class PrepareDeviceRequest(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation that it belongs to."""
     serial: _builtins.str
@@ -2179,16 +2208,21 @@ class PrepareDeviceRequest(_message.Message):
     """
     model: _builtins.str
     """The hardware's model name."""
+    policy_key_id: _builtins.str
+    """The id of the key for policies that it pins; the one that is active for the
+    organisation when not given.
+    """
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
         serial: _builtins.str = ...,
         model: _builtins.str = ...,
+        policy_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "org_id", b"org_id", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "org_id", b"org_id", "policy_key_id", b"policy_key_id", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2360,10 +2394,15 @@ class Membership(_message.Message):
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Grows with each change of both, so that of two memberships of a device the
     one with the greater number is the newer one. A restored backup counts on
     far above what it had told.
+    """
+    policy_key_id: _builtins.str
+    """The id of the key for policies that the device pins; empty for the first key of
+    the installation.
     """
     @_builtins.property
     def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2381,10 +2420,11 @@ class Membership(_message.Message):
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         revision: _builtins.int = ...,
+        policy_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "labels", b"labels", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "labels", b"labels", "policy_key_id", b"policy_key_id", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3383,6 +3383,526 @@ class GetPolicyKeysPemRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """One key by its id, also a tenant's; all of the installation when not given."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyKeysPemRequest: _TypeAlias = GetPolicyKeysPemRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyKeyLogRequest(_message.Message):
+    """Where to go on in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most entries to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyKeyLogRequest: _TypeAlias = ListPolicyKeyLogRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyKeyLogResponse(_message.Message):
+    """A page of the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedEnvelope]:
+        """The entries, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___SignedEnvelope] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyKeyLogResponse: _TypeAlias = ListPolicyKeyLogResponse  # noqa: Y015
+
+@_typing.final
+class SignedEnvelope(_message.Message):
+    """Signed bytes, in the form of DSSE (https://github.com/secure-systems-lab/dsse)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYLOAD_TYPE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    payload_type: _builtins.str
+    """The media type of the payload."""
+    payload: _builtins.bytes
+    """The signed bytes, a JSON object."""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvelopeSignature]:
+        """Signatures over `DSSEv1 <len> <payload_type> <len> <payload>`."""
+
+    def __init__(
+        self,
+        *,
+        payload_type: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        signatures: _abc.Iterable[Global___EnvelopeSignature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "payload_type", b"payload_type", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedEnvelope: _TypeAlias = SignedEnvelope  # noqa: Y015
+
+@_typing.final
+class EnvelopeSignature(_message.Message):
+    """A signature of one key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYID_FIELD_NUMBER: _builtins.int
+    SIG_FIELD_NUMBER: _builtins.int
+    keyid: _builtins.str
+    """The key's id: its JWK thumbprint (RFC 7638)."""
+    sig: _builtins.bytes
+    """The signature, Ed25519."""
+    def __init__(
+        self,
+        *,
+        keyid: _builtins.str = ...,
+        sig: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyid", b"keyid", "sig", b"sig"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnvelopeSignature: _TypeAlias = EnvelopeSignature  # noqa: Y015
+
+@_typing.final
+class ListManagedPolicyKeysRequest(_message.Message):
+    """Whose keys to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """A tenant of the caller's subtree; the caller's own when not given."""
+    page_size: _builtins.int
+    """The most keys to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListManagedPolicyKeysRequest: _TypeAlias = ListManagedPolicyKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListManagedPolicyKeysResponse(_message.Message):
+    """A page of keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_KEYS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def policy_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyKey]:
+        """The keys."""
+
+    def __init__(
+        self,
+        *,
+        policy_keys: _abc.Iterable[Global___PolicyKey] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policy_keys", b"policy_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListManagedPolicyKeysResponse: _TypeAlias = ListManagedPolicyKeysResponse  # noqa: Y015
+
+@_typing.final
+class PolicyKey(_message.Message):
+    """A key that signs policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
+    COMPROMISED_AT_FIELD_NUMBER: _builtins.int
+    CERTIFIED_BY_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_CALLED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Names it in calls."""
+    key_id: _builtins.str
+    """The id that signatures, tokens and devices name: the JWK thumbprint (RFC 7638)."""
+    org_id: _builtins.str
+    """Whose it is; empty for the whole installation's."""
+    state: _builtins.str
+    """`next`, `active` (new enrollment tokens carry it), `retiring` (it signs for the
+    devices that pin it) or `retired`.
+    """
+    public_key_pem: _builtins.str
+    """The public key in PEM, for the configuration of agents."""
+    certified_by: _builtins.str
+    """The offline root that certified it; empty for none."""
+    devices: _builtins.int
+    """How many of the caller's devices in use pin it; only in lists."""
+    devices_called: _builtins.int
+    """How many of those ever asked for a policy. A device that never did may pin
+    another key: an agent ends when the first policy does not verify.
+    """
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def activated_at(self) -> _timestamp_pb2.Timestamp:
+        """When new enrollment tokens carried it first."""
+
+    @_builtins.property
+    def retired_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def compromised_at(self) -> _timestamp_pb2.Timestamp:
+        """When somebody said that it is in wrong hands."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        public_key_pem: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        activated_at: _timestamp_pb2.Timestamp | None = ...,
+        retired_at: _timestamp_pb2.Timestamp | None = ...,
+        compromised_at: _timestamp_pb2.Timestamp | None = ...,
+        certified_by: _builtins.str = ...,
+        devices: _builtins.int = ...,
+        devices_called: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "compromised_at", b"compromised_at", "created_at", b"created_at", "retired_at", b"retired_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "certified_by", b"certified_by", "compromised_at", b"compromised_at", "created_at", b"created_at", "devices", b"devices", "devices_called", b"devices_called", "id", b"id", "key_id", b"key_id", "org_id", b"org_id", "public_key_pem", b"public_key_pem", "retired_at", b"retired_at", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyKey: _TypeAlias = PolicyKey  # noqa: Y015
+
+@_typing.final
+class ListPolicyKeyDevicesRequest(_message.Message):
+    """Which key's devices to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    page_size: _builtins.int
+    """The most devices to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyKeyDevicesRequest: _TypeAlias = ListPolicyKeyDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyKeyDevicesResponse(_message.Message):
+    """A page of devices that pin a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinningDevice]:
+        """The devices."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___PinningDevice] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyKeyDevicesResponse: _TypeAlias = ListPolicyKeyDevicesResponse  # noqa: Y015
+
+@_typing.final
+class PinningDevice(_message.Message):
+    """A device that pins a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    org_id: _builtins.str
+    """The organisation that it belongs to."""
+    status: _builtins.str
+    """`pending`, `prepared` or `active`."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last told of another version than before; absent when it never did."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "org_id", b"org_id", "reported_at", b"reported_at", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinningDevice: _TypeAlias = PinningDevice  # noqa: Y015
+
+@_typing.final
+class CreatePolicyKeyRequest(_message.Message):
+    """A new key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ACTIVATE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Whose key; the caller's own tenant when not given. Of the root tenant it is the
+    whole installation's.
+    """
+    activate: _builtins.bool
+    """Whether new enrollment tokens carry it at once. Otherwise it is a next key: agents
+    can be prepared for it before.
+    """
+    request_id: _builtins.str
+    """A random id: a repeated call with it answers the key that the first one made."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        activate: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate", b"activate", "org_id", b"org_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePolicyKeyRequest: _TypeAlias = CreatePolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class ActivatePolicyKeyRequest(_message.Message):
+    """Which key to activate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivatePolicyKeyRequest: _TypeAlias = ActivatePolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class RetirePolicyKeyRequest(_message.Message):
+    """Which key to retire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LOST_DEVICES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    lost_devices: _builtins.int
+    """The number of devices that pin it, to give them up. Another number is refused."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        lost_devices: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "lost_devices", b"lost_devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetirePolicyKeyRequest: _TypeAlias = RetirePolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class MarkPolicyKeyCompromisedRequest(_message.Message):
+    """Which key is in wrong hands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkPolicyKeyCompromisedRequest: _TypeAlias = MarkPolicyKeyCompromisedRequest  # noqa: Y015
+
+@_typing.final
+class ExportPolicyKeyRequest(_message.Message):
+    """Which key is to be certified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPolicyKeyRequest: _TypeAlias = ExportPolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class CertifyPolicyKeyRequest(_message.Message):
+    """A certificate of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The `id` of the key."""
+    payload: _builtins.bytes
+    """The payload that was exported."""
+    signature: _builtins.bytes
+    """The root's signature over the envelope of that payload."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertifyPolicyKeyRequest: _TypeAlias = CertifyPolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetPolicyRootKeyRequest(_message.Message):
+    """Asks for the root."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     def __init__(
         self,
     ) -> None: ...
@@ -3392,7 +3912,59 @@ class GetPolicyKeysPemRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetPolicyKeysPemRequest: _TypeAlias = GetPolicyKeysPemRequest  # noqa: Y015
+Global___GetPolicyRootKeyRequest: _TypeAlias = GetPolicyRootKeyRequest  # noqa: Y015
+
+@_typing.final
+class PolicyRootKey(_message.Message):
+    """The offline root key that certifies keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """The key's id; empty where there is none."""
+    public_key_pem: _builtins.str
+    """The public key in PEM."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        public_key_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "public_key_pem", b"public_key_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRootKey: _TypeAlias = PolicyRootKey  # noqa: Y015
+
+@_typing.final
+class SetPolicyRootKeyRequest(_message.Message):
+    """A new root."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    public_key_pem: _builtins.str
+    """An Ed25519 public key in PEM, one that signs nothing else."""
+    replaces: _builtins.str
+    """The id of the root that it takes the place of; empty for none."""
+    def __init__(
+        self,
+        *,
+        public_key_pem: _builtins.str = ...,
+        replaces: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key_pem", b"public_key_pem", "replaces", b"replaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPolicyRootKeyRequest: _TypeAlias = SetPolicyRootKeyRequest  # noqa: Y015
 
 @_typing.final
 class GetDevicePolicyRequest(_message.Message):
@@ -3405,6 +3977,7 @@ class GetDevicePolicyRequest(_message.Message):
     TOKEN_VERSION_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation that it belongs to."""
     device_id: _builtins.str
@@ -3418,6 +3991,10 @@ class GetDevicePolicyRequest(_message.Message):
     """Whether the device stores what it gets as its first policy. An agent exits at
     every start when that one cannot be applied, so that a policy of which this is
     known is not its first one: the device gets it, or a better one, by its polls.
+    """
+    policy_key_id: _builtins.str
+    """The id of the key that the device pins; empty for the first key of the
+    installation. One that is retired or unknown is refused (`POLICY_KEY_RETIRED`).
     """
     @_builtins.property
     def membership(self) -> _enrollment_pb2.Membership:
@@ -3434,16 +4011,69 @@ class GetDevicePolicyRequest(_message.Message):
         token_version: _builtins.int = ...,
         first: _builtins.bool = ...,
         membership: _enrollment_pb2.Membership | None = ...,
+        policy_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "membership", b"membership"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "device_id", b"device_id", "first", b"first", "membership", b"membership", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "device_id", b"device_id", "first", b"first", "membership", b"membership", "policy_key_id", b"policy_key_id", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__membership: _TypeAlias = _typing.Literal["membership"]  # noqa: Y015
     _WhichOneofArgType__membership: _TypeAlias = _typing.Literal["_membership", b"_membership"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__membership) -> _WhichOneofReturnType__membership | None: ...
 
 Global___GetDevicePolicyRequest: _TypeAlias = GetDevicePolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetTokenPolicyKeyRequest(_message.Message):
+    """Whose key is asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The organisation whose devices enroll."""
+    policy_key_id: _builtins.str
+    """The id of the key that was asked for; empty for the one that is active."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        policy_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_key_id", b"policy_key_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTokenPolicyKeyRequest: _TypeAlias = GetTokenPolicyKeyRequest  # noqa: Y015
+
+@_typing.final
+class TokenPolicyKey(_message.Message):
+    """The key that devices of an enrollment token pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    policy_key_id: _builtins.str
+    """The key's id; empty when it is none that these devices may have."""
+    public_key_pem: _builtins.str
+    """The key in PEM, for the agent's configuration."""
+    def __init__(
+        self,
+        *,
+        policy_key_id: _builtins.str = ...,
+        public_key_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_key_id", b"policy_key_id", "public_key_pem", b"public_key_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenPolicyKey: _TypeAlias = TokenPolicyKey  # noqa: Y015
 
 @_typing.final
 class GetDevicePolicyResponse(_message.Message):

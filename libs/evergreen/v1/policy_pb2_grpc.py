@@ -1495,7 +1495,7 @@ class PolicyRolloutService:
 
 
 class PolicyKeyServiceStub:
-    """The public keys that verify policies.
+    """The keys that verify policies: public, and as their Owners manage them.
     """
 
     def __init__(self, channel):
@@ -1514,21 +1514,164 @@ class PolicyKeyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyKeysPemRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ListPolicyKeyLog = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/ListPolicyKeyLog',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogResponse.FromString,
+                _registered_method=True)
+        self.ListManagedPolicyKeys = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/ListManagedPolicyKeys',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysResponse.FromString,
+                _registered_method=True)
+        self.ListPolicyKeyDevices = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/ListPolicyKeyDevices',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesResponse.FromString,
+                _registered_method=True)
+        self.CreatePolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/CreatePolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.CreatePolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+                _registered_method=True)
+        self.ActivatePolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/ActivatePolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ActivatePolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+                _registered_method=True)
+        self.RetirePolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/RetirePolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.RetirePolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+                _registered_method=True)
+        self.MarkPolicyKeyCompromised = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/MarkPolicyKeyCompromised',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.MarkPolicyKeyCompromisedRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+                _registered_method=True)
+        self.ExportPolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/ExportPolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.SignedEnvelope.FromString,
+                _registered_method=True)
+        self.CertifyPolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/CertifyPolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.CertifyPolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+                _registered_method=True)
+        self.GetPolicyRootKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/GetPolicyRootKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyRootKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.FromString,
+                _registered_method=True)
+        self.SetPolicyRootKey = channel.unary_unary(
+                '/evergreen.v1.PolicyKeyService/SetPolicyRootKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.SetPolicyRootKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.FromString,
+                _registered_method=True)
 
 
 class PolicyKeyServiceServicer:
-    """The public keys that verify policies.
+    """The keys that verify policies: public, and as their Owners manage them.
     """
 
     def ListPolicyKeys(self, request, context):
-        """Returns the keys as a JSON Web Key Set.
+        """Returns the keys of the whole installation as a JSON Web Key Set, without those
+        that are retired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyKeysPem(self, request, context):
-        """Returns the keys in PEM, the signing one first.
+        """Returns the keys of the whole installation in PEM, the one that new devices pin
+        first; or one key, also a tenant's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyKeyLog(self, request, context):
+        """Returns the log of all keys that ever signed policies, oldest entry first. Each
+        entry is signed, and names the one before by its SHA-256.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListManagedPolicyKeys(self, request, context):
+        """Lists the keys of the caller's subtree and those above that its devices may pin,
+        with the number of its devices that do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyKeyDevices(self, request, context):
+        """Lists the devices of the caller's subtree that pin a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePolicyKey(self, request, context):
+        """Makes a key of a tenant, which counts for the tenants below, too; of the root
+        tenant it is the whole installation's. Devices that enrolled before keep the key
+        that they pin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivatePolicyKey(self, request, context):
+        """Lets new enrollment tokens carry a key. The one that they carried so far is
+        retiring: it signs on for the devices that pin it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetirePolicyKey(self, request, context):
+        """Ends a key for good; its private half is erased. Refused while devices pin it,
+        unless their number is given: they get no policy any more, and enroll anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkPolicyKeyCompromised(self, request, context):
+        """Says that a key is in wrong hands: enrollment tokens do not carry it any more, and
+        an active one is replaced at once. It signs on for the devices that pin it, which
+        take nothing else.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportPolicyKey(self, request, context):
+        """Returns what an offline root signs to certify a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CertifyPolicyKey(self, request, context):
+        """Takes the offline root's certificate of a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicyRootKey(self, request, context):
+        """Returns the offline root key that certifies keys; an empty id where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicyRootKey(self, request, context):
+        """Lets an offline root certify keys. From then on a key has to be certified before
+        it is activated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1547,6 +1690,61 @@ def add_PolicyKeyServiceServicer_to_server(servicer, server):
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyKeysPemRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
+            'ListPolicyKeyLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyKeyLog,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogResponse.SerializeToString,
+            ),
+            'ListManagedPolicyKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListManagedPolicyKeys,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysResponse.SerializeToString,
+            ),
+            'ListPolicyKeyDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyKeyDevices,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesResponse.SerializeToString,
+            ),
+            'CreatePolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.CreatePolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.SerializeToString,
+            ),
+            'ActivatePolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivatePolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ActivatePolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.SerializeToString,
+            ),
+            'RetirePolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetirePolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.RetirePolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.SerializeToString,
+            ),
+            'MarkPolicyKeyCompromised': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkPolicyKeyCompromised,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.MarkPolicyKeyCompromisedRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.SerializeToString,
+            ),
+            'ExportPolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportPolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.SignedEnvelope.SerializeToString,
+            ),
+            'CertifyPolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CertifyPolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.CertifyPolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyKey.SerializeToString,
+            ),
+            'GetPolicyRootKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicyRootKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyRootKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.SerializeToString,
+            ),
+            'SetPolicyRootKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicyRootKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.SetPolicyRootKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'evergreen.v1.PolicyKeyService', rpc_method_handlers)
@@ -1556,7 +1754,7 @@ def add_PolicyKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyKeyService:
-    """The public keys that verify policies.
+    """The keys that verify policies: public, and as their Owners manage them.
     """
 
     @staticmethod
@@ -1613,6 +1811,303 @@ class PolicyKeyService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ListPolicyKeyLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/ListPolicyKeyLog',
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListManagedPolicyKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/ListManagedPolicyKeys',
+            evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListManagedPolicyKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyKeyDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/ListPolicyKeyDevices',
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyKeyDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/CreatePolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.CreatePolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivatePolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/ActivatePolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.ActivatePolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetirePolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/RetirePolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.RetirePolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkPolicyKeyCompromised(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/MarkPolicyKeyCompromised',
+            evergreen_dot_v1_dot_policy__pb2.MarkPolicyKeyCompromisedRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/ExportPolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.ExportPolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.SignedEnvelope.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CertifyPolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/CertifyPolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.CertifyPolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicyRootKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/GetPolicyRootKey',
+            evergreen_dot_v1_dot_policy__pb2.GetPolicyRootKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicyRootKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyKeyService/SetPolicyRootKey',
+            evergreen_dot_v1_dot_policy__pb2.SetPolicyRootKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyRootKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PolicyInternalServiceStub:
     """For the other services only; the gateway does not route it.
@@ -1628,6 +2123,11 @@ class PolicyInternalServiceStub:
                 '/evergreen.v1.PolicyInternalService/GetDevicePolicy',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyResponse.FromString,
+                _registered_method=True)
+        self.GetTokenPolicyKey = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/GetTokenPolicyKey',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetTokenPolicyKeyRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.TokenPolicyKey.FromString,
                 _registered_method=True)
         self.ListAppliedVersions = channel.unary_unary(
                 '/evergreen.v1.PolicyInternalService/ListAppliedVersions',
@@ -1672,6 +2172,13 @@ class PolicyInternalServiceServicer:
 
     def GetDevicePolicy(self, request, context):
         """Returns the envelope in force for a device, and whether it ever called.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTokenPolicyKey(self, request, context):
+        """Returns the key that a new enrollment token of an organisation is to carry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1738,6 +2245,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyResponse.SerializeToString,
             ),
+            'GetTokenPolicyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTokenPolicyKey,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetTokenPolicyKeyRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.TokenPolicyKey.SerializeToString,
+            ),
             'ListAppliedVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAppliedVersions,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAppliedVersionsRequest.FromString,
@@ -1802,6 +2314,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/GetDevicePolicy',
             evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.GetDevicePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTokenPolicyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/GetTokenPolicyKey',
+            evergreen_dot_v1_dot_policy__pb2.GetTokenPolicyKeyRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.TokenPolicyKey.FromString,
             options,
             channel_credentials,
             insecure,

@@ -611,29 +611,113 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_PolicyRolloutServiceServicer_to_server(servicer: PolicyRolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PolicyKeyServiceStub:
-    """The public keys that verify policies."""
+    """The keys that verify policies: public, and as their Owners manage them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyKeyServiceAsyncStub: ...
     ListPolicyKeys: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeysRequest, _identity_pb2.Jwks]
-    """Returns the keys as a JSON Web Key Set."""
+    """Returns the keys of the whole installation as a JSON Web Key Set, without those
+    that are retired.
+    """
     GetPolicyKeysPem: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyKeysPemRequest, _httpbody_pb2.HttpBody]
-    """Returns the keys in PEM, the signing one first."""
+    """Returns the keys of the whole installation in PEM, the one that new devices pin
+    first; or one key, also a tenant's.
+    """
+    ListPolicyKeyLog: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeyLogRequest, _policy_pb2.ListPolicyKeyLogResponse]
+    """Returns the log of all keys that ever signed policies, oldest entry first. Each
+    entry is signed, and names the one before by its SHA-256.
+    """
+    ListManagedPolicyKeys: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListManagedPolicyKeysRequest, _policy_pb2.ListManagedPolicyKeysResponse]
+    """Lists the keys of the caller's subtree and those above that its devices may pin,
+    with the number of its devices that do.
+    """
+    ListPolicyKeyDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeyDevicesRequest, _policy_pb2.ListPolicyKeyDevicesResponse]
+    """Lists the devices of the caller's subtree that pin a key."""
+    CreatePolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyKeyRequest, _policy_pb2.PolicyKey]
+    """Makes a key of a tenant, which counts for the tenants below, too; of the root
+    tenant it is the whole installation's. Devices that enrolled before keep the key
+    that they pin.
+    """
+    ActivatePolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyKeyRequest, _policy_pb2.PolicyKey]
+    """Lets new enrollment tokens carry a key. The one that they carried so far is
+    retiring: it signs on for the devices that pin it.
+    """
+    RetirePolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RetirePolicyKeyRequest, _policy_pb2.PolicyKey]
+    """Ends a key for good; its private half is erased. Refused while devices pin it,
+    unless their number is given: they get no policy any more, and enroll anew.
+    """
+    MarkPolicyKeyCompromised: _grpc.UnaryUnaryMultiCallable[_policy_pb2.MarkPolicyKeyCompromisedRequest, _policy_pb2.PolicyKey]
+    """Says that a key is in wrong hands: enrollment tokens do not carry it any more, and
+    an active one is replaced at once. It signs on for the devices that pin it, which
+    take nothing else.
+    """
+    ExportPolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ExportPolicyKeyRequest, _policy_pb2.SignedEnvelope]
+    """Returns what an offline root signs to certify a key."""
+    CertifyPolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CertifyPolicyKeyRequest, _policy_pb2.PolicyKey]
+    """Takes the offline root's certificate of a key."""
+    GetPolicyRootKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRootKeyRequest, _policy_pb2.PolicyRootKey]
+    """Returns the offline root key that certifies keys; an empty id where there is none."""
+    SetPolicyRootKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetPolicyRootKeyRequest, _policy_pb2.PolicyRootKey]
+    """Lets an offline root certify keys. From then on a key has to be certified before
+    it is activated.
+    """
 
 @_typing.type_check_only
 class PolicyKeyServiceAsyncStub(PolicyKeyServiceStub):
-    """The public keys that verify policies."""
+    """The keys that verify policies: public, and as their Owners manage them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPolicyKeys: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeysRequest, _identity_pb2.Jwks]  # type: ignore[assignment]
-    """Returns the keys as a JSON Web Key Set."""
+    """Returns the keys of the whole installation as a JSON Web Key Set, without those
+    that are retired.
+    """
     GetPolicyKeysPem: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyKeysPemRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Returns the keys in PEM, the signing one first."""
+    """Returns the keys of the whole installation in PEM, the one that new devices pin
+    first; or one key, also a tenant's.
+    """
+    ListPolicyKeyLog: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeyLogRequest, _policy_pb2.ListPolicyKeyLogResponse]  # type: ignore[assignment]
+    """Returns the log of all keys that ever signed policies, oldest entry first. Each
+    entry is signed, and names the one before by its SHA-256.
+    """
+    ListManagedPolicyKeys: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListManagedPolicyKeysRequest, _policy_pb2.ListManagedPolicyKeysResponse]  # type: ignore[assignment]
+    """Lists the keys of the caller's subtree and those above that its devices may pin,
+    with the number of its devices that do.
+    """
+    ListPolicyKeyDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyKeyDevicesRequest, _policy_pb2.ListPolicyKeyDevicesResponse]  # type: ignore[assignment]
+    """Lists the devices of the caller's subtree that pin a key."""
+    CreatePolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyKeyRequest, _policy_pb2.PolicyKey]  # type: ignore[assignment]
+    """Makes a key of a tenant, which counts for the tenants below, too; of the root
+    tenant it is the whole installation's. Devices that enrolled before keep the key
+    that they pin.
+    """
+    ActivatePolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.ActivatePolicyKeyRequest, _policy_pb2.PolicyKey]  # type: ignore[assignment]
+    """Lets new enrollment tokens carry a key. The one that they carried so far is
+    retiring: it signs on for the devices that pin it.
+    """
+    RetirePolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.RetirePolicyKeyRequest, _policy_pb2.PolicyKey]  # type: ignore[assignment]
+    """Ends a key for good; its private half is erased. Refused while devices pin it,
+    unless their number is given: they get no policy any more, and enroll anew.
+    """
+    MarkPolicyKeyCompromised: _aio.UnaryUnaryMultiCallable[_policy_pb2.MarkPolicyKeyCompromisedRequest, _policy_pb2.PolicyKey]  # type: ignore[assignment]
+    """Says that a key is in wrong hands: enrollment tokens do not carry it any more, and
+    an active one is replaced at once. It signs on for the devices that pin it, which
+    take nothing else.
+    """
+    ExportPolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.ExportPolicyKeyRequest, _policy_pb2.SignedEnvelope]  # type: ignore[assignment]
+    """Returns what an offline root signs to certify a key."""
+    CertifyPolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.CertifyPolicyKeyRequest, _policy_pb2.PolicyKey]  # type: ignore[assignment]
+    """Takes the offline root's certificate of a key."""
+    GetPolicyRootKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRootKeyRequest, _policy_pb2.PolicyRootKey]  # type: ignore[assignment]
+    """Returns the offline root key that certifies keys; an empty id where there is none."""
+    SetPolicyRootKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetPolicyRootKeyRequest, _policy_pb2.PolicyRootKey]  # type: ignore[assignment]
+    """Lets an offline root certify keys. From then on a key has to be certified before
+    it is activated.
+    """
 
 class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The public keys that verify policies."""
+    """The keys that verify policies: public, and as their Owners manage them."""
 
     @_abc_1.abstractmethod
     def ListPolicyKeys(
@@ -641,7 +725,9 @@ class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.ListPolicyKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.Jwks, _abc.Awaitable[_identity_pb2.Jwks]]:
-        """Returns the keys as a JSON Web Key Set."""
+        """Returns the keys of the whole installation as a JSON Web Key Set, without those
+        that are retired.
+        """
 
     @_abc_1.abstractmethod
     def GetPolicyKeysPem(
@@ -649,7 +735,113 @@ class PolicyKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyKeysPemRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Returns the keys in PEM, the signing one first."""
+        """Returns the keys of the whole installation in PEM, the one that new devices pin
+        first; or one key, also a tenant's.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPolicyKeyLog(
+        self,
+        request: _policy_pb2.ListPolicyKeyLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListPolicyKeyLogResponse, _abc.Awaitable[_policy_pb2.ListPolicyKeyLogResponse]]:
+        """Returns the log of all keys that ever signed policies, oldest entry first. Each
+        entry is signed, and names the one before by its SHA-256.
+        """
+
+    @_abc_1.abstractmethod
+    def ListManagedPolicyKeys(
+        self,
+        request: _policy_pb2.ListManagedPolicyKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListManagedPolicyKeysResponse, _abc.Awaitable[_policy_pb2.ListManagedPolicyKeysResponse]]:
+        """Lists the keys of the caller's subtree and those above that its devices may pin,
+        with the number of its devices that do.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPolicyKeyDevices(
+        self,
+        request: _policy_pb2.ListPolicyKeyDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListPolicyKeyDevicesResponse, _abc.Awaitable[_policy_pb2.ListPolicyKeyDevicesResponse]]:
+        """Lists the devices of the caller's subtree that pin a key."""
+
+    @_abc_1.abstractmethod
+    def CreatePolicyKey(
+        self,
+        request: _policy_pb2.CreatePolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyKey, _abc.Awaitable[_policy_pb2.PolicyKey]]:
+        """Makes a key of a tenant, which counts for the tenants below, too; of the root
+        tenant it is the whole installation's. Devices that enrolled before keep the key
+        that they pin.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivatePolicyKey(
+        self,
+        request: _policy_pb2.ActivatePolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyKey, _abc.Awaitable[_policy_pb2.PolicyKey]]:
+        """Lets new enrollment tokens carry a key. The one that they carried so far is
+        retiring: it signs on for the devices that pin it.
+        """
+
+    @_abc_1.abstractmethod
+    def RetirePolicyKey(
+        self,
+        request: _policy_pb2.RetirePolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyKey, _abc.Awaitable[_policy_pb2.PolicyKey]]:
+        """Ends a key for good; its private half is erased. Refused while devices pin it,
+        unless their number is given: they get no policy any more, and enroll anew.
+        """
+
+    @_abc_1.abstractmethod
+    def MarkPolicyKeyCompromised(
+        self,
+        request: _policy_pb2.MarkPolicyKeyCompromisedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyKey, _abc.Awaitable[_policy_pb2.PolicyKey]]:
+        """Says that a key is in wrong hands: enrollment tokens do not carry it any more, and
+        an active one is replaced at once. It signs on for the devices that pin it, which
+        take nothing else.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportPolicyKey(
+        self,
+        request: _policy_pb2.ExportPolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.SignedEnvelope, _abc.Awaitable[_policy_pb2.SignedEnvelope]]:
+        """Returns what an offline root signs to certify a key."""
+
+    @_abc_1.abstractmethod
+    def CertifyPolicyKey(
+        self,
+        request: _policy_pb2.CertifyPolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyKey, _abc.Awaitable[_policy_pb2.PolicyKey]]:
+        """Takes the offline root's certificate of a key."""
+
+    @_abc_1.abstractmethod
+    def GetPolicyRootKey(
+        self,
+        request: _policy_pb2.GetPolicyRootKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyRootKey, _abc.Awaitable[_policy_pb2.PolicyRootKey]]:
+        """Returns the offline root key that certifies keys; an empty id where there is none."""
+
+    @_abc_1.abstractmethod
+    def SetPolicyRootKey(
+        self,
+        request: _policy_pb2.SetPolicyRootKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyRootKey, _abc.Awaitable[_policy_pb2.PolicyRootKey]]:
+        """Lets an offline root certify keys. From then on a key has to be certified before
+        it is activated.
+        """
 
 def add_PolicyKeyServiceServicer_to_server(servicer: PolicyKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -662,6 +854,8 @@ class PolicyInternalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PolicyInternalServiceAsyncStub: ...
     GetDevicePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetDevicePolicyRequest, _policy_pb2.GetDevicePolicyResponse]
     """Returns the envelope in force for a device, and whether it ever called."""
+    GetTokenPolicyKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetTokenPolicyKeyRequest, _policy_pb2.TokenPolicyKey]
+    """Returns the key that a new enrollment token of an organisation is to carry."""
     ListAppliedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]
     """Lists the devices whose applied policy version changed since a cursor."""
     ListGroupPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListGroupPoliciesRequest, _policy_pb2.ListGroupPoliciesResponse]
@@ -692,6 +886,8 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetDevicePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetDevicePolicyRequest, _policy_pb2.GetDevicePolicyResponse]  # type: ignore[assignment]
     """Returns the envelope in force for a device, and whether it ever called."""
+    GetTokenPolicyKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetTokenPolicyKeyRequest, _policy_pb2.TokenPolicyKey]  # type: ignore[assignment]
+    """Returns the key that a new enrollment token of an organisation is to carry."""
     ListAppliedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAppliedVersionsRequest, _policy_pb2.ListAppliedVersionsResponse]  # type: ignore[assignment]
     """Lists the devices whose applied policy version changed since a cursor."""
     ListGroupPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListGroupPoliciesRequest, _policy_pb2.ListGroupPoliciesResponse]  # type: ignore[assignment]
@@ -725,6 +921,14 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetDevicePolicyResponse, _abc.Awaitable[_policy_pb2.GetDevicePolicyResponse]]:
         """Returns the envelope in force for a device, and whether it ever called."""
+
+    @_abc_1.abstractmethod
+    def GetTokenPolicyKey(
+        self,
+        request: _policy_pb2.GetTokenPolicyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.TokenPolicyKey, _abc.Awaitable[_policy_pb2.TokenPolicyKey]]:
+        """Returns the key that a new enrollment token of an organisation is to carry."""
 
     @_abc_1.abstractmethod
     def ListAppliedVersions(

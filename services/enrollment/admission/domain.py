@@ -173,6 +173,7 @@ def decide(
         created_at=at,
         enrolled_at=None if held else at,
         labels=token.labels,
+        policy_key_id=token.policy_key_id,
     )
     device = arriving(device, waiting)
     if held:
@@ -197,6 +198,7 @@ def _readmitted(
         deleted_at=None,
         deleted_by=None,
         labels=labelled(known.labels, token.labels),
+        policy_key_id=token.policy_key_id,
     )
 
 
@@ -270,7 +272,12 @@ def decide_unnamed(
             readmitted = replace(_readmitted(known, application, token, at), claimed_at=at)
             return Decision(Outcome.READMITTED, readmitted, known, counts=counts)
         if known.status is Status.ACTIVE and known.claimed_at is None:
-            claimed = replace(known, claimed_at=at, enrolled_from=application.source)
+            claimed = replace(
+                known,
+                claimed_at=at,
+                enrolled_from=application.source,
+                policy_key_id=token.policy_key_id,
+            )
             return Decision(Outcome.CLAIMED, claimed, known)
     if waiting:
         return refused(awaiting_approval())
@@ -294,6 +301,7 @@ def decide_unnamed(
         enrolled_from=application.source,
         created_at=at,
         labels=token.labels,
+        policy_key_id=token.policy_key_id,
     )
     return Decision(Outcome.HELD, device, error=awaiting_approval(), counts=True)
 

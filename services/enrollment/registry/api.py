@@ -49,6 +49,7 @@ def _registration(device: Device) -> pb.Registration:
         group_ids=map(str, device.group_ids),
         asset_tag=device.asset_tag,
         note=device.note,
+        policy_key_id=device.policy_key_id,
     )
 
 
@@ -264,7 +265,11 @@ class DeviceRegistryApi(enrollment_pb2_grpc.DeviceRegistryServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         """Registers a device ahead of its first start."""
         prepared = await self._registry.prepare(
-            context.call, UUID(request.org_id), request.serial, request.model
+            context.call,
+            UUID(request.org_id),
+            request.serial,
+            request.model,
+            request.policy_key_id,
         )
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", prepared.device.serial)
         await context.send_headers(

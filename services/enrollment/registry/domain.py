@@ -187,6 +187,7 @@ def prepare(known: Device | None, fresh: Device, at: datetime) -> Device:
         archived_status=None,
         deleted_at=None,
         deleted_by=None,
+        policy_key_id=fresh.policy_key_id,
     )
 
 
@@ -246,6 +247,8 @@ class Device:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     asset_tag: str = ""
     note: str = ""
+    policy_key_id: str = ""
+    """The key for policies that it pins; empty for the first one of the installation."""
     group_ids: tuple[UUID, ...] = ()
     """The groups that it is in, sorted; they are computed when it is stored."""
     revision: int = 1
@@ -289,6 +292,7 @@ class Device:
             self.asset_tag,
             self.note,
             self.group_ids,
+            self.policy_key_id,
         )
 
     def details(self) -> DeviceDetails:

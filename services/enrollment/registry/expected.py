@@ -31,7 +31,8 @@ AS_DEVICE: Final = (
     " NULL::text AS archived_status, NULL::timestamptz AS deleted_at, NULL::text AS deleted_by,"
     " e.serial_key, NULL::text AS reported_serial, NULL::text AS enrolled_from,"
     " NULL::timestamptz AS claimed_at, e.labels, e.asset_tag, e.note, '{}'::uuid[] AS group_ids,"
-    " 1::bigint AS membership_revision, e.created_at AS groups_computed_at"
+    " 1::bigint AS membership_revision, e.created_at AS groups_computed_at,"
+    " NULL::text AS policy_key_id"
     " FROM enrollment.expected_device e)"
 )
 """Expected devices with the columns of registered ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import Final
+from uuid import UUID
 
 import grpc
 
@@ -16,7 +17,7 @@ from evergreen.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from servicekit.errors import unavailable
+from servicekit.errors import invalid_field, permission_denied, unavailable
 from servicekit.observability import logs
 from services.enrollment.registry.domain import Device
 
@@ -54,7 +55,10 @@ def membership_of(device: Device) -> enrollment_pb2.Membership | None:
     if not device.groups_are_known:
         return None
     return enrollment_pb2.Membership(
-        group_ids=map(str, device.group_ids), labels=device.labels, revision=device.revision
+        group_ids=map(str, device.group_ids),
+        labels=device.labels,
+        revision=device.revision,
+        policy_key_id=device.policy_key_id,
     )
 
 
@@ -69,7 +73,8 @@ class Peers:
         """Everything that a device starts with; whether it has called only when asked.
 
         Raises:
-            DomainError: UNAVAILABLE when one of the services is away.
+            DomainError: UNAVAILABLE when one of the services is away; PERMISSION_DENIED when the
+                key that the device pins is retired.
         """
         try:
             token, policy = await asyncio.gather(
@@ -81,16 +86,7 @@ class Peers:
                     ),
                     timeout=_SECONDS,
                 ),
-                self._policy.GetDevicePolicy(
-                    policy_pb2.GetDevicePolicyRequest(
-                        tenant_id=str(device.tenant_id),
-                        device_id=str(device.id),
-                        token_version=device.token_version if ask_has_called else 0,
-                        first=True,
-                        membership=membership_of(device),
-                    ),
-                    timeout=_SECONDS,
-                ),
+                self._first_policy(device, ask_has_called=ask_has_called),
             )
         except grpc.aio.AioRpcError as error:
             log.warning(
@@ -105,3 +101,54 @@ class Peers:
             policy.has_called,
             policy.statement if policy.HasField("statement") else None,
         )
+
+    async def _first_policy(
+        self, device: Device, *, ask_has_called: bool
+    ) -> policy_pb2.GetDevicePolicyResponse:
+        try:
+            return await self._policy.GetDevicePolicy(
+                policy_pb2.GetDevicePolicyRequest(
+                    tenant_id=str(device.tenant_id),
+                    device_id=str(device.id),
+                    token_version=device.token_version if ask_has_called else 0,
+                    first=True,
+                    membership=membership_of(device),
+                    policy_key_id=device.policy_key_id,
+                ),
+                timeout=_SECONDS,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise permission_denied(
+                    "POLICY_KEY_RETIRED",
+                    "the policy key that the device pins is retired; use an enrollment token and a"
+                    " configuration with another one",
+                ) from error
+            raise
+
+    async def token_key(self, tenant_id: UUID, asked: str) -> tuple[str, str]:
+        """The key for policies that new devices of an organisation pin: its id, and in PEM.
+
+        Both are empty where policy is of a release that knows one key.
+
+        Args:
+            asked: the id of the key that is wanted; empty for the active one.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT when it is none that they may have; UNAVAILABLE when
+                policy is away.
+        """
+        try:
+            found = await self._policy.GetTokenPolicyKey(
+                policy_pb2.GetTokenPolicyKeyRequest(tenant_id=str(tenant_id), policy_key_id=asked),
+                timeout=_SECONDS,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED and not asked:
+                return "", ""
+            raise unavailable("policy, which knows the keys, is away; try again") from error
+        if not found.policy_key_id:
+            raise invalid_field(
+                "policyKeyId", "is no policy key that new devices of the organisation may pin"
+            )
+        return found.policy_key_id, found.public_key_pem

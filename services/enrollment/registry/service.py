@@ -320,7 +320,9 @@ class Registry:
             event = DeviceLabelsChanged(id=after.id, before=before.details(), after=after.details())
         await self._outbox.append(connection, CloudEvent(event, after.tenant_id))
 
-    async def prepare(self, call: Call, org_id: UUID, serial: str, model: str) -> Prepared:
+    async def prepare(
+        self, call: Call, org_id: UUID, serial: str, model: str, policy_key_id: str
+    ) -> Prepared:
         """Registers a device ahead of its first start.
 
         A machine without a serial number of its own may be registered, too, by what its firmware
@@ -328,9 +330,13 @@ class Registry:
         Token and policy are fetched before the device is registered: what fails leaves no
         device behind whose file nobody has.
 
+        Args:
+            policy_key_id: the key for policies that it pins; empty for the active one.
+
         Raises:
             DomainError: NOT_FOUND for the organisation; ALREADY_EXISTS when the serial number is
-                known; UNAVAILABLE when identity or policy is away.
+                known; INVALID_ARGUMENT for a key that it may not have; UNAVAILABLE when identity
+                or policy is away.
         """
         org = await self._tenants.require_org(call.caller, org_id, to_add=True)
         scope = self._tenants.scope(org.id)
@@ -339,6 +345,7 @@ class Registry:
         has_name = names_device(serial)
         if not has_name:
             refuse_reserved(serial)
+        key_id, _ = await self._peers.token_key(org.id, policy_key_id)
         fresh = Device(
             id=device_id,
             tenant_id=org.id,
@@ -350,6 +357,7 @@ class Registry:
             enrollment_token_id=None,
             fingerprint=None,
             created_at=at,
+            policy_key_id=key_id,
             groups_are_known=False,
         )
         key = (org.id, fresh.serial)

@@ -32,7 +32,7 @@ DEVICE: Final = (
     " d.reenrollment_refused_at, d.refusal_told_at, d.archived_status,"
     " d.deleted_at, d.deleted_by, d.serial_key, d.reported_serial, d.enrolled_from, d.claimed_at,"
     " d.labels, d.asset_tag, d.note, d.group_ids, d.membership_revision,"
-    " d.groups_computed_at IS NOT NULL AS groups_are_known"
+    " d.groups_computed_at IS NOT NULL AS groups_are_known, d.policy_key_id"
 )
 
 
@@ -72,6 +72,7 @@ def device_of(row: asyncpg.Record) -> Device:
         group_ids=tuple(row["group_ids"]),
         revision=row["membership_revision"],
         groups_are_known=row["groups_are_known"],
+        policy_key_id=row["policy_key_id"] or "",
     )
 
 
@@ -383,6 +384,7 @@ _WRITTEN: Final = (
     ("labels", "jsonb"),
     ("asset_tag", "text"),
     ("note", "text"),
+    ("policy_key_id", "text"),
 )
 """What a new device has."""
 _CHANGED: Final = (
@@ -425,6 +427,7 @@ def _values(device: Device) -> tuple[Any, ...]:
         json.dumps(dict(device.labels), ensure_ascii=False),
         device.asset_tag,
         device.note,
+        device.policy_key_id or None,
     )
 
 

@@ -35,6 +35,8 @@ def _token(shown: Shown, at: datetime) -> pb.EnrollmentToken:
         labels=token.labels,
         group_ids=map(str, token.group_ids),
         only_expected=token.only_expected,
+        policy_key_id=token.policy_key_id,
+        policy_key_pem=shown.policy_key_pem,
     )
 
 
@@ -78,6 +80,7 @@ class EnrollmentTokenApi(enrollment_pb2_grpc.EnrollmentTokenServiceServicer):
             labels=request.labels,
             group_ids=[*map(UUID, request.group_ids)],
             only_expected=request.only_expected,
+            policy_key_id=request.policy_key_id,
         )
         return _token(shown, self._clock())
 

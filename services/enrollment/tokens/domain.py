@@ -39,6 +39,8 @@ class EnrollmentToken:
     group_ids: tuple[UUID, ...] = ()
     """Groups with listed members that its devices come into."""
     only_expected: bool = False
+    policy_key_id: str = ""
+    """The key for policies that its devices pin; empty for the first one of the installation."""
 
     @property
     def etag(self) -> str:
@@ -55,6 +57,7 @@ class EnrollmentToken:
             sorted(self.labels.items()),
             self.group_ids,
             self.only_expected,
+            self.policy_key_id,
         )
 
     def status(self, at: datetime) -> str:
@@ -81,4 +84,5 @@ class EnrollmentToken:
             labels=dict(sorted(self.labels.items())),
             group_ids=self.group_ids,
             only_expected=self.only_expected,
+            policy_key_id=self.policy_key_id,
         )

@@ -23,6 +23,7 @@ from services.enrollment.groups import membership
 from services.enrollment.groups import store as group_store
 from services.enrollment.groups.domain import Group
 from services.enrollment.registry.labels import clean_labels
+from services.enrollment.registry.peers import Peers
 from services.enrollment.serials import clean_serials
 from services.enrollment.tokens import store as token_store
 from services.enrollment.tokens.domain import MAX_TOKEN_LIFE, TOKEN_LIFE, EnrollmentToken
@@ -39,14 +40,22 @@ class Shown:
     serials: Sequence[str]
     secret: str | None = field(default=None, repr=False)
     pre_shared_key: str | None = field(default=None, repr=False)
+    policy_key_pem: str | None = None
+    """The key that goes with it, in PEM."""
 
 
 class Tokens:
     """The use cases around enrollment tokens."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, tenants: TenantDirectory, clock: Clock
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        peers: Peers,
+        clock: Clock,
     ) -> None:
+        self._peers = peers
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -91,11 +100,16 @@ class Tokens:
         labels: Mapping[str, str],
         group_ids: Sequence[UUID],
         only_expected: bool,
+        policy_key_id: str,
     ) -> Shown:
         """Adds a token; the answer holds its secret, which is stored nowhere.
 
+        Args:
+            policy_key_id: the key for policies that its devices pin; empty for the active one.
+
         Raises:
-            DomainError: NOT_FOUND for the organisation; INVALID_ARGUMENT with the field.
+            DomainError: NOT_FOUND for the organisation; INVALID_ARGUMENT with the field;
+                UNAVAILABLE when policy, which knows the keys, is away.
         """
         org = await self._tenants.require_org(call.caller, org_id, to_add=True)
         at = self._clock()
@@ -107,6 +121,7 @@ class Tokens:
         admitted = clean_serials(serials)
         if only_expected and admitted:
             raise invalid_field("serials", "must be empty with onlyExpected")
+        key_id, pem = await self._peers.token_key(org.id, policy_key_id)
         secret = new_secret()
         token = EnrollmentToken(
             id=new_id(),
@@ -121,6 +136,7 @@ class Tokens:
             labels=clean_labels(labels),
             group_ids=tuple(sorted(set(group_ids))),
             only_expected=only_expected,
+            policy_key_id=key_id,
         )
         async with self._database.transaction(self._tenants.scope(org.id)) as connection:
             if token.group_ids:
@@ -131,7 +147,7 @@ class Tokens:
             await token_store.insert_token(connection, token, secret_hash(secret), admitted)
             created = TokenCreated(id=token.id, after=token.snapshot())
             await self._outbox.append(connection, CloudEvent(created, org.id))
-        return Shown(token, admitted, secret, f"{org.code}:{secret}")
+        return Shown(token, admitted, secret, f"{org.code}:{secret}", pem or None)
 
     async def revoke(self, call: Call, token_id: UUID) -> Shown:
         """Revokes a token; a token that is revoked stays as it is.

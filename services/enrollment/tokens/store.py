@@ -18,7 +18,7 @@ from services.enrollment.tokens.domain import EnrollmentToken
 
 _TOKEN: Final = (
     "id, tenant_id, name, created_at, expires_at, max_uses, uses, serial_count, require_approval,"
-    " last_used_at, revoked_at, labels, only_expected,"
+    " last_used_at, revoked_at, labels, only_expected, policy_key_id,"
     # Those that were deleted are nobody's any more.
     " ARRAY(SELECT g.id FROM enrollment.device_group g WHERE g.id = ANY (token.group_ids)"
     " AND g.deleted_at IS NULL ORDER BY g.id) AS group_ids"
@@ -43,6 +43,7 @@ def _token(row: asyncpg.Record) -> EnrollmentToken:
         labels=json.loads(row["labels"]),
         group_ids=tuple(row["group_ids"]),
         only_expected=row["only_expected"],
+        policy_key_id=row["policy_key_id"] or "",
     )
 
 
@@ -58,7 +59,8 @@ async def insert_token(
         await connection.execute(
             "INSERT INTO enrollment.token (id, tenant_id, name, secret_hash, created_at,"
             " expires_at, max_uses, uses, serial_count, require_approval, labels, group_ids,"
-            " only_expected) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10, $11, $12)",
+            " only_expected, policy_key_id)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10, $11, $12, $13)",
             token.id,
             token.tenant_id,
             token.name,
@@ -71,6 +73,7 @@ async def insert_token(
             json.dumps(dict(token.labels), ensure_ascii=False),
             list(token.group_ids),
             token.only_expected,
+            token.policy_key_id or None,
         )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "token_secret":

@@ -41,6 +41,7 @@ from servicekit.observability import logs
 from services.policy.delivery import store
 from services.policy.delivery.domain import UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
+from services.policy.keys.service import KeyRing
 from services.policy.sightings.service import Sightings
 from services.policy.stamps.domain import NOTHING, Bundle, Standing, Targets
 from services.policy.stamps.service import Stamps
@@ -85,9 +86,11 @@ class Delivery:
         sightings: Sightings,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
+        keys: KeyRing,
         clock: Clock,
     ) -> None:
         self._database = database
+        self._keys = keys
         self._outbox = outbox
         self._identity = identity
         self._clock = clock
@@ -107,12 +110,17 @@ class Delivery:
         self._something_to_write = asyncio.Event()
 
     async def in_force(
-        self, tenant_id: UUID, device_id: UUID | None, group_ids: Sequence[UUID] | None
+        self,
+        tenant_id: UUID,
+        device_id: UUID | None,
+        group_ids: Sequence[UUID] | None,
+        key_id: str = "",
     ) -> Bundle | None:
         """What a device that enrolls now gets.
 
         Args:
             group_ids: the groups that it is in, where the registry says so with the question.
+            key_id: the key that it pins; empty for the first one of the installation.
         """
         await self._stamps.fresh()
         if group_ids is None and self._seats.matter(tenant_id):
@@ -123,7 +131,8 @@ class Delivery:
             made = await self._made(tenant_id, targets)
             org = made if made.want is not None else org
         want = org.want
-        return None if want is None else await self._stamps.bundle(tenant_id, want.newest)
+        bundle = None if want is None else await self._stamps.bundle(tenant_id, want.newest)
+        return bundle if bundle is None or not key_id else self._stamps.signed(bundle, key_id)
 
     async def _made(self, tenant_id: UUID, targets: Targets) -> Standing:
         """How it stands with devices that may be the first ones with these policies."""
@@ -205,6 +214,11 @@ class Delivery:
             is_fresh = await self._stamps.fresh()
             if self._seats.matter(tenant_id):
                 is_fresh = await self._seats.fresh() and is_fresh
+            if is_fresh:
+                await self._keys.fresh()
+            if self._keys.are_several and not self._seats.matter(tenant_id):
+                # It may have enrolled anew, with another key.
+                await self._seats.fresh()
             org = self._standing(device)
             decision = self._decide(device, has, org)
             if decision is UNCHANGED:
@@ -226,8 +240,18 @@ class Delivery:
             bundle = await self._stamps.bundle(tenant_id, number, shared=not is_wanted)
             if bundle is None and not is_wanted and await self._had_by_right(device, number):
                 bundle = await self._stamps.bundle(tenant_id, number)
-            return bundle, decision
+            return self._signed(device, bundle), decision
         return None, UNCHANGED
+
+    def _signed(self, device: Caller, bundle: Bundle | None) -> Bundle | None:
+        """The same with the signature of the key that a device pins, which takes no other."""
+        if bundle is None:
+            return None
+        signed = self._stamps.signed(bundle, self._seats.key_of(device.id))
+        if signed is None:
+            # ListPolicyKeyDevices shows it; it would be told at each of its polls.
+            log.debug("policy not delivered: key retired", device=device.id)
+        return signed
 
     async def _had_by_right(self, device: Caller, number: int) -> bool:
         """Whether a number stood for what a device was to have when it reported it."""

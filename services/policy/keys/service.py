@@ -1,47 +1,111 @@
-"""The keys that sign policies: made at the first start, sealed at rest, public for everyone."""
+"""The keys that sign policies: made at the first start, sealed at rest, followed in memory."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+from uuid import UUID
 
 from servicekit.data.postgres import Connection, Database
-from servicekit.ids import Clock
+from servicekit.feeds.changes import Changes
+from servicekit.feeds.feed import Cursor
+from servicekit.ids import Clock, new_id
+from servicekit.keys import log as key_log
+from servicekit.keys.log import Action
 from servicekit.observability import logs
 from servicekit.security.sealing import Sealer, SealingError
 from servicekit.security.signing import PublicKey, pem_bundle
 from services.policy.keys import store
+from services.policy.keys.domain import Keys, PolicyKey, State
 from services.policy.keys.signing import Signer
-from services.policy.keys.store import StoredKey
 
-PURPOSE = "policy-signing"
+PURPOSE: Final = "policy-signing"
 
 log = logs.get(__name__)
 
 
 class KeyRing:
-    """The policy-signing keys. `load` comes before everything else."""
+    """The policy-signing keys. `load` comes before everything else; its feed is run by the service.
 
-    def __init__(self, database: Database, sealer: Sealer, clock: Clock) -> None:
+    Args:
+        changes: tells when keys have changed; without it only `load` reads them.
+    """
+
+    def __init__(
+        self, database: Database, sealer: Sealer, clock: Clock, changes: Changes | None = None
+    ) -> None:
         self._database = database
         self._sealer = sealer
         self._clock = clock
+        self._keys = Keys({})
+        self._signers: dict[str, Signer] = {}
         self._signer: Signer | None = None
-        self._public: tuple[PublicKey, ...] = ()
+        self._first = ""
+        self.follower = None if changes is None else changes.follower("policy keys", self._fetch)
 
     @property
     def signer(self) -> Signer:
-        """What signs new versions."""
+        """What signs what is stored; devices that pin another key get that one's signature."""
         assert self._signer is not None, "the keys are loaded before the first call"
         return self._signer
 
     @property
+    def keys(self) -> Keys:
+        """All keys, as far as this process knows."""
+        return self._keys
+
+    @property
+    def first_id(self) -> str:
+        """The first key, which devices pin of which nothing else is known."""
+        return self._first
+
+    @property
+    def are_several(self) -> bool:
+        """Whether devices may pin different keys."""
+        return len(self._keys.by_id) > 1
+
+    @property
     def public(self) -> tuple[PublicKey, ...]:
-        """All public keys, the signing one first."""
-        return self._public
+        """The public keys of the installation that sign, the one of new devices first."""
+        found = [k for k in self._keys.of_tenant(None) if k.public.id in self._signers]
+        found.sort(key=lambda key: (key.state is not State.ACTIVE, key.created_at))
+        return tuple(key.public for key in found)
 
     def pem(self) -> str:
         """The public keys in PEM."""
-        return pem_bundle(self._public)
+        return pem_bundle(self.public)
+
+    def signer_of(self, key_id: str) -> Signer | None:
+        """What signs for the devices that pin a key; `None` for one that is retired, or unknown."""
+        return self._signers.get(key_id)
+
+    async def fresh(self) -> None:
+        """Reads what has changed, as far as that is possible now."""
+        if self.follower is not None:
+            await self.follower.try_refresh()
+
+    async def found(self, key_id: str) -> PolicyKey | None:
+        """A key by the id that signatures name, also one that another process made just now."""
+        if key_id not in self._keys.by_id:
+            await self.fresh()
+        return self._keys.by_id.get(key_id)
+
+    async def given(self, line: Sequence[UUID], key_id: str) -> PolicyKey | None:
+        """The key that new enrollment tokens of an organisation are to carry.
+
+        Args:
+            line: the organisation and those above it, the root first.
+            key_id: the one that was asked for; empty for the active one.
+        """
+        await self.fresh()
+        return self._keys.usable(key_id, line) if key_id else self._keys.given(line)
+
+    async def run(self) -> None:
+        """Follows the keys, for as long as the service lives."""
+        if self.follower is not None:
+            await self.follower.run()
 
     async def load(self) -> None:
         """Reads the keys, and makes the first one when there is none.
@@ -51,7 +115,8 @@ class KeyRing:
                 policies were signed: devices pin it, and end when they meet another one.
         """
         async with self._database.system_transaction("keys belong to no tenant") as connection:
-            keys = await store.signing_keys(connection)
+            await store.lock(connection)
+            keys = await store.keys(connection)
             if not keys:
                 if await store.has_signed(connection):
                     raise SealingError(
@@ -59,16 +124,93 @@ class KeyRing:
                         " restore a backup"
                     )
                 keys = [await self._make(connection)]
-        signing = next(key for key in keys if key.signs)
-        signer = Signer(self._sealer.open(signing.sealed_seed))
-        if signer.public != signing.public:
-            raise ValueError("the stored policy key does not fit its public key")
-        self._signer = signer
-        self._public = tuple(key.public for key in keys)
+            self._take(keys)
+            await self._begin_log(connection, keys)
+        first = self._keys.first
+        assert first is not None, "the first key is never deleted"
+        self._first = first.public.id
 
-    async def _make(self, connection: Connection) -> StoredKey:
+    def new_key(self, tenant_id: UUID | None, request_id: UUID | None) -> tuple[PolicyKey, Signer]:
+        """A key that is stored nowhere yet."""
         seed = secrets.token_bytes(32)
-        key = StoredKey(Signer(seed).public, self._sealer.seal(seed), signs=True)
-        await store.insert_signing_key(connection, key, self._clock())
+        signer = Signer(seed)
+        key = PolicyKey(
+            id=new_id(),
+            public=signer.public,
+            created_at=self._clock(),
+            sealed_seed=self._sealer.seal(seed),
+            tenant_id=tenant_id,
+            state=State.NEXT,
+            request_id=request_id,
+        )
+        return key, signer
+
+    def opened(self, key: PolicyKey) -> Signer | None:
+        """What signs with a key; `None` when it is retired.
+
+        Raises:
+            SealingError: the master key is not the one that sealed it.
+            ValueError: the private half does not fit the public one.
+        """
+        if key.sealed_seed is None or key.state is State.RETIRED:
+            return None
+        if (known := self._signers.get(key.public.id)) is not None:
+            return known
+        signer = Signer(self._sealer.open(key.sealed_seed))
+        if signer.public != key.public:
+            raise ValueError(f"the private half of policy key {key.public.id} does not fit")
+        return signer
+
+    def _take(self, changed: Iterable[PolicyKey]) -> None:
+        keys = {**self._keys.by_id, **{key.public.id: key for key in changed}}
+        signers: dict[str, Signer] = {}
+        for id_, key in keys.items():
+            try:
+                made = self.opened(key)
+            except (SealingError, ValueError) as error:
+                if key.signs:
+                    raise
+                # The others go on signing; devices of this one wait.
+                log.error("policy key not opened", key_id=id_, error=str(error))
+                continue
+            if made is not None:
+                signers[id_] = made
+        found = Keys(keys)
+        signing = found.signing
+        if signing is None:
+            raise ValueError("no policy key signs")
+        self._keys, self._signers, self._signer = found, signers, signers[signing.public.id]
+
+    async def _make(self, connection: Connection) -> PolicyKey:
+        key, _ = self.new_key(None, None)
+        key = replace(key, signs=True, state=State.ACTIVE, activated_at=key.created_at)
+        await store.insert(connection, key)
         log.info("policy key created", key_id=key.public.id)
         return key
+
+    async def _begin_log(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
+        """Enters the keys of before there was a log."""
+        head = await store.head(connection)
+        if head.sequence:
+            return
+        # One that vouches for the others first.
+        for key in sorted(keys, key=lambda key: (not key.signs, key.created_at)):
+            signers = [self._signers[key.public.id], self.signer]
+            entry = key_log.entry(
+                head,
+                Action.ADD,
+                key_log.scope_of(key.tenant_id),
+                key.public,
+                key.created_at,
+                signers,
+            )
+            head = await store.append(connection, head, Action.ADD, entry)
+
+    async def _fetch(self, cursor: str) -> tuple[str, bool]:
+        async with self._database.system_transaction("the cache has all tenants") as connection:
+            page, changed = await store.changed_since(connection, Cursor.parse(cursor))
+        try:
+            self._take(changed)
+        except (SealingError, ValueError) as error:
+            log.error("policy keys not taken", error=str(error))
+        return str(page.cursor), page.more

@@ -7,7 +7,7 @@ and what a device is answered goes by the document that its number stands for.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple, TypeAlias
@@ -222,6 +222,18 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature over a document, with another key than the stored one."""
+
+    value: bytes
+
+    @property
+    def size(self) -> int:
+        """The memory that it takes, in bytes."""
+        return len(self.value) + _OVERHEAD
+
+
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What is signed beside the document: what the number stands for, for gRPC."""
 
@@ -257,6 +269,8 @@ class Bundle:
     version: int
     document: Document
     stamp: Stamp
+    sign_again: Callable[[Statement], Statement] | None = None
+    """Signs for devices that pin another key than the one of what is stored."""
 
     def envelope(self, device_token: str | None = None) -> bytes:
         """The released agent's ENVELOPE, with a new token for one device where there is one."""
@@ -264,4 +278,5 @@ class Bundle:
 
     def statement(self) -> Statement:
         """What is signed over the number, too."""
-        return self.stamp.statement(self.document.body)
+        statement = self.stamp.statement(self.document.body)
+        return statement if self.sign_again is None else self.sign_again(statement)

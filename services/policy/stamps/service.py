@@ -22,6 +22,7 @@ from servicekit.ids import Clock
 from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from services.policy.keys.service import KeyRing
+from services.policy.keys.signing import Statement
 from services.policy.stamps import store
 from services.policy.stamps.cache import Cache
 from services.policy.stamps.domain import (
@@ -30,6 +31,7 @@ from services.policy.stamps.domain import (
     Document,
     Edition,
     Known,
+    Signature,
     Stamp,
     Standing,
     Targets,
@@ -41,6 +43,7 @@ log = logs.get(__name__)
 
 DOCUMENT_BYTES: Final = 256 << 20
 _STAMP_BYTES: Final = 64 << 20
+_SIGNATURE_BYTES: Final = 16 << 20
 _DOCUMENTS_AT_ONCE: Final = 50
 """One can be half a megabyte."""
 _READERS: Final = 4
@@ -71,6 +74,7 @@ class Stamps:
         self._standings: dict[str, Standing] = {}
         self._documents: Cache[Content, Document] = Cache(document_bytes)
         self._stamps: Cache[tuple[UUID, int], Stamp] = Cache(_STAMP_BYTES)
+        self._signatures: Cache[tuple[Content | bytes, str], Signature] = Cache(_SIGNATURE_BYTES)
         self._readers = asyncio.Semaphore(_READERS)
         self._away_until = 0.0
         self._refused: dict[tuple[UUID, Targets, int], float] = {}
@@ -122,6 +126,37 @@ class Stamps:
         # It may be for all devices since.
         found = await self._found(key, anew=True)
         return found if found is not None and found.stamp.shared else None
+
+    def signed(self, bundle: Bundle, key_id: str) -> Bundle | None:
+        """The same for a device that pins a key; `None` when that signs nothing any more.
+
+        A key makes the same signature of the same bytes each time and everywhere, so none is
+        stored: a herd is served from memory.
+        """
+        signer = self._keys.signer_of(key_id)
+        if signer is None:
+            return None
+        if bundle.document.key_id == key_id and bundle.stamp.key_id == key_id:
+            return bundle
+        signature = self._signed_once(
+            (bundle.stamp.content, key_id), lambda: signer.sign(bundle.document.body)
+        )
+
+        def sign_again(statement: Statement) -> Statement:
+            made = self._signed_once(
+                (statement.signature, key_id), lambda: signer.again(statement).signature
+            )
+            return Statement(statement.payload, made, key_id)
+
+        document = replace(bundle.document, signature=signature, key_id=key_id)
+        return replace(bundle, document=document, sign_again=sign_again)
+
+    def _signed_once(self, place: tuple[Content | bytes, str], sign: Callable[[], bytes]) -> bytes:
+        made = self._signatures.get(place)
+        if made is None:
+            made = Signature(sign())
+            self._signatures.put(place, made)
+        return made.value
 
     async def _found(self, key: tuple[UUID, int], *, anew: bool = False) -> Bundle | None:
         if not anew and (found := self._kept(key)) is not None:

@@ -51,6 +51,7 @@ def _membership(change: enrollment_pb2.DeviceChange) -> Membership | None:
         UUID(change.tenant_id),
         tuple(sorted(map(UUID, change.membership.group_ids))),
         change.membership.revision,
+        change.membership.policy_key_id,
     )
 
 

@@ -1,7 +1,7 @@
 """Which devices have policies of groups or of their own, and what they are to have, in memory.
 
-A device of no group, and without a policy of its own, has no entry here: it is to have what its
-organisation says. Devices with the same groups share what they are to have.
+A device of no group, without a policy of its own, that pins the first key has no entry here: it is
+to have what its organisation says. Devices with the same groups share what they are to have.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory
+from services.policy.keys.service import KeyRing
 from services.policy.stamps.domain import (
     Known,
     Rolling,
@@ -118,13 +119,28 @@ def _group(change: enrollment_pb2.GroupChange) -> Group:
 
 
 class Seat:
-    """Where devices with the same groups sit; one with a policy of its own sits alone."""
+    """Where devices with the same groups and the same key sit; one with a policy of its own sits
+    alone."""
 
-    __slots__ = ("__weakref__", "device_id", "group_ids", "standing", "targets", "tenant_id")
+    __slots__ = (
+        "__weakref__",
+        "device_id",
+        "group_ids",
+        "key_id",
+        "standing",
+        "targets",
+        "tenant_id",
+    )
 
     def __init__(
-        self, tenant_id: UUID, group_ids: tuple[UUID, ...], device_id: UUID | None
+        self,
+        tenant_id: UUID,
+        group_ids: tuple[UUID, ...],
+        device_id: UUID | None,
+        key_id: str = "",
     ) -> None:
+        self.key_id = key_id
+        """The key that they pin; empty for the first one of the installation."""
         self.tenant_id = tenant_id
         self.group_ids = group_ids
         self.device_id = device_id
@@ -144,15 +160,17 @@ class Seats:
         tenants: TenantDirectory,
         devices: DeviceAccess,
         groups: Groups,
+        keys: KeyRing,
     ) -> None:
         self._database = database
+        self._keys = keys
         self._stamps = stamps
         self._known = stamps.known
         self._tenants = tenants
         self._devices = devices
         self._groups = groups
         self._of: dict[str, Seat] = {}
-        self._seats: WeakValueDictionary[tuple[UUID, tuple[UUID, ...], UUID | None], Seat] = (
+        self._seats: WeakValueDictionary[tuple[UUID, tuple[UUID, ...], UUID | None, str], Seat] = (
             WeakValueDictionary()
         )
         self._in_org: dict[UUID, WeakValueDictionary[int, Seat]] = {}
@@ -179,6 +197,11 @@ class Seats:
     def matter(self, tenant_id: UUID) -> bool:
         """Whether an organisation has policies of groups or devices."""
         return tenant_id in self._with_targets
+
+    def key_of(self, device_id: str) -> str:
+        """The id of the key that a device pins."""
+        seat = self._of.get(device_id)
+        return (seat.key_id if seat is not None else "") or self._keys.first_id
 
     async def fresh(self) -> bool:
         """Reads what the registry tells; callers share a reading. Answers whether it could."""
@@ -330,7 +353,10 @@ class Seats:
         self._own[org] = own
         for device_id in own ^ before:
             seat = self._of.get(str(device_id))
-            self._sit(device_id, org, () if seat is None else seat.group_ids)
+            if seat is None:
+                self._sit(device_id, org, (), "")
+            else:
+                self._sit(device_id, org, seat.group_ids, seat.key_id)
         for seat in tuple(self._in_org.get(org, {}).values()):
             self._settle_seat(seat)
 
@@ -338,12 +364,12 @@ class Seats:
         seat.targets = self.targets(seat.tenant_id, seat.device_id, seat.group_ids)
         seat.standing = self.standing(seat.tenant_id, seat.targets) if seat.targets else None
 
-    def _sit(self, device_id: UUID, org: UUID, group_ids: tuple[UUID, ...]) -> None:
+    def _sit(self, device_id: UUID, org: UUID, group_ids: tuple[UUID, ...], key_id: str) -> None:
         own = device_id if device_id in self._own.get(org, ()) else None
-        if not group_ids and own is None:
+        if not group_ids and own is None and not key_id:
             self._of.pop(str(device_id), None)
             return
-        key = (org, group_ids, own)
+        key = (org, group_ids, own, key_id)
         seat = self._seats.get(key)
         if seat is None:
             seat = Seat(*key)
@@ -364,9 +390,9 @@ class Seats:
         self._sit_all(found)
         return str(page.cursor), page.more
 
-    def _sit_all(self, found: Iterable[tuple[UUID, UUID, tuple[UUID, ...]]]) -> None:
-        for device_id, tenant_id, group_ids in found:
-            self._sit(device_id, tenant_id, group_ids)
+    def _sit_all(self, found: Iterable[store.Membership]) -> None:
+        for one in found:
+            self._sit(one.device_id, one.tenant_id, one.group_ids, one.key_id)
 
 
 async def check_there(

@@ -10,6 +10,7 @@ from uuid import UUID
 from servicekit.data.postgres import Connection, columns
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.ids import new_id
+from services.policy.keys.store import FIRST_KEY
 from services.policy.targets.domain import Group, PolicyTargets
 
 CHANGING: Final = "SELECT changed_xid FROM policy.memberships"
@@ -25,6 +26,8 @@ class Membership:
     tenant_id: UUID
     group_ids: tuple[UUID, ...]
     revision: int
+    key_id: str = ""
+    """The key for policies that it pins; empty for the first one of the installation."""
 
 
 # What is in force
@@ -167,39 +170,53 @@ async def write_memberships(connection: Connection, found: Sequence[Membership])
             one.tenant_id,
             f"{{{','.join(map(str, one.group_ids))}}}",
             one.revision,
+            one.key_id or None,
         )
         for one in found
     )
     await connection.execute(
-        "INSERT INTO policy.memberships AS m (device_id, tenant_id, group_ids, revision)"
-        " SELECT r.device_id, r.tenant_id, r.group_ids::uuid[], r.revision"
-        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[])"
-        " AS r (device_id, tenant_id, group_ids, revision)"
-        # Most devices are in no group, and never were.
-        " WHERE r.group_ids <> '{}' OR EXISTS"
+        "INSERT INTO policy.memberships AS m (device_id, tenant_id, group_ids, revision, key_id)"
+        " SELECT r.device_id, r.tenant_id, r.group_ids::uuid[], r.revision, r.key_id FROM"
+        " (SELECT u.device_id, u.tenant_id, u.group_ids, u.revision,"
+        f" nullif(u.key_id, ({FIRST_KEY})) AS key_id"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[])"
+        " AS u (device_id, tenant_id, group_ids, revision, key_id)) AS r"
+        # Most devices are in no group, never were, and pin the first key.
+        " WHERE r.group_ids <> '{}' OR r.key_id IS NOT NULL OR EXISTS"
         " (SELECT FROM policy.memberships k WHERE k.device_id = r.device_id)"
         " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id,"
-        " group_ids = excluded.group_ids, revision = excluded.revision,"
+        " group_ids = excluded.group_ids, revision = excluded.revision, key_id = excluded.key_id,"
         " changed_xid = pg_current_xact_id() WHERE m.revision <= excluded.revision"
-        " AND (m.tenant_id, m.group_ids) IS DISTINCT FROM (excluded.tenant_id, excluded.group_ids)",
+        " AND (m.tenant_id, m.group_ids, m.key_id)"
+        " IS DISTINCT FROM (excluded.tenant_id, excluded.group_ids, excluded.key_id)",
         *columns(rows),
     )
 
 
 async def memberships_since(
     connection: Connection, cursor: Cursor
-) -> tuple[FeedPage, list[tuple[UUID, UUID, tuple[UUID, ...]]]]:
-    """Device, organisation and groups of devices whose groups changed since a cursor."""
+) -> tuple[FeedPage, list[Membership]]:
+    """Devices whose groups or keys changed since a cursor."""
     page = await read_page(
         connection,
-        "SELECT m.changed_xid::text AS changed_xid, m.device_id AS key, m.tenant_id, m.group_ids"
-        " FROM policy.memberships m WHERE (m.changed_xid, m.device_id) > ($1::text::xid8, $2)"
+        "SELECT m.changed_xid::text AS changed_xid, m.device_id AS key, m.tenant_id, m.group_ids,"
+        " m.revision, m.key_id FROM policy.memberships m"
+        " WHERE (m.changed_xid, m.device_id) > ($1::text::xid8, $2)"
         # By the column: the text of the same name would put 99 behind 100.
         " ORDER BY m.changed_xid, m.device_id LIMIT $3",
         cursor,
         _CHANGES_A_PAGE,
     )
-    return page, [(row["key"], row["tenant_id"], tuple(row["group_ids"])) for row in page.rows]
+    return page, [
+        Membership(
+            row["key"],
+            row["tenant_id"],
+            tuple(row["group_ids"]),
+            row["revision"],
+            row["key_id"] or "",
+        )
+        for row in page.rows
+    ]
 
 
 async def write_groups(connection: Connection, groups: Iterable[Group]) -> None:

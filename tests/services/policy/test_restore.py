@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 from servicekit.data.backup import Connection, Recorded
 from services.policy import restore
@@ -96,3 +97,91 @@ async def test_rollouts_come_back_paused(database: TestDatabase) -> None:
         ("PAUSED", False),
         ("AWAITING_APPROVAL", False),
     ]
+
+
+async def put_key(connection: Connection, name: str, state: str, **more: Any) -> UUID:
+    """A key with an entry in the log."""
+    row_id = uuid4()
+    row = {
+        "id": name,
+        "row_id": row_id,
+        "public_key": name.encode().ljust(32),
+        "sealed_seed": None if state == "retired" else b"sealed",
+        "signs": False,
+        "state": state,
+        "created_at": datetime(2026, 11, int(name[-1]), tzinfo=UTC),
+    } | more
+    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    await connection.execute(
+        f"INSERT INTO policy.signing_keys ({', '.join(row)}) VALUES ({places})", *row.values()
+    )
+    await connection.execute(
+        "INSERT INTO policy.key_log SELECT count(*) + 1, 'add', '{}', $1 FROM policy.key_log", name
+    )
+    return row_id
+
+
+async def keys_in(connection: Connection) -> dict[str, tuple[str, bool, bool]]:
+    """State, whether it signs what is stored, and whether it can sign; by name."""
+    rows = await connection.fetch("SELECT id, state, signs, sealed_seed FROM policy.signing_keys")
+    return {row["id"]: (row["state"], row["signs"], row["sealed_seed"] is not None) for row in rows}
+
+
+async def test_keys_that_devices_pin_since_the_backup_stay(database: TestDatabase) -> None:
+    """From the replaced database; what was ended since stays ended, and the log goes on."""
+    await seed(database)
+    async with repairing(database) as connection:
+        await connection.execute("DELETE FROM policy.signing_keys")
+        await put_key(connection, "key1", "retired")
+        await put_key(connection, "key2", "retiring", compromised_at=datetime.now(UTC))
+        await put_key(connection, "key3", "active", signs=True)
+        known = Known()
+        await known.read(connection)
+        later = await keys_in(connection)
+        # The backup: of before the second key was replaced.
+        await connection.execute("DELETE FROM policy.signing_keys")
+        await connection.execute("DELETE FROM policy.key_log")
+        await put_key(connection, "key1", "retiring", signs=True)
+        await put_key(connection, "key2", "active")
+        await restore.repair(connection, known, [ORG])
+        assert await keys_in(connection) == later
+        assert await connection.fetchval("SELECT count(*) FROM policy.key_log") == 3
+        assert await connection.fetchval(
+            "SELECT compromised_at NOTNULL FROM policy.signing_keys WHERE id = 'key2'"
+        )
+
+
+async def test_keys_of_another_installation_stay_out(database: TestDatabase) -> None:
+    """A backup that comes to a new installation brings its own keys, and the audit log says which
+    of them have ended since."""
+    await seed(database)
+    async with repairing(database) as connection:
+        await connection.execute("DELETE FROM policy.signing_keys")
+        await put_key(connection, "fresh9", "active", signs=True)
+        known = Known()
+        await known.read(connection)
+        await connection.execute("DELETE FROM policy.signing_keys")
+        await connection.execute("DELETE FROM policy.key_log")
+        await put_key(connection, "key1", "active", signs=True)
+        ended = await put_key(connection, "key2", "retiring")
+        stolen = await put_key(connection, "key3", "retiring")
+        for action, key_id in (("retired", ended), ("compromised", stolen)):
+            known.learn(
+                Recorded(
+                    ORG,
+                    datetime(2026, 11, 5, tzinfo=UTC),
+                    f"policy.key_{action}",
+                    "policy-keys",
+                    str(key_id),
+                    {},
+                )
+            )
+        await restore.repair(connection, known, [ORG])
+        assert await keys_in(connection) == {
+            "key1": ("active", True, True),
+            "key2": ("retired", False, False),
+            "key3": ("retiring", False, True),
+        }
+        assert await connection.fetchval(
+            "SELECT compromised_at FROM policy.signing_keys WHERE id = 'key3'"
+        ) == datetime(2026, 11, 5, tzinfo=UTC)

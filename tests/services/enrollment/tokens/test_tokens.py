@@ -64,6 +64,7 @@ async def test_the_secret_is_answered_once(service: Enrollment) -> None:
         "labels": {},
         "groupIds": [],
         "onlyExpected": False,
+        "policyKeyId": "",
     }
 
 
