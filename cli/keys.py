@@ -1,4 +1,4 @@
-"""`evergreen keys`: the keys that sign, and their rotation, through the public API."""
+"""`evergreen keys`: the keys that sign, and their rotation; more on policies in `policy_keys`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.policy_keys import add_to, managed, rotate_policies, tenant_id
 from cli.tables import table
 
 if TYPE_CHECKING:
@@ -28,14 +29,20 @@ _PATHS: Final = {
 }
 """Where the keys of a purpose are."""
 _NOT_ROTATED: Final = {
-    "policies": "released agents pin the key that signs policies and cannot follow a new one; an"
-    " agent that pins another key ends at its next start. The key is replaced only together with"
-    " the devices' configuration; see docs/certificates.md",
     "events": "the key that vouches for integrators at NATS is a file, and NATS knows one at a"
     " time; replace it as docs/certificates.md says",
 }
 """Purposes that have a key and no rotation, and why."""
-_COLUMNS: Final = ("PURPOSE", "STATE", "ALGORITHM", "SIGNS FROM", "VERIFIES UNTIL", "KEY")
+_POLICIES: Final = "policies"
+_COLUMNS: Final = (
+    "PURPOSE",
+    "STATE",
+    "ALGORITHM",
+    "SIGNS FROM",
+    "VERIFIES UNTIL",
+    "DEVICES",
+    "KEY",
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -62,7 +69,11 @@ def list_keys(
 
 @app.command()
 def rotate(
-    purpose: Annotated[str, typer.Argument(help="users, devices, tokens or audit.")],
+    purpose: Annotated[str, typer.Argument(help="users, devices, tokens, audit or policies.")],
+    org: Annotated[
+        str,
+        typer.Option("--org", help="policies: the tenant, by its code or id; yours if not given."),
+    ] = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -74,13 +85,20 @@ def rotate(
 
     The new key is published at once and signs a minute later; what the old one signed counts until
     it ends. Only an Owner of the root tenant may do it. While a rotation is in progress, another
-    one is refused.
+    one is refused. The key for policies that follows is for devices that enroll from now on; the
+    old one signs for those that pin it, until it is retired.
     """
     from cli.client import find_access, logged_in  # noqa: PLC0415
 
     with told(_FAILED):
         if purpose in _NOT_ROTATED:
             raise CliError(f"keys of {purpose} are not rotated: {_NOT_ROTATED[purpose]}")
+        if purpose == _POLICIES:
+            with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
+                _tell_policy_key(rotate_policies(api, tenant_id(api, org)), as_json=as_json)
+            return
+        if org:
+            raise CliError("--org is for the keys of policies alone")
         if purpose not in _PATHS:
             raise CliError(f"there are no keys of {purpose}; there are those of {_known()}")
         with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
@@ -113,16 +131,29 @@ def _listed(api: Api, path: str) -> list[dict[str, Any]]:
 
 
 def _of_policies(api: Api) -> list[dict[str, Any]]:
-    """The keys of policies, the signing one first."""
+    """The keys of policies, the active ones first; with how many devices pin each."""
+    found = sorted(managed(api), key=lambda key: (key["state"] != "active", key["createdAt"]))
     return [
         {
-            "keyId": key["kid"],
-            "purpose": "policies",
-            "algorithm": key["crv"].lower(),
-            "state": "retired" if place else "active",
+            "keyId": key["keyId"],
+            "purpose": _POLICIES,
+            "algorithm": "ed25519",
+            "state": "compromised" if key.get("compromisedAt") else key["state"],
+            "orgId": key["orgId"],
+            "devices": key["devices"],
+            "signsFrom": key.get("activatedAt") or key["createdAt"],
+            "verifiesUntil": key.get("retiredAt"),
         }
-        for place, key in enumerate(api.get("/api/v1/policy-keys").get("keys", []))
+        for key in found
     ]
+
+
+def _tell_policy_key(key: Any, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(key))
+        return
+    typer.echo(f"New enrollment tokens carry key {key['keyId']}; agents pin:", err=True)
+    typer.echo(key["publicKeyPem"], nl=False)
 
 
 def _table(keys: list[dict[str, Any]]) -> list[str]:
@@ -135,6 +166,7 @@ def _table(keys: list[dict[str, Any]]) -> list[str]:
             key["algorithm"],
             _time(key, "signsFrom"),
             _time(key, "verifiesUntil"),
+            str(key.get("devices", "-")),
             key["keyId"],
         )
         for key in sorted(keys, key=lambda key: places[key["purpose"]])
@@ -147,4 +179,7 @@ def _time(key: Mapping[str, Any], name: str) -> str:
 
 
 def _known() -> str:
-    return ", ".join([*_PATHS, *_NOT_ROTATED])
+    return ", ".join([*_PATHS, _POLICIES, *_NOT_ROTATED])
+
+
+add_to(app)

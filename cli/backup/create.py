@@ -87,5 +87,7 @@ async def _check_keys(connection: Connection, files: Mapping[str, bytes]) -> Non
     """A backup whose keys do not open is none; better to hear of it now."""
     sealed = SealedKeys(files.get(MASTER_KEY))
     for table in catalog.SEALED:
-        for row in await connection.fetch(f"SELECT public_key, sealed_seed FROM {table}"):
+        for row in await connection.fetch(
+            f"SELECT public_key, sealed_seed FROM {table} WHERE sealed_seed IS NOT NULL"
+        ):
             sealed.check(table, row["public_key"], row["sealed_seed"])

@@ -174,7 +174,9 @@ async def _fill(connection: Connection, table: Table, pieces: Iterator[bytes]) -
 
 async def _seal_anew(connection: Connection, sealed: SealedKeys, own: SealedKeys) -> None:
     for table in catalog.SEALED:
-        for row in await connection.fetch(f"SELECT sealed_seed FROM {table}"):
+        for row in await connection.fetch(
+            f"SELECT sealed_seed FROM {table} WHERE sealed_seed IS NOT NULL"
+        ):
             await connection.execute(
                 f"UPDATE {table} SET sealed_seed = $2 WHERE sealed_seed = $1",
                 row["sealed_seed"],

@@ -17,6 +17,7 @@ from deploy.private_files import write_private
 TENANT_CODE: Final = "default"
 ADMIN_PASSWORD: Final = "admin_password"
 ENROLLMENT_SECRET: Final = "enrollment_secret"
+_END: Final = "-----END PUBLIC KEY-----\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ async def write(home: Home, api: Api, email: str) -> dict[str, str]:
     Raises:
         LauncherError: the API does not answer as it should.
     """
-    key = await asyncio.to_thread(api.call, "/api/v1/policy-keys.pem")
-    write_private(home.policy_public_key_file, key.decode("ascii"))
+    found = await asyncio.to_thread(api.call, "/api/v1/policy-keys.pem")
+    write_private(home.policy_public_key_file, _in_order(home, found.decode("ascii")))
     # Public by nature; devices and scripts of other users may read it.
     home.policy_public_key_file.chmod(0o644)
     facts = _read(home.bootstrap_file)
@@ -87,6 +88,19 @@ async def write(home: Home, api: Api, email: str) -> dict[str, str]:
     if current != facts:
         write_private(home.bootstrap_file, json.dumps(current, indent=2) + "\n")
     return current
+
+
+def _in_order(home: Home, keys: str) -> str:
+    """Keys in PEM, the one first that was first until now: an agent pins that one, and devices with
+    the first start's enrollment secret go on with it after a rotation."""
+    try:
+        before = home.policy_public_key_file.read_text(encoding="ascii")
+    except OSError:
+        return keys
+    first, end, _ = before.partition(_END)
+    if end and first + end in keys:
+        return first + end + keys.replace(first + end, "", 1)
+    return keys
 
 
 def _tenant_id(api: Api, email: str, password: str) -> str:

@@ -29,6 +29,7 @@ RUN_BY: Final = {
     ("docs/organisations.md", "make-run"): "tests/docs/test_make_run.py::test_organisations",
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
+    ("docs/policy-keys.md", "make-run"): "tests/docs/test_make_run.py::test_policy_keys",
     ("docs/policy-sets.md", "make-run"): "tests/docs/test_make_run.py::test_policy_sets",
     ("docs/reports.md", "make-run"): "tests/docs/test_make_run.py::test_reports",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
@@ -98,6 +99,7 @@ BY_HAND: Final = {
         "a registry, a PostgreSQL, a certificate and CRDs of others; tests/kubernetes installs the"
         " production profile with what stands for them"
     ),
+    "docs/policy-keys.md": "a machine without a network signs; tests/cli/test_policy_keys.py does",
     "docs/release.md": "a release is made in a clone by tests/release; publishing it pushes",
     "docs/single-sign-on.md": "Google and Microsoft are not here; Keycloak's commands are run",
     "docs/sign-in.md": "Windows is not here; the same commands run with OpenLDAP",

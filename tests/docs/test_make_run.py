@@ -464,6 +464,17 @@ def test_monitoring(reader: Reader, stack: Stack) -> None:
     assert "envoy_http_downstream_rq_total" in reader.run([gateway])
 
 
+def test_policy_keys(reader: Reader) -> None:
+    """Keys are shown, a new one is made for new devices, and the log vouches for it."""
+    with Commands("docs/policy-keys.md", "make-run") as commands:
+        reader.run(commands.take("See them"))
+        assert "BEGIN PUBLIC KEY" in reader.run("cat policy.pem")
+        shown = reader.run(commands.take("Rotate"))
+        assert "retiring" in shown and "active" in shown
+        said = reader.run(commands.take("The log of keys"))
+        assert "VERIFIED  2 entries" in said and " no " not in said
+
+
 def test_keys(reader: Reader, stack: Stack) -> None:
     """A key is rotated; ended for good, it takes its sessions with it."""
     session = stack.login()["token"]

@@ -108,7 +108,7 @@ class Org:
         hardware = more.pop("hardware", None) or Hardware(serial=f"SN-{uuid4().hex[:10]}")
         return Agent(
             self.stack.url,
-            pinned_key=Path(self.stack.bootstrap["policy_public_key_file"]),
+            pinned_key=more.pop("pinned_key", Path(self.stack.bootstrap["policy_public_key_file"])),
             ca_file=self.stack.ca_file,
             hardware=hardware,
             **more,
