@@ -38,8 +38,10 @@ KEYS: Final = "keys.database"
 QUARANTINE: Final = "database.quarantine"
 BUDGETS: Final = "database.budgets"
 POLICIES: Final = "database.policies"
+POLICY_KEYS: Final = "database.policy_keys"
 OWNERS: Final = (
-    VERSION, DURABILITY, RIGHTS, CLOCK, OWNER, SCHEMA, KEYS, QUARANTINE, BUDGETS, POLICIES
+    VERSION, DURABILITY, RIGHTS, CLOCK, OWNER, SCHEMA, KEYS, QUARANTINE, BUDGETS, POLICIES,
+    POLICY_KEYS,
 )  # fmt: skip
 ROLE: Final = "database.role"
 """With a service's name behind it."""
@@ -202,6 +204,11 @@ async def _owner(
         POLICIES,
         [f async for f in rows.orphaned(connection)],
         "no device runs a policy that is not in force",
+    )
+    yield judged(
+        POLICY_KEYS,
+        [f async for f in rows.wrong_keys(connection)],
+        "devices pin keys that sign",
     )
 
 

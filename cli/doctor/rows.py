@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
@@ -13,6 +13,8 @@ from contract.contexts import CONTEXTS
 
 _NEAR: Final = 0.8
 """The share of a storage budget from which on it is told of."""
+_SILENT: Final = timedelta(minutes=10)
+"""So long a device that was let in may take to its first poll."""
 
 
 async def quarantined(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[Finding]:
@@ -100,6 +102,54 @@ async def orphaned(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncItera
         "Publish a policy there; it replaces what the devices run. GET /api/orphaned-devices lists"
         " them.",
     )
+
+
+async def wrong_keys(
+    connection: asyncpg.Connection[asyncpg.Record],
+) -> AsyncIterator[Finding]:
+    """How many devices pin a key for policies that is compromised or retired, or perhaps another
+    one than is known: an agent ends when the first policy is not signed with its own."""
+    if await connection.fetchval("SELECT to_regclass('policy.key_log')") is None:
+        return
+    async with connection.transaction(readonly=True):
+        await connection.execute("SELECT set_config('evergreen.scope', '*', true)")
+        if await connection.fetchval("SELECT count(*) < 2 FROM policy.signing_keys"):
+            return
+        found = await connection.fetch(
+            "SELECT k.id, k.state = 'retired' AS retired, k.compromised_at NOTNULL AS compromised,"
+            " count(*) AS devices, count(*) FILTER (WHERE a.device_id IS NULL"
+            " AND d.status = 'active' AND d.enrolled_at < now() - $1::interval) AS silent"
+            " FROM policy.devices d LEFT JOIN policy.memberships m ON m.device_id = d.device_id"
+            " JOIN policy.signing_keys k ON k.id = coalesce(m.key_id, (SELECT f.id"
+            " FROM policy.signing_keys f WHERE f.tenant_id IS NULL"
+            " ORDER BY f.created_at, f.id LIMIT 1))"
+            " LEFT JOIN policy.applied_versions a ON a.device_id = d.device_id"
+            " WHERE d.status IN ('pending', 'prepared', 'active') GROUP BY k.id ORDER BY k.id",
+            _SILENT,
+        )
+    for row in found:
+        pin = (
+            f"{row['devices']} device{'' if row['devices'] == 1 else 's'} with the key {row['id']}"
+        )
+        if row["retired"]:
+            yield warning(
+                "POLICY_KEY_RETIRED",
+                f"{pin}, which is retired, get no policy any more",
+                "Let them enroll again with another key: evergreen keys devices lists them.",
+            )
+        elif row["compromised"]:
+            yield warning(
+                "POLICY_KEY_COMPROMISED",
+                f"{pin} take policies of whoever has its private half",
+                "Move them to another key: evergreen keys devices lists them.",
+            )
+        elif row["silent"]:
+            yield warning(
+                "POLICY_KEY_DOUBTFUL",
+                f"{row['silent']} of {pin} enrolled and never asked for a policy: they may pin"
+                " another key",
+                "Compare the key in their image with evergreen keys pem; let them enroll again.",
+            )
 
 
 def _rows(count: int) -> str:

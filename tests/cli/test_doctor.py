@@ -629,6 +629,68 @@ async def test_devices_with_a_policy_that_is_not_in_force(database: TestDatabase
     assert f"2 of the organisation Linden ({org}), the others of 1 more organisation" in found.what
 
 
+async def test_devices_with_a_key_that_is_not_good(database: TestDatabase) -> None:
+    """Retired, compromised, or perhaps another one than is known; with one key there is nothing to
+    be seen."""
+    connection = await database.superuser()
+    org = UUID(int=1)
+
+    async def key(number: int, state: str, *, compromised: bool = False) -> None:
+        await connection.execute(
+            "INSERT INTO policy.signing_keys (id, public_key, signs, created_at, state,"
+            " compromised_at) VALUES ($1, $2, false, now() + $3 * interval '1 s', $4,"
+            " CASE WHEN $5 THEN now() END)",
+            f"key{number}",
+            bytes([number] * 32),
+            number,
+            state,
+            compromised,
+        )
+
+    async def device(number: int, key_id: str | None, *, calls: bool) -> None:
+        await connection.execute(
+            "INSERT INTO policy.devices VALUES ($1, $2, 'active', now() - interval '1 h')",
+            UUID(int=number),
+            org,
+        )
+        await connection.execute(
+            "INSERT INTO policy.memberships VALUES ($1, $2, '{}', 1) ", UUID(int=number), org
+        )
+        await connection.execute(
+            "UPDATE policy.memberships SET key_id = $2 WHERE device_id = $1",
+            UUID(int=number),
+            key_id,
+        )
+        if calls:
+            await connection.execute(
+                "INSERT INTO policy.applied_versions VALUES ($1, $2, 1, 1, now())",
+                UUID(int=number),
+                org,
+            )
+
+    def told(every: list[Finding]) -> dict[str, str]:
+        return {f.code: f.what for f in every if f.code.startswith("POLICY_KEY")}
+
+    try:
+        await key(1, "active")
+        await device(11, None, calls=False)
+        assert told(findings(await postgres.checks(owner(database)))) == {}
+        await key(2, "retired")
+        await key(3, "retiring", compromised=True)
+        for number, pinned in ((12, "key2"), (13, "key3"), (14, "key3")):
+            await device(number, pinned, calls=True)
+    finally:
+        await connection.close()
+    found = told(findings(await postgres.checks(owner(database))))
+    assert set(found) == {
+        "POLICY_KEY_RETIRED",
+        "POLICY_KEY_COMPROMISED",
+        "POLICY_KEY_DOUBTFUL",
+    }
+    assert found["POLICY_KEY_COMPROMISED"].startswith("2 devices with the key key3")
+    assert found["POLICY_KEY_DOUBTFUL"].startswith("1 of 1 device with the key key1")
+
+
 async def test_wrong_roles(database: TestDatabase) -> None:
     """Each role does its own work only, and the superuser none."""
     superuser = login(database, SUPERUSER, SUPERUSER_SECRET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,6 +27,7 @@ from tests.support.policy import (
     ROOT,
     SISTER,
     STRANGER,
+    TOKEN_LIFE,
     TREE,
     Device,
     World,
@@ -423,3 +425,37 @@ async def test_devices_with_the_first_key_take_no_room(world: World) -> None:
     rows = await connection.fetch("SELECT device_id FROM policy.memberships")
     await connection.close()
     assert [row["device_id"] for row in rows] == [devices[new.key_id].id]
+
+
+async def test_a_new_token_travels_with_the_devices_own_signature(world: World) -> None:
+    """Also where the version that it has is in force no more."""
+    policy = await world.admin.published(ORG.id, DOCUMENT)
+    key = await Owner(world, ROOT.id).rotate()
+    device = pinning(world, key)
+    await world.admin.call("WithdrawPolicy", id=policy.id)
+    aged = Device(
+        world.kit, world.channel, device.id, ORG.id, age=TOKEN_LIFE / 2 + timedelta(days=1)
+    )
+    answer = verified(key.public_key_pem, await aged.pull("1"))
+    assert (answer["version"], answer["device_token"]) == ("1", f"token-{device.id}-1")
+
+
+async def test_each_key_signs_without_the_database(world: World) -> None:
+    """Devices that were seen before get what is known, signed with the key that each pins."""
+    first_pem = await world.pem()
+    await world.admin.published(ORG.id, DOCUMENT)
+    key = await Owner(world, ROOT.id).rotate()
+    devices = ((pinning(world, None), first_pem), (pinning(world, key), key.public_key_pem))
+    for device, pem in devices:
+        verified(pem, await device.pull())
+    admin = await world.database.servers.postgres.connect()
+    name = world.database.name
+    await admin.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+    )
+    for device, pem in devices:
+        verified(pem, await device.pull())
+        assert (await device.pull("1")).status_code == 304
+    await admin.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
+    await admin.close()
