@@ -106,7 +106,11 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: policy_pb2.GetTokenPolicyKeyRequest, context: Context
     ) -> policy_pb2.TokenPolicyKey:
         """Answers the key that a new enrollment token is to carry."""
-        line = [node.id for node in self._tenants.whole_line(UUID(request.tenant_id))]
+        tenant_id = UUID(request.tenant_id)
+        if self._tenants.known(tenant_id) is None:
+            # It may have been made a moment ago.
+            await self._tenants.follower.try_refresh()
+        line = [node.id for node in self._tenants.whole_line(tenant_id)]
         key = await self._keys.given(line, request.policy_key_id)
         if key is None:
             return policy_pb2.TokenPolicyKey()

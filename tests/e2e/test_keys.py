@@ -111,7 +111,6 @@ def test_keys_are_rotated_without_one_refused_call(stack: Stack, org: Org, tmp_p
 def test_a_key_that_nobody_can_follow_is_not_rotated(stack: Stack) -> None:
     """The command says why; an unknown purpose is named."""
     for purpose, why in (
-        ("policies", "released agents pin the key"),
         ("events", "NATS knows one at a time"),
         ("cookies", "there are no keys of cookies"),
     ):

@@ -78,6 +78,6 @@ def test_a_school_moves_to_a_key_of_its_own(stack: Stack, org: Org, tmp_path: Pa
     said = evergreen("keys", "verify", log, "--trust", image, "--policy", signed)
     assert said.returncode == 0, said.stdout + said.stderr
     assert f"signed by key {second}, which is in use" in said.stdout
-    entries = ok(org.root.get("/api/audit", params={"tenantId": org.id}))["entries"]
+    entries = ok(org.root.get("/api/audit", params={"orgId": org.id}))["entries"]
     told = [one["action"] for one in entries if one["action"].startswith("policy.key_")]
     assert set(told) == {"policy.key_created", "policy.key_activated", "policy.key_retired"}
