@@ -104,6 +104,11 @@ def sim(
     events_per_batch: Annotated[
         int, _option(_FLEET, "New events in a batch.", "--events-per-batch")
     ] = 5,
+    stuck: Annotated[
+        int,
+        _option(_FLEET, "So many of them get policies and do not apply them, as when a version is"
+                " broken.", "--stuck"),
+    ] = 0,
     report: Annotated[
         Path | None, _option(_RESULTS, "Write the figures as JSON.", "--report",
                              show_default=False)
@@ -156,6 +161,7 @@ def sim(
             in_flight=in_flight,
             only=only,
             events_per_batch=events_per_batch,
+            stuck=stuck,
         ).checked()
         place = replace(
             Place.find(home, url, ca_file, pre_shared_key, policy_keys, fleet),

@@ -79,6 +79,8 @@ async def _simulate(
     with _interruptible(stop):
         everyone = await _fleet(place, plan, check, console, stop)
         devices = everyone[: plan.devices]
+        for device in devices[: plan.stuck]:
+            device.applies = False
         # They live as long as the process: nothing of them has to be looked at for garbage.
         gc.collect()
         gc.freeze()

@@ -53,8 +53,8 @@ class Device:
     """
 
     __slots__ = (
-        "_last_event", "_sending", "_state_at", "busy", "events", "failures", "id", "index",
-        "next_batch", "repeated", "serial", "states", "token", "version",
+        "_last_event", "_sending", "_state_at", "applies", "busy", "events", "failures", "id",
+        "index", "next_batch", "repeated", "serial", "states", "token", "version",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,8 @@ class Device:
         self.id = id
         self.token = token
         self.version = version
+        self.applies = True
+        """Whether it applies what it gets; else it asks again with what it has."""
         self.serial = serial
         # Most queues of most devices are empty: `()` is one object for all of them.
         self.states: Sequence[int] = states
@@ -171,7 +173,8 @@ class Device:
             return SIGNATURE
         if _number(version) < _number(self.version):
             return OLDER
-        self.version = version
+        if self.applies:
+            self.version = version
         self.token = token
         return ""
 

@@ -98,6 +98,8 @@ class Plan:
     in_flight: int | None
     only: str
     events_per_batch: int
+    stuck: int = 0
+    """So many of the devices do not apply the policies that they get."""
 
     def checked(self) -> Plan:
         """The plan itself, when it can be carried out.
@@ -128,6 +130,8 @@ class Plan:
             raise CliError("--jitter is a share from 0 up to (not including) 1")
         if self.connections is not None and self.connections < 1:
             raise CliError("--connections is at least 1, or `each`")
+        if not 0 <= self.stuck <= self.devices:
+            raise CliError("--stuck is at most --devices")
         if not 1 <= self.events_per_batch <= 50_000:
             raise CliError("--events-per-batch is 1 to 50000")
         return self

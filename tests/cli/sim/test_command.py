@@ -53,6 +53,7 @@ def evergreen(*arguments: str) -> Result:
         (["--speed", "0"], "--speed is more than 0"),
         (["--jitter", "1"], "--jitter is a share"),
         (["--events-per-batch", "0"], "--events-per-batch is 1 to 50000"),
+        (["-n", "5", "--stuck", "6"], "--stuck is at most --devices"),
         (["--url", "https://localhost:1", "--picture", "x.gif"], "ends in .svg"),
         (["--url", "https://localhost:1", "--report", "/nonexistent/r"], "no directory"),
         (["--url", "https://localhost:1", "--policy-key-file", "/nonexistent"], "cannot be read"),

@@ -219,6 +219,15 @@ def test_a_new_policy_and_a_new_token_are_taken() -> None:
     assert json.loads(device.poll()) == {"current_version": "4"}
 
 
+def test_a_stuck_device_asks_again_with_what_it_has() -> None:
+    """As one that gets a version and cannot apply it; its token is renewed all the same."""
+    device = Device(0, "id-0", "old", "3")
+    device.applies = False
+    assert device.settle(POLL, policy(device_token="new"), None) == ("", ())
+    assert (device.version, device.token) == ("3", "new")
+    assert json.loads(device.poll()) == {"current_version": "3"}
+
+
 @pytest.mark.parametrize(
     ("said", "check", "failure"),
     [
