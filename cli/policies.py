@@ -112,6 +112,9 @@ def diff(
         typer.echo(f"version {answer['version']}, compared with {answer['base'] or 'nothing'}")
         for line in _lines(answer["changes"]):
             typer.echo(line)
+        if found["hasUnpublishedChanges"]:
+            name = shlex.quote(found["name"])
+            typer.echo(f"not in it: unpublished changes (evergreen policies simulate {name})")
 
 
 @app.command()

@@ -104,6 +104,7 @@ def create(
         made = api.post(_PATH, _body(kind, parameter, form, tenant_id(api, org)))
         if output is None and not wait:
             typer.echo(f"The report is being made: {made['id']}")
+            typer.echo(f"evergreen reports download {made['id']} -o FOLDER", err=True)
             return
         ready = _ready(api, made["id"])
         typer.echo(f"The report is ready, with {ready.get('rows', 0)} rows: {ready['id']}")

@@ -113,6 +113,9 @@ def create(
         plan |= {"onFailure": "ROLL_BACK" if roll_back else "PAUSE", "windows": windows or []}
         body = {"plan": plan, "urgent": urgent, "supersede": supersede, "note": note}
         answer = api.post(f"/api/policies/{found['id']}/publish", body)
+        if found["signed"]:
+            same = f"{found['name']} has no unpublished changes: devices that have it get nothing"
+            typer.echo(same, err=True)
         _tell(api.get(f"/api/rollouts/{answer['rolloutId']}"))
 
 

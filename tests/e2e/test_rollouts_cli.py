@@ -59,6 +59,12 @@ def test_a_policy_is_written_and_published(
     assert "v3 is in force" in run(stack, org, "policies", "rollback", "Base", "1")
     assert "as version 1" in run(stack, org, "policies", "versions", "Base")
     assert "say what to change" in run(stack, org, "policies", "edit", "Base", code=2)
+    assert "unpublished" not in run(stack, org, "policies", "diff", "Base")
+    same = "Base has no unpublished changes"
+    assert same in run(stack, org, "rollouts", "create", "Base")
+    run(stack, org, "rollouts", "cancel", "Base")
+    run(stack, org, "policies", "edit", "Base", "--from-file", file)
+    assert "not in it: unpublished changes" in run(stack, org, "policies", "diff", "Base")
     file = str(tmp_path / "none.json")
     said = run(stack, org, "policies", "edit", "Base", "--from-file", file, code=2)
     assert "none.json cannot be read: No such file" in said

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from services.identity.mail.domain import Mail, one_line, read_address
-from services.identity.mail.texts import FEET, TEXTS, moment, program, who
+from services.identity.mail.texts import FEET, FEET_OF_TRIES, TEXTS, moment, program, who
 from services.identity.users.domain import invitation_link
 
 MESSAGE: Final = "message"
@@ -90,7 +90,8 @@ class Letters:
         return invitation_link(self._public_url, mail.secret) or ""
 
     def _foot(self, mail: Mail) -> str:
-        return _filled(FEET[mail.language], {"email": mail.address, "host": self._host})
+        feet = FEET_OF_TRIES if mail.kind == "test" else FEET
+        return _filled(feet[mail.language], {"email": mail.address, "host": self._host})
 
     def _told(self, mail: Mail) -> tuple[str, Sequence[str]]:
         """The text that another service has written, in the first of its languages that fits."""

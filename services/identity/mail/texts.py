@@ -43,6 +43,12 @@ _FOOT_DE: Final = (
 
 FEET: Final[Mapping[Language, str]] = {"en": _FOOT_EN, "de": _FOOT_DE}
 """The last paragraph of each mail."""
+FEET_OF_TRIES: Final[Mapping[Language, str]] = {
+    "en": "You get this mail because somebody tried {email} at {host}. Replies to it are not read.",
+    "de": "Sie bekommen diese Mail, weil jemand bei {host} {email} ausprobiert hat. Antworten"
+    " darauf liest niemand.",
+}
+"""That of a mail that may go to any address."""
 
 TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
     "en": {

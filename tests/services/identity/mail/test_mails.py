@@ -449,6 +449,8 @@ async def test_the_operator_sees_and_tries_mail(parts: Any) -> None:
         )
         assert tried.sent
         assert box.subjects("someone@school.example") == ["Test mail"]
+        (mail,) = box.to("someone@school.example")
+        assert "somebody tried someone@school.example" in body(mail)
         box.answers = {"gone@school.example": "550 5.1.1 unknown"}
         tried = await world.identity.mail.TestMail(
             pb.TestMailRequest(address="gone@school.example"), metadata=world.owner
