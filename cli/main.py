@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -109,6 +109,31 @@ app.command("apply")(sets.apply)
 app.command("export")(sets.export)
 app.add_typer(tpm_roots.app)
 services.add_to(app)
+
+_PANELS: Final = {
+    "Devices and policies": (
+        "devices", "groups", "policies", "rollouts", "gates", "plan", "apply", "export",
+        "tpm-roots", "sim",
+    ),
+    "People and programs": (
+        "orgs", "users", "people", "factors", "tokens", "service-accounts", "directories",
+        "email-domains", "sso-providers", "scim", "mail",
+    ),
+    "What happened": ("audit", "reports", "alerts", "forwarders", "events"),
+}  # fmt: skip
+"""How the help groups commands; all others are about the installation."""
+
+
+def _panel(name: str) -> str:
+    return next((panel for panel, names in _PANELS.items() if name in names), "The installation")
+
+
+for _group in app.registered_groups:
+    if _group.typer_instance is not None:
+        _group.rich_help_panel = _panel(str(_group.typer_instance.info.name))
+for _command in app.registered_commands:
+    if not isinstance(_command.rich_help_panel, str):
+        _command.rich_help_panel = _panel(_command.name or "")
 
 
 @app.callback()
