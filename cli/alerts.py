@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from cli.directories import tenants_by_id
 from cli.durations import rfc3339
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
@@ -70,7 +72,8 @@ def list_alerts(
         asked = {"kind": kind, "orgId": tenant_id(api, org)}
         wanted = asked | ({} if past else {"open": "true"})
         found = list(api.pages(_PATH, "alerts", limit, **wanted))
-        _show(found if as_json else None, table(_COLUMNS, [_row(one) for one in found]))
+        codes = {} if as_json or not found else _codes(api)
+        _show(found if as_json else None, table(_COLUMNS, [_row(one, codes) for one in found]))
 
 
 @rules.command("show")
@@ -203,14 +206,21 @@ def _show(found: Sequence[Any] | None, lines: Sequence[str]) -> None:
         typer.echo(line)
 
 
-def _row(one: Any) -> list[str]:
+def _codes(api: Api) -> dict[str, str]:
+    """The codes of tenants; none where an API token may read alerts alone."""
+    with suppress(CliError):
+        return tenants_by_id(api)
+    return {}
+
+
+def _row(one: Any, codes: Mapping[str, str]) -> list[str]:
     return [
         moment(one["raisedAt"]),
         moment(one.get("resolvedAt")),
         one["kind"],
         one["text"],
         one.get("subject") or "-",
-        one["orgId"],
+        codes.get(one["orgId"], one["orgId"]),
     ]
 
 

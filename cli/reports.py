@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from calendar import day_name
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -16,7 +17,7 @@ from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import tenant_id
 from cli.session import session
-from cli.tables import table
+from cli.tables import moment, table
 
 if TYPE_CHECKING:
     from auditlog.reports import ReportManifest
@@ -42,7 +43,7 @@ _ALL: Final = 1_000_000
 _PAUSE_SECONDS: Final = 0.5
 _PART: Final = 1 << 20
 _COLUMNS: Final = ("AS OF", "KIND", "STATUS", "ROWS", "REQUESTED BY", "ID")
-_SCHEDULE_COLUMNS: Final = ("KIND", "EVERY", "AT", "NEXT", "LAST", "NOTIFY", "ID")
+_SCHEDULE_COLUMNS: Final = ("KIND", "EVERY", "AT", "NEXT (UTC)", "LAST (UTC)", "NOTIFY", "ID")
 
 Org = Annotated[
     str,
@@ -476,13 +477,14 @@ def _row(one: Any) -> list[str]:
 
 
 def _schedule_row(one: Any) -> list[str]:
-    days = {"day": "", "week": f" on {one['on']}", "month": f" on {one['on']}"}
-    last = one.get("lastRunAt") or "-"
+    day = one.get("on", 0)
+    days = {"week": f" on {day_name[(day - 1) % 7]}", "month": f" on day {day}"}
+    last = moment(one.get("lastRunAt"))
     return [
         one["kind"],
-        one["every"] + days[one["every"]],
+        one["every"] + days.get(one["every"], ""),
         f"{one.get('hour', 0)}:00 {one['timeZone']}",
-        one.get("nextRunAt") or "-",
+        moment(one.get("nextRunAt")),
         last + (f" ({one['lastError']})" if one.get("lastError") else ""),
         ", ".join(one.get("notify", [])) or "-",
         one["id"],

@@ -90,3 +90,14 @@ def test_times_of_options(text: str, time: str) -> None:
     assert rfc3339(text, "--after") == time
     with pytest.raises(CliError, match="--after is a day like 2026-08-31"):
         rfc3339(f"{text}x", "--after")
+
+
+def test_schedules_of_reports_are_shown_as_people_say_it(stack: Stack, root: httpx.Client) -> None:
+    """A weekday by its name, also beside a schedule for the last day of a month."""
+    org = ("--org", make_org(stack, root, "Scheduled").code)
+    create = ("reports", "schedules", "create", "devices-not-seen")
+    for rhythm in (("week", "--on", "1"), ("month", "--on", "31"), ("day",)):
+        run(stack, *create, "--every", *rhythm, *org)
+    said = run(stack, "reports", "schedules", "list", *org)
+    assert "week on Monday  " in said
+    assert "month on day 31  " in said

@@ -183,7 +183,7 @@ TEXTS: Final[Mapping[Language, Mapping[str, Text]]] = {
         "codes_made": Text(
             "Recovery codes made",
             (
-                "Recovery codes were made for your account; those that there were work no more."
+                "Recovery codes were made for your account; earlier ones do not work any more."
                 " When: {at}.",
                 _NOT_YOU_EN,
             ),
