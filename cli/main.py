@@ -34,6 +34,7 @@ from cli import (
     policies,
     policy_changes,
     policy_drafts,
+    policy_sealing,
     postgres,
     reports,
     rollouts,
@@ -102,6 +103,7 @@ app.add_typer(devices.app)
 app.add_typer(groups.app)
 policies.app.command("simulate")(policy_changes.simulate)
 policy_drafts.add_to(policies.app)
+policies.app.command("seal")(policy_sealing.seal)
 app.add_typer(policies.app)
 app.add_typer(rollouts.app)
 app.command("plan")(sets.plan)

@@ -183,13 +183,20 @@ async def _seal_anew(connection: Connection, sealed: SealedKeys, own: SealedKeys
                 sealed.seal_anew(table, row["sealed_seed"], own),
             )
     for table in catalog.SECRETS:
-        # The archive may be from before there was such a table.
-        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+        # The archive may be from before there was such a table or column.
+        if not await connection.fetchval(
+            "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass($1)"
+            " AND attname = 'sealed_secrets'",
+            table,
+        ):
             continue
-        for row in await connection.fetch(f"SELECT id, sealed_secrets FROM {table}"):
+        # Nobody else is there, and each row changes once: its place names it.
+        async for row in connection.cursor(
+            f"SELECT ctid, sealed_secrets FROM {table} WHERE sealed_secrets IS NOT NULL"
+        ):
             await connection.execute(
-                f"UPDATE {table} SET sealed_secrets = $2 WHERE id = $1",
-                row["id"],
+                f"UPDATE {table} SET sealed_secrets = $2 WHERE ctid = $1",
+                row["ctid"],
                 sealed.secrets_anew(table, row["sealed_secrets"], own),
             )
 

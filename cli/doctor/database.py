@@ -39,9 +39,10 @@ QUARANTINE: Final = "database.quarantine"
 BUDGETS: Final = "database.budgets"
 POLICIES: Final = "database.policies"
 POLICY_KEYS: Final = "database.policy_keys"
+SEALED_POLICIES: Final = "database.sealed_policies"
 OWNERS: Final = (
     VERSION, DURABILITY, RIGHTS, CLOCK, OWNER, SCHEMA, KEYS, QUARANTINE, BUDGETS, POLICIES,
-    POLICY_KEYS,
+    POLICY_KEYS, SEALED_POLICIES,
 )  # fmt: skip
 ROLE: Final = "database.role"
 """With a service's name behind it."""
@@ -209,6 +210,11 @@ async def _owner(
         POLICY_KEYS,
         [f async for f in rows.wrong_keys(connection)],
         "devices pin keys that sign",
+    )
+    yield judged(
+        SEALED_POLICIES,
+        [f async for f in rows.unsealed(connection)],
+        "all policies with secrets are stored alike",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the database tells of the product's work: quarantined rows, budgets, orphaned policies."""
+"""What the database tells of the product's work: quarantined rows, budgets, policies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import asyncpg
 
 from cli.doctor.finding import Finding, warning
 from contract.contexts import CONTEXTS
+from services.policy import sealing
 
 _NEAR: Final = 0.8
 """The share of a storage budget from which on it is told of."""
@@ -150,6 +151,34 @@ async def wrong_keys(
                 " another key",
                 "Compare the key in their image with evergreen keys pem; let them enroll again.",
             )
+
+
+async def unsealed(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[Finding]:
+    """Whether some policies with secrets lie sealed, and others do not."""
+    if not await connection.fetchval(
+        "SELECT count(*) > 0 FROM information_schema.columns WHERE table_schema = 'policy'"
+        " AND table_name = 'documents' AND column_name = 'sealed_secrets'"
+    ):
+        return
+    async with connection.transaction(readonly=True):
+        await connection.execute("SELECT set_config('evergreen.scope', '*', true)")
+        is_sealed = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM policy.policies WHERE sealed_secrets IS NOT NULL)"
+            " OR EXISTS (SELECT FROM policy.versions WHERE sealed_secrets IS NOT NULL)"
+        )
+    if not is_sealed:
+        return
+    if left := sum((await sealing.waiting(connection)).values()):
+        yield warning(
+            "POLICY_SECRETS_OPEN",
+            f"{_rows(left)} of stored policies hold secrets and {_are(left)} not sealed, as others"
+            " are",
+            "Run `evergreen policies seal`; `evergreen policies seal --check` says what is left.",
+        )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _rows(count: int) -> str:

@@ -16,7 +16,6 @@ from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
 from servicekit.rpc.device_service import device_methods
 from servicekit.security.sealing import Sealer
-from servicekit.settings import ServiceSettings
 from services.policy.authoring.service import PolicyService
 from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import DeviceApi
@@ -37,6 +36,7 @@ from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
 from services.policy.rollouts.worker import RolloutWorker
 from services.policy.sets.service import PolicySets
+from services.policy.settings import PolicySettings
 from services.policy.sightings.service import Sightings
 from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
@@ -45,10 +45,18 @@ from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import DEVICES, Syncs
 from services.policy.targets import store as targets_store
 from services.policy.targets.service import Groups, Seats
+from services.policy.vault import PURPOSE as VAULT
+from services.policy.vault import Vault
 
 
 async def build(kit: Kit) -> Parts:
     """Wires the service."""
+    settings = kit.settings
+    assert isinstance(settings, PolicySettings)
+    vault = Vault(
+        Sealer.from_file(settings.master_key_file, VAULT),
+        seals=settings.policy_secrets == "sealed",
+    )
     lane = kit.database.system_lane("the feed tells of all tenants")
     changes = Changes(
         lane,
@@ -59,11 +67,11 @@ async def build(kit: Kit) -> Parts:
         targets_store.CHANGING,
         keys_store.CHANGING,
     )
-    sealer = Sealer.from_file(kit.settings.master_key_file, PURPOSE)
+    sealer = Sealer.from_file(settings.master_key_file, PURPOSE)
     keys = KeyRing(kit.database, sealer, kit.clock, changes)
     devices = kit.device_access(DEVICES)
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
-    stamps = Stamps(kit.database, changes, keys, kit.clock)
+    stamps = Stamps(kit.database, changes, keys, vault, kit.clock)
     groups = Groups(
         kit.database,
         enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
@@ -72,9 +80,9 @@ async def build(kit: Kit) -> Parts:
     )
     seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups, keys)
     custody = Custody(kit.database, kit.outbox, kit.tenants, keys, devices, kit.clock)
-    editions = Editions(kit.database, stamps, seats, keys, kit.tenants)
+    editions = Editions(kit.database, stamps, seats, keys, vault, kit.tenants)
     sightings = Sightings(kit.database)
-    rollouts = Rollouts(kit.database, kit.outbox, kit.tenants, editions, changes, kit.clock)
+    rollouts = Rollouts(kit.database, vault, kit.outbox, kit.tenants, editions, changes, kit.clock)
     worker = RolloutWorker(
         kit.database,
         rollouts,
@@ -105,9 +113,18 @@ async def build(kit: Kit) -> Parts:
     )
     orphans = Orphans(kit.database, kit.tenants)
     service = PolicyService(
-        kit.database, kit.outbox, kit.tenants, keys, changes, editions, rollouts, seats, kit.clock
+        kit.database,
+        kit.outbox,
+        kit.tenants,
+        keys,
+        vault,
+        changes,
+        editions,
+        rollouts,
+        seats,
+        kit.clock,
     )
-    simulations = Simulations(kit.database, kit.tenants, seats)
+    simulations = Simulations(kit.database, vault, kit.tenants, seats)
 
     async def prepare() -> None:
         await keys.load()
@@ -123,6 +140,7 @@ async def build(kit: Kit) -> Parts:
                 PublishingApi(
                     PolicySets(
                         kit.database,
+                        vault,
                         kit.outbox,
                         kit.tenants,
                         changes,
@@ -151,7 +169,9 @@ async def build(kit: Kit) -> Parts:
         internal=(
             partial(
                 rpc.add_PolicyInternalServiceServicer_to_server,
-                PolicyInternalApi(delivery, groups, keys, kit.tenants, kit.database, changes),
+                PolicyInternalApi(
+                    delivery, groups, keys, kit.tenants, kit.database, vault, changes
+                ),
             ),
         ),
         services=(
@@ -184,7 +204,7 @@ async def build(kit: Kit) -> Parts:
 
 def main() -> None:
     """Runs until it is told to stop."""
-    run("policy", ServiceSettings(), build)
+    run("policy", PolicySettings(), build)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from services.policy.gate.domain import Gate
 from services.policy.keys.service import KeyRing
 from services.policy.stamps import store as stamps_store
 from services.policy.targets.service import Groups
+from services.policy.vault import Vault
 
 log = logs.get(__name__)
 
@@ -54,10 +55,12 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         keys: KeyRing,
         tenants: TenantDirectory,
         database: Database,
+        vault: Vault,
         changes: Changes,
     ) -> None:
         self._keys = keys
         self._tenants = tenants
+        self._person_tables = person_store.tables(vault)
         self._delivery = delivery
         self._groups = groups
         self._database = database
@@ -245,7 +248,7 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         self, request: person_pb2.ListPersonRecordsRequest, context: Context
     ) -> person_pb2.ListPersonRecordsResponse:
         """Answers a page of what is held about a person."""
-        return await person_records(self._database, "policy", person_store.TABLES, request)
+        return await person_records(self._database, "policy", self._person_tables, request)
 
 
 def _to_published(found: PublishedVersion) -> policy_pb2.PublishedVersion:

@@ -22,11 +22,13 @@ from contract.events.policy import (
 from servicekit.data.backup import Connection, Recorded, Tables
 from services.policy.keys.service import PURPOSE
 from services.policy.keys.store import FIRST_KEY
+from services.policy.vault import PURPOSE as POLICY_SECRETS
 
 TABLES: Final = Tables(
     # What attestation tells.
     made_anew=frozenset({"device_verdict"}),
     sealed={"signing_keys": PURPOSE},
+    secrets=dict.fromkeys(("policies", "versions", "documents"), POLICY_SECRETS),
     signs_of_use=frozenset({"policies"}),
 )
 LOST_VERSIONS: Final = 1_000_000

@@ -30,6 +30,7 @@ RUN_BY: Final = {
     ("docs/people.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/policies.md", "make-run"): "tests/docs/test_make_run.py::test_policies",
     ("docs/policy-keys.md", "make-run"): "tests/docs/test_make_run.py::test_policy_keys",
+    ("docs/policy-secrets.md", "make-run"): "tests/docs/test_make_run.py::test_policy_secrets",
     ("docs/policy-sets.md", "make-run"): "tests/docs/test_make_run.py::test_policy_sets",
     ("docs/reports.md", "make-run"): "tests/docs/test_make_run.py::test_reports",
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",

@@ -294,6 +294,15 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
             ok(root.delete(f"/api/policies/{one['id']}"))
 
 
+def test_policy_secrets(reader: Reader) -> None:
+    """What is stored is sealed while the product runs, and opened again for other tests."""
+    with Commands("docs/policy-secrets.md", "make-run") as commands:
+        said = reader.run(commands.take("Sealed in the database"))
+    assert "rows were sealed." in said
+    assert "policy.documents  0 to seal" in said
+    assert "rows were opened." in reader.run("evergreen policies seal --open")
+
+
 def test_policy_sets(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     """What there is becomes a set; another one is applied, changed and emptied again."""
     for policy in ok(root.get("/api/policies"))["policies"]:

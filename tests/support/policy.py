@@ -30,6 +30,7 @@ from servicekit.app import Kit
 from servicekit.rpc.channels import open_channel
 from servicekit.rpc.values import from_value, to_value
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService, tenant
 from tests.fakes.agent.gojson import unmarshal
 from tests.fakes.agent.structs import ENVELOPE
@@ -305,7 +306,7 @@ class World:
 async def world(
     make_kit: MakeKit, serve: ServeService, database: TestDatabase
 ) -> AsyncIterator[World]:
-    kit = await make_kit("policy", tenants=TREE)
+    kit = await make_kit("policy", PolicySettings, tenants=TREE)
     async with neighbours(kit) as found:
         await serve(kit, build)
         channel = open_channel(kit.settings.grpc_listen, "test")

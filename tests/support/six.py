@@ -40,6 +40,7 @@ from services.enrollment.settings import EnrollmentSettings
 from services.identity import __main__ as identity
 from services.identity.settings import IdentitySettings
 from services.policy import __main__ as policy
+from services.policy.settings import PolicySettings
 from services.telemetry import __main__ as telemetry
 from services.telemetry.settings import TelemetrySettings
 from tests.conftest import MakeKit, ServeService
@@ -51,7 +52,7 @@ from tests.support.servers import TestDatabase
 _SERVICES: dict[str, tuple[ModuleType, type[ServiceSettings]]] = {
     "identity": (identity, IdentitySettings),
     "enrollment": (enrollment, EnrollmentSettings),
-    "policy": (policy, ServiceSettings),
+    "policy": (policy, PolicySettings),
     "telemetry": (telemetry, TelemetrySettings),
     "attestation": (attestation, AttestationSettings),
     "audit": (audit, AuditSettings),

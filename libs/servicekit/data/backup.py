@@ -38,7 +38,7 @@ class Tables:
     sealed: Mapping[str, str] = field(default_factory=dict)
     """Table with `public_key` and `sealed_seed` → for what the master key seals them."""
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Table with `id` and `sealed_secrets` → for what the master key seals them."""
+    """Table with `sealed_secrets`, which may be NULL → for what the master key seals them."""
     passing: Mapping[str, str] = field(default_factory=dict)
     """Table with `id` and `sealed_secrets`, made anew, → for what the master key seals them."""
     signs_of_use: frozenset[str] = frozenset()

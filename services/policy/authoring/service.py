@@ -73,6 +73,7 @@ from services.policy.targets.domain import (
 )
 from services.policy.targets.service import Seats, check_there
 from services.policy.targets.store import count_bound, is_bound
+from services.policy.vault import Vault
 from services.policy.versions import Version, next_version, parse_version
 
 NO_MERGING: Final = Merging()
@@ -116,6 +117,7 @@ class PolicyService:
         outbox: Outbox,
         tenants: TenantDirectory,
         keys: KeyRing,
+        vault: Vault,
         changes: Changes,
         around: Around,
         stages: Stages,
@@ -129,6 +131,7 @@ class PolicyService:
         self._outbox = outbox
         self._tenants = tenants
         self._keys = keys
+        self._vault = vault
         self._changes = changes
         self._clock = clock
 
@@ -138,7 +141,7 @@ class PolicyService:
         """The policies of an org, or of the caller's whole subtree, without bundles."""
         scope = await self._tenants.query_scope(call.caller, org_id)
         async with self._database.transaction(scope) as connection:
-            return await store.list_policies(connection, scope, after, limit)
+            return await store.list_policies(connection, self._vault, scope, after, limit)
 
     async def get(self, call: Call, policy_id: UUID, *, reveal: bool = False) -> Policy:
         """One policy; with `reveal` its secrets are going to be shown, which is audited.
@@ -150,7 +153,7 @@ class PolicyService:
             raise permission_denied("ROLE_MAY_NOT", "only Owners and Admins can see secrets")
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _found(connection, scope, policy_id)
+            policy = await _found(connection, self._vault, scope, policy_id)
             if reveal:
                 version = str(policy.published_version or 0)
                 revealed = RevealedSecrets(name=policy.name, version=version)
@@ -216,7 +219,7 @@ class PolicyService:
             merging=new.merging,
             targets=new.targets,
         )
-        await store.insert_policy(connection, policy)
+        await store.insert_policy(connection, self._vault, policy)
         await self._tell(connection, policy, PolicyCreated(id=policy.id, after=snapshot(policy)))
         return await self._publish(connection, call, policy, publishing) if publish else policy
 
@@ -231,10 +234,10 @@ class PolicyService:
         scope = await self._tenants.query_scope(call.caller)
         if change.targets:
             async with self._database.transaction(scope) as connection:
-                org_id = (await _found(connection, scope, policy_id)).tenant_id
+                org_id = (await _found(connection, self._vault, scope, policy_id)).tenant_id
             await self._ask_for(org_id, change.targets)
         async with self._database.transaction(scope) as connection:
-            policy = await _locked(connection, scope, policy_id)
+            policy = await _locked(connection, self._vault, scope, policy_id)
             if change.org_id and change.org_id != policy.tenant_id:
                 raise invalid_field("orgId", "must stay what it is; create a policy there instead")
             policy, published = await self.updated(connection, call, policy, change)
@@ -272,7 +275,7 @@ class PolicyService:
             await check_there(connection, before.tenant_id, change.targets)
         policy = _changed(before, change, authored)
         if policy != before:
-            policy = await store.update_policy(connection, policy, self._clock())
+            policy = await store.update_policy(connection, self._vault, policy, self._clock())
             updated = PolicyUpdated(id=policy.id, before=snapshot(before), after=snapshot(policy))
             await self._tell(connection, policy, updated)
         published = (
@@ -298,7 +301,7 @@ class PolicyService:
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _locked(connection, scope, policy_id)
+            policy = await _locked(connection, self._vault, scope, policy_id)
             await lock_counter(connection, policy.tenant_id)
             is_used = policy.in_force or await self._stages.is_live(connection, policy)
             if is_used and not force:
@@ -331,7 +334,7 @@ class PolicyService:
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            before = await _locked(connection, scope, policy_id)
+            before = await _locked(connection, self._vault, scope, policy_id)
             if not before.in_force and before.rollout_id is None:
                 return before
             await lock_counter(connection, before.tenant_id)
@@ -340,7 +343,10 @@ class PolicyService:
             await self._stages.make_way(connection, before, for_publish=False)
             await store.take_out_of_force(connection, before)
             policy = await store.update_policy(
-                connection, replace(before, in_force=False, rollout_id=None), self._clock()
+                connection,
+                self._vault,
+                replace(before, in_force=False, rollout_id=None),
+                self._clock(),
             )
             withdrawn = PolicyWithdrawn(
                 id=policy.id, before=snapshot(before), after=snapshot(policy)
@@ -358,7 +364,7 @@ class PolicyService:
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _locked(connection, scope, policy_id)
+            policy = await _locked(connection, self._vault, scope, policy_id)
             published = await self._publish(connection, call, policy, publishing)
         await self._changes.catch_up()
         return published
@@ -367,12 +373,12 @@ class PolicyService:
         """Publishes what an earlier version held, and makes that the authored form again."""
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _locked(connection, scope, policy_id)
-            earlier = await _published(connection, policy, version)
+            policy = await _locked(connection, self._vault, scope, policy_id)
+            earlier = await _published(connection, self._vault, policy, version)
             await lock_counter(connection, policy.tenant_id)
             if await store.was_never_in_force(connection, earlier):
                 raise never_in_force()
-            now = await store.get_in_force(connection, policy.tenant_id)
+            now = await store.get_in_force(connection, self._vault, policy.tenant_id)
             bundle = complete(json.loads(earlier.authored), *_authored_of(now))
             try:
                 document = compile_rollback(earlier, bundle, standing_of(now))
@@ -399,7 +405,7 @@ class PolicyService:
         """What was published of a policy, newest first."""
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _found(connection, scope, policy_id)
+            policy = await _found(connection, self._vault, scope, policy_id)
             return await store.list_versions(
                 connection, policy, before, limit, ask_secrets=not _may_see_secrets(call.caller)
             )
@@ -413,12 +419,12 @@ class PolicyService:
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            policy = await _found(connection, scope, policy_id)
-            after = await _published(connection, policy, version)
+            policy = await _found(connection, self._vault, scope, policy_id)
+            after = await _published(connection, self._vault, policy, version)
             if not base:
-                before = await store.get_version_before(connection, after)
+                before = await store.get_version_before(connection, self._vault, after)
             else:
-                before = await _published(connection, policy, base)
+                before = await _published(connection, self._vault, policy, base)
         nothing: dict[str, Any] = {}
         found = changes(
             json.loads(own_document_of(before)) if before else nothing,
@@ -432,7 +438,7 @@ class PolicyService:
     ) -> str:
         """The text of a bundle to store, checked, with the passphrases that are known for it."""
         if is_console_form(bundle):
-            in_force = await store.get_in_force(connection, org_id)
+            in_force = await store.get_in_force(connection, self._vault, org_id)
             bundle = complete(bundle, *sources, *_authored_of(in_force))
         compile_policy(bundle, draft=draft)
         return as_text(bundle)
@@ -448,7 +454,7 @@ class PolicyService:
         plan = await self._stages.plan_for(connection, policy, publishing)
         if publishing.keeps_rollouts:
             await self._stages.check_free(connection, policy)
-        in_force = await store.get_in_force(connection, policy.tenant_id)
+        in_force = await store.get_in_force(connection, self._vault, policy.tenant_id)
         # Checked again: what may be authored can be narrower than when it was written.
         bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
         try:
@@ -458,9 +464,9 @@ class PolicyService:
         filled = replace(policy, authored=as_text(bundle))
         if plan is not None:
             version, _ = await self._signed(connection, call, filled, document, None)
-            await store.insert_version(connection, version)
+            await store.insert_version(connection, self._vault, version)
             if filled.authored != policy.authored:
-                filled = await store.update_policy(connection, filled, self._clock())
+                filled = await store.update_policy(connection, self._vault, filled, self._clock())
             rollout_id = await self._stages.begin(
                 connection, call, filled, version, plan, publishing
             )
@@ -492,7 +498,7 @@ class PolicyService:
         number = await self._stages.brings(connection, policy) or policy.published_version
         if number is None:
             return None
-        return await store.get_version(connection, policy.tenant_id, number)
+        return await store.get_version(connection, self._vault, policy.tenant_id, number)
 
     async def is_on_its_way(self, connection: Connection, policy: Policy) -> bool:
         """Whether a rollout brings the policy to devices exactly as it is now."""
@@ -510,13 +516,13 @@ class PolicyService:
         """The policy's version that is in force for all that it is for; `None` for none."""
         number = policy.published_version
         if not policy.targets:
-            version = await store.get_in_force(connection, policy.tenant_id)
+            version = await store.get_in_force(connection, self._vault, policy.tenant_id)
             return version if version is not None and version.policy_id == policy.id else None
         if number is None or not await is_bound(
             connection, policy.tenant_id, policy.targets, policy.id, number
         ):
             return None
-        return await store.get_version(connection, policy.tenant_id, number)
+        return await store.get_version(connection, self._vault, policy.tenant_id, number)
 
     async def _ask_for(self, org_id: UUID, targets: PolicyTargets) -> None:
         """Checks targets as far as that takes no database, and reads what is told of them."""
@@ -536,8 +542,8 @@ class PolicyService:
         rollback_of: int | None,
     ) -> Policy:
         version, above = await self._signed(connection, call, policy, document, rollback_of)
-        await store.insert_version(connection, version)
-        await store.put_version_in_force(connection, version)
+        await store.insert_version(connection, self._vault, version)
+        await store.put_version_in_force(connection, self._vault, version)
         await self._stages.make_way(connection, policy)
         if policy.targets:
             if await count_bound(connection, policy.tenant_id) > MOST_BOUND:
@@ -551,7 +557,7 @@ class PolicyService:
             in_force=True,
             rollout_id=None,
         )
-        return await store.update_policy(connection, published, version.published_at)
+        return await store.update_policy(connection, self._vault, published, version.published_at)
 
     async def _signed(
         self,
@@ -571,7 +577,7 @@ class PolicyService:
             above = await self._around.above(
                 connection, policy.tenant_id, targeted=bool(policy.targets)
             )
-            previous = await previous_payload(connection, policy.tenant_id, last)
+            previous = await previous_payload(connection, self._vault, policy.tenant_id, last)
         if above:
             # Only its tenant is looked at: it is a layer of its own kind.
             source = Source(Level.ORG, policy.tenant_id, policy.id, policy.name, number)
@@ -611,24 +617,29 @@ def _may_see_secrets(caller: Caller) -> bool:
 
 
 async def _found(
-    connection: Connection, scope: Scope, policy_id: UUID, *, for_update: bool = False
+    connection: Connection,
+    vault: Vault,
+    scope: Scope,
+    policy_id: UUID,
+    *,
+    for_update: bool = False,
 ) -> Policy:
-    policy = await store.get_policy(connection, scope, policy_id, for_update=for_update)
+    policy = await store.get_policy(connection, vault, scope, policy_id, for_update=for_update)
     if policy is None:
         raise not_found("policy", policy_id)
     return policy
 
 
-async def _locked(connection: Connection, scope: Scope, policy_id: UUID) -> Policy:
+async def _locked(connection: Connection, vault: Vault, scope: Scope, policy_id: UUID) -> Policy:
     """A policy that is about to be changed, if it is as the caller expects it."""
-    policy = await _found(connection, scope, policy_id, for_update=True)
+    policy = await _found(connection, vault, scope, policy_id, for_update=True)
     check_etag(policy.etag)
     return policy
 
 
-async def _published(connection: Connection, policy: Policy, version: str) -> Version:
+async def _published(connection: Connection, vault: Vault, policy: Policy, version: str) -> Version:
     """A version of a policy."""
-    found = await store.get_version(connection, policy.tenant_id, parse_version(version))
+    found = await store.get_version(connection, vault, policy.tenant_id, parse_version(version))
     if found is None or found.policy_id != policy.id:
         raise not_found("policy version", version)
     return found

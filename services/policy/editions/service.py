@@ -29,6 +29,7 @@ from services.policy.stamps.domain import Content, Document, Targets, recipe_of,
 from services.policy.stamps.service import Stamps
 from services.policy.targets.domain import MOST_PROFILES
 from services.policy.targets.service import Seats
+from services.policy.vault import Vault
 from services.policy.versions import Version
 
 log = logs.get(__name__)
@@ -71,12 +72,14 @@ class Editions:
         stamps: Stamps,
         seats: Seats,
         keys: KeyRing,
+        vault: Vault,
         tenants: TenantDirectory,
     ) -> None:
         self._database = database
         self._stamps = stamps
         self._seats = seats
         self._keys = keys
+        self._vault = vault
         self._tenants = tenants
         self._not_before: dict[UUID, float] = {}
         self._changed: set[UUID] = set()
@@ -106,12 +109,15 @@ class Editions:
         levels = {node.id: level_of(node) for node in line}
         layers = [
             InForce(source_of(levels[one.tenant_id], one), one.own)
-            for one in await store.assigned(connection, [node.id for node in line])
+            for one in await store.assigned(connection, self._vault, [node.id for node in line])
         ]
-        if targets and (rolled := await store.rolled_out(connection, tenant_id, targets)):
+        if not targets:
+            return layers
+        rolled = await store.rolled_out(connection, self._vault, tenant_id, targets)
+        if rolled is not None:
             layers = [one for one in layers if one.source.tenant_id != tenant_id]
             layers.append(InForce(source_of(levels[tenant_id], rolled), rolled.own))
-        for bound in await store.bound(connection, tenant_id, targets) if targets else ():
+        for bound in await store.bound(connection, self._vault, tenant_id, targets):
             source = source_of(Level.DEVICE if bound.is_device else Level.GROUP, bound.assigned)
             named = replace(source, target_id=bound.target_id, target_name=bound.alias)
             layers.append(InForce(named, bound.assigned.own))
@@ -368,7 +374,7 @@ class Editions:
         ):
             await put(None if not targets else content, problem)
             return
-        await stamps_store.insert_document(connection, content, document)
+        await stamps_store.insert_document(connection, self._vault, content, document)
         if await stamps_store.newest_standing(connection, org_id, content, apart) is None:
             await self._stamps.stamp(
                 connection,
@@ -388,7 +394,9 @@ class Editions:
         self, connection: Connection, layers: Sequence[InForce], kept: Content | None
     ) -> tuple[Content, Document] | None:
         """What devices get of layers that do not fit; `None` where there is nothing to give."""
-        had = (await stamps_store.documents(connection, [kept]))[kept] if kept else None
+        had = None
+        if kept is not None:
+            had = (await stamps_store.documents(connection, self._vault, [kept])).get(kept)
         try:
             body = with_locks(layers, None if had is None else had.body).body
         except DomainError:

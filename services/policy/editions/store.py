@@ -13,6 +13,7 @@ from services.policy.authoring.layering import Own, own_of_version
 from services.policy.authoring.store import VERSION, to_version
 from services.policy.stamps.domain import Content, Targets
 from services.policy.stamps.store import WEAKEST_FIRST
+from services.policy.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ async def try_lead(connection: Connection) -> bool:
     return led
 
 
-async def assigned(connection: Connection, tenant_ids: Sequence[UUID]) -> list[Assigned]:
+async def assigned(
+    connection: Connection, vault: Vault, tenant_ids: Sequence[UUID]
+) -> list[Assigned]:
     """What is in force for tenants, in their order."""
     rows = await connection.fetch(
         f"SELECT {VERSION}, p.name FROM policy.assignments a"
@@ -65,21 +68,21 @@ async def assigned(connection: Connection, tenant_ids: Sequence[UUID]) -> list[A
         " WHERE a.tenant_id = ANY ($1) ORDER BY array_position($1::uuid[], a.tenant_id)",
         list(tenant_ids),
     )
-    return [_assigned(row) for row in rows]
+    return [_assigned(vault, row) for row in rows]
 
 
-def _assigned(row: asyncpg.Record) -> Assigned:
+def _assigned(vault: Vault, row: asyncpg.Record) -> Assigned:
     return Assigned(
         row["tenant_id"],
         row["policy_id"],
         row["name"] or "",
         row["version"],
-        own_of_version(to_version(row)),
+        own_of_version(to_version(vault, row)),
     )
 
 
 async def rolled_out(
-    connection: Connection, tenant_id: UUID, targets: Collection[UUID]
+    connection: Connection, vault: Vault, tenant_id: UUID, targets: Collection[UUID]
 ) -> Assigned | None:
     """The version for all devices of an organisation that a rollout among targets brings."""
     row = await connection.fetchrow(
@@ -91,10 +94,12 @@ async def rolled_out(
         tenant_id,
         list(targets),
     )
-    return None if row is None else _assigned(row)
+    return None if row is None else _assigned(vault, row)
 
 
-async def bound(connection: Connection, tenant_id: UUID, targets: Collection[UUID]) -> list[Bound]:
+async def bound(
+    connection: Connection, vault: Vault, tenant_id: UUID, targets: Collection[UUID]
+) -> list[Bound]:
     """What groups and devices of an organisation are to have, the weakest first.
 
     The versions of rollouts among the targets count in place of those in force.
@@ -117,7 +122,7 @@ async def bound(connection: Connection, tenant_id: UUID, targets: Collection[UUI
         list(targets),
     )
     return [
-        Bound(_assigned(row), row["target_id"], row["kind"] == "device", row["alias"] or "")
+        Bound(_assigned(vault, row), row["target_id"], row["kind"] == "device", row["alias"] or "")
         for row in rows
     ]
 

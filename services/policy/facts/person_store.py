@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from servicekit.rpc.persons import SECRET, Person, Table, camel, plain_value
+from servicekit.security.sealing import SealingError
 from services.policy.authoring.secret_values import hide
 from services.policy.authoring.stored_form import joined
+from services.policy.vault import SEALED, Vault, of_policy, of_version
 
 _JSON: Final = ("authored", "merging", "targets")
 _TEXTS: Final = ("name", "description", "published_by")
@@ -19,7 +22,13 @@ _USERS: Final = {
 """What says who logs in somewhere, by the secret field: it opens nothing."""
 
 
-def _tell(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+_BESIDE: Final = ("form_extra", "tenant_id", SEALED)
+"""Columns that are read for others."""
+
+
+def _tell(
+    vault: Vault, place: Callable[[Any, Any], str], person: Person, row: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
     """What a policy or a version says. Secrets are hidden before anything is looked for in them:
     what is found would say what is in one. Only the person's own name as a user is none."""
 
@@ -27,7 +36,12 @@ def _tell(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return key in _USERS.get(field, ()) and person.is_in(value)
 
     found: dict[str, Any] = {}
-    row = {**row, "authored": joined(row["authored"], row["form_extra"])}
+    number = row["version"] if "version" in row else row["id"]
+    try:
+        opened = vault.opened(place(row["tenant_id"], number), row, "authored", "form_extra")
+    except SealingError as broken:
+        raise ValueError(str(broken)) from broken
+    row = {**row, "authored": joined(opened["authored"], opened["form_extra"])}
     for name in (*_TEXTS, *_JSON):
         text = row.get(name)
         if not text or not person.may_be_in(text):
@@ -40,49 +54,50 @@ def _tell(person: Person, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     shown = {
         camel(name): plain_value(value)
         for name, value in row.items()
-        if name not in {*_TEXTS, *_JSON, "form_extra"}
+        if name not in {*_TEXTS, *_JSON, *_BESIDE}
     }
     return shown | {camel(name): parts for name, parts in found.items()}
 
 
-TABLES: Final = (
-    Table(
-        kind="policy",
-        source="policy.policies",
-        shown=("id", "created_at", "updated_at"),
-        searched=("name", "description", "authored", "form_extra", "merging", "targets"),
-        tell=_tell,
-    ),
-    Table(
-        kind="policy version",
-        source="policy.versions",
-        key=(("version", "bigint"),),
-        shown=("policy_id", "version", "published_at"),
-        # `layer` says what `authored` does, in another shape.
-        searched=("published_by", "authored", "form_extra", "targets"),
-        tell=_tell,
-    ),
-    Table(
-        kind="rollout",
-        source="policy.rollout",
-        shown=("id", "policy_id", "version", "state", "created_at", "starts_at", "ended_at"),
-        searched=("note", "detail", "created_by_name", "approved_by_name", "plan"),
-        json=frozenset({"plan"}),
-    ),
-    Table(
-        kind="days on which nothing is published",
-        source="policy.setting",
-        key=(("tenant_id", "uuid"),),
-        shown=("updated_at",),
-        searched=("freezes",),
-        json=frozenset({"freezes"}),
-    ),
-    Table(
-        kind="policy of a set",
-        source="policy.set_member",
-        key=(("policy_id", "uuid"),),
-        shown=("policy_id",),
-        searched=("alias", "set_name"),
-    ),
-)  # fmt: skip
-"""What may hold something about a person, in the order of an export."""
+def tables(vault: Vault) -> tuple[Table, ...]:
+    """What may hold something about a person, in the order of an export."""
+    return (
+        Table(
+            kind="policy",
+            source="policy.policies",
+            shown=("id", "created_at", "updated_at"),
+            searched=("name", "description", "authored", "merging", "targets", *_BESIDE),
+            tell=partial(_tell, vault, of_policy),
+        ),
+        Table(
+            kind="policy version",
+            source="policy.versions",
+            key=(("version", "bigint"),),
+            shown=("policy_id", "version", "published_at"),
+            # `layer` says what `authored` does, in another shape.
+            searched=("published_by", "authored", "targets", *_BESIDE),
+            tell=partial(_tell, vault, of_version),
+        ),
+        Table(
+            kind="rollout",
+            source="policy.rollout",
+            shown=("id", "policy_id", "version", "state", "created_at", "starts_at", "ended_at"),
+            searched=("note", "detail", "created_by_name", "approved_by_name", "plan"),
+            json=frozenset({"plan"}),
+        ),
+        Table(
+            kind="days on which nothing is published",
+            source="policy.setting",
+            key=(("tenant_id", "uuid"),),
+            shown=("updated_at",),
+            searched=("freezes",),
+            json=frozenset({"freezes"}),
+        ),
+        Table(
+            kind="policy of a set",
+            source="policy.set_member",
+            key=(("policy_id", "uuid"),),
+            shown=("policy_id",),
+            searched=("alias", "set_name"),
+        ),
+    )

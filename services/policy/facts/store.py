@@ -12,10 +12,12 @@ import asyncpg
 
 from servicekit.data.postgres import Connection
 from servicekit.rpc.pagination import Page
+from services.policy.vault import DIGEST
 
 _VERSION: Final = (
     "v.version, v.policy_id, coalesce(p.name, '') AS policy_name, v.published_at, v.published_by,"
-    " v.rollback_of, encode(sha256(v.document), 'hex') AS document_sha256, v.key_id"
+    " v.rollback_of, encode("
+    f"{DIGEST}, 'hex') AS document_sha256, v.key_id"
     " FROM policy.versions v LEFT JOIN policy.policies p ON p.id = v.policy_id"
 )
 

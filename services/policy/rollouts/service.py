@@ -52,6 +52,7 @@ from services.policy.rollouts.plans import NOW, Plan, checked
 from services.policy.rollouts.settings import InEffect, Settings
 from services.policy.stamps.store import lock_counter
 from services.policy.targets.store import known_groups
+from services.policy.vault import Vault
 from services.policy.versions import Version
 
 _TOLD_DEVICES: Final = 20
@@ -79,6 +80,7 @@ class Rollouts:
     def __init__(
         self,
         database: Database,
+        vault: Vault,
         outbox: Outbox,
         tenants: TenantDirectory,
         editions: Editions,
@@ -86,6 +88,7 @@ class Rollouts:
         clock: Clock,
     ) -> None:
         self._database = database
+        self._vault = vault
         self._outbox = outbox
         self._tenants = tenants
         self._editions = editions
@@ -375,13 +378,15 @@ class Rollouts:
         """Puts the version in force for all that it is for."""
         scope = Scope.of(rollout.tenant_id)
         await lock_counter(connection, rollout.tenant_id)
-        version = await authoring_store.get_version(connection, rollout.tenant_id, rollout.version)
+        version = await authoring_store.get_version(
+            connection, self._vault, rollout.tenant_id, rollout.version
+        )
         policy = await authoring_store.get_policy(
-            connection, scope, rollout.policy_id, for_update=True
+            connection, self._vault, scope, rollout.policy_id, for_update=True
         )
         if version is None or policy is None:
             raise failed_precondition("POLICY_DELETED", "the policy was deleted")
-        await authoring_store.put_version_in_force(connection, version)
+        await authoring_store.put_version_in_force(connection, self._vault, version)
         if not rollout.targets:
             async with seeing_all(connection, "layers are of the tenants above"):
                 await self._editions.settle(connection, rollout.tenant_id)
@@ -392,6 +397,7 @@ class Rollouts:
         )
         await authoring_store.update_policy(
             connection,
+            self._vault,
             replace(policy, published_version=version.version, changed_since_publish=not is_same),
             self._clock(),
         )

@@ -52,6 +52,7 @@ from services.policy.simulation.service import Simulations
 from services.policy.targets.domain import Group, PolicyTargets, of_no_organisation
 from services.policy.targets.service import Seats
 from services.policy.targets.store import known_groups, write_groups
+from services.policy.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class PolicySets:
     def __init__(
         self,
         database: Database,
+        vault: Vault,
         outbox: Outbox,
         tenants: TenantDirectory,
         changes: Changes,
@@ -102,6 +104,7 @@ class PolicySets:
         seats: Seats,
     ) -> None:
         self._database = database
+        self._vault = vault
         self._outbox = outbox
         self._tenants = tenants
         self._changes = changes
@@ -127,7 +130,7 @@ class PolicySets:
                     raise of_no_organisation()
         if any(entry.groups for entry in asked.entries):
             await self._seats.ask()
-        applying = _Applying(self._policies, call, asked)
+        applying = _Applying(self._policies, self._vault, call, asked)
         try:
             async with self._database.transaction(Scope.of(tenant.id)) as connection:
                 plan = await applying.run(connection)
@@ -159,12 +162,14 @@ class PolicySets:
         reasons: list[str] = []
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
             members = await store.members(connection, tenant.id)
-            known = await _all(connection, tenant.id)
+            known = await _all(connection, self._vault, tenant.id)
             named = aliases(known, members)
             for one in known:
                 if one.targets.device_ids:
                     continue
-                policy = await authoring_store.get_policy(connection, Scope.of(tenant.id), one.id)
+                policy = await authoring_store.get_policy(
+                    connection, self._vault, Scope.of(tenant.id), one.id
+                )
                 if policy is None:
                     continue
                 member = members.get(policy.id)
@@ -226,7 +231,8 @@ class PolicySets:
 class _Applying:
     """One transaction in which a set is applied; what is published by it is in `candidates`."""
 
-    def __init__(self, policies: PolicyService, call: Call, asked: Asked) -> None:
+    def __init__(self, policies: PolicyService, vault: Vault, call: Call, asked: Asked) -> None:
+        self._vault = vault
         self._policies = policies
         self._call = call
         self.asked = asked
@@ -238,7 +244,7 @@ class _Applying:
         asked = self.asked
         await store.hold(connection, asked.tenant_id)
         members = await store.members(connection, asked.tenant_id)
-        known = {one.id: one for one in await _all(connection, asked.tenant_id)}
+        known = {one.id: one for one in await _all(connection, self._vault, asked.tenant_id)}
         found = self._found(known, members)
         leaving = [
             member.policy_id
@@ -248,7 +254,9 @@ class _Applying:
         # All at once and in one order: a publish waits for no other call that waits for it.
         locked: dict[UUID, Policy] = {}
         for id_ in sorted({*found.values(), *leaving}):
-            policy = await authoring_store.get_policy(connection, self._scope, id_, for_update=True)
+            policy = await authoring_store.get_policy(
+                connection, self._vault, self._scope, id_, for_update=True
+            )
             if policy is not None:
                 locked[id_] = policy
         groups = await self._groups(connection)
@@ -456,7 +464,9 @@ def _action(before: Policy, member: Member | None, set_name: str, changed: Seque
     return Action.UPDATE if member.revision == before.revision else Action.RESTORE
 
 
-async def _all(connection: Connection, tenant_id: UUID) -> list[Policy]:
+async def _all(connection: Connection, vault: Vault, tenant_id: UUID) -> list[Policy]:
     """A tenant's policies, without bundles."""
-    page = await authoring_store.list_policies(connection, Scope.of(tenant_id), None, MOST_KNOWN)
+    page = await authoring_store.list_policies(
+        connection, vault, Scope.of(tenant_id), None, MOST_KNOWN
+    )
     return list(page.items)

@@ -18,6 +18,7 @@ from services.policy.simulation.domain import Compared, Notice, Some, Tally, com
 from services.policy.simulation.made import NOTHING, Made, Ran, fold, held
 from services.policy.simulation.places import Candidate, Place, Said, Sources, said
 from services.policy.stamps.domain import Targets
+from services.policy.vault import Vault
 
 _KEPT_CHARACTERS: Final = 8_000_000
 """Of versions that were read; as objects they take some twice as many bytes."""
@@ -49,8 +50,11 @@ class _Recent(Generic[_Key, _Value]):
 class Looking:
     """What is compared so far. No connection is held while it is computed."""
 
-    def __init__(self, database: Database, candidates: Sequence[Candidate], seconds: float) -> None:
+    def __init__(
+        self, database: Database, vault: Vault, candidates: Sequence[Candidate], seconds: float
+    ) -> None:
         self._database = database
+        self._vault = vault
         self.candidates = candidates
         self.tenant_id = candidates[0].tenant_id
         self.tally = Tally(
@@ -142,7 +146,7 @@ class Looking:
     async def _to_have(self, place: Place, targets: Targets, before: Made) -> Made | None:
         """What devices are to have where layers do not fit, as far as it was made."""
         async with self._database.system_transaction("a document may be of above") as connection:
-            body = await store.to_have(connection, place.tenant_id, targets)
+            body = await store.to_have(connection, self._vault, place.tenant_id, targets)
         if body is None:
             return None
         if body == before.body:
@@ -151,7 +155,7 @@ class Looking:
 
     async def _ran(self, org_id: UUID, version: int) -> Ran | None:
         async with self._database.system_transaction("a document may be of above") as connection:
-            return await store.ran(connection, org_id, version)
+            return await store.ran(connection, self._vault, org_id, version)
 
     async def _layers(self, sources: Sources) -> list[InForce]:
         """Layers with what they say; versions never change."""
@@ -162,7 +166,7 @@ class Looking:
             async with self._database.system_transaction(
                 "layers are of the tenants above"
             ) as connection:
-                found = await store.layers_of(connection, sorted(missing))
+                found = await store.layers_of(connection, self._vault, sorted(missing))
             for key, text in found:
                 read[key] = await self._worked(partial(Own.read, text))
                 self._keep(key, read[key], len(text))

@@ -42,6 +42,7 @@ from services.policy.targets.domain import (
     too_many_bound,
 )
 from services.policy.targets.service import Seats, check_there
+from services.policy.vault import Vault
 from services.policy.versions import Version
 
 _SECONDS: Final = 5.0
@@ -79,8 +80,11 @@ class _Read:
 class Simulations:
     """The use cases around what would change."""
 
-    def __init__(self, database: Database, tenants: TenantDirectory, seats: Seats) -> None:
+    def __init__(
+        self, database: Database, vault: Vault, tenants: TenantDirectory, seats: Seats
+    ) -> None:
         self._database = database
+        self._vault = vault
         self._tenants = tenants
         self._seats = seats
         self._turns = Turns()
@@ -127,7 +131,9 @@ class Simulations:
     async def _read(self, connection: Connection, scope: Scope, asked: Asked) -> _Read:
         policy: Policy | None = None
         if asked.policy_id is not None:
-            policy = await authoring_store.get_policy(connection, scope, asked.policy_id)
+            policy = await authoring_store.get_policy(
+                connection, self._vault, scope, asked.policy_id
+            )
             if policy is None:
                 raise not_found("policy", asked.policy_id)
         tenant_id = asked.org_id if policy is None else policy.tenant_id
@@ -155,12 +161,12 @@ class Simulations:
         return _Read(
             tenant_id,
             policy,
-            await authoring_store.get_in_force(connection, tenant_id),
+            await authoring_store.get_in_force(connection, self._vault, tenant_id),
             Candidate(source, None, targets, groups),
         )
 
     async def _tallied(self, candidates: Sequence[Candidate]) -> Tally:
-        looking = Looking(self._database, candidates, _SECONDS)
+        looking = Looking(self._database, self._vault, candidates, _SECONDS)
         tenant_id = looking.tenant_id
         async with self._database.system_transaction(
             "layers are of the tenants above"

@@ -17,7 +17,9 @@ from services.policy.authoring.stored_form import joined
 from services.policy.layers.merging import Level, Merging, Source
 from services.policy.simulation.made import Ran
 from services.policy.simulation.places import Rank, device_rank, group_rank
+from services.policy.stamps import store as stamps_store
 from services.policy.stamps.domain import Targets
+from services.policy.vault import Vault, of_version
 
 _AT_ONCE: Final = 500
 
@@ -141,7 +143,7 @@ def _for_target(row: asyncpg.Record, source: Source) -> tuple[Rank, Source]:
 
 
 async def layers_of(
-    connection: Connection, wanted: Sequence[tuple[UUID, int]]
+    connection: Connection, vault: Vault, wanted: Sequence[tuple[UUID, int]]
 ) -> list[tuple[tuple[UUID, int], str]]:
     """The layers of published versions as `Own.read` takes them.
 
@@ -151,46 +153,60 @@ async def layers_of(
         "SELECT v.tenant_id, v.version, v.layer,"
         " CASE WHEN v.layer IS NULL THEN v.authored END AS authored,"
         " CASE WHEN v.layer IS NULL THEN v.form_extra END AS form_extra,"
-        " CASE WHEN v.layer IS NULL THEN v.document END AS document"
+        " CASE WHEN v.layer IS NULL THEN v.document END AS document, v.sealed_secrets"
         " FROM unnest($1::uuid[], $2::bigint[]) AS w (tenant_id, version)"
         " JOIN policy.versions v ON v.tenant_id = w.tenant_id AND v.version = w.version",
         [tenant_id for tenant_id, _ in wanted],
         [version for _, version in wanted],
     )
-    return [((row["tenant_id"], row["version"]), _layer(row)) for row in rows]
+    return [((row["tenant_id"], row["version"]), _layer(vault, row)) for row in rows]
 
 
-def _layer(row: asyncpg.Record) -> str:
+def _layer(vault: Vault, row: asyncpg.Record) -> str:
+    where = of_version(row["tenant_id"], row["version"])
     if row["layer"] is not None:
-        return str(row["layer"])
-    authored = json.loads(joined(row["authored"], row["form_extra"]))
-    return own_of(authored, row["document"], Merging()).text()
+        return str(vault.opened(where, row, "layer")["layer"])
+    found = vault.opened(where, row, "authored", "form_extra", "document")
+    authored = json.loads(joined(found["authored"], found["form_extra"]))
+    return own_of(authored, found["document"], Merging()).text()
 
 
-async def ran(connection: Connection, org_id: UUID, version: int) -> Ran | None:
+async def ran(connection: Connection, vault: Vault, org_id: UUID, version: int) -> Ran | None:
     """What a number of an organisation stands for; `None` for nothing that is known."""
     row = await connection.fetchrow(
-        "SELECT d.body, coalesce(NOT v.inherits AND v.targets IS NULL, false) AS alone"
+        "SELECT d.tenant_id, d.digest, d.body, d.sealed_secrets,"
+        " coalesce(NOT v.inherits AND v.targets IS NULL, false) AS alone"
         " FROM policy.stamps s JOIN policy.documents d"
         " ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
         " LEFT JOIN policy.versions v ON v.tenant_id = s.tenant_id AND v.version = s.version"
         " AND v.tenant_id = s.document_tenant"
-        " WHERE s.tenant_id = $1 AND s.version = $2 UNION ALL"
-        " SELECT v.document, NOT v.inherits FROM policy.versions v"
-        " WHERE v.tenant_id = $1 AND v.version = $2 AND v.targets IS NULL LIMIT 1",
+        " WHERE s.tenant_id = $1 AND s.version = $2",
         org_id,
         version,
     )
-    return None if row is None else Ran(row["body"], alone=row["alone"])
+    if row is not None:
+        return Ran(stamps_store.body_of(vault, row), alone=row["alone"])
+    former = await stamps_store.former(connection, vault, org_id, version)
+    if former is None:
+        return None
+    inherits = await connection.fetchval(
+        "SELECT inherits FROM policy.versions WHERE tenant_id = $1 AND version = $2",
+        org_id,
+        version,
+    )
+    return Ran(former[1].body, alone=not inherits)
 
 
-async def to_have(connection: Connection, org_id: UUID, targets: Targets) -> bytes | None:
+async def to_have(
+    connection: Connection, vault: Vault, org_id: UUID, targets: Targets
+) -> bytes | None:
     """The document that devices are to have where what is in force does not fit together.
 
     It is what was made for them last, else what is for all devices of the organisation.
     """
-    body: bytes | None = await connection.fetchval(
-        "SELECT d.body FROM (SELECT e.document_tenant, e.digest, 1 AS nth FROM policy.editions e"
+    row = await connection.fetchrow(
+        "SELECT d.tenant_id, d.digest, d.body, d.sealed_secrets"
+        " FROM (SELECT e.document_tenant, e.digest, 1 AS nth FROM policy.editions e"
         " WHERE e.tenant_id = $1 AND $2::uuid[] = '{}' UNION ALL"
         " SELECT p.document_tenant, p.digest, 1 FROM policy.profiles p"
         " WHERE p.tenant_id = $1 AND p.targets = $2 UNION ALL"
@@ -205,4 +221,4 @@ async def to_have(connection: Connection, org_id: UUID, targets: Targets) -> byt
         org_id,
         list(targets),
     )
-    return body
+    return None if row is None else stamps_store.body_of(vault, row)

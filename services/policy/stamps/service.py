@@ -37,6 +37,7 @@ from services.policy.stamps.domain import (
     Targets,
 )
 from services.policy.stamps.metrics import DRAWS
+from services.policy.vault import Vault
 from services.policy.versions import next_version
 
 log = logs.get(__name__)
@@ -65,11 +66,13 @@ class Stamps:
         database: Database,
         changes: Changes,
         keys: KeyRing,
+        vault: Vault,
         clock: Clock,
         document_bytes: int = DOCUMENT_BYTES,
     ) -> None:
         self._database = database
         self._keys = keys
+        self._vault = vault
         self._clock = clock
         self._standings: dict[str, Standing] = {}
         self._documents: Cache[Content, Document] = Cache(document_bytes)
@@ -217,13 +220,15 @@ class Stamps:
             DRAWS.note("deferred")
             return None
         content = now_wanted.content
-        body = (await store.documents(connection, [content]))[content].body
+        document = (await store.documents(connection, self._vault, [content])).get(content)
+        if document is None:
+            return None
         DRAWS.note("drawn")
         return await self.stamp(
             connection,
             tenant_id,
             content,
-            body,
+            document.body,
             (last, reported),
             shared=not wanted.targets,
             apart=wanted.apart,
@@ -267,7 +272,7 @@ class Stamps:
             body,
             version=number,
             tenant=str(tenant_id),
-            previous=await store.previous_payload(connection, tenant_id, last),
+            previous=await store.previous_payload(connection, self._vault, tenant_id, last),
             issued_at=now,
         )
         stamp = replace(Stamp.of(content, statement, body), shared=shared)
@@ -287,15 +292,18 @@ class Stamps:
         ) as connection:
             stamp = (await store.stamps(connection, [key])).get(key)
             if stamp is None:
-                former = await store.former(connection, tenant_id, version)
+                former = await store.former(connection, self._vault, tenant_id, version)
                 if former is None:
                     return None
                 stamp, document = former
             else:
-                document = (
-                    self._documents.get(stamp.content)
-                    or (await store.documents(connection, [stamp.content]))[stamp.content]
-                )
+                found = self._documents.get(stamp.content)
+                if found is None:
+                    read = await store.documents(connection, self._vault, [stamp.content])
+                    found = read.get(stamp.content)
+                if found is None:
+                    return None
+                document = found
         self._stamps.put(key, stamp)
         self._documents.put(stamp.content, document)
         return Bundle(version, document, stamp)
@@ -342,5 +350,5 @@ class Stamps:
             if self._documents.full and not self.follower.synced:
                 return
             some = missing[start : start + _DOCUMENTS_AT_ONCE]
-            for content, document in (await store.documents(connection, some)).items():
+            for content, document in (await store.documents(connection, self._vault, some)).items():
                 self._documents.put(content, document)

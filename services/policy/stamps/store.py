@@ -11,7 +11,9 @@ import asyncpg
 
 from servicekit.data.postgres import Connection
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
+from servicekit.observability import logs
 from servicekit.security.digests import sha256
+from servicekit.security.sealing import SealingError
 from services.policy.keys.signing import Statement
 from services.policy.stamps.domain import (
     Bound,
@@ -25,7 +27,10 @@ from services.policy.stamps.domain import (
     Targets,
     versions_of,
 )
+from services.policy.vault import SEALED, Vault, of_document, of_version
 from services.policy.versions import MAX_JUMP
+
+log = logs.get(__name__)
 
 _CHANGES_A_PAGE: Final = 1000
 
@@ -245,10 +250,12 @@ async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing)
     return made == {(row["whose"], row["version"]) for row in rows}
 
 
-async def documents(connection: Connection, wanted: Sequence[Content]) -> dict[Content, Document]:
-    """Documents with their newest signatures."""
+async def documents(
+    connection: Connection, vault: Vault, wanted: Sequence[Content]
+) -> dict[Content, Document]:
+    """Documents with their newest signatures; without those that do not open."""
     rows = await connection.fetch(
-        "SELECT d.tenant_id, d.digest, d.body, s.signature, s.key_id"
+        "SELECT d.tenant_id, d.digest, d.body, d.sealed_secrets, s.signature, s.key_id"
         " FROM unnest($1::uuid[], $2::bytea[]) AS w (tenant_id, digest)"
         " JOIN policy.documents d ON d.tenant_id = w.tenant_id AND d.digest = w.digest"
         " JOIN LATERAL (SELECT g.signature, g.key_id FROM policy.signatures g"
@@ -258,12 +265,28 @@ async def documents(connection: Connection, wanted: Sequence[Content]) -> dict[C
         [content.tenant_id for content in wanted],
         [content.digest for content in wanted],
     )
-    return {
-        Content(row["tenant_id"], row["digest"]): Document(
-            row["body"], row["signature"], row["key_id"]
-        )
-        for row in rows
-    }
+    found: dict[Content, Document] = {}
+    for row in rows:
+        content = Content(row["tenant_id"], row["digest"])
+        try:
+            body = body_of(vault, row)
+        except SealingError as broken:
+            # The others are wanted all the same.
+            log.error("document unreadable", tenant=str(content.tenant_id), error=str(broken))
+            continue
+        found[content] = Document(body, row["signature"], row["key_id"])
+    return found
+
+
+def body_of(vault: Vault, row: asyncpg.Record) -> bytes:
+    """The bytes of a row of documents.
+
+    Raises:
+        SealingError: it does not open.
+    """
+    where = of_document(row["tenant_id"], row["digest"])
+    body: bytes = vault.opened(where, row, "body")["body"]
+    return body
 
 
 async def stamps(
@@ -322,18 +345,23 @@ async def move_counter(connection: Connection, tenant_id: UUID, version: int) ->
     )
 
 
-async def previous_payload(connection: Connection, tenant_id: UUID, version: int) -> bytes | None:
+async def previous_payload(
+    connection: Connection, vault: Vault, tenant_id: UUID, version: int
+) -> bytes | None:
     """The statement's payload of a number, whether a publish or a draw made it."""
-    payload: bytes | None = await connection.fetchval(
-        "SELECT s.statement_head || d.body || '}'::bytea FROM policy.stamps s"
+    row = await connection.fetchrow(
+        "SELECT s.statement_head, d.tenant_id, d.digest, d.body, d.sealed_secrets"
+        " FROM policy.stamps s"
         " JOIN policy.documents d ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
-        " WHERE s.tenant_id = $1 AND s.version = $2"
-        " UNION ALL SELECT v.statement_payload FROM policy.versions v"
-        " WHERE v.tenant_id = $1 AND v.version = $2 LIMIT 1",
+        " WHERE s.tenant_id = $1 AND s.version = $2",
         tenant_id,
         version,
     )
-    return payload
+    if row is not None:
+        head: bytes = row["statement_head"]
+        return head + body_of(vault, row) + b"}"
+    found = await _published(connection, vault, tenant_id, version)
+    return None if found is None else found[1].payload
 
 
 async def stood_for_something(connection: Connection, tenant_id: UUID, version: int) -> bool:
@@ -348,21 +376,39 @@ async def stood_for_something(connection: Connection, tenant_id: UUID, version: 
 
 
 async def former(
-    connection: Connection, tenant_id: UUID, version: int
+    connection: Connection, vault: Vault, tenant_id: UUID, version: int
 ) -> tuple[Stamp, Document] | None:
     """A version as it was published; from before numbers were stamped, or not in force since."""
+    found = await _published(connection, vault, tenant_id, version, "AND targets IS NULL")
+    if found is None:
+        return None
+    document, statement = found
+    content = Content(tenant_id, sha256(document.body))
+    return Stamp.of(content, statement, document.body), document
+
+
+async def _published(
+    connection: Connection, vault: Vault, tenant_id: UUID, version: int, also: str = ""
+) -> tuple[Document, Statement] | None:
+    """What was signed of a version."""
     row = await connection.fetchrow(
-        "SELECT document, signature, statement_payload, statement_signature, key_id"
-        " FROM policy.versions WHERE tenant_id = $1 AND version = $2 AND targets IS NULL",
+        "SELECT authored, document, signature, statement_payload, statement_signature, key_id,"
+        " sealed_secrets"
+        f" FROM policy.versions WHERE tenant_id = $1 AND version = $2 {also}",
         tenant_id,
         version,
     )
     if row is None:
         return None
-    body = row["document"]
-    statement = Statement(row["statement_payload"], row["statement_signature"], row["key_id"])
-    content = Content(tenant_id, sha256(body))
-    return Stamp.of(content, statement, body), Document(body, row["signature"], row["key_id"])
+    where = of_version(tenant_id, version)
+    body: bytes = vault.opened(where, row, "authored", "document")["document"]
+    payload: bytes = row["statement_payload"]
+    if row[SEALED] is not None:
+        payload += body + b"}"
+    return (
+        Document(body, row["signature"], row["key_id"]),
+        Statement(payload, row["statement_signature"], row["key_id"]),
+    )
 
 
 async def earlier_draw(connection: Connection, tenant_id: UUID, count: int) -> datetime | None:
@@ -376,14 +422,18 @@ async def earlier_draw(connection: Connection, tenant_id: UUID, count: int) -> d
     return drawn
 
 
-async def insert_document(connection: Connection, content: Content, document: Document) -> None:
-    """Stores a document that no publish of its tenant has stored."""
+async def insert_document(
+    connection: Connection, vault: Vault, content: Content, document: Document
+) -> None:
+    """Stores a signed document, unless it is stored."""
+    stored = vault.stored(of_document(*content), {"body": document.body})
     await connection.execute(
-        "INSERT INTO policy.documents (tenant_id, digest, body) VALUES ($1, $2, $3)"
-        " ON CONFLICT DO NOTHING",
+        "INSERT INTO policy.documents (tenant_id, digest, body, sealed_secrets)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
         content.tenant_id,
         content.digest,
-        document.body,
+        stored["body"],
+        stored[SEALED],
     )
     await connection.execute(
         "INSERT INTO policy.signatures (tenant_id, digest, key_id, signature)"

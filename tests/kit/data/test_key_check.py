@@ -28,6 +28,7 @@ from servicekit.security.sealing import (
 )
 from servicekit.settings import ServiceSettings
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit
 from tests.support.servers import Servers, TestDatabase
 from tests.support.stack import PATIENCE
@@ -127,7 +128,9 @@ async def test_a_service_refuses_another_key(
         f"INSERT INTO evergreen.key_check (check_value) VALUES ('\\x{check_value(own).hex()}')",
     )
     with pytest.raises(OtherKeyError):
-        await start(await make_kit("policy", tenants=[], master_key_file=other), build)
+        await start(
+            await make_kit("policy", PolicySettings, tenants=[], master_key_file=other), build
+        )
     assert await run(database, "SELECT count(*) FROM policy.signing_keys") == 0
 
 
@@ -135,13 +138,15 @@ async def test_a_key_that_opens_nothing_is_not_noted(
     database: TestDatabase, own: bytes, other: Path, make_kit: MakeKit
 ) -> None:
     """In a database of a release that noted none, the sealed keys tell."""
-    running = await start(await make_kit("policy", tenants=[]), build)
+    running = await start(await make_kit("policy", PolicySettings, tenants=[]), build)
     await running.stop(0)
     assert await run(database, NOTED) == check_value(own)
     await run(database, "DELETE FROM evergreen.key_check")
     await run(database, "DELETE FROM evergreen.approved_key_check")
     with pytest.raises(SealingError, match="not the one that sealed"):
-        await start(await make_kit("policy", tenants=[], master_key_file=other), build)
+        await start(
+            await make_kit("policy", PolicySettings, tenants=[], master_key_file=other), build
+        )
     assert await run(database, NOTED) is None
 
 
@@ -157,7 +162,7 @@ async def test_a_lost_policy_key_is_not_made_anew(
         " '', '', 'gone', now(), 'a')",
     )
     with pytest.raises(SealingError, match="restore a backup"):
-        await start(await make_kit("policy", tenants=[]), build)
+        await start(await make_kit("policy", PolicySettings, tenants=[]), build)
     assert await run(database, "SELECT count(*) FROM policy.signing_keys") == 0
 
 

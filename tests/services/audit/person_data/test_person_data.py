@@ -23,12 +23,14 @@ from evergreen.v1 import audit_pb2_grpc as rpc
 from servicekit.rpc import persons
 from servicekit.rpc.channels import open_channel
 from servicekit.rpc.persons import Table
+from servicekit.security.sealing import Sealer
 from services.attestation.facts import person_store as attestation
 from services.audit.person_data import service
 from services.audit.person_data import store as audit
 from services.enrollment.facts import person_store as enrollment
 from services.identity.facts import person_store as identity
 from services.policy.facts import person_store as policy
+from services.policy.vault import PURPOSE, Vault
 from services.telemetry.facts import person_store as telemetry
 from tests.services.audit.reports.conftest import (
     AS_OF,
@@ -463,7 +465,7 @@ async def test_bad_requests_are_refused(
 _TABLES: dict[str, tuple[Table, ...]] = {
     "identity": identity.TABLES,
     "enrollment": enrollment.TABLES,
-    "policy": policy.TABLES,
+    "policy": policy.tables(Vault(Sealer(bytes(32), PURPOSE), seals=False)),
     "telemetry": telemetry.TABLES,
     "attestation": attestation.TABLES,
     "audit": audit.TABLES,

@@ -27,6 +27,7 @@ from evergreen.v1 import audit_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, Running
 from servicekit.ids import Clock
 from servicekit.rpc.channels import open_channel
+from servicekit.security.sealing import Sealer
 from servicekit.settings import ServiceSettings
 from services.attestation.feed import AttestationInternalApi
 from services.attestation.settings import AttestationSettings
@@ -36,6 +37,7 @@ from services.enrollment.settings import EnrollmentSettings
 from services.identity.feed import InternalApi as IdentityApi
 from services.identity.settings import IdentitySettings
 from services.policy.feed import PolicyInternalApi
+from services.policy.vault import PURPOSE, Vault
 from services.telemetry.feed import InternalApi as TelemetryApi
 from services.telemetry.settings import TelemetrySettings
 from tests.conftest import MakeKit, ServeService
@@ -57,6 +59,7 @@ __all__ = ["start_audit"]
 AS_OF = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
 """What the clock says; it stands still."""
 NOBODY = cast(Any, None)
+VAULT = Vault(Sealer(bytes(32), PURPOSE), seals=False)
 
 
 class Time:
@@ -86,7 +89,7 @@ def internal_api(context: str, kit: Kit, clock: Clock) -> Parts:
         ),
         "policy": lambda: partial(
             policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server,
-            PolicyInternalApi(NOBODY, NOBODY, database, NOBODY),
+            PolicyInternalApi(NOBODY, NOBODY, database, VAULT, NOBODY),
         ),
         "telemetry": lambda: partial(
             telemetry_pb2_grpc.add_TelemetryInternalServiceServicer_to_server,

@@ -18,6 +18,7 @@ from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.channels import open_channel
 from servicekit.security.signing import PublicKey, dsse_encoding
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support.policy import (
     ORG,
@@ -375,7 +376,7 @@ async def test_two_processes_and_a_restart_agree(
         name: f"{getattr(world.kit.settings, name)}2"
         for name in ("grpc_listen", "internal_listen", "http_listen")
     }
-    twin = await make_kit("policy", tenants=TREE, **settings)
+    twin = await make_kit("policy", PolicySettings, tenants=TREE, **settings)
     await serve(twin, build)
     channel = open_channel(twin.settings.grpc_listen, "test")
     pem = await world.pem()

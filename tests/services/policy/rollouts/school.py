@@ -16,6 +16,7 @@ from evergreen.v1 import policy_pb2, policy_pb2_grpc, telemetry_pb2, telemetry_p
 from servicekit.call import H_AUTHENTICATED
 from servicekit.rpc.channels import open_channel
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support.neighbours import served, until_ready
 from tests.support.policy import ORG, TREE, Admin, Device, World, neighbours
@@ -184,7 +185,7 @@ async def opened(
     make_kit: MakeKit, serve: ServeService, database: TestDatabase
 ) -> AsyncIterator[School]:
     """A school, the service's worker of which looks four times a second."""
-    kit = await make_kit("policy", tenants=TREE)
+    kit = await make_kit("policy", PolicySettings, tenants=TREE)
     telemetry = FakeTelemetry()
     async with (
         neighbours(kit) as found,

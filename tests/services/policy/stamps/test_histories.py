@@ -28,6 +28,7 @@ from services.policy.__main__ import build
 from services.policy.authoring.document import parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.restore import Known
+from services.policy.settings import PolicySettings
 from services.policy.stamps import service as stamps_service
 from tests.conftest import MakeKit, ServeService, tenant
 from tests.support.paths import LONG
@@ -369,14 +370,14 @@ async def test_numbers_stand_for_one_content_in_any_history(
     monkeypatch.setattr(changes, "POLL_SECONDS", _LAG)
     monkeypatch.setattr(feed, "POLL_SECONDS", _LAG)
     orgs = [tenant(1_000 + number, RESELLER) for number in range(_HISTORIES)]
-    kits = [await make_kit("policy", tenants=[*TREE, *orgs])]
+    kits = [await make_kit("policy", PolicySettings, tenants=[*TREE, *orgs])]
     async with neighbours(kits[0]) as around:
         await serve(kits[0], build)
         settings = {
             name: f"{getattr(kits[0].settings, name)}2"
             for name in ("grpc_listen", "internal_listen", "http_listen")
         }
-        kits.append(await make_kit("policy", tenants=[*TREE, *orgs], **settings))
+        kits.append(await make_kit("policy", PolicySettings, tenants=[*TREE, *orgs], **settings))
         await serve(kits[1], build)
         channels = [open_channel(kit.settings.grpc_listen, "test") for kit in kits]
         async with asyncio.timeout(PATIENCE):
