@@ -35,6 +35,7 @@ from cli import (
     policy_changes,
     policy_drafts,
     policy_sealing,
+    policy_variables,
     postgres,
     reports,
     rollouts,
@@ -105,6 +106,8 @@ policies.app.command("simulate")(policy_changes.simulate)
 policy_drafts.add_to(policies.app)
 policies.app.command("seal")(policy_sealing.seal)
 app.add_typer(policies.app)
+app.add_typer(policy_variables.variables)
+app.add_typer(policy_variables.secrets)
 app.add_typer(rollouts.app)
 app.command("plan")(sets.plan)
 app.command("apply")(sets.apply)

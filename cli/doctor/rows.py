@@ -171,8 +171,7 @@ async def unsealed(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncItera
     if left := sum((await sealing.waiting(connection)).values()):
         yield warning(
             "POLICY_SECRETS_OPEN",
-            f"{_rows(left)} of stored policies hold secrets and {_are(left)} not sealed, as others"
-            " are",
+            f"{_rows(left)} of stored policies with secrets {_are(left)} not sealed, as others are",
             "Run `evergreen policies seal`; `evergreen policies seal --check` says what is left.",
         )
 

@@ -295,6 +295,14 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetPolicySettings": _USER_READ,
             "UpdatePolicySettings": _FRESH_ADMIN,
         },
+        "PolicyVariableService": {
+            "ListPolicyVariables": _USER_READ,
+            "GetPolicyVariable": _USER_READ,
+            "CreatePolicyVariable": _ADMIN_WRITE,
+            # It may publish all policies of a tenant.
+            "UpdatePolicyVariable": replace(_ADMIN_WRITE, timeout=60),
+            "DeletePolicyVariable": _ADMIN_WRITE,
+        },
         "PolicyKeyService": {
             "ListPolicyKeys": _OPEN,
             "GetPolicyKeysPem": replace(_OPEN, file=_PEM),
@@ -441,6 +449,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "DeviceGroupService": "devices",
     "PolicyService": "policies",
     "PolicyRolloutService": "policies",
+    "PolicyVariableService": "policies",
     "InventoryService": "devices",
     "EventService": "events",
     "AttestationService": "attestation",

@@ -45,6 +45,9 @@ from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import DEVICES, Syncs
 from services.policy.targets import store as targets_store
 from services.policy.targets.service import Groups, Seats
+from services.policy.variables.api import VariableApi
+from services.policy.variables.service import Variables
+from services.policy.variables.values import ValuesInUse
 from services.policy.vault import PURPOSE as VAULT
 from services.policy.vault import Vault
 
@@ -118,6 +121,7 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         keys,
         vault,
+        ValuesInUse(vault),
         changes,
         editions,
         rollouts,
@@ -163,6 +167,20 @@ async def build(kit: Kit) -> Parts:
                     PublishingSettings(kit.database, kit.outbox, kit.tenants, kit.clock),
                 ),
             ),
+            partial(
+                rpc.add_PolicyVariableServiceServicer_to_server,
+                VariableApi(
+                    Variables(
+                        kit.database,
+                        vault,
+                        kit.outbox,
+                        kit.tenants,
+                        changes,
+                        service,
+                        kit.clock,
+                    )
+                ),
+            ),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys, custody)),
             device_methods(PullPolicy=DeviceApi(delivery).PullPolicy),
         ),
@@ -177,6 +195,7 @@ async def build(kit: Kit) -> Parts:
         services=(
             "evergreen.v1.PolicyService",
             "evergreen.v1.PolicyRolloutService",
+            "evergreen.v1.PolicyVariableService",
             "evergreen.v1.PolicyKeyService",
             "evergreen.v1.DeviceService",
         ),

@@ -28,7 +28,7 @@ TABLES: Final = Tables(
     # What attestation tells.
     made_anew=frozenset({"device_verdict"}),
     sealed={"signing_keys": PURPOSE},
-    secrets=dict.fromkeys(("policies", "versions", "documents"), POLICY_SECRETS),
+    secrets=dict.fromkeys(("policies", "versions", "documents", "variable"), POLICY_SECRETS),
     signs_of_use=frozenset({"policies"}),
 )
 LOST_VERSIONS: Final = 1_000_000

@@ -23,6 +23,10 @@ text the quotes are escaped."""
 _SECRETS: Final = re.compile(SECRETS)
 DIGEST: Final = "coalesce(v.document_digest, sha256(v.document))"
 """The SHA-256 of the document of `policy.versions v`."""
+HOLDS_SECRETS: Final = (
+    f"(v.sealed_secrets IS NOT NULL OR convert_from(v.document, 'UTF8') ~ '{SECRETS}')"
+)
+"""Whether it has any."""
 
 
 class Row(Protocol):
@@ -60,7 +64,7 @@ class Vault:
             if value is not None
         }
         said = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
-        found[SEALED] = self._sealer.seal(f"{place}\n{said}".encode())
+        found[SEALED] = self.seal(place, said)
         return found | {name: b"" if isinstance(columns[name], bytes) else "" for name in texts}
 
     def opened(self, place: str, row: Row, *names: str) -> dict[str, Any]:
@@ -78,13 +82,29 @@ class Vault:
         # What the previous release writes into a sealed row counts in place of it.
         if row[SEALED] is None or row[names[0]]:
             return found
-        where, _, said = self._sealer.open(row[SEALED]).partition(b"\n")
-        if where != place.encode():
-            raise SealingError("it was sealed for another row")
-        for name, text in json.loads(said).items():
+        for name, text in json.loads(self.open(place, row[SEALED])).items():
             if name in found:
                 found[name] = text.encode() if isinstance(found[name], bytes) else text
         return found
+
+    def seal(self, place: str, text: str) -> bytes:
+        """A text that opens in its place alone."""
+        return self._sealer.seal(f"{place}\n{text}".encode())
+
+    def open(self, place: str, sealed: bytes) -> str:
+        """The text that `seal` was given.
+
+        Raises:
+            SealingError: it was sealed with another master key, or for another place.
+        """
+        where, _, text = self._sealer.open(sealed).partition(b"\n")
+        if where != place.encode():
+            raise SealingError("it was sealed for another row")
+        return text.decode()
+
+    def fingerprint(self, place: str, text: str) -> str:
+        """Tells texts in one place from each other, and nothing of them without the master key."""
+        return self._sealer.mark(f"{place}\n{text}")[:4].hex()
 
 
 def holds_secrets(column: str | bytes | None) -> bool:
@@ -103,6 +123,11 @@ def of_policy(tenant_id: object, policy_id: object) -> str:
 def of_version(tenant_id: object, version: int) -> str:
     """Names a row of `policy.versions`."""
     return f"versions/{tenant_id}/{version}"
+
+
+def of_variable(tenant_id: object, variable_id: object) -> str:
+    """Names a row of `policy.variable`."""
+    return f"variables/{tenant_id}/{variable_id}"
 
 
 def of_document(tenant_id: object, digest: bytes) -> str:

@@ -691,6 +691,27 @@ async def test_devices_with_a_key_that_is_not_good(database: TestDatabase) -> No
     assert found["POLICY_KEY_DOUBTFUL"].startswith("1 of 1 device with the key key1")
 
 
+async def test_policies_of_which_some_are_sealed(database: TestDatabase) -> None:
+    """It is said how many are not; where none is, the setting is another one."""
+    insert = (
+        "INSERT INTO policy.policies (id, tenant_id, name, authored, sealed_secrets, created_at,"
+        " updated_at) VALUES ($1, $1, '', $2, $3, now(), now())"
+    )
+    connection = await database.superuser()
+    try:
+        text = '{"network":{"wifi":[{"ssid":"a","passphrase":"b"}]}}'
+        await connection.execute(insert, UUID(int=1), text, None)
+        await connection.execute(insert, UUID(int=2), '{"browser":{"homepage":"b"}}', None)
+        assert "POLICY_SECRETS_OPEN" not in told(await postgres.checks(owner(database)))
+        await connection.execute(insert, UUID(int=3), "", b"sealed")
+    finally:
+        await connection.close()
+    every = findings(await postgres.checks(owner(database)))
+    (found,) = [f for f in every if f.code == "POLICY_SECRETS_OPEN"]
+    assert found.severity is Severity.WARNING
+    assert found.what.startswith("1 row of stored policies with secrets is not sealed")
+
+
 async def test_wrong_roles(database: TestDatabase) -> None:
     """Each role does its own work only, and the superuser none."""
     superuser = login(database, SUPERUSER, SUPERUSER_SECRET)

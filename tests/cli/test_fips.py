@@ -129,6 +129,36 @@ async def test_values_are_sealed_anew_and_open_in_both_modes(
     assert "set EVERGREEN_FIPS=off" in evergreen("migrate").output
 
 
+async def test_rows_without_an_id_are_sealed_anew(
+    seeded: TestDatabase, evergreen: Evergreen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of documents and versions, some at a time; those that are not sealed are left alone."""
+    own = base64.b64decode((seeded.servers.home.secrets / "master_key").read_text())
+    sealer = Sealer(own, SECRETS["policy.documents"])
+    connection = await backups.owner(seeded)
+    try:
+        await connection.execute("SET evergreen.scope = '*'")
+        for number in range(3):
+            await connection.execute(
+                "INSERT INTO policy.documents VALUES ($1, $2, '', $3)",
+                backups.ORG,
+                bytes([number]) * 32,
+                sealer.seal(b"%d" % number) if number else None,
+            )
+        monkeypatch.setenv(mode.SUITES, mode.APPROVED)
+        monkeypatch.setattr(fips, "_BATCH", 1)
+        done = evergreen("migrate")
+        assert done.exit_code == 0, done.output
+        assert _planned(evergreen("plan", "--json"))["sealed: policy.documents"]["approved"] == 2
+        rows = await connection.fetch(
+            "SELECT sealed_secrets FROM policy.documents WHERE digest < $1 ORDER BY digest",
+            bytes([3]) * 32,
+        )
+        assert [row[0] and sealer.open(row[0]) for row in rows] == [None, b"1", b"2"]
+    finally:
+        await connection.close()
+
+
 async def test_another_master_key_changes_nothing(
     seeded: TestDatabase, evergreen: Evergreen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

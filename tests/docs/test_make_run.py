@@ -295,8 +295,12 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
 
 
 def test_policy_secrets(reader: Reader) -> None:
-    """What is stored is sealed while the product runs, and opened again for other tests."""
+    """A policy gets values by their names. What is stored is sealed while the product runs, and
+    opened again for other tests."""
     with Commands("docs/policy-secrets.md", "make-run") as commands:
+        said = reader.run([*day(), *commands.take("Named values")])
+        assert "Linden: is published" in said
+        assert "another passphrase" not in said.rpartition("is published")[2]
         said = reader.run(commands.take("Sealed in the database"))
     assert "rows were sealed." in said
     assert "policy.documents  0 to seal" in said

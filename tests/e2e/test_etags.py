@@ -235,6 +235,12 @@ def _group(org: Org) -> Made:
     return Made(made["id"], made, f"/api/device-groups/{made['id']}")
 
 
+def _variable(org: Org) -> Made:
+    wanted = {"orgId": org.id, "name": f"v{uuid4().hex[:12]}", "value": "one", "secret": True}
+    made = ok(org.root.post("/api/policy-variables", json=wanted))
+    return Made(made["id"], made, f"/api/policy-variables/{made['id']}")
+
+
 def _directory(org: Org) -> Made:
     wanted = {
         "orgId": org.id,
@@ -304,6 +310,8 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "PublishPolicy": (_policy, {}),
     "WithdrawPolicy": (_published, {}),
     "RollbackPolicy": (_published, {"version": "1"}),
+    "UpdatePolicyVariable": (_variable, {"value": "another"}),
+    "DeletePolicyVariable": (_variable, {}),
     "UpdateEventRetention": (_retention, {"days": 30}),
     "UpdateAttestationGate": (_gate, {"mode": "OBSERVE"}),
     "UpdatePolicySettings": (_policy_settings, {"timeZone": "Europe/Berlin"}),
@@ -486,6 +494,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
     "enrollment.device_approved": (_waiting, "POST", "/api/devices/{id}/approve", {}),
     "enrollment.device_decommissioned": (_device, "POST", "/api/devices/{id}/decommission", {}),
     "policy.updated": (_policy, "PATCH", "/api/policies/{id}", {"description": "Same"}),
+    "policy.variable_updated": (
+        _variable,
+        "PATCH",
+        "/api/policy-variables/{id}",
+        {"value": "another"},
+    ),
     "policy.withdrawn": (_published, "POST", "/api/policies/{id}/withdraw", {}),
     "attestation.reference_value_updated": (
         _reference,

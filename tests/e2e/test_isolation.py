@@ -45,6 +45,7 @@ class Victim:
     schedule: str
     scim_source: dict[str, Any]
     policy_key: dict[str, Any]
+    variable: str
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,12 @@ def victim(stack: Stack, root: httpx.Client) -> Victim:
         ],
         ok(org.owner.post("/api/scim-sources", json={"name": "SCIM"})),
         ok(org.owner.post("/api/policy-keys", json={})),
+        ok(
+            org.owner.post(
+                "/api/policy-variables",
+                json={"orgId": org.id, "name": "homepage", "value": "https://victim.example"},
+            )
+        )["id"],
     )
 
 
@@ -323,6 +330,11 @@ _NAMED: dict[str, Case] = {
     "PolicyKeyService/MarkPolicyKeyCompromised": _by_id(_policy_key),
     "PolicyKeyService/ExportPolicyKey": _by_id(_policy_key),
     "PolicyKeyService/CertifyPolicyKey": _by_id(_policy_key, payload="e30=", signature="AAAA"),
+    "PolicyVariableService/ListPolicyVariables": _list,
+    "PolicyVariableService/GetPolicyVariable": _by_id(lambda v: v.variable),
+    "PolicyVariableService/CreatePolicyVariable": _in_org(name="x", value="x"),
+    "PolicyVariableService/UpdatePolicyVariable": _by_id(lambda v: v.variable, value="x"),
+    "PolicyVariableService/DeletePolicyVariable": _by_id(lambda v: v.variable),
     "InventoryService/ListDevices": _list,
     "InventoryService/GetDevice": _by_id(_device),
     "InventoryService/ExportDevices": _list,

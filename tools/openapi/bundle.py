@@ -1,4 +1,4 @@
-"""The schemas of an authored policy: a device document, or the web console's configuration.
+"""The schemas of an authored policy: a device document, a template, or the web console's form.
 
 The contract has a policy's bundle as any JSON. What the policy service takes is narrower, and
 stated here in the words of JSON Schema with the service's own limits.
@@ -35,13 +35,14 @@ _APP_ID: Final = (
 
 
 def bundle_schema() -> Schema:
-    """Either form of an authored policy."""
+    """Any form of an authored policy."""
     return {
-        "description": "An authored policy: a device document, or an object with `configuration` "
-        "as the web console writes it. It is kept as authored and compiled to the document that "
-        "devices get.",
+        "description": "An authored policy: a device document, an object with `configuration` as "
+        "the web console writes it, or a template. It is kept as authored and compiled to the "
+        "document that devices get.",
         "anyOf": [
             {"$ref": "#/components/schemas/AuthoredPolicyDocument"},
+            {"$ref": "#/components/schemas/PolicyTemplate"},
             {"$ref": "#/components/schemas/ConsolePolicy"},
         ],
     }
@@ -55,7 +56,14 @@ def components(contract: Contract) -> dict[str, Schema]:
         "A device document. What is left out is empty; devices tell an absent list or map (null) "
         "from an empty one. At most 512 KiB in all."
     )
-    return found | {"ConsolePolicy": _console()}
+    template = _object(
+        {"template": {"$ref": "#/components/schemas/AuthoredPolicyDocument"}}, "template"
+    )
+    template["description"] = (
+        "A device document whose texts may have `{{var.NAME}}` and, in fields that hold secrets, "
+        "`{{secret.NAME}}`: the tenant's values when the policy is published."
+    )
+    return found | {"ConsolePolicy": _console(), "PolicyTemplate": template}
 
 
 def _document(contract: Contract, message: Descriptor, found: dict[str, Schema]) -> Schema:

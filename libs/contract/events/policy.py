@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
@@ -151,6 +151,21 @@ class RootSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VariableSnapshot:
+    """A variable or secret that policies name, without its value."""
+
+    name: str
+    kind: Literal["VARIABLE", "SECRET"]
+    org_id: UUID
+    published: Annotated[int, "How many policies were published with the new value."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _VariableAction(Action):
+    RESOURCE: ClassVar[str] = "policy-variables/{id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _PolicyAction(Action):
     RESOURCE: ClassVar[str] = "policies/{id}"
 
@@ -218,6 +233,31 @@ class SecretsRevealed(_PolicyAction):
 
     NAME: ClassVar[str] = "policy.secrets_revealed"
     after: RevealedSecrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVariableCreated(_VariableAction):
+    """A variable or secret was added that policies can name."""
+
+    NAME: ClassVar[str] = "policy.variable_created"
+    after: VariableSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVariableUpdated(_VariableAction):
+    """A variable or secret of policies got another value."""
+
+    NAME: ClassVar[str] = "policy.variable_updated"
+    before: VariableSnapshot
+    after: VariableSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVariableDeleted(_VariableAction):
+    """A variable or secret of policies was deleted."""
+
+    NAME: ClassVar[str] = "policy.variable_deleted"
+    before: VariableSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,6 +536,7 @@ _LOGGED_KEY: Final = LoggedKeySnapshot(
     log_sha256="9b" * 32,
 )
 
+_VARIABLE: Final = VariableSnapshot(name="wifi", kind="SECRET", org_id=ID, published=0)
 
 EXAMPLES: Final[tuple[Action, ...]] = (
     PolicyCreated(id=ID, after=_POLICY),
@@ -505,6 +546,9 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     PolicyWithdrawn(id=ID, before=_POLICY, after=_POLICY),
     PolicyRolledBack(id=ID, before=_POLICY, after=_RESTORED),
     SecretsRevealed(id=ID, after=RevealedSecrets(name="Classroom", version="7")),
+    PolicyVariableCreated(id=ID, after=_VARIABLE),
+    PolicyVariableUpdated(id=ID, before=_VARIABLE, after=replace(_VARIABLE, published=1)),
+    PolicyVariableDeleted(id=ID, before=_VARIABLE),
     DeviceSyncRequested(id=ID, after=RequestedSync(requested_at=AT)),
     DeviceTokenRotated(
         id=ID,

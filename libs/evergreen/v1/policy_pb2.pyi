@@ -166,7 +166,7 @@ class Policy(_message.Message):
 
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
-        """What was authored: a device document, or an object with `configuration`.
+        """What was authored: a device document, or an object with `configuration` or `template`.
         Secrets are shown as `[masked]`, and to Auditors as `[redacted]`; either word
         in an update stands for the value that is stored for the network or VPN of
         that name.
@@ -470,7 +470,7 @@ class CreatePolicyRequest(_message.Message):
     """A note for people to read."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
-        """A device document, or an object with `configuration`."""
+        """A device document, or an object with `configuration` or `template`."""
 
     @_builtins.property
     def merging(self) -> Global___PolicyMergingChange:
@@ -532,7 +532,7 @@ class UpdatePolicyRequest(_message.Message):
     """When given, the call is refused unless it still has this etag."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
-        """A device document, or an object with `configuration`."""
+        """A device document, or an object with `configuration` or `template`."""
 
     @_builtins.property
     def merging(self) -> Global___PolicyMergingChange:
@@ -1782,6 +1782,307 @@ class UpdatePolicySettingsRequest(_message.Message):
 Global___UpdatePolicySettingsRequest: _TypeAlias = UpdatePolicySettingsRequest  # noqa: Y015
 
 @_typing.final
+class PolicyVariableUse(_message.Message):
+    """A policy that names a variable or secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    HAS_UNPUBLISHED_CHANGES_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.str
+    """The policy's id."""
+    policy_name: _builtins.str
+    """Its name."""
+    in_force: _builtins.bool
+    """Whether it is in force."""
+    has_unpublished_changes: _builtins.bool
+    """Whether it has unpublished changes: it is not published by a new value, but has it
+    from its next publish on.
+    """
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.str = ...,
+        policy_name: _builtins.str = ...,
+        in_force: _builtins.bool = ...,
+        has_unpublished_changes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_unpublished_changes", b"has_unpublished_changes", "in_force", b"in_force", "policy_id", b"policy_id", "policy_name", b"policy_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyVariableUse: _TypeAlias = PolicyVariableUse  # noqa: Y015
+
+@_typing.final
+class PolicyVariable(_message.Message):
+    """A variable or secret of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_BY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variable's id."""
+    org_id: _builtins.str
+    """The tenant."""
+    name: _builtins.str
+    """What templates call it: `{{var.NAME}}`, or `{{secret.NAME}}`."""
+    secret: _builtins.bool
+    """Whether it is a secret."""
+    value: _builtins.str
+    """The value; never that of a secret."""
+    fingerprint: _builtins.str
+    """Tells one value of a secret from another, and nothing else of it."""
+    updated_by: _builtins.str
+    """Who set it."""
+    etag: _builtins.str
+    """Changes with every change; send it back to change only what you have seen."""
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the value was set."""
+
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVariableUse]:
+        """The policies that name it; not in lists."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        secret: _builtins.bool = ...,
+        value: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_by: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        policies: _abc.Iterable[Global___PolicyVariableUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "policies", b"policies", "secret", b"secret", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyVariable: _TypeAlias = PolicyVariable  # noqa: Y015
+
+@_typing.final
+class ListPolicyVariablesRequest(_message.Message):
+    """Which variables and secrets to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only those of this tenant and of those below it; of the caller's whole subtree when
+    not given.
+    """
+    page_size: _builtins.int
+    """The most to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVariablesRequest: _TypeAlias = ListPolicyVariablesRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyVariablesResponse(_message.Message):
+    """A page of variables and secrets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVariable]:
+        """The variables and secrets."""
+
+    def __init__(
+        self,
+        *,
+        variables: _abc.Iterable[Global___PolicyVariable] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVariablesResponse: _TypeAlias = ListPolicyVariablesResponse  # noqa: Y015
+
+@_typing.final
+class GetPolicyVariableRequest(_message.Message):
+    """Which variable or secret to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variable's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyVariableRequest: _TypeAlias = GetPolicyVariableRequest  # noqa: Y015
+
+@_typing.final
+class CreatePolicyVariableRequest(_message.Message):
+    """A new variable or secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    name: _builtins.str
+    """Its name; small letters, digits, hyphens and underscores. A tenant has each once."""
+    secret: _builtins.bool
+    """Whether it is a secret; that stays."""
+    value: _builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        secret: _builtins.bool = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "org_id", b"org_id", "secret", b"secret", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePolicyVariableRequest: _TypeAlias = CreatePolicyVariableRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePolicyVariableRequest(_message.Message):
+    """Another value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variable's id."""
+    value: _builtins.str
+    """The value."""
+    apply: _builtins.str
+    """When devices get it: `NEXT_PUBLISH`, with the next publish of each policy, or `NOW`.
+    NEXT_PUBLISH when not given.
+    """
+    urgent: _builtins.bool
+    """Whether freezes and windows do not count for what is published."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        value: _builtins.str = ...,
+        apply: _builtins.str = ...,
+        urgent: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "apply", b"apply", "etag", b"etag", "id", b"id", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___UpdatePolicyVariableRequest: _TypeAlias = UpdatePolicyVariableRequest  # noqa: Y015
+
+@_typing.final
+class DeletePolicyVariableRequest(_message.Message):
+    """Which variable or secret to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variable's id."""
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+
+Global___DeletePolicyVariableRequest: _TypeAlias = DeletePolicyVariableRequest  # noqa: Y015
+
+@_typing.final
+class DeletePolicyVariableResponse(_message.Message):
+    """It is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePolicyVariableResponse: _TypeAlias = DeletePolicyVariableResponse  # noqa: Y015
+
+@_typing.final
 class WithdrawPolicyRequest(_message.Message):
     """Which policy to withdraw."""
 
@@ -2561,8 +2862,8 @@ class PolicySetEntry(_message.Message):
     """The alias that the policy had in this set until now."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
-        """A device document, or an object with `configuration`. `[masked]` in place of a
-        secret stands for the one that is stored.
+        """A device document, or an object with `configuration` or `template`. `[masked]` in
+        place of a secret stands for the one that is stored.
         """
 
     @_builtins.property
@@ -4420,7 +4721,7 @@ class PublishedVersion(_message.Message):
     rollback_of: _builtins.str
     """The version whose content it brought back; empty for none."""
     document_sha256: _builtins.str
-    """The SHA-256 of the document that devices get."""
+    """The SHA-256 of the document that devices get; empty where it holds secrets."""
     key_id: _builtins.str
     """The key that signed it."""
     @_builtins.property

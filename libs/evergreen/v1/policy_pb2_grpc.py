@@ -1494,6 +1494,263 @@ class PolicyRolloutService:
             _registered_method=True)
 
 
+class PolicyVariableServiceStub:
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListPolicyVariables = channel.unary_unary(
+                '/evergreen.v1.PolicyVariableService/ListPolicyVariables',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesResponse.FromString,
+                _registered_method=True)
+        self.GetPolicyVariable = channel.unary_unary(
+                '/evergreen.v1.PolicyVariableService/GetPolicyVariable',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyVariableRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+                _registered_method=True)
+        self.CreatePolicyVariable = channel.unary_unary(
+                '/evergreen.v1.PolicyVariableService/CreatePolicyVariable',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.CreatePolicyVariableRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+                _registered_method=True)
+        self.UpdatePolicyVariable = channel.unary_unary(
+                '/evergreen.v1.PolicyVariableService/UpdatePolicyVariable',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.UpdatePolicyVariableRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+                _registered_method=True)
+        self.DeletePolicyVariable = channel.unary_unary(
+                '/evergreen.v1.PolicyVariableService/DeletePolicyVariable',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableResponse.FromString,
+                _registered_method=True)
+
+
+class PolicyVariableServiceServicer:
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    def ListPolicyVariables(self, request, context):
+        """Lists variables and secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicyVariable(self, request, context):
+        """Returns a variable or secret, with the policies that name it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePolicyVariable(self, request, context):
+        """Adds a variable or secret to a tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePolicyVariable(self, request, context):
+        """Gives a variable or secret another value. With `apply: NOW` the policies that name
+        it and are in force are published again, all or none, as their publish would: a
+        freeze or a running rollout refuses it, and a second person may have to approve.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePolicyVariable(self, request, context):
+        """Deletes a variable or secret. Refused while a policy names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PolicyVariableServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListPolicyVariables': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyVariables,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesResponse.SerializeToString,
+            ),
+            'GetPolicyVariable': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicyVariable,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.GetPolicyVariableRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.SerializeToString,
+            ),
+            'CreatePolicyVariable': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePolicyVariable,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.CreatePolicyVariableRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.SerializeToString,
+            ),
+            'UpdatePolicyVariable': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePolicyVariable,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.UpdatePolicyVariableRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.PolicyVariable.SerializeToString,
+            ),
+            'DeletePolicyVariable': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePolicyVariable,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.PolicyVariableService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.PolicyVariableService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class PolicyVariableService:
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    @staticmethod
+    def ListPolicyVariables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyVariableService/ListPolicyVariables',
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListPolicyVariablesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicyVariable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyVariableService/GetPolicyVariable',
+            evergreen_dot_v1_dot_policy__pb2.GetPolicyVariableRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePolicyVariable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyVariableService/CreatePolicyVariable',
+            evergreen_dot_v1_dot_policy__pb2.CreatePolicyVariableRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePolicyVariable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyVariableService/UpdatePolicyVariable',
+            evergreen_dot_v1_dot_policy__pb2.UpdatePolicyVariableRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.PolicyVariable.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePolicyVariable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyVariableService/DeletePolicyVariable',
+            evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.DeletePolicyVariableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class PolicyKeyServiceStub:
     """The keys that verify policies: public, and as their Owners manage them.
     """

@@ -610,6 +610,100 @@ class PolicyRolloutServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_PolicyRolloutServiceServicer_to_server(servicer: PolicyRolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class PolicyVariableServiceStub:
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PolicyVariableServiceAsyncStub: ...
+    ListPolicyVariables: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVariablesRequest, _policy_pb2.ListPolicyVariablesResponse]
+    """Lists variables and secrets."""
+    GetPolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyVariableRequest, _policy_pb2.PolicyVariable]
+    """Returns a variable or secret, with the policies that name it."""
+    CreatePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyVariableRequest, _policy_pb2.PolicyVariable]
+    """Adds a variable or secret to a tenant."""
+    UpdatePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyVariableRequest, _policy_pb2.PolicyVariable]
+    """Gives a variable or secret another value. With `apply: NOW` the policies that name
+    it and are in force are published again, all or none, as their publish would: a
+    freeze or a running rollout refuses it, and a second person may have to approve.
+    """
+    DeletePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyVariableRequest, _policy_pb2.DeletePolicyVariableResponse]
+    """Deletes a variable or secret. Refused while a policy names it."""
+
+@_typing.type_check_only
+class PolicyVariableServiceAsyncStub(PolicyVariableServiceStub):
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListPolicyVariables: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVariablesRequest, _policy_pb2.ListPolicyVariablesResponse]  # type: ignore[assignment]
+    """Lists variables and secrets."""
+    GetPolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyVariableRequest, _policy_pb2.PolicyVariable]  # type: ignore[assignment]
+    """Returns a variable or secret, with the policies that name it."""
+    CreatePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyVariableRequest, _policy_pb2.PolicyVariable]  # type: ignore[assignment]
+    """Adds a variable or secret to a tenant."""
+    UpdatePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyVariableRequest, _policy_pb2.PolicyVariable]  # type: ignore[assignment]
+    """Gives a variable or secret another value. With `apply: NOW` the policies that name
+    it and are in force are published again, all or none, as their publish would: a
+    freeze or a running rollout refuses it, and a second person may have to approve.
+    """
+    DeletePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyVariableRequest, _policy_pb2.DeletePolicyVariableResponse]  # type: ignore[assignment]
+    """Deletes a variable or secret. Refused while a policy names it."""
+
+class PolicyVariableServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Variables and secrets, which templates of policies name. The value of a secret can
+    be set and is returned by no call.
+    """
+
+    @_abc_1.abstractmethod
+    def ListPolicyVariables(
+        self,
+        request: _policy_pb2.ListPolicyVariablesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListPolicyVariablesResponse, _abc.Awaitable[_policy_pb2.ListPolicyVariablesResponse]]:
+        """Lists variables and secrets."""
+
+    @_abc_1.abstractmethod
+    def GetPolicyVariable(
+        self,
+        request: _policy_pb2.GetPolicyVariableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyVariable, _abc.Awaitable[_policy_pb2.PolicyVariable]]:
+        """Returns a variable or secret, with the policies that name it."""
+
+    @_abc_1.abstractmethod
+    def CreatePolicyVariable(
+        self,
+        request: _policy_pb2.CreatePolicyVariableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyVariable, _abc.Awaitable[_policy_pb2.PolicyVariable]]:
+        """Adds a variable or secret to a tenant."""
+
+    @_abc_1.abstractmethod
+    def UpdatePolicyVariable(
+        self,
+        request: _policy_pb2.UpdatePolicyVariableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.PolicyVariable, _abc.Awaitable[_policy_pb2.PolicyVariable]]:
+        """Gives a variable or secret another value. With `apply: NOW` the policies that name
+        it and are in force are published again, all or none, as their publish would: a
+        freeze or a running rollout refuses it, and a second person may have to approve.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePolicyVariable(
+        self,
+        request: _policy_pb2.DeletePolicyVariableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.DeletePolicyVariableResponse, _abc.Awaitable[_policy_pb2.DeletePolicyVariableResponse]]:
+        """Deletes a variable or secret. Refused while a policy names it."""
+
+def add_PolicyVariableServiceServicer_to_server(servicer: PolicyVariableServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class PolicyKeyServiceStub:
     """The keys that verify policies: public, and as their Owners manage them."""
 

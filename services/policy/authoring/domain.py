@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from contract.events.policy import PolicySnapshot, RestoredPolicySnapshot
-from servicekit.errors import Code, DomainError, invalid_field
+from servicekit.errors import Code, DomainError, FieldViolation, invalid, invalid_field
 from servicekit.security.digests import sha256_hex
 from services.policy.authoring.agent_rules import Finding, check
 from services.policy.authoring.configuration import compile_bundle, is_console_form, keeps_baseline
@@ -18,6 +19,7 @@ from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_doc
 from services.policy.authoring.goencoding import encode_document
 from services.policy.authoring.layering import own_document_of
 from services.policy.authoring.secret_values import REDACTED, hide
+from services.policy.authoring.templates import NO_VALUES, Values, expanded, is_template
 from services.policy.authoring.violations import (
     MAX_ITEMS,
     MAX_TEXT,
@@ -128,25 +130,38 @@ def check_policy(bundle: object, standing: Security | None = None) -> Checked:
 
 
 def compile_policy(
-    bundle: object, standing: Security | None = None, *, draft: bool = False
+    bundle: object,
+    standing: Security | None = None,
+    *,
+    draft: bool = False,
+    values: Values = NO_VALUES,
 ) -> bytes:
     """The exact bytes that devices get of an authored bundle.
 
-    A `draft` of the console's form may lack what the form has no field for. Raises `DomainError`
-    (INVALID_ARGUMENT) with every field that devices could not apply.
+    A `draft` of the console's form may lack what the form has no field for. A template gets
+    `values`. Raises `DomainError` (INVALID_ARGUMENT) with every field that devices could not apply.
     """
+    if isinstance(bundle, Mapping) and is_template(bundle):
+        document = expanded(bundle, values, "bundle")
+        with _in_template():
+            return compile_policy(document, standing)
     checked = check_policy(bundle, standing)
     lenient = draft and is_console_form(bundle)
     _refuse(found for found in checked.findings if not (lenient and found.rule.draft))
     return checked.document
 
 
-def compile_rollback(version: Version, bundle: Any, standing: Security | None) -> bytes:
+def compile_rollback(
+    version: Version, bundle: Any, standing: Security | None, values: Values = NO_VALUES
+) -> bytes:
     """The bytes of an earlier version, unless devices could not apply them.
 
     `bundle` is what was authored. A version of the console's form from before it had a baseline is
-    compiled anew. Raises `DomainError` (INVALID_ARGUMENT).
+    compiled anew, and so is a template, with the values of now. Raises `DomainError`
+    (INVALID_ARGUMENT).
     """
+    if is_template(bundle):
+        return compile_policy(bundle, standing, values=values)
     own = own_document_of(version)
     document = parse_document(json.loads(own))
     if is_console_form(bundle) and not keeps_baseline(document.security):
@@ -155,10 +170,33 @@ def compile_rollback(version: Version, bundle: Any, standing: Security | None) -
     return own
 
 
-def warnings_of(policy: Policy) -> tuple[Warned, ...]:
-    """What of a stored policy breaks a rule of this release, or has another effect than meant."""
+@contextmanager
+def _in_template() -> Iterator[None]:
+    """Names the fields of a template in errors of its document."""
     try:
-        findings = check_policy(json.loads(policy.authored)).findings
+        yield
+    except DomainError as error:
+        if not error.violations:
+            raise
+        places = [one.field.removeprefix("bundle") for one in error.violations]
+        raise invalid(
+            *(
+                FieldViolation(f"bundle.template{place}", one.rule)
+                for place, one in zip(places, error.violations, strict=True)
+            )
+        ) from error
+
+
+def warnings_of(policy: Policy) -> tuple[Warned, ...]:
+    """What of a stored policy breaks a rule of this release, or has another effect than meant.
+
+    Nothing of a template: its values are looked at when it is stored and published.
+    """
+    authored = json.loads(policy.authored)
+    if is_template(authored):
+        return ()
+    try:
+        findings = check_policy(authored).findings
     except DomainError as broken:
         return tuple(Warned(fault.field, "shape", fault.rule, True) for fault in broken.violations)
     return tuple(

@@ -16,6 +16,7 @@ from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
 from services.policy.authoring.goencoding import encode_document, encoded_size
 from services.policy.authoring.secret_values import secrets_of
+from services.policy.authoring.templates import is_template
 from services.policy.layers.fields import FIELDS
 from services.policy.layers.merging import (
     ITEM_PATHS,
@@ -102,6 +103,8 @@ class InForce:
 def own_of(bundle: Any, document: bytes, merging: Merging) -> Own:
     """What an authored bundle sets; `document` is what it compiles to alone."""
     compiled = json.loads(document)
+    if is_template(bundle):
+        bundle = bundle["template"]
     sets = {one.path: one.of(compiled) for one in FIELDS if _is_set(bundle, one.path)}
     baseline = None
     if is_console_form(bundle):

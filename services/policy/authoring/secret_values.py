@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from services.policy.authoring.configuration import is_console_form
 from services.policy.authoring.document import secret_fields
+from services.policy.authoring.templates import is_reference, is_template
 from services.policy.authoring.violations import Violations, child, item
 
 MASKED: Final = "[masked]"
@@ -74,7 +75,8 @@ def restore(bundle: Any, stored: Any, path: str) -> Any:
     Raises:
         DomainError: INVALID_ARGUMENT with every mask that stands for nothing.
     """
-    known = _by_name(stored)
+    # Of a template there are references, which are no values of another form.
+    known = _by_name(stored) if is_template(bundle) or not is_template(stored) else {}
     violations = Violations()
 
     def value_of(value: Any, key: _Key, field: str, entry: str | None, place: str) -> Any:
@@ -100,7 +102,7 @@ def complete(bundle: Any, *sources: Any) -> Any:
     """
     if not is_console_form(bundle):
         return bundle
-    known = [_by_name(source) for source in sources]
+    known = [_by_name(source) for source in sources if not is_template(source)]
 
     def with_passphrase(network: Any) -> Any:
         if not isinstance(network, Mapping) or "passphrase" in network:
@@ -128,6 +130,14 @@ def _by_name(stored: Any) -> dict[_Key, Mapping[str, Any]]:
 def _lists(bundle: Any) -> list[tuple[str, str, list[Any]]]:
     if not isinstance(bundle, Mapping):
         return []
+    if is_template(bundle):
+        return _lists_of(bundle["template"])
+    return _lists_of(bundle)
+
+
+def _lists_of(bundle: Any) -> list[tuple[str, str, list[Any]]]:
+    if not isinstance(bundle, Mapping):
+        return []
     if is_console_form(bundle):
         network = _member(_member(bundle, "configuration"), "network")
         found = [("wifi", "ssid", _member(network, "wifiNetworks"))]
@@ -142,7 +152,18 @@ def _member(value: Any, name: str) -> Any:
 
 
 def _mapped(bundle: Any, change: _Change) -> Any:
-    """A copy of any JSON with `change(value, key, field, entry, path)` for every secret text."""
+    """A copy of any JSON with `change(value, key, field, entry, path)` for every secret text.
+
+    References of a template are none: they say no value.
+    """
+    if isinstance(bundle, Mapping) and is_template(bundle):
+
+        def of_value(value: str, key: _Key, field: str, entry: str | None, path: str) -> Any:
+            if is_reference(value):
+                return value
+            return change(value, key, field, entry, f"template.{path}")
+
+        return {**bundle, "template": _document_mapped(bundle["template"], of_value)}
     if is_console_form(bundle):
         return console_networks(
             bundle,
@@ -150,6 +171,10 @@ def _mapped(bundle: Any, change: _Change) -> Any:
                 "wifi", "ssid", networks, "configuration.network.wifiNetworks", change
             ),
         )
+    return _document_mapped(bundle, change)
+
+
+def _document_mapped(bundle: Any, change: _Change) -> Any:
     network = _member(bundle, "network")
     if not isinstance(network, Mapping):
         return bundle

@@ -60,6 +60,7 @@ from services.policy.authoring.layering import (
 from services.policy.authoring.publishing import Publishing, Stages
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
+from services.policy.authoring.templates import ReadValues, references
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Merging, Source
 from services.policy.stamps.store import lock_counter, previous_payload
@@ -118,6 +119,7 @@ class PolicyService:
         tenants: TenantDirectory,
         keys: KeyRing,
         vault: Vault,
+        values: ReadValues,
         changes: Changes,
         around: Around,
         stages: Stages,
@@ -132,6 +134,7 @@ class PolicyService:
         self._tenants = tenants
         self._keys = keys
         self._vault = vault
+        self._values = values
         self._changes = changes
         self._clock = clock
 
@@ -369,6 +372,15 @@ class PolicyService:
         await self._changes.catch_up()
         return published
 
+    async def published(
+        self, connection: Connection, call: Call, policy: Policy, publishing: Publishing
+    ) -> Policy:
+        """As `publish`, of a policy whose row is locked, without its checks of the caller.
+
+        Once it is committed, that wants `Changes.catch_up`.
+        """
+        return await self._publish(connection, call, policy, publishing)
+
     async def rollback(self, call: Call, policy_id: UUID, version: str) -> Policy:
         """Publishes what an earlier version held, and makes that the authored form again."""
         scope = await self._tenants.query_scope(call.caller)
@@ -380,8 +392,9 @@ class PolicyService:
                 raise never_in_force()
             now = await store.get_in_force(connection, self._vault, policy.tenant_id)
             bundle = complete(json.loads(earlier.authored), *_authored_of(now))
+            values = await self._values(connection, policy.tenant_id, references(bundle))
             try:
-                document = compile_rollback(earlier, bundle, standing_of(now))
+                document = compile_rollback(earlier, bundle, standing_of(now), values)
             except DomainError as broken:
                 raise not_publishable(broken) from broken
             restored = replace(
@@ -440,7 +453,8 @@ class PolicyService:
         if is_console_form(bundle):
             in_force = await store.get_in_force(connection, self._vault, org_id)
             bundle = complete(bundle, *sources, *_authored_of(in_force))
-        compile_policy(bundle, draft=draft)
+        values = await self._values(connection, org_id, references(bundle))
+        compile_policy(bundle, draft=draft, values=values)
         return as_text(bundle)
 
     async def _publish(
@@ -457,8 +471,9 @@ class PolicyService:
         in_force = await store.get_in_force(connection, self._vault, policy.tenant_id)
         # Checked again: what may be authored can be narrower than when it was written.
         bundle = complete(json.loads(policy.authored), *_authored_of(in_force))
+        values = await self._values(connection, policy.tenant_id, references(bundle))
         try:
-            document = compile_policy(bundle, standing_of(in_force))
+            document = compile_policy(bundle, standing_of(in_force), values=values)
         except DomainError as broken:
             raise not_publishable(broken) from broken
         filled = replace(policy, authored=as_text(bundle))
@@ -484,14 +499,14 @@ class PolicyService:
         version = await self._in_force_of(connection, policy)
         if version is None:
             return False
+        bundle = json.loads(policy.authored)
+        values = await self._values(connection, policy.tenant_id, references(bundle))
         try:
-            document = compile_policy(json.loads(policy.authored), standing_of(version))
+            document = compile_policy(bundle, standing_of(version), values=values)
         except DomainError:
             return False
         # Not the documents: layers have nothing twice.
-        return own_of(json.loads(policy.authored), document, policy.merging) == own_of_version(
-            version
-        )
+        return own_of(bundle, document, policy.merging) == own_of_version(version)
 
     async def coming(self, connection: Connection, policy: Policy) -> Version | None:
         """The version that a rollout brings to devices, or else the one published last."""

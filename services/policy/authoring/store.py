@@ -17,13 +17,14 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.digests import sha256
 from services.policy.authoring.domain import Policy, Published
 from services.policy.authoring.stored_form import joined, parted
+from services.policy.authoring.templates import references
 from services.policy.keys.signing import Statement
 from services.policy.layers.merging import Merging
 from services.policy.stamps.domain import Content, Document
 from services.policy.stamps.store import insert_document, move_counter
 from services.policy.targets.domain import PolicyTargets
 from services.policy.targets.store import bind, unbind
-from services.policy.vault import DIGEST, SEALED, SECRETS, Vault, of_policy, of_version
+from services.policy.vault import DIGEST, HOLDS_SECRETS, SEALED, Vault, of_policy, of_version
 from services.policy.versions import Version
 
 _POLICY = (
@@ -69,6 +70,10 @@ def _stored(vault: Vault, policy: Policy) -> dict[str, str | bytes | None]:
     return vault.stored(
         of_policy(policy.tenant_id, policy.id), {"authored": authored, "form_extra": extra}
     )
+
+
+def _uses(policy: Policy) -> list[str]:
+    return sorted(references(json.loads(policy.authored)))
 
 
 def to_version(vault: Vault, row: asyncpg.Record) -> Version:
@@ -144,8 +149,8 @@ async def insert_policy(connection: Connection, vault: Vault, policy: Policy) ->
     stored = _stored(vault, policy)
     await connection.execute(
         "INSERT INTO policy.policies (id, tenant_id, name, description, authored, revision,"
-        " created_at, updated_at, form_extra, merging, targets, sealed_secrets)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        " created_at, updated_at, form_extra, merging, targets, sealed_secrets, uses)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         policy.id,
         policy.tenant_id,
         policy.name,
@@ -158,6 +163,7 @@ async def insert_policy(connection: Connection, vault: Vault, policy: Policy) ->
         _text_of(policy.merging),
         policy.targets.text(),
         stored[SEALED],
+        _uses(policy),
     )
 
 
@@ -170,7 +176,7 @@ async def update_policy(
     await connection.execute(
         "UPDATE policy.policies SET name = $3, description = $4, authored = $5, revision = $6,"
         " published_version = $7, changed_since_publish = $8, updated_at = $9, form_extra = $10,"
-        " merging = $11, targets = $12, sealed_secrets = $13"
+        " merging = $11, targets = $12, sealed_secrets = $13, uses = $14"
         " WHERE id = $1 AND tenant_id = $2",
         changed.id,
         changed.tenant_id,
@@ -185,6 +191,7 @@ async def update_policy(
         _text_of(changed.merging),
         changed.targets.text(),
         stored[SEALED],
+        _uses(changed),
     )
     return changed
 
@@ -337,8 +344,7 @@ async def list_versions(
         "SELECT v.version, v.published_at, v.published_by, v.rollback_of, v.key_id,"
         f" encode({DIGEST}, 'hex') AS document_sha256,"
         # Of layers above they are nobody's to try out below.
-        " CASE WHEN $5 OR v.inherits THEN v.sealed_secrets IS NOT NULL"
-        f" OR convert_from(v.document, 'UTF8') ~ '{SECRETS}' ELSE false END AS holds_secrets,"
+        f" (($5 OR v.inherits) AND {HOLDS_SECRETS}) AS holds_secrets,"
         f" {_NEVER_IN_FORCE} AS never_in_force"
         " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",

@@ -94,6 +94,12 @@ def tables(vault: Vault) -> tuple[Table, ...]:
             json=frozenset({"freezes"}),
         ),
         Table(
+            kind="variable of policies",
+            source="policy.variable",
+            shown=("id", "name", "updated_at"),
+            searched=("value", "updated_by"),
+        ),
+        Table(
             kind="policy of a set",
             source="policy.set_member",
             key=(("policy_id", "uuid"),),

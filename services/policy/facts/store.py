@@ -12,12 +12,13 @@ import asyncpg
 
 from servicekit.data.postgres import Connection
 from servicekit.rpc.pagination import Page
-from services.policy.vault import DIGEST
+from services.policy.vault import DIGEST, HOLDS_SECRETS
 
 _VERSION: Final = (
     "v.version, v.policy_id, coalesce(p.name, '') AS policy_name, v.published_at, v.published_by,"
-    " v.rollback_of, encode("
-    f"{DIGEST}, 'hex') AS document_sha256, v.key_id"
+    # Of secrets a digest would let readers try out guesses.
+    f" v.rollback_of, CASE WHEN {HOLDS_SECRETS} THEN '' ELSE encode({DIGEST}, 'hex') END"
+    " AS document_sha256, v.key_id"
     " FROM policy.versions v LEFT JOIN policy.policies p ON p.id = v.policy_id"
 )
 
@@ -34,6 +35,7 @@ class PublishedVersion:
     published_by: str
     rollback_of: int | None
     document_sha256: str
+    """Empty where the document holds secrets."""
     key_id: str
 
 

@@ -23,6 +23,7 @@ from services.policy.authoring.domain import (
 )
 from services.policy.authoring.layering import Own, own_of
 from services.policy.authoring.secret_values import complete, restore
+from services.policy.authoring.templates import Values, references
 from services.policy.editions.service import level_of
 from services.policy.layers.merging import Merging, Source
 from services.policy.simulation import store
@@ -42,6 +43,7 @@ from services.policy.targets.domain import (
     too_many_bound,
 )
 from services.policy.targets.service import Seats, check_there
+from services.policy.variables import store as variables_store
 from services.policy.vault import Vault
 from services.policy.versions import Version
 
@@ -75,6 +77,8 @@ class _Read:
     in_force: Version | None
     candidate: Candidate
     """As for a withdrawal."""
+    values: Values = field(default_factory=dict, repr=False)
+    """Of the references of the policy, as it is stored or asked for."""
 
 
 class Simulations:
@@ -158,11 +162,16 @@ class Simulations:
         if policy is not None and policy.in_force and bool(targets) != bool(stored):
             raise still_everywhere()
         groups = await check_there(connection, tenant_id, targets, to_keep=False)
+        bundle = asked.bundle if asked.has_bundle or policy is None else json.loads(policy.authored)
+        values = await variables_store.values(
+            connection, self._vault, tenant_id, references(bundle)
+        )
         return _Read(
             tenant_id,
             policy,
             await authoring_store.get_in_force(connection, self._vault, tenant_id),
             Candidate(source, None, targets, groups),
+            values,
         )
 
     async def _tallied(self, candidates: Sequence[Candidate]) -> Tally:
@@ -312,7 +321,7 @@ def _own(read: _Read, asked: Asked) -> Own:
     known = [] if in_force is None else [json.loads(in_force.authored)]
     bundle = complete(bundle, *([] if stored is None else [stored]), *known)
     try:
-        document = compile_policy(bundle, standing_of(in_force))
+        document = compile_policy(bundle, standing_of(in_force), values=read.values)
     except DomainError as broken:
         if asked.has_bundle:
             raise

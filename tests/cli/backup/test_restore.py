@@ -23,6 +23,7 @@ from deploy.launcher.home import master_key, password
 from deploy.postgres import roles
 from servicekit.data import key_check, migrate
 from servicekit.security.sealing import Sealer, approved_check_value, check_value
+from services.policy.vault import PURPOSE, Vault, of_document, of_policy, of_variable
 from tests.support.backups import (
     CLIENT_SECRET,
     DIRECTORY_PASSWORD,
@@ -269,6 +270,52 @@ async def test_what_is_sealed_is_known(world: World) -> None:
         )
     kept = {row["name"] for row in rows if catalog.is_kept(row["name"])}
     assert kept == set(catalog.SEALED) | set(catalog.SECRETS)
+
+
+async def test_policies_with_secrets_stay_sealed(world: World) -> None:
+    """No archive shows a secret; rows of several tables open with the installation's master key."""
+    await seed(world.first)
+    policy, digest = uuid4(), bytes(32)
+    text = '{"network":{"wifi":[{"ssid":"a","passphrase":"what nobody reads"}]}}'
+    file = world.first.servers.home.secret_file("master_key", master_key)
+    vault = Vault(Sealer.from_file(file, PURPOSE), seals=True)
+    async with superuser(world.first) as connection:
+        stored = vault.stored(of_policy(ORG, policy), {"authored": text, "form_extra": None})
+        await connection.execute(
+            "INSERT INTO policy.policies (id, tenant_id, name, authored, sealed_secrets,"
+            " created_at, updated_at) VALUES ($1, $2, 'Sealed', '', $3, now(), now())",
+            policy,
+            ORG,
+            stored["sealed_secrets"],
+        )
+        stored = vault.stored(of_document(ORG, digest), {"body": text.encode()})
+        await connection.execute(
+            "INSERT INTO policy.documents VALUES ($1, $2, '', $3)",
+            ORG,
+            digest,
+            stored["sealed_secrets"],
+        )
+        await connection.execute(
+            "INSERT INTO policy.variable VALUES"
+            " ($1, $2, 'wifi', true, NULL, $3, '', 1, now(), 'Anna')",
+            policy,
+            ORG,
+            vault.seal(of_variable(ORG, policy), "what nobody reads"),
+        )
+    await world.back_up()
+    assert b"what nobody reads" not in world.archive.read_bytes()
+    world.place.secrets.mkdir()
+    own = master_key()
+    (world.place.secrets / "master_key").write_text(own)
+    await world.restore()
+    vault = Vault(Sealer(SealedKeys(own.encode()).master_key, PURPOSE), seals=True)
+    async with superuser(world.second) as connection:
+        row = await connection.fetchrow("SELECT * FROM policy.policies WHERE id = $1", policy)
+        assert vault.opened(of_policy(ORG, policy), row, "authored")["authored"] == text
+        row = await connection.fetchrow("SELECT * FROM policy.documents WHERE digest = $1", digest)
+        assert vault.opened(of_document(ORG, digest), row, "body")["body"] == text.encode()
+        sealed = await connection.fetchval("SELECT sealed_secrets FROM policy.variable")
+    assert vault.open(of_variable(ORG, policy), sealed) == "what nobody reads"
 
 
 async def test_forwarders_go_on_where_they_were(world: World) -> None:

@@ -126,6 +126,13 @@ async def _policies(world: World) -> list[str]:
     return [first.id, second.id, draft.id, plain.id]
 
 
+async def _pulled(world: World, device: Device) -> Any:
+    """What a device gets, checked as the released agent does."""
+    answer = await device.pull()
+    verified(await world.pem(), answer)
+    return answer.json()
+
+
 async def _answers(world: World, ids: list[str]) -> dict[str, Any]:
     """What people and devices are answered."""
     shown: dict[str, Any] = {}
@@ -145,7 +152,7 @@ async def _answers(world: World, ids: list[str]) -> dict[str, Any]:
         shown[f"{id_} simulated"] = str(await world.admin.call("SimulatePolicy", policy_id=id_))
     shown["layered"] = str(await world.admin.call("GetLayeredPolicy", org_id=str(ORG.id)))
     device = Device(world.kit, world.channel, UUID(int=0xD), ORG.id)
-    shown["device"] = verified(await world.pem(), await device.pull())
+    shown["device"] = await _pulled(world, device)
     shown["statement"] = str((await device.pull_grpc()).statement)
     return shown
 
@@ -210,7 +217,7 @@ async def test_a_service_that_seals_no_more_goes_on(starts: Starts) -> None:
     async with starts.service("open") as world:
         await world.admin.call("RollbackPolicy", id=policy.id, version="1")
         device = Device(world.kit, world.channel, uuid4(), ORG.id)
-        got = verified(await world.pem(), await device.pull())
+        got = await _pulled(world, device)
         assert got["policy"]["network"]["wifi"][0]["passphrase"] == SECRET + " 1"
         assert (await device.pull_grpc("2")).statement.payload
 

@@ -604,6 +604,7 @@ _UNTOLD: dict[str, dict[str, str]] = {
         "policy.rollout": "counts reason",
         "policy.versions": "key_id",
         "policy.setting": "time_zone",
+        "policy.variable": "fingerprint",
         "telemetry.device": "attestation_verdict health registry_status policy_version",
     },
     "what machines are": {

@@ -18,6 +18,8 @@ from services.policy.authoring.document import parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.stamps.store import lock_counter
+from services.policy.vault import PURPOSE as POLICY_SECRETS
+from services.policy.vault import Vault
 from services.policy.versions import Version
 from tests.services.policy.authoring.test_console import as_json, opened, save
 from tests.services.policy.delivery.test_delivery import internal
@@ -52,10 +54,11 @@ async def stored_before(world: World, policy_id: str, authored: Any, document: A
     kit = world.kit
     keys = KeyRing(kit.database, Sealer.from_file(kit.settings.master_key_file, PURPOSE), now)
     await keys.load()
+    vault = Vault(Sealer.from_file(kit.settings.master_key_file, POLICY_SECRETS), seals=False)
     encoded, text = encode_document(parse_document(document)), json.dumps(authored)
     async with kit.database.transaction(Scope((ORG.id,))) as connection:
         policy = await store.get_policy(
-            connection, Scope((ORG.id,)), UUID(policy_id), for_update=True
+            connection, vault, Scope((ORG.id,)), UUID(policy_id), for_update=True
         )
         assert policy is not None
         number = (await lock_counter(connection, ORG.id))[0] + 1
@@ -74,8 +77,8 @@ async def stored_before(world: World, policy_id: str, authored: Any, document: A
             published_at=now(),
             published_by="before",
         )
-        await store.insert_version(connection, version)
-        await store.put_version_in_force(connection, version)
+        await store.insert_version(connection, vault, version)
+        await store.put_version_in_force(connection, vault, version)
         await connection.execute(
             "UPDATE policy.policies SET authored = $2, published_version = $3,"
             " changed_since_publish = false WHERE id = $1",

@@ -18,6 +18,7 @@ from servicekit.keys.log import Envelope
 from servicekit.rpc.channels import open_channel
 from servicekit.security.signing import Signer, dsse_encoding, read_pem_bundle
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support import callers
 from tests.support.neighbours import until_ready
@@ -374,7 +375,7 @@ async def test_another_process_signs_with_a_key_at_once(
         name: f"{getattr(world.kit.settings, name)}2"
         for name in ("grpc_listen", "internal_listen", "http_listen")
     }
-    kit = await make_kit("policy", tenants=TREE, **settings)
+    kit = await make_kit("policy", PolicySettings, tenants=TREE, **settings)
     await serve(kit, build)
     channel = open_channel(kit.settings.grpc_listen, "test")
     await until_ready(channel)

@@ -1,0 +1,221 @@
+"""`evergreen variables` and `evergreen secrets`: values that templates of policies name."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CliError, told
+from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import ALL, org_id
+from cli.session import session
+from cli.tables import show_list
+
+if TYPE_CHECKING:
+    from cli.client import Api
+
+variables = typer.Typer(
+    name="variables",
+    help="Variables that policies name: {{var.NAME}}.",
+    no_args_is_help=True,
+)
+secrets = typer.Typer(
+    name="secrets",
+    help="Secrets that policies name, {{secret.NAME}}: set, and shown by nothing.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(help="Its name.")]
+Tenant = Annotated[
+    str,
+    typer.Option(
+        "--org",
+        help="The organisation or reseller, by its code or id; the only organisation that you see"
+        " when not given.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Now = Annotated[
+    bool,
+    typer.Option(
+        "--now",
+        help="Publish the policies that name it and are in force, so that devices get the value.",
+    ),
+]
+Urgent = Annotated[bool, typer.Option("--urgent", help="With --now: also in a freeze.")]
+
+_FAILED: Final = 2
+_PATH: Final = "/api/policy-variables"
+_VARIABLES: Final = ("NAME", "VALUE", "SET", "BY")
+_SECRETS: Final = ("NAME", "FINGERPRINT", "SET", "BY")
+
+
+@variables.command("list")
+def list_variables(
+    org: Tenant = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show the variables of an organisation."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _listed(api, org, secret=False)
+        show_list(found, _VARIABLES, lambda one: _row(one, "value"), as_json=as_json)
+
+
+@secrets.command("list")
+def list_secrets(
+    org: Tenant = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Show which secrets an organisation has; fingerprints tell values from each other."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found = _listed(api, org, secret=True)
+        show_list(found, _SECRETS, lambda one: _row(one, "fingerprint"), as_json=as_json)
+
+
+@variables.command("set")
+def set_variable(
+    name: Name,
+    value: Annotated[str, typer.Argument(help="The value.")],
+    now: Now = False,
+    urgent: Urgent = False,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Add a variable, or give it another value."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _set(api, org, name, value, secret=False, now=now, urgent=urgent)
+
+
+@secrets.command("set")
+def set_secret(
+    name: Name,
+    now: Now = False,
+    urgent: Urgent = False,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Add a secret, or give it another value, which is read from standard input or asked for."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _set(api, org, name, _asked(name), secret=True, now=now, urgent=urgent)
+
+
+@variables.command("unset")
+def unset_variable(
+    name: Name,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Delete a variable. Refused while a policy names it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _unset(api, org, name, secret=False)
+
+
+@secrets.command("unset")
+def unset_secret(
+    name: Name,
+    org: Tenant = "",
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Delete a secret. Refused while a policy names it."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        _unset(api, org, name, secret=True)
+
+
+def _tenant_id(api: Api, name: str) -> str:
+    for tenant in api.pages("/api/tenants", "tenants", ALL) if name else ():
+        if name in {tenant["id"], tenant.get("code")}:
+            return str(tenant["id"])
+    return org_id(api, name)
+
+
+def _listed(api: Api, org: str, *, secret: bool) -> list[Any]:
+    found = api.pages(_PATH, "variables", ALL, orgId=_tenant_id(api, org))
+    return [one for one in found if one.get("secret", False) is secret]
+
+
+def _row(one: Any, value: str) -> tuple[str, ...]:
+    return one["name"], one.get(value, ""), one["updatedAt"][:16], one.get("updatedBy", "")
+
+
+def _named(api: Api, tenant: str, name: str) -> Any:
+    """What a tenant calls so; `None` for nothing."""
+    found = api.pages(_PATH, "variables", ALL, orgId=tenant)
+    return next((one for one in found if one["name"] == name and one["orgId"] == tenant), None)
+
+
+def _set(
+    api: Api, org: str, name: str, value: str, *, secret: bool, now: bool, urgent: bool
+) -> None:
+    tenant = _tenant_id(api, org)
+    known = _named(api, tenant, name)
+    if known is None:
+        api.post(_PATH, {"orgId": tenant, "name": name, "secret": secret, "value": value})
+        typer.echo(f"{name} is set.")
+        return
+    _check_kind(known, secret=secret)
+    apply = "NOW" if now else "NEXT_PUBLISH"
+    body = {"value": value, "apply": apply, "urgent": urgent, "etag": known["etag"]}
+    done = api.patch(f"{_PATH}/{known['id']}", body)
+    typer.echo(f"{name} is set.")
+    for policy in done.get("policies", []):
+        typer.echo(f"  {policy['policyName']}: {_said(policy, now=now)}")
+
+
+def _said(policy: Any, *, now: bool) -> str:
+    if not policy.get("inForce", False):
+        return "is not in force"
+    if policy.get("hasUnpublishedChanges", False):
+        return "has unpublished changes: devices get the value with its next publish"
+    return "is published" if now else "devices get the value with its next publish"
+
+
+def _unset(api: Api, org: str, name: str, *, secret: bool) -> None:
+    known = _named(api, _tenant_id(api, org), name)
+    if known is None:
+        raise CliError(f"nothing is called {name}")
+    _check_kind(known, secret=secret)
+    api.delete(f"{_PATH}/{known['id']}", etag=known["etag"])
+    typer.echo(f"{name} is deleted.")
+
+
+def _check_kind(known: Any, *, secret: bool) -> None:
+    if known.get("secret", False) is not secret:
+        there = "secrets" if known.get("secret", False) else "variables"
+        raise CliError(f"{known['name']} is one of the {there}; use `evergreen {there}`")
+
+
+def _asked(name: str) -> str:
+    if sys.stdin.isatty():
+        return str(
+            typer.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True, err=True)
+        )
+    return sys.stdin.read().rstrip("\r\n")

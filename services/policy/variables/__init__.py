@@ -1,0 +1,1 @@
+"""Variables and secrets that policies name."""

@@ -1,0 +1,99 @@
+"""Variables and secrets of policies over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from servicekit.ids import given_id
+from servicekit.rpc.pagination import asked_page
+from servicekit.rpc.server import Context
+from servicekit.rpc.values import timestamp
+from services.policy.variables.domain import Use, Variable
+from services.policy.variables.service import NOW, Shown, Variables
+
+
+class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
+    """evergreen.v1.PolicyVariableService."""
+
+    def __init__(self, variables: Variables) -> None:
+        self._variables = variables
+
+    async def ListPolicyVariables(
+        self, request: policy_pb2.ListPolicyVariablesRequest, context: Context
+    ) -> policy_pb2.ListPolicyVariablesResponse:
+        """Lists variables and secrets."""
+        after, size = asked_page(request, UUID)
+        page = await self._variables.list_variables(
+            context.call, given_id(request.org_id), after, size
+        )
+        return policy_pb2.ListPolicyVariablesResponse(
+            variables=[_to_variable(one) for one in page.items], next_page_token=page.token
+        )
+
+    async def GetPolicyVariable(
+        self, request: policy_pb2.GetPolicyVariableRequest, context: Context
+    ) -> policy_pb2.PolicyVariable:
+        """Answers one variable."""
+        return _to_shown(await self._variables.get(context.call, UUID(request.id)))
+
+    async def CreatePolicyVariable(
+        self, request: policy_pb2.CreatePolicyVariableRequest, context: Context
+    ) -> policy_pb2.PolicyVariable:
+        """Adds a variable."""
+        shown = await self._variables.create(
+            context.call,
+            UUID(request.org_id),
+            request.name,
+            request.value,
+            is_secret=request.secret,
+        )
+        return _to_shown(shown)
+
+    async def UpdatePolicyVariable(
+        self, request: policy_pb2.UpdatePolicyVariableRequest, context: Context
+    ) -> policy_pb2.PolicyVariable:
+        """Gives a variable another value."""
+        shown = await self._variables.update(
+            context.call,
+            UUID(request.id),
+            request.value,
+            publish=request.apply == NOW,
+            urgent=request.urgent,
+        )
+        return _to_shown(shown)
+
+    async def DeletePolicyVariable(
+        self, request: policy_pb2.DeletePolicyVariableRequest, context: Context
+    ) -> policy_pb2.DeletePolicyVariableResponse:
+        """Deletes a variable."""
+        await self._variables.delete(context.call, UUID(request.id))
+        return policy_pb2.DeletePolicyVariableResponse()
+
+
+def _to_shown(shown: Shown) -> policy_pb2.PolicyVariable:
+    return _to_variable(shown.variable, shown.uses)
+
+
+def _to_variable(variable: Variable, uses: Sequence[Use] = ()) -> policy_pb2.PolicyVariable:
+    return policy_pb2.PolicyVariable(
+        id=str(variable.id),
+        org_id=str(variable.tenant_id),
+        name=variable.name,
+        secret=variable.is_secret,
+        value=variable.value or "",
+        fingerprint=variable.fingerprint,
+        updated_at=timestamp(variable.updated_at),
+        updated_by=variable.updated_by,
+        etag=variable.etag,
+        policies=[
+            policy_pb2.PolicyVariableUse(
+                policy_id=str(use.policy_id),
+                policy_name=use.name,
+                in_force=use.in_force,
+                has_unpublished_changes=use.changed_since_publish,
+            )
+            for use in uses
+        ],
+    )

@@ -1,0 +1,173 @@
+"""The SQL of variables and secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from servicekit.data.postgres import Connection, Scope
+from servicekit.rpc.pagination import Page
+from services.policy.authoring.templates import Values
+from services.policy.variables.domain import Use, Variable, already_there
+from services.policy.vault import Vault, of_variable
+
+_COLUMNS: Final = (
+    "v.id, v.tenant_id, v.name, v.is_secret, v.value, v.fingerprint, v.revision, v.updated_at,"
+    " v.updated_by"
+)
+
+
+async def list_variables(
+    connection: Connection, scope: Scope, after: UUID | None, limit: int
+) -> Page[Variable, UUID]:
+    """The variables of a scope, oldest first."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM policy.variable v"
+        " WHERE ($1::uuid[] IS NULL OR v.tenant_id = ANY ($1))"
+        " AND ($2::uuid IS NULL OR v.id > $2) ORDER BY v.id LIMIT $3",
+        scope.tenant_ids,
+        after,
+        limit + 1,
+    )
+    return Page.of([Variable(**row) for row in rows], limit, lambda one: one.id)
+
+
+async def get(
+    connection: Connection, scope: Scope, variable_id: UUID, *, for_update: bool = False
+) -> Variable | None:
+    """One variable; with `for_update` nobody else changes it until the transaction ends."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM policy.variable v WHERE v.id = $1"
+        f" AND ($2::uuid[] IS NULL OR v.tenant_id = ANY ($2)){' FOR UPDATE' if for_update else ''}",
+        variable_id,
+        scope.tenant_ids,
+    )
+    return None if row is None else Variable(**row)
+
+
+async def count(connection: Connection, tenant_id: UUID) -> int:
+    """How many a tenant has; holds it for others that add one."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('policy:variables'), hashtext($1))", str(tenant_id)
+    )
+    found: int = await connection.fetchval(
+        "SELECT count(*) FROM policy.variable WHERE tenant_id = $1", tenant_id
+    )
+    return found
+
+
+async def put(connection: Connection, vault: Vault, variable: Variable, value: str) -> None:
+    """Stores a variable, a new one or one that is locked, with its value.
+
+    Raises:
+        DomainError: ALREADY_EXISTS for a name that the tenant has.
+    """
+    sealed = None
+    if variable.is_secret:
+        sealed = vault.seal(of_variable(variable.tenant_id, variable.id), value)
+    try:
+        await connection.execute(
+            "INSERT INTO policy.variable (id, tenant_id, name, is_secret, value, sealed_secrets,"
+            " fingerprint, revision, updated_at, updated_by)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE"
+            " SET value = excluded.value, sealed_secrets = excluded.sealed_secrets,"
+            " fingerprint = excluded.fingerprint, revision = excluded.revision,"
+            " updated_at = excluded.updated_at, updated_by = excluded.updated_by",
+            variable.id,
+            variable.tenant_id,
+            variable.name,
+            variable.is_secret,
+            None if variable.is_secret else value,
+            sealed,
+            variable.fingerprint,
+            variable.revision,
+            variable.updated_at,
+            variable.updated_by,
+        )
+    except asyncpg.UniqueViolationError as there:
+        raise already_there(variable.name) from there
+
+
+async def delete(connection: Connection, variable: Variable) -> None:
+    """Deletes a variable."""
+    await connection.execute(
+        "DELETE FROM policy.variable WHERE id = $1 AND tenant_id = $2",
+        variable.id,
+        variable.tenant_id,
+    )
+
+
+async def value_of(connection: Connection, vault: Vault, variable: Variable) -> str:
+    """The value of a variable or secret.
+
+    Raises:
+        SealingError: it does not open.
+    """
+    found = await values(connection, vault, variable.tenant_id, [variable.reference])
+    return found[variable.reference]
+
+
+async def values(
+    connection: Connection,
+    vault: Vault,
+    tenant_id: UUID,
+    references: Collection[str],
+    *,
+    to_keep: bool = False,
+) -> Values:
+    """The values that a tenant has, by what templates call them.
+
+    Args:
+        to_keep: they are not deleted before the transaction ends, either.
+
+    Raises:
+        SealingError: one does not open.
+    """
+    if not references:
+        return {}
+    rows = await connection.fetch(
+        "SELECT id, name, is_secret, value, sealed_secrets FROM policy.variable"
+        " WHERE tenant_id = $1 AND name = ANY ($2) ORDER BY id"
+        f"{' FOR SHARE' if to_keep else ''}",
+        tenant_id,
+        [one.partition(".")[2] for one in references],
+    )
+    found = {}
+    for row in rows:
+        if row["is_secret"]:
+            place = of_variable(tenant_id, row["id"])
+            found[f"secret.{row['name']}"] = vault.open(place, row["sealed_secrets"])
+        else:
+            found[f"var.{row['name']}"] = row["value"]
+    return {name: value for name, value in found.items() if name in references}
+
+
+async def uses(
+    connection: Connection, variable: Variable, *, for_update: bool = False
+) -> list[Use]:
+    """The policies that name a variable, oldest first.
+
+    Args:
+        for_update: nobody else changes them until the transaction ends.
+    """
+    wanted = "p.tenant_id = $1 AND $2 = ANY (p.uses)"
+    if for_update:
+        # A statement of its own: one that waits for locks sees other tables as they were before.
+        await connection.execute(
+            f"SELECT FROM policy.policies p WHERE {wanted} ORDER BY p.id FOR UPDATE",
+            variable.tenant_id,
+            variable.reference,
+        )
+    rows = await connection.fetch(
+        "SELECT p.id AS policy_id, p.name, p.changed_since_publish,"
+        " (EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
+        " AND a.policy_id = p.id) OR EXISTS (SELECT FROM policy.bindings b"
+        " WHERE b.tenant_id = p.tenant_id AND b.policy_id = p.id)) AS in_force"
+        f" FROM policy.policies p WHERE {wanted} ORDER BY p.id",
+        variable.tenant_id,
+        variable.reference,
+    )
+    return [Use(**row) for row in rows]
