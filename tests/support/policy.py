@@ -101,13 +101,15 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
         )
         return group_id
 
-    def put(self, device_id: UUID, org_id: UUID, *group_ids: UUID) -> None:
-        """Puts a device into groups, and out of all others."""
+    def put(self, device_id: UUID, org_id: UUID, *group_ids: UUID, key_id: str = "") -> None:
+        """Puts a device into groups, and out of all others; it pins a key."""
         self.add(
             device_id,
             org_id,
             membership=enrollment_pb2.Membership(
-                group_ids=map(str, sorted(group_ids)), revision=len(self.devices) + 1
+                group_ids=map(str, sorted(group_ids)),
+                revision=len(self.devices) + 1,
+                policy_key_id=key_id,
             ),
         )
 

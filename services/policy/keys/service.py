@@ -177,9 +177,12 @@ class KeyRing:
                 signers[id_] = made
         found = Keys(keys)
         signing = found.signing
-        if signing is None:
+        if signing is None and self._signer is None:
             raise ValueError("no policy key signs")
-        self._keys, self._signers, self._signer = found, signers, signers[signing.public.id]
+        self._keys, self._signers = found, signers
+        # Between two pages of changes none may be marked.
+        if signing is not None:
+            self._signer = signers[signing.public.id]
 
     async def _make(self, connection: Connection) -> PolicyKey:
         key, _ = self.new_key(None, None)

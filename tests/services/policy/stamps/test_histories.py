@@ -20,7 +20,7 @@ import grpc
 import httpx
 import pytest
 
-from evergreen.v1 import policy_pb2
+from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.feeds import changes, feed
 from servicekit.rpc.channels import open_channel
 from services.policy import restore
@@ -31,8 +31,9 @@ from services.policy.restore import Known
 from services.policy.settings import PolicySettings
 from services.policy.stamps import service as stamps_service
 from tests.conftest import MakeKit, ServeService, tenant
+from tests.support import callers
 from tests.support.paths import LONG
-from tests.support.policy import RESELLER, TREE, Admin, Device, FakeRegistry, neighbours
+from tests.support.policy import RESELLER, TREE, Admin, Device, FakeRegistry, neighbours, verified
 from tests.support.servers import TestDatabase
 from tests.support.stack import PATIENCE
 
@@ -74,6 +75,8 @@ class Laptop:
     has: int = 0
     content: str = ""
     in_group: bool = False
+    key: int = 0
+    """Which of the organisation's keys it pins."""
 
 
 @dataclass
@@ -87,6 +90,8 @@ class History:
     laptops: list[Laptop]
     registry: FakeRegistry
     group: UUID
+    keys: tuple[tuple[str, str], ...]
+    """The first key of all, and one of the organisation: their ids, and in PEM."""
     policies: list[str] = field(default_factory=list)
     of_group: list[str] = field(default_factory=list)
     stood: dict[int, str] = field(default_factory=dict)
@@ -101,11 +106,12 @@ class History:
             "publish": 2,
             "rollback": 1,
             "withdraw": 1,
-            "move": 5,
+            "move": 7,
             "published_before": 1,
             "publish_for_group": 1,
             "withdraw_from_group": 1,
             "join_or_leave": 4,
+            "enroll_again": 1,
             "back_up": 1,
             "restore": 1,
             "poll": 20,
@@ -162,8 +168,19 @@ class History:
         """A device, and every process knows it when it looks."""
         laptop = self.random.choice(self.laptops)
         laptop.in_group = not laptop.in_group
+        self.register(laptop)
+
+    async def enroll_again(self) -> None:
+        """A device, which goes on with another key and what it has: both are in its start file."""
+        laptop = self.random.choice(self.laptops)
+        laptop.key = 1 - laptop.key
+        self.register(laptop)
+
+    def register(self, laptop: Laptop) -> None:
+        """Lets the registry tell of a device."""
         groups = [self.group] if laptop.in_group else []
-        self.registry.put(laptop.calls[0].id, self.org, *groups)
+        key_id, _ = self.keys[laptop.key]
+        self.registry.put(laptop.calls[0].id, self.org, *groups, key_id=key_id)
 
     async def move(self) -> None:
         """Brings back what an older number stands for, as a change of groups does."""
@@ -290,6 +307,8 @@ class History:
         if answer.status_code == httpx.codes.NOT_MODIFIED:
             return False
         assert answer.status_code == httpx.codes.OK, answer.text
+        # By the key that it pins, whatever else happened.
+        verified(self.keys[laptop.key][1], answer)
         envelope = answer.json()
         version, content = int(envelope["version"]), json.dumps(envelope["policy"])
         assert version > laptop.has
@@ -385,6 +404,10 @@ async def test_numbers_stand_for_one_content_in_any_history(
                 probe = Device(kit, channel, uuid4(), orgs[0].id)
                 while (await probe.pull()).status_code != httpx.codes.NOT_MODIFIED:
                     await asyncio.sleep(_LAG)
+        pem = await policy_pb2_grpc.PolicyKeyServiceStub(channels[0]).GetPolicyKeysPem(
+            policy_pb2.GetPolicyKeysPemRequest()
+        )
+        first = pem.data.decode()
         counts: Counter[str] = Counter()
         free = asyncio.Semaphore(_AT_ONCE)
 
@@ -405,8 +428,19 @@ async def test_numbers_stand_for_one_content_in_any_history(
                     )
                 admins = tuple(Admin(channel, org) for channel in channels)
                 group = around.registry.group(org, "group", 1)
+                keys = policy_pb2_grpc.PolicyKeyServiceStub(channels[0])
+                own = await keys.CreatePolicyKey(
+                    policy_pb2.CreatePolicyKeyRequest(activate=True), metadata=callers.user(org)
+                )
                 history = History(
-                    org, connection, admins, Random(number), laptops, around.registry, group
+                    org,
+                    connection,
+                    admins,
+                    Random(number),
+                    laptops,
+                    around.registry,
+                    group,
+                    (("", first), (own.key_id, own.public_key_pem)),
                 )
                 try:
                     for _ in range(_STEPS):
