@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +39,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.rpc.pagination import Page
-from servicekit.security.signing import PublicKey, read_jwk, read_pem_bundle
+from servicekit.security.signing import PublicKey, read_pem_bundle
 from services.policy.keys import store
 from services.policy.keys.domain import (
     Keys,
@@ -151,7 +150,7 @@ class Custody:
             check_room(keys, whose)
             key, signer = self._ring.new_key(whose, request_id)
             if activate:
-                check_activation(key, await self._root(connection))
+                check_activation(key, await store.root(connection))
             await self._add(connection, keys, key, signer, tenant.id)
             if activate:
                 key = await self._activate(connection, keys, key, tenant.id)
@@ -168,7 +167,7 @@ class Custody:
         async with self._changing() as (connection, keys):
             key = _found(keys, key_id)
             if key.state is not State.ACTIVE:
-                check_activation(key, await self._root(connection))
+                check_activation(key, await store.root(connection))
                 key = await self._activate(connection, keys, key, tenant.id)
         await self._ring.fresh()
         return Shown(key)
@@ -246,7 +245,7 @@ class Custody:
     async def root(self) -> PublicKey | None:
         """The root that certifies keys; `None` for none."""
         async with self._database.system_transaction("keys belong to no tenant") as connection:
-            return await self._root(connection)
+            return await store.root(connection)
 
     async def set_root(self, call: Call, pem: str, replaces: str) -> PublicKey:
         """Lets an offline root certify keys from now on; new keys need it.
@@ -266,7 +265,7 @@ class Custody:
         if tenant.kind != "root":
             raise permission_denied("ROOT_ONLY", "only Owners of the root tenant set the root key")
         async with self._changing() as (connection, keys):
-            before = await self._root(connection)
+            before = await store.root(connection)
             if before is not None and before.id == key.id:
                 return key
             if (before.id if before else "") != replaces:
@@ -277,12 +276,15 @@ class Custody:
                 raise invalid_field("publicKeyPem", "is a key that signs policies; take another")
             vouching = [self._opened(keys.active(None))]
             await self._enter(connection, Action.ROOT, None, key, vouching)
+            # So that every process looks again.
+            await store.touch(connection)
             event = PolicyRootSet(
                 id=tenant.id,
                 before=RootSnapshot(key_id=before.id if before else ""),
                 after=RootSnapshot(key_id=key.id),
             )
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
+        await self._ring.fresh()
         return key
 
     async def request(self, call: Call, key_id: UUID) -> Envelope:
@@ -308,7 +310,7 @@ class Custody:
         tenant, _ = await self._own(call, key_id)
         async with self._changing() as (connection, keys):
             before = _found(keys, key_id)
-            root = await self._root(connection)
+            root = await store.root(connection)
             if root is None:
                 raise failed_precondition("NO_ROOT", "there is no offline root; set one first")
             asked = key_log.certificate_request(key_log.scope_of(before.tenant_id), before.public)
@@ -379,7 +381,7 @@ class Custody:
         """Gives a key that ends its successor: the next one, or a new one; answers all keys."""
         waiting = [one for one in keys.of_tenant(key.tenant_id) if one.state is State.NEXT]
         successor = next((one for one in waiting if one.compromised_at is None), None)
-        root = await self._root(connection)
+        root = await store.root(connection)
         if successor is None:
             successor, signer = self._ring.new_key(key.tenant_id, None)
             check_activation(successor, root)
@@ -429,10 +431,6 @@ class Custody:
         if signer is None:
             raise failed_precondition("NO_KEY", "no key is left that could sign the log")
         return signer
-
-    async def _root(self, connection: Connection) -> PublicKey | None:
-        entry = await store.last_root(connection)
-        return None if entry is None else read_jwk(json.loads(entry.payload)["key"])
 
     async def _own(self, call: Call, key_id: UUID) -> tuple[TenantNode, PolicyKey]:
         """A key that the caller may change, and whose it is.

@@ -77,6 +77,8 @@ class Keys:
 
     by_id: Mapping[str, PolicyKey]
     """By the ids that signatures name."""
+    root_id: str = ""
+    """The offline root, which certifies keys before devices are given them; empty for none."""
 
     @classmethod
     def of(cls, keys: Iterable[PolicyKey]) -> Keys:
@@ -120,6 +122,8 @@ class Keys:
         """A key by its id, if devices of an organisation may be given it."""
         found = self.by_id.get(key_id)
         if found is None or found.state is State.RETIRED or found.compromised_at is not None:
+            return None
+        if found.state is State.NEXT and self.root_id not in {"", found.certified_by}:
             return None
         return found if found.tenant_id is None or found.tenant_id in line else None
 

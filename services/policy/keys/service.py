@@ -124,7 +124,7 @@ class KeyRing:
                         " restore a backup"
                     )
                 keys = [await self._make(connection)]
-            self._take(keys)
+            self._take(keys, await store.root_id(connection))
             await self._begin_log(connection, keys)
         first = self._keys.first
         assert first is not None, "the first key is never deleted"
@@ -161,7 +161,7 @@ class KeyRing:
             raise ValueError(f"the private half of policy key {key.public.id} does not fit")
         return signer
 
-    def _take(self, changed: Iterable[PolicyKey]) -> None:
+    def _take(self, changed: Iterable[PolicyKey], root_id: str) -> None:
         keys = {**self._keys.by_id, **{key.public.id: key for key in changed}}
         signers: dict[str, Signer] = {}
         for id_, key in keys.items():
@@ -175,7 +175,7 @@ class KeyRing:
                 continue
             if made is not None:
                 signers[id_] = made
-        found = Keys(keys)
+        found = Keys(keys, root_id)
         signing = found.signing
         if signing is None and self._signer is None:
             raise ValueError("no policy key signs")
@@ -212,8 +212,9 @@ class KeyRing:
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         async with self._database.system_transaction("the cache has all tenants") as connection:
             page, changed = await store.changed_since(connection, Cursor.parse(cursor))
+            root_id = await store.root_id(connection)
         try:
-            self._take(changed)
+            self._take(changed, root_id)
         except (SealingError, ValueError) as error:
             log.error("policy keys not taken", error=str(error))
         return str(page.cursor), page.more

@@ -14,7 +14,7 @@ from servicekit.data.postgres import Connection, Scope
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.keys.log import Action, Envelope, Head
 from servicekit.rpc.pagination import Page
-from servicekit.security.signing import PublicKey
+from servicekit.security.signing import PublicKey, read_jwk
 from services.policy.keys.domain import PolicyKey, State
 
 CHANGING: Final = "SELECT changed_xid FROM policy.signing_keys"
@@ -122,6 +122,13 @@ async def update(connection: Connection, key: PolicyKey) -> None:
     )
 
 
+async def touch(connection: Connection) -> None:
+    """Has every process look at the keys again."""
+    await connection.execute(
+        "UPDATE policy.signing_keys SET changed_xid = pg_current_xact_id() WHERE signs"
+    )
+
+
 async def has_signed(connection: Connection) -> bool:
     """Whether a policy was ever signed here."""
     found: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM policy.versions)")
@@ -164,7 +171,7 @@ async def entries(connection: Connection, after: int, limit: int) -> Page[Envelo
     return Page([entry for _, entry in page.items], page.after)
 
 
-async def last_root(connection: Connection) -> Envelope | None:
+async def _last_root(connection: Connection) -> Envelope | None:
     """The entry that names the root."""
     text = await connection.fetchval(
         "SELECT l.envelope FROM policy.key_log l WHERE l.action = $1"
@@ -172,6 +179,18 @@ async def last_root(connection: Connection) -> Envelope | None:
         Action.ROOT.value,
     )
     return None if text is None else Envelope.from_json(json.loads(text))
+
+
+async def root(connection: Connection) -> PublicKey | None:
+    """The offline root that certifies keys; `None` for none."""
+    entry = await _last_root(connection)
+    return None if entry is None else read_jwk(json.loads(entry.payload)["key"])
+
+
+async def root_id(connection: Connection) -> str:
+    """Its id; empty for none."""
+    found = await root(connection)
+    return "" if found is None else found.id
 
 
 # Devices

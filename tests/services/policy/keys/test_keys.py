@@ -286,6 +286,8 @@ async def test_an_offline_root_certifies_keys(world: World) -> None:
     assert key.state == "next"
     refused = await refusal(root.call("ActivatePolicyKey", id=key.id))
     assert refused.reason == "KEY_NOT_CERTIFIED"
+    # Nor is it given to a token that names it.
+    assert await token_key(world, ORG.id, key.key_id) == ""
     request = await root.call("ExportPolicyKey", id=key.id)
     signed = dsse_encoding(request.payload_type, request.payload)
     for payload, signature in (
@@ -300,6 +302,7 @@ async def test_an_offline_root_certifies_keys(world: World) -> None:
     certificate = {"payload": request.payload, "signature": offline.sign(signed)}
     certified = await root.call("CertifyPolicyKey", id=key.id, **certificate)
     assert await root.call("CertifyPolicyKey", id=key.id, **certificate) == certified
+    assert await token_key(world, ORG.id, key.key_id) == key.key_id
     active = await root.call("ActivatePolicyKey", id=key.id)
     assert (active.state, active.certified_by) == ("active", offline.public.id)
     page = await root.call("ListPolicyKeyLog", page_size=500)
