@@ -32,6 +32,8 @@ Reason = Annotated[str, typer.Option(help="Why, for people to read.", show_defau
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
+_CAREFUL: Final = "1,10,50,100"
+"""The percents of the API's plan `careful`, for a soak of one's own."""
 _COLUMNS: Final = (
     "POLICY",
     "VERSION",
@@ -74,8 +76,12 @@ def create(
         list[str] | None, typer.Option("--pilot", help="A group that gets it first; repeatable.")
     ] = None,
     soak: Annotated[
-        str, typer.Option(help="How long each batch is open at least: 30m, 24h, 7d.")
-    ] = "24h",
+        str,
+        typer.Option(
+            help="How long each batch is open at least: 30m, 24h, 7d; a day when not given.",
+            show_default=False,
+        ),
+    ] = "",
     roll_back: Annotated[
         bool, typer.Option("--roll-back", help="Take it back when a limit is broken.")
     ] = False,
@@ -104,6 +110,8 @@ def create(
         if groups:
             ids = [group_of(api, found["orgId"], alias)["id"] for alias in groups]
             batches.append({"name": "pilots", "groupIds": ids, "soak": soak})
+        elif soak:
+            percents = percents or _CAREFUL
         for percent in filter(None, percents.split(",")):
             if not percent.strip().isdecimal() or not 1 <= int(percent) <= 100:
                 raise CliError(f"{percent}: --batches takes percents from 1 to 100, as 1,10,50")

@@ -63,6 +63,11 @@ def test_a_policy_is_written_and_published(
     same = "Base has no unpublished changes"
     assert same in run(stack, org, "rollouts", "create", "Base")
     run(stack, org, "rollouts", "cancel", "Base")
+    run(stack, org, "rollouts", "create", "Base", "--soak", "2h")
+    plan = json.loads(run(stack, org, "rollouts", "show", "Base", "--json"))["plan"]
+    batches = [(batch["percent"], batch["soak"]) for batch in plan["batches"]]
+    assert batches == [(1, "2h"), (10, "2h"), (50, "2h"), (100, "2h")]
+    run(stack, org, "rollouts", "cancel", "Base")
     run(stack, org, "policies", "edit", "Base", "--from-file", file)
     assert "not in it: unpublished changes" in run(stack, org, "policies", "diff", "Base")
     file = str(tmp_path / "none.json")
