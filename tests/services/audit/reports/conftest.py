@@ -89,7 +89,7 @@ def internal_api(context: str, kit: Kit, clock: Clock) -> Parts:
         ),
         "policy": lambda: partial(
             policy_pb2_grpc.add_PolicyInternalServiceServicer_to_server,
-            PolicyInternalApi(NOBODY, NOBODY, database, VAULT, NOBODY),
+            PolicyInternalApi(NOBODY, NOBODY, NOBODY, NOBODY, database, VAULT, NOBODY),
         ),
         "telemetry": lambda: partial(
             telemetry_pb2_grpc.add_TelemetryInternalServiceServicer_to_server,
