@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -35,6 +36,14 @@ Row = tuple[Cell, ...]
 """The values of a row, as many as its table has columns."""
 
 
+_WORD: Final = re.compile(r"(?<=[a-z])[A-Z]")
+
+
+def worded(name: str) -> str:
+    """A name of ours as words: `in grace` of `inGrace`."""
+    return _WORD.sub(lambda found: f" {found[0].lower()}", name)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table."""
@@ -45,6 +54,8 @@ class Column:
     """In HTML; empty for one that is not printed."""
     total: bool = False
     """Whether the sum of its numbers means something."""
+    coded: bool = False
+    """Whether its values are names of ours, such as `inGrace`, which HTML shows as words."""
 
 
 @dataclass(frozen=True, slots=True)

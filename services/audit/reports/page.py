@@ -9,7 +9,7 @@ from html import escape
 from typing import Any, Final
 
 from auditlog.reports import MANIFEST
-from services.audit.reports.domain import Cell, Figure, Row, Summary, Table, to_second
+from services.audit.reports.domain import Cell, Figure, Row, Summary, Table, to_second, worded
 
 CONTENT_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -21,6 +21,11 @@ _BAR: Final = 360
 _LINE: Final = 22
 _LABEL: Final = 36
 """Characters of a bar's label that have room beside the bars."""
+_WIDE: Final = 10
+"""From so many columns on a table has smaller letters."""
+_LONG_WORD: Final = 24
+"""A word of more characters is broken where the line ends: digests, ids, long addresses. Words of
+people are not, for a column is as wide as its longest one."""
 _STYLE: Final = """
 @page { size: A4 landscape; margin: 12mm; }
 * { box-sizing: border-box; }
@@ -37,8 +42,11 @@ ul.figures li { border: 1px solid #999; padding: .5em 1em; min-width: 9em; }
 ul.figures strong { display: block; font-size: 16pt; }
 svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 8.5pt; }
+table.wide { font-size: 7.5pt; }
 th, td { border: 1px solid #bbb; padding: .25em .4em; text-align: left; vertical-align: top;
- overflow-wrap: anywhere; }
+ overflow-wrap: break-word; }
+td.long { min-width: 8em; overflow-wrap: anywhere; }
+td span { white-space: nowrap; }
 th { background: #eee; }
 td.n { text-align: right; }
 thead { display: table-header-group; }
@@ -72,14 +80,14 @@ class About:
 
 def head(about: About, summary: Summary, rows: int) -> str:
     """The page up to its first table."""
-    parameters = ", ".join(f"{name} {value}" for name, value in about.parameters.items())
+    parameters = ", ".join(f"{worded(name)} {value}" for name, value in about.parameters.items())
     facts = {
         "Organisation": about.org_name,
         "Period": about.period,
         "As of": _shown(about.as_of),
         "Made from": ", ".join(about.made_from),
         "Parameters": parameters or "none",
-        "Rows": f"{rows:,}",
+        "Rows, of all tables": f"{rows:,}",
     }
     told = "".join(
         f"<dt>{escape(name)}</dt><dd><bdi>{escape(text)}</bdi></dd>" for name, text in facts.items()
@@ -102,14 +110,20 @@ def head(about: About, summary: Summary, rows: int) -> str:
 
 def begin_table(table: Table) -> str:
     """The beginning of a table."""
-    heads = "".join(f'<th scope="col">{escape(c.label)}</th>' for c in table.columns if c.label)
-    return f"<h2>{escape(table.title)}</h2>\n<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n"
+    labels = [column.label for column in table.columns if column.label]
+    heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    size = ' class="wide"' if len(labels) >= _WIDE else ""
+    return (
+        f"<h2>{escape(table.title)}</h2>\n<table{size}>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n"
+    )
 
 
 def table_row(table: Table, row: Row) -> str:
     """A row of a table."""
     cells = "".join(
-        _cell(value) for column, value in zip(table.columns, row, strict=True) if column.label
+        _cell(worded(value) if column.coded and isinstance(value, str) else value)
+        for column, value in zip(table.columns, row, strict=True)
+        if column.label
     )
     return f"<tr>{cells}</tr>\n"
 
@@ -157,8 +171,13 @@ def _cell(value: Cell) -> str:
     if isinstance(value, float):
         return f'<td class="n">{value:g}</td>'
     if isinstance(value, datetime):
-        return f"<td>{_shown(value)}</td>"
-    return f"<td><bdi>{escape(value)}</bdi></td>" if value else "<td></td>"
+        day, time = _shown(value).split(" ", 1)
+        return f"<td><span>{day}</span> <span>{time}</span></td>"
+    if not value:
+        return "<td></td>"
+    is_long = any(len(word) > _LONG_WORD for word in value.split())
+    opened = '<td class="long">' if is_long else "<td>"
+    return f"{opened}<bdi>{escape(value)}</bdi></td>"
 
 
 def _shown(at: datetime) -> str:

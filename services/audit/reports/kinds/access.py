@@ -62,7 +62,7 @@ class AccessReview:
                     Column("openSessions", "Sessions", total=True),
                     Column("roleChangedAt", "Role changed"),
                     Column("roleChangedBy", "By"),
-                    Column("flag", "Flag"),
+                    Column("flag", "Flag", coded=True),
                 ),
             ),
             Table(

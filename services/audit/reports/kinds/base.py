@@ -21,6 +21,7 @@ from services.audit.reports.domain import (
     Parameters,
     Row,
     Summary,
+    worded,
 )
 from services.audit.reports.log import Log
 from services.audit.reports.sources import Sources
@@ -117,7 +118,7 @@ def bars(counts: Counter[str], order: Iterable[str] = ()) -> tuple[Figure, ...]:
     """Bars: in an order that is given, else the largest first, of as many as a picture holds."""
     given = tuple(order)
     if given:
-        return tuple(Figure(label, counts[label]) for label in given)
+        return tuple(Figure(worded(name), counts[name]) for name in given)
     found = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     shown = [Figure(label, count) for label, count in found[:MOST_BARS]]
     if rest := sum(count for _, count in found[MOST_BARS:]):

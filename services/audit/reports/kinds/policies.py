@@ -47,7 +47,7 @@ class PolicyCompliance:
         name="policy-compliance",
         title="Policies on devices",
         about="Which devices in use have the version of the policy that is in force. A device that"
-        " has an older one is inGrace for some days after the first version above it, and behind"
+        " has an older one is in grace for some days after the first version above it, and behind"
         " then; one that never reported, after it was enrolled and there was a version.",
         tables=(
             Table(
@@ -61,7 +61,7 @@ class PolicyCompliance:
                     Column("requiredSince", "Since"),
                     Column("appliedVersion", "Applied"),
                     Column("appliedAt", "Applied at"),
-                    Column("state", "State"),
+                    Column("state", "State", coded=True),
                     Column("daysBehind", "Days behind"),
                 ),
             ),
