@@ -154,15 +154,8 @@ async def _fill(home: Home, tenants: list[UUID], entries: int) -> None:
 
 def _audit(home: Home) -> psutil.Process:
     """The audit service of the installation."""
-    for process in psutil.process_iter():
-        try:
-            if "services.audit" not in process.cmdline():
-                continue
-            if Path(process.environ().get("EVERGREEN_HOME", "/")) == home.root:
-                return process
-        except psutil.Error:
-            continue
-    raise SystemExit("the audit service does not run")
+    pid, _ = (home.run_directory() / "audit.pid").read_text().split()
+    return psutil.Process(int(pid))
 
 
 def _drain(api: httpx.Client, forwarder: str, audit: psutil.Process, drained: Drained) -> None:

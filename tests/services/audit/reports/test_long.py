@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 
 import psutil
 import pytest
@@ -27,7 +28,7 @@ async def devices(world: World, count: int) -> None:
 
 @pytest.mark.long
 async def test_many_rows_take_no_more_memory(start_world: StartWorld) -> None:
-    """What is held grows by less than 40 MB; 500,000 rows in `make test-long`, 10,000 else."""
+    """What is held grows by less than 40 MiB; 500,000 rows in `make test-long`, 10,000 else."""
     world = await start_world(report_mib=1024)
     count = 500_000 if LONG else 10_000
     await devices(world, count)
@@ -35,8 +36,11 @@ async def test_many_rows_take_no_more_memory(start_world: StartWorld) -> None:
     gc.collect()
     process = psutil.Process()
     before = process.memory_info().rss
+    began = time.monotonic()
     made = await world.until((await world.create("devices-not-seen")).id, seconds=1_500)
     grown = process.memory_info().rss - before
+    size = sum(file.bytes for file in made.files) >> 20
+    print(f"{count:,} rows, {size} MiB in {time.monotonic() - began:.0f} s; {grown >> 20} MiB more")
     assert made.rows == count
     # All six services are in this process, and both ends of each answer.
     assert grown < 40 << 20, f"{grown >> 20} MiB"
