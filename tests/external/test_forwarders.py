@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import MakeKit
 from tests.support import forward_kills
 from tests.support.servers import TestDatabase
 
 
+@pytest.mark.timeout(360)
 async def test_nothing_is_missing_whoever_is_killed(
     make_kit: MakeKit, database: TestDatabase, tmp_path: Path
 ) -> None:

@@ -6,8 +6,6 @@ import asyncio
 from uuid import uuid4
 
 import httpx2
-from scim2_client.engines.httpx2 import SyncSCIMClient
-from scim2_tester import Status, check_server
 
 from tests.support.scim import World, world
 from tests.support.single_sign_on import fake
@@ -21,6 +19,9 @@ def _named(request: httpx2.Request) -> None:
 
 async def test_scim2_tester_finds_nothing(world: World) -> None:
     """Each of its checks is a success, and none is skipped."""
+    # Not by every process that only looks for tests: it takes seconds.
+    from scim2_client.engines.httpx2 import SyncSCIMClient  # noqa: PLC0415
+    from scim2_tester import Status, check_server  # noqa: PLC0415
 
     def checked() -> list[tuple[str, str, str]]:
         with httpx2.Client(
