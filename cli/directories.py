@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,7 +13,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.tables import table
+from cli.tables import show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -78,6 +78,7 @@ _Map = Annotated[
 
 _FAILED: Final = 2
 _ALL: Final = sys.maxsize
+_DOMAIN_COLUMNS: Final = ("DOMAIN", "TENANT", "LOGS IN WITH")
 _COLUMNS: Final = ("NAME", "KIND", "TENANT", "ENABLED", "USERS", "SYNC", "ID")
 
 
@@ -104,12 +105,7 @@ def list_directories(
     """Show the directories that you can see."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         found = list(_directories(api, tenant_named(api, org) if org else ""))
-        for line in (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else _table(api, found)
-        ):
-            typer.echo(line)
+        _show(api, found, as_json=as_json)
 
 
 @app.command()
@@ -162,7 +158,7 @@ def create(
         }  # fmt: skip
         if org:
             body["orgId"] = tenant_named(api, org)
-        _say(api, api.post("/api/directories", body))
+        _show(api, [api.post("/api/directories", body)])
 
 
 @app.command()
@@ -208,7 +204,7 @@ def edit(
             body["enabled"] = enabled
         if not body:
             raise CliError("say what to change, as --map or --disable")
-        _say(api, api.patch(f"/api/directories/{found['id']}", body | {"etag": found["etag"]}))
+        _show(api, [api.patch(f"/api/directories/{found['id']}", body | {"etag": found["etag"]})])
 
 
 @app.command()
@@ -295,8 +291,7 @@ def list_domains(
 ) -> None:
     """Show the e-mail domains that you can see."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        for line in _domain_table(api, list(_domains(api))):
-            typer.echo(line)
+        _show_domains(api, list(_domains(api)))
 
 
 @domains.command()
@@ -312,8 +307,7 @@ def assign(
     """Assign an e-mail domain to an organisation below yours."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         body = {"domain": domain, "orgId": tenant_named(api, org)}
-        for line in _domain_table(api, [api.post("/api/email-domains", body)]):
-            typer.echo(line)
+        _show_domains(api, [api.post("/api/email-domains", body)])
 
 
 @domains.command()
@@ -338,8 +332,7 @@ def use(
         if provider:
             source = named(api, "/api/sso-providers", "providers", "provider", provider)["id"]
         changed = api.patch(f"/api/email-domains/{domain}", {"sourceId": source})
-        for line in _domain_table(api, [changed]):
-            typer.echo(line)
+        _show_domains(api, [changed])
 
 
 @domains.command()
@@ -491,10 +484,11 @@ def tenant_named(api: Api, name: str) -> str:
     raise CliError(f"you see no tenant with the code or id {name}")
 
 
-def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
-    codes = tenants_by_id(api)
-    rows = [
-        (
+def _show(api: Api, found: list[dict[str, Any]], *, as_json: bool = False) -> None:
+    codes = {} if as_json else tenants_by_id(api)
+
+    def row(one: dict[str, Any]) -> Sequence[str]:
+        return (
             one["name"],
             one["kind"],
             codes.get(one["tenantId"], one["tenantId"]),
@@ -503,26 +497,20 @@ def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
             one["syncStatus"] or "-",
             one["id"],
         )
-        for one in found
-    ]
-    return table(_COLUMNS, rows)
+
+    show_list(found, _COLUMNS, row, as_json=as_json)
 
 
-def _domain_table(api: Api, found: list[dict[str, Any]]) -> list[str]:
+def _show_domains(api: Api, found: list[dict[str, Any]]) -> None:
     codes = tenants_by_id(api)
     providers = api.pages("/api/sso-providers", "providers", _ALL)
     names = {one["id"]: one["name"] for one in (*_directories(api), *providers)}
-    rows = [
-        (
+
+    def row(one: dict[str, Any]) -> Sequence[str]:
+        return (
             one["domain"],
             codes.get(one["tenantId"], one["tenantId"]),
             names.get(one["sourceId"], one["sourceId"]) or "-",
         )
-        for one in found
-    ]
-    return table(("DOMAIN", "TENANT", "LOGS IN WITH"), rows)
 
-
-def _say(api: Api, directory: dict[str, Any]) -> None:
-    for line in _table(api, [directory]):
-        typer.echo(line)
+    show_list(found, _DOMAIN_COLUMNS, row, as_json=False)

@@ -14,7 +14,7 @@ import typer
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -58,10 +58,7 @@ def list_tokens(
         if service_account:
             asked["serviceAccountId"] = account_named(api, service_account)["id"]
         found = list(api.pages("/api/tokens", "tokens", _ALL, **asked))
-        for line in (
-            [json.dumps(one, ensure_ascii=False) for one in found] if as_json else _table(found)
-        ):
-            typer.echo(line)
+        show_list(found, _COLUMNS, _row, as_json=as_json)
 
 
 @app.command()
@@ -135,8 +132,8 @@ def revoke(
         if token != newest["id"]:
             tokens = api.pages("/api/tokens", "tokens", _ALL)
             ended += [one for one in tokens if one["replacedBy"] == newest["id"]]
-        for line in _table([api.post(f"/api/tokens/{one['id']}/revoke", {}) for one in ended]):
-            typer.echo(line)
+        revoked = [api.post(f"/api/tokens/{one['id']}/revoke", {}) for one in ended]
+        show_list(revoked, _COLUMNS, _row, as_json=False)
 
 
 @app.command()
@@ -262,21 +259,17 @@ def _found(api: Api, name: str) -> dict[str, Any]:
     return one_named(newest, name, "API token that works")
 
 
-def _table(tokens: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [
-        (
-            one["name"],
-            one["heldBy"],
-            one["role"],
-            ",".join(one["scopes"]),
-            one["status"],
-            one["endsAt"],
-            one.get("lastUsedAt") or "never",
-            one["id"],
-        )
-        for one in tokens
-    ]
-    return table(_COLUMNS, rows)
+def _row(one: dict[str, Any]) -> Sequence[str]:
+    return (
+        one["name"],
+        one["heldBy"],
+        one["role"],
+        ",".join(one["scopes"]),
+        one["status"],
+        one["endsAt"],
+        one.get("lastUsedAt") or "never",
+        one["id"],
+    )
 
 
 def hand_over(made: dict[str, Any]) -> None:

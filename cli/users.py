@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,7 +15,7 @@ import typer
 from cli.errors import CliError, told
 from cli.options import CaFile, DatabaseHome, Email, Home, PasswordFile, Url, home_of
 from cli.session import operator
-from cli.tables import table
+from cli.tables import show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -66,12 +66,7 @@ def list_users(
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         org_id = _org(api, org) if org else ""
         users = list(_users(api, deleted=deleted, org_id=org_id))
-        for line in (
-            [json.dumps(user, ensure_ascii=False) for user in users]
-            if as_json
-            else _table(api, users)
-        ):
-            typer.echo(line)
+        _show(api, users, as_json=as_json)
 
 
 @app.command()
@@ -85,7 +80,7 @@ def show(
 ) -> None:
     """Show one user as JSON; also one who was deleted."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = _found(api, user, deleted=True)
+        found = user_named(api, user, deleted=True)
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 
@@ -126,7 +121,7 @@ def edit(
 ) -> None:
     """Change a user's role, e-mail address or organisation; the user's sessions end."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = _found(api, user)
+        found = user_named(api, user)
         changes = {"role": role, "email": new_email, "orgId": _org(api, org) if org else ""}
         body: dict[str, Any] = {name: value for name, value in changes.items() if value}
         if not body:
@@ -149,7 +144,7 @@ def deactivate(
 ) -> None:
     """Disable a user: sessions and event credentials of the user end."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        _say(api, api.post(f"/api/users/{_found(api, user)['id']}/deactivate", {}))
+        _say(api, api.post(f"/api/users/{user_named(api, user)['id']}/deactivate", {}))
 
 
 @app.command()
@@ -163,7 +158,7 @@ def sessions(
 ) -> None:
     """Show where a user is logged in, newest first."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = _found(api, user)
+        found = user_named(api, user)
         path = f"/api/users/{found['id']}/sessions"
         rows = [
             (
@@ -191,7 +186,7 @@ def end_sessions(
 ) -> None:
     """Log a user out everywhere; API tokens of the user go on."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = _found(api, user)
+        found = user_named(api, user)
         body = {"sessionId": session} if session else {}
         ended = api.post(f"/api/users/{found['id']}/sessions/end", body)["ended"]
         typer.echo(f"{found['email']}: sessions ended: {ended}")
@@ -208,7 +203,7 @@ def reactivate(
 ) -> None:
     """Let a deactivated user of a directory in again; its role mappings decide as what."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        _say(api, api.post(f"/api/users/{_found(api, user)['id']}/reactivate", {}))
+        _say(api, api.post(f"/api/users/{user_named(api, user)['id']}/reactivate", {}))
 
 
 @app.command()
@@ -224,7 +219,7 @@ def delete(
 ) -> None:
     """Delete a deactivated user. The address is free again; the audit log stays as it is."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = _found(api, user)
+        found = user_named(api, user)
         path = f"/api/users/{found['id']}"
         seen = api.delete(path, validateOnly="true", etag=found["etag"])
         if dry_run:
@@ -248,7 +243,7 @@ def _is(user: dict[str, Any], name: str) -> bool:
     return bool(name == user["id"] or normal_email(name) == user["email"])
 
 
-def _found(api: Api, name: str, *, deleted: bool = False) -> dict[str, Any]:
+def user_named(api: Api, name: str, *, deleted: bool = False) -> dict[str, Any]:
     """The user with an address or an id; of several who had an address, who has it now.
 
     Raises:
@@ -268,27 +263,28 @@ def _org(api: Api, name: str) -> str:
     raise CliError(f"you see no tenant with the code or id {name}")
 
 
-def _table(api: Api, users: list[dict[str, Any]]) -> list[str]:
+def _show(api: Api, users: list[dict[str, Any]], *, as_json: bool = False) -> None:
     """One line a user; a tenant by its code."""
-    tenants = api.pages("/api/tenants", "tenants", _ALL, showDeleted="true")
-    codes = {tenant["id"]: tenant["code"] for tenant in tenants}
-    rows = [
-        (
+    codes = {}
+    if not as_json:
+        tenants = api.pages("/api/tenants", "tenants", _ALL, showDeleted="true")
+        codes = {tenant["id"]: tenant["code"] for tenant in tenants}
+
+    def row(user: dict[str, Any]) -> Sequence[str]:
+        return (
             user["email"],
             user["role"],
             user["status"],
             codes.get(user["tenantId"], user["tenantId"]),
             user["id"],
         )
-        for user in users
-    ]
-    return table(_COLUMNS, rows)
+
+    show_list(users, _COLUMNS, row, as_json=as_json)
 
 
 def _say(api: Api, user: dict[str, Any], dry_run: bool = False) -> None:
     """Shows a user as changed; of a dry run, that nothing was."""
-    for line in _table(api, [user]):
-        typer.echo(line)
+    _show(api, [user])
     if dry_run:
         typer.echo("Nothing was changed; so it would be.")
 
@@ -368,7 +364,7 @@ def reset_mfa(
             address = run_on_database(_reset_factors(find_target(home), user))
         else:
             with _api(home, url, ca_file, email, password_file) as api:
-                found = _found(api, user)
+                found = user_named(api, user)
                 address = found["email"]
                 api.post(f"/api/users/{found['id']}/reset-mfa", {})
         typer.echo(f"{address}: logs in with the password alone. Sessions have ended.")
