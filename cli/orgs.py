@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -57,12 +57,11 @@ def list_orgs(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         tenants = list(_tenants(api, deleted=deleted))
         members = ("code", "kind", "status", "id", "name")
-        for line in (
-            [json.dumps(tenant, ensure_ascii=False) for tenant in tenants]
-            if as_json
-            else table(_COLUMNS, [[tenant[member] for member in members] for tenant in tenants])
-        ):
-            typer.echo(line)
+
+        def row(tenant: dict[str, Any]) -> Sequence[str]:
+            return [tenant[member] for member in members]
+
+        show_list(tenants, _COLUMNS, row, as_json=as_json)
 
 
 @app.command()
@@ -123,23 +122,35 @@ def sign_in(
         int | None,
         typer.Option(min=0, max=90, help="How many days they get in without; 14 if not given."),
     ] = None,
+    local_login: Annotated[
+        str,
+        typer.Option(
+            help="Who has passwords here where a directory or provider is used: all or owners-only."
+        ),
+    ] = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show, or set, whom a tenant asks for a second factor, in itself and in all below."""
+    """Show, or set, how people of a tenant log in, and of all below: with a second factor, and
+    with a password of here."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         path = f"/api/tenants/{_found(api, org)['id']}/sign-in-policy"
         body: dict[str, Any] = {"mfa": mfa} if mfa else {}
         if grace_days is not None:
             body["graceDays"] = grace_days
+        if local_login:
+            body["localLogin"] = local_login
         policy = api.patch(path, body) if body else api.get(path)
         since = policy.get("mfaRequiredFrom", "")
         typer.echo(f"second factor: {policy['mfa']}{f', needed from {since} on' if since else ''}")
         if policy["effectiveMfa"] != policy["mfa"]:
             typer.echo(f"a tenant above asks more: {policy['effectiveMfa']}")
+        now = policy["effectiveLocalLogin"]
+        holds = "" if now == policy["localLogin"] else f" (now: {now})"
+        typer.echo(f"passwords here: {policy['localLogin']}{holds}")
 
 
 @app.command()

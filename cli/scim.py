@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,8 +14,9 @@ from cli.directories import mapped_row, named, tenant_named, tenants_by_id
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list
 from cli.tokens import Days, hand_over, in_days
+from cli.users import user_named
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -53,7 +54,7 @@ def list_sources(
     """Show the SCIM sources that you can see."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = list(_sources(api, tenant_named(api, org) if org else ""))
-        _print(found, _table(api, found), as_json=as_json)
+        _show(api, found, as_json=as_json)
 
 
 @app.command()
@@ -90,8 +91,7 @@ def create(
         if org:
             body["orgId"] = tenant_named(api, org)
         made = api.post("/api/scim-sources", body)
-        for line in _table(api, [made]):
-            typer.echo(line)
+        _show(api, [made])
         typer.echo(f"Enter there: {made['baseUrl']} (base URL)")
         typer.echo(f"and the token that `evergreen scim token {name!r}` makes.")
 
@@ -134,17 +134,7 @@ def people(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         path = f"/api/scim-sources/{_found(api, source)['id']}/people"
         found = [one for one in api.pages(path, "people", _ALL) if one["problem"] or not without]
-        rows = [
-            (
-                one["userName"],
-                one["email"],
-                "yes" if one["active"] else "no",
-                ",".join(one["groups"]),
-                one["problem"] or "ok",
-            )
-            for one in found
-        ]
-        _print(found, table(_PEOPLE, rows), as_json=as_json)
+        show_list(found, _PEOPLE, _person_row, as_json=as_json)
 
 
 @app.command()
@@ -174,8 +164,9 @@ def edit(
         if not body:
             raise CliError("say what to change, as --map or --disable")
         changed = api.patch(f"/api/scim-sources/{found['id']}", body | {"etag": found["etag"]})
-        for line in _table(api, [changed]):
-            typer.echo(line)
+        _show(api, [changed])
+        if changed["remaining"]:
+            typer.echo(f"The accounts of {changed['remaining']} more people follow by themselves.")
 
 
 @app.command()
@@ -201,6 +192,28 @@ def confirm(
 
 
 @app.command()
+def unlink(
+    source: _Source,
+    user: Annotated[str, typer.Argument(help="The user, by the e-mail address or the id.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Take a user out of a SCIM source: local again, and deactivated until you invite or delete."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        found, of = _found(api, source), user_named(api, user)
+        ask(f"Take {of['email']} out of {found['name']} and deactivate the user?", yes)
+        api.post(f"/api/scim-sources/{found['id']}/unlink", {"userId": of["id"]})
+        typer.echo(
+            f"{of['email']} is local and deactivated;"
+            f" `evergreen users invite {of['email']}` makes a link for a password here."
+        )
+
+
+@app.command()
 def delete(
     source: _Source,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -218,9 +231,14 @@ def delete(
         typer.echo(f"{found['name']} is deleted; users who came from it are deactivated.")
 
 
-def _print(found: list[dict[str, Any]], lines: list[str], *, as_json: bool) -> None:
-    for line in [json.dumps(one, ensure_ascii=False) for one in found] if as_json else lines:
-        typer.echo(line)
+def _person_row(one: dict[str, Any]) -> Sequence[str]:
+    return (
+        one["userName"],
+        one["email"],
+        "yes" if one["active"] else "no",
+        ",".join(one["groups"]),
+        one["problem"] or "ok",
+    )
 
 
 def _sources(api: Api, org_id: str = "") -> Iterator[dict[str, Any]]:
@@ -231,10 +249,11 @@ def _found(api: Api, name: str) -> dict[str, Any]:
     return named(api, "/api/scim-sources", "sources", "SCIM source", name)
 
 
-def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
-    codes = tenants_by_id(api)
-    rows = [
-        (
+def _show(api: Api, found: list[dict[str, Any]], *, as_json: bool = False) -> None:
+    codes = {} if as_json else tenants_by_id(api)
+
+    def row(one: dict[str, Any]) -> Sequence[str]:
+        return (
             one["name"],
             codes.get(one["tenantId"], one["tenantId"]),
             "yes" if one["enabled"] else "no",
@@ -244,6 +263,5 @@ def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
             str(one["held"]),
             one["id"],
         )
-        for one in found
-    ]
-    return table(_COLUMNS, rows)
+
+    show_list(found, _COLUMNS, row, as_json=as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,7 +14,7 @@ from cli.directories import confirm, mapped_row, named, read_secret, tenant_name
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import table
+from cli.tables import show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -65,6 +65,12 @@ _Mfa = Annotated[
     bool | None,
     typer.Option("--trust-mfa/--own-mfa", help="Whether it answers for a second factor."),
 ]
+_Logout = Annotated[
+    bool | None,
+    typer.Option(
+        "--single-logout/--local-logout", help="Whether signing out here leads to it, too."
+    ),
+]
 _Map = Annotated[
     list[str] | None,
     typer.Option("--map", help="GROUP=ROLE or GROUP=ROLE@ORG, in their order. Repeat it."),
@@ -88,13 +94,7 @@ def list_providers(
     """Show the providers that you can see."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = list(_providers(api, tenant_named(api, org) if org else ""))
-        lines = (
-            [json.dumps(one, ensure_ascii=False) for one in found]
-            if as_json
-            else _table(api, found)
-        )
-        for line in lines:
-            typer.echo(line)
+        _show(api, found, as_json=as_json)
 
 
 @app.command()
@@ -126,6 +126,7 @@ def create(
     session_hours: _Hours = 0,
     button: _Button = None,
     trust_mfa: _Mfa = None,
+    single_logout: _Logout = None,
     mapping: _Map = None,
     org: _Org = "",
     home: Home = None,
@@ -140,16 +141,18 @@ def create(
             "name": name,
             **_given(
                 api, issuer, client_id, client_secret_file, provider_ca_file, scope, groups_claim,
-                email_claim, hosted_domain, just_in_time, session_hours, button, trust_mfa, mapping,
+                email_claim, hosted_domain, just_in_time, session_hours, button, trust_mfa,
+                single_logout, mapping,
             ),
         }  # fmt: skip
         if org:
             body["orgId"] = tenant_named(api, org)
         made = api.post("/api/sso-providers", body)
-        for line in _table(api, [made]):
-            typer.echo(line)
+        _show(api, [made])
         typer.echo(f"Register there: {made['redirectUri']} (redirect URI)")
         typer.echo(f"                {made['backchannelLogoutUri']} (back-channel logout)")
+        if made["singleLogout"]:
+            typer.echo(f"                {made['postLogoutRedirectUri']} (after logout)")
 
 
 @app.command()
@@ -171,6 +174,7 @@ def edit(
     session_hours: _Hours = 0,
     button: _Button = None,
     trust_mfa: _Mfa = None,
+    single_logout: _Logout = None,
     mapping: _Map = None,
     home: Home = None,
     url: Url = "",
@@ -183,7 +187,8 @@ def edit(
         found = _found(api, provider)
         body = _given(
             api, issuer, client_id, client_secret_file, provider_ca_file, scope, groups_claim,
-            email_claim, hosted_domain, just_in_time, session_hours, button, trust_mfa, mapping,
+            email_claim, hosted_domain, just_in_time, session_hours, button, trust_mfa,
+            single_logout, mapping,
         )  # fmt: skip
         if new_name:
             body["name"] = new_name
@@ -192,8 +197,7 @@ def edit(
         if not body:
             raise CliError("say what to change, as --map or --disable")
         changed = api.patch(f"/api/sso-providers/{found['id']}", body | {"etag": found["etag"]})
-        for line in _table(api, [changed]):
-            typer.echo(line)
+        _show(api, [changed])
 
 
 @app.command()
@@ -247,6 +251,7 @@ def _given(
     session_hours: int,
     button: bool | None,
     trust_mfa: bool | None,
+    single_logout: bool | None,
     mapping: list[str] | None,
 ) -> dict[str, Any]:
     """What the options say, as the API takes it."""
@@ -264,7 +269,12 @@ def _given(
         "sessionHours": session_hours,
         "roleMappings": [mapped_row(api, one) for one in mapping or []],
     }
-    said = {"justInTime": just_in_time, "loginButton": button, "trustsMfa": trust_mfa}
+    said = {
+        "justInTime": just_in_time,
+        "loginButton": button,
+        "trustsMfa": trust_mfa,
+        "singleLogout": single_logout,
+    }
     return {name: value for name, value in body.items() if value} | {
         name: value for name, value in said.items() if value is not None
     }
@@ -278,10 +288,11 @@ def _found(api: Api, name: str) -> dict[str, Any]:
     return named(api, "/api/sso-providers", "providers", "provider", name)
 
 
-def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
-    codes = tenants_by_id(api)
-    rows = [
-        (
+def _show(api: Api, found: list[dict[str, Any]], *, as_json: bool = False) -> None:
+    codes = {} if as_json else tenants_by_id(api)
+
+    def row(one: dict[str, Any]) -> Sequence[str]:
+        return (
             one["name"],
             one["issuer"],
             codes.get(one["tenantId"], one["tenantId"]),
@@ -289,6 +300,5 @@ def _table(api: Api, found: list[dict[str, Any]]) -> list[str]:
             str(one["users"]),
             one["id"],
         )
-        for one in found
-    ]
-    return table(_COLUMNS, rows)
+
+    show_list(found, _COLUMNS, row, as_json=as_json)

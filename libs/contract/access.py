@@ -173,6 +173,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "UpdateScimSource": replace(_FRESH_OWNER, timeout=30),
             "DeleteScimSource": replace(_FRESH_OWNER, timeout=30),
             "ConfirmScimSource": replace(_FRESH_OWNER, timeout=30),
+            "UnlinkScimUser": _FRESH_OWNER,
             "ListScimPeople": _USER_READ,
         },
         "ApiTokenService": {

@@ -96,6 +96,7 @@ PAGES: Final = (
     _page("/auth/confirm"),
     _page("/auth/invitations"),
     _page("/auth/signed-in"),
+    _page("/auth/signed-out"),
     _page("/auth/assets/*"),
     # They ask a provider of single sign-on, which may take its time.
     replace(_page("/auth/sso/start"), rate=RateClass.LOGIN, timeout=_LOGIN_SECONDS),

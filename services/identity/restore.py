@@ -110,6 +110,7 @@ class Known:
                 role=newer.role or older.role,
                 status=newer.status or older.status,
                 tenant_id=newer.tenant_id or older.tenant_id,
+                origin=newer.origin or older.origin,
                 voided=newer.voided or older.voided,
             )
         )
@@ -178,7 +179,9 @@ class Known:
             status = "disabled" if status == "deleted" else status
             voided = status == "invited"
             tenant_id = UUID(after["tenantId"]) if after.get("tenantId") else None
-            self.user(UUID(entry.name), KnownUser(entry.at, role, status, tenant_id, voided))
+            origin = str(after.get("origin") or "")
+            known = KnownUser(entry.at, role, status, tenant_id, voided, origin=origin)
+            self.user(UUID(entry.name), known)
         elif entry.action == InvitationAccepted.NAME:
             self.user(UUID(entry.name), KnownUser(entry.at, voided=True))
         elif entry.action == EventCredentialRevoked.NAME:

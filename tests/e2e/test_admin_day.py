@@ -546,6 +546,7 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateScimSource",
         "DeleteScimSource",
         "ConfirmScimSource",
+        "UnlinkScimUser",
         "CreateEmailDomain",
         "UpdateEmailDomain",
         "DeleteEmailDomain",

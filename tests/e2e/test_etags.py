@@ -70,6 +70,7 @@ _OF_NO_RESOURCE = {
     "TestDirectory",
     "TestSsoProvider",
     "ConfirmScimSource",
+    "UnlinkScimUser",
 }
 """They change nothing that the API shows with an etag."""
 

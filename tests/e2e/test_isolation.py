@@ -252,6 +252,10 @@ _NAMED: dict[str, Case] = {
     "ScimSourceService/UpdateScimSource": _by_id(lambda v: v.scim_source["id"], name="x"),
     "ScimSourceService/DeleteScimSource": _by_id(lambda v: v.scim_source["id"]),
     "ScimSourceService/ConfirmScimSource": _by_id(lambda v: v.scim_source["id"], users=1),
+    "ScimSourceService/UnlinkScimUser": lambda v, _: {
+        "id": v.scim_source["id"],
+        "json": {"userId": v.user["id"]},
+    },
     "ScimSourceService/ListScimPeople": _by_id(lambda v: v.scim_source["id"]),
     "EmailDomainService/ListEmailDomains": _list,
     "EmailDomainService/CreateEmailDomain": _in_org(domain="stranger.example"),

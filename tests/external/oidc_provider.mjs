@@ -25,6 +25,7 @@ function client(number) {
     redirect_uris: [addresses[2 * number]],
     grant_types: ['authorization_code'], response_types: ['code'],
     backchannel_logout_uri: addresses[2 * number + 1], backchannel_logout_session_required: true,
+    post_logout_redirect_uris: [addresses[2 * number].replace(/\/auth\/sso\/.*/, '/auth/signed-out')],
   };
 }
 function make() {

@@ -20,6 +20,7 @@ import pytest
 
 from tests.external.conftest import OpenBrowser
 from tests.support.documented import Commands, script
+from tests.support.forms import form_of
 from tests.support.stack import PATIENCE, Stack, free_port, running, until
 
 PLACE = "https://login.school.example/realms/school"
@@ -128,14 +129,6 @@ def _run_the_example(stack: Stack, issuer: str, directory: Path) -> None:
     assert re.search(r"school\.test +default +School sign-in", done.stdout)
 
 
-def _form(page: httpx.Response) -> tuple[str, dict[str, str]]:
-    """Where the first form of a page goes, and its hidden fields."""
-    action = re.search(r'<form[^>]* action="([^"]+)"', page.text)
-    assert action, page.text
-    hidden = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', page.text))
-    return urljoin(str(page.url), unescape(action[1])), hidden
-
-
 def _sign_in(client: httpx.Client, name: str, provider: str = "School sign-in") -> httpx.Response:
     """Goes by the button, through the provider's pages, and back."""
     page = client.get("/login")
@@ -145,7 +138,7 @@ def _sign_in(client: httpx.Client, name: str, provider: str = "School sign-in") 
     for _ in range(4):
         if page.url.path.endswith("/callback"):
             return page
-        action, hidden = _form(page)
+        action, hidden = form_of(page)
         typed = {"login": name, "password": "x"} if "password" in page.text else {}
         page = client.post(action, data=hidden | typed, follow_redirects=True)
     return page
@@ -167,7 +160,7 @@ def test_the_example(installation: Installation) -> None:
         with stack.client() as other:
             assert "You are signed in." in _sign_in(other, "olive").text
             page = other.get(f"{installation.issuer}/session/end")
-            action, hidden = _form(page)
+            action, hidden = form_of(page)
             other.post(action, data=hidden | {"logout": "yes"}, follow_redirects=True)
             until(
                 lambda: other.get("/auth/account").status_code == 303,
@@ -185,6 +178,42 @@ def test_the_example(installation: Installation) -> None:
         "Owner",
     }
     assert "mallory@school.test" not in users
+
+
+def test_signing_out_there_too(installation: Installation) -> None:
+    """Signing out here leads to the provider's question, and back to the sign-in page; then the
+    provider asks who it is again. Somebody may also say no there."""
+    stack = installation.stack
+    with stack.first_owner() as root:
+        (provider,) = root.get("/api/sso-providers").json()["providers"]
+        path = f"/api/sso-providers/{provider['id']}"
+        root.patch(path, json={"singleLogout": True}).raise_for_status()
+        tried = root.post(f"{path}/test", json={}).json()
+        assert tried["ok"], tried
+        assert "logout" in {step["step"] for step in tried["steps"]}
+    with stack.client() as client:
+        for answer, is_known in (({}, True), ({"logout": "yes"}, False)):
+            assert "You are signed in." in _sign_in(client, "adam").text
+            form = re.search(r'action="/auth/forms/logout".*?</form>', _account(client), re.DOTALL)
+            assert form
+            hidden = dict(re.findall(r'name="([^"]+)" value="([^"]*)"', form[0]))
+            led = client.post("/auth/forms/logout", data=hidden, headers={"origin": stack.url})
+            assert client.get("/auth/account").status_code == 303
+            page = client.get(led.headers["refresh"].removeprefix("0;url="))
+            action, hidden = form_of(page)
+            page = client.post(action, data=hidden | answer, follow_redirects=True)
+            assert page.url.path == "/login", page.text
+            assert "You are signed out." in page.text
+            start = client.get(f"/auth/sso/start?provider={provider['id']}", follow_redirects=True)
+            assert ('name="password"' not in start.text) is is_known, start.text
+    with stack.first_owner() as root:
+        root.patch(path, json={"singleLogout": False}).raise_for_status()
+
+
+def _account(client: httpx.Client) -> str:
+    page = client.get("/auth/account")
+    assert page.status_code == 200
+    return page.text
 
 
 def test_in_a_browser_without_scripts(
@@ -252,7 +281,7 @@ def _back_from(client: httpx.Client, name: str, backend: Backend) -> str:
                 return where
             page = client.get(where)
             continue
-        action, hidden = _form(page)
+        action, hidden = form_of(page)
         typed = {"login": name, "password": "x"} if "password" in page.text else {}
         page = client.post(action, data=hidden | typed)
     raise AssertionError(page.text)
@@ -341,7 +370,7 @@ def _a_logout_is_told_to_both(
         if cookie.domain == "127.0.0.1":
             client.cookies.jar.set_cookie(cookie)
     page = client.get(f"{issuer}/session/end")
-    action, hidden = _form(page)
+    action, hidden = form_of(page)
     client.post(action, data=hidden | {"logout": "yes"}, follow_redirects=True)
     for backend, browser in ((here, client), (there, others_client)):
         until(lambda b=backend, c=browser: not b.is_signed_in(c), PATIENCE, "it goes on")

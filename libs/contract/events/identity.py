@@ -100,7 +100,8 @@ class LoginAttempt:
         str,
         Since("0.2.0"),
         "What a directory said, as `AD_533`; `CODE_WRONG` or `CODE_USED` where the password was"
-        " right and the second factor was not; else empty.",
+        " right and the second factor was not; `LOCAL_LOGIN_OFF` where it was right and only Owners"
+        " have passwords here; else empty.",
     ] = ""
     source: Annotated[UUID | None, Since("0.2.0"), "The directory or provider that was asked."] = (
         None
@@ -125,12 +126,17 @@ class FactorOwner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignInPolicySnapshot:
-    """Whom a tenant asks for a second factor."""
+    """How people of a tenant log in."""
 
     mfa: Literal["off", "owners", "admins", "all"]
     mfa_required_from: Annotated[
         datetime | None, "From when on they do not get in without one; null with `off`."
     ]
+    local_login: Annotated[
+        Literal["all", "owners-only"],
+        Since("0.3.0"),
+        "Who logs in with a password or passkey of here, where a directory or provider is used.",
+    ] = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +297,9 @@ class SsoProviderSnapshot:
     login_button: bool
     trusts_mfa: bool
     role_mappings: tuple[MappedRole, ...]
+    single_logout: Annotated[
+        bool, Since("0.3.0"), "Whether signing out here leads to the provider, too."
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -764,7 +773,8 @@ class SecondFactorsReset(_UserAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignInPolicyUpdated(_TenantAction):
-    """A tenant asks others for a second factor, or from another day on."""
+    """A tenant asks others for a second factor, or from another day on; or others log in with what
+    they have here."""
 
     NAME: ClassVar[str] = "identity.sign_in_policy_updated"
     before: SignInPolicySnapshot
@@ -955,7 +965,7 @@ class AccountLinked(_UserAction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountUnlinked(_UserAction):
-    """A user signs in with the password alone again."""
+    """A user signs in with the password alone again, or comes from a SCIM source no more."""
 
     NAME: ClassVar[str] = "identity.account_unlinked"
     before: LinkedAccount

@@ -3596,6 +3596,7 @@ class ScimSource(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     BASE_URL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The source's id."""
     tenant_id: _builtins.str
@@ -3617,6 +3618,10 @@ class ScimSource(_message.Message):
     etag: _builtins.str
     """Changes with every change of the source; give it back, or the header `ETag` as
     `If-Match`, to refuse a lost update.
+    """
+    remaining: _builtins.int
+    """Of how many people the accounts are still to be brought to the last change of the
+    mappings, which follows by itself; zero when it is done.
     """
     @_builtins.property
     def role_mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappedRole]:
@@ -3650,10 +3655,11 @@ class ScimSource(_message.Message):
         held: _builtins.int = ...,
         base_url: _builtins.str = ...,
         etag: _builtins.str = ...,
+        remaining: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "created_at", b"created_at", "enabled", b"enabled", "etag", b"etag", "groups", b"groups", "held", b"held", "id", b"id", "name", b"name", "people", b"people", "role_mappings", b"role_mappings", "tenant_id", b"tenant_id", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "created_at", b"created_at", "enabled", b"enabled", "etag", b"etag", "groups", b"groups", "held", b"held", "id", b"id", "name", b"name", "people", b"people", "remaining", b"remaining", "role_mappings", b"role_mappings", "tenant_id", b"tenant_id", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3775,6 +3781,32 @@ class DeleteScimSourceRequest(_message.Message):
 Global___DeleteScimSourceRequest: _TypeAlias = DeleteScimSourceRequest  # noqa: Y015
 
 @_typing.final
+class UnlinkScimUserRequest(_message.Message):
+    """Which user to take out of which SCIM source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The source's id."""
+    user_id: _builtins.str
+    """The user's id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlinkScimUserRequest: _TypeAlias = UnlinkScimUserRequest  # noqa: Y015
+
+@_typing.final
 class ConfirmScimSourceRequest(_message.Message):
     """Which SCIM source may take access from those who were held."""
 
@@ -3887,7 +3919,8 @@ class ScimPerson(_message.Message):
     problem: _builtins.str
     """Why the person has no account that can be used: `NO_ROLE`, `INACTIVE`,
     `EMAIL`, `EMAIL_DOMAIN`, `OTHER_ACCOUNT`, or `DISABLED` by an administrator.
-    `HELD`: the account loses access when an Owner confirms it.
+    `HELD`: the account loses access when an Owner confirms it. `UNLINKED`: an Owner
+    has taken the account out of the source.
     """
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -4023,6 +4056,8 @@ class SsoProvider(_message.Message):
     BACKCHANNEL_LOGOUT_URI_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    SINGLE_LOGOUT_FIELD_NUMBER: _builtins.int
+    POST_LOGOUT_REDIRECT_URI_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The provider's id."""
     tenant_id: _builtins.str
@@ -4069,6 +4104,14 @@ class SsoProvider(_message.Message):
     """Whether it answers for a second factor. Else people who have one here, or need
     one, are asked for it.
     """
+    single_logout: _builtins.bool
+    """Whether signing out on the page of the account leads to the provider, which asks
+    whether to sign out there, too.
+    """
+    post_logout_redirect_uri: _builtins.str
+    """What to register with the provider as the address that people come back to after
+    signing out there.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the provider is asked for; always with `openid`."""
@@ -4113,10 +4156,12 @@ class SsoProvider(_message.Message):
         backchannel_logout_uri: _builtins.str = ...,
         etag: _builtins.str = ...,
         trusts_mfa: _builtins.bool = ...,
+        single_logout: _builtins.bool = ...,
+        post_logout_redirect_uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backchannel_logout_uri", b"backchannel_logout_uri", "ca_pem", b"ca_pem", "client_id", b"client_id", "created_at", b"created_at", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "redirect_uri", b"redirect_uri", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "tenant_id", b"tenant_id", "trusts_mfa", b"trusts_mfa", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backchannel_logout_uri", b"backchannel_logout_uri", "ca_pem", b"ca_pem", "client_id", b"client_id", "created_at", b"created_at", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "post_logout_redirect_uri", b"post_logout_redirect_uri", "redirect_uri", b"redirect_uri", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "single_logout", b"single_logout", "tenant_id", b"tenant_id", "trusts_mfa", b"trusts_mfa", "updated_at", b"updated_at", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4144,6 +4189,7 @@ class CreateSsoProviderRequest(_message.Message):
     DISABLED_FIELD_NUMBER: _builtins.int
     ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
     TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    SINGLE_LOGOUT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant that it belongs to; the caller's own when not given."""
     name: _builtins.str
@@ -4180,6 +4226,10 @@ class CreateSsoProviderRequest(_message.Message):
     """Whether people do not log in with it yet."""
     trusts_mfa: _builtins.bool
     """Whether it answers for a second factor, so that none of ours is asked for."""
+    single_logout: _builtins.bool
+    """Whether signing out on the page of the account leads to the provider, too. It has
+    to know `post_logout_redirect_uri`.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the provider is asked for beside `openid`; `profile` and `email` when
@@ -4209,10 +4259,11 @@ class CreateSsoProviderRequest(_message.Message):
         disabled: _builtins.bool = ...,
         role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
         trusts_mfa: _builtins.bool = ...,
+        single_logout: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_login_button", b"_login_button", "login_button", b"login_button"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_login_button", b"_login_button", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "disabled", b"disabled", "email_claim", b"email_claim", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "org_id", b"org_id", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_login_button", b"_login_button", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "disabled", b"disabled", "email_claim", b"email_claim", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "org_id", b"org_id", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "single_logout", b"single_logout", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__login_button: _TypeAlias = _typing.Literal["login_button"]  # noqa: Y015
     _WhichOneofArgType__login_button: _TypeAlias = _typing.Literal["_login_button", b"_login_button"]  # noqa: Y015
@@ -4243,6 +4294,7 @@ class UpdateSsoProviderRequest(_message.Message):
     ROLE_MAPPINGS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     TRUSTS_MFA_FIELD_NUMBER: _builtins.int
+    SINGLE_LOGOUT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The provider's id."""
     name: _builtins.str
@@ -4277,6 +4329,8 @@ class UpdateSsoProviderRequest(_message.Message):
     """When given, the call is refused unless it still has this etag."""
     trusts_mfa: _builtins.bool
     """Whether it answers for a second factor, so that none of ours is asked for."""
+    single_logout: _builtins.bool
+    """Whether signing out on the page of the account leads to the provider, too."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the provider is asked for; as it is when none are given."""
@@ -4305,10 +4359,11 @@ class UpdateSsoProviderRequest(_message.Message):
         role_mappings: _abc.Iterable[Global___RoleMapping] | None = ...,
         etag: _builtins.str | None = ...,
         trusts_mfa: _builtins.bool | None = ...,
+        single_logout: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_single_logout", b"_single_logout", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "session_hours", b"session_hours", "single_logout", b"single_logout", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem", "_client_id", b"_client_id", "_client_secret", b"_client_secret", "_email_claim", b"_email_claim", "_enabled", b"_enabled", "_etag", b"_etag", "_groups_claim", b"_groups_claim", "_hosted_domain", b"_hosted_domain", "_issuer", b"_issuer", "_just_in_time", b"_just_in_time", "_login_button", b"_login_button", "_name", b"_name", "_session_hours", b"_session_hours", "_single_logout", b"_single_logout", "_trusts_mfa", b"_trusts_mfa", "ca_pem", b"ca_pem", "client_id", b"client_id", "client_secret", b"client_secret", "email_claim", b"email_claim", "enabled", b"enabled", "etag", b"etag", "groups_claim", b"groups_claim", "hosted_domain", b"hosted_domain", "id", b"id", "issuer", b"issuer", "just_in_time", b"just_in_time", "login_button", b"login_button", "name", b"name", "role_mappings", b"role_mappings", "scopes", b"scopes", "session_hours", b"session_hours", "single_logout", b"single_logout", "trusts_mfa", b"trusts_mfa"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ca_pem: _TypeAlias = _typing.Literal["ca_pem"]  # noqa: Y015
     _WhichOneofArgType__ca_pem: _TypeAlias = _typing.Literal["_ca_pem", b"_ca_pem"]  # noqa: Y015
@@ -4336,6 +4391,8 @@ class UpdateSsoProviderRequest(_message.Message):
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__session_hours: _TypeAlias = _typing.Literal["session_hours"]  # noqa: Y015
     _WhichOneofArgType__session_hours: _TypeAlias = _typing.Literal["_session_hours", b"_session_hours"]  # noqa: Y015
+    _WhichOneofReturnType__single_logout: _TypeAlias = _typing.Literal["single_logout"]  # noqa: Y015
+    _WhichOneofArgType__single_logout: _TypeAlias = _typing.Literal["_single_logout", b"_single_logout"]  # noqa: Y015
     _WhichOneofReturnType__trusts_mfa: _TypeAlias = _typing.Literal["trusts_mfa"]  # noqa: Y015
     _WhichOneofArgType__trusts_mfa: _TypeAlias = _typing.Literal["_trusts_mfa", b"_trusts_mfa"]  # noqa: Y015
     @_typing.overload
@@ -4364,6 +4421,8 @@ class UpdateSsoProviderRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session_hours) -> _WhichOneofReturnType__session_hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__single_logout) -> _WhichOneofReturnType__single_logout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trusts_mfa) -> _WhichOneofReturnType__trusts_mfa | None: ...
 
@@ -5653,6 +5712,8 @@ class SignInPolicy(_message.Message):
     MFA_FIELD_NUMBER: _builtins.int
     MFA_REQUIRED_FROM_FIELD_NUMBER: _builtins.int
     EFFECTIVE_MFA_FIELD_NUMBER: _builtins.int
+    LOCAL_LOGIN_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_LOCAL_LOGIN_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant's id."""
     mfa: _builtins.str
@@ -5661,6 +5722,15 @@ class SignInPolicy(_message.Message):
     """
     effective_mfa: _builtins.str
     """The strictest of the tenant and all above it, which is what counts."""
+    local_login: _builtins.str
+    """Who logs in with a password or passkey of here, where a directory or provider
+    is used: `all`, or `owners-only`.
+    """
+    effective_local_login: _builtins.str
+    """What holds for the tenant now, by its own rule and those above. `owners-only`
+    holds while a directory or provider in use lets people of the tenant in, and the
+    tenant has an active Owner with a password here; else it is `all`.
+    """
     @_builtins.property
     def mfa_required_from(self) -> _timestamp_pb2.Timestamp:
         """From when on they do not get in without one; absent with `off`."""
@@ -5672,10 +5742,12 @@ class SignInPolicy(_message.Message):
         mfa: _builtins.str = ...,
         mfa_required_from: _timestamp_pb2.Timestamp | None = ...,
         effective_mfa: _builtins.str = ...,
+        local_login: _builtins.str = ...,
+        effective_local_login: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mfa_required_from", b"mfa_required_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_mfa", b"effective_mfa", "mfa", b"mfa", "mfa_required_from", b"mfa_required_from", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_local_login", b"effective_local_login", "effective_mfa", b"effective_mfa", "local_login", b"local_login", "mfa", b"mfa", "mfa_required_from", b"mfa_required_from", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -5690,6 +5762,7 @@ class UpdateSignInPolicyRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     MFA_FIELD_NUMBER: _builtins.int
     GRACE_DAYS_FIELD_NUMBER: _builtins.int
+    LOCAL_LOGIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The tenant's id."""
     mfa: _builtins.str
@@ -5698,23 +5771,33 @@ class UpdateSignInPolicyRequest(_message.Message):
     """How many days from now people can still log in without one, to set one up; 14
     when `mfa` changes and nothing else is said.
     """
+    local_login: _builtins.str
+    """Who is to log in with a password or passkey of here, where a directory or
+    provider is used. With `owners-only`, sessions that others opened so end with
+    their next refresh.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         mfa: _builtins.str | None = ...,
         grace_days: _builtins.int | None = ...,
+        local_login: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_mfa", b"_mfa", "grace_days", b"grace_days", "mfa", b"mfa"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_local_login", b"_local_login", "_mfa", b"_mfa", "grace_days", b"grace_days", "local_login", b"local_login", "mfa", b"mfa"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_mfa", b"_mfa", "grace_days", b"grace_days", "id", b"id", "mfa", b"mfa"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days", "_local_login", b"_local_login", "_mfa", b"_mfa", "grace_days", b"grace_days", "id", b"id", "local_login", b"local_login", "mfa", b"mfa"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grace_days: _TypeAlias = _typing.Literal["grace_days"]  # noqa: Y015
     _WhichOneofArgType__grace_days: _TypeAlias = _typing.Literal["_grace_days", b"_grace_days"]  # noqa: Y015
+    _WhichOneofReturnType__local_login: _TypeAlias = _typing.Literal["local_login"]  # noqa: Y015
+    _WhichOneofArgType__local_login: _TypeAlias = _typing.Literal["_local_login", b"_local_login"]  # noqa: Y015
     _WhichOneofReturnType__mfa: _TypeAlias = _typing.Literal["mfa"]  # noqa: Y015
     _WhichOneofArgType__mfa: _TypeAlias = _typing.Literal["_mfa", b"_mfa"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_days) -> _WhichOneofReturnType__grace_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_login) -> _WhichOneofReturnType__local_login | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mfa) -> _WhichOneofReturnType__mfa | None: ...
 

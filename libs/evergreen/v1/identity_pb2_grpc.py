@@ -859,16 +859,16 @@ class SecondFactorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSignInPolicy(self, request, context):
-        """Returns whom a tenant asks for a second factor, and whom the tenants above it
-        ask.
+        """Returns how people of a tenant log in: whom it and the tenants above it ask for
+        a second factor, and who logs in with a password of here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSignInPolicy(self, request, context):
-        """Sets whom a tenant asks for a second factor, in itself and in all tenants
-        below. What a tenant above asks for stays.
+        """Sets whom a tenant asks for a second factor, and who logs in with a password of
+        here, in itself and in all tenants below. What a tenant above asks for stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -3819,6 +3819,11 @@ class ScimSourceServiceStub:
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
                 _registered_method=True)
+        self.UnlinkScimUser = channel.unary_unary(
+                '/evergreen.v1.ScimSourceService/UnlinkScimUser',
+                request_serializer=evergreen_dot_v1_dot_identity__pb2.UnlinkScimUserRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+                _registered_method=True)
         self.ListScimPeople = channel.unary_unary(
                 '/evergreen.v1.ScimSourceService/ListScimPeople',
                 request_serializer=evergreen_dot_v1_dot_identity__pb2.ListScimPeopleRequest.SerializeToString,
@@ -3877,6 +3882,15 @@ class ScimSourceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UnlinkScimUser(self, request, context):
+        """Takes a user out of a SCIM source: the account is local again, with the role and
+        the tenant that it has, and deactivated. The source does not change it any more,
+        and no provider opens it. Invite the user, for a password of here, or delete it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListScimPeople(self, request, context):
         """Lists the people of a SCIM source, with their accounts, or why they have none.
         """
@@ -3915,6 +3929,11 @@ def add_ScimSourceServiceServicer_to_server(servicer, server):
             'ConfirmScimSource': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmScimSource,
                     request_deserializer=evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
+            ),
+            'UnlinkScimUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlinkScimUser,
+                    request_deserializer=evergreen_dot_v1_dot_identity__pb2.UnlinkScimUserRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_identity__pb2.ScimSource.SerializeToString,
             ),
             'ListScimPeople': grpc.unary_unary_rpc_method_handler(
@@ -4086,6 +4105,33 @@ class ScimSourceService:
             target,
             '/evergreen.v1.ScimSourceService/ConfirmScimSource',
             evergreen_dot_v1_dot_identity__pb2.ConfirmScimSourceRequest.SerializeToString,
+            evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlinkScimUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.ScimSourceService/UnlinkScimUser',
+            evergreen_dot_v1_dot_identity__pb2.UnlinkScimUserRequest.SerializeToString,
             evergreen_dot_v1_dot_identity__pb2.ScimSource.FromString,
             options,
             channel_credentials,

@@ -320,12 +320,12 @@ class SecondFactorServiceStub:
     sessions. The password stays. Not of one's own account.
     """
     GetSignInPolicy: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetSignInPolicyRequest, _identity_pb2.SignInPolicy]
-    """Returns whom a tenant asks for a second factor, and whom the tenants above it
-    ask.
+    """Returns how people of a tenant log in: whom it and the tenants above it ask for
+    a second factor, and who logs in with a password of here.
     """
     UpdateSignInPolicy: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateSignInPolicyRequest, _identity_pb2.SignInPolicy]
-    """Sets whom a tenant asks for a second factor, in itself and in all tenants
-    below. What a tenant above asks for stays.
+    """Sets whom a tenant asks for a second factor, and who logs in with a password of
+    here, in itself and in all tenants below. What a tenant above asks for stays.
     """
 
 @_typing.type_check_only
@@ -365,12 +365,12 @@ class SecondFactorServiceAsyncStub(SecondFactorServiceStub):
     sessions. The password stays. Not of one's own account.
     """
     GetSignInPolicy: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetSignInPolicyRequest, _identity_pb2.SignInPolicy]  # type: ignore[assignment]
-    """Returns whom a tenant asks for a second factor, and whom the tenants above it
-    ask.
+    """Returns how people of a tenant log in: whom it and the tenants above it ask for
+    a second factor, and who logs in with a password of here.
     """
     UpdateSignInPolicy: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateSignInPolicyRequest, _identity_pb2.SignInPolicy]  # type: ignore[assignment]
-    """Sets whom a tenant asks for a second factor, in itself and in all tenants
-    below. What a tenant above asks for stays.
+    """Sets whom a tenant asks for a second factor, and who logs in with a password of
+    here, in itself and in all tenants below. What a tenant above asks for stays.
     """
 
 class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -467,8 +467,8 @@ class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.GetSignInPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.SignInPolicy, _abc.Awaitable[_identity_pb2.SignInPolicy]]:
-        """Returns whom a tenant asks for a second factor, and whom the tenants above it
-        ask.
+        """Returns how people of a tenant log in: whom it and the tenants above it ask for
+        a second factor, and who logs in with a password of here.
         """
 
     @_abc_1.abstractmethod
@@ -477,8 +477,8 @@ class SecondFactorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.UpdateSignInPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.SignInPolicy, _abc.Awaitable[_identity_pb2.SignInPolicy]]:
-        """Sets whom a tenant asks for a second factor, in itself and in all tenants
-        below. What a tenant above asks for stays.
+        """Sets whom a tenant asks for a second factor, and who logs in with a password of
+        here, in itself and in all tenants below. What a tenant above asks for stays.
         """
 
 def add_SecondFactorServiceServicer_to_server(servicer: SecondFactorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -1481,6 +1481,11 @@ class ScimSourceServiceStub:
     """Lets a SCIM source take access from those who were held: when it would take it
     from many within a day, they wait for an Owner's word.
     """
+    UnlinkScimUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UnlinkScimUserRequest, _identity_pb2.ScimSource]
+    """Takes a user out of a SCIM source: the account is local again, with the role and
+    the tenant that it has, and deactivated. The source does not change it any more,
+    and no provider opens it. Invite the user, for a password of here, or delete it.
+    """
     ListScimPeople: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]
     """Lists the people of a SCIM source, with their accounts, or why they have none."""
 
@@ -1510,6 +1515,11 @@ class ScimSourceServiceAsyncStub(ScimSourceServiceStub):
     ConfirmScimSource: _aio.UnaryUnaryMultiCallable[_identity_pb2.ConfirmScimSourceRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
     """Lets a SCIM source take access from those who were held: when it would take it
     from many within a day, they wait for an Owner's word.
+    """
+    UnlinkScimUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UnlinkScimUserRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
+    """Takes a user out of a SCIM source: the account is local again, with the role and
+    the tenant that it has, and deactivated. The source does not change it any more,
+    and no provider opens it. Invite the user, for a password of here, or delete it.
     """
     ListScimPeople: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]  # type: ignore[assignment]
     """Lists the people of a SCIM source, with their accounts, or why they have none."""
@@ -1573,6 +1583,17 @@ class ScimSourceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
         """Lets a SCIM source take access from those who were held: when it would take it
         from many within a day, they wait for an Owner's word.
+        """
+
+    @_abc_1.abstractmethod
+    def UnlinkScimUser(
+        self,
+        request: _identity_pb2.UnlinkScimUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
+        """Takes a user out of a SCIM source: the account is local again, with the role and
+        the tenant that it has, and deactivated. The source does not change it any more,
+        and no provider opens it. Invite the user, for a password of here, or delete it.
         """
 
     @_abc_1.abstractmethod

@@ -17,7 +17,7 @@ from servicekit.rpc.rules import is_uuid
 from services.identity.mail.texts import known_program
 from services.identity.pages import forms, invitations
 from services.identity.pages.answers import going, language, page_answer, see
-from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, LOGIN, FormPages
+from services.identity.pages.base import ACCOUNT, CONFIRM, CONSOLE, DONE_SIGNED_OUT, FormPages
 from services.identity.pages.browsers import keep_sso
 from services.identity.pages.passkeys import asking, making
 from services.identity.pages.problems import problems_of
@@ -72,14 +72,16 @@ class Account(FormPages):
         return see(f"{ACCOUNT}?done=password")
 
     async def log_out(self, request: Request) -> Response:
-        """Ends the session."""
+        """Ends the session; where a provider opened it and signs people out, it is next."""
         form = await self._form(request)
         try:
             self._check(request, form)
         except DomainError as error:
             return await self._refused(request, error)
-        await self._browsers.logout(request)
-        response = see(f"{LOGIN}?done=signed-out")
+        ended = await self._browsers.logout(request)
+        there = await self._browsers.leave(ended) if ended is not None else ""
+        # A form of a page may not lead to another site, a page that was opened may.
+        response = going(request, "sso_leaving", there) if there else see(DONE_SIGNED_OUT)
         self._browsers.forget(response)
         return response
 

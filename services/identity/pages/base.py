@@ -26,6 +26,7 @@ from services.identity.sso.service import Providers
 from services.identity.users.service import Users
 
 LOGIN: Final = "/login"
+DONE_SIGNED_OUT: Final = f"{LOGIN}?done=signed-out"
 ACCOUNT: Final = "/auth/account"
 CONFIRM: Final = "/auth/confirm"
 SIGNED_IN: Final = "/auth/signed-in"

@@ -510,18 +510,28 @@ class Browsers:
 
         await self.user(request, f"{_SESSIONS}EndSession", work)
 
-    async def logout(self, request: Request) -> None:
-        """Ends the browser's session, if it has one."""
+    async def logout(self, request: Request) -> UUID | None:
+        """Ends the browser's session, if it has one; answers which one it was."""
+
+        async def work(call: Call) -> UUID:
+            await self._sessions.logout(call)
+            return UUID(call.caller.session_id)
+
         try:
             claims = self._claims(request, lapsed=True)
             if claims is None:
                 # The browser has dropped the token of the last hour.
                 renewed = await self.refresh(request)
                 claims = self._signer.session_claims(renewed.token)
-            await self.user(request, f"{_AUTH}Logout", self._sessions.logout, claims)
+            return await self.user(request, f"{_AUTH}Logout", work, claims)
         except DomainError as error:
             if error.code is not Code.UNAUTHENTICATED:
                 raise
+        return None
+
+    async def leave(self, session_id: UUID) -> str:
+        """Where the browser goes to sign out at a provider, too; empty for nowhere."""
+        return await self._sso.leave(session_id)
 
     async def user(
         self,

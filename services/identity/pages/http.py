@@ -23,6 +23,7 @@ from services.identity.pages.base import (
     ACCOUNT,
     CONFIRM,
     CONSOLE,
+    DONE_SIGNED_OUT,
     LOGIN,
     SIGNED_IN,
     Surroundings,
@@ -36,7 +37,7 @@ from services.identity.pages.targets import SECOND_STEP, next_of
 from services.identity.pages.texts import TEXTS
 from services.identity.portal import cached
 from services.identity.sessions.domain import OpenSession
-from services.identity.sso.domain import CALLBACK, LOGOUT, START
+from services.identity.sso.domain import CALLBACK, LOGOUT, SIGNED_OUT, START
 
 ACCEPT: Final = "/auth/accept"
 FORGOT: Final = "/auth/forgot"
@@ -104,6 +105,7 @@ def add_pages(app: FastAPI, around: Surroundings) -> None:
         SECOND_STEP: second.page,
         SIGNED_IN: pages.signed_in,
         START: single.start,
+        SIGNED_OUT: pages.signed_out,
         invitations.PATH: invited.page,
     }.items():
         app.add_api_route(path, page, methods=_READ)
@@ -156,6 +158,10 @@ class _Pages(LoginPage):
 
     async def forgot(self, request: Request) -> Response:
         return self._password_page(request, "forgot", "reset", "")
+
+    async def signed_out(self, _: Request) -> Response:
+        """Where people come back to who signed out at their provider, too."""
+        return see(DONE_SIGNED_OUT)
 
     async def signed_in(self, request: Request) -> Response:
         if self._around.console:

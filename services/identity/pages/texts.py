@@ -178,6 +178,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "going": "Sign in",
         "sso_going": "You go on to the sign-in of your organisation.",
         "sso_done": "You are signed in.",
+        "sso_leaving": (
+            "You are signed out here. Your organisation's sign-in asks whether to sign out there,"
+            " too."
+        ),
         "sso_stale": "This sign-in was not begun in this browser, took longer than ten minutes, or"
         " was used already. Sign in again.",
         "sso_cancelled": "The sign-in of your organisation did not let you in, or you went back.",
@@ -192,6 +196,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         " a password that you have here.",
         "disabled": "Your account is disabled. Ask an Owner of your organisation.",
         "archived": "Your organisation is archived; nobody can sign in.",
+        "local_off": (
+            "Only Owners of your organisation have a password here. Sign in with your"
+            " organisation's account."
+        ),
         "links": "Sign-in with your organisation",
         "links_intro": "Once linked, your organisation's sign-in opens this account, too. Your"
         " password goes on working.",
@@ -376,6 +384,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "going": "Anmelden",
         "sso_going": "Es geht weiter zur Anmeldung Ihrer Organisation.",
         "sso_done": "Sie sind angemeldet.",
+        "sso_leaving": (
+            "Sie sind hier abgemeldet. Die Anmeldung Ihrer Organisation fragt, ob Sie sich auch"
+            " dort abmelden."
+        ),
         "sso_stale": "Diese Anmeldung hat nicht in diesem Browser begonnen, länger als zehn Minuten"
         " gedauert oder wurde schon benutzt. Melden Sie sich neu an.",
         "sso_cancelled": "Die Anmeldung Ihrer Organisation hat Sie nicht eingelassen, oder Sie sind"
@@ -393,6 +405,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         " melden Sie sich mit einem Passwort von hier an.",
         "disabled": "Ihr Konto ist gesperrt. Fragen Sie einen Owner Ihrer Organisation.",
         "archived": "Ihre Organisation ist archiviert; niemand kann sich anmelden.",
+        "local_off": (
+            "Nur Owner Ihrer Organisation haben hier ein Passwort. Melden Sie sich mit dem Konto"
+            " Ihrer Organisation an."
+        ),
         "links": "Anmelden mit Ihrer Organisation",
         "links_intro": "Verknüpft öffnet auch die Anmeldung Ihrer Organisation dieses Konto. Ihr"
         " Passwort gilt weiter.",
@@ -428,6 +444,7 @@ REASONS: Final[Mapping[str, str]] = {
     "NO_PROVIDER": "no_provider",
     "ACCOUNT_DISABLED": "disabled",
     "ORGANISATION_ARCHIVED": "archived",
+    "LOCAL_LOGIN_OFF": "local_off",
     "ALREADY_LINKED": "already_linked",
     "NOT_LINKABLE": "not_linkable",
 }

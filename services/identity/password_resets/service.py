@@ -30,6 +30,7 @@ from services.identity.authenticators.guesses import network_of
 from services.identity.mail.domain import Language
 from services.identity.mail.service import Link, Mails
 from services.identity.password_resets import store
+from services.identity.sources.local_logins import may_log_in_here
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
 from services.identity.users.domain import User, spellings
@@ -138,7 +139,7 @@ class PasswordResets:
             tenant = await tenants_store.tenant(connection, scope, now.user.tenant_id)
             if tenant is None or tenant.status != "active":
                 return
-            if now.user.origin != "local":
+            if now.user.origin != "local" or not await may_log_in_here(connection, now.user):
                 await self._send_elsewhere(connection, now.user, account, language)
                 return
             if now.hashes is not None:

@@ -96,6 +96,14 @@ class ScimSourceApi(identity_pb2_grpc.ScimSourceServiceServicer):
             await self._sources.confirm(context.call, UUID(request.id), request.users)
         )
 
+    async def UnlinkScimUser(
+        self, request: pb.UnlinkScimUserRequest, context: Context
+    ) -> pb.ScimSource:
+        """Takes a user out of a source."""
+        return self._source(
+            await self._sources.unlink(context.call, UUID(request.id), UUID(request.user_id))
+        )
+
     async def ListScimPeople(
         self, request: pb.ListScimPeopleRequest, context: Context
     ) -> pb.ListScimPeopleResponse:
@@ -123,6 +131,7 @@ class ScimSourceApi(identity_pb2_grpc.ScimSourceServiceServicer):
             groups=found.groups,
             users=found.users,
             held=found.held,
+            remaining=found.remaining,
             base_url=self._public_url + BASE if self._public_url else "",
             etag=found.etag,
         )

@@ -23,12 +23,15 @@ MOST_EVENT_MEMBERS: Final = 100
 """Members that one event names."""
 MOST_NEW_ACCOUNTS: Final = 100
 """Accounts that one transaction makes; the others follow."""
+MOST_REMAPPED: Final = 200
+"""People whom one transaction brings to other mappings; the others follow."""
 
 INACTIVE: Final = "INACTIVE"
 NO_ROLE: Final = "NO_ROLE"
 HELD: Final = "HELD"
 DISABLED: Final = "DISABLED"
 PENDING: Final = "PENDING"
+UNLINKED: Final = "UNLINKED"
 """Why a person has no account that can be used, beside what `NotAdmittedError` says."""
 
 
@@ -43,6 +46,8 @@ class ScimSource:
     people: int = 0
     groups: int = 0
     users: int = 0
+    remaining: int = 0
+    """Of how many people the accounts are still to be brought to other mappings."""
 
     @property
     def id(self) -> UUID:

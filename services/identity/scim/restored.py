@@ -20,7 +20,7 @@ from contract.events.identity import (
     ScimPersonUpdated,
 )
 from servicekit.data.backup import Connection, Recorded
-from services.identity.scim.domain import MOST_EVENT_MEMBERS
+from services.identity.scim.domain import MOST_EVENT_MEMBERS, UNLINKED
 
 _OF_PEOPLE: Final = frozenset(
     {ScimPersonCreated.NAME, ScimPersonUpdated.NAME, ScimPersonDeleted.NAME}
@@ -41,6 +41,8 @@ class KnownScim:
     """When the audit log last told of people, and whether they were deleted or inactive then."""
     inactive: set[UUID] = field(default_factory=set)
     """As the database that is replaced knows them."""
+    unlinked: set[UUID] = field(default_factory=set)
+    """Those whose account an Owner has taken out of the source, likewise."""
     gone: set[UUID] = field(default_factory=set)
     """Groups and people that were deleted; people left all groups by that, whoever came back."""
     left: set[tuple[UUID, UUID]] = field(default_factory=set)
@@ -57,10 +59,11 @@ class KnownScim:
         members = await connection.fetch("SELECT group_id, person_id FROM identity.scim_member")
         self.members = {(row["group_id"], row["person_id"]) for row in members}
         people = await connection.fetch(
-            "SELECT id, active FROM identity.scim_person WHERE deleted_at IS NULL"
+            "SELECT id, active, problem FROM identity.scim_person WHERE deleted_at IS NULL"
         )
         self.present = {row["id"] for row in people}
         self.inactive |= {row["id"] for row in people if not row["active"]}
+        self.unlinked |= {row["id"] for row in people if row["problem"] == UNLINKED}
         groups = await connection.fetch(
             "SELECT id, display_name, coalesce(external_id, '') AS external_id"
             " FROM identity.scim_group"
@@ -109,6 +112,11 @@ async def bring_scim(connection: Connection, known: KnownScim) -> None:
     )
     await connection.execute(
         "UPDATE identity.scim_person SET active = false WHERE id = ANY ($1)", list(inactive)
+    )
+    await connection.execute(
+        "UPDATE identity.scim_person SET problem = $2 WHERE id = ANY ($1)",
+        list(known.unlinked),
+        UNLINKED,
     )
     rows = await connection.fetch("SELECT group_id, person_id FROM identity.scim_member")
     members = {(row["group_id"], row["person_id"]) for row in rows}

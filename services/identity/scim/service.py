@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +31,7 @@ from services.identity.scim import store
 from services.identity.scim.domain import (
     MOST_NEW_ACCOUNTS,
     PENDING,
+    UNLINKED,
     ListedPerson,
     ScimSource,
 )
@@ -38,8 +40,14 @@ from services.identity.sources import store as sources_store
 from services.identity.sources.domain import RoleMapping, Source, check_mappings
 from services.identity.sources.service import SourceAccounts, check_rows_lead_below
 from services.identity.tenants import store as tenants_store
+from services.identity.users import store as users_store
+from services.identity.users.domain import check_not_self
 
 _PLACE = place("identity", "scim")
+_NOBODY = UUID(int=0)
+"""Before all people of a source."""
+_REMAP_SECONDS = 10.0
+"""How long whoever changes mappings waits for more than the first of them."""
 _GRACE = timedelta(hours=1)
 """What a source needs to have and SCIM's does not use: it confirms nobody."""
 
@@ -168,11 +176,56 @@ class ScimSources:
             await store.update_source(connection, after)
             event = ScimSourceUpdated(id=after.id, before=before.snapshot(), after=after.snapshot())
             await self._outbox.append(connection, CloudEvent(event, after.source.tenant_id))
-            if after.mappings != before.mappings:
-                # What the mappings take is no word of the source: nobody has to confirm it. Those
-                # who wait for that go on waiting.
-                await self._accounts.remap(connection, after.source, at)
-                await self._settling.settle(connection, after.source, None, at)
+            more = after.mappings != before.mappings
+            if more:
+                await store.note_remapped(connection, after.id, _NOBODY)
+                more = await self._settling.remap(connection, after.source, at)
+            after = await self._found(connection, scope, source_id)
+        if more:
+            await self._remap_on(source_id)
+            after = await self.get(call, source_id)
+        await self._tenants.follower.try_refresh()
+        return after
+
+    async def _remap_on(self, source_id: UUID) -> None:
+        """Carries a change of mappings on, for a while; `go_on` does the rest."""
+        until = asyncio.get_running_loop().time() + _REMAP_SECONDS
+        while await self._remap(source_id):
+            if asyncio.get_running_loop().time() > until:
+                return
+
+    async def _remap(self, source_id: UUID) -> bool:
+        """Carries a change of mappings out for some more people; answers whether there are more."""
+        async with self._database.system_transaction(
+            "an address is one in the whole system"
+        ) as connection:
+            source = await store.source(connection, SYSTEM, source_id, lock="FOR UPDATE")
+            if source is None:
+                return False
+            return await self._settling.remap(connection, source.source, self._clock())
+
+    async def unlink(self, call: Call, source_id: UUID, user_id: UUID) -> ScimSource:
+        """Takes a user out of a source: the account is local again, and disabled until it is
+        invited or deleted. The source changes it no more.
+
+        Raises:
+            DomainError: NOT_FOUND; FAILED_PRECONDITION for oneself.
+        """
+        scope = await self._tenants.query_scope(call.caller)
+        at = self._clock()
+        async with self._database.system_transaction(
+            "an address is one in the whole system"
+        ) as connection:
+            source = await self._found(connection, scope, source_id, lock="FOR UPDATE")
+            await users_store.take_turns(connection)
+            user = await users_store.user(connection, scope, user_id, for_update=True)
+            subject = await sources_store.subject(connection, source_id, user_id)
+            if user is None or user.origin != "scim" or subject is None:
+                raise not_found("user of the SCIM source", user_id)
+            check_not_self(call.caller.id, user)
+            await self._accounts.unlink(connection, source.source, user, at)
+            await store.write_problems(connection, {UUID(subject): UNLINKED})
+            await self._settling.note_held(connection, source.source)
             after = await self._found(connection, scope, source_id)
         await self._tenants.follower.try_refresh()
         return after
@@ -233,8 +286,9 @@ class ScimSources:
         return after
 
     async def go_on(self) -> None:
-        """Makes accounts that wait for their turn, looks again at those who are held and at those
-        whose problem others have solved, and forgets people of whom nothing is left."""
+        """Carries on changes of mappings, makes accounts that wait for their turn, looks again at
+        those who are held and at those whose problem others have solved, and forgets people of whom
+        nothing is left."""
         async with self._database.system_transaction(
             "sources of all tenants have something left to do"
         ) as connection:
@@ -243,6 +297,8 @@ class ScimSources:
             left = await store.unsettled(connection)
         for source_id in left:
             try:
+                while await self._remap(source_id):
+                    pass
                 while await self._go_on(source_id):
                     pass
             except ROW_ERRORS as error:

@@ -22,8 +22,10 @@ from services.identity.scim.domain import (
     HELD,
     INACTIVE,
     MOST_NEW_ACCOUNTS,
+    MOST_REMAPPED,
     NO_ROLE,
     PENDING,
+    UNLINKED,
 )
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import Person, Source, most_losses
@@ -45,7 +47,7 @@ class Settling:
         self,
         connection: Connection,
         source: Source,
-        person_ids: Sequence[UUID] | None,
+        person_ids: Sequence[UUID],
         at: datetime,
         *,
         allowed: int = 0,
@@ -54,11 +56,17 @@ class Settling:
 
         Args:
             connection: sees all rows; it has the source locked.
-            person_ids: of whom; `None` for all of the source.
+            person_ids: of whom.
             allowed: from how many an Owner has let access be taken; zero for nobody's word. While
                 somebody is held, nothing else lets access be taken.
         """
-        standings = await store.standings(connection, source.id, person_ids)
+        await self._remap_first(connection, source, person_ids, at)
+        standings = [
+            one
+            for one in await store.standings(connection, source.id, person_ids)
+            # Whom an Owner has taken out of the source, it gets back by sending them anew alone.
+            if one.problem != UNLINKED or one.deleted
+        ]
         people = {
             str(one.id): Person(str(one.id), one.email, one.groups)
             for one in standings
@@ -91,7 +99,36 @@ class Settling:
             if one.deleted and str(one.id) in known and str(one.id) not in held
         ]
         await ways_in.close(connection, self._outbox, source, gone, at)
-        await self._note_held(connection, source)
+        await self.note_held(connection, source)
+
+    async def remap(self, connection: Connection, source: Source, at: datetime) -> bool:
+        """Brings a batch of people to changed mappings; answers whether there are more.
+
+        What the mappings take is no word of the source: nobody has to confirm it. Those who wait
+        for that go on waiting.
+
+        Args:
+            connection: as for `settle`.
+        """
+        done = await store.remapped_to(connection, source.id)
+        if done is None:
+            return False
+        people = await store.people_after(connection, source.id, done, MOST_REMAPPED)
+        await self.settle(connection, source, people, at)
+        more = len(people) == MOST_REMAPPED
+        await store.note_remapped(connection, source.id, people[-1] if more else None)
+        return more
+
+    async def _remap_first(
+        self, connection: Connection, source: Source, person_ids: Sequence[UUID], at: datetime
+    ) -> None:
+        """Takes from people what changed mappings do not give them any more, before the source's
+        word counts: that would be held."""
+        done = await store.remapped_to(connection, source.id)
+        if done is None:
+            return
+        subjects = [str(one) for one in person_ids if one > done]
+        await self._accounts.remap(connection, source, at, subjects)
 
     async def _change(
         self,
@@ -131,7 +168,8 @@ class Settling:
         await self._accounts.apply(connection, source, done, at, at)
         return losing
 
-    async def _note_held(self, connection: Connection, source: Source) -> None:
+    async def note_held(self, connection: Connection, source: Source) -> None:
+        """Notes from how many a source would take access by now."""
         before = await store.held(connection, source.id)
         users = len(await store.held_people(connection, source.id)) or None
         if users == before:

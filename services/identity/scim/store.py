@@ -36,7 +36,9 @@ _COUNTS: Final = (
     "(SELECT count(*) FROM identity.scim_person p"
     " WHERE p.source_id = s.id AND p.deleted_at IS NULL) AS people,"
     " (SELECT count(*) FROM identity.scim_group g WHERE g.source_id = s.id) AS groups,"
-    " (SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
+    " (SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users,"
+    " (SELECT count(*) FROM identity.scim_person p"
+    " WHERE p.source_id = s.id AND p.id > c.remapped_to) AS remaining"
 )
 _SOURCES: Final = "identity.source s JOIN identity.scim_source c ON c.id = s.id"
 _PERSON: Final = (
@@ -109,6 +111,7 @@ def _source(row: asyncpg.Record, mappings: Sequence[RoleMapping]) -> ScimSource:
         people=row["people"],
         groups=row["groups"],
         users=row["users"],
+        remaining=row["remaining"],
     )
 
 
@@ -212,12 +215,43 @@ async def hold(connection: Connection, source_id: UUID, users: int | None) -> No
     )
 
 
+async def remapped_to(connection: Connection, source_id: UUID) -> UUID | None:
+    """Up to which of its people the last change of a source's mappings has been carried out; `None`
+    when it has been for all."""
+    found: UUID | None = await connection.fetchval(
+        "SELECT remapped_to FROM identity.scim_source WHERE id = $1", source_id
+    )
+    return found
+
+
+async def note_remapped(connection: Connection, source_id: UUID, to: UUID | None) -> None:
+    """Notes up to whom it has been; `None` for all."""
+    await connection.execute(
+        "UPDATE identity.scim_source SET remapped_to = $2 WHERE id = $1", source_id, to
+    )
+
+
+async def people_after(
+    connection: Connection, source_id: UUID, after: UUID, most: int
+) -> list[UUID]:
+    """People of a source behind one of them, those included whom it has no more."""
+    rows = await connection.fetch(
+        "SELECT id FROM identity.scim_person WHERE source_id = $1 AND id > $2 ORDER BY id LIMIT $3",
+        source_id,
+        after,
+        most,
+    )
+    return [row["id"] for row in rows]
+
+
 async def unsettled(connection: Connection) -> list[UUID]:
-    """The sources of all tenants that hold somebody, or whose people wait for accounts or have a
-    problem that others than the source may solve."""
+    """The sources of all tenants that hold somebody, whose mappings were changed for some of their
+    people only, or whose people wait for accounts or have a problem that others than the source may
+    solve."""
     rows = await connection.fetch(
         "SELECT s.id FROM identity.scim_source c JOIN identity.source s ON s.id = c.id"
-        " WHERE s.enabled AND (c.held IS NOT NULL OR EXISTS (SELECT FROM identity.scim_person p"
+        " WHERE c.remapped_to IS NOT NULL"
+        " OR s.enabled AND (c.held IS NOT NULL OR EXISTS (SELECT FROM identity.scim_person p"
         " WHERE p.source_id = s.id AND p.problem = ANY ($1))) ORDER BY s.id",
         [PENDING, "EMAIL_DOMAIN", "OTHER_ACCOUNT", DISABLED],
     )
@@ -398,13 +432,9 @@ class Standing:
 
 
 async def standings(
-    connection: Connection, source_id: UUID, person_ids: Sequence[UUID] | None
+    connection: Connection, source_id: UUID, person_ids: Sequence[UUID]
 ) -> list[Standing]:
-    """What decides about people of a source, those included whom it has no more.
-
-    Args:
-        person_ids: about whom; `None` for all.
-    """
+    """What decides about people of a source, those included whom it has no more."""
     rows = await connection.fetch(
         "WITH mapped AS (SELECT DISTINCT g.id, r.external_group FROM identity.scim_group g"
         f" JOIN identity.role_mapping r ON r.source_id = g.source_id AND {_MAPPED}"
@@ -414,10 +444,10 @@ async def standings(
         " coalesce(array_agg(f.external_group) FILTER (WHERE f.id IS NOT NULL), '{}') AS groups"
         " FROM identity.scim_person p LEFT JOIN (identity.scim_member m"
         " JOIN mapped f ON f.id = m.group_id) ON m.person_id = p.id"
-        " WHERE p.source_id = $1 AND ($2::uuid[] IS NULL OR p.id = ANY ($2))"
+        " WHERE p.source_id = $1 AND p.id = ANY ($2)"
         " GROUP BY p.id ORDER BY p.id",
         source_id,
-        None if person_ids is None else list(person_ids),
+        list(person_ids),
     )
     return [
         Standing(

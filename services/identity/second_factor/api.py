@@ -9,10 +9,10 @@ from evergreen.v1 import identity_pb2 as pb
 from evergreen.v1 import identity_pb2_grpc
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import optional_timestamp, timestamp
-from services.identity.second_factor.domain import MFA, Factors, Policy, strictest
+from services.identity.second_factor.domain import LOCAL_LOGIN, MFA, Factors, strictest
 from services.identity.second_factor.passkey_store import Passkey
 from services.identity.second_factor.passkeys import Passkeys
-from services.identity.second_factor.policies import SignInPolicies
+from services.identity.second_factor.policies import FoundPolicy, SignInPolicies
 from services.identity.second_factor.qr import qr_svg
 from services.identity.second_factor.service import SecondFactors
 
@@ -37,13 +37,16 @@ def _factors(factors: Factors, passkeys: Sequence[Passkey] = ()) -> pb.SecondFac
     )
 
 
-def _policy(policy: Policy, counting: Sequence[Policy]) -> pb.SignInPolicy:
+def _policy(found: FoundPolicy) -> pb.SignInPolicy:
+    policy = found.own
     off = policy.mfa == "off"
     return pb.SignInPolicy(
         tenant_id=str(policy.tenant_id),
         mfa=policy.mfa,
         mfa_required_from=None if off else timestamp(policy.required_from),
-        effective_mfa=strictest(counting),
+        effective_mfa=strictest(found.counting),
+        local_login=policy.local_login,
+        effective_local_login="owners-only" if found.only_owners else "all",
     )
 
 
@@ -120,17 +123,19 @@ class SecondFactorApi(identity_pb2_grpc.SecondFactorServiceServicer):
         self, request: pb.GetSignInPolicyRequest, context: Context
     ) -> pb.SignInPolicy:
         """Answers a tenant's policy."""
-        return _policy(*await self._policies.get(context.call, UUID(request.id)))
+        return _policy(await self._policies.get(context.call, UUID(request.id)))
 
     async def UpdateSignInPolicy(
         self, request: pb.UpdateSignInPolicyRequest, context: Context
     ) -> pb.SignInPolicy:
         """Changes a tenant's policy."""
         mfa = next((one for one in MFA if one == request.mfa), None)
+        local_login = next((one for one in LOCAL_LOGIN if one == request.local_login), None)
         changed = await self._policies.update(
             context.call,
             UUID(request.id),
             mfa if request.HasField("mfa") else None,
             request.grace_days if request.HasField("grace_days") else None,
+            local_login,
         )
-        return _policy(*changed)
+        return _policy(changed)

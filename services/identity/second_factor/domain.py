@@ -33,6 +33,9 @@ PASSKEY: Final = "passkey"
 Mfa: TypeAlias = Literal["off", "owners", "admins", "all"]
 MFA: Final[tuple[Mfa, ...]] = get_args(Mfa)
 """Whom a policy asks for a second factor, the stricter ones last."""
+LocalLogin: TypeAlias = Literal["all", "owners-only"]
+LOCAL_LOGIN: Final[tuple[LocalLogin, ...]] = get_args(LocalLogin)
+"""Who logs in with a password or passkey of here, where people come from elsewhere."""
 _ASKED: Final[dict[str, frozenset[Role]]] = {
     "off": frozenset(),
     "owners": frozenset({Role.OWNER}),
@@ -88,12 +91,15 @@ class Policy:
     updated_at: datetime
     earlier: Mapping[Role, datetime] = field(default_factory=dict)
     """From when on those are asked who were asked before others were."""
+    local_login: LocalLogin = "all"
 
     def snapshot(self) -> SignInPolicySnapshot:
         """What events say of it."""
         off = self.mfa == "off"
         return SignInPolicySnapshot(
-            mfa=self.mfa, mfa_required_from=None if off else self.required_from
+            mfa=self.mfa,
+            mfa_required_from=None if off else self.required_from,
+            local_login=self.local_login,
         )
 
     def asks(self, role: Role) -> bool:

@@ -1,9 +1,9 @@
-"""Whom a tenant asks for a second factor."""
+"""How people of a tenant log in: whom it asks for a second factor, and who has passwords here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -17,12 +17,24 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from services.identity.second_factor import store
-from services.identity.second_factor.domain import Mfa, Policy
+from services.identity.second_factor.domain import LocalLogin, Mfa, Policy
 from services.identity.second_factor.service import SecondFactors
+from services.identity.sources import store as sources_store
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
 
 _GRACE_DAYS: Final = 14
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPolicy:
+    """A tenant's policy, and what counts for its people."""
+
+    own: Policy
+    counting: Sequence[Policy]
+    """Its own and those above it."""
+    only_owners: bool
+    """Whether only Owners log in with what they have here, at this moment."""
 
 
 class SignInPolicies:
@@ -42,8 +54,8 @@ class SignInPolicies:
         self._factors = factors
         self._clock = clock
 
-    async def get(self, call: Call, tenant_id: UUID) -> tuple[Policy, Sequence[Policy]]:
-        """A tenant's policy, and all that count for its people: its own and those above.
+    async def get(self, call: Call, tenant_id: UUID) -> FoundPolicy:
+        """A tenant's policy, and what counts for its people.
 
         Raises:
             DomainError: NOT_FOUND.
@@ -53,8 +65,13 @@ class SignInPolicies:
             return await self._found(connection, scope, tenant_id)
 
     async def update(
-        self, call: Call, tenant_id: UUID, mfa: Mfa | None, grace_days: int | None
-    ) -> tuple[Policy, Sequence[Policy]]:
+        self,
+        call: Call,
+        tenant_id: UUID,
+        mfa: Mfa | None,
+        grace_days: int | None,
+        local_login: LocalLogin | None,
+    ) -> FoundPolicy:
         """Changes a tenant's policy. The same again changes nothing.
 
         Args:
@@ -62,16 +79,17 @@ class SignInPolicies:
             grace_days: how many days from now they get in without; `None` for the days that are
                 left, or for the usual ones where others are asked. Where others are asked, the days
                 are theirs alone.
+            local_login: who logs in with what they have here; `None` for no change.
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT when nothing is given; FAILED_PRECONDITION
                 when the caller would be asked and has none.
         """
-        if mfa is None and grace_days is None:
-            raise invalid_field("mfa", "must be given, or graceDays")
+        if mfa is None and grace_days is None and local_login is None:
+            raise invalid_field("mfa", "must be given, or graceDays, or localLogin")
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
-            before, _ = await self._found(connection, scope, tenant_id, for_update=True)
+            before = (await self._found(connection, scope, tenant_id, for_update=True)).own
             at = self._clock()
             after = replace(before, updated_at=at)
             since = at + timedelta(days=_GRACE_DAYS if grace_days is None else grace_days)
@@ -81,6 +99,8 @@ class SignInPolicies:
                 after = replace(after, required_from=since, earlier={})
             if after.snapshot() != before.snapshot():
                 await self._check_own(connection, call, after)
+            after = replace(after, local_login=local_login or before.local_login)
+            if after.snapshot() != before.snapshot():
                 await store.write_policy(connection, after)
                 await self._outbox.append(
                     connection,
@@ -95,13 +115,15 @@ class SignInPolicies:
 
     async def _found(
         self, connection: Connection, scope: Scope, tenant_id: UUID, *, for_update: bool = False
-    ) -> tuple[Policy, Sequence[Policy]]:
+    ) -> FoundPolicy:
         tenant = await tenants_store.tenant(connection, scope, tenant_id, for_update=for_update)
         if tenant is None:
             raise not_found("tenant", tenant_id)
         counting = await store.policies(connection, tenant_id)
         nothing = Policy(tenant_id, "off", tenant.created_at, tenant.created_at)
-        return next((p for p in counting if p.tenant_id == tenant_id), nothing), counting
+        own = next((p for p in counting if p.tenant_id == tenant_id), nothing)
+        only_owners = await sources_store.only_owners_log_in_here(connection, tenant_id)
+        return FoundPolicy(own, counting, only_owners)
 
     async def _check_own(self, connection: Connection, call: Call, policy: Policy) -> None:
         """Nobody locks themselves out by a rule that they do not keep.

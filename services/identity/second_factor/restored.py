@@ -52,8 +52,9 @@ class KnownFactors:
     removed_passkeys: set[UUID] = field(default_factory=set)
     reset: set[UUID] = field(default_factory=set)
     """Users whose factors were all removed."""
-    told_policies: dict[UUID, tuple[str, datetime, datetime]] = field(default_factory=dict)
-    """By tenant, as the log has them: whom, from when on, and when that was decided."""
+    told_policies: dict[UUID, tuple[str, datetime, datetime, str]] = field(default_factory=dict)
+    """By tenant, as the log has them: whom, from when on, when that was decided, and who logs in
+    with what they have here."""
 
     async def read(self, connection: Connection) -> None:
         """Takes what a database knows that is about to be replaced."""
@@ -66,7 +67,8 @@ class KnownFactors:
                 continue
             found = await connection.fetch(f"SELECT {columns} FROM identity.{table}")
             self.rows[table] = [tuple(row) for row in found]
-        found = await connection.fetch(f"SELECT {_POLICY} FROM identity.sign_in_policy")
+        local = "local_login" if await _has_local_logins(connection) else "'all'"
+        found = await connection.fetch(f"SELECT {_POLICY}, {local} FROM identity.sign_in_policy")
         self.policies = [tuple(row) for row in found]
 
     def learn(self, entry: Recorded) -> None:
@@ -87,6 +89,8 @@ class KnownFactors:
                 str(entry.after["mfa"]),
                 datetime.fromisoformat(since) if since else entry.at,
                 entry.at,
+                # The release before knows no other.
+                str(entry.after.get("localLogin") or "all"),
             )
 
 
@@ -133,13 +137,26 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
         " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
         " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
         " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
-        [*told, *known.policies],
+        [policy[:4] for policy in (*told, *known.policies)],
     )
+    if await _has_local_logins(connection):
+        await connection.executemany(
+            "UPDATE identity.sign_in_policy SET local_login = $2 WHERE tenant_id = $1",
+            [(policy[0], policy[4]) for policy in (*told, *known.policies)],
+        )
     # A code of the last minute may have been used since the backup.
     await connection.execute(
         "UPDATE identity.totp SET last_step = greatest(last_step,"
         f" floor(extract(epoch FROM now()) / {STEP_SECONDS})::bigint + 1)"
     )
+
+
+async def _has_local_logins(connection: Connection) -> bool:
+    found = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = 'local_login'"
+        " AND attrelid = 'identity.sign_in_policy'::regclass)"
+    )
+    return bool(found)
 
 
 async def _there(connection: Connection, table: str = "totp") -> bool:

@@ -277,7 +277,8 @@ async def vouching_tenant(connection: Connection, session_id: UUID) -> UUID | No
 async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
     """The policies of a tenant and of all above it."""
     rows = await connection.fetch(
-        "SELECT tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from"
+        "SELECT tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from,"
+        " local_login"
         " FROM identity.sign_in_policies($1)",
         tenant_id,
     )
@@ -288,6 +289,7 @@ async def policies(connection: Connection, tenant_id: UUID) -> list[Policy]:
             row["mfa_required_from"],
             row["updated_at"],
             {role: row[name] for role, name in _EARLIER.items() if row[name] is not None},
+            row["local_login"],
         )
         for row in rows
     ]
@@ -297,13 +299,16 @@ async def write_policy(connection: Connection, policy: Policy) -> None:
     """Writes a tenant's policy."""
     await connection.execute(
         "INSERT INTO identity.sign_in_policy"
-        " (tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from)"
-        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+        " (tenant_id, mfa, mfa_required_from, updated_at, owners_from, admins_from, local_login)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
         " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at,"
-        " owners_from = excluded.owners_from, admins_from = excluded.admins_from",
+        " owners_from = excluded.owners_from, admins_from = excluded.admins_from,"
+        " local_login = excluded.local_login",
         policy.tenant_id,
         policy.mfa,
         policy.required_from,
         policy.updated_at,
         *(policy.earlier.get(role) for role in _EARLIER),
+        policy.local_login,
     )

@@ -73,6 +73,11 @@ from services.identity.sessions.domain import REFRESH_GRACE, OpenSession
 from services.identity.sessions.refusals import UnknownLogins
 from services.identity.sources import store as sources_store
 from services.identity.sources.domain import BY_PROVIDER, NotAdmittedError, Origin
+from services.identity.sources.local_logins import (
+    LOCAL_LOGIN_OFF,
+    check_local_login,
+    may_log_in_here,
+)
 from services.identity.sso.logins import Arrival, SsoLogins
 from services.identity.tenants import store as tenants_store
 from services.identity.token_keys.tokens import TokenSigner
@@ -196,26 +201,36 @@ class Sessions:
                     asyncio.sleep(_WRONG_SECONDS),
                 )
                 raise _wrong_credentials()
-            assert found.hashes is not None
-            renewed = await self._passwords.renewed(found.hashes, password)
-            scope = Scope.of(found.user.tenant_id)
-            async with self._database.transaction(scope) as connection:
-                # Read again, locked: meanwhile the user may have been disabled, or got another
-                # password, which ended the sessions that there were.
-                now = await users_store.credentials(
-                    connection, scope, found.user.id, for_update=True
-                )
-                if (
-                    now is None
-                    or now.user.status != "active"
-                    or not await self._still_right(found, now, password)
-                ):
-                    raise _wrong_credentials()
-                await self._check_open(connection, now.user)
-                if now.hashes == found.hashes and now.hashes != renewed:
-                    await users_store.renew_hashes(connection, now.user, renewed)
-                await self._guesses.succeeded(connection, counted)
-                return await self._settle(connection, now.user, device, (PASSWORD,))
+            try:
+                return await self._let_in(found, password, counted, device)
+            except DomainError as error:
+                if error.reason == LOCAL_LOGIN_OFF:
+                    await self._login_failed(call, email, found.user, attempt, error.reason)
+                raise
+
+    async def _let_in(
+        self, found: Credentials, password: str, counted: Counted, device: str | None
+    ) -> OpenSession | PendingLogin:
+        """Takes the first step of a user whose password here was right a moment ago."""
+        assert found.hashes is not None
+        renewed = await self._passwords.renewed(found.hashes, password)
+        scope = Scope.of(found.user.tenant_id)
+        async with self._database.transaction(scope) as connection:
+            # Read again, locked: meanwhile the user may have been disabled, or got another
+            # password, which ended the sessions that there were.
+            now = await users_store.credentials(connection, scope, found.user.id, for_update=True)
+            if (
+                now is None
+                or now.user.status != "active"
+                or not await self._still_right(found, now, password)
+            ):
+                raise _wrong_credentials()
+            await self._check_open(connection, now.user)
+            await check_local_login(connection, now.user)
+            if now.hashes == found.hashes and now.hashes != renewed:
+                await users_store.renew_hashes(connection, now.user, renewed)
+            await self._guesses.succeeded(connection, counted)
+            return await self._settle(connection, now.user, device, (PASSWORD,))
 
     async def _login_elsewhere(
         self,
@@ -386,6 +401,8 @@ class Sessions:
                 raise wrong_passkey()
             await self._check_open(connection, user)
             await self._directories.check_confirmed(connection, user)
+            if pending is None or pending.origin is None:
+                await check_local_login(connection, user)
             if used.behind:
                 await self._passkeys.tell_behind(connection, user, used)
             else:
@@ -755,6 +772,8 @@ class Sessions:
             if user is None or user.status != "active":
                 raise _wrong_refresh_token()
             await self._directories.check_confirmed(connection, user)
+            if token.source_id is None and not await may_log_in_here(connection, user):
+                raise _wrong_refresh_token()
             factors = await self._factors.of(connection, user)
             lacking = (factors.any and not token.methods & _SECOND) or factors.must_set_up(at)
             if lacking and not await self._factors.is_vouched_for(
@@ -1004,6 +1023,7 @@ class Sessions:
         async with self._database.transaction(Scope.of(invited.tenant_id)) as connection:
             user = await self._invited(connection, invitation_token)
             await self._check_open(connection, user)
+            await check_local_login(connection, user)
             await users_store.set_password(connection, user, hashes, self._clock())
             is_reset = user.status == "active"
             if is_reset:

@@ -31,6 +31,8 @@ class RefreshToken:
     """How the user logged in, and confirmed it since."""
     vouching_tenant_id: UUID | None
     """The tenant of the provider that opened the session, if that answers for a second factor."""
+    source_id: UUID | None
+    """The source that recognised the user; `None` for a login with what the user has here."""
 
 
 CHANGING: Final = (
@@ -98,7 +100,7 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         " s.ended_at IS NOT NULL AS ended,"
         " coalesce(s.authenticated_at, s.created_at) AS authenticated_at,"
         " s.methods, (SELECT p.tenant_id FROM identity.sso_provider p"
-        " WHERE p.id = s.source_id AND p.trusts_mfa) AS vouching_tenant_id"
+        " WHERE p.id = s.source_id AND p.trusts_mfa) AS vouching_tenant_id, s.source_id"
         " FROM identity.refresh_token t JOIN identity.session s ON s.id = t.session_id"
         " WHERE t.hash = $1 FOR UPDATE",
         token_hash,
@@ -115,6 +117,7 @@ async def refresh_token(connection: Connection, token_hash: bytes) -> RefreshTok
         authenticated_at=row["authenticated_at"],
         methods=frozenset(row["methods"]),
         vouching_tenant_id=row["vouching_tenant_id"],
+        source_id=row["source_id"],
     )
 
 

@@ -47,7 +47,7 @@ from services.identity.sources.domain import (
 )
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
-from services.identity.users.domain import User
+from services.identity.users.domain import User, unlinked
 from services.identity.users.service import EndSessions, HoldCredentials, OrphanCredentials
 from services.identity.users.store import Credentials
 
@@ -378,16 +378,25 @@ class SourceAccounts:
             return False
         return not await self._is_free(connection, source, found)
 
-    async def remap(self, connection: Connection, source: Source, at: datetime) -> None:
+    async def remap(
+        self,
+        connection: Connection,
+        source: Source,
+        at: datetime,
+        subjects: Sequence[str] | None = None,
+    ) -> None:
         """After a change of mappings: what they no longer give is taken at once.
 
         New rows only count for groups that were seen before; the others wait for the source.
+
+        Args:
+            subjects: from whom; `None` for all.
         """
         people = {
             known.subject: Person(known.subject, "", known.groups_seen)
-            for known in await store.identities(connection, source.id)
+            for known in await store.identities(connection, source.id, subjects)
         }
-        found = await self.changes(connection, source, people)
+        found = await self.changes(connection, source, people, subjects)
         changed = [one.identity.subject for one in found if one.after != one.before]
         if not changed:
             return
@@ -403,16 +412,35 @@ class SourceAccounts:
         await users_store.take_turns(connection)
         for known in await store.identities(connection, source.id):
             account = await users_store.user(connection, SYSTEM, known.account_id, for_update=True)
-            if account is None or account.origin != source.kind:
-                continue
-            after = replace(
-                account,
-                origin="local",
-                source_id=None,
-                status="disabled",
-                disabled_by=account.disabled_by or "source",
-            )
-            await self._write(connection, source, account, after, (), at, by_source=False)
+            if account is not None and account.origin == source.kind:
+                await self._let_go(connection, source, account, at)
+
+    async def unlink(
+        self, connection: Connection, source: Source, account: User, at: datetime
+    ) -> None:
+        """Takes an account out of its source: it is disabled, and local without a password, and no
+        provider opens it any more.
+
+        Args:
+            account: locked, when it was this one's turn to change users.
+        """
+        await self._let_go(connection, source, account, at)
+        links = await users_store.forget_links(connection, account.id)
+        await self._outbox.append(
+            connection, *(CloudEvent(one, account.tenant_id) for one in unlinked(account, links))
+        )
+
+    async def _let_go(
+        self, connection: Connection, source: Source, account: User, at: datetime
+    ) -> None:
+        after = replace(
+            account,
+            origin="local",
+            source_id=None,
+            status="disabled",
+            disabled_by=account.disabled_by or "source",
+        )
+        await self._write(connection, source, account, after, (), at, by_source=False)
 
     async def end_sessions(self, connection: Connection, source: Source, at: datetime) -> None:
         """Ends the sessions of everybody who comes from a source."""

@@ -49,6 +49,15 @@ def _identity(row: asyncpg.Record) -> ExternalIdentity:
 # Sources
 
 
+async def only_owners_log_in_here(connection: Connection, tenant_id: UUID) -> bool:
+    """Whether only Owners of a tenant log in with what they have here: somebody wants that, others
+    have a directory or provider in use, and an Owner with a password is there."""
+    found: bool = await connection.fetchval(
+        "SELECT identity.only_owners_log_in_here($1)", tenant_id
+    )
+    return found
+
+
 async def insert_source(connection: Connection, source: Source) -> None:
     """Adds a source."""
     await connection.execute(
@@ -301,6 +310,16 @@ async def follow_account(connection: Connection, account_id: UUID, tenant_id: UU
         account_id,
         tenant_id,
     )
+
+
+async def subject(connection: Connection, source_id: UUID, account_id: UUID) -> str | None:
+    """What a source calls the person of an account; `None` when it does not know the person."""
+    found: str | None = await connection.fetchval(
+        "SELECT subject FROM identity.external_identity WHERE source_id = $1 AND account_id = $2",
+        source_id,
+        account_id,
+    )
+    return found
 
 
 async def forget_identity(connection: Connection, source_id: UUID, account_id: UUID) -> bool:

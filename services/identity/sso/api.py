@@ -16,13 +16,13 @@ from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
 from services.identity.sources.domain import RoleMapping
-from services.identity.sso.domain import CALLBACK, LOGOUT, Provider, scopes_of
+from services.identity.sso.domain import CALLBACK, LOGOUT, SIGNED_OUT, Provider, scopes_of
 from services.identity.sso.service import Providers
 from services.identity.sso.trials import Trials
 
 _PLAIN: Final = (
     "issuer", "client_id", "ca_pem", "groups_claim", "email_claim", "hosted_domain",
-    "just_in_time", "login_button", "trusts_mfa",
+    "just_in_time", "login_button", "trusts_mfa", "single_logout",
 )  # fmt: skip
 
 
@@ -125,6 +125,7 @@ class SsoProviderApi(identity_pb2_grpc.SsoProviderServiceServicer):
             users=provider.users,
             redirect_uri=own + CALLBACK.format(provider=provider.id) if own else "",
             backchannel_logout_uri=(own + LOGOUT.format(provider=provider.id) if own else ""),
+            post_logout_redirect_uri=own + SIGNED_OUT if own else "",
             etag=provider.etag,
             **{name: getattr(provider, name) for name in _PLAIN},
         )

@@ -21,6 +21,8 @@ CALLBACK: Final = "/auth/sso/{provider}/callback"
 """Where people come back: each provider has an address of its own, so that none answers for
 another (RFC 9700, section 4.4)."""
 LOGOUT: Final = "/auth/sso/{provider}/backchannel-logout"
+SIGNED_OUT: Final = "/auth/signed-out"
+"""Where people come back to who signed out there, too."""
 SESSION_HOURS: Final = 12
 SCOPES: Final = ("profile", "email")
 OPENID: Final = "openid"
@@ -55,6 +57,8 @@ class Provider:
     login_button: bool
     trusts_mfa: bool
     """Whether it answers for a second factor, so that none of ours is asked for."""
+    single_logout: bool
+    """Whether signing out here leads to it, to sign out there, too."""
     mappings: tuple[RoleMapping, ...]
     users: int = 0
 
@@ -100,6 +104,7 @@ class Provider:
             session_hours=int(self.source.grace.total_seconds() // 3600),
             login_button=self.login_button,
             trusts_mfa=self.trusts_mfa,
+            single_logout=self.single_logout,
             role_mappings=tuple(
                 MappedRole(group=row.group, role=row.role, tenant_id=row.tenant_id)
                 for row in self.mappings

@@ -7,6 +7,7 @@ cookie of that browser, for ten minutes, and work once in all replicas.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -68,7 +69,7 @@ from services.identity.sso.claims import (
     claims_of,
     lacks,
 )
-from services.identity.sso.domain import CALLBACK, Provider
+from services.identity.sso.domain import CALLBACK, SIGNED_OUT, Provider
 from services.identity.sso.service import Button, Providers
 from services.identity.users import store as users_store
 from services.identity.users.domain import User
@@ -77,6 +78,8 @@ log = logs.get(__name__)
 
 LIFE: Final = timedelta(minutes=10)
 """From the way there to the way back."""
+_LEAVE_SECONDS: Final = 3.0
+"""How long who signs out waits for a provider."""
 _GOOGLE: Final = "https://accounts.google.com"
 _LONGEST: Final = 4096
 """Of what comes back."""
@@ -240,6 +243,34 @@ class SsoLogins:
             asked["prompt"] = "select_account" if provider.issuer == _GOOGLE else "login"
             asked["max_age"] = "0"
         return Began(_with(document.authorization_endpoint, asked), self._seal(ticket))
+
+    async def leave(self, session_id: UUID) -> str:
+        """Where a browser goes to sign out at the provider that opened its session, too (OpenID
+        Connect RP-Initiated Logout 1.0); empty for nowhere.
+
+        The provider asks the person itself: it is shown no token, which would have to be kept.
+        """
+        async with self._database.system_transaction(
+            "a provider may be of a tenant above"
+        ) as connection:
+            provider_id = await store.to_leave(connection, session_id)
+        if provider_id is None:
+            return ""
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                provider = await self._open_provider(provider_id, "")
+                async with self._asking.turn(provider, self._providers.top_of(provider)):
+                    document = await self._asking.document(provider, root=self._is_roots(provider))
+        except (DomainError, TimeoutError):
+            # The session here is over whatever the provider does.
+            return ""
+        if not document.end_session_endpoint:
+            return ""
+        asked = {
+            "client_id": provider.client_id,
+            "post_logout_redirect_uri": self._public_url + SIGNED_OUT,
+        }
+        return _with(document.end_session_endpoint, asked)
 
     async def arrive(self, provider_id: UUID, query: Mapping[str, str], cookie: str) -> Arrival:
         """Who comes back from a provider.

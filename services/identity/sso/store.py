@@ -18,7 +18,8 @@ from services.identity.sso.domain import MOST_SHOWN, Provider
 _COLUMNS: Final = (
     "s.id, s.tenant_id, s.name, s.enabled, s.grace_hours, s.created_at, s.updated_at,"
     " p.issuer, p.client_id, p.sealed_secrets, p.ca_pem, p.scopes, p.groups_claim, p.email_claim,"
-    " p.hosted_domain, p.just_in_time, p.login_button, p.trusts_mfa"
+    " p.hosted_domain, p.just_in_time, p.login_button, p.trusts_mfa,"
+    " p.single_logout"
 )
 _USERS: Final = (
     "(SELECT count(*) FROM identity.external_identity e WHERE e.source_id = s.id) AS users"
@@ -49,6 +50,7 @@ def _provider(row: asyncpg.Record, mappings: Sequence[RoleMapping]) -> Provider:
         just_in_time=row["just_in_time"],
         login_button=row["login_button"],
         trusts_mfa=row["trusts_mfa"],
+        single_logout=row["single_logout"],
         mappings=tuple(mappings),
         users=row["users"],
     )
@@ -69,6 +71,7 @@ def _written(provider: Provider) -> tuple[Any, ...]:
         provider.just_in_time,
         provider.login_button,
         provider.trusts_mfa,
+        provider.single_logout,
     )
 
 
@@ -78,7 +81,8 @@ async def insert(connection: Connection, provider: Provider) -> None:
     await connection.execute(
         "INSERT INTO identity.sso_provider (id, tenant_id, issuer, client_id, sealed_secrets,"
         " ca_pem, scopes, groups_claim, email_claim, hosted_domain, just_in_time, login_button,"
-        " trusts_mfa) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        " trusts_mfa, single_logout)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         *_written(provider),
     )
     await sources_store.replace_mappings(connection, provider.id, provider.mappings)
@@ -90,7 +94,7 @@ async def update(connection: Connection, provider: Provider) -> None:
     await connection.execute(
         "UPDATE identity.sso_provider SET issuer = $3, client_id = $4, sealed_secrets = $5,"
         " ca_pem = $6, scopes = $7, groups_claim = $8, email_claim = $9, hosted_domain = $10,"
-        " just_in_time = $11, login_button = $12, trusts_mfa = $13"
+        " just_in_time = $11, login_button = $12, trusts_mfa = $13, single_logout = $14"
         " WHERE id = $1 AND tenant_id = $2",
         *_written(provider),
     )
@@ -189,6 +193,16 @@ async def of_session(connection: Connection, session_id: UUID) -> tuple[UUID, st
         session_id,
     )
     return (row["id"], row["name"]) if row is not None else None
+
+
+async def to_leave(connection: Connection, session_id: UUID) -> UUID | None:
+    """The provider that opened a session, if it is in use and signs people out."""
+    found: UUID | None = await connection.fetchval(
+        f"SELECT s.id FROM {_TABLES} JOIN identity.session o ON o.source_id = s.id"
+        " WHERE s.enabled AND p.single_logout AND o.id = $1",
+        session_id,
+    )
+    return found
 
 
 async def known_account(connection: Connection, provider_id: UUID, subject: str) -> UUID | None:

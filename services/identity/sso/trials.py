@@ -89,6 +89,10 @@ class Trials:
         document = self._asking.read_document(provider, answer)
         more = ", and says who it is when people come back" if document.says_issuer else ""
         steps.append(Step("document", True, f"issuer is {provider.issuer}{more}"))
+        if provider.single_logout:
+            if not document.end_session_endpoint:
+                raise AwayError("logout", "it has no end_session_endpoint: nobody signs out there")
+            steps.append(Step("logout", True, "people who sign out here are led there"))
         published = await self._asking.get(provider, document.jwks_uri, root=root, step="keys")
         keys = read_keys(published)
         named = ", ".join(sorted({key.algorithm or key.kind for key in keys}))

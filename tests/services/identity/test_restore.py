@@ -549,3 +549,107 @@ async def test_nobody_is_in_a_group_of_scims_again(database: TestDatabase) -> No
         await restore.repair(connection, told)
         # Who came back is there again, and in no group.
         assert await found(connection) == ({"old": {carl}}, {anna, dora})
+
+
+async def test_who_has_passwords_here_is_what_was_said_last(database: TestDatabase) -> None:
+    """By the database that is replaced, or by the audit log, also of a release that did not know
+    of it."""
+    await seed(database)
+
+    async def backup(connection: Connection, local_login: str) -> None:
+        await connection.execute("DELETE FROM identity.sign_in_policy")
+        await connection.execute(
+            "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from, updated_at,"
+            " local_login) VALUES ($1, 'off', now(), now(), $2)",
+            ORG,
+            local_login,
+        )
+
+    async def told(after: dict[str, Any]) -> Known:
+        known = Known()
+        name = "identity.sign_in_policy_updated"
+        known.learn(Recorded(ORG, AT, name, "tenants", str(ORG), after))
+        return known
+
+    said = {"mfa": "all", "mfaRequiredFrom": None}
+    async with repairing(database) as connection:
+        known = Known()
+        await backup(connection, "owners-only")
+        await known.read(connection)
+        cases = (
+            (known, ("off", "owners-only")),
+            (await told(said | {"localLogin": "owners-only"}), ("all", "owners-only")),
+            (await told(said), ("all", "all")),
+        )
+        for one, expected in cases:
+            await backup(connection, "all")
+            await restore.repair(connection, one)
+            found = await connection.fetchrow(
+                "SELECT mfa, local_login FROM identity.sign_in_policy"
+            )
+            assert tuple(found or ()) == expected
+
+
+async def test_who_was_taken_out_of_a_source_stays_out(database: TestDatabase) -> None:
+    """Local and deactivated, also where only the audit log is known; the source does not get the
+    user back."""
+    await seed(database)
+    source, person = uuid4(), uuid4()
+
+    async def backup(connection: Connection) -> None:
+        await connection.execute("DELETE FROM identity.source WHERE id = $1", source)
+        await connection.execute(
+            "INSERT INTO identity.source VALUES ($1, $2, 'scim', 'S', true, 1, now(), now())",
+            source,
+            ORG,
+        )
+        await connection.execute(
+            "INSERT INTO identity.scim_person (id, source_id, tenant_id, user_name, user_key,"
+            " active, email, attributes, created_at, updated_at)"
+            " VALUES ($1, $2, $3, 'a', 'a', true, '', '{}', now(), now())",
+            person,
+            source,
+            ORG,
+        )
+        await connection.execute(
+            "INSERT INTO identity.external_identity (source_id, subject, account_id, tenant_id,"
+            " email_seen, groups_seen, seen_at) VALUES ($1, $2, $3, $4, '', '{}', now())",
+            source,
+            str(person),
+            STAYS,
+            ORG,
+        )
+        await connection.execute(
+            "UPDATE identity.account SET origin = 'scim', status = 'active', password_hash = NULL"
+            " WHERE id = $1",
+            STAYS,
+        )
+
+    async def state(connection: Connection) -> tuple[Any, ...]:
+        row = await connection.fetchrow(
+            "SELECT a.origin, a.status, p.problem, count(e.subject) FROM identity.account a"
+            " LEFT JOIN identity.external_identity e ON e.account_id = a.id,"
+            " identity.scim_person p WHERE a.id = $1 GROUP BY a.id, p.id",
+            STAYS,
+        )
+        return tuple(row or ())
+
+    async with repairing(database) as connection:
+        await backup(connection)
+        await connection.execute("DELETE FROM identity.external_identity")
+        await connection.execute("UPDATE identity.scim_person SET problem = 'UNLINKED'")
+        await connection.execute(
+            "UPDATE identity.account SET origin = 'local', status = 'disabled' WHERE id = $1", STAYS
+        )
+        known = Known()
+        await known.read(connection)
+        await backup(connection)
+        await restore.repair(connection, known)
+        assert await state(connection) == ("local", "disabled", "UNLINKED", 0)
+        told = Known()
+        gone = {"role": "Owner", "status": "disabled", "origin": "local"}
+        told.learn(recorded("user_deactivated", gone))
+        await backup(connection)
+        await restore.repair(connection, told)
+        assert (await state(connection))[:2] == ("local", "disabled")
+        assert (await state(connection))[3] == 0

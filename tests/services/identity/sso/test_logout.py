@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
 
 from contract.access import Role
+from evergreen.v1 import identity_pb2 as pb
 from tests.fakes.oidc import Key
 from tests.support.identity import PASSWORD
-from tests.support.single_sign_on import LOCAL, World, fake, row, wanted, world
+from tests.support.single_sign_on import LOCAL, PUBLIC_URL, World, fake, row, wanted, world
 
 __all__ = ["fake", "world"]  # the fixtures
 
@@ -56,6 +60,73 @@ async def test_a_link_ends_no_session_of_the_password(world: World) -> None:
     ended = await world.ended()
     assert opened["sid"] in ended
     assert (await browser.get("/auth/account")).status_code == 200
+
+
+async def _sign_out(world: World, name: str) -> httpx.Response:
+    """What the page answers to somebody who signs out; the session is over then."""
+    browser = world.browser()
+    session = await world.login(name, browser)
+    answer = await browser.submit("/auth/account", "logout")
+    assert session["sid"] in await world.ended()
+    assert not {"session", "session_refresh"} & set(browser.cookies)
+    return answer
+
+
+async def test_signing_out_leads_to_the_provider(world: World) -> None:
+    """Where an Owner wants that and the provider offers it, with the way back; nothing says who it
+    was, and the session here is over in any case."""
+    end = f"{world.sso.issuer}/session/end"
+    world.sso.document = {"end_session_endpoint": f"{end}?tenant=1"}
+    world.sso.person("anna", "admins")
+    assert (await _sign_out(world, "anna")).headers["location"] == "/login?done=signed-out"
+
+    made = await world.update(single_logout=True)
+    assert made.post_logout_redirect_uri == f"{PUBLIC_URL}/auth/signed-out"
+    led = await _sign_out(world, "anna")
+    url = urlsplit(led.headers["refresh"].removeprefix("0;url="))
+    assert f"{url.scheme}://{url.netloc}{url.path}" == end
+    assert parse_qs(url.query) == {
+        "tenant": ["1"],
+        "client_id": ["evergreen"],
+        "post_logout_redirect_uri": [made.post_logout_redirect_uri],
+    }
+    browser = world.browser()
+    back = await browser.get("/auth/signed-out", site="cross-site")
+    assert (back.status_code, back.headers["location"]) == (303, "/login?done=signed-out")
+    # Who has a password here was not sent there, and is not.
+    await browser.submit("/login", "login", email=LOCAL, password=PASSWORD)
+    answer = await browser.submit("/auth/account", "logout")
+    assert answer.headers["location"] == "/login?done=signed-out"
+    (told,) = await world.events("sso_provider_updated")
+    assert (told["before"]["singleLogout"], told["after"]["singleLogout"]) == (False, True)
+
+
+async def test_signing_out_waits_for_no_provider(world: World) -> None:
+    """One that offers nothing, or nothing usable, or does not answer, is left out."""
+    world.sso.person("anna", "admins")
+    tests = pb.TestSsoProviderRequest(id=world.provider.id)
+    for said in (None, "", 7, "http://evil.example/out", "javascript:alert(1)", "https://x y"):
+        world.sso.document = {"end_session_endpoint": None}
+        await world.update(single_logout=False)
+        browser = world.browser()
+        await world.login("anna", browser)
+        # The change has what it says of itself asked for again.
+        world.sso.document = {"end_session_endpoint": said}
+        await world.update(single_logout=True)
+        answer = await browser.submit("/auth/account", "logout")
+        assert answer.headers["location"] == "/login?done=signed-out", said
+        tried = await world.identity.providers.TestSsoProvider(tests, metadata=world.owner)
+        assert not tried.ok, said
+    world.sso.document = {}
+    await world.update(single_logout=False)
+    browser = world.browser()
+    await world.login("anna", browser)
+    await world.update(single_logout=True)
+    world.sso.lie = "hang"
+    began = time.monotonic()
+    answer = await browser.submit("/auth/account", "logout")
+    assert answer.headers["location"] == "/login?done=signed-out"
+    assert time.monotonic() - began < 8
 
 
 BAD_TOKENS: dict[str, dict[str, Any]] = {
