@@ -78,7 +78,7 @@ class FakeProvider:
     says_issuer: bool = True
     hang: threading.Event = field(default_factory=threading.Event)
     lie: str = ""
-    """`hang`, `drip` or `flood` for all that is asked, or nothing."""
+    """`hang`, `drip`, `cut` or `flood` for all that is asked, or nothing."""
     asked: list[str] = field(default_factory=list)
     """The paths that were asked for."""
     codes: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
@@ -193,6 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
         known.asked.append(path)
         if known.lie == "hang":
             known.hang.wait(30)
+            self.close_connection = True
+            return
+        if known.lie == "cut":
             self.close_connection = True
             return
         if path in known.answers:
