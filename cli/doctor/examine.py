@@ -8,7 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cli.doctor import backups, database, files, former, machine, messaging, public, services
+from cli.doctor import (
+    backups,
+    database,
+    files,
+    former,
+    machine,
+    messaging,
+    passkeys,
+    public,
+    services,
+)
 from cli.doctor.database import Login
 from cli.doctor.finding import Check, Finding, findings, judged, skipped
 from cli.doctor.installation import Installation
@@ -80,6 +90,7 @@ async def _databases(place: Installation) -> list[Check]:
             break
     owner = next((login for login in place.databases if not login.context), None)
     checks.append(await _backups(owner, checks))
+    checks.append(await _passkeys(owner, checks, place.public.host))
     return checks
 
 
@@ -89,6 +100,14 @@ async def _backups(owner: Login | None, checks: Sequence[Check]) -> Check:
     if {check.name: check.status for check in checks}.get(database.SCHEMA) != "ok":
         return skipped(backups.LAST, f"needs {database.SCHEMA}")
     return judged(backups.LAST, [f async for f in backups.of(owner)], "a good one is young enough")
+
+
+async def _passkeys(owner: Login | None, checks: Sequence[Check], host: str) -> Check:
+    if owner is None:
+        return skipped(passkeys.HOST, "set EVERGREEN_MIGRATE_DATABASE_URL")
+    if {check.name: check.status for check in checks}.get(database.SCHEMA) != "ok":
+        return skipped(passkeys.HOST, f"needs {database.SCHEMA}")
+    return judged(passkeys.HOST, [f async for f in passkeys.of(owner, host)], f"all are for {host}")
 
 
 def _unknown_nats() -> list[Check]:
@@ -130,6 +149,7 @@ def _names(place: Installation) -> list[str]:
     return [
         database.ENCRYPTION, database.LOGIN, database.POOLER, *database.OWNERS, *roles,
         backups.LAST,
+        passkeys.HOST,
         *messaging.NAMES,
         *services.NAMES,
         *(f"{address.what}.{name}" for address in _addresses(place) for name in public.NAMES),

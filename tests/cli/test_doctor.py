@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 
 from cli.backup.catalog import SEALED
 from cli.doctor import database as postgres
-from cli.doctor import files, former, installation, machine, messaging, public, services
+from cli.doctor import files, former, installation, machine, messaging, passkeys, public, services
 from cli.doctor.database import Login
 from cli.doctor.examine import examine
 from cli.doctor.finding import Check, Finding, Severity, findings
@@ -542,6 +542,30 @@ def service(database: TestDatabase, context: str = "policy") -> Login:
 async def test_a_healthy_database(database: TestDatabase) -> None:
     assert told(await postgres.checks(owner(database))) == []
     assert told(await postgres.checks(service(database))) == []
+
+
+async def test_passkeys_of_another_host(database: TestDatabase) -> None:
+    """They open nothing where the public address has another host by now; no right, no word."""
+
+    async def found(login: Login, host: str) -> list[str]:
+        return [one.what async for one in passkeys.of(login, host)]
+
+    connection = await database.superuser()
+    await connection.execute(
+        "WITH t AS (INSERT INTO identity.tenant (id, parent_id, kind, name, code, created_at,"
+        " updated_at) VALUES (gen_random_uuid(), NULL, 'root', 'R', 'r', now(), now())"
+        " RETURNING id), a AS (INSERT INTO identity.account (id, tenant_id, email, role, status,"
+        " created_at, updated_at) SELECT gen_random_uuid(), id, 'a@b.example', 'Owner', 'active',"
+        " now(), now() FROM t RETURNING id)"
+        " INSERT INTO identity.passkey SELECT gen_random_uuid(), id, site::bytea, site, '', 0,"
+        " false, gen_random_uuid(), site, now(), NULL"
+        " FROM a, unnest(ARRAY['old.example', 'new.example']) AS site"
+    )
+    await connection.close()
+    (said,) = await found(owner(database), "new.example")
+    assert said.startswith("1 passkeys of 1 users are for another host, as old.example")
+    assert len(await found(owner(database), "third.example")) == 1
+    assert await found(service(database), "third.example") == []
 
 
 async def test_a_database_that_is_away_or_refuses(database: TestDatabase, tmp_path: Path) -> None:

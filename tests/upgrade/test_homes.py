@@ -1,7 +1,7 @@
 """A home of an older release becomes one of this tree, and goes back, by docs/upgrade.md.
 
-Devices work all the while; what was acknowledged is stored, once. The older release's backup is
-restored with this tree, too.
+Devices work all the while, and who is logged in stays so; what was acknowledged is stored, once.
+The older release's backup is restored with this tree, too.
 """
 
 from __future__ import annotations
@@ -57,6 +57,20 @@ def _publish(root: httpx.Client, policy: dict[str, Any]) -> dict[str, Any]:
     return published
 
 
+class _Somebody:
+    """Who logged in with the older release, and stays so."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._session = stack.login()
+
+    def is_logged_in(self, stack: Stack) -> None:
+        """By the token and by the refresh token of before; the next release takes the new ones."""
+        with stack.client(self._session["token"]) as client:
+            assert ok(client.get("/auth/session"))["email"] == stack.email
+            refresh = {"refreshToken": self._session["refreshToken"]}
+            self._session = ok(client.post("/auth/refresh", json=refresh))
+
+
 def _is_well(stack: Stack, policy: dict[str, Any], watcher: Agent) -> dict[str, Any]:
     """A publish reaches a device, whose version only rises; who is retired stays out."""
     with stack.client(stack.login()["token"]) as root:
@@ -82,6 +96,7 @@ def test_there_and_back(release: Release) -> None:
         with ExitStack() as work:
             with checkout.running("make run") as stack:
                 org, load, watcher, policy = _school(stack)
+                somebody = _Somebody(stack)
                 work.enter_context(load.running())
                 _until_calls_pass(load)
                 checkout.evergreen("backup", "create", "-o", archive, *key)
@@ -90,12 +105,14 @@ def test_there_and_back(release: Release) -> None:
                 assert checkout.version == places.current()
                 _until_calls_pass(load)
                 policy = _is_well(stack, policy, watcher)
+                somebody.is_logged_in(stack)
                 checkout.evergreen("audit", "verify")
             back = _commands("Go back").replace(OLDEST, release.commit)
             with checkout.running(back) as stack:
                 assert checkout.version == release.version
                 _until_calls_pass(load)
                 policy = _is_well(stack, policy, watcher)
+                somebody.is_logged_in(stack)
                 work.close()
                 load.check(stack)
         _restored(checkout, archive, key, org, watcher)
