@@ -75,9 +75,14 @@ from services.identity.second_factor.policies import SignInPolicies
 from services.identity.second_factor.service import SecondFactors
 from services.identity.second_factor.tries import CodeTries
 from services.identity.sessions.api import AuthApi, SessionApi
+from services.identity.sessions.confirming import Confirming
+from services.identity.sessions.logins import Logins
+from services.identity.sessions.opening import Openings
 from services.identity.sessions.overview import SessionsOverview
+from services.identity.sessions.own_passwords import OwnPasswords
 from services.identity.sessions.refusals import UnknownLogins
-from services.identity.sessions.service import Sessions
+from services.identity.sessions.second_steps import SecondSteps
+from services.identity.sessions.service import Authentication, Sessions
 from services.identity.sessions.store import (
     CHANGING,
     end_sessions_by_source,
@@ -86,10 +91,12 @@ from services.identity.sessions.store import (
 )
 from services.identity.settings import IdentitySettings
 from services.identity.sources.service import SourceAccounts
+from services.identity.sso.accounts import SsoAccounts
 from services.identity.sso.api import SsoProviderApi
 from services.identity.sso.asking import Asking
 from services.identity.sso.domain import SEALED_FOR as SSO_SEALED_FOR
 from services.identity.sso.logins import SsoLogins
+from services.identity.sso.logouts import SsoLogouts
 from services.identity.sso.service import Providers
 from services.identity.sso.trials import Trials as SsoTrials
 from services.identity.tenants.api import TenantApi
@@ -160,6 +167,97 @@ class _SingleSignOn:
     api: SsoProviderApi
     providers: Providers
     logins: SsoLogins
+    accounts: SsoAccounts
+    logouts: SsoLogouts
+
+
+def _authentication(
+    kit: Kit,
+    sealer: Sealer,
+    passwords: Passwords,
+    directories: DirectoryLogins,
+    factors: SecondFactors,
+    passkeys: Passkeys,
+    challenges: Challenges,
+    sso: SsoAccounts,
+    signer: TokenSigner,
+    session_life: timedelta,
+    unknown: UnknownLogins,
+    notices: Notices,
+) -> Authentication:
+    """All that logs people in."""
+    database, outbox, tenants, clock = kit.database, kit.outbox, kit.tenants, kit.clock
+    guesses = Guesses(database, sealer, clock)
+    code_tries = CodeTries(database, sealer, clock)
+    openings = Openings(
+        database,
+        outbox,
+        guesses,
+        factors,
+        challenges,
+        code_tries,
+        signer,
+        session_life,
+        unknown,
+        notices,
+        clock,
+    )
+    second_steps = SecondSteps(
+        database,
+        tenants,
+        guesses,
+        directories,
+        factors,
+        passkeys,
+        challenges,
+        code_tries,
+        openings,
+        clock,
+    )
+    return Authentication(
+        Logins(
+            database,
+            tenants,
+            passwords,
+            guesses,
+            directories,
+            factors,
+            sso,
+            openings,
+            second_steps,
+            clock,
+        ),
+        second_steps,
+        Confirming(
+            database,
+            outbox,
+            passwords,
+            guesses,
+            directories,
+            factors,
+            passkeys,
+            code_tries,
+            signer,
+            openings,
+            clock,
+        ),
+        OwnPasswords(
+            database, outbox, tenants, passwords, guesses, factors, openings, second_steps, clock
+        ),
+        Sessions(
+            database,
+            outbox,
+            tenants,
+            guesses,
+            directories,
+            factors,
+            passkeys,
+            challenges,
+            signer,
+            openings,
+            clock,
+        ),
+    )
 
 
 def _single_sign_on(
@@ -180,17 +278,22 @@ def _single_sign_on(
     guard = Guard(settings.sso_rules, Proxy.read(settings.sso_proxy))
     asking = Asking(guard, insecure=insecure)
     trials = SsoTrials(*base, providers, asking, settings.public_url, kit.clock)
-    logins = SsoLogins(
-        *base,
+    sealer = Sealer.from_file(key, "sso-state")
+    return _SingleSignOn(
+        SsoProviderApi(providers, trials, settings.public_url),
         providers,
-        accounts,
-        asking,
-        Sealer.from_file(key, "sso-state"),
-        end_sessions_by_source,
-        settings.public_url,
-        kit.clock,
+        SsoLogins(kit.database, providers, asking, sealer, settings.public_url, kit.clock),
+        SsoAccounts(*base, providers, accounts, end_sessions_by_source, kit.clock),
+        SsoLogouts(
+            *base,
+            providers,
+            asking,
+            sealer,
+            end_sessions_by_source,
+            settings.public_url,
+            kit.clock,
+        ),
     )
-    return _SingleSignOn(SsoProviderApi(providers, trials, settings.public_url), providers, logins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,24 +434,21 @@ async def build(kit: Kit) -> Parts:
     base = (kit.database, kit.outbox, kit.tenants, accounts, Settling(kit.outbox, accounts))
     provisioning = Provisioning(*base, kit.clock)
     scim_sources = ScimSources(*base, kit.clock)
-    sessions = Sessions(
-        kit.database,
-        kit.outbox,
-        kit.tenants,
+    auth = _authentication(
+        kit,
+        sealer,
         passwords,
-        Guesses(kit.database, sealer, kit.clock),
         directories.logins,
         factors,
         passkeys,
         Challenges(kit.database, factor_sealer, kit.clock),
-        CodeTries(kit.database, sealer, kit.clock),
-        sso.logins,
+        sso.accounts,
         signer,
         session_life,
         unknown,
         mail.notices,
-        kit.clock,
     )
+    sessions = auth.sessions
 
     overview = SessionsOverview(kit.database, kit.outbox, kit.tenants, kit.clock)
 
@@ -359,7 +459,16 @@ async def build(kit: Kit) -> Parts:
 
     def portal(chain: CallChain) -> AsgiApp:
         browsers = Browsers(
-            chain, sessions, overview, factors, passkeys, sso.logins, signer, session_life
+            chain,
+            auth,
+            overview,
+            factors,
+            passkeys,
+            sso.logins,
+            sso.accounts,
+            sso.logouts,
+            signer,
+            session_life,
         )
         around = Surroundings(
             browsers,
@@ -379,9 +488,7 @@ async def build(kit: Kit) -> Parts:
     return Parts(
         calls_refused=IdentityCallsRefused,
         public=[
-            partial(
-                rpc.add_AuthServiceServicer_to_server, AuthApi(sessions, sso.providers, resets)
-            ),
+            partial(rpc.add_AuthServiceServicer_to_server, AuthApi(auth, sso.providers, resets)),
             partial(
                 rpc.add_SessionServiceServicer_to_server,
                 SessionApi(overview),

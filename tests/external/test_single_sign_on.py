@@ -226,6 +226,8 @@ def test_in_a_browser_without_scripts(
         browser.find("input[name=login]").type("adam")
         browser.find("input[name=password]").type("x")
         browser.find("button[type=submit]").click()
+        # The next page has a button, too.
+        until(lambda: not browser.all("input[name=login]"), PATIENCE, "still asked who it is")
         browser.find("button[type=submit]").click()
         browser.until_at("/auth/signed-in")
         assert "adam@school.test" in browser.text

@@ -29,9 +29,11 @@ from services.identity.second_factor.passkeys import Passkeys
 from services.identity.second_factor.service import AppKey, SecondFactors, Setup
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
-from services.identity.sessions.service import Sessions
+from services.identity.sessions.service import Authentication
+from services.identity.sso.accounts import SsoAccounts
 from services.identity.sso.logins import LIFE as SSO_LIFE
 from services.identity.sso.logins import Arrival, Began, SsoLogins
+from services.identity.sso.logouts import SsoLogouts
 from services.identity.sso.service import Button
 from services.identity.token_keys.tokens import SESSION_TOKEN_LIFE, TokenSigner
 from services.identity.users.domain import User
@@ -61,19 +63,23 @@ class Browsers:
     def __init__(
         self,
         chain: CallChain,
-        sessions: Sessions,
+        auth: Authentication,
         overview: SessionsOverview,
         factors: SecondFactors,
         passkeys: Passkeys,
         sso: SsoLogins,
+        sso_accounts: SsoAccounts,
+        sso_logouts: SsoLogouts,
         signer: TokenSigner,
         session_life: timedelta,
     ) -> None:
         self._chain = chain
-        self._sessions = sessions
+        self._auth = auth
         self._overview = overview
         self._factors = factors
         self._sso = sso
+        self._sso_accounts = sso_accounts
+        self._sso_logouts = sso_logouts
         self._passkeys = passkeys
         self._signer = signer
         self._session_life = session_life
@@ -84,13 +90,13 @@ class Browsers:
         """Opens a session, or begins a login that waits for the second factor.
 
         Raises:
-            DomainError: as `Sessions.begin_login`.
+            DomainError: as `Logins.begin_login`.
         """
         return await self._public(
             request,
             "Login",
             login,
-            lambda call: self._sessions.begin_login(
+            lambda call: self._auth.logins.begin_login(
                 call, login.email, login.password, cookie(request, DEVICE_COOKIE)
             ),
         )
@@ -99,22 +105,24 @@ class Browsers:
         """The user of the browser's login that waits, and the user's factors.
 
         Raises:
-            DomainError: as `Sessions.waiting`.
+            DomainError: as `SecondSteps.waiting`.
         """
         return await self._second_step(
-            request, lambda _: self._sessions.waiting(cookie(request, WAITING))
+            request, lambda _: self._auth.second_steps.waiting(cookie(request, WAITING))
         )
 
     async def finish_login(self, request: Request, code: str) -> OpenSession:
         """Opens the session of a login that waits.
 
         Raises:
-            DomainError: as `Sessions.finish_login`.
+            DomainError: as `SecondSteps.finish_login`.
         """
         device = cookie(request, DEVICE_COOKIE)
         return await self._second_step(
             request,
-            lambda call: self._sessions.finish_login(call, cookie(request, WAITING), code, device),
+            lambda call: self._auth.second_steps.finish_login(
+                call, cookie(request, WAITING), code, device
+            ),
         )
 
     def passkey_options(self, bound: str) -> str:
@@ -131,23 +139,23 @@ class Browsers:
         """Opens a session with a passkey alone.
 
         Raises:
-            DomainError: as `Sessions.login_with_passkey`.
+            DomainError: as `SecondSteps.login_with_passkey`.
         """
         device = cookie(request, DEVICE_COOKIE)
         return await self._second_step(
-            request, lambda _: self._sessions.login_with_passkey(credential, bound, device)
+            request, lambda _: self._auth.second_steps.login_with_passkey(credential, bound, device)
         )
 
     async def finish_with_passkey(self, request: Request, credential: str) -> OpenSession:
         """Opens the session of a login that waits, with a passkey.
 
         Raises:
-            DomainError: as `Sessions.finish_with_passkey`.
+            DomainError: as `SecondSteps.finish_with_passkey`.
         """
         device = cookie(request, DEVICE_COOKIE)
         return await self._second_step(
             request,
-            lambda _: self._sessions.finish_with_passkey(
+            lambda _: self._auth.second_steps.finish_with_passkey(
                 cookie(request, WAITING), credential, device
             ),
         )
@@ -156,11 +164,11 @@ class Browsers:
         """Confirms with a passkey who uses the session; answers its new token.
 
         Raises:
-            DomainError: as `Sessions.step_up_with_passkey`.
+            DomainError: as `Confirming.step_up_with_passkey`.
         """
 
         async def work(call: Call) -> OpenSession:
-            return await self._sessions.step_up_with_passkey(call, credential)
+            return await self._auth.confirming.step_up_with_passkey(call, credential)
 
         return await self.user(request, f"{_AUTH}StepUp", work)
 
@@ -226,35 +234,37 @@ class Browsers:
         """Makes what somebody needs who gets in only with a second factor.
 
         Raises:
-            DomainError: as `Sessions.set_up_factor`.
+            DomainError: as `SecondSteps.set_up_factor`.
         """
         return await self._second_step(
-            request, lambda _: self._sessions.set_up_factor(cookie(request, WAITING))
+            request, lambda _: self._auth.second_steps.set_up_factor(cookie(request, WAITING))
         )
 
     async def confirm_factor(self, request: Request, code: str) -> OpenSession:
         """Lets what was set up count, and opens the session.
 
         Raises:
-            DomainError: as `Sessions.confirm_factor`.
+            DomainError: as `SecondSteps.confirm_factor`.
         """
         device = cookie(request, DEVICE_COOKIE)
         return await self._second_step(
             request,
-            lambda _: self._sessions.confirm_factor(cookie(request, WAITING), code, device),
+            lambda _: self._auth.second_steps.confirm_factor(
+                cookie(request, WAITING), code, device
+            ),
         )
 
     async def login(self, request: Request, login: pb.LoginRequest) -> OpenSession:
         """Opens a session, with both factors at once.
 
         Raises:
-            DomainError: as `Sessions.login`.
+            DomainError: as `Logins.login`.
         """
         return await self._public(
             request,
             "Login",
             login,
-            lambda call: self._sessions.login(
+            lambda call: self._auth.logins.login(
                 call, login.email, login.password, cookie(request, DEVICE_COOKIE), login.otp
             ),
         )
@@ -291,16 +301,16 @@ class Browsers:
         for the second factor; with neither where an account was linked.
 
         Raises:
-            DomainError: as `SsoLogins.arrive`, `Sessions.enter` and `Sessions.link`.
+            DomainError: as `SsoLogins.arrive`, `Logins.enter` and `Logins.link`.
         """
 
         async def arrive(_: Call) -> tuple[Arrival, OpenSession | PendingLogin | None]:
             arrival = await self._sso.arrive(provider_id, query, cookie(request, SSO_COOKIE))
             if arrival.link is not None:
-                await self._sessions.link(arrival)
+                await self._auth.logins.link(arrival)
                 return arrival, None
             device = cookie(request, DEVICE_COOKIE)
-            return arrival, await self._sessions.enter(arrival, device)
+            return arrival, await self._auth.logins.enter(arrival, device)
 
         return await self._chain.run(f"{_AUTH}Login", _headers(request), arrive)
 
@@ -308,11 +318,11 @@ class Browsers:
         """Ends the sessions that a provider says are over.
 
         Raises:
-            DomainError: as `SsoLogins.log_out`.
+            DomainError: as `SsoLogouts.log_out`.
         """
 
         async def work(_: Call) -> None:
-            await self._sso.log_out(provider_id, token)
+            await self._sso_logouts.log_out(provider_id, token)
 
         await self._chain.run(f"{_AUTH}Login", _headers(request), work)
 
@@ -327,7 +337,7 @@ class Browsers:
         """
 
         async def work(call: Call) -> Began:
-            user = await self._sessions.confirm_password(call, change.current_password)
+            user = await self._auth.passwords.confirm_password(call, change.current_password)
             session = UUID(call.caller.session_id)
             return await self._sso.begin(provider_id, user.email, "", link=user.id, session=session)
 
@@ -338,18 +348,18 @@ class Browsers:
         """Takes a link back.
 
         Raises:
-            DomainError: as `SsoLogins.unlink`.
+            DomainError: as `SsoAccounts.unlink`.
         """
 
         async def work(call: Call) -> None:
             caller = call.caller
-            await self._sso.unlink(UUID(caller.id), UUID(caller.tenant_id), provider_id)
+            await self._sso_accounts.unlink(UUID(caller.id), UUID(caller.tenant_id), provider_id)
 
         await self.user(request, f"{_AUTH}ChangePassword", work)
 
     async def linkable(self, user: User) -> Sequence[tuple[Button, bool]]:
         """The providers that a user's account may be linked with, and whether it is."""
-        return await self._sso.linkable(user.id, user.tenant_id)
+        return await self._sso_accounts.linkable(user.id, user.tenant_id)
 
     async def accept_invitation(
         self, request: Request, accepted: pb.AcceptInvitationRequest
@@ -358,13 +368,13 @@ class Browsers:
         for the second factor.
 
         Raises:
-            DomainError: as `Sessions.begin_with_invitation`.
+            DomainError: as `OwnPasswords.begin_with_invitation`.
         """
         return await self._public(
             request,
             "AcceptInvitation",
             accepted,
-            lambda _: self._sessions.begin_with_invitation(
+            lambda _: self._auth.passwords.begin_with_invitation(
                 accepted.invitation_token, accepted.password, cookie(request, DEVICE_COOKIE)
             ),
         )
@@ -397,7 +407,7 @@ class Browsers:
             request,
             "RefreshSession",
             refresh,
-            lambda _: self._sessions.refresh(refresh.refresh_token),
+            lambda _: self._auth.sessions.refresh(refresh.refresh_token),
         )
 
     async def current(self, request: Request) -> OpenSession:
@@ -408,7 +418,7 @@ class Browsers:
         """
 
         async def current(call: Call) -> OpenSession:
-            return self._sessions.current(call)
+            return self._auth.sessions.current(call)
 
         return await self.user(request, f"{_AUTH}GetSession", current)
 
@@ -416,12 +426,14 @@ class Browsers:
         """Sets the user's own password.
 
         Raises:
-            DomainError: as `Sessions.change_password`; UNAUTHENTICATED without a session.
+            DomainError: as `OwnPasswords.change_password`; UNAUTHENTICATED without a session.
         """
 
         async def work(call: Call) -> None:
             check_rules(change)
-            await self._sessions.change_password(call, change.current_password, change.new_password)
+            await self._auth.passwords.change_password(
+                call, change.current_password, change.new_password
+            )
 
         await self.user(request, f"{_AUTH}ChangePassword", work)
 
@@ -437,12 +449,12 @@ class Browsers:
         """Confirms who uses the session; answers its new token.
 
         Raises:
-            DomainError: as `Sessions.step_up`.
+            DomainError: as `Confirming.step_up`.
         """
 
         async def work(call: Call) -> OpenSession:
             check_rules(step_up)
-            return await self._sessions.step_up(call, step_up.password, step_up.otp)
+            return await self._auth.confirming.step_up(call, step_up.password, step_up.otp)
 
         return await self.user(request, f"{_AUTH}StepUp", work)
 
@@ -514,7 +526,7 @@ class Browsers:
         """Ends the browser's session, if it has one; answers which one it was."""
 
         async def work(call: Call) -> UUID:
-            await self._sessions.logout(call)
+            await self._auth.sessions.logout(call)
             return UUID(call.caller.session_id)
 
         try:
@@ -531,7 +543,7 @@ class Browsers:
 
     async def leave(self, session_id: UUID) -> str:
         """Where the browser goes to sign out at a provider, too; empty for nowhere."""
-        return await self._sso.leave(session_id)
+        return await self._sso_logouts.leave(session_id)
 
     async def user(
         self,

@@ -13,7 +13,7 @@ from servicekit.rpc.values import timestamp
 from services.identity.password_resets.service import PasswordResets, language_asked
 from services.identity.sessions.domain import KnownSession, OpenSession
 from services.identity.sessions.overview import SessionsOverview
-from services.identity.sessions.service import Sessions
+from services.identity.sessions.service import Authentication
 from services.identity.sso.service import Providers
 
 
@@ -31,14 +31,14 @@ def _session(session: OpenSession) -> pb.Session:
 class AuthApi(identity_pb2_grpc.AuthServiceServicer):
     """evergreen.v1.AuthService."""
 
-    def __init__(self, sessions: Sessions, providers: Providers, resets: PasswordResets) -> None:
-        self._sessions = sessions
+    def __init__(self, auth: Authentication, providers: Providers, resets: PasswordResets) -> None:
+        self._auth = auth
         self._resets = resets
         self._providers = providers
 
     async def Login(self, request: pb.LoginRequest, context: Context) -> pb.Session:
         """Opens a session."""
-        session = await self._sessions.login(
+        session = await self._auth.logins.login(
             context.call, request.email, request.password, otp=request.otp
         )
         return _session(session)
@@ -47,26 +47,28 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
         self, request: pb.RefreshSessionRequest, context: Context
     ) -> pb.Session:
         """Exchanges a refresh token."""
-        return _session(await self._sessions.refresh(request.refresh_token))
+        return _session(await self._auth.sessions.refresh(request.refresh_token))
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
         """Answers the caller's session."""
-        return _session(self._sessions.current(context.call))
+        return _session(self._auth.sessions.current(context.call))
 
     async def Logout(self, request: pb.LogoutRequest, context: Context) -> pb.LogoutResponse:
         """Ends the caller's session."""
-        await self._sessions.logout(context.call)
+        await self._auth.sessions.logout(context.call)
         return pb.LogoutResponse()
 
     async def StepUp(self, request: pb.StepUpRequest, context: Context) -> pb.Session:
         """Confirms who uses the caller's session."""
-        return _session(await self._sessions.step_up(context.call, request.password, request.otp))
+        return _session(
+            await self._auth.confirming.step_up(context.call, request.password, request.otp)
+        )
 
     async def ChangePassword(
         self, request: pb.ChangePasswordRequest, context: Context
     ) -> pb.ChangePasswordResponse:
         """Sets the caller's password."""
-        await self._sessions.change_password(
+        await self._auth.passwords.change_password(
             context.call, request.current_password, request.new_password
         )
         return pb.ChangePasswordResponse()
@@ -83,7 +85,7 @@ class AuthApi(identity_pb2_grpc.AuthServiceServicer):
     ) -> pb.Session:
         """Sets the password of an invited user."""
         return _session(
-            await self._sessions.accept_invitation(
+            await self._auth.passwords.accept_invitation(
                 context.call, request.invitation_token, request.password, request.otp
             )
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from contract.events.identity import MappedRole, SsoProviderSnapshot
-from servicekit.errors import invalid_field
+from servicekit.errors import Code, DomainError, invalid_field
 from servicekit.etags import etag_of
 from services.identity.sources.domain import EVERYBODY, RoleMapping, Source, check_mappings
 
@@ -166,3 +166,15 @@ def check_provider(provider: Provider, *, insecure: bool) -> None:
     if provider.just_in_time and not provider.mappings:
         raise invalid_field("justInTime", "needs roleMappings, which say what the new users may do")
     check_mappings(provider.mappings)
+
+
+def with_parameters(url: str, asked: Mapping[str, str]) -> str:
+    """An address with further parameters."""
+    parts = urlsplit(url)
+    query = "&".join(filter(None, (parts.query, urlencode(asked))))
+    return urlunsplit(parts._replace(query=query))
+
+
+def changed() -> DomainError:
+    """The provider is another one by now than the one that was asked."""
+    return DomainError(Code.UNAVAILABLE, "PROVIDER_CHANGED", "the provider was changed; try again")

@@ -8,10 +8,23 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from contract.events.identity import SsoProviderCreated, SsoProviderDeleted, SsoProviderUpdated
+from contract.events.identity import (
+    RefusedPerson,
+    SsoLoginRefused,
+    SsoProviderCreated,
+    SsoProviderDeleted,
+    SsoProviderUpdated,
+)
 from servicekit.call import Call
-from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import failed_precondition, invalid_field, not_found, permission_denied
+from servicekit.data.postgres import SYSTEM, Connection, Database, Scope
+from servicekit.errors import (
+    Code,
+    DomainError,
+    failed_precondition,
+    invalid_field,
+    not_found,
+    permission_denied,
+)
 from servicekit.etags import check_etag
 from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
@@ -287,6 +300,45 @@ class Providers:
         """Deletes what works once and is too old to work."""
         async with self._database.system_transaction("what works once is nobody's") as connection:
             await store.forget_used(connection, self._clock())
+
+    async def in_use(self, provider_id: UUID | None, domain: str) -> Provider:
+        """A provider that is in use, of a tenant that is.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        async with self._database.system_transaction(
+            "who signs in is of no tenant yet"
+        ) as connection:
+            one = provider_id
+            if one is None and domain:
+                one = await sources_store.source_of_domain(connection, domain)
+            found = await store.provider(connection, SYSTEM, one) if one is not None else None
+        if found is not None and found.source.enabled:
+            tenant = self._tenants.known(found.source.tenant_id)
+            if tenant is not None and tenant.status == "active":
+                return found
+        raise DomainError(
+            Code.NOT_FOUND,
+            "NO_PROVIDER",
+            "nobody signs in there; check the address, or ask your administrator",
+        )
+
+    def is_of_root(self, provider: Provider) -> bool:
+        """Whether a provider is the root tenant's."""
+        tenant = self._tenants.known(provider.source.tenant_id)
+        return tenant is not None and tenant.kind == "root"
+
+    async def tell_refusal(self, provider: Provider, email: str, reason: str) -> None:
+        """Tells the log of a provider's tenant whom it did not let in, and why."""
+        source = provider.source
+        async with self._database.transaction(Scope.of(source.tenant_id)) as connection:
+            event = SsoLoginRefused(
+                id=source.id, after=RefusedPerson(email=email, reason=reason, source=source.id)
+            )
+            await self._outbox.append(
+                connection, CloudEvent(event, source.tenant_id, source.actor, str(source.id))
+            )
 
     def top_of(self, provider: Provider) -> UUID:
         """The tenant below the root that has a provider or is above the one that has; of the root's
