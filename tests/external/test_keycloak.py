@@ -35,9 +35,7 @@ class Realm:
     def browser(self) -> httpx.Client:
         """A browser: to it this machine is a safe place, as Keycloak says of its cookies."""
         client = self.stack.client()
-        client.cookies.jar.set_policy(
-            DefaultCookiePolicy(secure_protocols=("https", "http"))  # type: ignore[arg-type]  # any sequence does
-        )
+        client.cookies.jar.set_policy(DefaultCookiePolicy(secure_protocols=("https", "http")))
         return client
 
     def sign_in(self, client: httpx.Client, name: str) -> httpx.Response:

@@ -58,7 +58,8 @@ def running(directory: Path) -> Iterator[Servers]:
     there.close()
     try:
         assert here.poll(_START_SECONDS), "the servers do not start"
-        yield Servers(*here.recv(), here)
+        ldaps, allowed, ca_pem, issuer, smtp_port = here.recv()
+        yield Servers(ldaps, allowed, ca_pem, issuer, smtp_port, here)
     finally:
         here.close()
         process.join(10)

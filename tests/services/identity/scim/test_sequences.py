@@ -38,6 +38,8 @@ class Model:
         self.rows = {"owners": Role.OWNER, "admins": Role.ADMIN, "staff": Role.AUDITOR}
         self.out: set[str] = set()
         """Whom an administrator has deactivated."""
+        self.unlinked: set[str] = set()
+        """Whom an Owner has taken out of the source, and deleted."""
 
     def role(self, name: str) -> Role | None:
         """The highest role that somebody may have."""
@@ -49,7 +51,8 @@ class Model:
     async def step(self) -> str:
         acts = [self.send, self.send, self.group, self.join, self.join, self.join, self.leave,
                 self.leave, self.replace, self.toggle, self.toggle, self.rename, self.delete,
-                self.map, self.deactivate, self.reactivate, self.meddle, self.confirm]  # fmt: skip
+                self.map, self.deactivate, self.reactivate, self.meddle, self.confirm,
+                self.unlink]  # fmt: skip
         act = self.random.choice(acts)
         await act()
         return act.__name__
@@ -109,6 +112,7 @@ class Model:
         if self.people:
             name = self.random.choice(sorted(self.people))
             await self.world.scim.ok("DELETE", f"/Users/{self.people.pop(name)['id']}")
+            self.unlinked.discard(name)
             for members in self.members.values():
                 members.discard(name)
 
@@ -161,6 +165,21 @@ class Model:
                 metadata=self.world.owner,
             )
 
+    async def unlink(self) -> None:
+        """Takes somebody out of the source for good: only a new person gets an account again."""
+        if (found := await self._account()) is not None:
+            name, user = found
+            await self.world.identity.scim.UnlinkScimUser(
+                pb.UnlinkScimUserRequest(id=self.world.source.id, user_id=user.id),
+                metadata=self.world.owner,
+            )
+            await self.world.identity.users.DeleteUser(
+                pb.DeleteUserRequest(id=user.id), metadata=self.world.owner
+            )
+            self.out.discard(name)
+            if name in self.people:
+                self.unlinked.add(name)
+
     async def check(self, done: list[str]) -> None:
         """Nobody is more than the model says, but those who are held for an Owner's word; after
         that nobody at all."""
@@ -171,6 +190,7 @@ class Model:
             if name not in NAMES or name in held:
                 continue
             allowed = self.role(name)
+            assert name not in self.unlinked, (name, done)
             assert user.origin == "scim", done
             if user.status == "active":
                 assert allowed is not None, (name, user.role, done[0], done[-5:])
