@@ -1,17 +1,21 @@
 """Secrets of every kind are planted and used, rightly and wrongly, and looked for afterwards: in
-logs, in files, in the audit log, in answers, and in every row of the database."""
+logs, in files, in the audit log, in answers, in backups, and in every row of the database."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from cli.backup.archive import reading
+from cli.backup.crypt import Key
 from tests.e2e.pages import Pages
+from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.test_backup import rows
 from tests.e2e.test_second_factor import set_up
 from tests.e2e.world import DOCUMENT, Org, make_org, ok
@@ -247,4 +251,32 @@ def test_no_row_has_one(stack: Stack, planted: Planted) -> None:
     assert {"identity.service_account", "audit.entry"} <= {
         table for table, names in found.items() if "mark" in names
     }
+    assert {table: names for table, names in found.items() if names != {"mark"}} == {}
+
+
+def test_no_backup_has_one(stack: Stack, planted: Planted, tmp_path: Path) -> None:
+    """Closed, it shows nothing at all; who opens it finds the rows, and no secret in them."""
+    passphrase, archive = "correct horse battery", tmp_path / "one.backup"
+    (tmp_path / "passphrase").write_text(passphrase + "\n")
+    key = ("--passphrase-file", tmp_path / "passphrase", "--home", stack.home)
+    made = evergreen("backup", "create", "-o", archive, *key)
+    assert made.returncode == 0, made.stderr
+    closed = archive.read_bytes()
+    assert not [one for one in (planted.mark, *planted.secrets.values()) if one.encode() in closed]
+    sought = {**planted.secrets, "mark": planted.mark}
+    found: dict[str, set[str]] = {}
+    with reading(archive, Key(passphrase)) as opened:
+        for table, pieces in opened.tables():
+            content = b"".join(pieces)
+            names = {
+                name
+                for name, secret in sought.items()
+                if secret.encode() in content or secret.encode().hex().encode() in content
+            }
+            if names and table.name.partition(".")[0] not in SEALED_LATER:
+                found[table.name] = names
+        for name, content in opened.files.items():
+            if names := set(_found(planted.secrets, content.decode(errors="replace"))):
+                found[name] = names
+    assert {"identity.service_account", "audit.entry"} <= set(found)
     assert {table: names for table, names in found.items() if names != {"mark"}} == {}
