@@ -33,7 +33,7 @@ _AGENTS = 4
 _POLL_EVERY = 0.1
 """Seconds between two polls of a device."""
 _LOGIN_EVERY = 0.5
-_LEAST_BOUND = 0.75
+_LEAST_BOUND = 2.0
 """Seconds that the slowest may take on a busy machine, however quick it is without trouble: a
 service that waited for one of these servers, which take eight seconds and more, takes longer."""
 _FACTOR = 4.0

@@ -16,7 +16,7 @@ __all__ = ["fake", "world"]  # the fixtures
 async def test_nobody_binds_with_what_is_none(world: World, password: str) -> None:
     """Neither empty, nor with what ends a text in other programs (RFC 4513, section 5.1.2)."""
     anna = world.ldap.person("anna", "Admins")
-    assert await world.refused("anna", password) == "WRONG_CREDENTIALS"
+    assert await world.refused("anna", password) == "INVALID_FIELD"
     assert anna.dn not in {name for name, _ in world.ldap.binds}
     empty = pb.LoginRequest(email=f"anna@{DOMAIN}")
     with pytest.raises(grpc.aio.AioRpcError) as error:
