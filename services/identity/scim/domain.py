@@ -24,7 +24,7 @@ MOST_EVENT_MEMBERS: Final = 100
 MOST_NEW_ACCOUNTS: Final = 100
 """Accounts that one transaction makes; the others follow."""
 MOST_REMAPPED: Final = 200
-"""People whom one transaction brings to other mappings; the others follow."""
+"""People that one transaction brings to other mappings; the others follow."""
 
 INACTIVE: Final = "INACTIVE"
 NO_ROLE: Final = "NO_ROLE"

@@ -47,7 +47,7 @@ _PLACE = place("identity", "scim")
 _NOBODY = UUID(int=0)
 """Before all people of a source."""
 _REMAP_SECONDS = 10.0
-"""How long whoever changes mappings waits for more than the first of them."""
+"""How long a change of mappings waits for more than the first batch."""
 _GRACE = timedelta(hours=1)
 """What a source needs to have and SCIM's does not use: it confirms nobody."""
 

@@ -64,7 +64,7 @@ class Settling:
         standings = [
             one
             for one in await store.standings(connection, source.id, person_ids)
-            # Whom an Owner has taken out of the source, it gets back by sending them anew alone.
+            # A person taken out of the source stays out until the source sends the person anew.
             if one.problem != UNLINKED or one.deleted
         ]
         people = {

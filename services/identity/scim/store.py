@@ -225,7 +225,7 @@ async def remapped_to(connection: Connection, source_id: UUID) -> UUID | None:
 
 
 async def note_remapped(connection: Connection, source_id: UUID, to: UUID | None) -> None:
-    """Notes up to whom it has been; `None` for all."""
+    """Notes how far a change of mappings has come; `None` for all people."""
     await connection.execute(
         "UPDATE identity.scim_source SET remapped_to = $2 WHERE id = $1", source_id, to
     )
@@ -234,7 +234,7 @@ async def note_remapped(connection: Connection, source_id: UUID, to: UUID | None
 async def people_after(
     connection: Connection, source_id: UUID, after: UUID, most: int
 ) -> list[UUID]:
-    """People of a source behind one of them, those included whom it has no more."""
+    """People of a source behind one of them, deleted ones included."""
     rows = await connection.fetch(
         "SELECT id FROM identity.scim_person WHERE source_id = $1 AND id > $2 ORDER BY id LIMIT $3",
         source_id,
@@ -434,7 +434,7 @@ class Standing:
 async def standings(
     connection: Connection, source_id: UUID, person_ids: Sequence[UUID]
 ) -> list[Standing]:
-    """What decides about people of a source, those included whom it has no more."""
+    """What decides about people of a source, deleted ones included."""
     rows = await connection.fetch(
         "WITH mapped AS (SELECT DISTINCT g.id, r.external_group FROM identity.scim_group g"
         f" JOIN identity.role_mapping r ON r.source_id = g.source_id AND {_MAPPED}"

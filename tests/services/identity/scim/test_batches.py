@@ -23,7 +23,7 @@ async def _statuses(world: World) -> set[tuple[str, str]]:
 async def test_a_change_of_mappings_goes_through_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In several transactions; whoever asked for it finds it done."""
+    """In several transactions; the answer comes when it is done."""
     monkeypatch.setattr(settling, "MOST_REMAPPED", 3)
     people = [await world.scim.user(f"p{number}") for number in range(10)]
     await world.scim.group("staff", *people)
@@ -39,8 +39,8 @@ async def test_a_change_of_mappings_goes_through_all(
 async def test_what_is_left_of_it_follows_by_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From where it stopped, as after a restart. Meanwhile whom the source speaks of are as the new
-    mappings say, and what those take is not held."""
+    """From where it stopped, as after a restart. Meanwhile people that the source changes are as
+    the new mappings say, and what those take is not held."""
     monkeypatch.setattr(settling, "MOST_REMAPPED", 3)
     monkeypatch.setattr(service, "_REMAP_SECONDS", -1.0)
     people = [await world.scim.user(f"p{number:02}") for number in range(20)]
