@@ -38,6 +38,7 @@ PROVIDER = Provider(
     just_in_time=True,
     login_button=False,
     trusts_mfa=False,
+    single_logout=False,
     mappings=(RoleMapping("admins", Role.ADMIN, _TENANT),),
 )
 UPN = replace(PROVIDER, email_claim="upn")
