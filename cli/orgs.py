@@ -15,7 +15,7 @@ from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import show_list
+from cli.tables import moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -145,7 +145,8 @@ def sign_in(
             body["localLogin"] = local_login
         policy = api.patch(path, body) if body else api.get(path)
         since = policy.get("mfaRequiredFrom", "")
-        typer.echo(f"second factor: {policy['mfa']}{f', needed from {since} on' if since else ''}")
+        needed = f", needed from {moment(since)} UTC on" if since else ""
+        typer.echo(f"second factor: {policy['mfa']}{needed}")
         if policy["effectiveMfa"] != policy["mfa"]:
             typer.echo(f"a tenant above asks more: {policy['effectiveMfa']}")
         now = policy["effectiveLocalLogin"]
