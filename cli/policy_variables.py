@@ -9,7 +9,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, org_id
+from cli.places import ALL, org_id, tenant_id
 from cli.session import session
 from cli.tables import show_list
 
@@ -151,10 +151,7 @@ def unset_secret(
 
 
 def _tenant_id(api: Api, name: str) -> str:
-    for tenant in api.pages("/api/tenants", "tenants", ALL) if name else ():
-        if name in {tenant["id"], tenant.get("code")}:
-            return str(tenant["id"])
-    return org_id(api, name)
+    return tenant_id(api, name) if name else org_id(api, name)
 
 
 def _listed(api: Api, org: str, *, secret: bool) -> list[Any]:

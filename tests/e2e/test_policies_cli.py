@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from tests.e2e.world import Org, assert_error, make_org, ok
 from tests.fakes.agent.agent import Hardware
+from tests.fakes.agent.gojson import marshal
+from tests.fakes.agent.structs import DOCUMENT
 from tests.support.stack import PATIENCE, Stack, until
 
 
@@ -128,3 +130,41 @@ def test_a_policy_is_for_a_group_and_explained(stack: Stack, root: httpx.Client)
     run(stack, org, "withdraw", "Staff", "--yes")
     ok(org.owner.delete(f"/api/device-groups/{group['id']}"))
     assert "all devices" in run(stack, org, "target", policy["id"], "--all-devices")
+
+
+def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
+    """Set, listed, published and deleted; a secret is read from standard input and never shown."""
+    org = make_org(stack, root, "Named")
+
+    def said(*words: str, value: str | None = None, code: int = 0) -> str:
+        where = ["--org", org.id, "--home", str(stack.home)]
+        done = CliRunner().invoke(app, [*words, *where], input=value)
+        assert done.exit_code == code, done.output
+        assert "passphrase" not in done.output
+        return done.output
+
+    assert said("variables", "set", "host", "one.example") == "host is set.\n"
+    assert said("secrets", "set", "wifi", value="the first passphrase\n") == "wifi is set.\n"
+    (line,) = said("secrets", "list", "--json").splitlines()
+    first = json.loads(line)["fingerprint"]
+    wifi = {"ssid": "Class", "passphrase": "{{secret.wifi}}", "security": "wpa-psk"}
+    template = {"browser": {"homepage": "https://{{var.host}}"}, "network": {"wifi": [wifi]}}
+    body = {"name": "Base", "orgId": org.id, "signed": True, "bundle": {"template": template}}
+    ok(org.owner.post("/api/policies", json=body))
+    agent = org.device()
+    later = said("variables", "set", "host", "two.example")
+    assert "Base: devices get the value with its next publish" in later
+    now = said("secrets", "set", "wifi", "--now", value="the second passphrase")
+    assert "Base: is published" in now
+    agent.pull()
+    got = json.loads(marshal(DOCUMENT, agent.applied[-1].document))
+    assert got["browser"]["homepage"] == "https://two.example"
+    assert got["network"]["wifi"][0]["passphrase"] == "the second passphrase"
+    (line,) = said("secrets", "list", "--json").splitlines()
+    assert json.loads(line)["fingerprint"] != first
+    assert "two.example" in said("variables", "list")
+    assert "one of the secrets" in said("variables", "unset", "wifi", code=2)
+    assert "policies name it: Base" in said("secrets", "unset", "wifi", code=2)
+    assert "nothing is called other" in said("variables", "unset", "other", code=2)
+    said("variables", "set", "spare", "x")
+    assert said("variables", "unset", "spare") == "spare is deleted.\n"
