@@ -18,7 +18,7 @@ from services.policy.authoring.configuration import compile_bundle, is_console_f
 from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.authoring.layering import own_document_of
-from services.policy.authoring.secret_values import REDACTED, hide
+from services.policy.authoring.secret_values import MASKED, REDACTED, hide, secrets_of
 from services.policy.authoring.templates import NO_VALUES, Values, expanded, is_template
 from services.policy.authoring.violations import (
     MAX_ITEMS,
@@ -142,6 +142,9 @@ def compile_policy(
     `values`. Raises `DomainError` (INVALID_ARGUMENT) with every field that devices could not apply.
     """
     if isinstance(bundle, Mapping) and is_template(bundle):
+        if MASKED in secrets_of(bundle):
+            # The release before changed the policy: it knows no more of a template.
+            raise invalid_field("bundle.template", f"has {MASKED} in place of a secret: give it")
         document = expanded(bundle, values, "bundle")
         with _in_template():
             return compile_policy(document, standing)

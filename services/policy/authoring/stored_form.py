@@ -2,7 +2,8 @@
 
 That release refuses the console's `signature` and the passphrases of its networks as unknown
 fields, and would record the passphrases in the audit log. Both lie in a column of their own,
-`form_extra`, beside the form without them. A document is one part.
+`form_extra`, beside the form without them. A document is one part. Of a template, which that
+release takes for no policy and hides nothing of, it reads masks; the whole lies in `form_extra`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.policy.authoring.configuration import is_console_form
-from services.policy.authoring.secret_values import console_networks
+from services.policy.authoring.secret_values import MASKED, console_networks, hide
+from services.policy.authoring.templates import is_template
 
 
 def as_text(bundle: Any) -> str:
@@ -23,6 +25,9 @@ def as_text(bundle: Any) -> str:
 def parted(authored: str) -> tuple[str, str | None]:
     """The two columns of an authored text."""
     bundle = json.loads(authored)
+    if is_template(bundle):
+        hidden = hide(bundle, MASKED)
+        return (authored, None) if hidden == bundle else (_dumps(hidden), authored)
     if not is_console_form(bundle):
         return authored, None
     extra: dict[str, Any] = {}
@@ -56,6 +61,8 @@ def joined(authored: str, extra: str | None) -> str:
     if extra is None:
         return authored
     bundle, more = json.loads(authored), json.loads(extra)
+    if is_template(bundle):
+        return extra
     if not is_console_form(bundle):
         return authored
     passphrases = dict(more.get("passphrases", ()))

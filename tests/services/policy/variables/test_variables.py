@@ -300,3 +300,22 @@ async def test_who_only_reads_changes_nothing(world: World, keeper: Keeper, role
         reader.variable("Delete", id=host.id),
     ):
         assert (await refusal(call)).code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_the_release_before_reads_masks_of_a_template(world: World, keeper: Keeper) -> None:
+    """It hides nothing of a form that it does not know. What it makes of it is not published."""
+    await _values(keeper, ORG.id)
+    policy = await world.admin.create(ORG.id, TEMPLATE)
+    superuser = await world.database.superuser()
+    authored = await superuser.fetchval("SELECT authored FROM policy.policies")
+    assert "an inline secret" not in authored
+    # As it stores a new name.
+    await superuser.execute("UPDATE policy.policies SET name = 'N', form_extra = NULL")
+    await superuser.close()
+    refused = await refusal(world.admin.call("PublishPolicy", id=policy.id))
+    assert (refused.code, refused.fields) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        ["bundle.template"],
+    )
+    await world.admin.call("UpdatePolicy", id=policy.id, bundle=TEMPLATE, signed=True)
+    assert (await _has(world, ORG.id))[2] == SECRET
