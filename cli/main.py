@@ -23,6 +23,7 @@ from cli import (
     fips,
     former_names,
     forwarders,
+    gates,
     groups,
     init,
     keys,
@@ -109,6 +110,7 @@ app.add_typer(policies.app)
 app.add_typer(policy_variables.variables)
 app.add_typer(policy_variables.secrets)
 app.add_typer(rollouts.app)
+app.add_typer(gates.app)
 app.command("plan")(sets.plan)
 app.command("apply")(sets.apply)
 app.command("export")(sets.export)

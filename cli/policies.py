@@ -304,6 +304,11 @@ def _explained(found: Any, *, every: bool) -> list[str]:
     of_device = bool(found.get("deviceId"))
     means = found["stateReason"] or (_DEVICE_STATES.get(found["state"], "") if of_device else "")
     lines = [f"{found['state']}: {means}" if means else found["state"]]
+    if restricted := found.get("restriction"):
+        lines.append(
+            f"since {restricted['since']} its boot is {restricted['verdict']}, and"
+            f" {restricted['atLeast']} is asked for: it has the gate's other policy"
+        )
     lines += [f"  {_source(layer)}" for layer in found["layers"]]
     rows = []
     for field in found["fields"]:
@@ -328,6 +333,9 @@ def _explained(found: Any, *, every: bool) -> list[str]:
 def _source(layer: Any) -> str:
     if layer["level"] == "BASELINE":
         return "the console's baseline"
+    if layer["level"] == "GATE":
+        whose = f"attestation gate of {layer['groupAlias'] or 'all devices'}"
+        return f"{whose}: {layer['policyName'] or layer['policyId']} v{layer['version']}"
     if layer["level"] in {"GROUP", "DEVICE"}:
         whose = f"group {layer['groupAlias']}" if layer["groupId"] else "this device"
         return f"{whose}: {layer['policyName'] or layer['policyId']} v{layer['version']}"

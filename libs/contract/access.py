@@ -326,6 +326,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "CountPolicies": _services("identity"),
             "ListGroupPolicies": _services("enrollment"),
             "ListAttestationGateChanges": _services("telemetry"),
+            "ListRestrictedDeviceChanges": _services("telemetry"),
             "ListPublishedVersions": _services("audit"),
             "ListDeviceVersions": _services("audit"),
             "ListPersonRecords": _services("audit"),

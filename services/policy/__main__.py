@@ -69,6 +69,7 @@ async def build(kit: Kit) -> Parts:
         gate_store.CHANGING,
         targets_store.CHANGING,
         keys_store.CHANGING,
+        targets_store.CHANGING_RESTRICTIONS,
     )
     sealer = Sealer.from_file(settings.master_key_file, PURPOSE)
     keys = KeyRing(kit.database, sealer, kit.clock, changes)
@@ -111,6 +112,9 @@ async def build(kit: Kit) -> Parts:
         kit.tenants,
         attestation_pb2_grpc.AttestationInternalServiceStub(kit.channel("attestation")),
         devices,
+        groups,
+        changes,
+        rollouts,
         kit.clock,
         kit.wait_seconds("attestation"),
     )
@@ -207,6 +211,7 @@ async def build(kit: Kit) -> Parts:
             keys.run,
             groups.follower.run,
             seats.follower.run,
+            seats.restrictions.run,
             editions.run,
             delivery.write_behind,
             sightings.write_behind,
@@ -215,9 +220,12 @@ async def build(kit: Kit) -> Parts:
             orphans.watch,
             gates.follower.run,
             gates.watch,
+            gates.enforcement.run,
         ),
         before_serving=prepare,
-        ready=lambda: stamps.follower.synced and seats.follower.synced,
+        ready=lambda: (
+            stamps.follower.synced and seats.follower.synced and seats.restrictions.synced
+        ),
     )
 
 

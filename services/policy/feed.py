@@ -33,6 +33,7 @@ from services.policy.gate.api import to_gate
 from services.policy.gate.domain import Gate
 from services.policy.keys.service import KeyRing
 from services.policy.stamps import store as stamps_store
+from services.policy.targets import store as targets_store
 from services.policy.targets.service import Groups
 from services.policy.vault import Vault
 
@@ -188,6 +189,35 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
         )
         return policy_pb2.ListAttestationGateChangesResponse(
             gates=map(to_gate, gates), next_cursor=str(page.cursor), more=page.more
+        )
+
+    async def ListRestrictedDeviceChanges(
+        self, request: policy_pb2.ListRestrictedDeviceChangesRequest, context: Context
+    ) -> policy_pb2.ListRestrictedDeviceChangesResponse:
+        """Answers a page of the feed of devices with the other policy of a gate."""
+
+        async def read() -> tuple[FeedPage, list[tuple[UUID, UUID, UUID | None]]]:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                return await targets_store.restricted_since(
+                    connection, Cursor.parse(request.cursor), request.limit
+                )
+
+        page, found = await self._changes.answer(
+            read, request.wait_seconds, has_news=lambda answer: bool(answer[1])
+        )
+        return policy_pb2.ListRestrictedDeviceChangesResponse(
+            devices=[
+                policy_pb2.RestrictedDevice(
+                    device_id=str(device_id),
+                    tenant_id=str(tenant_id),
+                    restricted=gate_id is not None,
+                )
+                for device_id, tenant_id, gate_id in found
+            ],
+            next_cursor=str(page.cursor),
+            more=page.more,
         )
 
     async def ListPublishedVersions(

@@ -118,6 +118,14 @@ async def repair(connection: Connection, known: Known, organisations: Iterable[U
         )
     if await _has_keys(connection):
         await _repair_keys(connection, known)
+    has_gates: bool = await connection.fetchval("SELECT to_regclass('policy.gate') NOTNULL")
+    if has_gates:
+        # What devices proved since the backup is not known: no more of them are restricted before
+        # somebody looks.
+        await connection.execute(
+            "UPDATE policy.gate SET held = 'RESTORED', changed_xid = pg_current_xact_id()"
+            " WHERE mode = 'ENFORCE'"
+        )
     has_rollouts: bool = await connection.fetchval("SELECT to_regclass('policy.rollout') NOTNULL")
     if has_rollouts:
         # What devices did since the backup is not known: somebody looks before one goes on.

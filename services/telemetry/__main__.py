@@ -87,6 +87,7 @@ async def build(kit: Kit) -> Parts:
             inventory.applied.run,
             inventory.verdicts.run,
             inventory.gates.run,
+            inventory.restricted.run,
             relay.run,
             relay.watch,
             maintenance.run,

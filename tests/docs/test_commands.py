@@ -17,6 +17,7 @@ RUN_BY: Final = {
     ("docs/api-tokens.md", "make-run"): "tests/docs/test_make_run.py::test_api_tokens",
     ("docs/audit.md", "make-run"): "tests/docs/test_make_run.py::test_audit",
     ("docs/backup.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",
+    ("docs/attestation.md", "make-run"): "tests/docs/test_make_run.py::test_attestation_gates",
     ("docs/certificates.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",
     ("docs/console.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/data.md", "make-run"): "tests/docs/test_make_run.py::test_data",

@@ -308,6 +308,23 @@ def test_policy_secrets(reader: Reader) -> None:
     assert "rows were opened." in reader.run("evergreen policies seal --open")
 
 
+def test_attestation_gates(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """A gate is enforced for the number of devices that its preview shows, and switched off."""
+    with Commands("docs/attestation.md", "make-run") as commands:
+        said = reader.run([*day(), *commands.take("Enforce it")])
+    assert "0 of" in said
+    assert said.count("ENFORCE: at least KNOWN_TPM, 24 hours") == 2
+    assert said.rstrip().endswith("OFF: at least KNOWN_TPM, 24 hours")
+    gate = ok(root.get("/api/attestation-gate", params={"orgId": stack.tenant_id}))
+    assert (gate["mode"], gate["maxPercent"]) == ("OFF", 10)
+    for policy in ok(root.get("/api/policies"))["policies"]:
+        if policy["name"] == "Quarantine":
+            ok(root.delete(f"/api/policies/{policy['id']}", params={"force": "true"}))
+    for group in ok(root.get("/api/device-groups"))["deviceGroups"]:
+        if group["alias"] == "quarantine":
+            ok(root.delete(f"/api/device-groups/{group['id']}"))
+
+
 def test_policy_sets(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     """What there is becomes a set; another one is applied, changed and emptied again."""
     for policy in ok(root.get("/api/policies"))["policies"]:

@@ -46,9 +46,12 @@ class FakeAttestation(attestation_pb2_grpc.AttestationInternalServiceServicer):
     org: UUID
     """Whose devices those are of which nothing else is said."""
     verdicts: list[attestation_pb2.DeviceVerdict] = field(default_factory=list)
+    down: bool = False
 
-    def tell(self, device_id: UUID, verdict: str, org: UUID | None = None) -> datetime:
-        at = datetime.now(UTC)
+    def tell(
+        self, device_id: UUID, verdict: str, org: UUID | None = None, at: datetime | None = None
+    ) -> datetime:
+        at = at or datetime.now(UTC)
         told = attestation_pb2.DeviceVerdict(
             device_id=str(device_id), tenant_id=str(org or self.org), verdict=verdict
         )
@@ -59,6 +62,8 @@ class FakeAttestation(attestation_pb2_grpc.AttestationInternalServiceServicer):
     async def ListVerdictChanges(  # noqa: N802
         self, request: attestation_pb2.ListVerdictChangesRequest, context: Any
     ) -> attestation_pb2.ListVerdictChangesResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         return attestation_pb2.ListVerdictChangesResponse(
             verdicts=self.verdicts[int(request.cursor or 0) :], next_cursor=str(len(self.verdicts))
         )

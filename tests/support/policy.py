@@ -237,7 +237,7 @@ class Device:
     ) -> None:
         self.id = device_id
         issued = datetime.now(UTC) - age
-        self._headers = {
+        self.headers = {
             "x-evergreen-kind": "device",
             "x-evergreen-subject": str(device_id),
             "x-evergreen-tenant": str(org),
@@ -260,12 +260,12 @@ class Device:
             transport=httpx.AsyncHTTPTransport(uds=path, verify=False),
             base_url="http://policy",
         ) as client:
-            return await client.post("/api/v1/devices/policy", content=body, headers=self._headers)
+            return await client.post("/api/v1/devices/policy", content=body, headers=self.headers)
 
     async def pull_grpc(self, version: str = "") -> device_pb2.PolicyEnvelope:
         answer: device_pb2.PolicyEnvelope = await self._stub.PullPolicy(
             device_pb2.PullPolicyRequest(current_version=version),
-            metadata=tuple(self._headers.items()),
+            metadata=tuple(self.headers.items()),
             timeout=60,
         )
         return answer

@@ -96,6 +96,22 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     in_force: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The documents in force, by organisation."""
     gates: list[policy_pb2.AttestationGate] = field(default_factory=list)
+    restricted: list[policy_pb2.RestrictedDevice] = field(default_factory=list)
+
+    def restrict(self, device_id: UUID, org: UUID = ORG.id, *, restricted: bool = True) -> None:
+        self.restricted.append(
+            policy_pb2.RestrictedDevice(
+                device_id=str(device_id), tenant_id=str(org), restricted=restricted
+            )
+        )
+
+    async def ListRestrictedDeviceChanges(  # noqa: N802
+        self, request: policy_pb2.ListRestrictedDeviceChangesRequest, context: Any
+    ) -> policy_pb2.ListRestrictedDeviceChangesResponse:
+        return policy_pb2.ListRestrictedDeviceChangesResponse(
+            devices=self.restricted[int(request.cursor or 0) :],
+            next_cursor=str(len(self.restricted)),
+        )
 
     def ask(self, at_least: str, org: UUID = ORG.id, mode: str = "OBSERVE", hours: int = 1) -> None:
         self.gates.append(

@@ -63,11 +63,44 @@ class TokenExpiry:
 class GateSnapshot:
     """What an organisation asks of its devices' boots."""
 
-    mode: Literal["OFF", "OBSERVE"]
+    mode: Literal["OFF", "OBSERVE", "ENFORCE"]
     at_least: Annotated[VerdictName, "The least verdict."]
     grace_hours: Annotated[
         int, "So many hours after its enrollment a device that sent no evidence falls short."
     ]
+    group_id: Annotated[
+        UUID | None, "The group that it is for; null for all devices.", Since("0.3.0")
+    ]
+    otherwise_policy_id: Annotated[
+        UUID | None, "What devices get that fall short; null for nothing else.", Since("0.3.0")
+    ]
+    max_percent: Annotated[
+        int, "The share of the devices that may have it, in percent; 0 for none.", Since("0.3.0")
+    ]
+    held: Annotated[
+        Literal["", "SHARE_EXCEEDED", "RESTORED"],
+        "Why no more devices get it; empty where they do.",
+        Since("0.3.0"),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldGate:
+    """A gate of which more devices fall short than may have its other policy."""
+
+    group_id: Annotated[UUID | None, "The group that it is for; null for all devices."]
+    falling_short: int
+    devices_in_use: int
+    max_percent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDevices:
+    """Devices that an attestation gate gives another policy, or their own one again."""
+
+    group_id: Annotated[UUID | None, "The group that the gate is for; null for all devices."]
+    count: int
+    devices: Annotated[tuple[UUID, ...], "The first 100 of them."]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +318,35 @@ class AttestationGateUpdated(Action):
     RESOURCE: ClassVar[str] = "tenants/{id}/attestation-gate"
     before: GateSnapshot
     after: GateSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GateAction(Action):
+    RESOURCE: ClassVar[str] = "tenants/{id}/attestation-gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationGateHeld(_GateAction):
+    """More devices fall short of a gate than may have its other policy: no more get it."""
+
+    NAME: ClassVar[str] = "policy.attestation_gate_held"
+    after: HeldGate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesRestricted(_GateAction):
+    """Devices fall short of a gate, and get its other policy."""
+
+    NAME: ClassVar[str] = "policy.devices_restricted"
+    after: GatedDevices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesReleased(_GateAction):
+    """Devices do not fall short of a gate any more, and get their own policy again."""
+
+    NAME: ClassVar[str] = "policy.devices_released"
+    after: GatedDevices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -535,8 +597,17 @@ _LOGGED_KEY: Final = LoggedKeySnapshot(
     log_sequence=7,
     log_sha256="9b" * 32,
 )
-
 _VARIABLE: Final = VariableSnapshot(name="wifi", kind="SECRET", org_id=ID, published=0)
+_OPEN_GATE: Final = GateSnapshot(
+    mode="OFF",
+    at_least="SELF_CONSISTENT",
+    grace_hours=24,
+    group_id=None,
+    otherwise_policy_id=None,
+    max_percent=0,
+    held="",
+)
+_GATED: Final = GatedDevices(group_id=None, count=1, devices=(ID,))
 
 EXAMPLES: Final[tuple[Action, ...]] = (
     PolicyCreated(id=ID, after=_POLICY),
@@ -557,9 +628,15 @@ EXAMPLES: Final[tuple[Action, ...]] = (
     ),
     AttestationGateUpdated(
         id=ID,
-        before=GateSnapshot(mode="OFF", at_least="SELF_CONSISTENT", grace_hours=24),
-        after=GateSnapshot(mode="OBSERVE", at_least="KNOWN_TPM", grace_hours=24),
+        before=_OPEN_GATE,
+        after=replace(_OPEN_GATE, mode="OBSERVE", at_least="KNOWN_TPM"),
     ),
+    AttestationGateHeld(
+        id=ID,
+        after=HeldGate(group_id=None, falling_short=12, devices_in_use=40, max_percent=20),
+    ),
+    DevicesRestricted(id=ID, after=_GATED),
+    DevicesReleased(id=ID, after=_GATED),
     PolicySetApplied(
         id=ID,
         after=AppliedPolicySet(

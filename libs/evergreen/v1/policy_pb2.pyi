@@ -2323,6 +2323,7 @@ class EffectivePolicy(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
+    RESTRICTION_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device; empty when an organisation was asked for."""
     org_id: _builtins.str
@@ -2352,6 +2353,12 @@ class EffectivePolicy(_message.Message):
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectiveField]:
         """Every field, and every item of a list of items, with where it is from."""
 
+    @_builtins.property
+    def restriction(self) -> Global___Restriction:
+        """Why the device has the other policy of an attestation gate; absent where it does
+        not.
+        """
+
     def __init__(
         self,
         *,
@@ -2364,14 +2371,55 @@ class EffectivePolicy(_message.Message):
         document: _struct_pb2.Struct | None = ...,
         layers: _abc.Iterable[Global___PolicyLayer] | None = ...,
         fields: _abc.Iterable[Global___EffectiveField] | None = ...,
+        restriction: Global___Restriction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "restriction", b"restriction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_version", b"applied_version", "device_id", b"device_id", "document", b"document", "fields", b"fields", "layers", b"layers", "org_id", b"org_id", "state", b"state", "state_reason", b"state_reason", "wanted_version", b"wanted_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_version", b"applied_version", "device_id", b"device_id", "document", b"document", "fields", b"fields", "layers", b"layers", "org_id", b"org_id", "restriction", b"restriction", "state", b"state", "state_reason", b"state_reason", "wanted_version", b"wanted_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EffectivePolicy: _TypeAlias = EffectivePolicy  # noqa: Y015
+
+@_typing.final
+class Restriction(_message.Message):
+    """Why a device has the other policy of an attestation gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ALIAS_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    """The group whose gate it is; empty for that of the whole organisation."""
+    group_alias: _builtins.str
+    """The group's alias."""
+    at_least: _builtins.str
+    """The least verdict that is asked for."""
+    verdict: _builtins.str
+    """The verdict over the device's latest boot; `NONE` without evidence."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has, or is to have, the other policy."""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        group_alias: _builtins.str = ...,
+        at_least: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "group_alias", b"group_alias", "group_id", b"group_id", "since", b"since", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restriction: _TypeAlias = Restriction  # noqa: Y015
 
 @_typing.final
 class PolicyLayer(_message.Message):
@@ -2389,7 +2437,8 @@ class PolicyLayer(_message.Message):
     GROUP_ALIAS_FIELD_NUMBER: _builtins.int
     level: _builtins.str
     """`BASELINE` (what the console's form has no switch for), `ROOT`, `RESELLER`,
-    `ORG`, `GROUP` or `DEVICE`.
+    `ORG`, `GROUP`, `DEVICE`, or `GATE` for what devices get that fall short of an
+    attestation gate.
     """
     tenant_name: _builtins.str
     """The tenant's name."""
@@ -2402,7 +2451,7 @@ class PolicyLayer(_message.Message):
     inherit: _builtins.bool
     """Whether it takes over what policies above set."""
     group_id: _builtins.str
-    """The group that the policy is for; empty otherwise."""
+    """The group that the policy, or the gate, is for; empty otherwise."""
     group_alias: _builtins.str
     """The group's alias."""
     def __init__(
@@ -2802,7 +2851,7 @@ class SimulationWarning(_message.Message):
     """`WIFI_LOST`, `HELD`, `SECURITY_WEAKENED`, `UNSET_SECURITY`, `ORPHANED`,
     `ORPHANED_BEFORE`, `TOO_MANY_SETS`, `STALE`, `NO_DEVICES`, `MANY_EDITIONS`,
     `BIG_DOWNLOAD`, `WIFI_CHANGED`, `APPS_UNINSTALLED`, `LOCKED_ABOVE` or
-    `GROUP_CONFLICT`; there may be others later.
+    `GROUP_CONFLICT`, `RESTRICTED`; there may be others later.
     """
     path: _builtins.str
     """The path of the field; empty when it is about none."""
@@ -3305,16 +3354,20 @@ class GetAttestationGateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORG_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation; the caller's own when not given."""
+    group_id: _builtins.str
+    """A group of it; without one it is the gate of all of its devices."""
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "org_id", b"org_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3331,16 +3384,34 @@ class UpdateAttestationGateRequest(_message.Message):
     AT_LEAST_FIELD_NUMBER: _builtins.int
     GRACE_HOURS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    OTHERWISE_POLICY_ID_FIELD_NUMBER: _builtins.int
+    MAX_PERCENT_FIELD_NUMBER: _builtins.int
+    EXPECTED_DEVICES_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation; the caller's own when not given."""
     mode: _builtins.str
-    """Whether devices are looked at."""
+    """Whether devices are looked at, and whether those that fall short get the other
+    policy.
+    """
     at_least: _builtins.str
     """The least verdict."""
     grace_hours: _builtins.int
     """So many hours after its enrollment a device that sent no evidence falls short."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    group_id: _builtins.str
+    """A group of the organisation; without one it is the gate of all of its devices."""
+    otherwise_policy_id: _builtins.str
+    """The policy of the organisation that devices get that fall short, in place of its
+    other ones. It has to be in force for something, such as a group without members.
+    """
+    max_percent: _builtins.int
+    """The share of the devices in use that may have that policy, in percent."""
+    expected_devices: _builtins.int
+    """To enforce the gate: the number of devices that fall short in the preview. When
+    more do by now, the call is refused.
+    """
     def __init__(
         self,
         *,
@@ -3349,27 +3420,43 @@ class UpdateAttestationGateRequest(_message.Message):
         at_least: _builtins.str | None = ...,
         grace_hours: _builtins.int | None = ...,
         etag: _builtins.str | None = ...,
+        group_id: _builtins.str = ...,
+        otherwise_policy_id: _builtins.str | None = ...,
+        max_percent: _builtins.int | None = ...,
+        expected_devices: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_mode", b"_mode", "at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_expected_devices", b"_expected_devices", "_grace_hours", b"_grace_hours", "_max_percent", b"_max_percent", "_mode", b"_mode", "_otherwise_policy_id", b"_otherwise_policy_id", "at_least", b"at_least", "etag", b"etag", "expected_devices", b"expected_devices", "grace_hours", b"grace_hours", "max_percent", b"max_percent", "mode", b"mode", "otherwise_policy_id", b"otherwise_policy_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_grace_hours", b"_grace_hours", "_mode", b"_mode", "at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode", "org_id", b"org_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_etag", b"_etag", "_expected_devices", b"_expected_devices", "_grace_hours", b"_grace_hours", "_max_percent", b"_max_percent", "_mode", b"_mode", "_otherwise_policy_id", b"_otherwise_policy_id", "at_least", b"at_least", "etag", b"etag", "expected_devices", b"expected_devices", "grace_hours", b"grace_hours", "group_id", b"group_id", "max_percent", b"max_percent", "mode", b"mode", "org_id", b"org_id", "otherwise_policy_id", b"otherwise_policy_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
     _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__expected_devices: _TypeAlias = _typing.Literal["expected_devices"]  # noqa: Y015
+    _WhichOneofArgType__expected_devices: _TypeAlias = _typing.Literal["_expected_devices", b"_expected_devices"]  # noqa: Y015
     _WhichOneofReturnType__grace_hours: _TypeAlias = _typing.Literal["grace_hours"]  # noqa: Y015
     _WhichOneofArgType__grace_hours: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours"]  # noqa: Y015
+    _WhichOneofReturnType__max_percent: _TypeAlias = _typing.Literal["max_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_percent: _TypeAlias = _typing.Literal["_max_percent", b"_max_percent"]  # noqa: Y015
     _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
     _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    _WhichOneofReturnType__otherwise_policy_id: _TypeAlias = _typing.Literal["otherwise_policy_id"]  # noqa: Y015
+    _WhichOneofArgType__otherwise_policy_id: _TypeAlias = _typing.Literal["_otherwise_policy_id", b"_otherwise_policy_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__at_least) -> _WhichOneofReturnType__at_least | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_devices) -> _WhichOneofReturnType__expected_devices | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_hours) -> _WhichOneofReturnType__grace_hours | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_percent) -> _WhichOneofReturnType__max_percent | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__otherwise_policy_id) -> _WhichOneofReturnType__otherwise_policy_id | None: ...
 
 Global___UpdateAttestationGateRequest: _TypeAlias = UpdateAttestationGateRequest  # noqa: Y015
 
@@ -3385,11 +3472,17 @@ class AttestationGate(_message.Message):
     GRACE_HOURS_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    OTHERWISE_POLICY_ID_FIELD_NUMBER: _builtins.int
+    OTHERWISE_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_PERCENT_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    RESTRICTED_DEVICES_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation."""
     mode: _builtins.str
     """`OFF`: nothing is asked. `OBSERVE`: devices that fall short are shown, and
-    nothing else happens to them.
+    nothing else happens to them. `ENFORCE`: they get the other policy.
     """
     at_least: _builtins.str
     """The least verdict: `SELF_CONSISTENT`, `KNOWN_TPM` or `VERIFIED`."""
@@ -3399,6 +3492,21 @@ class AttestationGate(_message.Message):
     """Changes with every change; give it back, or the header `ETag` as `If-Match`, to
     refuse a lost update.
     """
+    group_id: _builtins.str
+    """The group that it is for; empty for all devices of the organisation."""
+    otherwise_policy_id: _builtins.str
+    """The policy that devices get that fall short; empty for none."""
+    otherwise_version: _builtins.str
+    """The version of it that they get; empty for none."""
+    max_percent: _builtins.int
+    """The share of the devices in use that may have it, in percent; 0 while nobody said."""
+    held: _builtins.str
+    """Why no more devices get the other policy until somebody enforces the gate again:
+    `SHARE_EXCEEDED` (more fall short than may have it) or `RESTORED` (a backup was
+    restored). Those that have it keep it while they fall short. Empty otherwise.
+    """
+    restricted_devices: _builtins.int
+    """How many devices have the other policy, or get it by their next polls."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed; absent when it never was."""
@@ -3412,10 +3520,16 @@ class AttestationGate(_message.Message):
         grace_hours: _builtins.int = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        otherwise_policy_id: _builtins.str = ...,
+        otherwise_version: _builtins.str = ...,
+        max_percent: _builtins.int = ...,
+        held: _builtins.str = ...,
+        restricted_devices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "mode", b"mode", "org_id", b"org_id", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "group_id", b"group_id", "held", b"held", "max_percent", b"max_percent", "mode", b"mode", "org_id", b"org_id", "otherwise_policy_id", b"otherwise_policy_id", "otherwise_version", b"otherwise_version", "restricted_devices", b"restricted_devices", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3432,6 +3546,7 @@ class PreviewAttestationGateRequest(_message.Message):
     GRACE_HOURS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation; the caller's own when not given."""
     at_least: _builtins.str
@@ -3444,6 +3559,8 @@ class PreviewAttestationGateRequest(_message.Message):
     """The most devices to return, at most 500; 100 when not given."""
     page_token: _builtins.str
     """Where to continue: `next_page_token` of the page before."""
+    group_id: _builtins.str
+    """A group of the organisation; without one it is about all of its devices."""
     def __init__(
         self,
         *,
@@ -3452,10 +3569,11 @@ class PreviewAttestationGateRequest(_message.Message):
         grace_hours: _builtins.int | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours", "grace_hours", b"grace_hours"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours", "at_least", b"at_least", "grace_hours", b"grace_hours", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours", "at_least", b"at_least", "grace_hours", b"grace_hours", "group_id", b"group_id", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grace_hours: _TypeAlias = _typing.Literal["grace_hours"]  # noqa: Y015
     _WhichOneofArgType__grace_hours: _TypeAlias = _typing.Literal["_grace_hours", b"_grace_hours"]  # noqa: Y015
@@ -3476,6 +3594,7 @@ class PreviewAttestationGateResponse(_message.Message):
     IN_GRACE_FIELD_NUMBER: _builtins.int
     AT_LEAST_FIELD_NUMBER: _builtins.int
     GRACE_HOURS_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where to continue; empty on the last page."""
     devices_in_use: _builtins.int
@@ -3483,11 +3602,15 @@ class PreviewAttestationGateResponse(_message.Message):
     falling_short: _builtins.int
     """How many of them would fall short, on all pages."""
     in_grace: _builtins.int
-    """How many have sent no evidence yet and still have time for it."""
+    """How many have sent no evidence yet, or are not bound to their TPM any more, and
+    still have time for it.
+    """
     at_least: _builtins.str
     """The least verdict that was asked for."""
     grace_hours: _builtins.int
     """The hours after their enrollment that devices were given."""
+    restricted: _builtins.int
+    """How many have the gate's other policy already."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFallingShort]:
         """The devices."""
@@ -3502,10 +3625,11 @@ class PreviewAttestationGateResponse(_message.Message):
         in_grace: _builtins.int = ...,
         at_least: _builtins.str = ...,
         grace_hours: _builtins.int = ...,
+        restricted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "devices", b"devices", "devices_in_use", b"devices_in_use", "falling_short", b"falling_short", "grace_hours", b"grace_hours", "in_grace", b"in_grace", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "devices", b"devices", "devices_in_use", b"devices_in_use", "falling_short", b"falling_short", "grace_hours", b"grace_hours", "in_grace", b"in_grace", "next_page_token", b"next_page_token", "restricted", b"restricted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3582,6 +3706,98 @@ class ListAttestationGateChangesRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAttestationGateChangesRequest: _TypeAlias = ListAttestationGateChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListRestrictedDeviceChangesRequest(_message.Message):
+    """Which devices to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The cursor from the response before; empty to start from nothing."""
+    limit: _builtins.int
+    """The most changes to return."""
+    wait_seconds: _builtins.int
+    """Seconds to wait for a change, if there is none yet; 0 to be answered at once."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        wait_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "limit", b"limit", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRestrictedDeviceChangesRequest: _TypeAlias = ListRestrictedDeviceChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListRestrictedDeviceChangesResponse(_message.Message):
+    """Devices that got, or lost, the other policy of a gate since a cursor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where to continue."""
+    more: _builtins.bool
+    """Whether more is waiting behind the cursor."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___RestrictedDevice]:
+        """The devices as they are now; one may be returned more than once."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___RestrictedDevice] | None = ...,
+        next_cursor: _builtins.str = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "more", b"more", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRestrictedDeviceChangesResponse: _TypeAlias = ListRestrictedDeviceChangesResponse  # noqa: Y015
+
+@_typing.final
+class RestrictedDevice(_message.Message):
+    """Whether a device has the other policy of a gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device's id."""
+    tenant_id: _builtins.str
+    """The organisation that it belongs to."""
+    restricted: _builtins.bool
+    """Whether it has, or is to have, the other policy."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        restricted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "restricted", b"restricted", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestrictedDevice: _TypeAlias = RestrictedDevice  # noqa: Y015
 
 @_typing.final
 class ListAttestationGateChangesResponse(_message.Message):

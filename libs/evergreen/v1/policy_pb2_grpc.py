@@ -291,8 +291,10 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAttestationGate(self, request, context):
-        """Says which verdict over their boots an organisation asks of its devices. It is
-        observed only: whatever a device's verdict is, it gets its policy.
+        """Says which verdict over their boots an organisation asks of its devices, or of
+        those in a group, and what devices get that fall short. Enforcing it takes the
+        number of devices that a preview showed, and the share that may get the other
+        policy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -2406,6 +2408,11 @@ class PolicyInternalServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
                 _registered_method=True)
+        self.ListRestrictedDeviceChanges = channel.unary_unary(
+                '/evergreen.v1.PolicyInternalService/ListRestrictedDeviceChanges',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesResponse.FromString,
+                _registered_method=True)
         self.ListPublishedVersions = channel.unary_unary(
                 '/evergreen.v1.PolicyInternalService/ListPublishedVersions',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListPublishedVersionsRequest.SerializeToString,
@@ -2470,6 +2477,14 @@ class PolicyInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRestrictedDeviceChanges(self, request, context):
+        """Lists the devices that got, or lost, the other policy of an attestation gate since
+        a cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPublishedVersions(self, request, context):
         """Lists the versions that were published for an organisation, oldest first,
         for reports.
@@ -2526,6 +2541,11 @@ def add_PolicyInternalServiceServicer_to_server(servicer, server):
                     servicer.ListAttestationGateChanges,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.SerializeToString,
+            ),
+            'ListRestrictedDeviceChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRestrictedDeviceChanges,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesResponse.SerializeToString,
             ),
             'ListPublishedVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPublishedVersions,
@@ -2706,6 +2726,33 @@ class PolicyInternalService:
             '/evergreen.v1.PolicyInternalService/ListAttestationGateChanges',
             evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ListAttestationGateChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRestrictedDeviceChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyInternalService/ListRestrictedDeviceChanges',
+            evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListRestrictedDeviceChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -111,8 +111,10 @@ class PolicyServiceStub:
     GetAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetAttestationGateRequest, _policy_pb2.AttestationGate]
     """Returns which verdict over their boots an organisation asks of its devices."""
     UpdateAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateAttestationGateRequest, _policy_pb2.AttestationGate]
-    """Says which verdict over their boots an organisation asks of its devices. It is
-    observed only: whatever a device's verdict is, it gets its policy.
+    """Says which verdict over their boots an organisation asks of its devices, or of
+    those in a group, and what devices get that fall short. Enforcing it takes the
+    number of devices that a preview showed, and the share that may get the other
+    policy.
     """
     PreviewAttestationGate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PreviewAttestationGateRequest, _policy_pb2.PreviewAttestationGateResponse]
     """Counts and lists the devices that fall short of a verdict, whether the
@@ -201,8 +203,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     GetAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetAttestationGateRequest, _policy_pb2.AttestationGate]  # type: ignore[assignment]
     """Returns which verdict over their boots an organisation asks of its devices."""
     UpdateAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateAttestationGateRequest, _policy_pb2.AttestationGate]  # type: ignore[assignment]
-    """Says which verdict over their boots an organisation asks of its devices. It is
-    observed only: whatever a device's verdict is, it gets its policy.
+    """Says which verdict over their boots an organisation asks of its devices, or of
+    those in a group, and what devices get that fall short. Enforcing it takes the
+    number of devices that a preview showed, and the share that may get the other
+    policy.
     """
     PreviewAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.PreviewAttestationGateRequest, _policy_pb2.PreviewAttestationGateResponse]  # type: ignore[assignment]
     """Counts and lists the devices that fall short of a verdict, whether the
@@ -396,8 +400,10 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.UpdateAttestationGateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.AttestationGate, _abc.Awaitable[_policy_pb2.AttestationGate]]:
-        """Says which verdict over their boots an organisation asks of its devices. It is
-        observed only: whatever a device's verdict is, it gets its policy.
+        """Says which verdict over their boots an organisation asks of its devices, or of
+        those in a group, and what devices get that fall short. Enforcing it takes the
+        number of devices that a preview showed, and the share that may get the other
+        policy.
         """
 
     @_abc_1.abstractmethod
@@ -960,6 +966,10 @@ class PolicyInternalServiceStub:
     """Lists the organisations that changed since a cursor what they ask of their
     devices' boots.
     """
+    ListRestrictedDeviceChanges: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListRestrictedDeviceChangesRequest, _policy_pb2.ListRestrictedDeviceChangesResponse]
+    """Lists the devices that got, or lost, the other policy of an attestation gate since
+    a cursor.
+    """
     ListPublishedVersions: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPublishedVersionsRequest, _policy_pb2.ListPublishedVersionsResponse]
     """Lists the versions that were published for an organisation, oldest first,
     for reports.
@@ -991,6 +1001,10 @@ class PolicyInternalServiceAsyncStub(PolicyInternalServiceStub):
     ListAttestationGateChanges: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGateChangesRequest, _policy_pb2.ListAttestationGateChangesResponse]  # type: ignore[assignment]
     """Lists the organisations that changed since a cursor what they ask of their
     devices' boots.
+    """
+    ListRestrictedDeviceChanges: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListRestrictedDeviceChangesRequest, _policy_pb2.ListRestrictedDeviceChangesResponse]  # type: ignore[assignment]
+    """Lists the devices that got, or lost, the other policy of an attestation gate since
+    a cursor.
     """
     ListPublishedVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPublishedVersionsRequest, _policy_pb2.ListPublishedVersionsResponse]  # type: ignore[assignment]
     """Lists the versions that were published for an organisation, oldest first,
@@ -1056,6 +1070,16 @@ class PolicyInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.ListAttestationGateChangesResponse, _abc.Awaitable[_policy_pb2.ListAttestationGateChangesResponse]]:
         """Lists the organisations that changed since a cursor what they ask of their
         devices' boots.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRestrictedDeviceChanges(
+        self,
+        request: _policy_pb2.ListRestrictedDeviceChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListRestrictedDeviceChangesResponse, _abc.Awaitable[_policy_pb2.ListRestrictedDeviceChangesResponse]]:
+        """Lists the devices that got, or lost, the other policy of an attestation gate since
+        a cursor.
         """
 
     @_abc_1.abstractmethod

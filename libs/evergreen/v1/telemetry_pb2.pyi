@@ -40,6 +40,7 @@ class ListDevicesRequest(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     FALLS_SHORT_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -64,6 +65,8 @@ class ListDevicesRequest(_message.Message):
     """Only devices with this label: `room`, or `room=214` for one value."""
     falls_short: _builtins.bool
     """Only devices whose latest boot falls short of what their organisation asks for."""
+    restricted: _builtins.bool
+    """Only devices that have the other policy of an attestation gate."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -89,10 +92,11 @@ class ListDevicesRequest(_message.Message):
         group: _builtins.str = ...,
         label: _builtins.str = ...,
         falls_short: _builtins.bool = ...,
+        restricted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token", "restricted", b"restricted", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,6 +149,7 @@ class ExportDevicesRequest(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     FALLS_SHORT_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only devices of this organisation; of the caller's whole subtree when not given."""
     status: _builtins.str
@@ -170,6 +175,8 @@ class ExportDevicesRequest(_message.Message):
     """Only devices with this label: `room`, or `room=214` for one value."""
     falls_short: _builtins.bool
     """Only devices whose latest boot falls short of what their organisation asks for."""
+    restricted: _builtins.bool
+    """Only devices that have the other policy of an attestation gate."""
     @_builtins.property
     def last_seen_after(self) -> _timestamp_pb2.Timestamp:
         """Only devices that were last seen after this."""
@@ -194,10 +201,11 @@ class ExportDevicesRequest(_message.Message):
         group: _builtins.str = ...,
         label: _builtins.str = ...,
         falls_short: _builtins.bool = ...,
+        restricted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "format", b"format", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "clone_suspected", b"clone_suspected", "falls_short", b"falls_short", "format", b"format", "group", b"group", "health", b"health", "label", b"label", "last_seen_after", b"last_seen_after", "last_seen_before", b"last_seen_before", "org_id", b"org_id", "restricted", b"restricted", "search", b"search", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,6 +255,7 @@ class DeviceSummary(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     FALLS_SHORT_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -279,6 +288,8 @@ class DeviceSummary(_message.Message):
     """Whether that falls short of what its organisation asks for
     (`PolicyService.UpdateAttestationGate`).
     """
+    restricted: _builtins.bool
+    """Whether it has, or is to have, the other policy of an attestation gate."""
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """When it last called. Enrolling is a call; for a device that was prepared
@@ -324,10 +335,11 @@ class DeviceSummary(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         falls_short: _builtins.bool = ...,
+        restricted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_version", b"policy_version", "restricted", b"restricted", "serial_number", b"serial_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +417,7 @@ class Device(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     FALLS_SHORT_FIELD_NUMBER: _builtins.int
+    RESTRICTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     hostname: _builtins.str
@@ -443,6 +456,8 @@ class Device(_message.Message):
     """Whether that falls short of what its organisation asks for
     (`PolicyService.UpdateAttestationGate`).
     """
+    restricted: _builtins.bool
+    """Whether it has, or is to have, the other policy of an attestation gate."""
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """When it last called. Enrolling is a call; for a device that was prepared
@@ -510,10 +525,11 @@ class Device(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         falls_short: _builtins.bool = ...,
+        restricted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "health_snapshot", b"health_snapshot", "last_seen", b"last_seen", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "labels", b"labels", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_verdict", b"attestation_verdict", "attested_at", b"attested_at", "clone_suspected_at", b"clone_suspected_at", "events", b"events", "falls_short", b"falls_short", "group_ids", b"group_ids", "health", b"health", "health_detail", b"health_detail", "health_snapshot", b"health_snapshot", "hostname", b"hostname", "id", b"id", "installed_apps", b"installed_apps", "labels", b"labels", "last_error", b"last_error", "last_seen", b"last_seen", "model", b"model", "never_seen", b"never_seen", "org_id", b"org_id", "os_version", b"os_version", "policy_orphaned", b"policy_orphaned", "policy_version", b"policy_version", "restricted", b"restricted", "serial_number", b"serial_number", "status", b"status", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,14 +36,16 @@ _KEPT: Final = tuple((name.encode(), name) for name in call.HEADERS)
 class Request:
     """A request, of which the body may still be on its way."""
 
-    __slots__ = ("_announced", "_arrived", "_parts", "_size", "begun", "complete", "headers",
-                 "keep_alive", "method", "url")  # fmt: skip
+    __slots__ = ("_announced", "_arrived", "_parts", "_size", "accepts", "begun", "complete",
+                 "headers", "keep_alive", "method", "url")  # fmt: skip
 
     def __init__(self) -> None:
         self.method = b""
         self.url = b""
         self.headers: dict[str, str] = {}
         """Those of `servicekit.call.HEADERS` that came; of equal names the last."""
+        self.accepts: bytes | None = None
+        """Its `Accept-Encoding`."""
         self.begun = False
         self.complete = False
         self.keep_alive = True
@@ -189,6 +191,7 @@ class _Connection(asyncio.Protocol):
         for raw, name in _KEPT:
             if raw in fields:
                 request.headers[name] = fields[raw].decode("latin-1")
+        request.accepts = fields.get(b"accept-encoding")
         # The parser has refused what is no number.
         if (size := fields.get(b"content-length")) is not None:
             request.announce(int(size))

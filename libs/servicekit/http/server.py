@@ -31,6 +31,7 @@ from servicekit.errors import (
     not_found,
     retry_after_header,
 )
+from servicekit.http.compression import SMALLEST, Compressed, accepts_gzip
 from servicekit.http.protocol import Request
 from servicekit.observability import logs
 from servicekit.rpc.chain import CallChain, check_rules
@@ -48,12 +49,15 @@ class Answer:
 
     status: int = 200
     body: bytes = b"{}"
+    compressible: bool = False
+    """Whether its length may depend on what is in it: see `servicekit.http.compression`."""
 
     def response(self) -> bytes:
         """The answer as it goes over the wire."""
         return _response(self.status, self.body)
 
 
+_VARIES: Final = "vary: accept-encoding\r\n"
 OK: Final = Answer()
 NOT_MODIFIED: Final = Answer(304, b"")
 
@@ -63,8 +67,9 @@ def _status_line(status: int) -> str:
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
 
 
-def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
-    more = "" if retry_after is None else f"retry-after: {retry_after}\r\n"
+def _response(status: int, body: bytes, retry_after: str | None = None, more: str = "") -> bytes:
+    if retry_after is not None:
+        more += f"retry-after: {retry_after}\r\n"
     line = _status_line(status)
     if status == 304:
         return f"{line}{more}\r\n".encode()
@@ -99,6 +104,7 @@ class DeviceApp:
     def __init__(self, chain: CallChain, routes: Mapping[str, Route]) -> None:
         self._chain = chain
         self._routes = {path.encode(): route for path, route in routes.items()}
+        self._compressed = Compressed()
         self._ready = {id(answer): answer.response() for answer in (NOT_MODIFIED, OK)}
         self.serving = True
         """Whether the gateway should send calls here; it asks `GET /healthz`."""
@@ -135,9 +141,17 @@ class DeviceApp:
 
     async def _finish(self, request: Request, answer: Coroutine[Any, Any, Answer]) -> bytes:
         try:
-            return self._response(await answer)
+            return await self._compressible(request, await answer)
         except Exception as error:
             return _failure(request, error)
+
+    async def _compressible(self, request: Request, answer: Answer) -> bytes:
+        if not answer.compressible or len(answer.body) <= SMALLEST:
+            return self._response(answer)
+        if not accepts_gzip(request.accepts):
+            return _response(answer.status, answer.body, more=_VARIES)
+        body = await self._compressed.of(answer.body)
+        return _response(answer.status, body, more=f"content-encoding: gzip\r\n{_VARIES}")
 
     def _response(self, answer: Answer) -> bytes:
         return self._ready.get(id(answer)) or answer.response()

@@ -61,6 +61,8 @@ from services.policy.authoring.publishing import Publishing, Stages
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
 from services.policy.authoring.templates import ReadValues, references
+from services.policy.gate import store as gate_store
+from services.policy.gate.domain import gives_otherwise
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Merging, Source
 from services.policy.stamps.store import lock_counter, previous_payload
@@ -319,9 +321,11 @@ class PolicyService:
         """Deletes a policy whose row is locked, and takes it out of force.
 
         Raises:
-            DomainError: FAILED_PRECONDITION in a freeze where devices have it, unless it is urgent.
+            DomainError: FAILED_PRECONDITION in a freeze where devices have it, unless it is urgent,
+                and while a gate gives it to devices that fall short.
         """
         await lock_counter(connection, policy.tenant_id)
+        await _check_no_gate(connection, policy)
         if policy.in_force or await self._stages.is_live(connection, policy):
             await self._stages.check_withdrawal(connection, policy, urgent=urgent)
         await self._stages.make_way(connection, policy, for_publish=False)
@@ -333,7 +337,8 @@ class PolicyService:
         """Takes a policy out of force and keeps it; one that is not in force stays as it is.
 
         Raises:
-            DomainError: FAILED_PRECONDITION in a freeze, unless it is urgent.
+            DomainError: FAILED_PRECONDITION in a freeze, unless it is urgent, and while a gate
+                gives it to devices that fall short.
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
@@ -341,6 +346,7 @@ class PolicyService:
             if not before.in_force and before.rollout_id is None:
                 return before
             await lock_counter(connection, before.tenant_id)
+            await _check_no_gate(connection, before)
             if before.in_force or await self._stages.is_live(connection, before):
                 await self._stages.check_withdrawal(connection, before, urgent=urgent)
             await self._stages.make_way(connection, before, for_publish=False)
@@ -650,6 +656,12 @@ async def _locked(connection: Connection, vault: Vault, scope: Scope, policy_id:
     policy = await _found(connection, vault, scope, policy_id, for_update=True)
     check_etag(policy.etag)
     return policy
+
+
+async def _check_no_gate(connection: Connection, policy: Policy) -> None:
+    """Refuses to end a policy that devices get that fall short; the org's counter is locked."""
+    if await gate_store.gives_otherwise(connection, policy.tenant_id, policy.id):
+        raise gives_otherwise(policy.name)
 
 
 async def _published(connection: Connection, vault: Vault, policy: Policy, version: str) -> Version:

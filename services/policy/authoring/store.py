@@ -258,7 +258,17 @@ async def insert_version(connection: Connection, vault: Vault, version: Version)
 
 
 async def put_version_in_force(connection: Connection, vault: Vault, version: Version) -> None:
-    """Puts a stored version in force for all that it is for."""
+    """Puts a stored version in force for all that it is for.
+
+    Devices that get the policy because they fall short of a gate get it, too.
+    """
+    await connection.execute(
+        "UPDATE policy.gate SET otherwise_version = $3, changed_xid = pg_current_xact_id()"
+        " WHERE tenant_id = $1 AND otherwise_policy_id = $2",
+        version.tenant_id,
+        version.policy_id,
+        version.version,
+    )
     targets = PolicyTargets.read(version.targets)
     if targets:
         await bind(connection, version.tenant_id, targets, version.policy_id, version.version)

@@ -36,7 +36,7 @@ def routes(delivery: Delivery) -> dict[str, Route]:
             POLLS.note("not_modified")
             return NOT_MODIFIED
         POLLS.note("delivered")
-        return Answer(body=delivered.envelope())
+        return Answer(body=delivered.envelope(), compressible=delivered.compressible)
 
     return {PATH: Route(RPC, poll)}
 

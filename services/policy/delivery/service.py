@@ -67,6 +67,8 @@ class Delivered:
 
     bundle: Bundle
     device_token: str | None = field(default=None, repr=False)
+    compressible: bool = False
+    """Whether its length tells nobody anything that he is not to know."""
 
     def envelope(self) -> bytes:
         """The released agent's ENVELOPE."""
@@ -129,7 +131,8 @@ class Delivery:
         if targets := self._seats.targets(tenant_id, device_id, group_ids):
             # One that cannot be put together now has what all devices have, until its first polls.
             made = await self._made(tenant_id, targets)
-            org = made if made.want is not None else org
+            if made.want is not None or self._seats.restrict(tenant_id, targets):
+                org = made
         want = org.want
         bundle = None if want is None else await self._stamps.bundle(tenant_id, want.newest)
         return bundle if bundle is None or not key_id else self._stamps.signed(bundle, key_id)
@@ -167,7 +170,8 @@ class Delivery:
         if bundle is None:
             return None
         org = self._standing(device)
-        if org.stage is not None and org.want is not None and bundle.version in org.want.versions:
+        is_wanted = org.want is not None and bundle.version in org.want.versions
+        if org.stage is not None and is_wanted:
             self._sightings.gave(device, org.stage, self._clock())
         token = await self._new_token(device) if decision.new_token else None
         if token is None and decision.only_with_token:
@@ -175,7 +179,20 @@ class Delivery:
         if decision.fulfils_sync:
             self._syncs.serve(device.id, self._clock())
             self._something_to_write.set()
-        return Delivered(bundle, token)
+        return Delivered(
+            bundle,
+            token,
+            compressible=token is None
+            and is_wanted
+            and self._tells_nothing(UUID(device.tenant_id), org, bundle),
+        )
+
+    def _tells_nothing(self, tenant_id: UUID, org: Standing, bundle: Bundle) -> bool:
+        """Whether a document has no secret of one tenant beside what another one writes.
+
+        Who publishes guesses, and sees how long the answers become, would find the secret out.
+        """
+        return self._seats.is_alone(tenant_id, org) or not bundle.document.holds_secrets()
 
     async def has_called(self, device_id: str, token_version: int) -> bool:
         """Whether a device asked for its policy with a token of this generation."""
@@ -188,6 +205,7 @@ class Delivery:
         """Reads everything once, before the first call."""
         await self._stamps.follower.refresh()
         await self._seats.follower.refresh()
+        await self._seats.restrictions.refresh()
         await self._syncs.follower.refresh()
 
     async def write_behind(self) -> None:

@@ -10,10 +10,11 @@ from google.protobuf import struct_pb2
 from evergreen.v1 import policy_pb2
 from servicekit.ids import given_id
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import to_value
+from servicekit.rpc.values import timestamp, to_value
 from services.policy.authoring.api import PolicyApi
 from services.policy.editions.domain import Effective, Shown
 from services.policy.editions.effective import EffectivePolicies
+from services.policy.gate.domain import Restriction
 from services.policy.layers.merging import Level, Source
 
 
@@ -23,6 +24,13 @@ def to_effective(found: Effective) -> policy_pb2.EffectivePolicy:
     document.update(found.document)
     inherits = {layer.source: layer.merging.inherit for layer in found.layers}
 
+    restriction = found.restriction
+
+    def group_id_of(source: Source) -> str:
+        if source.level is Level.GATE and restriction is not None:
+            return str(restriction.group_id or "")
+        return str(source.target_id) if source.level is Level.GROUP else ""
+
     def layer(source: Source) -> policy_pb2.PolicyLayer:
         return policy_pb2.PolicyLayer(
             level=source.level.value,
@@ -31,7 +39,7 @@ def to_effective(found: Effective) -> policy_pb2.EffectivePolicy:
             policy_name=source.policy_name,
             version=str(source.version or ""),
             inherit=inherits.get(source, True),
-            group_id=str(source.target_id) if source.level is Level.GROUP else "",
+            group_id=group_id_of(source),
             group_alias=source.target_name,
         )
 
@@ -59,6 +67,17 @@ def to_effective(found: Effective) -> policy_pb2.EffectivePolicy:
         document=document,
         layers=[layer(one.source) for one in found.layers],
         fields=map(field, found.fields),
+        restriction=None if restriction is None else _to_restriction(restriction),
+    )
+
+
+def _to_restriction(found: Restriction) -> policy_pb2.Restriction:
+    return policy_pb2.Restriction(
+        group_id=str(found.group_id or ""),
+        group_alias=found.group_alias,
+        at_least=found.at_least,
+        verdict=found.verdict,
+        since=timestamp(found.since),
     )
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from services.policy.authoring.layering import InForce, folded
 from services.policy.authoring.secret_values import REDACTED, hide
+from services.policy.gate.domain import Restriction
 from services.policy.layers.merging import Layer, Source, Value, Why
 
 
@@ -47,6 +48,8 @@ class Effective:
     device_id: UUID | None = None
     applied: int = 0
     wanted: int = 0
+    restriction: Restriction | None = None
+    """Why it has the other policy of an attestation gate."""
 
 
 def explained(org_id: UUID, layers: Sequence[InForce], tenant_names: dict[UUID, str]) -> Effective:

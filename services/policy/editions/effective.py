@@ -14,6 +14,8 @@ from services.policy.delivery import store as delivery_store
 from services.policy.editions import store
 from services.policy.editions.domain import Effective, explained
 from services.policy.editions.service import Editions, named
+from services.policy.gate import restrictions
+from services.policy.gate.domain import Restriction
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.domain import Standing, recipe_of
 from services.policy.syncs import store as syncs_store
@@ -67,17 +69,25 @@ class EffectivePolicies:
                 raise not_found("device", str(device_id))
             applied = await delivery_store.applied_version(connection, device_id)
             groups = await targets_store.groups_of(connection, device_id)
-        return await self._of(found[0], device_id, applied, groups)
+            restriction = await restrictions.restriction_of(connection, device_id)
+        return await self._of(found[0], device_id, applied, groups, restriction)
 
     async def _of(
-        self, org_id: UUID, device_id: UUID | None, has: int | None, group_ids: Sequence[UUID]
+        self,
+        org_id: UUID,
+        device_id: UUID | None,
+        has: int | None,
+        group_ids: Sequence[UUID],
+        restriction: Restriction | None = None,
     ) -> Effective:
         async with self._database.system_transaction(
             "layers are of the tenants above"
         ) as connection:
             wanted = [*group_ids, *([] if device_id is None else [device_id])]
             targets = await store.bound_among(connection, org_id, wanted)
-            if device_id is not None:
+            if restriction is not None:
+                targets = (restriction.gate_id,)
+            elif device_id is not None:
                 targets = self._seats.with_rollouts(org_id, device_id, targets)
             layers = await self._editions.layers(connection, org_id, targets)
             stored = await store.get_stored(connection, org_id, targets)
@@ -97,6 +107,7 @@ class EffectivePolicies:
             wanted=0 if org.want is None else org.want.newest,
             state=_state(org, device_id, has or 0, waits, stored),
             reason="" if stored is None else stored.problem,
+            restriction=restriction,
         )
 
 

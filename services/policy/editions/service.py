@@ -100,7 +100,8 @@ class Editions:
 
         Args:
             targets: groups and devices of the tenant whose policies count, too, and rollouts whose
-                versions count in place of those in force.
+                versions count in place of those in force; or a gate whose other policy counts in
+                place of all of the tenant.
 
         Raises:
             DomainError: UNAVAILABLE while not all tenants above are known.
@@ -113,6 +114,15 @@ class Editions:
         ]
         if not targets:
             return layers
+        other = await store.otherwise(connection, self._vault, tenant_id, targets)
+        if other is not None:
+            layers = [one for one in layers if one.source.tenant_id != tenant_id]
+            source = replace(
+                source_of(Level.GATE, other.assigned),
+                target_id=other.gate_id,
+                target_name=other.alias,
+            )
+            return [*layers, InForce(source, other.assigned.own)]
         rolled = await store.rolled_out(connection, self._vault, tenant_id, targets)
         if rolled is not None:
             layers = [one for one in layers if one.source.tenant_id != tenant_id]

@@ -39,6 +39,16 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
+class Gated:
+    """The version that devices get that fall short of a gate."""
+
+    assigned: Assigned
+    gate_id: UUID
+    alias: str
+    """The group's whose gate it is; empty for that of the organisation."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What was last made for an organisation, or for some of its devices."""
 
@@ -125,6 +135,22 @@ async def bound(
         Bound(_assigned(vault, row), row["target_id"], row["kind"] == "device", row["alias"] or "")
         for row in rows
     ]
+
+
+async def otherwise(
+    connection: Connection, vault: Vault, tenant_id: UUID, targets: Collection[UUID]
+) -> Gated | None:
+    """What devices of an organisation get that fall short of an enforced gate among targets."""
+    row = await connection.fetchrow(
+        f"SELECT {VERSION}, p.name, e.id AS gate_id, g.alias FROM policy.gate e"
+        " JOIN policy.versions v ON v.tenant_id = e.tenant_id AND v.version = e.otherwise_version"
+        " LEFT JOIN policy.policies p ON p.id = e.otherwise_policy_id AND p.tenant_id = e.tenant_id"
+        " LEFT JOIN policy.groups g ON g.id = e.target_id AND g.tenant_id = e.tenant_id"
+        " WHERE e.tenant_id = $1 AND e.id = ANY ($2) AND e.mode = 'ENFORCE' LIMIT 1",
+        tenant_id,
+        list(targets),
+    )
+    return None if row is None else Gated(_assigned(vault, row), row["gate_id"], row["alias"] or "")
 
 
 async def bound_among(

@@ -63,7 +63,8 @@ class DeviceVersion:
     first_above: datetime | None
     """When the first version above that was made."""
     targets: tuple[UUID, ...]
-    """The groups, and the device itself, that have policies in force; sorted."""
+    """The groups, and the device itself, that have policies in force; sorted. Where it falls short
+    of an enforced gate, that alone."""
 
 
 def _published(row: asyncpg.Record) -> PublishedVersion:
@@ -123,12 +124,15 @@ async def devices(
         "SELECT d.id, coalesce(a.version, 0) AS version, a.reported_at,"
         " (SELECT s.stamped_at FROM policy.stamps s WHERE s.tenant_id = $1 AND s.shared"
         " AND s.version > coalesce(a.version, 0) ORDER BY s.version LIMIT 1) AS first_above,"
-        " ARRAY(SELECT b.target_id FROM policy.bindings b WHERE b.tenant_id = $1"
+        " CASE WHEN g.id IS NOT NULL THEN ARRAY[g.id]"
+        " ELSE ARRAY(SELECT b.target_id FROM policy.bindings b WHERE b.tenant_id = $1"
         " AND b.version IS NOT NULL AND (b.target_id = d.id OR b.target_id = ANY (m.group_ids))"
-        " ORDER BY b.target_id) AS targets"
+        " ORDER BY b.target_id) END AS targets"
         " FROM unnest($2::uuid[]) AS d (id)"
         " LEFT JOIN policy.applied_versions a ON a.device_id = d.id AND a.tenant_id = $1"
         " LEFT JOIN policy.memberships m ON m.device_id = d.id AND m.tenant_id = $1"
+        " LEFT JOIN policy.restricted_device r ON r.device_id = d.id AND r.tenant_id = $1"
+        " LEFT JOIN policy.gate g ON g.id = r.gate_id AND g.mode = 'ENFORCE'"
         " ORDER BY d.id",
         tenant_id,
         ids,

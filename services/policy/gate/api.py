@@ -25,7 +25,10 @@ class GateApi(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GetAttestationGateRequest, context: Context
     ) -> policy_pb2.AttestationGate:
         """Answers what an organisation asks."""
-        return to_gate(await self._gates.get(context.call, given_id(request.org_id)))
+        found = await self._gates.get(
+            context.call, given_id(request.org_id), given_id(request.group_id)
+        )
+        return to_gate(found)
 
     async def UpdateAttestationGate(
         self, request: policy_pb2.UpdateAttestationGateRequest, context: Context
@@ -35,8 +38,16 @@ class GateApi(policy_pb2_grpc.PolicyServiceServicer):
             mode=Mode(request.mode) if request.HasField("mode") else None,
             at_least=_verdict(request.at_least),
             grace_hours=request.grace_hours if request.HasField("grace_hours") else None,
+            otherwise_policy_id=given_id(request.otherwise_policy_id),
+            max_percent=request.max_percent if request.HasField("max_percent") else None,
+            expected_devices=request.expected_devices
+            if request.HasField("expected_devices")
+            else None,
         )
-        return to_gate(await self._gates.update(context.call, given_id(request.org_id), change))
+        found = await self._gates.update(
+            context.call, given_id(request.org_id), given_id(request.group_id), change
+        )
+        return to_gate(found)
 
     async def PreviewAttestationGate(
         self, request: policy_pb2.PreviewAttestationGateRequest, context: Context
@@ -48,7 +59,12 @@ class GateApi(policy_pb2_grpc.PolicyServiceServicer):
             grace_hours=request.grace_hours if request.HasField("grace_hours") else None,
         )
         found = await self._gates.preview(
-            context.call, given_id(request.org_id), wanted, after, size
+            context.call,
+            given_id(request.org_id),
+            given_id(request.group_id),
+            wanted,
+            after,
+            size,
         )
         return policy_pb2.PreviewAttestationGateResponse(
             devices=map(_to_device, found.page.items),
@@ -58,6 +74,7 @@ class GateApi(policy_pb2_grpc.PolicyServiceServicer):
             in_grace=found.counts.in_grace,
             at_least=found.demand.at_least,
             grace_hours=found.demand.grace_hours,
+            restricted=found.counts.restricted,
         )
 
 
@@ -75,6 +92,12 @@ def to_gate(gate: Gate) -> policy_pb2.AttestationGate:
         grace_hours=gate.demand.grace_hours,
         updated_at=timestamp(gate.updated_at) if gate.updated_at else None,
         etag=gate.etag,
+        group_id=str(gate.group_id or ""),
+        otherwise_policy_id=str(gate.otherwise_policy_id or ""),
+        otherwise_version=str(gate.otherwise_version or ""),
+        max_percent=gate.max_percent or 0,
+        held=gate.held,
+        restricted_devices=gate.restricted,
     )
 
 

@@ -1,12 +1,12 @@
-"""Lets administrators say what they ask of their devices' boots, and see who falls short."""
+"""Lets administrators say what they ask of devices' boots, and what those get that fall short."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
-from typing import Final
+from datetime import UTC, datetime
+from typing import Final, Protocol
 from uuid import UUID
 
 from prometheus_client import Gauge
@@ -15,11 +15,13 @@ from contract.events.attestation import VerdictName
 from contract.events.policy import AttestationGateUpdated
 from evergreen.v1 import attestation_pb2, attestation_pb2_grpc
 from servicekit.call import Call
-from servicekit.data.postgres import Database, Scope
+from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.data.quarantine import place, readable, write_readable
+from servicekit.errors import invalid_field, not_found, unavailable
 from servicekit.etags import check_etag
+from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import ANSWER_SECONDS, Follower, asking
-from servicekit.ids import Clock
+from servicekit.ids import Clock, new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
@@ -28,7 +30,21 @@ from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.rpc.pagination import Page
 from services.policy.gate import store
-from services.policy.gate.domain import Counts, Demand, DeviceVerdict, Gate, Mode, ShortDevice
+from services.policy.gate.domain import (
+    MOST_GATES,
+    Counts,
+    Demand,
+    DeviceVerdict,
+    Gate,
+    Mode,
+    ShortDevice,
+    check_preview,
+    too_many_gates,
+)
+from services.policy.gate.enforcement import Enforcement
+from services.policy.stamps.store import lock_counter
+from services.policy.targets.service import Groups
+from services.policy.targets.store import known_groups
 
 log = logs.get(__name__)
 
@@ -40,6 +56,7 @@ SHORT: Final = Gauge(
 _VERDICTS: Final = place("policy", "follow_verdicts")
 _COUNT_SECONDS: Final = 60.0
 _REFRESH_SECONDS: Final = 1.0
+_FRESH_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +66,20 @@ class Change:
     mode: Mode | None = None
     at_least: VerdictName | None = None
     grace_hours: int | None = None
+    otherwise_policy_id: UUID | None = None
+    max_percent: int | None = None
+    expected_devices: int | None = None
+    """So many devices fell short in the preview, for which the gate is enforced."""
+
+    def of(self, gate: Gate) -> Gate:
+        """The gate as it would be."""
+        return replace(
+            gate,
+            mode=self.mode or gate.mode,
+            demand=_changed(gate.demand, self.at_least, self.grace_hours),
+            otherwise_policy_id=self.otherwise_policy_id or gate.otherwise_policy_id,
+            max_percent=self.max_percent or gate.max_percent,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +89,18 @@ class Preview:
     demand: Demand
     counts: Counts
     page: Page[ShortDevice, UUID]
+
+
+class Publishing(Protocol):
+    """What else an organisation says of giving devices something new."""
+
+    async def check_enforcement(self, connection: Connection, call: Call, tenant_id: UUID) -> None:
+        """Refuses to enforce a gate now, which gives devices another policy.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze; PERMISSION_DENIED where publishes need a
+                second person, and the caller is no Owner.
+        """
 
 
 class Gates:
@@ -70,6 +113,9 @@ class Gates:
         tenants: TenantDirectory,
         attestation: attestation_pb2_grpc.AttestationInternalServiceAsyncStub,
         devices: DeviceAccess,
+        groups: Groups,
+        changes: Changes,
+        publishing: Publishing,
         clock: Clock,
         wait_seconds: int,
     ) -> None:
@@ -78,7 +124,11 @@ class Gates:
         self._tenants = tenants
         self._attestation = attestation
         self._devices = devices
+        self._groups = groups
+        self._changes = changes
+        self._publishing = publishing
         self._clock = clock
+        self._enforcement = Enforcement(database, outbox, changes, clock, self.fresh)
         self.follower = Follower(
             "policy verdicts",
             self._fetch,
@@ -90,52 +140,111 @@ class Gates:
             ),
         )
 
+    @property
+    def enforcement(self) -> Enforcement:
+        """Who has the other policy of which gate; its task is run by the service."""
+        return self._enforcement
+
     async def load(self) -> None:
         """Goes on where the feed of verdicts was left."""
         async with self._database.system_transaction("the feed tells of all tenants") as connection:
             self.follower.start_at(await store.read_cursor(connection))
 
-    async def get(self, call: Call, org_id: UUID | None) -> Gate:
-        """What an organisation of the caller's subtree asks; the caller's own without.
+    async def get(self, call: Call, org_id: UUID | None, group_id: UUID | None = None) -> Gate:
+        """What is asked of an organisation of the caller's subtree, or of a group of it; the
+        caller's own without.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT when it is no organisation.
+            DomainError: NOT_FOUND, also for a group; INVALID_ARGUMENT when it is no organisation.
         """
         org = await self._org(call, org_id)
         async with self._database.transaction(Scope.of(org.id)) as connection:
-            return await store.find_gate(connection, org.id)
+            await _check_group(connection, org.id, group_id)
+            return await store.find_gate(connection, org.id, group_id)
 
-    async def update(self, call: Call, org_id: UUID | None, change: Change) -> Gate:
-        """Says what an organisation asks. What changes nothing writes nothing.
+    async def update(
+        self, call: Call, org_id: UUID | None, group_id: UUID | None, change: Change
+    ) -> Gate:
+        """Says what is asked, and what devices get that fall short. What changes nothing writes
+        nothing.
+
+        A gate is enforced for no more devices than a preview showed, and for no greater share than
+        is typed.
 
         Raises:
-            DomainError: as `get`; ABORTED when its etag is another.
+            DomainError: as `get`; ABORTED when its etag is another, or more devices fall short than
+                in the preview; FAILED_PRECONDITION when they are too great a share, in a freeze, or
+                when the other policy is not in force for anything; PERMISSION_DENIED to enforce
+                without an Owner where publishes need a second person.
         """
         org = await self._org(call, org_id)
+        if change.mode is Mode.ENFORCE or change.expected_devices is not None:
+            await self._ask()
         async with self._database.transaction(Scope.of(org.id)) as connection:
-            before = await store.find_gate(connection, org.id, for_update=True)
+            await _check_group(connection, org.id, group_id)
+            await store.lock_gates(connection, org.id)
+            before = await store.find_gate(connection, org.id, group_id)
             check_etag(before.etag)
-            demand = _changed(before.demand, change.at_least, change.grace_hours)
-            after = replace(before, mode=change.mode or before.mode, demand=demand)
+            after = change.of(before)
+            enforces = after.mode is Mode.ENFORCE
+            if enforces:
+                after = await self._checked(connection, call, before, after, change)
+            else:
+                after = replace(after, held="")
             if after == before:
                 return before
-            after = replace(after, updated_at=self._clock())
+            has_more = enforces or after.otherwise_policy_id or after.max_percent or group_id
+            if after.id is None and has_more:
+                after = replace(after, id=new_id())
+            now = self._clock()
+            after = replace(after, updated_at=now)
             await store.write_gate(connection, after)
             event = AttestationGateUpdated(
                 id=org.id, before=before.snapshot(), after=after.snapshot()
             )
             await self._outbox.append(connection, CloudEvent(event, org.id))
+            if Mode.ENFORCE in {before.mode, after.mode}:
+                await self._enforcement.settle(connection, org.id, now)
+                after = await store.find_gate(connection, org.id, group_id)
+        await self._changes.catch_up()
         return after
+
+    async def _checked(
+        self, connection: Connection, call: Call, before: Gate, after: Gate, change: Change
+    ) -> Gate:
+        """A gate that is to be enforced, with what devices get that fall short.
+
+        What is enforced already needs no preview again.
+        """
+        if replace(after, held="") == before:
+            return before
+        counts = await store.count(connection, after, after.demand, self._clock())
+        check_preview(after, counts, change.expected_devices)
+        assert after.otherwise_policy_id is not None
+        if await store.count_enforced(connection, after) >= MOST_GATES:
+            raise too_many_gates()
+        # A publish of it comes before or after.
+        await lock_counter(connection, after.tenant_id)
+        await self._publishing.check_enforcement(connection, call, after.tenant_id)
+        version = await store.in_force(connection, after.tenant_id, after.otherwise_policy_id)
+        if version is None:
+            raise invalid_field(
+                "otherwisePolicyId",
+                "must be a policy of the organisation that is in force for something: publish it to"
+                " a group, which may have no members",
+            )
+        return replace(after, otherwise_version=version, held="")
 
     async def preview(
         self,
         call: Call,
         org_id: UUID | None,
+        group_id: UUID | None,
         wanted: Change,
         after: UUID | None,
         limit: int,
     ) -> Preview:
-        """Who would fall short of what is wanted, or of what the organisation asks already.
+        """Who would fall short of what is wanted, or of what is asked already.
 
         Raises:
             DomainError: as `get`.
@@ -144,12 +253,13 @@ class Gates:
         await self._refresh()
         now = self._clock()
         async with self._database.transaction(Scope.of(org.id)) as connection:
-            gate = await store.find_gate(connection, org.id)
-            demand = _changed(gate.demand, wanted.at_least, wanted.grace_hours)
+            await _check_group(connection, org.id, group_id)
+            gate = await store.find_gate(connection, org.id, group_id)
+            demand = wanted.of(gate).demand
             return Preview(
                 demand=demand,
-                counts=await store.count(connection, org.id, demand, now),
-                page=await store.list_short(connection, org.id, demand, now, after, limit),
+                counts=await store.count(connection, gate, demand, now),
+                page=await store.list_short(connection, gate, demand, now, after, limit),
             )
 
     async def watch(self) -> None:
@@ -157,25 +267,35 @@ class Gates:
         outage = Repeated(log, "devices that fall short are not counted")
         while True:
             try:
-                await self.count()
+                await note_short(self._database, self._clock())
                 outage.worked()
             except Exception as error:
                 outage.failed(error)
             await asyncio.sleep(_COUNT_SECONDS)
 
-    async def count(self) -> None:
-        """Counts the devices of the installation that fall short for the metric."""
-        async with self._database.system_transaction("the metric counts all tenants") as connection:
-            found = await store.count_short(connection, self._clock())
-        SHORT.labels(Mode.OBSERVE).set(found.get(Mode.OBSERVE, 0))
+    async def fresh(self) -> bool:
+        """Reads what the registry and attestation tell; answers whether it could."""
+        return await self._refresh(_FRESH_SECONDS)
 
-    async def _refresh(self) -> None:
-        """Asks both feeds once more: who has just admitted a device looks for it."""
+    async def _ask(self) -> None:
+        if not await self.fresh():
+            raise unavailable(
+                "the device registry or attestation is not available; try again later"
+            )
+
+    async def _refresh(self, seconds: float = _REFRESH_SECONDS) -> bool:
+        """Asks the feeds once more: who has just admitted a device looks for it."""
         try:
-            async with asyncio.timeout(_REFRESH_SECONDS):
-                await asyncio.gather(self._devices.follower.refresh(), self.follower.refresh())
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(
+                    self._devices.follower.refresh(),
+                    self._groups.follower.refresh(),
+                    self.follower.refresh(),
+                )
         except Exception as error:
-            log.debug("preview of last known state", error=brief(error))
+            log.debug("last known state of devices", error=brief(error))
+            return False
+        return True
 
     async def _org(self, call: Call, org_id: UUID | None) -> TenantNode:
         return await self._tenants.require_org(call.caller, org_id or UUID(call.caller.tenant_id))
@@ -200,17 +320,32 @@ class Gates:
                 "the feed tells of all tenants"
             ) as connection:
                 if some:
-                    await store.write_verdicts(connection, some)
+                    await store.write_verdicts(connection, some, self._clock())
                 # Only all of them bring the feed on.
                 if len(some) == len(verdicts):
                     await store.write_cursor(connection, cursor)
 
-        if not await write_readable(_VERDICTS, verdicts, write, lambda v: v.device_id):
+        written = await write_readable(_VERDICTS, verdicts, write, lambda v: v.device_id)
+        self._enforcement.tell(one.tenant_id for one in verdicts)
+        if not written:
             # What is left out is not told once more.
             async with self._database.system_transaction(
                 "the feed tells of all tenants"
             ) as connection:
                 await store.write_cursor(connection, cursor)
+
+
+async def note_short(database: Database, now: datetime) -> None:
+    """Counts the devices of the installation that fall short for the metric."""
+    async with database.system_transaction("the metric counts all tenants") as connection:
+        found = await store.count_short(connection, now)
+    for mode in (Mode.OBSERVE, Mode.ENFORCE):
+        SHORT.labels(mode).set(found.get(mode, 0))
+
+
+async def _check_group(connection: Connection, org_id: UUID, group_id: UUID | None) -> None:
+    if group_id is not None and not await known_groups(connection, org_id, [group_id]):
+        raise not_found("group", str(group_id))
 
 
 def _changed(demand: Demand, at_least: VerdictName | None, grace_hours: int | None) -> Demand:

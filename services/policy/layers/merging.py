@@ -34,6 +34,8 @@ class Level(Enum):
     ORG = "ORG"
     GROUP = "GROUP"
     DEVICE = "DEVICE"
+    GATE = "GATE"
+    """In place of all of the organisation, for devices that fall short of an attestation gate."""
 
 
 class Why(Enum):
@@ -97,13 +99,13 @@ class Source:
     policy_name: str = ""
     version: int = 0
     target_id: UUID | None = None
-    """The group or the device."""
+    """The group or the device; or the gate."""
     target_name: str = ""
     """The group's alias."""
 
     @property
     def whose(self) -> UUID:
-        """The tenant, or the group or device of it, for which the policy is in force."""
+        """The tenant, or the group, device or gate of it, for which the policy is in force."""
         return self.target_id or self.tenant_id
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from contract.access import Role
 from contract.events.policy import PolicySettingsUpdated
-from servicekit.call import Call, Caller
+from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.errors import invalid_field, permission_denied
 from servicekit.etags import check_etag
@@ -19,7 +18,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from servicekit.times import zone_of
 from services.policy.rollouts import store
-from services.policy.rollouts.settings import Settings, checked_freezes
+from services.policy.rollouts.settings import Settings, checked_freezes, may_decide_alone
 
 
 class PublishingSettings:
@@ -84,7 +83,7 @@ class PublishingSettings:
                 return before
             # In no time zone it is an earlier day.
             today = (self._clock() - timedelta(days=1)).date()
-            if after.loosens(before, today) and not _may_loosen(call.caller, tenant.id):
+            if after.loosens(before, today) and not may_decide_alone(call.caller, tenant.id):
                 raise permission_denied(
                     "OWNER_NEEDED",
                     "to publish without a second person, or in a freeze, an Owner has to agree, or"
@@ -97,8 +96,3 @@ class PublishingSettings:
             )
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
         return after
-
-
-def _may_loosen(caller: Caller, tenant_id: UUID) -> bool:
-    is_above = caller.tenant_id != str(tenant_id)
-    return caller.token is None and (caller.role is Role.OWNER or is_above)

@@ -25,7 +25,13 @@ from contract.events.policy import (
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope, seeing_all
-from servicekit.errors import DomainError, failed_precondition, invalid_field, not_found
+from servicekit.errors import (
+    DomainError,
+    failed_precondition,
+    invalid_field,
+    not_found,
+    permission_denied,
+)
 from servicekit.etags import check_etag
 from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock, new_id
@@ -49,7 +55,7 @@ from services.policy.rollouts.domain import (
     Step,
 )
 from services.policy.rollouts.plans import NOW, Plan, checked
-from services.policy.rollouts.settings import InEffect, Settings
+from services.policy.rollouts.settings import InEffect, Settings, may_decide_alone
 from services.policy.stamps.store import lock_counter
 from services.policy.targets.store import known_groups
 from services.policy.vault import Vault
@@ -203,6 +209,18 @@ class Rollouts:
             async with seeing_all(connection, "what tenants above say counts, too"):
                 effect = await self.in_effect(connection, policy.tenant_id)
             effect.check(self._clock())
+
+    async def check_enforcement(self, connection: Connection, call: Call, tenant_id: UUID) -> None:
+        """Refuses it in a freeze, and of one person, as `gate.service.Publishing` has it."""
+        async with seeing_all(connection, "what tenants above say counts, too"):
+            effect = await self.in_effect(connection, tenant_id)
+        effect.check(self._clock())
+        if effect.require_approval and not may_decide_alone(call.caller, tenant_id):
+            raise permission_denied(
+                "OWNER_NEEDED",
+                "where a second person approves publishes, an Owner has to enforce the gate, or"
+                " somebody of a tenant above; API tokens cannot",
+            )
 
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of a policy that is on its way, as `authoring.publishing.Stages` has it."""

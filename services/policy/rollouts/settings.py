@@ -9,7 +9,9 @@ from typing import Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from contract.access import Role
 from contract.events.policy import FreezeSnapshot, PolicySettingsSnapshot
+from servicekit.call import Caller
 from servicekit.errors import failed_precondition, invalid_field
 from servicekit.etags import etag_of
 from servicekit.times import zone_of
@@ -146,3 +148,9 @@ def _day(text: str, field_name: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise invalid_field(field_name, "must be a day such as 2027-06-03") from None
+
+
+def may_decide_alone(caller: Caller, tenant_id: UUID) -> bool:
+    """Whether a caller may do without the second person that a tenant asks for."""
+    is_above = caller.tenant_id != str(tenant_id)
+    return caller.token is None and (caller.role is Role.OWNER or is_above)

@@ -255,6 +255,9 @@ async def take(connection: Connection, seconds: float) -> list[Rollout]:
 _IN_USE: Final = (
     " JOIN policy.devices d ON d.device_id = o.device_id AND d.tenant_id = o.tenant_id"
     " AND d.status IN ('active', 'prepared')"
+    # One that falls short of a gate gets something else.
+    " AND NOT EXISTS (SELECT FROM policy.restricted_device x"
+    " WHERE x.device_id = o.device_id AND x.gate_id IS NOT NULL)"
 )
 _FAILED: Final = (
     "o.delivered_at IS NOT NULL AND o.applied_at IS NULL"
@@ -416,6 +419,8 @@ async def registered(
         "SELECT d.device_id, coalesce(m.group_ids, '{}') AS group_ids FROM policy.devices d"
         " LEFT JOIN policy.memberships m ON m.device_id = d.device_id"
         " WHERE d.tenant_id = $1 AND d.status IN ('active', 'prepared')"
+        " AND NOT EXISTS (SELECT FROM policy.restricted_device x"
+        " WHERE x.device_id = d.device_id AND x.gate_id IS NOT NULL)"
         " AND ($2::uuid IS NULL OR d.device_id > $2) ORDER BY d.device_id LIMIT $3",
         tenant_id,
         after,

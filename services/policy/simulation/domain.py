@@ -47,6 +47,8 @@ TEXTS: Final = {
     " they lose is not said",
     "TOO_MANY_SETS": "devices get nothing new: their organisation has more sets of policies of"
     " groups and devices than are put together",
+    "RESTRICTED": "devices fall short of an attestation gate: they have its other policy, and get"
+    " this when they do not any more",
     "STALE": "the device registry does not answer: groups and devices may be others by now",
     "NO_DEVICES": "no device gets the policy",
     "MANY_EDITIONS": f"what more than {_MANY_MADE:,} organisations or groups get is put together;"

@@ -70,6 +70,20 @@ class Candidate:
             del then[self.tenant_id]
         return then
 
+    def gates(self, now: Mapping[UUID, Source]) -> dict[UUID, Source]:
+        """The layers of devices that fall short of gates as they would be."""
+        return {
+            gate_id: replace(
+                self.source,
+                level=Level.GATE,
+                target_id=gate_id,
+                target_name=layer.target_name,
+            )
+            if self.own is not None and self.is_of(layer)
+            else layer
+            for gate_id, layer in now.items()
+        }
+
     def bound(self, now: Mapping[Rank, Source]) -> dict[Rank, Source]:
         """The layers of groups and devices as they would be."""
         then = {rank: layer for rank, layer in now.items() if not self.is_of(layer)}
@@ -87,7 +101,10 @@ class Candidate:
 
 
 class Place:
-    """An organisation's layers now and then: of tenants, and of its groups and devices."""
+    """An organisation's layers now and then: of tenants, and of its groups and devices.
+
+    Of devices that fall short of an enforced gate the only target is the gate.
+    """
 
     def __init__(
         self,
@@ -96,12 +113,16 @@ class Place:
         then: Iterable[Source],
         bound_now: Mapping[Rank, Source],
         bound_then: Mapping[Rank, Source],
+        gates_now: Mapping[UUID, Source],
+        gates_then: Mapping[UUID, Source],
     ) -> None:
         self.tenant_id = tenant_id
         self.now: Sources = tuple(now)
         self.then: Sources = tuple(then)
         self._now = {rank[2]: (rank, layer) for rank, layer in bound_now.items()}
         self._then = {rank[2]: (rank, layer) for rank, layer in bound_then.items()}
+        self._gates_now = gates_now
+        self._gates_then = gates_then
 
     @property
     def bound(self) -> int:
@@ -120,19 +141,26 @@ class Place:
 
     def targets_now(self, targets: Targets) -> Targets:
         """Those that have a policy now."""
-        return tuple(one for one in targets if one in self._now)
+        return tuple(one for one in targets if one in self._now or one in self._gates_now)
 
     def targets_then(self, targets: Targets) -> Targets:
         """Those that would have a policy."""
-        return tuple(one for one in targets if one in self._then)
+        return tuple(one for one in targets if one in self._then or one in self._gates_then)
 
     def layers_now(self, targets: Targets) -> Sources:
         """What makes a device's policy now."""
+        if gate := [self._gates_now[one] for one in targets if one in self._gates_now]:
+            return (*self._above(self.now), *gate)
         return (*self.now, *_of(self._now, targets))
 
     def layers_then(self, targets: Targets) -> Sources:
         """What would make it."""
+        if gate := [self._gates_then[one] for one in targets if one in self._gates_then]:
+            return (*self._above(self.then), *gate)
         return (*self.then, *_of(self._then, targets))
+
+    def _above(self, layers: Sources) -> Sources:
+        return tuple(one for one in layers if one.tenant_id != self.tenant_id)
 
 
 def _of(bound: Mapping[UUID, tuple[Rank, Source]], targets: Targets) -> list[Source]:

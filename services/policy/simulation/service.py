@@ -218,6 +218,11 @@ class Simulations:
                 targets = place.targets(
                     alike.group_ids if alike.own is None else (*alike.group_ids, alike.own)
                 )
+                if alike.gate is not None:
+                    if place.layers_now(targets) != place.layers_then(targets):
+                        gated = Some(alike.devices, alike.sample)
+                        looking.tally.warnings.add(Notice("RESTRICTED"), gated)
+                    targets = (alike.gate,)
                 if self._is_pending(standings, place, targets, alike.version):
                     pending += alike.devices
                 # What they have only counts where nothing is in force, now or then.
@@ -282,15 +287,19 @@ class Simulations:
         places: dict[UUID, Place] = {}
         for tenant_id, line in lines.items():
             bound = bound_then = found.bound.get(tenant_id, {})
+            gates = gates_then = found.gates.get(tenant_id, {})
             for one in candidates:
                 if one.tenant_id == tenant_id:
                     bound_then = one.bound(bound_then)
+                    gates_then = one.gates(gates_then)
             places[tenant_id] = Place(
                 tenant_id,
                 (now[node.id] for node in line if node.id in now),
                 (then[node.id] for node in line if node.id in then),
                 bound,
                 bound_then,
+                gates,
+                gates_then,
             )
         return places
 

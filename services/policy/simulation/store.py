@@ -32,6 +32,8 @@ class Alike:
     group_ids: tuple[UUID, ...]
     own: UUID | None
     """The device itself, where it has or would have a policy of its own."""
+    gate: UUID | None
+    """The enforced gate that they fall short of."""
     version: int
     """What they say they have; 0 for nothing."""
     devices: int
@@ -46,6 +48,8 @@ class InForce:
     """The level of each is to be set."""
     bound: dict[UUID, dict[Rank, Source]]
     """Those for groups and devices, by organisation."""
+    gates: dict[UUID, dict[UUID, Source]]
+    """Those for devices that fall short of enforced gates, by organisation and gate."""
 
 
 async def alike(
@@ -61,15 +65,18 @@ async def alike(
     rows = connection.cursor(
         "SELECT d.tenant_id, coalesce(m.group_ids, '{}') AS group_ids,"
         " CASE WHEN d.device_id = ANY ($2) THEN d.device_id END AS own,"
-        " coalesce(a.version, 0) AS version, count(*) AS devices,"
+        " g.id AS gate, coalesce(a.version, 0) AS version, count(*) AS devices,"
         " (array_agg(d.device_id ORDER BY d.device_id))[1:5] AS sample"
         " FROM policy.devices d"
         " LEFT JOIN policy.memberships m"
         " ON m.device_id = d.device_id AND m.tenant_id = d.tenant_id"
+        " LEFT JOIN policy.restricted_device r"
+        " ON r.device_id = d.device_id AND r.tenant_id = d.tenant_id"
+        " LEFT JOIN policy.gate g ON g.id = r.gate_id AND g.mode = 'ENFORCE'"
         " LEFT JOIN policy.applied_versions a"
         " ON a.device_id = d.device_id AND a.tenant_id = d.tenant_id"
         " WHERE d.tenant_id = ANY ($1) AND d.status = 'active'"
-        " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        " GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5",
         list(tenant_ids),
         list(own),
         prefetch=_AT_ONCE,
@@ -79,6 +86,7 @@ async def alike(
             row["tenant_id"],
             tuple(row["group_ids"]),
             row["own"],
+            row["gate"],
             row["version"],
             row["devices"],
             tuple(row["sample"]),
@@ -115,17 +123,30 @@ async def in_force(
         " LEFT JOIN policy.groups g ON g.id = b.target_id"
         " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
         " WHERE b.tenant_id = ANY ($2) AND b.version IS NOT NULL"
-        " AND (b.kind = 'device' OR NOT g.deleted)",
+        " AND (b.kind = 'device' OR NOT g.deleted) UNION ALL"
+        " SELECT e.tenant_id, 'gate', e.id, g.alias, 0, e.otherwise_policy_id, e.otherwise_version,"
+        " p.name FROM policy.gate e LEFT JOIN policy.groups g ON g.id = e.target_id"
+        " LEFT JOIN policy.policies p ON p.id = e.otherwise_policy_id"
+        " AND p.tenant_id = e.tenant_id WHERE e.tenant_id = ANY ($2) AND e.mode = 'ENFORCE'",
         list(tenant_ids),
         list(org_ids),
     )
-    found = InForce({}, {})
+    found = InForce({}, {}, {})
     for row in rows:
         source = Source(
             Level.ORG, row["tenant_id"], row["policy_id"], row["name"] or "", row["version"]
         )
         if row["kind"] is None:
             found.of_tenants[source.tenant_id] = source
+            continue
+        if row["kind"] == "gate":
+            gated = replace(
+                source,
+                level=Level.GATE,
+                target_id=row["target_id"],
+                target_name=row["alias"] or "",
+            )
+            found.gates.setdefault(source.tenant_id, {})[row["target_id"]] = gated
             continue
         rank, source = _for_target(row, source)
         found.bound.setdefault(source.tenant_id, {})[rank] = source

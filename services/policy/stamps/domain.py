@@ -7,6 +7,7 @@ and what a device is answered goes by the document that its number stands for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,9 @@ class Edition:
         """An edition with its numbers; there is at least one."""
         return cls(content, versions, versions[-1])
 
+
+_SECRET: Final = re.compile(rb'"passphrase":"[^"]|"(?:eap|data|secrets)":\{[^}]').search
+"""Within a text of a document these quotes are escaped."""
 
 Targets: TypeAlias = tuple[UUID, ...]
 """The groups, and the device, whose policies count for a device; sorted."""
@@ -141,6 +145,15 @@ class Bound:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Otherwise:
+    """What devices get that fall short of an enforced attestation gate, in place of all policies of
+    their organisation."""
+
+    policy_id: UUID
+    version: int
+
+
 @dataclass(frozen=True)
 class Known:
     """What is in force for a tenant."""
@@ -159,19 +172,29 @@ class Known:
     """Those that deliveries look at, the oldest first."""
     order: Mapping[UUID, int] = field(default_factory=dict)
     """The place of each group and device that `bound` or a rollout names; the weakest is first."""
+    gates: Mapping[UUID, Otherwise] = field(default_factory=dict)
+    """Those that are enforced."""
 
     @cached_property
     def place(self) -> Mapping[UUID, int]:
         """Where groups and devices stand in `bound`, by their ids."""
         return {one.target_id: at for at, one in enumerate(self.bound)}
 
+    def gate_among(self, targets: Iterable[UUID]) -> UUID | None:
+        """The enforced gate among some targets."""
+        return next((one for one in targets if one in self.gates), None) if self.gates else None
+
     def bound_to(self, targets: Iterable[UUID]) -> list[Bound]:
         """What is to be had for some groups and devices, the weakest first.
 
         Args:
-            targets: the groups and devices, and the rollouts whose versions count.
+            targets: the groups and devices, and the rollouts whose versions count; or the gate
+                that the devices fall short of.
         """
         wanted = set(targets)
+        if (gate := self.gate_among(wanted)) is not None:
+            other = self.gates[gate]
+            return [Bound(gate, False, other.policy_id, other.version)]
         found = {one: self.bound[self.place[one]] for one in wanted if one in self.place}
         for one in self.rollouts:
             if one.id in wanted:
@@ -182,7 +205,10 @@ class Known:
         return sorted(found.values(), key=lambda one: self.order.get(one.target_id, 0))
 
     def assigned_to(self, targets: Collection[UUID]) -> tuple[UUID, int] | None:
-        """The policy and version for all devices, where some rollouts' versions count."""
+        """The policy and version for all devices, where some rollouts' versions count; not where a
+        gate's does."""
+        if self.gate_among(targets) is not None:
+            return None
         for one in self.rollouts:
             if not one.targets and one.id in targets:
                 return one.policy_id, one.version
@@ -200,6 +226,12 @@ def versions_of(recipe: str, whose: Set[UUID]) -> set[tuple[UUID, int]]:
     return {(UUID(one), version) for one, _, version in made if UUID(one) in whose}
 
 
+def is_made_of(recipe: str, whose: Set[UUID]) -> bool:
+    """Whether what `recipe_of` names is of some tenants and targets alone."""
+    made = json.loads(recipe) if recipe else []
+    return bool(made) and all(UUID(one) in whose for one, _, _ in made)
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """The bytes that devices get, with their signature."""
@@ -212,6 +244,10 @@ class Document:
     def size(self) -> int:
         """The memory that it takes, in bytes."""
         return len(self.body) + _OVERHEAD
+
+    def holds_secrets(self) -> bool:
+        """Whether it has a passphrase, or what a network or VPN logs in with."""
+        return _SECRET(self.body) is not None
 
     def envelope(self, version: int, device_token: str | None = None) -> bytes:
         """The released agent's ENVELOPE, with a new token for one device where there is one."""

@@ -21,6 +21,7 @@ from services.policy.stamps.domain import (
     Document,
     Edition,
     Known,
+    Otherwise,
     Rolling,
     Stamp,
     Standing,
@@ -42,10 +43,20 @@ CHANGING: Final = (
     "SELECT changed_xid FROM policy.groups",
     "SELECT changed_xid FROM policy.profiles",
     "SELECT changed_xid FROM policy.rollout",
+    "SELECT changed_xid FROM policy.gate",
 )
 """What the feed below tells of (`servicekit.feeds.changes`)."""
 
-_FED: Final = ("assignments", "stamps", "editions", "bindings", "groups", "profiles", "rollout")
+_FED: Final = (
+    "assignments",
+    "stamps",
+    "editions",
+    "bindings",
+    "groups",
+    "profiles",
+    "rollout",
+    "gate",
+)
 _BEHIND: Final = (
     "(SELECT {0}.changed_xid, {0}.id, {0}.tenant_id FROM policy.{0}"
     " WHERE ({0}.changed_xid, {0}.id) > ($1::text::xid8, $2)"
@@ -138,6 +149,7 @@ async def known(
         last = org_of[row["tenant_id"]].last if row["tenant_id"] in org_of else 0
         found = _profile(row, last)
         profiles.setdefault(row["tenant_id"], {})[found.targets] = found
+    gates = await _gates(connection, wanted)
     rows = await connection.fetch(
         "SELECT t.tenant_id, a.policy_id, a.version, e.recipe,"
         " coalesce(e.problem, '') <> '' OR EXISTS (SELECT FROM policy.profiles p"
@@ -156,9 +168,26 @@ async def known(
             row["held"],
             tuple(rollouts.get(row["tenant_id"], ())),
             order.get(row["tenant_id"], {}),
+            gates.get(row["tenant_id"], {}),
         )
         for row in rows
     }
+
+
+async def _gates(
+    connection: Connection, tenant_ids: Sequence[UUID]
+) -> dict[UUID, dict[UUID, Otherwise]]:
+    """The enforced gates of tenants."""
+    found: dict[UUID, dict[UUID, Otherwise]] = {}
+    for row in await connection.fetch(
+        "SELECT e.tenant_id, e.id, e.otherwise_policy_id, e.otherwise_version FROM policy.gate e"
+        " WHERE e.tenant_id = ANY ($1) AND e.mode = 'ENFORCE'",
+        tenant_ids,
+    ):
+        found.setdefault(row["tenant_id"], {})[row["id"]] = Otherwise(
+            row["otherwise_policy_id"], row["otherwise_version"]
+        )
+    return found
 
 
 async def _rollouts(
@@ -230,8 +259,13 @@ async def profile(
 async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing) -> bool:
     """Whether an organisation's versions of a recipe with targets are those in force now.
 
-    A rollout among the targets counts while it serves its devices.
+    A rollout among the targets counts while it serves its devices; a gate while it is enforced.
     """
+    made = versions_of(wanted.recipe, {tenant_id, *wanted.targets})
+    gates = (await _gates(connection, [tenant_id])).get(tenant_id, {})
+    for one in wanted.targets:
+        if one in gates:
+            return made == {(one, gates[one].version)}
     rows = await connection.fetch(
         "WITH rolled AS (SELECT r.version, r.group_ids || r.device_ids AS targets"
         " FROM policy.rollout r WHERE r.tenant_id = $1 AND r.id = ANY ($2) AND r.serves)"
@@ -246,7 +280,6 @@ async def is_in_force(connection: Connection, tenant_id: UUID, wanted: Standing)
         tenant_id,
         list(wanted.targets),
     )
-    made = versions_of(wanted.recipe, {tenant_id, *wanted.targets})
     return made == {(row["whose"], row["version"]) for row in rows}
 
 

@@ -111,6 +111,7 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
         "device_verdict",
         "memberships",
         "rollout_device",
+        "restricted_device",
     ):
         await connection.execute(
             f"DELETE FROM policy.{table} WHERE device_id = ANY ($1)", device_ids

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -28,6 +28,7 @@ from services.policy.stamps.domain import (
     Rolling,
     Standing,
     Targets,
+    is_made_of,
     recipe_of,
     versions_of,
 )
@@ -120,13 +121,15 @@ def _group(change: enrollment_pb2.GroupChange) -> Group:
 
 class Seat:
     """Where devices with the same groups and the same key sit; one with a policy of its own sits
-    alone."""
+    alone, and those that fall short of a gate sit apart from those that do not."""
 
     __slots__ = (
         "__weakref__",
         "device_id",
+        "gate_id",
         "group_ids",
         "key_id",
+        "restricted",
         "standing",
         "targets",
         "tenant_id",
@@ -138,15 +141,22 @@ class Seat:
         group_ids: tuple[UUID, ...],
         device_id: UUID | None,
         key_id: str = "",
+        gate_id: UUID | None = None,
     ) -> None:
         self.key_id = key_id
         """The key that they pin; empty for the first one of the installation."""
         self.tenant_id = tenant_id
         self.group_ids = group_ids
         self.device_id = device_id
+        self.gate_id = gate_id
         self.targets: Targets = ()
         self.standing: Standing | None = None
         """How it stands with them; `None` for as with all devices of the organisation."""
+        self.restricted: Standing | None = None
+        """The same where the gate is enforced."""
+
+
+_Key: TypeAlias = tuple[UUID, tuple[UUID, ...], UUID | None, str, UUID | None]
 
 
 class Seats:
@@ -170,9 +180,9 @@ class Seats:
         self._devices = devices
         self._groups = groups
         self._of: dict[str, Seat] = {}
-        self._seats: WeakValueDictionary[tuple[UUID, tuple[UUID, ...], UUID | None, str], Seat] = (
-            WeakValueDictionary()
-        )
+        self._seats: WeakValueDictionary[_Key, Seat] = WeakValueDictionary()
+        self._gate_of: dict[UUID, UUID] = {}
+        """The gates that devices fall short of."""
         self._in_org: dict[UUID, WeakValueDictionary[int, Seat]] = {}
         self._own: dict[UUID, frozenset[UUID]] = {}
         """The devices of organisations with policies of their own."""
@@ -181,6 +191,7 @@ class Seats:
         self._staged: dict[str, Staging] = {}
         self._away_until = 0.0
         self.follower = changes.follower("groups of devices", self._fetch)
+        self.restrictions = changes.follower("restricted devices", self._fetch_restrictions)
         stamps.on_change.append(self.settle)
 
     @property
@@ -195,7 +206,7 @@ class Seats:
         return self._staged
 
     def matter(self, tenant_id: UUID) -> bool:
-        """Whether an organisation has policies of groups or devices."""
+        """Whether an organisation has policies of groups or devices, or an enforced gate."""
         return tenant_id in self._with_targets
 
     def key_of(self, device_id: str) -> str:
@@ -213,7 +224,11 @@ class Seats:
                 await asyncio.gather(
                     self._devices.follower.refresh(), self._groups.follower.refresh()
                 )
-                await asyncio.gather(self.follower.refresh(), self._stamps.follower.refresh())
+                await asyncio.gather(
+                    self.follower.refresh(),
+                    self.restrictions.refresh(),
+                    self._stamps.follower.refresh(),
+                )
         except Exception as error:
             # Devices get what is known.
             self._away_until = loop.time() + _AWAY_SECONDS
@@ -249,6 +264,10 @@ class Seats:
             seat = self._of.get(str(device_id))
             group_ids = () if seat is None else seat.group_ids
         known = self._known.get(tenant_id, _NOTHING)
+        if known.gates and device_id is not None and not rollouts:
+            gate = self._gate_of.get(device_id)
+            if gate is not None and gate in known.gates:
+                return (gate,)
         found = {one for one in {*group_ids, device_id} if one is not None and one in known.place}
         for rolling in rollouts:
             found.add(rolling.id)
@@ -258,6 +277,10 @@ class Seats:
                 if one in known.order and (one in group_ids or one == device_id)
             )
         return tuple(sorted(found))
+
+    def restrict(self, tenant_id: UUID, targets: Targets) -> bool:
+        """Whether targets are an enforced gate that a device falls short of."""
+        return self._known.get(tenant_id, _NOTHING).gate_among(targets) is not None
 
     def with_rollouts(self, tenant_id: UUID, device_id: UUID, targets: Targets) -> Targets:
         """Whose policies count for a device, with the rollouts that bring it something."""
@@ -279,6 +302,17 @@ class Seats:
             if versions_of(found.recipe, {tenant_id, *targets}) == now:
                 return found
         return Standing(None, self._stamps.last(tenant_id), targets)
+
+    def is_alone(self, tenant_id: UUID, standing: Standing) -> bool:
+        """Whether what devices are to have was made of policies of their organisation alone."""
+        known = self._known.get(tenant_id, _NOTHING)
+        if known.held:
+            # Parts of it may be from before.
+            return False
+        recipe: str | None = standing.recipe if standing.targets else known.recipe
+        if recipe is None:
+            recipe = self.recipe(tenant_id)
+        return is_made_of(recipe, {tenant_id, *standing.targets})
 
     def recipe(self, tenant_id: UUID, targets: Targets = ()) -> str:
         """Of which versions an edition is to be made now, as far as this process knows."""
@@ -339,9 +373,10 @@ class Seats:
         else:
             self._staged.pop(str(org), None)
         bound, rolled = known.bound, [one for one in known.rollouts if one.targets]
-        if not bound and not rolled and org not in self._with_targets:
+        has_any = bool(bound or rolled or known.gates)
+        if not has_any and org not in self._with_targets:
             return
-        if bound or rolled:
+        if has_any:
             self._with_targets.add(org)
         else:
             self._with_targets.discard(org)
@@ -361,15 +396,22 @@ class Seats:
             self._settle_seat(seat)
 
     def _settle_seat(self, seat: Seat) -> None:
+        known = self._known.get(seat.tenant_id, _NOTHING)
+        if seat.gate_id is not None and seat.gate_id in known.gates:
+            seat.targets = (seat.gate_id,)
+            seat.standing = seat.restricted = self.standing(seat.tenant_id, seat.targets)
+            return
         seat.targets = self.targets(seat.tenant_id, seat.device_id, seat.group_ids)
         seat.standing = self.standing(seat.tenant_id, seat.targets) if seat.targets else None
+        seat.restricted = None
 
     def _sit(self, device_id: UUID, org: UUID, group_ids: tuple[UUID, ...], key_id: str) -> None:
         own = device_id if device_id in self._own.get(org, ()) else None
-        if not group_ids and own is None and not key_id:
+        gate = self._gate_of.get(device_id)
+        if not group_ids and own is None and not key_id and gate is None:
             self._of.pop(str(device_id), None)
             return
-        key = (org, group_ids, own, key_id)
+        key = (org, group_ids, own, key_id, gate)
         seat = self._seats.get(key)
         if seat is None:
             seat = Seat(*key)
@@ -388,6 +430,19 @@ class Seats:
         async with self._database.system_transaction("the cache has all tenants") as connection:
             page, found = await store.memberships_since(connection, Cursor.parse(cursor))
         self._sit_all(found)
+        return str(page.cursor), page.more
+
+    async def _fetch_restrictions(self, cursor: str) -> tuple[str, bool]:
+        async with self._database.system_transaction("the cache has all tenants") as connection:
+            page, found = await store.restricted_since(connection, Cursor.parse(cursor))
+        for device_id, tenant_id, gate_id in found:
+            if gate_id is None:
+                self._gate_of.pop(device_id, None)
+            else:
+                self._gate_of[device_id] = gate_id
+            seat = self._of.get(str(device_id))
+            group_ids, key_id = ((), "") if seat is None else (seat.group_ids, seat.key_id)
+            self._sit(device_id, tenant_id, group_ids, key_id)
         return str(page.cursor), page.more
 
     def _sit_all(self, found: Iterable[store.Membership]) -> None:

@@ -22,6 +22,8 @@ class Place(Protocol):
 
     group_ids: tuple[UUID, ...]
     device_id: UUID | None
+    restricted: Standing | None
+    """How it stands with it where it falls short of an enforced gate: no rollout is for it."""
 
 
 class Standings(Protocol):
@@ -76,6 +78,8 @@ class Staging:
 
         While what they bring is not put together, it is as without them.
         """
+        if seat is not None and seat.restricted is not None:
+            return seat.restricted
         kind = self._kind(_NO_KIND if seat is None else (seat.group_ids, seat.device_id))
         reach = tuple(
             one.id for one in kind.rollouts if one.serves and one.reaches(device_id, kind.group_ids)
@@ -98,7 +102,8 @@ class Staging:
 
     def in_use(self, seats: Iterable[Place]) -> set[Targets]:
         """The sets of targets, with rollouts among them, that devices have or are to have."""
-        kinds = {_NO_KIND, *((seat.group_ids, seat.device_id) for seat in seats)}
+        free = (seat for seat in seats if seat.restricted is None)
+        kinds = {_NO_KIND, *((seat.group_ids, seat.device_id) for seat in free)}
         return {
             self._seats.targets(self._tenant_id, key[1], key[0], rollouts)
             for key in kinds

@@ -15,6 +15,8 @@ from services.policy.targets.domain import Group, PolicyTargets
 
 CHANGING: Final = "SELECT changed_xid FROM policy.memberships"
 """What the feed of memberships tells of (`servicekit.feeds.changes`)."""
+CHANGING_RESTRICTIONS: Final = "SELECT changed_xid FROM policy.restricted_device"
+"""What the feed of restricted devices tells of."""
 _CHANGES_A_PAGE: Final = 5_000
 
 
@@ -103,11 +105,14 @@ async def is_bound(
 async def policies_of(
     connection: Connection, tenant_id: UUID, target_id: UUID
 ) -> list[tuple[UUID, str]]:
-    """The policies that are in force for a group or a device, with their names."""
+    """The policies that are in force for a group or a device, with their names; also what devices
+    of a group get that fall short of its gate."""
     rows = await connection.fetch(
-        "SELECT p.id, p.name FROM policy.bindings b JOIN policy.policies p"
-        " ON p.tenant_id = b.tenant_id AND p.id = b.policy_id"
-        " WHERE b.tenant_id = $1 AND b.target_id = $2 AND b.version IS NOT NULL ORDER BY p.id",
+        "SELECT p.id, p.name FROM policy.policies p WHERE p.tenant_id = $1"
+        " AND (p.id IN (SELECT b.policy_id FROM policy.bindings b WHERE b.tenant_id = $1"
+        " AND b.target_id = $2 AND b.version IS NOT NULL)"
+        " OR p.id IN (SELECT e.otherwise_policy_id FROM policy.gate e WHERE e.tenant_id = $1"
+        " AND e.target_id = $2 AND e.mode = 'ENFORCE')) ORDER BY p.id",
         tenant_id,
         target_id,
     )
@@ -217,6 +222,23 @@ async def memberships_since(
         )
         for row in page.rows
     ]
+
+
+async def restricted_since(
+    connection: Connection, cursor: Cursor, limit: int = _CHANGES_A_PAGE
+) -> tuple[FeedPage, list[tuple[UUID, UUID, UUID | None]]]:
+    """Device, organisation and gate of devices that got or lost another policy since a cursor."""
+    page = await read_page(
+        connection,
+        "SELECT r.changed_xid::text AS changed_xid, r.device_id AS key, r.tenant_id, r.gate_id"
+        " FROM policy.restricted_device r"
+        " WHERE (r.changed_xid, r.device_id) > ($1::text::xid8, $2)"
+        # By the column: the text of the same name would put 99 behind 100.
+        " ORDER BY r.changed_xid, r.device_id LIMIT $3",
+        cursor,
+        limit,
+    )
+    return page, [(row["key"], row["tenant_id"], row["gate_id"]) for row in page.rows]
 
 
 async def write_groups(connection: Connection, groups: Iterable[Group]) -> None:

@@ -54,6 +54,9 @@ async def note_deleted(connection: Connection, devices: Sequence[tuple[UUID, UUI
     )
     await connection.execute("DELETE FROM telemetry.device WHERE id = ANY ($1)", rows[0])
     await connection.execute("DELETE FROM telemetry.storage_use WHERE subject = ANY ($1)", rows[0])
+    await connection.execute(
+        "DELETE FROM telemetry.restricted_device WHERE device_id = ANY ($1)", rows[0]
+    )
 
 
 async def note_back(connection: Connection, device_ids: Sequence[UUID], at: datetime) -> None:
@@ -93,6 +96,9 @@ async def erase_device(connection: Connection, device: DeletedDevice, most: int)
     if row["back_at"] is None:
         await connection.execute("DELETE FROM telemetry.device WHERE id = $1", device.id)
         await connection.execute("DELETE FROM telemetry.storage_use WHERE subject = $1", device.id)
+        await connection.execute(
+            "DELETE FROM telemetry.restricted_device WHERE device_id = $1", device.id
+        )
     rows: int = await connection.fetchval(
         "SELECT telemetry.erase_events($1, $2, $3)", device.tenant_id, device.id, most
     )

@@ -42,6 +42,7 @@ DEVICE_COLUMNS: Final = (
     "labels",
     "groupIds",
     "fallsShort",
+    "restricted",
 )
 
 
@@ -93,6 +94,7 @@ def device_json(device: DeviceSummary, online_since: datetime) -> str:
     values["labels"] = dict(device.labels)
     values["groupIds"] = [str(id_) for id_ in device.group_ids]
     values["fallsShort"] = device.falls_short
+    values["restricted"] = device.restricted
     if not values["attestedAt"]:
         del values["attestedAt"]
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
@@ -119,4 +121,5 @@ def device_row(device: DeviceSummary, online_since: datetime) -> tuple[str, ...]
         harmless_json(json.dumps(dict(device.labels), ensure_ascii=False)),
         " ".join(map(str, device.group_ids)),
         "true" if device.falls_short else "false",
+        "true" if device.restricted else "false",
     )

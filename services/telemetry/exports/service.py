@@ -164,6 +164,7 @@ class Exports:
                     cloneSuspected=wanted.clone_suspected,
                     attestationVerdict=wanted.attestation_verdict,
                     fallsShort=wanted.falls_short,
+                    restricted=wanted.restricted,
                     lastSeenAfter=wanted.seen_after,
                     lastSeenBefore=wanted.seen_before,
                 )

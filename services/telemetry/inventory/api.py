@@ -92,6 +92,7 @@ def device_filter(
         group_id=given_id(request.group),
         label=tidy(request.label),
         falls_short=request.falls_short,
+        restricted=request.restricted,
     )
 
 

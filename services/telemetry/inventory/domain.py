@@ -50,6 +50,15 @@ class AppliedVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Restricted:
+    """Whether a device has the other policy of an attestation gate, as policy has it."""
+
+    device_id: UUID
+    tenant_id: UUID
+    restricted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BootGate:
     """What an organisation asks of its devices' boots, as policy has it."""
 
@@ -109,6 +118,8 @@ class DeviceSummary:
     group_ids: Sequence[UUID] = ()
     falls_short: bool = False
     """Whether that is not what its organisation asks for; no column."""
+    restricted: bool = False
+    """Whether it has the other policy of an attestation gate; no column."""
 
     @property
     def health_detail(self) -> str:
@@ -198,3 +209,4 @@ class DeviceFilter:
     label: str = ""
     """The key of a label, or key and value, `room=214`."""
     falls_short: bool = False
+    restricted: bool = False

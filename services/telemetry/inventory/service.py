@@ -47,6 +47,7 @@ from services.telemetry.inventory.domain import (
     NamePosition,
     PolicyInForce,
     RegisteredDevice,
+    Restricted,
 )
 from services.telemetry.inventory.query import DeviceQuery
 
@@ -58,6 +59,7 @@ release that did not know them had passed over (`devices`)."""
 _APPLIED: Final = place("telemetry", "follow_applied")
 _VERDICTS: Final = place("telemetry", "follow_verdicts")
 _GATES: Final = place("telemetry", "follow_gates")
+_RESTRICTED: Final = place("telemetry", "follow_restricted")
 _VERDICT_NAMES: Final[tuple[str, ...]] = get_args(VerdictName)
 """From the least to the most."""
 LATEST_EVENTS: Final = 20
@@ -124,12 +126,24 @@ class Inventory:
             ),
         )
 
+        self.restricted = Follower(
+            "restricted devices",
+            self._fetch_restricted,
+            asking(
+                policy.ListRestrictedDeviceChanges,
+                policy_pb2.ListRestrictedDeviceChangesRequest(),
+                "devices",
+                seconds=wait_seconds,
+            ),
+        )
+
     async def load(self) -> None:
         """Goes on where the feeds were left."""
         async with self._database.system_transaction("the feed tells of all tenants") as connection:
             self.applied.start_at(await store.read_cursor(connection, "applied"))
             self.verdicts.start_at(await store.read_cursor(connection, "verdicts"))
             self.gates.start_at(await store.read_cursor(connection, "gates"))
+            self.restricted.start_at(await store.read_cursor(connection, "restricted"))
 
     def online_since(self) -> datetime:
         """A device that was heard of since then is online."""
@@ -299,6 +313,26 @@ class Inventory:
             await write_readable(_GATES, [*gates.values()], write, lambda gate: gate.tenant_id)
         return page.next_cursor, page.more
 
+    async def _fetch_restricted(self, cursor: str) -> tuple[str, bool]:
+        page = await self._policy.ListRestrictedDeviceChanges(
+            policy_pb2.ListRestrictedDeviceChangesRequest(cursor=cursor), timeout=ANSWER_SECONDS
+        )
+        found = readable(_RESTRICTED, page.devices, _restricted, lambda one: one.device_id)
+        devices = {one.device_id: one for one in found if not self._tenants.is_going(one.tenant_id)}
+
+        async def write(some: Sequence[Restricted]) -> None:
+            async with self._database.system_transaction(
+                "the feed tells of all tenants"
+            ) as connection:
+                await store.store_restricted(connection, some)
+                # Only all of them bring the feed on.
+                if len(some) == len(devices):
+                    await store.store_cursor(connection, page.next_cursor, "restricted")
+
+        if devices:
+            await write_readable(_RESTRICTED, [*devices.values()], write, lambda one: one.device_id)
+        return page.next_cursor, page.more
+
 
 def update_channel(envelope: bytes) -> str:
     """The update channel of a policy in its envelope; empty when that is."""
@@ -371,6 +405,10 @@ def _verdict(verdict: attestation_pb2.DeviceVerdict) -> BootVerdict:
         verdict=verdict.verdict,
         attested_at=verdict.attested_at.ToDatetime(tzinfo=UTC),
     )
+
+
+def _restricted(device: policy_pb2.RestrictedDevice) -> Restricted:
+    return Restricted(UUID(device.device_id), UUID(device.tenant_id), device.restricted)
 
 
 def _gate(gate: policy_pb2.AttestationGate) -> BootGate:

@@ -25,12 +25,13 @@ from services.telemetry.inventory.domain import (
     DeviceSummary,
     NamePosition,
     RegisteredDevice,
+    Restricted,
 )
 from services.telemetry.inventory.query import DeviceQuery
 from services.telemetry.where import HIDDEN, NOT_DELETED, Where
 
 _SUMMARY_COLUMNS: Final = tuple(
-    field.name for field in fields(DeviceSummary) if field.name != "falls_short"
+    field.name for field in fields(DeviceSummary) if field.name not in {"falls_short", "restricted"}
 )
 _SUMMARY: Final = ", ".join(_SUMMARY_COLUMNS)
 _LAST_SEEN: Final = "coalesce(contact_at, registered_at)"
@@ -162,10 +163,28 @@ async def store_gates(connection: Connection, gates: Sequence[BootGate]) -> None
     )
 
 
+async def store_restricted(connection: Connection, devices: Sequence[Restricted]) -> None:
+    """Stores which devices, each once, have the other policy of a gate."""
+    await connection.execute(
+        "DELETE FROM telemetry.restricted_device WHERE device_id = ANY ($1)",
+        [one.device_id for one in devices if not one.restricted],
+    )
+    rows = sorted((one.device_id, one.tenant_id) for one in devices if one.restricted)
+    if rows:
+        await connection.execute(
+            "INSERT INTO telemetry.restricted_device (device_id, tenant_id) SELECT r.*"
+            " FROM unnest($1::uuid[], $2::uuid[]) AS r (id, tenant_id)"
+            f" WHERE {NOT_DELETED.format('r.id')}"
+            " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id",
+            *columns(rows),
+        )
+
+
 async def _judged_by_gates(
     connection: Connection, found: Sequence[DeviceSummary], at: datetime
 ) -> list[DeviceSummary]:
-    """Devices with whether each falls short of what its organisation asks for."""
+    """Devices with whether each falls short of what its organisation asks for, and whether it has
+    another policy for that."""
     rows = await connection.fetch(
         "SELECT tenant_id, below, grace FROM telemetry.attestation_gate WHERE tenant_id = ANY ($1)",
         list({device.tenant_id for device in found}),
@@ -174,10 +193,20 @@ async def _judged_by_gates(
         row["tenant_id"]: BootGate(row["tenant_id"], tuple(row["below"]), row["grace"])
         for row in rows
     }
+    restricted = {
+        row["device_id"]
+        for row in await connection.fetch(
+            "SELECT device_id FROM telemetry.restricted_device WHERE device_id = ANY ($1)",
+            [device.id for device in found],
+        )
+    }
     return [
-        replace(device, falls_short=True)
-        if (gate := gates.get(device.tenant_id)) and device.is_short_of(gate, at)
-        else device
+        replace(
+            device,
+            falls_short=(gate := gates.get(device.tenant_id)) is not None
+            and device.is_short_of(gate, at),
+            restricted=device.id in restricted,
+        )
         for device in found
     ]
 
@@ -294,6 +323,11 @@ def _judged(where: Where, wanted: DeviceFilter, at: datetime) -> None:
         where.add("(health <> 'healthy' AND health = ?)", wanted.health)
     if wanted.attestation_verdict:
         where.filter("attestation_verdict = ?", wanted.attestation_verdict)
+    if wanted.restricted:
+        where.add(
+            "EXISTS (SELECT FROM telemetry.restricted_device r WHERE r.device_id = device.id"
+            " AND r.tenant_id = device.tenant_id)"
+        )
     if wanted.falls_short:
         # As `DeviceSummary.is_short_of` says it.
         where.add("registry_status = 'active'")

@@ -489,3 +489,48 @@ async def test_a_fourth_rollout_waits_for_room(school: School) -> None:
     await school.call("ResumeRollout", id=rollouts[3].id)
     await school.call("CancelRollout", id=rollouts[0].id)
     await school.looked("RUNNING", rollouts[3].id)
+
+
+async def test_a_kill_between_decision_and_commit_has_decided_nothing(school: School) -> None:
+    """The batch stays as it was, no more devices get the version, and nothing is told; another look
+    decides anew, once."""
+    half = policy_pb2.RolloutPlan(batches=[policy_pb2.RolloutBatch(percent=50, soak="1h")])
+    policy_id = await with_devices(school, 20)
+    begun = await school.roll_out(NEW, half, policy_id)
+    await school.quiet()
+    served = len(school.having("https://new"))
+    assert 0 < served < 20
+    await school.counted(begun.id, served=served, applied=served)
+    connection = await school.world.database.superuser()
+    try:
+        await connection.execute("""
+            CREATE SEQUENCE policy.kills;
+            CREATE FUNCTION policy.kill() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+            BEGIN
+                PERFORM nextval('policy.kills'), pg_terminate_backend(pg_backend_pid());
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER kill BEFORE INSERT ON policy.outbox FOR EACH ROW
+                WHEN (NEW.payload::text LIKE '%rollout_batch_opened%')
+                EXECUTE FUNCTION policy.kill();
+        """)
+        school.later(hours=1.1)
+        await school.poll()
+        async with asyncio.timeout(PATIENCE):
+            while await connection.fetchval("SELECT last_value FROM policy.kills") < 3:
+                await asyncio.sleep(0.1)
+        shown = await school.rollout(begun.id)
+        assert (shown.state, shown.batch) == ("RUNNING", 1)
+        await school.quiet()
+        assert len(school.having("https://new")) == served
+        told = ["created", "started", "batch_opened"]
+        assert await names(school) == told
+        await connection.execute("DROP TRIGGER kill ON policy.outbox")
+    finally:
+        await connection.close()
+    async with asyncio.timeout(PATIENCE):
+        while (await school.rollout(begun.id)).batch != 2:
+            await asyncio.sleep(0.1)
+    await school.quiet()
+    assert len(school.having("https://new")) == 20
+    assert await names(school) == [*told, "batch_passed", "batch_opened"]

@@ -98,3 +98,43 @@ async def test_a_gate_that_cannot_be_read_stops_nothing(world: World) -> None:
         ]
 
     await eventually(judged)
+
+
+async def test_devices_show_whether_they_have_the_other_policy(world: World) -> None:
+    """As policy says it: in lists, alone and in files, and as a filter, each in its own tree. Of a
+    deleted device nothing is left."""
+    mine, other, theirs = uuid4(), uuid4(), uuid4()
+    for device in (mine, other):
+        world.registry.tell(device, enrolled_at=enrolled(9))
+    world.registry.tell(theirs, SISTER.id, enrolled_at=enrolled(9))
+    world.policy.restrict(mine)
+    world.policy.restrict(theirs, SISTER.id)
+    reseller = Admin(world.channel, RESELLER.id)
+
+    async def filtered(admin: Admin) -> set[str]:
+        return {device.id for device in (await admin.devices(restricted=True)).devices}
+
+    async def heard() -> bool:
+        return await filtered(reseller) == {str(mine), str(theirs)}
+
+    await eventually(heard)
+    assert await filtered(world.admin) == {str(mine)}
+    shown = (await reseller.devices()).devices
+    assert {device.id for device in shown if device.restricted} == {str(mine), str(theirs)}
+    assert (await world.admin.device(mine)).restricted
+    assert not (await world.admin.device(other)).restricted
+    _, file = await world.admin.export_devices(format="csv", restricted=True)
+    rows = list(csv.DictReader(io.StringIO(file.decode().removeprefix("\ufeff"))))
+    assert [(row["id"], row["restricted"]) for row in rows] == [(str(mine), "true")]
+    world.policy.restrict(mine, restricted=False)
+    world.registry.tell(theirs, SISTER.id, deleted=True)
+
+    async def gone() -> bool:
+        return await filtered(reseller) == set()
+
+    await eventually(gone)
+    connection = await world.database.superuser()
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM telemetry.restricted_device") == 0
+    finally:
+        await connection.close()

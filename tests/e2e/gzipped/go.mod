@@ -1,0 +1,3 @@
+module gzipped
+
+go 1.24.0
