@@ -18,6 +18,7 @@ from servicekit.rpc.channels import open_channel
 from servicekit.rpc.values import from_value
 from services.policy import restore
 from services.policy.__main__ import build
+from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support.policy import (
     ORG,
@@ -459,7 +460,7 @@ async def test_two_processes_agree(world: World, make_kit: MakeKit, serve: Serve
         name: f"{getattr(world.kit.settings, name)}2"
         for name in ("grpc_listen", "internal_listen", "http_listen")
     }
-    twin = await make_kit("policy", tenants=TREE, **settings)
+    twin = await make_kit("policy", PolicySettings, tenants=TREE, **settings)
     await serve(twin, build)
     channel = open_channel(twin.settings.grpc_listen, "test")
     fleet = await opened(world, "FAILED", "VERIFIED", "FAILED", "VERIFIED")
