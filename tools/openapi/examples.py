@@ -90,6 +90,7 @@ _SUMMARY: Final = {
     "neverSeen": False,
     "attestationVerdict": "SELF_CONSISTENT",
     "fallsShort": False,
+    "restricted": False,
     "attestedAt": "2026-09-01T07:12:45.120Z",
     "serialNumber": "5CD1234XYZ",
     "labels": {"room": "214"},
