@@ -108,6 +108,7 @@ LONGEST = (
     "e2e/test_api_tokens.py",
     "services/telemetry/inventory/test_queries.py",
     "services/identity/authenticators/test_guesses.py",
+    "services/policy/rollouts/test_rollouts.py",
     "services/policy/delivery/test_delivery.py",
 )
 """The files that take longest, the longest first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,10 +15,11 @@ from contract.events.identity import PasswordReset
 from evergreen.v1 import identity_pb2 as pb
 from services.identity.recovery import ACTOR
 from tests.conftest import MakeKit, ServeService
-from tests.support import callers
+from tests.support import callers, programs
 from tests.support.identity import OWNER, PASSWORD, Identity, as_caller, identity, running
 from tests.support.mail import SENDER, body, mail_server
 from tests.support.servers import TestDatabase
+from tests.support.stack import PATIENCE
 
 __all__ = ["identity"]  # the fixture
 
@@ -34,22 +34,19 @@ async def reset(
     dsn, password = identity.database.of_migrator()
     secret = directory / "migrator"
     secret.write_text(password)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "cli.main", "users", "reset-password", *arguments),
-        env=kept
+    done = await asyncio.to_thread(
+        programs.evergreen,
+        ("users", "reset-password", *arguments),
+        kept
         | {
             "EVERGREEN_MIGRATE_DATABASE_URL": dsn,
             "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(secret),
             "EVERGREEN_HOME": str(directory),
         }
         | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        PATIENCE,
     )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return done.returncode, done.stdout, done.stderr
 
 
 async def accept(identity: Identity, token: str, password: str) -> pb.Session:
