@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.releases import Release, evaluation
 from tests.support.stack import Stack
+
+_BALANCED = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +30,35 @@ def cluster() -> Cluster:
     if found is None:
         pytest.skip("needs a cluster in KUBECONFIG, and kubectl: docs/contributing.md")
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def load_balancer(cluster: Cluster) -> Iterator[None]:
+    """Gives Services of type LoadBalancer an address where the cluster has nothing that does so.
+
+    `helm --wait` waits for one. The address is nobody's: tests go to the Services themselves.
+    """
+    ended = threading.Event()
+
+    def give() -> None:
+        while not ended.wait(5):
+            listed = cluster.kubectl(
+                "get", "services", "--all-namespaces", "-o", "json", check=False
+            )
+            for service in json.loads(listed.stdout or "{}").get("items", []):
+                status = service["status"].get("loadBalancer", {})
+                if service["spec"]["type"] == "LoadBalancer" and not status.get("ingress"):
+                    cluster.kubectl(
+                        "--namespace", service["metadata"]["namespace"],
+                        "patch", "service", service["metadata"]["name"],
+                        "--subresource=status", "--patch", _BALANCED, check=False,
+                    )  # fmt: skip
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 @pytest.fixture(scope="module")
