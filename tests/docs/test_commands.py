@@ -37,6 +37,9 @@ RUN_BY: Final = {
     ("docs/runbooks.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
     ("docs/scim.md", "make-run"): "tests/docs/test_make_run.py::test_scim",
     ("docs/second-factor.md", "make-run"): "tests/docs/test_make_run.py::test_second_factors",
+    ("docs/sign-in.md", "make-run"): (
+        "tests/docs/test_make_run.py::test_passwords_for_owners_only"
+    ),
     ("docs/simulator.md", "make-run"): "tests/docs/test_make_run.py::test_the_simulator",
     ("docs/troubleshooting.md", "make-run"): "tests/docs/test_make_run.py::test_the_doctor",
     ("docs/upgrade.md", "make-run"): "tests/upgrade/test_homes.py::test_there_and_back",
@@ -103,6 +106,7 @@ BY_HAND: Final = {
     ),
     "docs/policy-keys.md": "a machine without a network signs; tests/cli/test_policy_keys.py does",
     "docs/release.md": "a release is made in a clone by tests/release; publishing it pushes",
+    "docs/scim.md": "the person comes from a provider; tests/services/identity/scim unlinks one",
     "docs/single-sign-on.md": "Google and Microsoft are not here; Keycloak's commands are run",
     "docs/sign-in.md": "Windows is not here; the same commands run with OpenLDAP",
     "docs/monitoring.md": "Grafana is in no package; test_prometheus_watches_all starts the rest",

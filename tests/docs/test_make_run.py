@@ -457,6 +457,14 @@ def test_alerts(reader: Reader, stack: Stack) -> None:
     assert "The tenant has no rules of its own." in said
 
 
+def test_passwords_for_owners_only(reader: Reader, stack: Stack) -> None:
+    """They are taken from all others of an organisation, and given back."""
+    with Commands("docs/sign-in.md", "make-run") as commands:
+        said = reader.run(commands.take("Passwords for Owners only"))
+    assert "passwords here: owners-only" in said
+    assert said.rstrip().endswith("passwords here: all")
+
+
 def test_the_simulator(reader: Reader, stack: Stack) -> None:
     """On this machine, and as from another one."""
     with Commands("docs/simulator.md", "make-run") as commands:
