@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import typer
 
+from cli import audit_retention
 from cli.audit_redact import redact, redact_again
 from cli.durations import rfc3339
 from cli.errors import CliError, told
@@ -30,6 +31,11 @@ app = typer.Typer(
     help="Read, export and verify the audit log.",
     no_args_is_help=True,
 )
+
+app.add_typer(audit_retention.retention)
+app.add_typer(audit_retention.hold)
+app.command()(audit_retention.archive)
+app.command()(audit_retention.prune)
 
 Org = Annotated[
     str,
@@ -69,6 +75,10 @@ def list_entries(
     search: Annotated[
         str, typer.Option(help="How an actor, a resource or its name (a serial, …) begins.")
     ] = "",
+    related_to: Annotated[
+        str,
+        typer.Option(help="Only about this resource, or what concerns it, too: devices/<id>."),
+    ] = "",
     actor_kind: Annotated[
         str, typer.Option(help="Only by a user, device, system, service or anonymous.")
     ] = "",
@@ -98,6 +108,7 @@ def list_entries(
                     actions=action or [],
                     resource=resource,
                     search=search,
+                    relatedTo=related_to,
                     actorKind=actor_kind,
                     outcome=outcome,
                     sourceIp=source_ip,
@@ -267,6 +278,10 @@ def timestamp(
 def prove(
     entry: Annotated[str, typer.Argument(help="The entry, by its id.")],
     output: Output = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="The archive that has it, for an entry that was pruned."),
+    ] = None,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -276,9 +291,23 @@ def prove(
     """Write the proof that an entry is in the log: a file that needs nothing else of it."""
     with told(_FAILED):
         with session(home, url, ca_file, email, password_file) as api:
-            text = api.get_text(f"/api/audit/entries/{quote(entry, safe='')}/proof")
+            if archive is not None:
+                text = _prove_archived(api, archive, entry)
+            else:
+                text = api.get_text(f"/api/audit/entries/{quote(entry, safe='')}/proof")
         with written(output) as file:
             file.write(text.encode())
+
+
+def _prove_archived(api: Api, directory: Path, entry: str) -> str:
+    from auditlog.archive import Archive, ArchiveError  # noqa: PLC0415
+    from cli.audit_prove import prove as prove_archived  # noqa: PLC0415
+
+    try:
+        archive = Archive.open(directory)
+    except ArchiveError as broken:
+        raise CliError(str(broken)) from broken
+    return prove_archived(api, archive, entry).write()
 
 
 @app.command("check-proof")
@@ -359,7 +388,14 @@ def verify(
     ] = None,
     from_export: Annotated[
         Path | None,
-        typer.Option(help="Verify this exported file, without any connection."),
+        typer.Option(
+            help="Verify this exported file, or the archive in this directory, without any"
+            " connection."
+        ),
+    ] = None,
+    archive: Annotated[
+        list[Path] | None,
+        typer.Option(help="A directory with an archive of what was pruned; may be repeated."),
     ] = None,
     part: Annotated[
         bool,
@@ -391,9 +427,18 @@ def verify(
     with told(check.NOT_CHECKED), check.never_mistaken():
         kept = check.Kept.read(checkpoint or ())
         trusted_keys = check.read_keys(public_key) if public_key else []
-        if from_export is not None:
+        if from_export is not None and from_export.is_dir():
             anchors = check.anchors(kept, trusted_keys, report)
-            done = check.run(check.read_lines(from_export), anchors, org, report, part=part)
+            for whole in check.open_archives([from_export], trusted_keys, report):
+                done = check.run_archive(whole, anchors, trusted_keys, report)
+                break
+            else:
+                raise typer.Exit(report.exit_code)
+        elif from_export is not None:
+            anchors = check.anchors(kept, trusted_keys, report)
+            archives = check.open_archives(archive or (), trusted_keys, report)
+            exported = check.read_lines(from_export)
+            done = check.run(exported, anchors, org, report, part=part, archives=archives)
         else:
             with session(home, url, ca_file, email, password_file) as api:
                 if not trusted_keys:
@@ -401,11 +446,12 @@ def verify(
                 # Before the export, which must then go at least as far.
                 now = Checkpoint.read(_checkpoint(api))
                 anchors = check.anchors(kept, trusted_keys, report, now)
+                archives = check.open_archives(archive or (), trusted_keys, report)
                 # The tree, too: an export must not wait while it is fetched.
                 tree = check.published(api, anchors.trees, report)
                 org = tenant_id(api, org)
                 stream = lines(api.stream("/api/audit/export", orgId=org))
-                done = check.run(stream, anchors, org, report, published=tree)
+                done = check.run(stream, anchors, org, report, published=tree, archives=archives)
         for line in check.summary(report, done, anchors, kept=bool(kept.heads or kept.trees)):
             typer.echo(line)
     raise typer.Exit(report.exit_code)

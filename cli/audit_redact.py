@@ -85,7 +85,11 @@ def redact(
         async def work(connection: Any) -> tuple[Redacted, Copies]:
             from services.audit.redaction.copies import remove  # noqa: PLC0415
             from services.audit.redaction.entry import redact as take_out  # noqa: PLC0415
+            from services.audit.retention.prune import require_no_hold  # noqa: PLC0415
+            from services.identity.tree import tenant_lines  # noqa: PLC0415
 
+            tenant_id = (await look(connection, entry_id)).tenant_id
+            await require_no_hold(connection, (await tenant_lines(connection)).of(tenant_id))
             done = await take_out(
                 connection, entry_id, reason.strip(), operator(), unsalted=unsalted
             )

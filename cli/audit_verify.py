@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+from auditlog.archive import Archive, ArchiveError, Archives
 from auditlog.chain import Checkpoint, CheckpointError
 from auditlog.export import ExportError, verify
 from auditlog.keys import CheckpointKey
@@ -15,7 +16,7 @@ from auditlog.keys import read_keys as read_pem
 from auditlog.leaves import Leaves, Published, TreeVerifier
 from auditlog.notes import Consistency, NoteError, Proof, TreeCheckpoint, is_tree_checkpoint
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, ProofError, check_consistency, tile_path
-from auditlog.verify import Kind, Verifier
+from auditlog.verify import Finding, Kind, Verifier
 from cli.client import Api, RefusedError, read_text
 from cli.errors import CliError
 
@@ -182,6 +183,7 @@ def run(
     *,
     part: bool = False,
     published: Published | None = None,
+    archives: Sequence[Archive] = (),
 ) -> Verifier:
     """Checks an export and reports all that is found.
 
@@ -192,17 +194,14 @@ def run(
         report: takes the findings.
         part: whether an export that a filter has cut is taken.
         published: the leaves of the tree, when there is a connection.
+        archives: what has entries that were pruned; their manifests and files were checked.
     """
-    verifier = Verifier(anchors.heads, only=org_id, part=part)
+    heads = [*anchors.heads, *(archive.anchor for archive in archives)]
+    verifier = Verifier(heads, only=org_id, part=part)
     tree = TreeVerifier(anchors.trees, published, anchors.kept)
     try:
-        for finding in verify(export, verifier, tree):
-            where = f"tenant {finding.tenant_id}" if finding.tenant_id else "the tree"
-            text = f"{where}: {finding.kind.value}: {finding.message}"
-            if finding.kind is Kind.RESTORED:
-                report.lost(text)
-            else:
-                report.found(text)
+        for finding in verify(export, verifier, tree, Archives(archives)):
+            _tell(finding, report)
     except ExportError as broken:
         report.could_not(f"the export: {broken}")
     if verifier.unlinked:
@@ -213,9 +212,86 @@ def run(
     for text in tree.unchecked:
         report.could_not(text)
     _redactions(verifier, report)
+    _prunings(verifier, report)
     for tenant_id, last in list(tree.reach.items())[: 0 if report.tampered else _MOST_SHOWN]:
         report.say(f"KEPT      tenant {tenant_id}: the kept checkpoints know it up to entry {last}")
     return verifier
+
+
+def _tell(finding: Finding, report: Report) -> None:
+    where = f"tenant {finding.tenant_id}" if finding.tenant_id else "the tree"
+    text = f"{where}: {finding.kind.value}: {finding.message}"
+    if finding.kind is Kind.RESTORED:
+        report.lost(text)
+    else:
+        report.found(text)
+
+
+def open_archives(
+    paths: Iterable[Path], keys: Sequence[CheckpointKey], report: Report
+) -> list[Archive]:
+    """The archives in some directories, of which manifests and files are good.
+
+    Raises:
+        CliError: one of them is no archive.
+    """
+    found = []
+    for path in paths:
+        try:
+            archive = Archive.open(path)
+        except ArchiveError as broken:
+            raise CliError(str(broken)) from broken
+        wrong = list(archive.check_files())
+        for text in wrong:
+            report.found(f"the archive {path}: {text}")
+        if trusted([(f"of the archive {path}", archive.manifest)], keys, report) and not wrong:
+            found.append(archive)
+    return found
+
+
+def run_archive(
+    archive: Archive, anchors: Anchors, keys: Sequence[CheckpointKey], report: Report
+) -> Verifier:
+    """Checks the entries of an archive, as far as it goes, and reports all that is found."""
+    verifier = Verifier(anchors.heads, part=True)
+    verifier.in_part()
+    try:
+        tree = archive.tree()
+        if trusted([("of the archive's tree", tree)], keys, report):
+            _archived_tree(tree, anchors, report)
+        for chain in archive.manifest.chains:
+            proof = archive.proof(chain)
+            if proof is not None:
+                check_proof(proof, keys, (), report)
+                if proof.checkpoint.text != tree.text:
+                    report.found(f"tenant {chain.tenant_id}: the proof is of another tree")
+            for finding in archive.verify(chain, verifier, proof):
+                _tell(finding, report)
+    except (ExportError, ArchiveError, NoteError) as broken:
+        report.could_not(f"the archive: {broken}")
+    _redactions(verifier, report)
+    return verifier
+
+
+def _archived_tree(tree: TreeCheckpoint, anchors: Anchors, report: Report) -> None:
+    """Compares the checkpoint in an archive with those that were kept, of the same size."""
+    for kept in anchors.trees:
+        if (kept.origin, kept.size) == (tree.origin, tree.size) and kept.root != tree.root:
+            report.found("the tree of the archive is another one than that which was kept")
+
+
+def _prunings(verifier: Verifier, report: Report) -> None:
+    """Says which entries were pruned, and what could be checked with an archive alone."""
+    for base, one in verifier.pruned[:_MOST_SHOWN]:
+        report.say(
+            f"PRUNED    tenant {one.tenant_id}: begins with entry {base + 1}, by entry {one.entry},"
+            f" {_printable(one.actor_id)}; before it: archive {_printable(one.archive)}"
+        )
+    for tenant_id, sequence, taken_at in verifier.unreached[:_MOST_SHOWN]:
+        report.could_not(
+            f"tenant {tenant_id}: the checkpoint of {taken_at} knows entry {sequence}, which was"
+            " pruned; give the archive with --archive"
+        )
 
 
 def _redactions(verifier: Verifier, report: Report) -> None:
@@ -498,6 +574,11 @@ def summary(report: Report, verifier: Verifier, anchors: Anchors, *, kept: bool)
             else " Nothing was changed."
         )
     ]
+    if verifier.pruned:
+        text.append(
+            f"{_count(len(verifier.pruned), 'chain')} without the entries before them: these are in"
+            " archives, which --archive checks."
+        )
     if verifier.is_part:
         out = verifier.left_out
         between = f"; {_count(out, 'entry')} between others left out" if out else ""

@@ -5,21 +5,23 @@ One that is not can be verified, too, as far as it goes: a chain begins with its
 and the hash of the entry before, and entries that the filter leaves out between others are
 `withheld`.
 Then, chain by chain, the entries in their order, and behind each chain where the log itself says
-that it ends. The last line counts the entries, so that a broken download is told from a log that
-was cut off. A record is a text within its line, so that its bytes stay exactly what was hashed.
+that it ends. A chain of which entries were pruned begins with its `base` in a complete export, too;
+in one of all tenants, `leaves` follow: where the tree has their hashes. The last line counts the
+entries, so that a broken download is told from a log that was cut off. A record is a text within
+its line, so that its bytes stay exactly what was hashed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 
 from auditlog.chain import Columns, Head, record_digest
 from auditlog.leaves import TreeState, TreeVerifier
-from auditlog.verify import Entry, Finding, Verifier, Withheld
+from auditlog.verify import Entry, Finding, Kind, Place, Verifier, Withheld
 
 EXPORT_FORMAT: Final = "evergreen audit export v1"
 
@@ -118,13 +120,47 @@ def base_line(entry: Entry) -> str:
     return _place_line("base", Head(entry.tenant_id, entry.sequence - 1, entry.previous_hash))
 
 
+def pruned_line(base: Head, until: Head) -> str:
+    """The line before a chain's first entry, if those before it were pruned.
+
+    Args:
+        base: the last one that is gone.
+        until: the last one that is to go.
+    """
+    more = {} if until == base else {"until": {"sequence": until.sequence, "hash": until.hash}}
+    return _line({"base": {**_place_of(base), **more}})
+
+
+def leaves_line(tenant_id: str, leaves: Mapping[int, tuple[int, str]]) -> str:
+    """A line of hashes that the tree has of entries that were pruned.
+
+    Args:
+        tenant_id: whose they were.
+        leaves: sequence → leaf and hash, in order.
+    """
+    return _line(
+        {
+            "leaves": {
+                "tenantId": tenant_id,
+                "sequences": list(leaves),
+                "at": [at for at, _ in leaves.values()],
+                "hashes": [found for _, found in leaves.values()],
+            }
+        }
+    )
+
+
 def head_line(head: Head) -> str:
     """The line behind a chain's entries."""
     return _place_line("head", head)
 
 
 def _place_line(what: str, head: Head) -> str:
-    return _line({what: {"tenantId": head.tenant_id, "sequence": head.sequence, "hash": head.hash}})
+    return _line({what: _place_of(head)})
+
+
+def _place_of(head: Head) -> dict[str, Any]:
+    return {"tenantId": head.tenant_id, "sequence": head.sequence, "hash": head.hash}
 
 
 def closing_line(entries: int, left_out: int = 0) -> str:
@@ -149,8 +185,10 @@ class _Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class _Base:
-    head: Head
+class _Leaves:
+    """Hashes that the tree has of entries that were pruned."""
+
+    entries: tuple[Withheld, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +196,95 @@ class _Closing:
     entries: int
 
 
+ArchivedItem: TypeAlias = "Entry | Withheld | Place"
+"""What an export of one chain is made of."""
+_Item: TypeAlias = "Entry | Withheld | Place | _Leaves"
+
+
+class Joined(Protocol):
+    """Entries of a chain that archives have, right before those of an export."""
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+
+    @property
+    def origins(self) -> set[str]:
+        """The trees that their leaves are of."""
+
+    def items(self) -> Iterator[ArchivedItem]:
+        """The base, if they do not begin with entry 1, and the entries."""
+
+
+class Archived(Protocol):
+    """What has entries that were pruned."""
+
+    def before(self, base: Head) -> Joined | None:
+        """What it has of a chain up to a base; `None` for nothing."""
+
+
+class _Export:
+    """Reads the lines of an export, and checks that it is whole."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = ((n, line) for n, line in enumerate(lines, start=1) if line.strip())
+
+    def opening(self) -> _Opening:
+        """The first line.
+
+        Raises:
+            ExportError: it is none.
+        """
+        for number, line in self._lines:
+            item = _read(number, line)
+            if not isinstance(item, _Opening):
+                break
+            return item
+        else:
+            raise ExportError("it ends early; it is no proof of anything behind its last line")
+        raise ExportError("it does not begin as an export of the audit log")
+
+    def items(self) -> Iterator[_Item]:
+        """The others.
+
+        Raises:
+            ExportError: when it is not a complete export.
+        """
+        count = 0
+        for number, line in self._lines:
+            item = _read(number, line)
+            if isinstance(item, _Opening):
+                raise ExportError(f"line {number} begins another export")
+            if isinstance(item, _Closing):
+                break
+            count += isinstance(item, Entry)
+            yield item
+        else:
+            raise ExportError("it ends early; it is no proof of anything behind its last line")
+        if item.entries != count:
+            raise ExportError(f"it holds {count} entries and says that it holds {item.entries}")
+        for number, _ in self._lines:
+            raise ExportError(f"line {number} stands behind the end of the export")
+
+
+def items_of(lines: Iterable[str]) -> Iterator[ArchivedItem]:
+    """What an export is made of, without its first and its last line.
+
+    Raises:
+        ExportError: when it is not a complete export.
+    """
+    export = _Export(lines)
+    export.opening()
+    for item in export.items():
+        if not isinstance(item, _Leaves):
+            yield item
+
+
 def verify(
-    lines: Iterable[str], verifier: Verifier, tree: TreeVerifier | None = None
+    lines: Iterable[str],
+    verifier: Verifier,
+    tree: TreeVerifier | None = None,
+    archives: Archived | None = None,
 ) -> Iterator[Finding]:
     """Runs a whole export through a verifier; answers what is wrong as soon as it is known.
 
@@ -167,44 +292,65 @@ def verify(
         lines: of the export.
         verifier: of the chains,
         tree: and of the tree over all entries.
+        archives: have entries that were pruned.
 
     Raises:
         ExportError: when it is not a complete export; what was answered before still holds.
     """
-    opening: _Opening | None = None
-    closed = False
+    export = _Export(lines)
+    opening = export.opening()
+    _begin(opening, verifier)
     tree = tree or TreeVerifier(())
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if closed:
-            raise ExportError(f"line {number} stands behind the end of the export")
-        item = _read(number, line)
-        if opening is None:
-            if not isinstance(item, _Opening):
-                raise ExportError("it does not begin as an export of the audit log")
-            opening = item
-            _begin(item, verifier)
-            tree.begin(item.tree)
-        elif isinstance(item, Entry):
-            yield from verifier.entry(item)
-            yield from tree.entry(item)
-        elif isinstance(item, Head | _Base | Withheld):
-            yield from _place(item, verifier)
-            if isinstance(item, Withheld) and item.redacted:
-                yield from tree.withheld(item)
-        elif isinstance(item, _Closing):
-            closed = True
-            if item.entries != verifier.entries:
-                raise ExportError(
-                    f"it holds {verifier.entries} entries and says that it holds {item.entries}"
-                )
+    tree.begin(opening.tree)
+    known, base = 0, Head("", 0, "")
+    for item in export.items():
+        if isinstance(item, Place) and item.is_base and opening.complete:
+            base = item.head
+            known = yield from _pruned(item, opening, verifier, tree, archives)
+        elif isinstance(item, _Leaves):
+            for leaf in item.entries:
+                if leaf.sequence == base.sequence and leaf.hash != base.hash:
+                    message = f"the tree has another hash of entry {leaf.sequence} than its chain"
+                    yield Finding(leaf.tenant_id, leaf.sequence, Kind.CHANGED, message)
+                if not known or leaf.sequence < known:
+                    yield from tree.pruned(leaf)
         else:
-            raise ExportError(f"line {number} begins another export")
-    if not closed:
-        raise ExportError("it ends early; it is no proof of anything behind its last line")
+            yield from verifier.take(item)
+            if isinstance(item, Entry):
+                yield from tree.entry(item)
+            elif isinstance(item, Withheld) and item.redacted:
+                yield from tree.withheld(item)
     yield from verifier.finish()
     yield from tree.finish()
+
+
+def _pruned(
+    place: Place,
+    opening: _Opening,
+    verifier: Verifier,
+    tree: TreeVerifier,
+    archives: Archived | None,
+) -> Generator[Finding, None, int]:
+    """Takes the beginning of a chain that was pruned, with what archives have of it.
+
+    Answers from which entry on their leaves were taken; 0 for none.
+    """
+    found = archives.before(place.head) if archives else None
+    if found is None:
+        tree.without_some()
+        yield from verifier.pruned_up_to(place.head, place.until)
+        return 0
+    # Leaves of the log before a restore are of another tree.
+    is_of_tree = opening.tree is not None and found.origins == {opening.tree.origin}
+    for item in found.items():
+        if isinstance(item, Place):
+            tree.without_some()
+            yield from verifier.pruned_up_to(item.head)
+            continue
+        yield from verifier.take(item)
+        if is_of_tree:
+            yield from tree.entry(item) if isinstance(item, Entry) else tree.withheld(item)
+    return found.first if is_of_tree else 0
 
 
 def _begin(opening: _Opening, verifier: Verifier) -> None:
@@ -219,23 +365,19 @@ def _begin(opening: _Opening, verifier: Verifier) -> None:
     verifier.in_part()
 
 
-def _place(item: Head | _Base | Withheld, verifier: Verifier) -> Iterator[Finding]:
-    if isinstance(item, Head):
-        return verifier.head(item)
-    return verifier.base(item.head) if isinstance(item, _Base) else verifier.withheld(item)
-
-
-def _read(number: int, line: str) -> _Opening | Entry | Head | _Base | Withheld | _Closing:
+def _read(number: int, line: str) -> _Opening | _Item | _Closing:
     try:
         value = json.loads(line)
         if "entry" in value:
             return _entry(value["entry"])
         if "head" in value:
-            return _head(value["head"])
+            return Place(_head(value["head"]), is_base=False)
         if "base" in value:
-            return _Base(_head(value["base"]))
+            return _base(value["base"])
         if "withheld" in value:
             return _withheld(value["withheld"])
+        if "leaves" in value:
+            return _leaves(value["leaves"])
         if "end" in value:
             return _Closing(_int(value["end"], "entries"))
         if value["format"] != EXPORT_FORMAT:
@@ -245,6 +387,25 @@ def _read(number: int, line: str) -> _Opening | Entry | Head | _Base | Withheld 
         )
     except (ValueError, KeyError, TypeError, RecursionError) as broken:
         raise ExportError(f"line {number} is not a line of an export") from broken
+
+
+def _base(value: dict[str, Any]) -> Place:
+    head, until = _head(value), value.get("until")
+    if until is None:
+        return Place(head, is_base=True)
+    end = Head(head.tenant_id, _int(until, "sequence"), _str(until, "hash"))
+    return Place(head, is_base=True, until=end)
+
+
+def _leaves(value: dict[str, Any]) -> _Leaves:
+    tenant_id = _str(value, "tenantId")
+    found = zip(value["sequences"], value["at"], value["hashes"], strict=True)
+    entries = []
+    for sequence, at, text in found:
+        if type(sequence) is not int or type(at) is not int or len(bytes.fromhex(text)) != 32:
+            raise ValueError("it is not a leaf")
+        entries.append(Withheld(tenant_id, sequence, "", text, "", leaf=at, redacted=True))
+    return _Leaves(tuple(entries))
 
 
 def _head(value: dict[str, Any]) -> Head:

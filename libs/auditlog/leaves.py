@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from auditlog.told import RESTORED_ACTION
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, Growing, leaf_hash, sha256
-from auditlog.verify import RESTORED_ACTION, Entry, Finding, Kind, Withheld
+from auditlog.verify import Entry, Finding, Kind, Withheld
 
 _NOTHING: Final = bytes(HASH_BYTES)
 _MOST_SPANS: Final = 20
@@ -110,6 +111,15 @@ class TreeVerifier:
         self._tenant_id = ""
         self._last = -1
         self._without: list[int] = []
+        self._is_pruned = False
+
+    def without_some(self) -> None:
+        """Some entries were pruned, which may have told of restores."""
+        self._is_pruned = True
+
+    def pruned(self, entry: Withheld) -> Iterator[Finding]:
+        """Takes what the tree has of an entry that was pruned."""
+        yield from self._leaf(entry, "")
 
     def begin(self, state: TreeState | None) -> None:
         """Takes what the export says of the tree."""
@@ -200,7 +210,7 @@ class TreeVerifier:
                 f" ended when the installation was restored; {state.origin} came behind it"
             )
             yield Finding("", 0, Kind.RESTORED, message)
-        elif state.all_tenants:
+        elif state.all_tenants and not self._is_pruned:
             message = (
                 f"the checkpoint of {anchor.size} leaves is of the log {anchor.origin}, and no"
                 f" entry says that a restore put {state.origin} in its place"

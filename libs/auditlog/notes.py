@@ -105,6 +105,25 @@ def signed_by(
     return known
 
 
+def verdicts(
+    text: str, suffix: str, signatures: Iterable[Signature], keys: Iterable[CheckpointKey]
+) -> dict[str, bool | None]:
+    """What `signed_by` says of each name with an ending, of whichever installation."""
+    found, trusted = tuple(signatures), tuple(keys)
+    names = {signature.name for signature in found if signature.name.endswith(suffix)}
+    return {name: signed_by(text, name, found, trusted) for name in names}
+
+
+def signed_as(
+    text: str, suffix: str, signatures: Iterable[Signature], keys: Iterable[CheckpointKey]
+) -> bool | None:
+    """Whether one of the keys signed a text under a name with an ending; as `signed_by`."""
+    found = set(verdicts(text, suffix, signatures, keys).values())
+    if False in found:
+        return False
+    return True if True in found else None
+
+
 @dataclass(frozen=True, slots=True)
 class TreeCheckpoint:
     """What a log says of its tree at one moment, with the signatures as they came."""

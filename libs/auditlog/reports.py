@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from auditlog.keys import CheckpointKey
-from auditlog.notes import NoteError, Signature, read_note, signed_by
+from auditlog.notes import NoteError, Signature, read_note, signed_as, verdicts
 
 FIRST_LINE: Final = "evergreen report v1"
 SIGNS_AS: Final = "/reports"
@@ -41,6 +41,23 @@ class ManifestFile:
     bytes: int
     sha256: str
     """64 hexadecimal digits."""
+
+    @property
+    def line(self) -> str:
+        """As a manifest has it."""
+        return f"file {self.sha256} {self.bytes} {self.name}"
+
+    @classmethod
+    def read(cls, line: str) -> ManifestFile:
+        """Reads a line.
+
+        Raises:
+            NoteError: it is none of a file.
+        """
+        match = _FILE.fullmatch(line)
+        if match is None:
+            raise NoteError("a line of a file is none")
+        return cls(match[3], int(match[2]), match[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +93,7 @@ class ReportManifest:
             str(self.rows),
         )
         lines = [f"{name} {value}" for name, value in zip(_HEAD, values, strict=True)]
-        lines += [f"file {file.sha256} {file.bytes} {file.name}" for file in self.files]
+        lines += [file.line for file in self.files]
         return "\n".join([FIRST_LINE, *lines]) + "\n"
 
     def write(self) -> str:
@@ -98,12 +115,7 @@ class ReportManifest:
         if [name for name, _, _ in head] != list(_HEAD):
             raise NoteError("it does not say what the report is")
         values = [value for _, _, value in head]
-        files = []
-        for line in lines[len(_HEAD) :]:
-            match = _FILE.fullmatch(line)
-            if match is None:
-                raise NoteError("a line of a file is none")
-            files.append(ManifestFile(match[3], int(match[2]), match[1]))
+        files = [ManifestFile.read(line) for line in lines[len(_HEAD) :]]
         if not values[-1].isdecimal():
             raise NoteError("it does not say how many rows there are")
         found = cls(
@@ -125,16 +137,9 @@ class ReportManifest:
     def signed_by(self, keys: Iterable[CheckpointKey]) -> bool | None:
         """Whether one of the keys signed it for an installation's reports; `None` when it names
         none of them, `False` when a signature that names one of them is forged."""
-        found = set(self._verdicts(keys).values())
-        if False in found:
-            return False
-        return True if True in found else None
+        return signed_as(self.text, SIGNS_AS, self.signatures, keys)
 
     def signers(self, keys: Iterable[CheckpointKey]) -> list[str]:
         """The names under which one of the keys signed it, sorted."""
-        return sorted(name for name, good in self._verdicts(keys).items() if good)
-
-    def _verdicts(self, keys: Iterable[CheckpointKey]) -> dict[str, bool | None]:
-        trusted = tuple(keys)
-        names = {s.name for s in self.signatures if s.name.endswith(SIGNS_AS)}
-        return {name: signed_by(self.text, name, self.signatures, trusted) for name in names}
+        found = verdicts(self.text, SIGNS_AS, self.signatures, keys)
+        return sorted(name for name, good in found.items() if good)

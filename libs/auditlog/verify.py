@@ -14,6 +14,14 @@ from enum import Enum
 from typing import Final
 
 from auditlog.chain import NO_HASH, Checkpoint, Columns, Head, entry_hash, withheld_hash
+from auditlog.told import (
+    PRUNED_ACTION,
+    REDACTED_ACTION,
+    RESTORED_ACTION,
+    Pruning,
+    Redaction,
+    Restore,
+)
 
 _MAX_SUSPECTS: Final = 64
 """Of how many bad entries of a chain it is looked for where they belong."""
@@ -118,63 +126,21 @@ def withheld(entry: Entry) -> Withheld:
     )
 
 
-RESTORED_ACTION: Final = "audit.restored"
-REDACTED_ACTION: Final = "audit.entry_redacted"
-
-
 @dataclass(frozen=True, slots=True)
-class Redaction:
-    """What an entry says of another one that lost its content."""
+class Place:
+    """Where the entries of a chain begin, or end, in an export."""
 
-    tenant_id: str
-    entry: int
-    """The one that says it."""
-    actor_id: str
-    sequence: int
-    """The one that was redacted."""
-    hash: str
-    id: str
-    action: str
-    occurred_at: datetime
-    reason: str
+    head: Head
+    """The entry before the first one, or the last one."""
+    is_base: bool
+    """Whether they begin there."""
+    until: Head | None = None
+    """Up to where those are taken out that were pruned, if some of them are still there."""
 
-    @classmethod
-    def of(cls, entry: Entry) -> Redaction | None:
-        """Reads it from an entry that tells of one."""
-        try:
-            after = json.loads(entry.record)["data"]["after"]
-            return cls(
-                tenant_id=entry.tenant_id,
-                entry=entry.sequence,
-                actor_id=entry.columns.actor_id,
-                sequence=int(after["sequence"]),
-                hash=str(after["hash"]),
-                id=entry.columns.resource.rpartition("/")[2],
-                action=str(after["action"]),
-                occurred_at=datetime.fromisoformat(after["occurredAt"]),
-                reason=str(after["reason"]),
-            )
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Restore:
-    """What an entry says of a restore: up to where the backup had the chain, and when."""
-
-    entry: int
-    kept: int
-    point: datetime
-
-    @classmethod
-    def of(cls, entry: Entry) -> _Restore | None:
-        """Reads it from an entry that tells of one."""
-        try:
-            after = json.loads(entry.record)["data"]["after"]
-            point = datetime.fromisoformat(after["point"])
-            return cls(entry.sequence, int(after["sequence"]), point)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
+    @property
+    def tenant_id(self) -> str:
+        """Whose chain it is."""
+        return self.head.tenant_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +169,7 @@ class _Chain:
     confirmed: int = 0
     """The last entry that a checkpoint agrees with."""
     strays: list[_Stray] = field(default_factory=list)
-    restores: list[_Restore] = field(default_factory=list)
+    restores: list[Restore] = field(default_factory=list)
     blank: dict[int, Withheld] = field(default_factory=dict)
     """Entries without a record,"""
     redactions: dict[tuple[int, str], Redaction] = field(default_factory=dict)
@@ -214,8 +180,14 @@ class _Chain:
     """and whether the last one is that with which the log says that the chain ends."""
     is_part: bool = False
     """Whether the export need not go to the chain's end."""
+    base: Head | None = None
+    """The last entry that was pruned,"""
+    until: Head | None = None
+    """the last one that is to be,"""
+    prunings: list[Pruning] = field(default_factory=list)
+    """and what entries say of prunings."""
 
-    def lost(self, sequence: int, taken_at: str) -> _Restore | None:
+    def lost(self, sequence: int, taken_at: str) -> Restore | None:
         """The restore by which a checkpoint's entry was lost, if the chain tells of one."""
         for restore in self.restores:
             try:
@@ -250,6 +222,10 @@ class Verifier:
         """Entries without a record of which an entry says that they were redacted,"""
         self.unnamed: list[tuple[str, int]] = []
         """those of which none in this part of a chain says it, by tenant and place,"""
+        self.pruned: list[tuple[int, Pruning]] = []
+        """Up to where chains were pruned, with the entries that say so,"""
+        self.unreached: list[tuple[str, int, str]] = []
+        """and which entries checkpoints know of those that are gone: tenant, place, when taken."""
         self.returned: list[Redaction] = []
         """and those that have a record all the same, as behind a restore."""
         self.takes_part = part
@@ -275,6 +251,34 @@ class Verifier:
         chain.sequence, chain.stored_hash, chain.true_hash = head.sequence, head.hash, head.hash
         chain.strays += self._anchor(chain, head.sequence, head.hash)
 
+    def pruned_up_to(self, base: Head, until: Head | None = None) -> Iterator[Finding]:
+        """Begins a chain behind entries that were pruned; an entry of the chain has to say so.
+
+        Args:
+            base: the last one that is gone.
+            until: the last one that is to go, where a pruning was cut short.
+        """
+        yield from self._enter(base.tenant_id)
+        chain = self._chain
+        if chain.sequence > 0:
+            message = f"behind entry {chain.sequence} the chain says that it begins"
+            yield Finding(chain.tenant_id, chain.sequence, Kind.REORDERED, message)
+            return
+        chain.base, chain.until = base, until or base
+        chain.sequence, chain.stored_hash, chain.true_hash = base.sequence, base.hash, base.hash
+        chain.strays += self._anchor(chain, base.sequence, base.hash)
+        for sequence, hashes in sorted(self._anchors.get(base.tenant_id, {}).items()):
+            if sequence < base.sequence:
+                self.unreached += [(base.tenant_id, sequence, at) for at in hashes.values()]
+
+    def take(self, item: Entry | Withheld | Place) -> Iterator[Finding]:
+        """Takes the next item of a part of a log."""
+        if isinstance(item, Entry):
+            return self.entry(item)
+        if isinstance(item, Withheld):
+            return self.withheld(item)
+        return self.base(item.head) if item.is_base else self.head(item.head)
+
     def withheld(self, entry: Withheld) -> Iterator[Finding]:
         """Takes an entry without its record."""
         yield from self._enter(entry.tenant_id)
@@ -294,6 +298,7 @@ class Verifier:
             found.append(Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message))
         elif not found:
             found.extend(_link(chain, entry))
+        found.extend(_ends_pruning(chain, entry))
         chain.strays += self._anchor(chain, entry.sequence, entry.hash)
         chain.bad = bool(found)
         chain.sequence = entry.sequence
@@ -321,12 +326,15 @@ class Verifier:
         elif not found:
             found.extend(_link(chain, entry))
         found.extend(_columns(entry))
+        found.extend(_ends_pruning(chain, entry))
         strays = list(self._anchor(chain, entry.sequence, entry.hash)) if fits else []
         chain.strays += strays
-        if entry.columns.action == RESTORED_ACTION and (restore := _Restore.of(entry)):
+        if entry.columns.action == RESTORED_ACTION and (restore := Restore.of(entry)):
             chain.restores.append(restore)
         if entry.columns.action == REDACTED_ACTION and (named := Redaction.of(entry)):
             chain.redactions[named.sequence, named.hash] = named
+        if entry.columns.action == PRUNED_ACTION and (pruning := Pruning.of(entry)):
+            chain.prunings.append(pruning)
         chain.bad = bool(found or strays) or not fits
         chain.sequence = entry.sequence
         chain.stored_hash, chain.true_hash = entry.hash, true_hash
@@ -408,7 +416,18 @@ class Verifier:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
         yield from self._blanks(chain)
+        if chain.base is not None and chain.until is not None:
+            yield from self._pruning(chain, chain.base, chain.until)
         self.returned += [one for one in chain.redactions.values() if one.id in chain.ids]
+
+    def _pruning(self, chain: _Chain, base: Head, until: Head) -> Iterator[Finding]:
+        """Whether an entry says that those before a base were pruned."""
+        for pruning in chain.prunings:
+            if pruning.explains(base.sequence, until.sequence, until.hash):
+                self.pruned.append((base.sequence, pruning))
+                return
+        message = f"{_span(1, base.sequence)} removed, and no entry says that they were pruned"
+        yield Finding(chain.tenant_id, 1, Kind.REMOVED, message)
 
     def _blanks(self, chain: _Chain) -> Iterator[Finding]:
         """Which entries without a record no entry names, or names as another one."""
@@ -424,6 +443,14 @@ class Verifier:
                 yield Finding(chain.tenant_id, sequence, Kind.CHANGED, message)
             else:
                 self.unnamed.append((chain.tenant_id, sequence))
+
+
+def _ends_pruning(chain: _Chain, entry: Entry | Withheld) -> Iterator[Finding]:
+    """Whether the entry with which a pruning is to end is the one that the log says."""
+    until = chain.until
+    if until is not None and until.sequence == entry.sequence and until.hash != entry.hash:
+        message = f"entry {entry.sequence} is not the one up to which the log says it is pruned"
+        yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
 
 
 def _misnamed(chain: _Chain, blank: Withheld, named: Redaction) -> Iterator[Finding]:
@@ -466,7 +493,7 @@ def _beyond(chain: _Chain, last: int, taken_at: str) -> Finding:
     )
 
 
-def _restored(chain: _Chain, last: int, taken_at: str, restore: _Restore) -> Finding:
+def _restored(chain: _Chain, last: int, taken_at: str, restore: Restore) -> Finding:
     return Finding(
         chain.tenant_id,
         restore.kept + 1,

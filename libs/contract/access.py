@@ -401,6 +401,10 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "ListAuditKeys": _USER_READ,
             "RotateAuditKey": _FRESH_OWNER,
         },
+        "AuditRetentionService": {
+            "GetAuditRetention": _USER_READ,
+            "UpdateAuditRetention": _FRESH_OWNER,
+        },
         "ForwarderService": {
             "ListForwarders": _USER_READ,
             "GetForwarder": _USER_READ,
@@ -456,6 +460,7 @@ _AREA_OF: Final[Mapping[str, str]] = {
     "EventService": "events",
     "AttestationService": "attestation",
     "AuditService": "audit",
+    "AuditRetentionService": "audit",
     "ForwarderService": "audit",
     "ReportService": "audit",
     "ReportScheduleService": "audit",
@@ -494,6 +499,8 @@ _PEOPLE_ONLY: Final = frozenset(
         "ApproveRollout",
         # The installation's keys.
         "RotateAuditKey",
+        # Releases what a court may have asked for.
+        "UpdateAuditRetention",
     }
 )
 """What no API token may do, of services that have an area."""

@@ -1,9 +1,9 @@
 """Audit: the log of who did what, when and from where, and the proof that it only grew.
 
-RPCs: AuditService, ForwarderService, ReportService, ReportScheduleService, AlertService,
-PersonDataService. Receives all events, `evergreen.v1.>`; sends `audit.exported`, what becomes of
-forwarders, which send entries elsewhere (`forward`), and of reports and of what is held about a
-person, for which it asks the other services (`reports`, `person_data`). Of telemetry's
+RPCs: AuditService, AuditRetentionService, ForwarderService, ReportService, ReportScheduleService,
+AlertService, PersonDataService. Receives all events, `evergreen.v1.>`; sends `audit.exported`, what
+becomes of forwarders, which send entries elsewhere (`forward`), and of reports and of what is held
+about a person, for which it asks the other services (`reports`, `person_data`). Of telemetry's
 `device_events`, which tell what devices report about themselves, it takes none.
 
 Every event of an admin's action and of a device's life becomes one entry (its id is the event's

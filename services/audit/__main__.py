@@ -43,6 +43,8 @@ from services.audit.reports.maker import Maker
 from services.audit.reports.schedules import Schedules
 from services.audit.reports.service import Bounds, Reports
 from services.audit.reports.sources import Sources
+from services.audit.retention.api import RetentionApi
+from services.audit.retention.service import Retention
 from services.audit.settings import AuditSettings
 from services.audit.tree.sequencer import Sequencer
 from services.audit.tree.service import Tree
@@ -114,6 +116,7 @@ async def build(kit: Kit) -> Parts:
     )
     reports = Reports(kit.database, kit.outbox, kit.tenants, bounds, kit.clock, maker.wake)
     schedules = Schedules(kit.database, kit.outbox, kit.tenants, reports, notices, kit.clock)
+    retention = Retention(kit.database, kit.outbox, kit.tenants, kit.clock)
     person_data = PersonData(kit.database, kit.outbox, kit.tenants, kit.channel, kit.clock)
 
     files = {
@@ -163,6 +166,9 @@ async def build(kit: Kit) -> Parts:
                 audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, tree, keys)
             ),
             partial(
+                audit_pb2_grpc.add_AuditRetentionServiceServicer_to_server, RetentionApi(retention)
+            ),
+            partial(
                 audit_pb2_grpc.add_ForwarderServiceServicer_to_server, ForwarderApi(forwarders)
             ),
             partial(audit_pb2_grpc.add_ReportServiceServicer_to_server, ReportApi(reports)),
@@ -177,6 +183,7 @@ async def build(kit: Kit) -> Parts:
         ],
         services=[
             "evergreen.v1.AuditService",
+            "evergreen.v1.AuditRetentionService",
             "evergreen.v1.ForwarderService",
             "evergreen.v1.ReportService",
             "evergreen.v1.PersonDataService",

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from auditlog.chain import Columns, Head
-from auditlog.verify import Entry, Verifier, withheld
+from auditlog.verify import Entry, Finding, Verifier, withheld
 from servicekit.data.backup import Connection, Tables
 from servicekit.ids import now
 from servicekit.times import from_text
@@ -29,6 +29,7 @@ __all__ = ["Again", "Kind", "Known", "Newest", "Run", "redact_what_waits"]
 
 _ENTRY: Final = "entry"
 _HEAD: Final = "chain_head"
+_BASE: Final = "chain_base"
 
 TABLES: Final = Tables(
     # How far the stream was read, and what the tree over all entries is made of: it begins anew.
@@ -120,6 +121,8 @@ class ArchivedLog:
     def __init__(self) -> None:
         self._heads: list[Head] = []
         self._verifier = Verifier()
+        self._bases: dict[str, tuple[Head, Head]] = {}
+        """Up to where chains were pruned, and are to be, of those whose entries are to come."""
         self._ends: dict[str, tuple[int, str]] = {}
         self._findings: list[str] = []
 
@@ -141,7 +144,7 @@ class ArchivedLog:
     @staticmethod
     def wants(table: str) -> bool:
         """Whether the rows of a table of the schema are needed."""
-        return table in {_HEAD, _ENTRY}
+        return table in {_BASE, _HEAD, _ENTRY}
 
     def take(self, table: str, rows: Iterable[Row]) -> None:
         """Takes rows of a table in the order of the archive."""
@@ -149,19 +152,31 @@ class ArchivedLog:
             for row in rows:
                 tenant, sequence = _text(row["tenant_id"]), int(_text(row["sequence"]))
                 self._heads.append(Head(tenant, sequence, _hexadecimal(row["hash"])))
+        elif table == _BASE:
+            for row in rows:
+                tenant, until = _text(row["chain_id"]), int(_text(row["until_sequence"]))
+                self._bases[tenant] = (
+                    Head(tenant, int(_text(row["sequence"])), _hexadecimal(row["hash"])),
+                    Head(tenant, until, _hexadecimal(row["until_hash"])),
+                )
         elif table == _ENTRY:
             for entry in _entries(rows):
+                if (base := self._bases.pop(entry.tenant_id, None)) is not None:
+                    self._note(self._verifier.pruned_up_to(*base))
                 self._ends[entry.tenant_id] = (entry.sequence, entry.hash)
                 found = (
                     self._verifier.withheld(withheld(entry))
                     if entry.redacted
                     else self._verifier.entry(entry)
                 )
-                self._findings += [finding.message for finding in found]
+                self._note(found)
+
+    def _note(self, found: Iterable[Finding]) -> None:
+        self._findings += [finding.message for finding in found]
 
     def finish(self) -> list[str]:
         """What was changed, a sentence each; nothing for a good log."""
-        self._findings += [finding.message for finding in self._verifier.finish()]
+        self._note(self._verifier.finish())
         self._findings += [
             f"the chain of {head.tenant_id} does not end where it should"
             for head in self._heads

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -412,11 +413,22 @@ def test_audit(reader: Reader, stack: Stack) -> None:
         assert "identity." in reader.run(commands.take("Find entries"))
         *others, one = commands.take("Prove it")
         said = reader.run([*others, one.filled({"ENTRY-ID": entry["id"]})])
+        rule, hold, archive, *rest = commands.take("How long it is kept")
+        kept = reader.run([rule, hold])
+        # There is nothing of years ago.
+        tomorrow = f"--until {now() + timedelta(days=1):%Y-%m-%d}"
+        archived = reader.run([archive.filled({"--until 2020-01-01": tomorrow}), *rest])
         redact, again = commands.take("Personal data")
         gone = reader.run([redact.filled({"ENTRY-ID": entry["id"]}), again])
     assert "Nothing was changed." in said
     assert "and only grew." in said
     assert said.count("Proved: entry") == 2
+    assert "7 years" in kept
+    assert "Legal hold:  case 4711 (" in kept
+    assert archived.count("Archived: tenant") >= 1
+    assert "Nothing was deleted." in archived
+    assert archived.count("Verified:") == 2
+    assert archived.count("Nothing can be pruned.") == 2
     assert "is redacted." in gone
     assert "redacted again: 0." in gone
 

@@ -577,6 +577,8 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "DeleteReportSchedule",
         # tests/services/audit/alerts
         "UpdateAlertRules",
+        # tests/services/audit/retention
+        "UpdateAuditRetention",
     }
     writes = {
         r.name.rpartition("/")[2]

@@ -200,6 +200,11 @@ def _alert_rules(org: Org) -> Made:
     return Made(org.id, ok(org.root.get(path)), path)
 
 
+def _log_retention(org: Org) -> Made:
+    path = f"/api/audit/retention?orgId={org.id}"
+    return Made(org.id, ok(org.root.get(path)), path)
+
+
 def _gate(org: Org) -> Made:
     path = f"/api/attestation-gate?orgId={org.id}"
     return Made(org.id, ok(org.root.get(path)), path)
@@ -321,6 +326,7 @@ _CASES: dict[str, tuple[Callable[[Org], Made], dict[str, Any]]] = {
     "UpdateForwarder": (_forwarder, {"name": "Other"}),
     "DeleteForwarder": (_forwarder, {}),
     "UpdateAlertRules": (_alert_rules, {"recipients": {"roles": ["Admin"]}}),
+    "UpdateAuditRetention": (_log_retention, {"keepYears": 7}),
     "UpdateReportSchedule": (_schedule, {"keep": 5}),
     "DeleteReportSchedule": (_schedule, {}),
     "UpdateDirectory": (_directory, {"name": "Other"}),
@@ -526,6 +532,12 @@ _REPEATED: dict[str, tuple[Callable[[Org], Made], str, str, dict[str, Any]]] = {
         "PATCH",
         "/api/alert-rules",
         {"recipients": {"roles": ["Admin"]}},
+    ),
+    "audit.retention_updated": (
+        _log_retention,
+        "PATCH",
+        "/api/audit/retention",
+        {"keepYears": 9},
     ),
     "policy.settings_updated": (
         _policy_settings,

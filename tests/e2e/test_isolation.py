@@ -368,6 +368,8 @@ _NAMED: dict[str, Case] = {
     "AuditService/GetAuditEntry": _by_id(lambda v: v.entry["id"]),
     "AuditService/ExportAuditEntries": _list,
     "AuditService/GetAuditProof": _by_id(lambda v: v.entry["id"]),
+    "AuditRetentionService/GetAuditRetention": _list,
+    "AuditRetentionService/UpdateAuditRetention": _in_org(keepYears=7),
     "ForwarderService/ListForwarders": _list,
     "ForwarderService/GetForwarder": _by_id(lambda v: v.forwarder["id"]),
     "ForwarderService/CreateForwarder": _in_org(

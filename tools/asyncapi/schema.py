@@ -123,6 +123,11 @@ def _data(event: type[Event]) -> Schema:
             **text,
             "description": "What the user's program says of itself, at most 256 characters.",
         },
+        "related": {
+            "type": "array",
+            "items": text,
+            "description": "What else it concerns, for example `devices/<id>`; absent for nothing.",
+        },
     }
     return {
         "type": "object",
@@ -154,6 +159,7 @@ def _example(event: Event) -> Mapping[str, Any]:
         "actorKind": "user",
         "sessionId": "01936d2e-7b1f-7d40-8f02-0c9e8a7b6c5d",
         "userAgent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
+        **({"related": list(event.related)} if event.related else {}),
     }
 
 

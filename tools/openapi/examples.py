@@ -338,6 +338,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                     "userAgent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
                     "changes": [],
                     "redacted": False,
+                    "related": [],
                 }
             ],
             "nextPageToken": "",

@@ -90,6 +90,85 @@ class EntryRedacted(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSnapshot:
+    """For how many years a tenant says that its log is kept: 0 is for ever, null nothing."""
+
+    keep_years: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalHold:
+    """Why nothing of a log may be pruned or redacted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RetentionAction(Action):
+    RESOURCE: ClassVar[str] = "tenants/{id}/audit-retention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionUpdated(_RetentionAction):
+    """A tenant says otherwise for how long its log is kept."""
+
+    NAME: ClassVar[str] = "audit.retention_updated"
+    before: RetentionSnapshot
+    after: RetentionSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalHoldSet(_RetentionAction):
+    """Nothing of the log of a tenant and of those below it may be pruned or redacted."""
+
+    NAME: ClassVar[str] = "audit.legal_hold_set"
+    before: LegalHold | None
+    after: LegalHold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalHoldReleased(_RetentionAction):
+    """A legal hold holds no more."""
+
+    NAME: ClassVar[str] = "audit.legal_hold_released"
+    before: LegalHold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedEntries:
+    """Entries of a chain, and the file that has them."""
+
+    from_: Annotated[int, "The position of the first one."]
+    to: Annotated[int, "The position of the last one."]
+    count: int
+    hash: Annotated[str, "The hash of the last one."]
+    archive_sha256: Annotated[str, "The SHA-256 of the archived file."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archived(Action):
+    """The operator wrote the oldest entries of a chain into an archive."""
+
+    NAME: ClassVar[str] = "audit.archived"
+    RESOURCE: ClassVar[str] = "tenants/{id}/audit"
+    after: ArchivedEntries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned(Action):
+    """The operator took out the oldest entries of a chain, which an archive has."""
+
+    NAME: ClassVar[str] = "audit.pruned"
+    RESOURCE: ClassVar[str] = "tenants/{id}/audit"
+    after: ArchivedEntries
+
+
+_ARCHIVED: Final = ArchivedEntries(
+    from_=1, to=48112, count=48112, hash="9f" * 32, archive_sha256="3c" * 32
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRotated(KeyRotation):
     """The next key that signs checkpoints was made."""
 
@@ -553,6 +632,13 @@ EXAMPLES: Final[tuple[Action, ...]] = (
             reason="a password was typed in place of an address",
         ),
     ),
+    RetentionUpdated(
+        id=ID, before=RetentionSnapshot(keep_years=None), after=RetentionSnapshot(keep_years=7)
+    ),
+    LegalHoldSet(id=ID, before=None, after=LegalHold(reason="case 4711")),
+    LegalHoldReleased(id=ID, before=LegalHold(reason="case 4711")),
+    Archived(id=ID, after=_ARCHIVED),
+    Pruned(id=ID, after=_ARCHIVED),
     KeyRotated.example("audit"),
     ForwarderCreated(id=ID, after=_FORWARDER),
     ForwarderUpdated(id=ID, before=_FORWARDER, after=_FORWARDER),

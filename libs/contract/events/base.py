@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import (
@@ -80,6 +80,11 @@ class Action(Event):
     def resource(self) -> str:
         """What it happened to."""
         return self.RESOURCE.replace("{id}", str(self.id))
+
+    @property
+    def related(self) -> Sequence[str]:
+        """What else it concerns, by the names of resources."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +177,11 @@ class Member:
     """Whether it is in every event, of whatever release."""
     at_least: int
     """The least length of a sequence."""
+
+
+def resources(kind: str, ids: Iterable[UUID | None]) -> list[str]:
+    """The names of resources of a kind, each once."""
+    return [f"{kind}/{one}" for one in dict.fromkeys(ids) if one is not None]
 
 
 def members_of(part: type) -> Sequence[Member]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, ClassVar, Final
 from uuid import UUID
 
-from contract.events.base import AT, ID, TENANT_ID, Action, CallsRefused, Outcome, Since
+from contract.events.base import (
+    AT,
+    ID,
+    TENANT_ID,
+    Action,
+    CallsRefused,
+    Outcome,
+    Since,
+    resources,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +119,22 @@ class MovedDevices:
 class _TokenAction(Action):
     RESOURCE: ClassVar[str] = "enrollment-tokens/{id}"
 
+    @property
+    def related(self) -> Sequence[str]:
+        """The groups that its devices come into."""
+        after = getattr(self, "after", None)
+        return resources("device-groups", getattr(after, "group_ids", ()))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DeviceAction(Action):
     RESOURCE: ClassVar[str] = "devices/{id}"
+
+    @property
+    def related(self) -> Sequence[str]:
+        """The token that it came with."""
+        after = getattr(self, "after", None)
+        return resources("enrollment-tokens", [getattr(after, "enrollment_token_id", None)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +303,16 @@ class DeviceGroupsChanged(Action):
     NAME: ClassVar[str] = "enrollment.device_groups_changed"
     RESOURCE: ClassVar[str] = "tenants/{id}/device-groups"
     after: MovedDevices
+
+    @property
+    def related(self) -> Sequence[str]:
+        """The devices and the groups."""
+        devices = self.after.devices
+        groups = (group for device in devices for group in (*device.joined, *device.left))
+        return [
+            *resources("devices", (device.id for device in devices)),
+            *resources("device-groups", groups),
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
@@ -19,6 +19,7 @@ from contract.events.base import (
     KeyRotation,
     Outcome,
     Since,
+    resources,
 )
 
 TenantKind: TypeAlias = Literal["root", "reseller", "org"]
@@ -461,6 +462,12 @@ class _EventCredentialAction(Action):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ApiTokenAction(Action):
     RESOURCE: ClassVar[str] = "tokens/{id}"
+
+    @property
+    def related(self) -> Sequence[str]:
+        """The service account that holds it."""
+        held = getattr(self, "after", None) or getattr(self, "before", None)
+        return resources("service-accounts", [getattr(held, "service_account_id", None)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

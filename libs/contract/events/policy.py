@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
 from contract.events.attestation import VerdictName
-from contract.events.base import AT, ID, TENANT_ID, Action, CallsRefused, Since
+from contract.events.base import AT, ID, TENANT_ID, Action, CallsRefused, Since, resources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +375,12 @@ class PolicySetApplied(Action):
 class _RolloutAction(Action):
     RESOURCE: ClassVar[str] = "rollouts/{id}"
     after: RolloutSnapshot
+
+    @property
+    def related(self) -> Sequence[str]:
+        """The policy, and the devices that it names."""
+        after = self.after
+        return [*resources("policies", [after.policy_id]), *resources("devices", after.devices)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

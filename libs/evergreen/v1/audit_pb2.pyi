@@ -40,6 +40,7 @@ class ListAuditEntriesRequest(_message.Message):
     SOURCE_IP_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    RELATED_TO_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """Only entries of this tenant; of the caller's whole subtree when not given."""
     actor: _builtins.str
@@ -66,6 +67,10 @@ class ListAuditEntriesRequest(_message.Message):
     """Only entries whose actor, resource or resource's name (a device's serial, a
     user's address, a policy's name at that time) begins with this, in upper or
     lower case.
+    """
+    related_to: _builtins.str
+    """Only entries about this resource, and those that concern it beside others:
+    `devices/<id>`, for example.
     """
     @_builtins.property
     def occurred_after(self) -> _timestamp_pb2.Timestamp:
@@ -98,10 +103,11 @@ class ListAuditEntriesRequest(_message.Message):
         source_ip: _builtins.str = ...,
         request_id: _builtins.str = ...,
         search: _builtins.str = ...,
+        related_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_after", b"occurred_after", "occurred_before", b"occurred_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actions", b"actions", "actor", b"actor", "actor_kind", b"actor_kind", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "resource", b"resource", "search", b"search", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actions", b"actions", "actor", b"actor", "actor_kind", b"actor_kind", "occurred_after", b"occurred_after", "occurred_before", b"occurred_before", "org_id", b"org_id", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "related_to", b"related_to", "request_id", b"request_id", "resource", b"resource", "search", b"search", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +193,7 @@ class AuditEntry(_message.Message):
     USER_AGENT_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     REDACTED_FIELD_NUMBER: _builtins.int
+    RELATED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The entry's id: the id of the event that it records."""
     actor: _builtins.str
@@ -247,6 +254,10 @@ class AuditEntry(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditChange]:
         """What differs between `before` and `after`. Only `GetAuditEntry` answers it."""
 
+    @_builtins.property
+    def related(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else it concerns, by the names of resources: `devices/<id>`, for example."""
+
     def __init__(
         self,
         *,
@@ -274,10 +285,11 @@ class AuditEntry(_message.Message):
         user_agent: _builtins.str = ...,
         changes: _abc.Iterable[Global___AuditChange] | None = ...,
         redacted: _builtins.bool = ...,
+        related: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_kind", b"actor_kind", "actor_role", b"actor_role", "after", b"after", "before", b"before", "changes", b"changes", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "redacted", b"redacted", "request_id", b"request_id", "resource", b"resource", "resource_name", b"resource_name", "sequence", b"sequence", "session_id", b"session_id", "source_ip", b"source_ip", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_id", b"actor_id", "actor_kind", b"actor_kind", "actor_role", b"actor_role", "after", b"after", "before", b"before", "changes", b"changes", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "org_id", b"org_id", "org_name", b"org_name", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "redacted", b"redacted", "related", b"related", "request_id", b"request_id", "resource", b"resource", "resource_name", b"resource_name", "sequence", b"sequence", "session_id", b"session_id", "source_ip", b"source_ip", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,6 +610,246 @@ class RotateAuditKeyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateAuditKeyRequest: _TypeAlias = RotateAuditKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditRetentionRequest(_message.Message):
+    """Whose retention to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditRetentionRequest: _TypeAlias = GetAuditRetentionRequest  # noqa: Y015
+
+@_typing.final
+class AuditRetention(_message.Message):
+    """For how long the log of a tenant is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KEEP_YEARS_FIELD_NUMBER: _builtins.int
+    LEGAL_HOLD_FIELD_NUMBER: _builtins.int
+    HOLD_REASON_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    HELD_AT_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_BY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    keep_years: _builtins.int
+    """For how many years, as the tenant says it; 0 is for ever, and it is absent
+    where the tenant says nothing.
+    """
+    legal_hold: _builtins.bool
+    """Whether a legal hold of the tenant keeps all of its log and of those below it."""
+    hold_reason: _builtins.str
+    """Why, as was said."""
+    held_by: _builtins.str
+    """Who set the hold."""
+    updated_by: _builtins.str
+    """Who changed them."""
+    etag: _builtins.str
+    """Changes with every change of the tenant's own words; give it back, or the
+    header `ETag` as `If-Match`, to refuse a lost update.
+    """
+    @_builtins.property
+    def held_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was set."""
+
+    @_builtins.property
+    def in_force(self) -> Global___AuditRetentionInForce:
+        """What counts."""
+
+    @_builtins.property
+    def pruned(self) -> Global___AuditPruned:
+        """What was pruned; absent for nothing."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the tenant's own words were changed last; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        keep_years: _builtins.int | None = ...,
+        legal_hold: _builtins.bool = ...,
+        hold_reason: _builtins.str = ...,
+        held_by: _builtins.str = ...,
+        held_at: _timestamp_pb2.Timestamp | None = ...,
+        in_force: Global___AuditRetentionInForce | None = ...,
+        pruned: Global___AuditPruned | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_by: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_at", b"_held_at", "_keep_years", b"_keep_years", "_pruned", b"_pruned", "_updated_at", b"_updated_at", "held_at", b"held_at", "in_force", b"in_force", "keep_years", b"keep_years", "pruned", b"pruned", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_at", b"_held_at", "_keep_years", b"_keep_years", "_pruned", b"_pruned", "_updated_at", b"_updated_at", "etag", b"etag", "held_at", b"held_at", "held_by", b"held_by", "hold_reason", b"hold_reason", "in_force", b"in_force", "keep_years", b"keep_years", "legal_hold", b"legal_hold", "org_id", b"org_id", "pruned", b"pruned", "updated_at", b"updated_at", "updated_by", b"updated_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_at: _TypeAlias = _typing.Literal["held_at"]  # noqa: Y015
+    _WhichOneofArgType__held_at: _TypeAlias = _typing.Literal["_held_at", b"_held_at"]  # noqa: Y015
+    _WhichOneofReturnType__keep_years: _TypeAlias = _typing.Literal["keep_years"]  # noqa: Y015
+    _WhichOneofArgType__keep_years: _TypeAlias = _typing.Literal["_keep_years", b"_keep_years"]  # noqa: Y015
+    _WhichOneofReturnType__pruned: _TypeAlias = _typing.Literal["pruned"]  # noqa: Y015
+    _WhichOneofArgType__pruned: _TypeAlias = _typing.Literal["_pruned", b"_pruned"]  # noqa: Y015
+    _WhichOneofReturnType__updated_at: _TypeAlias = _typing.Literal["updated_at"]  # noqa: Y015
+    _WhichOneofArgType__updated_at: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_at) -> _WhichOneofReturnType__held_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_years) -> _WhichOneofReturnType__keep_years | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pruned) -> _WhichOneofReturnType__pruned | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__updated_at) -> _WhichOneofReturnType__updated_at | None: ...
+
+Global___AuditRetention: _TypeAlias = AuditRetention  # noqa: Y015
+
+@_typing.final
+class AuditRetentionInForce(_message.Message):
+    """What counts for the log of a tenant: the longest time that it and the tenants
+    above it say, and any of their legal holds.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_YEARS_FIELD_NUMBER: _builtins.int
+    KEEP_FROM_ABOVE_FIELD_NUMBER: _builtins.int
+    LEGAL_HOLD_FIELD_NUMBER: _builtins.int
+    HOLD_FROM_ABOVE_FIELD_NUMBER: _builtins.int
+    keep_years: _builtins.int
+    """For how many years; 0 is for ever, which also counts until the root tenant has
+    said something.
+    """
+    keep_from_above: _builtins.bool
+    """Whether a tenant above has said it."""
+    legal_hold: _builtins.bool
+    """Whether a legal hold keeps everything."""
+    hold_from_above: _builtins.bool
+    """Whether a tenant above has set one."""
+    def __init__(
+        self,
+        *,
+        keep_years: _builtins.int = ...,
+        keep_from_above: _builtins.bool = ...,
+        legal_hold: _builtins.bool = ...,
+        hold_from_above: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_from_above", b"hold_from_above", "keep_from_above", b"keep_from_above", "keep_years", b"keep_years", "legal_hold", b"legal_hold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRetentionInForce: _TypeAlias = AuditRetentionInForce  # noqa: Y015
+
+@_typing.final
+class AuditPruned(_message.Message):
+    """Which entries of a chain were archived and pruned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    ARCHIVE_SHA256_FIELD_NUMBER: _builtins.int
+    PRUNED_AT_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The position of the last one."""
+    hash: _builtins.str
+    """Its hash, in hexadecimal."""
+    archive_sha256: _builtins.str
+    """The SHA-256 of the archived file that has it, in hexadecimal."""
+    @_builtins.property
+    def pruned_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        hash: _builtins.str = ...,
+        archive_sha256: _builtins.str = ...,
+        pruned_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pruned_at", b"pruned_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_sha256", b"archive_sha256", "hash", b"hash", "pruned_at", b"pruned_at", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditPruned: _TypeAlias = AuditPruned  # noqa: Y015
+
+@_typing.final
+class UpdateAuditRetentionRequest(_message.Message):
+    """How to change for how long a log is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    KEEP_YEARS_FIELD_NUMBER: _builtins.int
+    INHERIT_FIELD_NUMBER: _builtins.int
+    LEGAL_HOLD_FIELD_NUMBER: _builtins.int
+    HOLD_REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant; the caller's own when not given."""
+    keep_years: _builtins.int
+    """For how many years; 0 is for ever."""
+    inherit: _builtins.bool
+    """Whether the tenant says nothing of years any more; not with `keep_years`."""
+    legal_hold: _builtins.bool
+    """Whether a legal hold is set, or released."""
+    hold_reason: _builtins.str
+    """Why a hold is set: not empty where one is, and only there. It stays in the log
+    for ever.
+    """
+    etag: _builtins.str
+    """When given, the call is refused unless it still has this etag."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        keep_years: _builtins.int | None = ...,
+        inherit: _builtins.bool = ...,
+        legal_hold: _builtins.bool | None = ...,
+        hold_reason: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_keep_years", b"_keep_years", "_legal_hold", b"_legal_hold", "etag", b"etag", "keep_years", b"keep_years", "legal_hold", b"legal_hold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_keep_years", b"_keep_years", "_legal_hold", b"_legal_hold", "etag", b"etag", "hold_reason", b"hold_reason", "inherit", b"inherit", "keep_years", b"keep_years", "legal_hold", b"legal_hold", "org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__keep_years: _TypeAlias = _typing.Literal["keep_years"]  # noqa: Y015
+    _WhichOneofArgType__keep_years: _TypeAlias = _typing.Literal["_keep_years", b"_keep_years"]  # noqa: Y015
+    _WhichOneofReturnType__legal_hold: _TypeAlias = _typing.Literal["legal_hold"]  # noqa: Y015
+    _WhichOneofArgType__legal_hold: _TypeAlias = _typing.Literal["_legal_hold", b"_legal_hold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_years) -> _WhichOneofReturnType__keep_years | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__legal_hold) -> _WhichOneofReturnType__legal_hold | None: ...
+
+Global___UpdateAuditRetentionRequest: _TypeAlias = UpdateAuditRetentionRequest  # noqa: Y015
 
 @_typing.final
 class Forwarder(_message.Message):

@@ -599,6 +599,129 @@ class AuditService:
             _registered_method=True)
 
 
+class AuditRetentionServiceStub:
+    """For how long the audit log is kept, and legal holds.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetAuditRetention = channel.unary_unary(
+                '/evergreen.v1.AuditRetentionService/GetAuditRetention',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditRetentionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.AuditRetention.FromString,
+                _registered_method=True)
+        self.UpdateAuditRetention = channel.unary_unary(
+                '/evergreen.v1.AuditRetentionService/UpdateAuditRetention',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.UpdateAuditRetentionRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_audit__pb2.AuditRetention.FromString,
+                _registered_method=True)
+
+
+class AuditRetentionServiceServicer:
+    """For how long the audit log is kept, and legal holds.
+    """
+
+    def GetAuditRetention(self, request, context):
+        """Returns for how long the log of a tenant is kept, and whether a legal hold
+        keeps all of it. Nothing is deleted by that alone: the operator archives and
+        prunes, and is bound by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAuditRetention(self, request, context):
+        """Changes it; what is not given stays as it is. For Owners. What a tenant above
+        has set cannot be shortened or released below.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AuditRetentionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetAuditRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditRetention,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditRetentionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.AuditRetention.SerializeToString,
+            ),
+            'UpdateAuditRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAuditRetention,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.UpdateAuditRetentionRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_audit__pb2.AuditRetention.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'evergreen.v1.AuditRetentionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('evergreen.v1.AuditRetentionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AuditRetentionService:
+    """For how long the audit log is kept, and legal holds.
+    """
+
+    @staticmethod
+    def GetAuditRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditRetentionService/GetAuditRetention',
+            evergreen_dot_v1_dot_audit__pb2.GetAuditRetentionRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.AuditRetention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAuditRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditRetentionService/UpdateAuditRetention',
+            evergreen_dot_v1_dot_audit__pb2.UpdateAuditRetentionRequest.SerializeToString,
+            evergreen_dot_v1_dot_audit__pb2.AuditRetention.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ForwarderServiceStub:
     """Forwarders: where the entries of the audit log are sent, as they are recorded.
     """

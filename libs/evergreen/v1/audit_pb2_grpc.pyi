@@ -248,6 +248,64 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class AuditRetentionServiceStub:
+    """For how long the audit log is kept, and legal holds."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AuditRetentionServiceAsyncStub: ...
+    GetAuditRetention: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditRetentionRequest, _audit_pb2.AuditRetention]
+    """Returns for how long the log of a tenant is kept, and whether a legal hold
+    keeps all of it. Nothing is deleted by that alone: the operator archives and
+    prunes, and is bound by it.
+    """
+    UpdateAuditRetention: _grpc.UnaryUnaryMultiCallable[_audit_pb2.UpdateAuditRetentionRequest, _audit_pb2.AuditRetention]
+    """Changes it; what is not given stays as it is. For Owners. What a tenant above
+    has set cannot be shortened or released below.
+    """
+
+@_typing.type_check_only
+class AuditRetentionServiceAsyncStub(AuditRetentionServiceStub):
+    """For how long the audit log is kept, and legal holds."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetAuditRetention: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditRetentionRequest, _audit_pb2.AuditRetention]  # type: ignore[assignment]
+    """Returns for how long the log of a tenant is kept, and whether a legal hold
+    keeps all of it. Nothing is deleted by that alone: the operator archives and
+    prunes, and is bound by it.
+    """
+    UpdateAuditRetention: _aio.UnaryUnaryMultiCallable[_audit_pb2.UpdateAuditRetentionRequest, _audit_pb2.AuditRetention]  # type: ignore[assignment]
+    """Changes it; what is not given stays as it is. For Owners. What a tenant above
+    has set cannot be shortened or released below.
+    """
+
+class AuditRetentionServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For how long the audit log is kept, and legal holds."""
+
+    @_abc_1.abstractmethod
+    def GetAuditRetention(
+        self,
+        request: _audit_pb2.GetAuditRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AuditRetention, _abc.Awaitable[_audit_pb2.AuditRetention]]:
+        """Returns for how long the log of a tenant is kept, and whether a legal hold
+        keeps all of it. Nothing is deleted by that alone: the operator archives and
+        prunes, and is bound by it.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAuditRetention(
+        self,
+        request: _audit_pb2.UpdateAuditRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AuditRetention, _abc.Awaitable[_audit_pb2.AuditRetention]]:
+        """Changes it; what is not given stays as it is. For Owners. What a tenant above
+        has set cannot be shortened or released below.
+        """
+
+def add_AuditRetentionServiceServicer_to_server(servicer: AuditRetentionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class ForwarderServiceStub:
     """Forwarders: where the entries of the audit log are sent, as they are recorded."""
 

@@ -60,7 +60,7 @@ class CloudEvent:
             f',"before":{before},"after":{after},"outcome":"{event.OUTCOME}"'
             f',"reason":{quoted(reason_of(event))},"resourceName":{quoted(name_of(event))}'
             f',"actorKind":"{_kind_of(actor)}","sessionId":{quoted(caller.session_id)}'
-            f',"userAgent":{quoted(_shown(call.user_agent))}}}}}'
+            f',"userAgent":{quoted(_shown(call.user_agent))}{_related(event)}}}}}'
         )
 
 
@@ -73,6 +73,12 @@ def _kind_of(actor: str) -> str:
     if actor.startswith("token:"):
         return "service"
     return "user" if "@" in actor else "system"
+
+
+def _related(event: Action) -> str:
+    """What else an event concerns, as a member; nothing, where it is nothing."""
+    found = event.related
+    return f',"related":[{",".join(map(quoted, found))}]' if found else ""
 
 
 def _shown(user_agent: str) -> str:

@@ -50,7 +50,9 @@ async def lag(connection: Connection, forwarder_id: UUID, chains: Scope) -> Lag:
     """What waits in the chains of a forwarder."""
     row = await connection.fetchrow(
         f"WITH behind AS ({_BEHIND}), first AS (SELECT chain_id, sent FROM behind LIMIT $3)"
-        " SELECT (SELECT coalesce(sum(head - sent), 0) FROM behind) AS backlog,"
+        # What was pruned waits for nobody.
+        " SELECT (SELECT coalesce(sum(head - greatest(sent, coalesce(b.sequence, 0))), 0)"
+        " FROM behind LEFT JOIN audit.chain_base b USING (chain_id)) AS backlog,"
         " (SELECT min(e.occurred_at) FROM first CROSS JOIN LATERAL (SELECT occurred_at"
         " FROM audit.entry WHERE tenant_id = first.chain_id AND sequence > first.sent"
         " ORDER BY sequence LIMIT 1) AS e) AS oldest,"

@@ -32,6 +32,7 @@ from services.audit.log.domain import (
     csv_row,
     data_of,
     key_of,
+    related_of,
 )
 from services.audit.log.service import AuditLog
 from services.audit.tree.service import Tree
@@ -87,6 +88,7 @@ async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
         session_id=text("sessionId"),
         user_agent=text("userAgent"),
         redacted=entry.redacted,
+        related=related_of(data),
     )
 
 
@@ -128,6 +130,7 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
             source_ip=request.source_ip,
             request_id=request.request_id,
             search=request.search,
+            related_to=request.related_to,
         )
         page = await self._log.find(context.call, given_id(request.org_id), filters, after, limit)
         return pb.ListAuditEntriesResponse(

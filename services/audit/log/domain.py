@@ -62,6 +62,8 @@ class Filters:
     request_id: str = ""
     search: str = ""
     """How the actor, the resource or its name begins, in any case."""
+    related_to: str = ""
+    """A resource that an entry is about, or concerns beside others."""
 
     def is_in_time(self, entry: Entry) -> bool:
         """Whether an entry happened within the times."""
@@ -69,6 +71,19 @@ class Filters:
         return (self.occurred_after is None or at >= self.occurred_after) and (
             self.occurred_before is None or at < self.occurred_before
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Up to which entry a chain was pruned."""
+
+    sequence: int
+    hash: bytes
+    until_sequence: int
+    """Where the pruning ends, if it was cut short; else the same."""
+    until_hash: bytes
+    archive_sha256: bytes
+    pruned_at: datetime
 
 
 _ACTION: Final = re.compile(r"[a-z]+\.(\*|[a-z0-9_]+)", re.ASCII)
@@ -148,6 +163,12 @@ def data_of(record: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def related_of(data: Mapping[str, Any]) -> list[str]:
+    """What else an entry concerns."""
+    found = data.get("related")
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
 def key_of(entry: Entry) -> str:
     """What names an entry that cannot be read."""
     return f"{entry.tenant_id}/{entry.sequence}"
@@ -215,6 +236,7 @@ CSV_COLUMNS: Final = (
     "sessionId",
     "userAgent",
     "redacted",
+    "related",
 )
 
 
@@ -252,4 +274,5 @@ def csv_row(entry: Entry) -> tuple[str, ...]:
         part("sessionId"),
         part("userAgent"),
         "true" if entry.redacted else "",
+        " ".join(related_of(data)),
     )

@@ -12,7 +12,9 @@ from auditlog.export import (
     closing_line,
     entry_line,
     head_line,
+    leaves_line,
     opening_line,
+    pruned_line,
     withheld_line,
 )
 from auditlog.leaves import TreeState
@@ -21,9 +23,9 @@ from auditlog.verify import Entry
 from contract.events.audit import AuditExported
 from contract.events.base import Export
 from servicekit.call import Call
-from servicekit.data.postgres import Database, Scope
+from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.data.quarantine import place, readable
-from servicekit.errors import failed_precondition, not_found
+from servicekit.errors import failed_precondition, not_found, unavailable
 from servicekit.ids import Clock
 from servicekit.keys.service import SigningKeys
 from servicekit.messaging.events import CloudEvent
@@ -32,7 +34,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page, TimePosition
 from servicekit.times import format_rfc3339
 from services.audit.log import store
-from services.audit.log.domain import CHECKPOINTS, Filters, key_of
+from services.audit.log.domain import CHECKPOINTS, Base, Filters, key_of
 from services.audit.tree.service import Tree
 
 _EXPORTED: Final = place("audit", "export_entries")
@@ -152,8 +154,11 @@ class AuditLog:
             yield [closing_line(count, left_out)]
             return
         for tenant_id in await self._chains(scope):
-            last = None
-            async for head, found in self._pages(tenant_id, Filters()):
+            last, after = None, _FIRST
+            async for base, lines in self._pruned(tenant_id, tree if whole else None):
+                after = (base.sequence, _LAST_ID)
+                yield lines
+            async for head, found in self._pages(tenant_id, Filters(), after):
                 last = head
                 page = await self._tree.placed(found, tree)
                 lines = readable(_EXPORTED, page, entry_line, key_of)
@@ -163,6 +168,23 @@ class AuditLog:
             if last is not None:
                 yield [head_line(last)]
         yield [closing_line(count, left_out)]
+
+    async def _pruned(
+        self, tenant_id: UUID, tree: TreeState | None
+    ) -> AsyncIterator[tuple[Base, list[str]]]:
+        """The lines of an export for what was pruned of a chain, with its leaves in a tree."""
+        base = await self._base(tenant_id)
+        if base is None:
+            return
+        at, until = Head(str(tenant_id), base.sequence, base.hash.hex()), base.until_hash.hex()
+        yield base, [pruned_line(at, Head(str(tenant_id), base.until_sequence, until))]
+        if tree is not None:
+            async for page in self._tree.leaves_up_to(tenant_id, base.sequence, tree):
+                yield base, [leaves_line(str(tenant_id), page)]
+
+    async def _base(self, tenant_id: UUID) -> Base | None:
+        async with self._database.transaction(Scope.of(tenant_id)) as connection:
+            return await store.base(connection, tenant_id)
 
     async def _parts(
         self, scope: Scope, filters: Filters, tree: TreeState | None
@@ -199,7 +221,9 @@ class AuditLog:
         await self._tell(call, org_id, filters, "csv")
         yield []
         for tenant_id in await self._chains(scope):
-            async for _, page in self._pages(tenant_id, filters):
+            base = await self._base(tenant_id)
+            after = (base.sequence, _LAST_ID) if base else _FIRST
+            async for _, page in self._pages(tenant_id, filters, after):
                 yield page
 
     async def _pages(
@@ -212,6 +236,8 @@ class AuditLog:
         while True:
             async with self._database.transaction(Scope.of(tenant_id)) as connection:
                 head, page = await store.chain_page(connection, tenant_id, filters, after, _PAGE)
+                if page and filters == Filters() and page[0].sequence > after[0] + 1:
+                    await _check_gap(connection, tenant_id, after[0])
             yield head, page
             if not page:
                 return
@@ -239,3 +265,14 @@ class AuditLog:
     async def _chains(self, scope: Scope) -> list[UUID]:
         async with self._database.transaction(scope) as connection:
             return await store.chains(connection, scope)
+
+
+async def _check_gap(connection: Connection, tenant_id: UUID, known: int) -> None:
+    """Sees whether what is missing behind an entry was pruned just now.
+
+    Raises:
+        DomainError: UNAVAILABLE, if so: the file would not say it.
+    """
+    base = await store.base(connection, tenant_id)
+    if base is not None and base.sequence > known:
+        raise unavailable("entries were pruned while they were exported; try again")

@@ -16,7 +16,7 @@ from contract.subjects import SUBJECT_ROOT
 from servicekit.data.postgres import Connection, Scope, columns
 from servicekit.rpc.pagination import Page, TimePosition, rows_within
 from servicekit.security.digests import sha256
-from services.audit.log.domain import Arrival, Filters
+from services.audit.log.domain import Arrival, Base, Filters
 
 ENTRY: Final = (
     "tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record,"
@@ -283,6 +283,12 @@ async def list_entries(
     }
     for word in (f"{name}:{value}" for name, value in words.items() if value):
         add("audit.entry_words(record) @> ARRAY[{0}::text]", word)
+    if filters.related_to:
+        add(
+            "(resource = {0} OR audit.entry_words(record) @> ARRAY[{1}::text])",
+            filters.related_to,
+            f"related:{filters.related_to}",
+        )
     if filters.search:
         # A range, and no pattern: what is looked for may hold % and _.
         ranges = (
@@ -374,6 +380,16 @@ async def chain_page(
     )
     found = Head(str(tenant_id), head["sequence"], head["hash"].hex()) if head else None
     return found, [entry_of(row) for row in rows]
+
+
+async def base(connection: Connection, tenant_id: UUID) -> Base | None:
+    """Up to where a chain was pruned; `None` for a whole one."""
+    row = await connection.fetchrow(
+        "SELECT sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at"
+        " FROM audit.chain_base WHERE chain_id = $1",
+        tenant_id,
+    )
+    return Base(**row) if row is not None else None
 
 
 async def span(connection: Connection, tenant_id: UUID, filters: Filters) -> tuple[int, int] | None:

@@ -116,6 +116,14 @@ TABLES: Final = (
         json=frozenset({"rules"}),
     ),
     Table(
+        kind="retention of the log",
+        source="audit.retention",
+        key=(("chain_id", "uuid"),),
+        of_tenant="chain_id = $1",
+        shown=("updated_at",),
+        searched=("hold_reason", "held_by", "updated_by"),
+    ),
+    Table(
         kind="mail that waits",
         source="audit.notice",
         shown=("id", "created_at"),

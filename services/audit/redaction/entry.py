@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.audit import EntryRedacted, Redaction
+from contract.events.audit import EntryRedacted, Pruned, Redaction
 from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.errors import failed_precondition, not_found
 from servicekit.messaging.events import CloudEvent
@@ -89,7 +89,7 @@ async def redact(
         raise not_found("audit entry", entry_id)
     if row["redacted"]:
         raise failed_precondition("ENTRY_REDACTED", "the entry is redacted already")
-    if row["action"] in (EntryRedacted.NAME, "audit.restored"):
+    if row["action"] in (EntryRedacted.NAME, Pruned.NAME, "audit.restored"):
         raise failed_precondition(
             "ENTRY_NEEDED", f"an entry of {row['action']} is needed to verify the log"
         )

@@ -19,8 +19,6 @@ from auditlog.tree import (
     ProofError,
     consistency_ranges,
     inclusion_ranges,
-    prove,
-    subtrees,
 )
 from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Database
@@ -123,6 +121,20 @@ class Tree:
             )
         return [replace(entry, leaf=places.get(entry.sequence)) for entry in entries]
 
+    async def leaves_up_to(
+        self, tenant_id: UUID, last: int, state: TreeState
+    ) -> AsyncIterator[dict[int, tuple[int, str]]]:
+        """The leaves of a chain up to an entry in the tree of an export, page by page: sequence →
+        leaf and hash."""
+        after = 0
+        while after < last:
+            async with self._database.system_transaction("the tree has no tenant") as connection:
+                page = await store.page_of_leaves(connection, state.origin, tenant_id, after, last)
+            if not page:
+                return
+            yield page
+            after = max(page)
+
     async def prove(self, entry: Entry) -> Proof:
         """The proof that an entry is in the tree; waits a moment for a new entry.
 
@@ -138,7 +150,9 @@ class Tree:
                 )
                 index = at.get(entry.sequence)
                 if index is not None and index < log.size:
-                    hashes = await _prove(connection, log, inclusion_ranges(index, log.size))
+                    hashes = await store.prove_ranges(
+                        connection, log, inclusion_ranges(index, log.size)
+                    )
                     line = entry_line(replace(entry, leaf=index))
                     return Proof(entry, index, tuple(hashes), self._signed(log), line)
                 known = await store.taken(connection, log.number, UUID(entry.tenant_id))
@@ -160,7 +174,9 @@ class Tree:
                 ranges = consistency_ranges(old, log.size)
             except ProofError as wrong:
                 raise invalid_field("from", f"must be at most {log.size}") from wrong
-            return Consistency(old, await _prove(connection, log, ranges), self._signed(log))
+            return Consistency(
+                old, await store.prove_ranges(connection, log, ranges), self._signed(log)
+            )
 
     async def tile(self, path: str) -> bytes:
         """A piece of the tree.
@@ -214,10 +230,3 @@ def _damaged() -> DomainError:
     return failed_precondition(
         "AUDIT_TREE_DAMAGED", "the tree over the audit log was damaged; `evergreen audit verify`"
     )
-
-
-async def _prove(
-    connection: Connection, log: Log, ranges: Sequence[tuple[int, int]]
-) -> list[bytes]:
-    wanted = [subtree for first, end in ranges for subtree in subtrees(first, end)]
-    return prove(ranges, await store.reader_of(connection, log.number, wanted))

@@ -21,6 +21,7 @@ from auditlog.tree import (
     Subtree,
     complete_root,
     leaf_hash,
+    prove,
     range_root,
     subtrees,
 )
@@ -273,6 +274,18 @@ async def reader_of(connection: Connection, log: int, wanted: Sequence[Subtree])
     return roots.__getitem__
 
 
+async def prove_ranges(
+    connection: Connection, log: Log, ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
+    """The hashes of a proof, from the ranges of leaves that they are of.
+
+    Raises:
+        DamagedError: they cannot be made.
+    """
+    wanted = [subtree for first, end in ranges for subtree in subtrees(first, end)]
+    return prove(ranges, await reader_of(connection, log.number, wanted))
+
+
 async def _hashes(
     connection: Connection, log: int, level: int, ranges: Sequence[tuple[int, int]]
 ) -> dict[int, bytes]:
@@ -310,6 +323,22 @@ async def taken(connection: Connection, log: int, tenant_id: UUID) -> int:
         "SELECT sequence FROM audit.tree_cursor WHERE log = $1 AND tenant_id = $2", log, tenant_id
     )
     return found or 0
+
+
+async def page_of_leaves(
+    connection: Connection, origin: str, tenant_id: UUID, after: int, last: int
+) -> dict[int, tuple[int, str]]:
+    """Sequence of a chain's entry → its leaf and its hash, in order, some of those up to one."""
+    rows = await connection.fetch(
+        "SELECT sequence, index, data FROM audit.tree_leaf WHERE tenant_id = $2"
+        " AND log = (SELECT number FROM audit.tree_log WHERE origin = $1)"
+        f" AND sequence > $3 AND sequence <= $4 ORDER BY sequence LIMIT {TILE_WIDTH}",
+        origin,
+        tenant_id,
+        after,
+        last,
+    )
+    return {row["sequence"]: (row["index"], row["data"].hex()) for row in rows}
 
 
 async def places(

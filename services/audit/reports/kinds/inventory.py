@@ -109,7 +109,7 @@ AUDIT: Final = Category(
     "who did what, when, from which IP address, before and after",
     "accountability",
     "audit.entry",
-    "for ever; it outlives the organisation",
+    "as its retention says, else for ever; it outlives the organisation",
     streamed=True,
     forwarded=True,
 )

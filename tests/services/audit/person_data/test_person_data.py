@@ -540,6 +540,7 @@ _NOTHING: dict[str, list[str]] = {
         "audit.alert_lead",
         "audit.alert_position",
         "audit.backup_run",
+        "audit.chain_base",
         "audit.chain_head",
         "audit.forwarder_position",
         "audit.forwarder_state",

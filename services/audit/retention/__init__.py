@@ -1,0 +1,1 @@
+"""For how long the log is kept: rules and legal holds; archives; what is pruned."""
