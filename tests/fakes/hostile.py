@@ -49,11 +49,13 @@ class Servers:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Servers]:
-    """Runs the three."""
+def running(directory: Path, ldaps_port: int = 0, smtp_port: int = 0) -> Iterator[Servers]:
+    """Runs the three, the directory and the mail server on given ports or on their own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(directory, there), daemon=True)
+    process = context.Process(
+        target=_serve, args=(directory, there, ldaps_port, smtp_port), daemon=True
+    )
     process.start()
     there.close()
     try:
@@ -67,11 +69,11 @@ def running(directory: Path) -> Iterator[Servers]:
         process.join()
 
 
-def _serve(directory: Path, pipe: Connection) -> None:
+def _serve(directory: Path, pipe: Connection, ldaps_port: int, smtp_port: int) -> None:
     with (
-        ldap.running(directory) as found,
+        ldap.running(directory, ldaps_port) as found,
         oidc.running() as provider,
-        _mail() as mail,
+        _mail(smtp_port) as mail,
         suppress(EOFError),
     ):
         pipe.send((found.ldaps, found.allowed, found.ca_pem, provider.issuer, mail.port))
@@ -93,10 +95,10 @@ def _serve(directory: Path, pipe: Connection) -> None:
 class _Mail:
     """A mail server that never takes a mail."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
         self.lie = ""
         self.connections = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.port: int = self._listener.getsockname()[1]
         self._ended = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -127,8 +129,8 @@ class _Mail:
 
 
 @contextmanager
-def _mail() -> Iterator[_Mail]:
-    found = _Mail()
+def _mail(port: int) -> Iterator[_Mail]:
+    found = _Mail(port)
     try:
         yield found
     finally:

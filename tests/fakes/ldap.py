@@ -116,8 +116,8 @@ class FakeDirectory:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[FakeDirectory]:
-    """Runs the server on two ports of its own, for LDAPS and for StartTLS."""
+def running(directory: Path, port: int = 0) -> Iterator[FakeDirectory]:
+    """Runs the server on two ports, for LDAPS (one of its own unless given) and for StartTLS."""
     directory.mkdir(exist_ok=True)
     files = tls.ensure(directory, ["localhost", "127.0.0.1"], now())
     found = FakeDirectory(files.ca_certificate.read_text())
@@ -127,7 +127,7 @@ def running(directory: Path) -> Iterator[FakeDirectory]:
     listeners, threads = [], []
     for encrypted in (True, False):
         # All of 127.0.0.0/8: the certificate is for one address there.
-        listener = socket.create_server(("", 0), backlog=64)
+        listener = socket.create_server(("", port if encrypted else 0), backlog=64)
         listener.settimeout(0.2)
         listeners.append(listener)
         port = listener.getsockname()[1]
