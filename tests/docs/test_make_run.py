@@ -515,6 +515,7 @@ def test_monitoring(reader: Reader, stack: Stack) -> None:
     assert "envoy_http_downstream_rq_total" in reader.run([gateway])
 
 
+@pytest.mark.usefixtures("stack")
 def test_policy_keys(reader: Reader) -> None:
     """Keys are shown, a new one is made for new devices, and the log vouches for it."""
     with Commands("docs/policy-keys.md", "make-run") as commands:
