@@ -387,7 +387,7 @@ class Client:
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLCertVerificationError):
         return TLS
     if isinstance(error, TimeoutError):
         return TIMEOUT

@@ -9,7 +9,7 @@ from contract.contexts import CONTEXTS
 from tests.e2e.world import make_org, ok
 from tests.kubernetes.cluster import PATIENCE, Cluster
 from tests.kubernetes.images import TREE
-from tests.kubernetes.releases import Release
+from tests.kubernetes.releases import Release, evaluation
 from tests.support.stack import Stack, until
 
 
@@ -96,13 +96,14 @@ def test_a_second_release_fits_beside_it(release: Release, cluster: Cluster) -> 
     assert allocatable
 
 
-def test_what_was_made_once_survives_a_reinstallation(release: Release, tmp_path: Path) -> None:
+def test_what_was_made_once_survives_a_reinstallation(cluster: Cluster, tmp_path: Path) -> None:
     """`helm uninstall` leaves secrets and data; the next installation goes on with them."""
     names = ("ev-ca", "ev-inside", "ev-gateway-tls", "ev-master-key")
-    before = {name: release.namespace.secret(name) for name in names}
-    release.namespace.helm("uninstall", "ev", "--wait", "--timeout=10m", seconds=PATIENCE)
-    assert {name: release.namespace.secret(name) for name in names} == before
-    release.install()
-    assert {name: release.namespace.secret(name) for name in names} == before
-    with release.reached(tmp_path) as stack:
-        assert stack.login()["token"]
+    with evaluation(cluster) as release:
+        before = {name: release.namespace.secret(name) for name in names}
+        release.namespace.helm("uninstall", "ev", "--wait", "--timeout=10m", seconds=PATIENCE)
+        assert {name: release.namespace.secret(name) for name in names} == before
+        release.install()
+        assert {name: release.namespace.secret(name) for name in names} == before
+        with release.reached(tmp_path) as stack:
+            assert stack.login()["token"]
