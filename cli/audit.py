@@ -19,7 +19,7 @@ from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import tenant_id
 from cli.session import session
-from cli.tables import table
+from cli.tables import moment, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -128,16 +128,25 @@ def _show(entries: list[dict[str, Any]]) -> None:
     if not entries:
         typer.echo("No entries.")
         return
-    members = ("actor", "action", "resource", "sourceIp")
     rows = [
         (
-            str(entry.get("occurredAt", ""))[:19].replace("T", " "),
-            *(str(entry.get(member, "")) for member in members),
+            moment(entry.get("occurredAt")),
+            str(entry.get("actor", "")),
+            str(entry.get("action", "")),
+            _named(entry),
+            str(entry.get("sourceIp", "")),
         )
         for entry in entries
     ]
     for line in table(("TIME (UTC)", "ACTOR", "ACTION", "RESOURCE", "FROM"), rows):
         typer.echo(line)
+
+
+def _named(entry: dict[str, Any]) -> str:
+    """What an entry is about, by the name that people knew it by; by its id where none was told."""
+    resource, name = str(entry.get("resource", "")), str(entry.get("resourceName", ""))
+    kind, separator, rest = resource.partition("/")
+    return f"{kind} {name}" if name and separator and "/" not in rest else resource
 
 
 @app.command()

@@ -12,7 +12,7 @@ from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import show_list, table
+from cli.tables import moment, show_list, table
 from deploy.private_files import write_private
 
 if TYPE_CHECKING:
@@ -29,7 +29,14 @@ _NOT_DELIVERED: Final = 1
 _PATH: Final = "/api/forwarders"
 _ALL: Final = 1_000_000
 _COLUMNS: Final = ("NAME", "STATUS", "WAITING", "QUARANTINED", "LAST ERROR", "TARGET", "ID")
-_MESSAGE_COLUMNS: Final = ("QUARANTINED", "REASON", "ATTEMPTS", "SEQUENCE", "DELIVERED", "ID")
+_MESSAGE_COLUMNS: Final = (
+    "QUARANTINED (UTC)",
+    "REASON",
+    "ATTEMPTS",
+    "SEQUENCE",
+    "DELIVERED (UTC)",
+    "ID",
+)
 
 Forwarder = Annotated[str, typer.Argument(help="The forwarder, by its name or id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -350,11 +357,11 @@ def _row(one: Any) -> list[str]:
 
 def _message_row(message: Any) -> list[str]:
     return [
-        message["quarantinedAt"],
+        moment(message["quarantinedAt"]),
         message["reason"],
         str(message.get("attempts", 0)),
         str(message["sequence"]),
-        message.get("deliveredAt") or "-",
+        moment(message.get("deliveredAt")),
         message["id"],
     ]
 

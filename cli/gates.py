@@ -13,7 +13,7 @@ from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Org, group_of, org_id
 from cli.policies import found_policy
 from cli.session import session
-from cli.tables import show_list
+from cli.tables import moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -39,7 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
 _PATH: Final = "/api/attestation-gate"
-_COLUMNS: Final = ("DEVICE", "VERDICT", "ATTESTED", "ENROLLED")
+_COLUMNS: Final = ("DEVICE", "VERDICT", "ATTESTED (UTC)", "ENROLLED (UTC)")
 
 
 @app.command()
@@ -216,6 +216,6 @@ def _row(found: Any) -> tuple[str, ...]:
     return (
         found["deviceId"],
         found["verdict"],
-        found.get("attestedAt", ""),
-        found.get("enrolledAt", ""),
+        moment(found.get("attestedAt")),
+        moment(found.get("enrolledAt")),
     )

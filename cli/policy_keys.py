@@ -16,7 +16,7 @@ from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, AT_ONCE
 from cli.session import session
-from cli.tables import show_list, table
+from cli.tables import moment, show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -32,8 +32,8 @@ Passphrase = Annotated[
 
 _FAILED: Final = 2
 _WRONG: Final = 1
-_DEVICE_COLUMNS: Final = ("SERIAL", "STATUS", "LAST NEWS", "DEVICE")
-_LOG_COLUMNS: Final = ("KEY", "WHOSE", "STATE", "TRUSTED", "CERTIFIED BY", "ADDED")
+_DEVICE_COLUMNS: Final = ("SERIAL", "STATUS", "LAST NEWS (UTC)", "DEVICE")
+_LOG_COLUMNS: Final = ("KEY", "WHOSE", "STATE", "TRUSTED", "CERTIFIED BY", "ADDED (UTC)")
 
 
 def managed(api: Api) -> list[dict[str, Any]]:
@@ -382,7 +382,7 @@ def _device_row(one: dict[str, Any]) -> tuple[str, ...]:
     return (
         one["serial"],
         one["status"],
-        f"{reported[:19]}Z" if reported else "never",
+        moment(reported) if reported else "never",
         one["deviceId"],
     )
 
@@ -425,7 +425,7 @@ def _log_row(row: dict[str, Any]) -> tuple[str, ...]:
         row["state"],
         "yes" if row["trusted"] else "no",
         row["certifiedBy"] or "-",
-        row["addedAt"],
+        moment(row["addedAt"]),
     )
 
 

@@ -11,7 +11,7 @@ from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, org_id, tenant_id
 from cli.session import session
-from cli.tables import show_list
+from cli.tables import moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -49,8 +49,8 @@ Urgent = Annotated[bool, typer.Option("--urgent", help="With --now: also in a fr
 
 _FAILED: Final = 2
 _PATH: Final = "/api/policy-variables"
-_VARIABLES: Final = ("NAME", "VALUE", "SET", "BY")
-_SECRETS: Final = ("NAME", "FINGERPRINT", "SET", "BY")
+_VARIABLES: Final = ("NAME", "VALUE", "SET (UTC)", "BY")
+_SECRETS: Final = ("NAME", "FINGERPRINT", "SET (UTC)", "BY")
 
 
 @variables.command("list")
@@ -160,7 +160,7 @@ def _listed(api: Api, org: str, *, secret: bool) -> list[Any]:
 
 
 def _row(one: Any, value: str) -> tuple[str, ...]:
-    return one["name"], one.get(value, ""), one["updatedAt"][:16], one.get("updatedBy", "")
+    return one["name"], one.get(value, ""), moment(one["updatedAt"]), one.get("updatedBy", "")
 
 
 def _named(api: Api, tenant: str, name: str) -> Any:

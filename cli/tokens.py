@@ -14,7 +14,7 @@ import typer
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.session import session
-from cli.tables import show_list
+from cli.tables import moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -35,7 +35,16 @@ Days = Annotated[int, typer.Option("--days", min=1, max=400, help="How long it i
 _FAILED: Final = 2
 _ALL: Final = sys.maxsize
 _PREFIX: Final = "evt_"
-_COLUMNS: Final = ("NAME", "HELD BY", "ROLE", "SCOPES", "STATUS", "ENDS", "LAST USED", "ID")
+_COLUMNS: Final = (
+    "NAME",
+    "HELD BY",
+    "ROLE",
+    "SCOPES",
+    "STATUS",
+    "ENDS (UTC)",
+    "LAST USED (UTC)",
+    "ID",
+)
 
 
 @app.command("list")
@@ -266,8 +275,8 @@ def _row(one: dict[str, Any]) -> Sequence[str]:
         one["role"],
         ",".join(one["scopes"]),
         one["status"],
-        one["endsAt"],
-        one.get("lastUsedAt") or "never",
+        moment(one["endsAt"]),
+        moment(one["lastUsedAt"]) if one.get("lastUsedAt") else "never",
         one["id"],
     )
 

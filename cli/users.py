@@ -15,7 +15,7 @@ import typer
 from cli.errors import CliError, told
 from cli.options import CaFile, DatabaseHome, Email, Home, PasswordFile, Url, home_of
 from cli.session import operator
-from cli.tables import show_list, table
+from cli.tables import moment, show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -37,7 +37,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _FAILED: Final = 2
 _SECONDS: Final = 30
 _ALL: Final = sys.maxsize
-_SESSION_COLUMNS: Final = ("LAST SEEN", "SINCE", "ADDRESS", "ID", "PROGRAM")
+_SESSION_COLUMNS: Final = ("LAST SEEN (UTC)", "SINCE (UTC)", "ADDRESS", "ID", "PROGRAM")
 _COLUMNS: Final = ("EMAIL", "ROLE", "STATUS", "TENANT", "ID")
 
 
@@ -162,8 +162,8 @@ def sessions(
         path = f"/api/users/{found['id']}/sessions"
         rows = [
             (
-                one["lastSeenAt"],
-                one["createdAt"],
+                moment(one["lastSeenAt"]),
+                moment(one["createdAt"]),
                 one["address"],
                 one["id"],
                 one["userAgent"],

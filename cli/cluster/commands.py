@@ -22,6 +22,7 @@ from cli.backup.commands import (
     say,
 )
 from cli.errors import CliError, told
+from cli.options import REDACTED_FILE
 
 if TYPE_CHECKING:
     from cli.backup.aftermath import Outcome
@@ -80,6 +81,14 @@ def restore_release(
     ] = "",
     passphrase_file: PassphraseFile = None,
     identity: Identity = None,
+    redacted_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--redacted-file",
+            envvar=REDACTED_FILE,
+            help="The list that `evergreen audit redact` keeps: what it names is redacted again.",
+        ),
+    ] = None,
     forget: Annotated[
         bool,
         typer.Option(
@@ -96,7 +105,7 @@ def restore_release(
     backup in EVERGREEN_BACKUP_TARGET, or `newest`. Ends with 2 when it refuses to begin.
     """
     with told(_FAILED), _cluster_told():
-        from cli.backup.facts import Facts  # noqa: PLC0415
+        from cli.backup.facts import Facts, read_redacted  # noqa: PLC0415
         from cli.backup.fetch import fetched  # noqa: PLC0415
         from cli.backup.procedure import Wanted  # noqa: PLC0415
         from cli.cluster.release import Release, ReleaseSecrets  # noqa: PLC0415
@@ -108,6 +117,9 @@ def restore_release(
             passphrase_file or _given("passphrase", "PASSPHRASE_FILE"),
             identity or _given("identity", "IDENTITY_FILE"),
         )
+        facts = Facts()
+        if (listed := redacted_file or _given("redacted", "")) is not None:
+            read_redacted(listed, facts)
         there = Release(api, release, instance)
         with contextlib.ExitStack() as stack:
             try:
@@ -119,7 +131,7 @@ def restore_release(
                 run_on_database(start_again(there, given_target()))
                 raise
             work = ReleaseRestore(
-                Wanted(path, key, Facts(), replace=True, carry=not forget, run=run),
+                Wanted(path, key, facts, replace=True, carry=not forget, run=run),
                 there,
                 ReleaseSecrets(
                     api, master_key_file, admin_secret, gateway_secret, ca_secret, public_url
@@ -154,11 +166,13 @@ def _say(line: str) -> None:
 
 
 def _given(name: str, usual: str) -> Path | None:
-    """A file of the restore's Secret, else of the one that backups have."""
+    """A file of the restore's Secret, else of the one that backups have, if they have one."""
     from cli.backup.stores.store import secret_file  # noqa: PLC0415
 
     path = Path(os.environ.get("EVERGREEN_RESTORE_SECRETS", "/nonexistent")) / name
-    return path if path.exists() else secret_file(usual)
+    if path.exists():
+        return path
+    return secret_file(usual) if usual else None
 
 
 def _tell(outcome: Outcome, left: list[str]) -> None:

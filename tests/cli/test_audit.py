@@ -1,4 +1,4 @@
-"""`evergreen audit export`: what it does with an answer that is not whole."""
+"""`evergreen audit`: what its commands make of what the API answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from cli.audit import app
 LINES = b'{"format":"evergreen-audit/1"}\n{"entry":{}}\n'
 ROWS = b'\xef\xbb\xbfoccurredAt,tenantId\r\n2026-11-24,"a\r\nb"'
 
+DEVICE = {"resource": "devices/0193", "resourceName": "C02XK1"}
+SESSION = {"resource": "users/0195/sessions/1", "resourceName": "a@school.example"}
+ENTRIES = [
+    {"occurredAt": "2026-11-24T08:00:01.123456Z", "action": "policy.updated", **DEVICE},
+    {"occurredAt": "2026-11-24T08:00:00Z", "resource": "policies/0194"},
+    {"occurredAt": "2026-11-24T08:00:00Z", **SESSION},
+]
+
 
 class FakeApi:
     """Answers the parts of an export."""
 
     def __init__(self, *parts: bytes) -> None:
         self._parts = parts
+
+    def pages(self, path: str, *_: object, **parameters: object) -> Iterator[dict[str, str]]:
+        yield from map(dict, ENTRIES)
 
     def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
         yield from self._parts
@@ -34,6 +45,26 @@ def export(monkeypatch: pytest.MonkeyPatch, api: FakeApi, *options: str) -> Resu
 
     monkeypatch.setattr("cli.audit.session", logged_in)
     return CliRunner().invoke(app, ["export", *options])
+
+
+def test_a_list_says_what_people_called_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id what has no name, or is only a part of what has one."""
+
+    @contextmanager
+    def logged_in(*_: Any) -> Iterator[FakeApi]:
+        yield FakeApi()
+
+    monkeypatch.setattr("cli.audit.session", logged_in)
+    done = CliRunner().invoke(app, ["list"])
+    assert done.exit_code == 0, done.output
+    head, *lines = done.output.splitlines()
+    assert head.split("  ")[0] == "TIME (UTC)"
+    assert "2026-11-24 08:00:01" in lines[0]
+    assert "devices C02XK1" in lines[0]
+    assert "policies/0194" in lines[1]
+    assert "users/0195/sessions/1" in lines[2]
+    as_json = CliRunner().invoke(app, ["list", "--json"]).output
+    assert '"resource": "devices/0193", "resourceName": "C02XK1"' in as_json
 
 
 @pytest.mark.parametrize("reason", ["", " ", "a\nb", "a\0", "a\udc80", "x" * 501])

@@ -261,50 +261,81 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-async def test_the_killed_command_is_run_again(scene: Scene, cut: str) -> None:
-    """As a Job does it; a new one would begin anew, for the services have not started."""
+def command(
+    scene: Scene, cut: str, run: str, *more: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The command as the chart's Job runs it; `cut` is where it dies."""
     world = scene.world
     identity, secret_file = world.directory / "identity", world.directory / "password"
     identity.write_text(str(IDENTITY))
     secret_file.write_text(target(world.second).password or "")
+    words = ["backup", "restore-release", str(world.archive), "--identity", str(identity), *more]
+    fake = scene.cluster.fake
+    program = DIES.format(cut=cut, url=fake.url, account=fake.account)
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=os.environ
+        | {
+            "EVERGREEN_MIGRATE_DATABASE_URL": target(world.second).dsn,
+            "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(secret_file),
+            "EVERGREEN_MASTER_KEY_FILE": str(scene.key),
+            "EVERGREEN_RELEASE": "ev",
+            "EVERGREEN_RELEASE_INSTANCE": "ev",
+            "EVERGREEN_RELEASE_ADMIN_SECRET": "ev-admin",
+            "EVERGREEN_RELEASE_GATEWAY_SECRET": "ev-gateway-tls",
+            "EVERGREEN_RELEASE_CA_SECRET": "ev-ca",
+            "EVERGREEN_RESTORE_RUN": run,
+            "PUBLIC_URL": f"https://{HOST}",
+        }
+        | env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    def command(cut: str, run: str) -> subprocess.CompletedProcess[str]:
-        words = ["backup", "restore-release", str(world.archive), "--identity", str(identity)]
-        fake = scene.cluster.fake
-        program = DIES.format(cut=cut, url=fake.url, account=fake.account)
-        return subprocess.run(
-            [sys.executable, "-c", program, *words],
-            env=os.environ
-            | {
-                "EVERGREEN_MIGRATE_DATABASE_URL": target(world.second).dsn,
-                "EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE": str(secret_file),
-                "EVERGREEN_MASTER_KEY_FILE": str(scene.key),
-                "EVERGREEN_RELEASE": "ev",
-                "EVERGREEN_RELEASE_INSTANCE": "ev",
-                "EVERGREEN_RELEASE_ADMIN_SECRET": "ev-admin",
-                "EVERGREEN_RELEASE_GATEWAY_SECRET": "ev-gateway-tls",
-                "EVERGREEN_RELEASE_CA_SECRET": "ev-ca",
-                "EVERGREEN_RESTORE_RUN": run,
-                "PUBLIC_URL": f"https://{HOST}",
-            },
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
 
-    killed = await asyncio.to_thread(command, CUTS[cut], "one")
+@pytest.mark.parametrize("cut", CUTS)
+async def test_the_killed_command_is_run_again(scene: Scene, cut: str) -> None:
+    """As a Job does it; a new one would begin anew, for the services have not started."""
+    killed = await asyncio.to_thread(command, scene, CUTS[cut], "one")
     assert killed.returncode == -SIGKILL, killed.stderr
     assert await scene.check() is (cut != "before the commit")
     assert scene.cluster.replicas == {0}
     other = "one" if cut in {"before the services start", "before the commit"} else "two"
-    done = await asyncio.to_thread(command, "", other)
+    done = await asyncio.to_thread(command, scene, "", other)
     assert done.returncode == 0, done.stdout + done.stderr
     assert await scene.check()
     assert scene.cluster.replicas == {2}
     assert secret(scene.cluster.fake, "ev-admin")["password"] == b"archived admin_password"
     assert ("going on from there" in done.stdout) is (cut == "before the services start")
+
+
+@pytest.mark.parametrize("given", ["by the option", "in the Secret"])
+async def test_what_a_list_names_is_redacted_again(
+    scene: Scene, given: str, tmp_path: Path
+) -> None:
+    """Though neither database knows that it was; a list that is none stops nothing."""
+    async with superuser(scene.world.first) as connection:
+        entry = await connection.fetchval("SELECT id FROM audit.entry WHERE sequence = 3")
+    secrets = tmp_path / "restore"
+    secrets.mkdir()
+    listed = secrets / "redacted"
+    more, env = [], {"EVERGREEN_RESTORE_SECRETS": str(secrets)}
+    if given == "by the option":
+        more, env = ["--redacted-file", str(listed)], {}
+    listed.write_text("entry 3\n")
+    refused = await asyncio.to_thread(command, scene, "", "one", *more, **env)
+    assert refused.returncode == 1
+    assert "line 1: entry 3 is no entry's id" in refused.stderr
+    assert scene.cluster.fake.writes == []
+    listed.write_text(f"{entry}  # a name\n")
+    done = await asyncio.to_thread(command, scene, "", "two", *more, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    async with superuser(scene.world.second) as connection:
+        await connection.execute("SET evergreen.scope = '*'")
+        rows = await connection.fetch("SELECT id FROM audit.entry WHERE redacted ORDER BY sequence")
+    assert [row["id"] for row in rows] == [entry]
 
 
 async def _cut_off(scene: Scene) -> None:
