@@ -122,8 +122,7 @@ async def wrong_keys(
             " AND d.status = 'active' AND d.enrolled_at < now() - $1::interval) AS silent"
             " FROM policy.devices d LEFT JOIN policy.memberships m ON m.device_id = d.device_id"
             " JOIN policy.signing_keys k ON k.id = coalesce(m.key_id, (SELECT f.id"
-            " FROM policy.signing_keys f WHERE f.tenant_id IS NULL"
-            " ORDER BY f.created_at, f.id LIMIT 1))"
+            " FROM policy.signing_keys f WHERE f.is_first))"
             " LEFT JOIN policy.applied_versions a ON a.device_id = d.device_id"
             " WHERE d.status IN ('pending', 'prepared', 'active') GROUP BY k.id ORDER BY k.id",
             _SILENT,

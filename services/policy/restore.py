@@ -64,11 +64,11 @@ class Known:
         if await _has_keys(connection):
             self.keys = await connection.fetch(
                 "SELECT id, public_key, sealed_seed, signs, created_at, row_id, tenant_id, state,"
-                " activated_at, retired_at, compromised_at, certified_by, request_id"
-                " FROM policy.signing_keys"
+                " activated_at, retired_at, compromised_at, certified_by, request_id,"
+                " is_first FROM policy.signing_keys"
             )
             self.log = await connection.fetch(
-                "SELECT sequence, action, envelope, digest FROM policy.key_log"
+                "SELECT sequence, action, envelope, digest, key_id FROM policy.key_log"
             )
 
     def learn(self, entry: Recorded) -> None:
@@ -147,7 +147,9 @@ async def _is_later(connection: Connection, known: Known) -> bool:
     of keys."""
     first: str | None = await connection.fetchval(FIRST_KEY)
     entries: int = await connection.fetchval("SELECT count(*) FROM policy.key_log")
-    return len(known.log) >= entries and any(row["id"] == first for row in known.keys)
+    return len(known.log) >= entries and any(
+        row["id"] == first and row["is_first"] for row in known.keys
+    )
 
 
 async def _repair_keys(connection: Connection, known: Known) -> None:
@@ -161,16 +163,17 @@ async def _repair_keys(connection: Connection, known: Known) -> None:
         # Whoever has read the longer log would take a shorter one for a fork.
         await connection.execute("DELETE FROM policy.key_log")
         await connection.executemany(
-            "INSERT INTO policy.key_log (sequence, action, envelope, digest)"
-            " VALUES ($1, $2, $3, $4)",
-            [(row["sequence"], row["action"], row["envelope"], row["digest"]) for row in known.log],
+            "INSERT INTO policy.key_log (sequence, action, envelope, digest, key_id)"
+            " VALUES ($1, $2, $3, $4, $5)",
+            [tuple(row.values()) for row in known.log],
         )
         await connection.execute("UPDATE policy.signing_keys SET signs = false, state = 'retiring'")
         for row in rows:
             await connection.execute(
                 "INSERT INTO policy.signing_keys (id, public_key, sealed_seed, signs, created_at,"
                 " row_id, tenant_id, state, activated_at, retired_at, compromised_at, certified_by,"
-                " request_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+                " request_id, is_first)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
                 " ON CONFLICT (id) DO UPDATE SET sealed_seed = excluded.sealed_seed,"
                 " signs = excluded.signs, state = excluded.state,"
                 " activated_at = excluded.activated_at, retired_at = excluded.retired_at,"

@@ -662,8 +662,8 @@ async def test_devices_with_a_key_that_is_not_good(database: TestDatabase) -> No
     async def key(number: int, state: str, *, compromised: bool = False) -> None:
         await connection.execute(
             "INSERT INTO policy.signing_keys (id, public_key, signs, created_at, state,"
-            " compromised_at) VALUES ($1, $2, false, now() + $3 * interval '1 s', $4,"
-            " CASE WHEN $5 THEN now() END)",
+            " compromised_at, is_first) VALUES ($1, $2, false, now() - $3 * interval '1 s', $4,"
+            " CASE WHEN $5 THEN now() END, $3 = 1)",
             f"key{number}",
             bytes([number] * 32),
             number,

@@ -13,7 +13,8 @@ on), `previous` (the SHA-256 of the bytes before, empty in the first entry), `ac
 | `root` | an offline key certifies new keys | a key in use |
 | `certify` | the offline root vouches for a key | that key; the root by its certificate |
 
-A key of a scope is vouched for by keys of the same scope, and by those of the installation. The
+A key of a scope is vouched for by keys of the same scope, and by those of the installation. Once
+there is a root, a key that is added is trusted by its certificate alone. The
 scope names a tenant by a digest, so that only who knows its id can tell whose key it is.
 """
 
@@ -181,6 +182,16 @@ def read_request(envelope: Envelope) -> tuple[str, PublicKey]:
     return scope, key
 
 
+def is_certificate(entry: Envelope, root: PublicKey, scope: str, key: PublicKey) -> bool:
+    """Whether an entry of a log has a root's certificate of a key."""
+    try:
+        certificate = Envelope.from_json(json.loads(entry.payload).get("certificate"))
+    except (AttributeError, LogError, ValueError):
+        return False
+    asked = certificate_request(scope, key)
+    return certificate.payload == asked.payload and certificate.is_signed_by(root)
+
+
 @dataclass(slots=True)
 class LoggedKey:
     """A key of a log, as of its end."""
@@ -295,12 +306,14 @@ def _add(
     if not vouching and log.keys:
         raise LogError("no key in use has signed it")
     is_anchor = key.id in anchors or not (anchors or log.keys)
+    # Beside a root, keys online vouch for no new one: what it has not certified is not trusted.
+    is_vouched = log.root is None and any(known.trusted for known in vouching)
     log.keys[key.id] = LoggedKey(
         key,
         scope,
         at,
         tuple(known.key.id for known in vouching),
-        trusted=is_anchor or any(known.trusted for known in vouching),
+        trusted=is_anchor or is_vouched,
     )
 
 

@@ -48,6 +48,7 @@ from services.policy.keys.domain import (
     check_activation,
     check_retirement,
     check_room,
+    has_room,
 )
 from services.policy.keys.service import KeyRing
 from services.policy.keys.signing import Signer
@@ -147,10 +148,10 @@ class Custody:
             for known in keys.of_tenant(whose):
                 if request_id is not None and known.request_id == request_id:
                     return Shown(known)
-            check_room(keys, whose)
+            check_room(keys, whose, self._clock())
             key, signer = self._ring.new_key(whose, request_id)
             if activate:
-                check_activation(key, await store.root(connection))
+                await self._check_activation(connection, key)
             await self._add(connection, keys, key, signer, tenant.id)
             if activate:
                 key = await self._activate(connection, keys, key, tenant.id)
@@ -167,7 +168,7 @@ class Custody:
         async with self._changing() as (connection, keys):
             key = _found(keys, key_id)
             if key.state is not State.ACTIVE:
-                check_activation(key, await store.root(connection))
+                await self._check_activation(connection, key)
                 key = await self._activate(connection, keys, key, tenant.id)
         await self._ring.fresh()
         return Shown(key)
@@ -217,7 +218,8 @@ class Custody:
         """Says that a key is in wrong hands: no new enrollment token carries it.
 
         It signs on for the devices that pin it, which take nothing else. An active one has its
-        successor at once.
+        successor at once, or where its tenant may not make
+        one more, new tokens carry the key of the tenants above.
 
         Raises:
             DomainError: NOT_FOUND; FAILED_PRECONDITION where a root has to certify the successor.
@@ -232,7 +234,9 @@ class Custody:
                 keys = await self._succeed(connection, keys, before, tenant.id)
                 key = replace(key, state=State.RETIRING)
             await store.update(connection, key)
-            vouching = keys.active(key.tenant_id) or keys.active(None)
+            vouching = keys.active(key.tenant_id)
+            if vouching is None or vouching.id == key.id:
+                vouching = keys.active(None)
             head = await self._log(connection, Action.REVOKE, key, [self._opened(vouching)])
             after = logged_snapshot(key, head)
             event = PolicyKeyCompromised(id=key.id, before=before.snapshot(), after=after)
@@ -319,7 +323,7 @@ class Custody:
             certificate = replace(asked, signatures=((root.id, signature),))
             if not certificate.is_signed_by(root):
                 raise invalid_field("signature", f"is not that of the root {root.id}")
-            if before.certified_by == root.id:
+            if await store.certified(connection, root, [before]):
                 return Shown(before)
             if before.state is State.RETIRED or before.compromised_at is not None:
                 raise failed_precondition("KEY_ENDED", "the key is retired or compromised")
@@ -375,18 +379,27 @@ class Custody:
         await self._outbox.append(connection, CloudEvent(event, tenant_id))
         return active
 
+    async def _check_activation(self, connection: Connection, key: PolicyKey) -> None:
+        root = await store.root(connection)
+        certified = await store.certified(connection, root, [key])
+        check_activation(key, is_certified=root is None or bool(certified))
+
     async def _succeed(
         self, connection: Connection, keys: Keys, key: PolicyKey, tenant_id: UUID
     ) -> Keys:
-        """Gives a key that ends its successor: the next one, or a new one; answers all keys."""
+        """Gives a key that ends its successor: the next one, or a new one; answers all keys.
+
+        A tenant that may not make one more is left with the keys of those above.
+        """
         waiting = [one for one in keys.of_tenant(key.tenant_id) if one.state is State.NEXT]
         successor = next((one for one in waiting if one.compromised_at is None), None)
-        root = await store.root(connection)
         if successor is None:
+            if not has_room(keys, key.tenant_id, self._clock()):
+                return keys
             successor, signer = self._ring.new_key(key.tenant_id, None)
-            check_activation(successor, root)
+            await self._check_activation(connection, successor)
             await self._add(connection, keys, successor, signer, tenant_id)
-        check_activation(successor, root)
+        await self._check_activation(connection, successor)
         await self._activate(connection, keys, successor, tenant_id)
         return Keys.of(await store.keys(connection))
 
@@ -424,7 +437,7 @@ class Custody:
             signers,
             certificate=certificate,
         )
-        return await store.append(connection, head, action, entry)
+        return await store.append(connection, head, action, key, entry)
 
     def _opened(self, key: PolicyKey | None) -> Signer:
         signer = None if key is None else self._ring.opened(key)

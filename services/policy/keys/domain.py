@@ -15,19 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
 from contract.events.policy import PolicyKeySnapshot
-from servicekit.errors import Code, DomainError, failed_precondition
+from servicekit.errors import Code, DomainError, exhausted, failed_precondition
 from servicekit.security.signing import PublicKey
 
 MOST_OF_A_TENANT: Final = 8
 """Keys of one tenant that are not retired."""
+MOST_EVER: Final = 100
+"""Keys of one tenant, with those that are retired: they stay in the log for good."""
+MOST_A_DAY: Final = 10
+"""Keys that a tenant makes."""
 MOST_KEYS: Final = 20_000
-"""Of an installation; each process has those that sign in memory."""
+"""Of an installation that are not retired; each process has them in memory."""
+KEPT_FREE: Final = 100
+"""Of these for the keys of the whole installation, whatever its tenants make."""
+_DAY: Final = timedelta(days=1)
 
 
 class State(StrEnum):
@@ -59,6 +66,14 @@ class PolicyKey:
     certified_by: str = ""
     """The root that certified it."""
     request_id: UUID | None = None
+    is_first: bool = False
+    """Whether it is the first key of the installation."""
+    ending_until: datetime | None = None
+    """Until then no device is let in with it, because it is being retired."""
+
+    def is_ending(self, at: datetime) -> bool:
+        """Whether it is being retired."""
+        return self.ending_until is not None and at < self.ending_until
 
     def snapshot(self) -> PolicyKeySnapshot:
         """What events say of it."""
@@ -77,8 +92,10 @@ class Keys:
 
     by_id: Mapping[str, PolicyKey]
     """By the ids that signatures name."""
-    root_id: str = ""
-    """The offline root, which certifies keys before devices are given them; empty for none."""
+    has_root: bool = False
+    """Whether an offline root certifies keys before devices are given them."""
+    certified: frozenset[str] = frozenset()
+    """The ids of next keys that it has certified, by the log."""
 
     @classmethod
     def of(cls, keys: Iterable[PolicyKey]) -> Keys:
@@ -88,8 +105,7 @@ class Keys:
     @property
     def first(self) -> PolicyKey | None:
         """The first key of the installation, which devices pin of which nothing else is known."""
-        found = [key for key in self.by_id.values() if key.tenant_id is None]
-        return min(found, key=lambda key: (key.created_at, key.public.id), default=None)
+        return next((key for key in self.by_id.values() if key.is_first), None)
 
     @property
     def signing(self) -> PolicyKey | None:
@@ -107,47 +123,87 @@ class Keys:
         """The keys of a tenant, or of the installation."""
         return [key for key in self.by_id.values() if key.tenant_id == tenant_id]
 
-    def given(self, line: Sequence[UUID]) -> PolicyKey | None:
+    def given(self, line: Sequence[UUID], at: datetime) -> PolicyKey | None:
         """The key that new enrollment tokens of an organisation carry.
 
         Args:
             line: the organisation and those above it, the root first.
+            at: now.
         """
         for tenant_id in (*reversed(line), None):
-            if (found := self.active(tenant_id)) is not None:
+            found = self.active(tenant_id)
+            if found is not None and not found.is_ending(at):
                 return found
         return None
 
-    def usable(self, key_id: str, line: Sequence[UUID]) -> PolicyKey | None:
+    def usable(self, key_id: str, line: Sequence[UUID], at: datetime) -> PolicyKey | None:
         """A key by its id, if devices of an organisation may be given it."""
         found = self.by_id.get(key_id)
         if found is None or found.state is State.RETIRED or found.compromised_at is not None:
             return None
-        if found.state is State.NEXT and self.root_id not in {"", found.certified_by}:
+        if found.is_ending(at):
+            return None
+        if found.state is State.NEXT and self.has_root and key_id not in self.certified:
             return None
         return found if found.tenant_id is None or found.tenant_id in line else None
 
 
-def check_room(keys: Keys, tenant_id: UUID | None) -> None:
+def check_room(keys: Keys, tenant_id: UUID | None, at: datetime) -> None:
     """Refuses one key more.
 
     Raises:
-        DomainError: FAILED_PRECONDITION.
+        DomainError: FAILED_PRECONDITION; RESOURCE_EXHAUSTED when a tenant has made too many of
+            late.
     """
-    own = [key for key in keys.of_tenant(tenant_id) if key.state is not State.RETIRED]
-    if any(key.state is State.NEXT for key in own):
+    if any(key.state is State.NEXT for key in keys.of_tenant(tenant_id)):
         raise failed_precondition(
             "ROTATION_IN_PROGRESS",
             "a next key waits already: activate it first, or retire it",
         )
-    if len(own) >= MOST_OF_A_TENANT or len(keys.by_id) >= MOST_KEYS:
+    _check_bounds(keys, tenant_id, at)
+
+
+def has_room(keys: Keys, tenant_id: UUID | None, at: datetime) -> bool:
+    """Whether a key that ends may have a successor; the installation's always has one."""
+    try:
+        _check_bounds(keys, tenant_id, at)
+    except DomainError:
+        return tenant_id is None
+    return True
+
+
+def _check_bounds(keys: Keys, tenant_id: UUID | None, at: datetime) -> None:
+    ever = keys.of_tenant(tenant_id)
+    own = [key for key in ever if key.state is not State.RETIRED]
+    kept = sum(key.state is not State.RETIRED for key in keys.by_id.values())
+    if len(own) >= MOST_OF_A_TENANT or kept >= MOST_KEYS - (KEPT_FREE if tenant_id else 0):
         raise failed_precondition(
             "TOO_MANY_KEYS", "there are too many policy keys; retire those that no device pins"
         )
+    if tenant_id is None:
+        return
+    if len(ever) >= MOST_EVER:
+        raise failed_precondition(
+            "TOO_MANY_KEYS",
+            f"the tenant has had {len(ever)} policy keys, which stay in the log; it cannot have"
+            " more, but its devices can have keys of the tenants above",
+        )
+    recent = sorted(key.created_at for key in ever if key.created_at > at - _DAY)
+    if len(recent) >= MOST_A_DAY:
+        wait = recent[-MOST_A_DAY] + _DAY - at
+        raise exhausted(
+            "TOO_MANY_NEW_KEYS",
+            f"the tenant has made {len(recent)} policy keys within a day, and may make"
+            f" {MOST_A_DAY}",
+            retry_after=wait.total_seconds(),
+        )
 
 
-def check_activation(key: PolicyKey, root: PublicKey | None) -> None:
+def check_activation(key: PolicyKey, *, is_certified: bool) -> None:
     """Refuses to give a key to new enrollment tokens.
+
+    Args:
+        is_certified: whether the offline root has certified it, or there is none.
 
     Raises:
         DomainError: FAILED_PRECONDITION.
@@ -156,7 +212,7 @@ def check_activation(key: PolicyKey, root: PublicKey | None) -> None:
         raise failed_precondition(
             "KEY_NOT_NEXT", f"the key is {shown(key)}; only a next key is activated"
         )
-    if root is not None and key.certified_by != root.id:
+    if not is_certified:
         raise failed_precondition(
             "KEY_NOT_CERTIFIED", "the offline root has to certify the key before it is activated"
         )

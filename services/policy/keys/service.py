@@ -100,7 +100,8 @@ class KeyRing:
             key_id: the one that was asked for; empty for the active one.
         """
         await self.fresh()
-        return self._keys.usable(key_id, line) if key_id else self._keys.given(line)
+        at = self._clock()
+        return self._keys.usable(key_id, line, at) if key_id else self._keys.given(line, at)
 
     async def run(self) -> None:
         """Follows the keys, for as long as the service lives."""
@@ -124,10 +125,12 @@ class KeyRing:
                         " restore a backup"
                     )
                 keys = [await self._make(connection)]
-            self._take(keys, await store.root_id(connection))
+            elif not any(key.is_first for key in keys):
+                keys = await self._mark_first(connection, keys)
+            await self._take(connection, keys)
             await self._begin_log(connection, keys)
         first = self._keys.first
-        assert first is not None, "the first key is never deleted"
+        assert first is not None, "one of the keys is marked"
         self._first = first.public.id
 
     def new_key(self, tenant_id: UUID | None, request_id: UUID | None) -> tuple[PolicyKey, Signer]:
@@ -161,8 +164,11 @@ class KeyRing:
             raise ValueError(f"the private half of policy key {key.public.id} does not fit")
         return signer
 
-    def _take(self, changed: Iterable[PolicyKey], root_id: str) -> None:
+    async def _take(self, connection: Connection, changed: Iterable[PolicyKey]) -> None:
         keys = {**self._keys.by_id, **{key.public.id: key for key in changed}}
+        root = await store.root(connection)
+        waiting = [key for key in keys.values() if key.state is State.NEXT]
+        certified = await store.certified(connection, root, waiting)
         signers: dict[str, Signer] = {}
         for id_, key in keys.items():
             try:
@@ -175,7 +181,7 @@ class KeyRing:
                 continue
             if made is not None:
                 signers[id_] = made
-        found = Keys(keys, root_id)
+        found = Keys(keys, root is not None, certified)
         signing = found.signing
         if signing is None and self._signer is None:
             raise ValueError("no policy key signs")
@@ -186,10 +192,20 @@ class KeyRing:
 
     async def _make(self, connection: Connection) -> PolicyKey:
         key, _ = self.new_key(None, None)
-        key = replace(key, signs=True, state=State.ACTIVE, activated_at=key.created_at)
+        key = replace(
+            key, signs=True, is_first=True, state=State.ACTIVE, activated_at=key.created_at
+        )
         await store.insert(connection, key)
         log.info("policy key created", key_id=key.public.id)
         return key
+
+    async def _mark_first(
+        self, connection: Connection, keys: Iterable[PolicyKey]
+    ) -> list[PolicyKey]:
+        """Marks the key that a process of the release before has made meanwhile: it makes one."""
+        first = next(key for key in keys if key.signs)
+        await store.mark_first(connection, first)
+        return [replace(key, is_first=key is first) for key in keys]
 
     async def _begin_log(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
         """Enters the keys of before there was a log."""
@@ -207,14 +223,13 @@ class KeyRing:
                 key.created_at,
                 signers,
             )
-            head = await store.append(connection, head, Action.ADD, entry)
+            head = await store.append(connection, head, Action.ADD, key.public, entry)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         async with self._database.system_transaction("the cache has all tenants") as connection:
             page, changed = await store.changed_since(connection, Cursor.parse(cursor))
-            root_id = await store.root_id(connection)
-        try:
-            self._take(changed, root_id)
-        except (SealingError, ValueError) as error:
-            log.error("policy keys not taken", error=str(error))
+            try:
+                await self._take(connection, changed)
+            except (SealingError, ValueError) as error:
+                log.error("policy keys not taken", error=str(error))
         return str(page.cursor), page.more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -12,22 +13,20 @@ import asyncpg
 
 from servicekit.data.postgres import Connection, Scope
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
-from servicekit.keys.log import Action, Envelope, Head
+from servicekit.keys.log import Action, Envelope, Head, is_certificate, scope_of
 from servicekit.rpc.pagination import Page
 from servicekit.security.signing import PublicKey, read_jwk
 from services.policy.keys.domain import PolicyKey, State
 
 CHANGING: Final = "SELECT changed_xid FROM policy.signing_keys"
 """What the feed below tells of (`servicekit.feeds.changes`)."""
-FIRST_KEY: Final = (
-    "SELECT k.id FROM policy.signing_keys k WHERE k.tenant_id IS NULL"
-    " ORDER BY k.created_at, k.id LIMIT 1"
-)
+FIRST_KEY: Final = "SELECT k.id FROM policy.signing_keys k WHERE k.is_first"
 """The first key of the installation."""
 _KEYS_A_PAGE: Final = 1000
 _COLUMNS: Final = (
     "k.row_id, k.public_key, k.created_at, k.sealed_seed, k.signs, k.tenant_id, k.state,"
-    " k.activated_at, k.retired_at, k.compromised_at, k.certified_by, k.request_id"
+    " k.activated_at, k.retired_at, k.compromised_at, k.certified_by, k.request_id,"
+    " k.is_first, k.ending_until"
 )
 _IN_USE: Final = "d.status IN ('pending', 'prepared', 'active')"
 
@@ -57,6 +56,8 @@ def _key(row: asyncpg.Record) -> PolicyKey:
         compromised_at=row["compromised_at"],
         certified_by=row["certified_by"],
         request_id=row["request_id"],
+        is_first=row["is_first"],
+        ending_until=row["ending_until"],
     )
 
 
@@ -90,8 +91,8 @@ async def insert(connection: Connection, key: PolicyKey) -> None:
     """Adds a key."""
     await connection.execute(
         "INSERT INTO policy.signing_keys (row_id, id, public_key, sealed_seed, signs, created_at,"
-        " tenant_id, state, activated_at, request_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        " tenant_id, state, activated_at, request_id, is_first)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         key.id,
         key.public.id,
         key.public.raw,
@@ -102,6 +103,7 @@ async def insert(connection: Connection, key: PolicyKey) -> None:
         key.state.value,
         key.activated_at,
         key.request_id,
+        key.is_first,
     )
 
 
@@ -110,7 +112,7 @@ async def update(connection: Connection, key: PolicyKey) -> None:
     await connection.execute(
         "UPDATE policy.signing_keys SET state = $2, sealed_seed = $3, signs = $4,"
         " activated_at = $5, retired_at = $6, compromised_at = $7, certified_by = $8,"
-        " changed_xid = pg_current_xact_id() WHERE row_id = $1",
+        " ending_until = $9, changed_xid = pg_current_xact_id() WHERE row_id = $1",
         key.id,
         key.state.value,
         key.sealed_seed,
@@ -119,6 +121,16 @@ async def update(connection: Connection, key: PolicyKey) -> None:
         key.retired_at,
         key.compromised_at,
         key.certified_by,
+        key.ending_until,
+    )
+
+
+async def mark_first(connection: Connection, key: PolicyKey) -> None:
+    """Says which key is the first one, where the release before has made it."""
+    await connection.execute(
+        "UPDATE policy.signing_keys SET is_first = true, changed_xid = pg_current_xact_id()"
+        " WHERE row_id = $1",
+        key.id,
     )
 
 
@@ -146,14 +158,18 @@ async def head(connection: Connection) -> Head:
     return Head() if row is None else Head(row["sequence"], row["digest"])
 
 
-async def append(connection: Connection, at: Head, action: Action, entry: Envelope) -> Head:
-    """Adds an entry behind the end of the log; answers the new end."""
+async def append(
+    connection: Connection, at: Head, action: Action, key: PublicKey, entry: Envelope
+) -> Head:
+    """Adds an entry about a key behind the end of the log; answers the new end."""
     await connection.execute(
-        "INSERT INTO policy.key_log (sequence, action, envelope, digest) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO policy.key_log (sequence, action, envelope, digest, key_id)"
+        " VALUES ($1, $2, $3, $4, $5)",
         at.sequence + 1,
         action.value,
         json.dumps(entry.to_json(), separators=(",", ":")),
         entry.sha256,
+        key.id,
     )
     return Head(at.sequence + 1, entry.sha256)
 
@@ -187,10 +203,33 @@ async def root(connection: Connection) -> PublicKey | None:
     return None if entry is None else read_jwk(json.loads(entry.payload)["key"])
 
 
-async def root_id(connection: Connection) -> str:
-    """Its id; empty for none."""
-    found = await root(connection)
-    return "" if found is None else found.id
+async def certified(
+    connection: Connection, root: PublicKey | None, keys: Iterable[PolicyKey]
+) -> frozenset[str]:
+    """The ids of those keys of which the log has the root's certificate.
+
+    The log is looked at, and its signatures are checked: a row of a key says what anybody can have
+    written who writes into the database.
+    """
+    asked = {key.public.id: key for key in keys}
+    if root is None or not asked:
+        return frozenset()
+    rows = await connection.fetch(
+        "SELECT DISTINCT ON (l.key_id) l.key_id, l.envelope FROM policy.key_log l"
+        " WHERE l.action = $1 AND l.key_id = ANY ($2) ORDER BY l.key_id, l.sequence DESC",
+        Action.CERTIFY.value,
+        list(asked),
+    )
+    return frozenset(
+        row["key_id"]
+        for row in rows
+        if is_certificate(
+            Envelope.from_json(json.loads(row["envelope"])),
+            root,
+            scope_of(asked[row["key_id"]].tenant_id),
+            asked[row["key_id"]].public,
+        )
+    )
 
 
 # Devices

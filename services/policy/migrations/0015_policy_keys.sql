@@ -14,10 +14,17 @@ ALTER TABLE policy.signing_keys
     ADD COLUMN certified_by text NOT NULL DEFAULT '',
     -- The request that made it.
     ADD COLUMN request_id uuid,
+    -- The first key of the installation, whatever the clocks said: devices pin it of which nothing else is known.
+    ADD COLUMN is_first boolean NOT NULL DEFAULT false,
+    -- Until then no device is let in with it, because it is being retired.
+    ADD COLUMN ending_until timestamptz,
     ADD COLUMN changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id();
 -- Of a retired key nothing is left that signs; the release before opens none but the one that signs.
 -- squawk-ignore ban-drop-not-null
 ALTER TABLE policy.signing_keys ALTER COLUMN sealed_seed DROP NOT NULL;
+UPDATE policy.signing_keys SET is_first = true WHERE signs;
+-- squawk-ignore require-concurrent-index-creation
+CREATE UNIQUE INDEX signing_keys_one_first ON policy.signing_keys (is_first) WHERE is_first;
 -- squawk-ignore require-concurrent-index-creation
 CREATE UNIQUE INDEX signing_keys_row ON policy.signing_keys (row_id);
 -- squawk-ignore require-concurrent-index-creation
@@ -34,8 +41,11 @@ CREATE TABLE policy.key_log (
     -- JSON: the signed envelope, as it is published.
     envelope text NOT NULL,
     -- The SHA-256 of its payload, by which the next entry names it.
-    digest text NOT NULL
+    digest text NOT NULL,
+    -- The key that it is about.
+    key_id text
 );
+CREATE INDEX key_log_certificates ON policy.key_log (key_id, sequence) WHERE action = 'certify';
 GRANT SELECT, INSERT ON policy.key_log TO evergreen_policy;
 
 -- The key that a device pins; NULL for the first key of the installation.

@@ -110,6 +110,7 @@ async def put_key(connection: Connection, name: str, state: str, **more: Any) ->
         "signs": False,
         "state": state,
         "created_at": datetime(2026, 11, int(name[-1]), tzinfo=UTC),
+        "is_first": name in {"key1", "fresh9"},
     } | more
     places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
     await connection.execute(

@@ -13,11 +13,14 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import enrollment_pb2, policy_pb2, policy_pb2_grpc
+from servicekit.ids import now
 from servicekit.keys import log as key_log
 from servicekit.keys.log import Envelope
 from servicekit.rpc.channels import open_channel
+from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer, dsse_encoding, read_pem_bundle
 from services.policy.__main__ import build
+from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support import callers
@@ -395,6 +398,79 @@ async def test_another_process_signs_with_a_key_at_once(
     assert sorted(states) == ["active", "retiring", "retiring", "retiring"]
     assert len((await there.log()).keys) == 6
     await channel.close()
+
+
+async def test_the_first_key_stays_the_first(world: World) -> None:
+    """Also where the clock was ahead when it was made, and is right when the second one is."""
+    await world.admin.published(ORG.id, DOCUMENT)
+    root = Owner(world, ROOT.id)
+    (first,) = (await root.keys()).values()
+    connection = await world.database.superuser()
+    await connection.execute(
+        "UPDATE policy.signing_keys SET created_at = now() + interval '1 day',"
+        " changed_xid = pg_current_xact_id()"
+    )
+    await connection.close()
+    old, new = pinning(world, None), await root.rotate()
+    assert new.created_at.seconds < (await root.keys())[first.key_id].created_at.seconds
+    newer = pinning(world, new)
+    verified(new.public_key_pem, await newer.pull())
+    counts = {key_id: key.devices for key_id, key in (await root.keys()).items()}
+    assert counts == {first.key_id: 1, new.key_id: 1}
+    ring = KeyRing(
+        world.kit.database, Sealer.from_file(world.kit.settings.master_key_file, PURPOSE), now
+    )
+    await ring.load()
+    assert ring.first_id == first.key_id
+    verified(first.public_key_pem, await old.pull())
+
+
+async def test_the_log_says_what_the_root_has_certified(world: World) -> None:
+    """A row of the database that says so alone activates nothing, and no token carries the key."""
+    offline = Signer(bytes(range(32)))
+    root = Owner(world, ROOT.id)
+    await root.call("SetPolicyRootKey", public_key_pem=offline.public.pem())
+    key = await root.call("CreatePolicyKey")
+    connection = await world.database.superuser()
+    await connection.execute(
+        "UPDATE policy.signing_keys SET certified_by = $1, changed_xid = pg_current_xact_id()"
+        " WHERE id = $2",
+        offline.public.id,
+        key.key_id,
+    )
+    await connection.close()
+    refused = await refusal(root.call("ActivatePolicyKey", id=key.id))
+    assert refused.reason == "KEY_NOT_CERTIFIED"
+    assert await token_key(world, ORG.id, key.key_id) == ""
+
+
+async def test_a_tenant_does_not_use_up_the_keys(world: World) -> None:
+    """However it makes and ends them; the installation goes on, and a key in wrong hands is marked
+    as such in any case."""
+    school = Owner(world, ORG.id)
+    made = 0
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        while made < 20:
+            key = await school.call("CreatePolicyKey")
+            made += 1
+            await school.call("RetirePolicyKey", id=key.id)
+    assert made == 10
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "TOO_MANY_NEW_KEYS" in str(error.value.trailing_metadata())
+    sister = Owner(world, SISTER.id)
+    active = await sister.rotate()
+    for _ in range(12):
+        await sister.call("MarkPolicyKeyCompromised", id=active.id)
+        own = [one for one in (await sister.keys()).values() if one.org_id == str(SISTER.id)]
+        following = [one for one in own if one.state == "active"]
+        if not following:
+            break
+        (active,) = following
+    assert len(own) == 8
+    assert all(one.HasField("compromised_at") for one in own)
+    root = await Owner(world, ROOT.id).rotate()
+    assert await token_key(world, SISTER.id) == root.key_id
+    assert len((await sister.log()).keys) == 1 + 10 + 8 + 1
 
 
 async def test_public_keys_are_for_everybody(world: World) -> None:
