@@ -45,7 +45,16 @@ Now = Annotated[
         help="Publish the policies that name it and are in force, so that devices get the value.",
     ),
 ]
-Urgent = Annotated[bool, typer.Option("--urgent", help="With --now: also in a freeze.")]
+Rollout = Annotated[
+    bool,
+    typer.Option(
+        "--rollout",
+        help="Roll them out to 1, 10, 50 and 100 percent of the devices, a day each.",
+    ),
+]
+Urgent = Annotated[
+    bool, typer.Option("--urgent", help="With --now or --rollout: also in a freeze.")
+]
 
 _FAILED: Final = 2
 _PATH: Final = "/api/policy-variables"
@@ -90,6 +99,7 @@ def set_variable(
     name: Name,
     value: Annotated[str, typer.Argument(help="The value.")],
     now: Now = False,
+    rollout: Rollout = False,
     urgent: Urgent = False,
     org: Tenant = "",
     home: Home = None,
@@ -100,13 +110,15 @@ def set_variable(
 ) -> None:
     """Add a variable, or give it another value."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        _set(api, org, name, value, secret=False, now=now, urgent=urgent)
+        apply = _apply(now=now, rollout=rollout)
+        _set(api, org, name, value, secret=False, apply=apply, urgent=urgent)
 
 
 @secrets.command("set")
 def set_secret(
     name: Name,
     now: Now = False,
+    rollout: Rollout = False,
     urgent: Urgent = False,
     org: Tenant = "",
     home: Home = None,
@@ -117,7 +129,8 @@ def set_secret(
 ) -> None:
     """Add a secret, or give it another value, which is read from standard input or asked for."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        _set(api, org, name, _asked(name), secret=True, now=now, urgent=urgent)
+        apply = _apply(now=now, rollout=rollout)
+        _set(api, org, name, _asked(name), secret=True, apply=apply, urgent=urgent)
 
 
 @variables.command("unset")
@@ -169,30 +182,53 @@ def _named(api: Api, tenant: str, name: str) -> Any:
     return next((one for one in found if one["name"] == name and one["orgId"] == tenant), None)
 
 
+def _apply(*, now: bool, rollout: bool) -> str:
+    if now and rollout:
+        raise CliError("give --now or --rollout, not both")
+    if now:
+        return "NOW"
+    return "ROLLOUT" if rollout else "NEXT_PUBLISH"
+
+
 def _set(
-    api: Api, org: str, name: str, value: str, *, secret: bool, now: bool, urgent: bool
+    api: Api, org: str, name: str, value: str, *, secret: bool, apply: str, urgent: bool
 ) -> None:
     tenant = _tenant_id(api, org)
     known = _named(api, tenant, name)
     if known is None:
-        api.post(_PATH, {"orgId": tenant, "name": name, "secret": secret, "value": value})
+        body = {"orgId": tenant, "name": name, "secret": secret, "value": value}
+        done = api.post(_PATH, body)
         typer.echo(f"{name} is set.")
+        _warn(done)
         return
     _check_kind(known, secret=secret)
-    apply = "NOW" if now else "NEXT_PUBLISH"
     body = {"value": value, "apply": apply, "urgent": urgent, "etag": known["etag"]}
     done = api.patch(f"{_PATH}/{known['id']}", body)
     typer.echo(f"{name} is set.")
     for policy in done.get("policies", []):
-        typer.echo(f"  {policy['policyName']}: {_said(policy, now=now)}")
+        typer.echo(f"  {policy['policyName']}: {_said(policy)}")
+    _warn(done)
 
 
-def _said(policy: Any, *, now: bool) -> str:
+def _warn(done: Any) -> None:
+    if done.get("secret", False) and not done.get("sealedWhenPublished", False):
+        typer.echo(
+            "The secret itself is sealed. Policies that are published with it lie open in the"
+            " database, as long as EVERGREEN_POLICY_SECRETS of the policy service is open.",
+            err=True,
+        )
+
+
+def _said(policy: Any) -> str:
     if not policy.get("inForce", False):
         return "is not in force"
     if policy.get("hasUnpublishedChanges", False):
         return "has unpublished changes: devices get the value with its next publish"
-    return "is published" if now else "devices get the value with its next publish"
+    if rollout := policy.get("rolloutId"):
+        return f"comes to devices by the rollout {rollout}"
+    if policy.get("hasOlderValue", False):
+        return "devices get the value with its next publish"
+    return "is in force with the value"
 
 
 def _unset(api: Api, org: str, name: str, *, secret: bool) -> None:

@@ -153,7 +153,7 @@ async def wrong_keys(
 
 
 async def unsealed(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[Finding]:
-    """Whether some policies with secrets lie sealed, and others do not."""
+    """Whether some policies with secrets lie sealed and others do not, or none that name them."""
     if not await connection.fetchval(
         "SELECT count(*) > 0 FROM information_schema.columns WHERE table_schema = 'policy'"
         " AND table_name = 'documents' AND column_name = 'sealed_secrets'"
@@ -164,6 +164,18 @@ async def unsealed(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncItera
         is_sealed = await connection.fetchval(
             "SELECT EXISTS (SELECT FROM policy.policies WHERE sealed_secrets IS NOT NULL)"
             " OR EXISTS (SELECT FROM policy.versions WHERE sealed_secrets IS NOT NULL)"
+        )
+        names = not is_sealed and await connection.fetchval(
+            "SELECT count(*) FROM policy.policies p WHERE p.published_version IS NOT NULL"
+            " AND to_jsonb(p)->>'uses' LIKE '%\"secret.%'"
+        )
+    if names:
+        yield warning(
+            "NAMED_SECRETS_OPEN",
+            f"{names} published {'policy names' if names == 1 else 'policies name'} secrets, whose"
+            " values lie open in the database, in what was published",
+            "When 0.2.0 runs nowhere any more, set EVERGREEN_POLICY_SECRETS=sealed for the policy"
+            " service; then run `evergreen policies seal`.",
         )
     if not is_sealed:
         return

@@ -31,7 +31,7 @@ from services.policy.keys.api import PolicyKeyApi
 from services.policy.keys.custody import Custody
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
-from services.policy.rollouts.api import PublishingApi, RolloutApi
+from services.policy.rollouts.api import PublishingApi, RolloutApi, asked_plan
 from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
 from services.policy.rollouts.worker import RolloutWorker
@@ -182,7 +182,8 @@ async def build(kit: Kit) -> Parts:
                         changes,
                         service,
                         kit.clock,
-                    )
+                    ),
+                    asked_plan,
                 ),
             ),
             partial(rpc.add_PolicyKeyServiceServicer_to_server, PolicyKeyApi(keys, custody)),

@@ -27,6 +27,8 @@ HOLDS_SECRETS: Final = (
     f"(v.sealed_secrets IS NOT NULL OR convert_from(v.document, 'UTF8') ~ '{SECRETS}')"
 )
 """Whether it has any."""
+NAMES_SECRETS: Final = r"[{]{2}secret\."
+"""What the text of a template has that names secrets: a regular expression for PostgreSQL."""
 
 
 class Row(Protocol):
@@ -47,6 +49,11 @@ class Vault:
     def __init__(self, sealer: Sealer, *, seals: bool) -> None:
         self._sealer = sealer
         self._seals = seals
+
+    @property
+    def seals(self) -> bool:
+        """Whether rows with secrets are stored sealed."""
+        return self._seals
 
     def stored(self, place: str, columns: Mapping[str, str | bytes | None]) -> dict[str, Any]:
         """The columns as they are stored, with `SEALED`.

@@ -736,6 +736,31 @@ async def test_policies_of_which_some_are_sealed(database: TestDatabase) -> None
     assert found.what.startswith("1 row of stored policies with secrets is not sealed")
 
 
+async def test_policies_that_name_secrets_and_are_published_open(database: TestDatabase) -> None:
+    """A secret that nobody can read lies open in what is published, until that is sealed."""
+    insert = (
+        "INSERT INTO policy.policies (id, tenant_id, name, authored, uses, published_version,"
+        " sealed_secrets, created_at, updated_at) VALUES ($1, $1, '', '', $2, $3, $4, now(), now())"
+    )
+
+    async def said() -> list[str]:
+        every = findings(await postgres.checks(owner(database)))
+        return [f.what for f in every if f.code == "NAMED_SECRETS_OPEN"]
+
+    connection = await database.superuser()
+    try:
+        await connection.execute(insert, UUID(int=1), ["var.x"], 1, None)
+        await connection.execute(insert, UUID(int=2), ["secret.x"], None, None)
+        assert await said() == []
+        await connection.execute(insert, UUID(int=3), ["var.x", "secret.x"], 2, None)
+        (found,) = await said()
+        assert found.startswith("1 published policy names secrets")
+        await connection.execute(insert, UUID(int=4), [], None, b"sealed")
+        assert await said() == []
+    finally:
+        await connection.close()
+
+
 async def test_wrong_roles(database: TestDatabase) -> None:
     """Each role does its own work only, and the superuser none."""
     superuser = login(database, SUPERUSER, SUPERUSER_SECRET)

@@ -144,7 +144,9 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
         return done.output
 
     assert said("variables", "set", "host", "one.example") == "host is set.\n"
-    assert said("secrets", "set", "wifi", value="the first passphrase\n") == "wifi is set.\n"
+    assert said("secrets", "set", "wifi", value="the first passphrase\n").startswith(
+        "wifi is set.\n"
+    )
     (line,) = said("secrets", "list", "--json").splitlines()
     first = json.loads(line)["fingerprint"]
     wifi = {"ssid": "Class", "passphrase": "{{secret.wifi}}", "security": "wpa-psk"}
@@ -154,8 +156,10 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
     agent = org.device()
     later = said("variables", "set", "host", "two.example")
     assert "Base: devices get the value with its next publish" in later
+    waits = said("secrets", "set", "wifi", value="the second passphrase")
+    assert "Base: devices get the value with its next publish" in waits
     now = said("secrets", "set", "wifi", "--now", value="the second passphrase")
-    assert "Base: is published" in now
+    assert "Base: is in force with the value" in now
     agent.pull()
     got = json.loads(marshal(DOCUMENT, agent.applied[-1].document))
     assert got["browser"]["homepage"] == "https://two.example"
@@ -163,6 +167,10 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
     (line,) = said("secrets", "list", "--json").splitlines()
     assert json.loads(line)["fingerprint"] != first
     assert "two.example" in said("variables", "list")
+    rolled = said("variables", "set", "host", "three.example", "--rollout")
+    (rollout,) = ok(org.owner.get("/api/rollouts", params={"orgId": org.id}))["rollouts"]
+    assert f"Base: comes to devices by the rollout {rollout['id']}" in rolled
+    assert "not both" in said("variables", "set", "host", "x", "--now", "--rollout", code=2)
     assert "one of the secrets" in said("variables", "unset", "wifi", code=2)
     assert "policies name it: Base" in said("secrets", "unset", "wifi", code=2)
     assert "nothing is called other" in said("variables", "unset", "other", code=2)

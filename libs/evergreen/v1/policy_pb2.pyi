@@ -1791,6 +1791,8 @@ class PolicyVariableUse(_message.Message):
     POLICY_NAME_FIELD_NUMBER: _builtins.int
     IN_FORCE_FIELD_NUMBER: _builtins.int
     HAS_UNPUBLISHED_CHANGES_FIELD_NUMBER: _builtins.int
+    HAS_OLDER_VALUE_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     """The policy's id."""
     policy_name: _builtins.str
@@ -1801,6 +1803,10 @@ class PolicyVariableUse(_message.Message):
     """Whether it has unpublished changes: it is not published by a new value, but has it
     from its next publish on.
     """
+    has_older_value: _builtins.bool
+    """Whether what is in force of it was published before the value was set."""
+    rollout_id: _builtins.str
+    """The rollout that brings the value to its devices, where the call began one."""
     def __init__(
         self,
         *,
@@ -1808,10 +1814,12 @@ class PolicyVariableUse(_message.Message):
         policy_name: _builtins.str = ...,
         in_force: _builtins.bool = ...,
         has_unpublished_changes: _builtins.bool = ...,
+        has_older_value: _builtins.bool = ...,
+        rollout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_unpublished_changes", b"has_unpublished_changes", "in_force", b"in_force", "policy_id", b"policy_id", "policy_name", b"policy_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_older_value", b"has_older_value", "has_unpublished_changes", b"has_unpublished_changes", "in_force", b"in_force", "policy_id", b"policy_id", "policy_name", b"policy_name", "rollout_id", b"rollout_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1833,6 +1841,7 @@ class PolicyVariable(_message.Message):
     UPDATED_BY_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    SEALED_WHEN_PUBLISHED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     org_id: _builtins.str
@@ -1849,6 +1858,10 @@ class PolicyVariable(_message.Message):
     """Who set it."""
     etag: _builtins.str
     """Changes with every change; send it back to change only what you have seen."""
+    sealed_when_published: _builtins.bool
+    """Whether what is published with a secret is stored sealed from now on, too; not in
+    lists, and not of a variable.
+    """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When the value was set."""
@@ -1870,10 +1883,11 @@ class PolicyVariable(_message.Message):
         updated_by: _builtins.str = ...,
         etag: _builtins.str = ...,
         policies: _abc.Iterable[Global___PolicyVariableUse] | None = ...,
+        sealed_when_published: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "policies", b"policies", "secret", b"secret", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "policies", b"policies", "sealed_when_published", b"sealed_when_published", "secret", b"secret", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2006,18 +2020,25 @@ class UpdatePolicyVariableRequest(_message.Message):
     APPLY_FIELD_NUMBER: _builtins.int
     URGENT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     value: _builtins.str
     """The value."""
     apply: _builtins.str
-    """When devices get it: `NEXT_PUBLISH`, with the next publish of each policy, or `NOW`.
-    NEXT_PUBLISH when not given.
+    """When devices get it: `NEXT_PUBLISH`, with the next publish of each policy; `NOW`, all
+    at once; or `ROLLOUT`, in batches. NEXT_PUBLISH when not given.
     """
     urgent: _builtins.bool
     """Whether freezes and windows do not count for what is published."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """With `apply: ROLLOUT` how it comes to devices, each policy in a rollout of its own;
+        `careful` when not given. Only organisations have rollouts.
+        """
+
     def __init__(
         self,
         *,
@@ -2026,10 +2047,11 @@ class UpdatePolicyVariableRequest(_message.Message):
         apply: _builtins.str = ...,
         urgent: _builtins.bool = ...,
         etag: _builtins.str | None = ...,
+        plan: Global___RolloutPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "apply", b"apply", "etag", b"etag", "id", b"id", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "apply", b"apply", "etag", b"etag", "id", b"id", "plan", b"plan", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
@@ -2226,8 +2248,9 @@ class PolicyVersion(_message.Message):
     key_id: _builtins.str
     """The id of the key that signed it."""
     document_sha256: _builtins.str
-    """The SHA-256 of the document's bytes, in hexadecimal. Empty for Auditors when
-    the document holds secrets, for it would let them try out guesses.
+    """The SHA-256 of the document's bytes, in hexadecimal. Where the document holds secrets
+    it is empty for Auditors, and for everybody when one of them is named or above the
+    tenant, or the version is sealed: by a digest guesses can be tried out.
     """
     never_in_force: _builtins.bool
     """Whether it was never in force: a rollout brings it to devices, or ended before its

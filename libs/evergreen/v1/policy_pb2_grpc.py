@@ -1561,9 +1561,10 @@ class PolicyVariableServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePolicyVariable(self, request, context):
-        """Gives a variable or secret another value. With `apply: NOW` the policies that name
-        it and are in force are published again, all or none, as their publish would: a
-        freeze or a running rollout refuses it, and a second person may have to approve.
+        """Gives a variable or secret another value. With `apply: NOW` or `ROLLOUT` the policies
+        that name it and are in force are published again, all or none, as their publish
+        would: a freeze or a running rollout refuses it, and a second person may have to
+        approve. So are those that were published before the value was set, if it is the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -632,9 +632,10 @@ class PolicyVariableServiceStub:
     CreatePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyVariableRequest, _policy_pb2.PolicyVariable]
     """Adds a variable or secret to a tenant."""
     UpdatePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyVariableRequest, _policy_pb2.PolicyVariable]
-    """Gives a variable or secret another value. With `apply: NOW` the policies that name
-    it and are in force are published again, all or none, as their publish would: a
-    freeze or a running rollout refuses it, and a second person may have to approve.
+    """Gives a variable or secret another value. With `apply: NOW` or `ROLLOUT` the policies
+    that name it and are in force are published again, all or none, as their publish
+    would: a freeze or a running rollout refuses it, and a second person may have to
+    approve. So are those that were published before the value was set, if it is the same.
     """
     DeletePolicyVariable: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyVariableRequest, _policy_pb2.DeletePolicyVariableResponse]
     """Deletes a variable or secret. Refused while a policy names it."""
@@ -653,9 +654,10 @@ class PolicyVariableServiceAsyncStub(PolicyVariableServiceStub):
     CreatePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyVariableRequest, _policy_pb2.PolicyVariable]  # type: ignore[assignment]
     """Adds a variable or secret to a tenant."""
     UpdatePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyVariableRequest, _policy_pb2.PolicyVariable]  # type: ignore[assignment]
-    """Gives a variable or secret another value. With `apply: NOW` the policies that name
-    it and are in force are published again, all or none, as their publish would: a
-    freeze or a running rollout refuses it, and a second person may have to approve.
+    """Gives a variable or secret another value. With `apply: NOW` or `ROLLOUT` the policies
+    that name it and are in force are published again, all or none, as their publish
+    would: a freeze or a running rollout refuses it, and a second person may have to
+    approve. So are those that were published before the value was set, if it is the same.
     """
     DeletePolicyVariable: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyVariableRequest, _policy_pb2.DeletePolicyVariableResponse]  # type: ignore[assignment]
     """Deletes a variable or secret. Refused while a policy names it."""
@@ -695,9 +697,10 @@ class PolicyVariableServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.UpdatePolicyVariableRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.PolicyVariable, _abc.Awaitable[_policy_pb2.PolicyVariable]]:
-        """Gives a variable or secret another value. With `apply: NOW` the policies that name
-        it and are in force are published again, all or none, as their publish would: a
-        freeze or a running rollout refuses it, and a second person may have to approve.
+        """Gives a variable or secret another value. With `apply: NOW` or `ROLLOUT` the policies
+        that name it and are in force are published again, all or none, as their publish
+        would: a freeze or a running rollout refuses it, and a second person may have to
+        approve. So are those that were published before the value was set, if it is the same.
         """
 
     @_abc_1.abstractmethod

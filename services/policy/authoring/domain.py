@@ -71,7 +71,8 @@ class Policy:
 class Published:
     """What a list says of a published version.
 
-    `holds_secrets` is asked for callers who may not see them, and false for all others.
+    `holds_secrets` is asked for callers who may not see them; for all others it is of those that
+    are shown to nobody.
     """
 
     version: int

@@ -503,8 +503,10 @@ class PolicyService:
             return False
         await lock_counter(connection, policy.tenant_id)
         version = await self._in_force_of(connection, policy)
-        if version is None:
-            return False
+        return version is not None and await self._says(connection, policy, version)
+
+    async def _says(self, connection: Connection, policy: Policy, version: Version) -> bool:
+        """Whether a version is what a publish of the policy would make of it now."""
         bundle = json.loads(policy.authored)
         values = await self._values(connection, policy.tenant_id, references(bundle))
         try:
@@ -513,6 +515,15 @@ class PolicyService:
             return False
         # Not the documents: layers have nothing twice.
         return own_of(bundle, document, policy.merging) == own_of_version(version)
+
+    async def has_values(self, connection: Connection, policy: Policy) -> bool:
+        """Whether devices have a policy in force with the values of now, or get it by a rollout."""
+        if await self._is_delivered(connection, policy):
+            return True
+        if not await self.is_on_its_way(connection, policy):
+            return False
+        coming = await self.coming(connection, policy)
+        return coming is not None and await self._says(connection, policy, coming)
 
     async def coming(self, connection: Connection, policy: Policy) -> Version | None:
         """The version that a rollout brings to devices, or else the one published last."""

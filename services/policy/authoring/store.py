@@ -24,7 +24,15 @@ from services.policy.stamps.domain import Content, Document
 from services.policy.stamps.store import insert_document, move_counter
 from services.policy.targets.domain import PolicyTargets
 from services.policy.targets.store import bind, unbind
-from services.policy.vault import DIGEST, HOLDS_SECRETS, SEALED, Vault, of_policy, of_version
+from services.policy.vault import (
+    DIGEST,
+    HOLDS_SECRETS,
+    NAMES_SECRETS,
+    SEALED,
+    Vault,
+    of_policy,
+    of_version,
+)
 from services.policy.versions import Version
 
 _POLICY = (
@@ -353,8 +361,10 @@ async def list_versions(
     rows = await connection.fetch(
         "SELECT v.version, v.published_at, v.published_by, v.rollback_of, v.key_id,"
         f" encode({DIGEST}, 'hex') AS document_sha256,"
-        # Of layers above they are nobody's to try out below.
-        f" (($5 OR v.inherits) AND {HOLDS_SECRETS}) AS holds_secrets,"
+        # Nobody is to try out those of layers above, nor those that a template names. Of a sealed
+        # version it is not known which ones they are.
+        f" (($5 OR v.inherits OR v.sealed_secrets IS NOT NULL OR v.authored ~ '{NAMES_SECRETS}')"
+        f" AND {HOLDS_SECRETS}) AS holds_secrets,"
         f" {_NEVER_IN_FORCE} AS never_in_force"
         " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",

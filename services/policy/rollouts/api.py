@@ -39,7 +39,7 @@ class PublishingApi(PolicySetApi):
     ) -> policy_pb2.Policy:
         """Signs a policy and puts it in force, or rolls it out."""
         publishing = Publishing(
-            plan=_plan(request.plan) if request.HasField("plan") else None,
+            plan=asked_plan(request.plan) if request.HasField("plan") else None,
             urgent=request.urgent,
             supersede=request.supersede,
             note=request.note,
@@ -162,7 +162,8 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
         return _to_settings(found)
 
 
-def _plan(message: policy_pb2.RolloutPlan) -> Plan:
+def asked_plan(message: policy_pb2.RolloutPlan) -> Plan:
+    """The plan of a message, or `careful` where it says none."""
     plan = PRESETS[message.preset or "careful"]
     if message.batches:
         if message.preset:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
+from servicekit.errors import invalid_field
 from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
+from services.policy.authoring.publishing import Publishing
 from services.policy.variables.domain import Use, Variable
-from services.policy.variables.service import NOW, Shown, Variables
+from services.policy.variables.service import Shown, Variables
 
 
 class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
     """evergreen.v1.PolicyVariableService."""
 
-    def __init__(self, variables: Variables) -> None:
+    def __init__(
+        self, variables: Variables, plan_of: Callable[[policy_pb2.RolloutPlan], object]
+    ) -> None:
         self._variables = variables
+        self._plan_of = plan_of
 
     async def ListPolicyVariables(
         self, request: policy_pb2.ListPolicyVariablesRequest, context: Context
@@ -59,8 +64,7 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
             context.call,
             UUID(request.id),
             request.value,
-            publish=request.apply == NOW,
-            urgent=request.urgent,
+            self._publishing(request),
         )
         return _to_shown(shown)
 
@@ -71,9 +75,23 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
         await self._variables.delete(context.call, UUID(request.id))
         return policy_pb2.DeletePolicyVariableResponse()
 
+    def _publishing(self, request: policy_pb2.UpdatePolicyVariableRequest) -> Publishing | None:
+        """How policies are published with a new value; `None` for not at all."""
+        if request.HasField("plan") and request.apply != "ROLLOUT":
+            raise invalid_field("plan", "counts with apply: ROLLOUT only")
+        if request.apply not in {"NOW", "ROLLOUT"}:
+            return None
+        return Publishing(
+            plan=self._plan_of(request.plan) if request.apply == "ROLLOUT" else None,
+            urgent=request.urgent,
+            keeps_rollouts=True,
+        )
+
 
 def _to_shown(shown: Shown) -> policy_pb2.PolicyVariable:
-    return _to_variable(shown.variable, shown.uses)
+    message = _to_variable(shown.variable, shown.uses)
+    message.sealed_when_published = shown.sealed_when_published
+    return message
 
 
 def _to_variable(variable: Variable, uses: Sequence[Use] = ()) -> policy_pb2.PolicyVariable:
@@ -93,6 +111,8 @@ def _to_variable(variable: Variable, uses: Sequence[Use] = ()) -> policy_pb2.Pol
                 policy_name=use.name,
                 in_force=use.in_force,
                 has_unpublished_changes=use.changed_since_publish,
+                has_older_value=use.has_older_value,
+                rollout_id=str(use.rollout_id or ""),
             )
             for use in uses
         ],

@@ -58,6 +58,10 @@ class Use:
     name: str
     in_force: bool
     changed_since_publish: bool
+    has_older_value: bool = False
+    """Whether what is in force of it was published before the value was set."""
+    rollout_id: UUID | None = None
+    """The rollout that was begun for the value."""
 
 
 def check_value(value: str, *, is_secret: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 from uuid import UUID
 
 from contract.events.base import Action
@@ -24,6 +23,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from servicekit.security.sealing import SealingError
 from services.policy.authoring import store as authoring_store
+from services.policy.authoring.domain import Policy
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import PolicyService
 from services.policy.variables import store
@@ -37,8 +37,6 @@ from services.policy.variables.domain import (
 )
 from services.policy.vault import Vault, of_variable
 
-NOW: Final = "NOW"
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -46,6 +44,8 @@ class Shown:
 
     variable: Variable
     uses: list[Use]
+    sealed_when_published: bool = False
+    """Whether what is published with a secret is stored sealed, too."""
 
 
 class Variables:
@@ -82,7 +82,7 @@ class Variables:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             variable = await _found(connection, scope, variable_id)
-            return Shown(variable, await store.uses(connection, variable))
+            return self._shown(variable, await store.uses(connection, variable))
 
     async def create(
         self, call: Call, org_id: UUID, name: str, value: str, *, is_secret: bool
@@ -113,17 +113,18 @@ class Variables:
             await store.put(connection, self._vault, variable, value)
             created = PolicyVariableCreated(id=id_, after=variable.snapshot())
             await self._tell(connection, variable, created)
-        return Shown(variable, [])
+        return self._shown(variable, [])
 
     async def update(
-        self, call: Call, variable_id: UUID, value: str, *, publish: bool, urgent: bool = False
+        self, call: Call, variable_id: UUID, value: str, publishing: Publishing | None = None
     ) -> Shown:
-        """Gives a variable another value; the one that it has changes nothing.
+        """Gives a variable another value.
 
         Args:
-            publish: the policies that name it and are in force are published with the new value,
-                but for those with unpublished changes.
-            urgent: freezes and windows do not count for that.
+            publishing: how the policies that name it and are in force are published with the
+                value; `None` for not at all. Those with unpublished changes are not, nor those
+                that devices have or get with it already. So the same value once more changes
+                nothing but what still waits for it.
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT for the value, also where a policy that is
@@ -137,32 +138,43 @@ class Variables:
             before = await _found(connection, scope, variable_id, for_update=True)
             check_etag(before.etag)
             check_value(value, is_secret=before.is_secret)
-            if await self._has(connection, before, value):
-                return Shown(before, await store.uses(connection, before))
-            after = replace(
-                before,
-                value=None if before.is_secret else value,
-                fingerprint=self._fingerprint(before.tenant_id, before.id, value)
-                if before.is_secret
-                else "",
-                revision=before.revision + 1,
-                updated_at=self._clock(),
-                updated_by=call.caller.name,
-            )
-            await store.put(connection, self._vault, after, value)
-            uses = await store.uses(connection, after)
-            published = 0
-            for use in uses if publish else ():
-                if use.in_force and not use.changed_since_publish:
-                    await self._publish(connection, call, after, use, urgent=urgent)
-                    published += 1
-            updated = PolicyVariableUpdated(
-                id=after.id, before=before.snapshot(), after=after.snapshot(published)
-            )
-            await self._tell(connection, after, updated)
-        if published:
+            after = before
+            if not await self._has(connection, before, value):
+                after = self._changed(call, before, value)
+                await store.put(connection, self._vault, after, value)
+            rollouts: dict[UUID, UUID | None] = {}
+            if publishing is not None:
+                for use in await store.uses(connection, after):
+                    if use.in_force and not use.changed_since_publish:
+                        policy = await self._published(connection, call, after, use, publishing)
+                        if policy is not None:
+                            rollouts[policy.id] = policy.rollout_id
+            uses = [
+                replace(use, rollout_id=rollouts.get(use.policy_id))
+                for use in await store.uses(connection, after)
+            ]
+            if after is not before or rollouts:
+                updated = PolicyVariableUpdated(
+                    id=after.id, before=before.snapshot(), after=after.snapshot(len(rollouts))
+                )
+                await self._tell(connection, after, updated)
+        if rollouts:
             await self._changes.catch_up()
-        return Shown(after, uses)
+        return self._shown(after, uses)
+
+    def _shown(self, variable: Variable, uses: list[Use]) -> Shown:
+        return Shown(variable, uses, variable.is_secret and self._vault.seals)
+
+    def _changed(self, call: Call, before: Variable, value: str) -> Variable:
+        is_secret = before.is_secret
+        return replace(
+            before,
+            value=None if is_secret else value,
+            fingerprint=self._fingerprint(before.tenant_id, before.id, value) if is_secret else "",
+            revision=before.revision + 1,
+            updated_at=self._clock(),
+            updated_by=call.caller.name,
+        )
 
     async def delete(self, call: Call, variable_id: UUID) -> None:
         """Deletes a variable that no policy names.
@@ -180,16 +192,22 @@ class Variables:
             deleted = PolicyVariableDeleted(id=variable.id, before=variable.snapshot())
             await self._tell(connection, variable, deleted)
 
-    async def _publish(
-        self, connection: Connection, call: Call, variable: Variable, use: Use, *, urgent: bool
-    ) -> None:
+    async def _published(
+        self,
+        connection: Connection,
+        call: Call,
+        variable: Variable,
+        use: Use,
+        publishing: Publishing,
+    ) -> Policy | None:
+        """A policy with the value that is set now; `None` where devices have or get it already."""
         scope = Scope.of(variable.tenant_id)
         policy = await authoring_store.get_policy(
             connection, self._vault, scope, use.policy_id, for_update=True
         )
-        if policy is not None:
-            publishing = Publishing(urgent=urgent, keeps_rollouts=True)
-            await self._policies.published(connection, call, policy, publishing)
+        if policy is None or await self._policies.has_values(connection, policy):
+            return None
+        return await self._policies.published(connection, call, policy, publishing)
 
     async def _has(self, connection: Connection, variable: Variable, value: str) -> bool:
         """Whether a variable has a value; one that does not open is set anew."""

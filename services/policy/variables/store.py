@@ -162,12 +162,17 @@ async def uses(
             variable.reference,
         )
     rows = await connection.fetch(
-        "SELECT p.id AS policy_id, p.name, p.changed_since_publish,"
+        "SELECT id AS policy_id, name, changed_since_publish, in_force,"
+        " in_force AND published_at < $3 AS has_older_value"
+        " FROM (SELECT p.id, p.name, p.changed_since_publish, v.published_at,"
         " (EXISTS (SELECT FROM policy.assignments a WHERE a.tenant_id = p.tenant_id"
         " AND a.policy_id = p.id) OR EXISTS (SELECT FROM policy.bindings b"
         " WHERE b.tenant_id = p.tenant_id AND b.policy_id = p.id)) AS in_force"
-        f" FROM policy.policies p WHERE {wanted} ORDER BY p.id",
+        " FROM policy.policies p LEFT JOIN policy.versions v"
+        " ON v.tenant_id = p.tenant_id AND v.version = p.published_version"
+        f" WHERE {wanted}) AS used ORDER BY id",
         variable.tenant_id,
         variable.reference,
+        variable.updated_at,
     )
     return [Use(**row) for row in rows]

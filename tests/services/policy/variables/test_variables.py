@@ -98,6 +98,10 @@ async def test_devices_get_values_and_people_references(world: World, keeper: Ke
     found = await keeper.variable("Get", id=wifi.id)
     assert (found.secret, found.value, len(found.fingerprint)) == (True, "", 8)
     assert [(one.policy_name, one.in_force) for one in found.policies] == [("Policy", True)]
+    # Nor can a guess be tried out by a digest.
+    versions = await world.admin.call("ListPolicyVersions", policy_id=policy.id)
+    assert [one.document_sha256 for one in versions.versions] == [""]
+    assert not found.sealed_when_published
     auditor = Admin(world.channel, ORG.id, "Auditor")
     answers = [
         await world.admin.call("GetPolicy", id=policy.id, reveal_secrets=True),
@@ -148,6 +152,81 @@ async def test_a_new_value_comes_with_a_publish(world: World, keeper: Keeper) ->
     actions = [event["data"]["action"] for event in await world.events()]
     assert actions.count("policy.variable_updated") == 3
     assert later.etag != host.etag
+
+
+async def test_a_value_that_was_set_before_comes_once_it_is_to(
+    world: World, keeper: Keeper
+) -> None:
+    """Set without a publish and then once more with one: policies that have an older value get it,
+    and say so until then. A policy that has it is left alone."""
+    _, wifi = await _values(keeper, ORG.id)
+    await world.admin.published(ORG.id, TEMPLATE)
+    first = await _has(world, ORG.id)
+    waits = await keeper.variable("Update", id=wifi.id, value="new secret")
+    assert [one.has_older_value for one in waits.policies] == [True]
+    listed = await keeper.variable("Get", id=wifi.id)
+    assert [one.has_older_value for one in listed.policies] == [True]
+    now = await keeper.variable("Update", id=wifi.id, value="new secret", apply="NOW")
+    assert [one.has_older_value for one in now.policies] == [False]
+    assert now.etag == waits.etag
+    second = await _has(world, ORG.id, first[0])
+    assert second[2] == "new secret"
+    before = await world.events()
+    await keeper.variable("Update", id=wifi.id, value="new secret", apply="NOW")
+    assert await world.events() == before
+    assert await _has(world, ORG.id) == second
+
+
+async def test_a_new_value_is_rolled_out(world: World, keeper: Keeper) -> None:
+    """Each policy in force in a rollout of its own, all or none. What comes by a rollout with the
+    same value is not begun again; another value waits for its end."""
+    host, wifi = await _values(keeper, ORG.id)
+    await world.admin.published(ORG.id, TEMPLATE)
+    first = await _has(world, ORG.id)
+    done = await keeper.variable("Update", id=wifi.id, value="new secret", apply="ROLLOUT")
+    (use,) = done.policies
+    assert use.rollout_id
+    assert use.has_older_value
+    assert await _has(world, ORG.id) == first
+    rollouts = policy_pb2_grpc.PolicyRolloutServiceStub(world.channel)
+
+    async def ask(method: str, **request: Any) -> Any:
+        message = getattr(policy_pb2, f"{method}Request")(id=use.rollout_id, **request)
+        return await getattr(rollouts, method)(message, metadata=keeper.metadata, timeout=60)
+
+    begun = await ask("GetRollout")
+    assert [batch.percent for batch in begun.plan.batches] == [1, 10, 50, 100]
+    before = await world.events()
+    again = await keeper.variable("Update", id=wifi.id, value="new secret", apply="ROLLOUT")
+    assert (again.etag, again.policies[0].rollout_id) == (done.etag, "")
+    assert await world.events() == before
+    for apply in ("NOW", "ROLLOUT"):
+        refused = await refusal(
+            keeper.variable("Update", id=host.id, value="two.example", apply=apply)
+        )
+        assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await keeper.variable("Get", id=host.id)).etag == host.etag
+    await ask("CancelRollout", reason="another value")
+    everybody = policy_pb2.RolloutPlan(preset="now")
+    last = await keeper.variable(
+        "Update", id=host.id, value="two.example", apply="ROLLOUT", plan=everybody
+    )
+    assert last.policies[0].rollout_id != use.rollout_id
+    rest: dict[str, Any] = {"id": host.id, "value": "x"}
+    refused = await refusal(keeper.variable("Update", **rest, apply="NOW", plan=everybody))
+    assert refused.fields == ["plan"]
+
+
+async def test_a_district_has_no_rollouts_of_values(world: World) -> None:
+    """Its value is set now, or with a publish."""
+    district = Keeper(world.channel, RESELLER.id)
+    _, wifi = await _values(district, RESELLER.id)
+    await district.published(RESELLER.id, TEMPLATE)
+    refused = await refusal(
+        district.variable("Update", id=wifi.id, value="new secret", apply="ROLLOUT")
+    )
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["plan"])
+    assert (await district.variable("Get", id=wifi.id)).etag == wifi.etag
 
 
 async def test_a_value_that_devices_could_not_apply_changes_nothing(
