@@ -198,6 +198,7 @@ def test_given_secrets_are_the_only_ones(profile: str) -> None:
         ({**EVAL, "gateway.replica": "2"}, "replica"),
         ({**EVAL, "services.policies.replicas": "2"}, "policies"),
         ({**EVAL, "serviceDefaults.drainSeconds": "long"}, "drainSeconds"),
+        ({**EVAL, "policies.secrets": "seal"}, "secrets"),
         ({**EVAL, "traces.endpoint": "collector:4317"}, "traces.endpoint"),
         ({**EVAL, "traces.ratio": "1.5"}, "traces.ratio"),
     ],
@@ -277,6 +278,19 @@ def test_services_take_their_settings(
     listens = (settings.grpc_listen, settings.internal_listen, settings.ops_listen)
     for listen in (*listens, settings.health_listen):
         assert int(listen.rpartition(":")[2]) in ports
+
+
+@pytest.mark.parametrize("how", ["open", "sealed"])
+def test_the_policy_service_is_told_how_to_store_secrets(how: str) -> None:
+    """It alone."""
+    found = render({**EVAL, "policies.secrets": how})
+    said = {
+        name: environment(found, pod["containers"][0]).get("EVERGREEN_POLICY_SECRETS")
+        for name, pod in pods(found)
+        if name.startswith("Deployment/")
+    }
+    assert said.pop("Deployment/ev-policy") == how
+    assert set(said.values()) == {None}
 
 
 def evergreen(*arguments: str, environment: dict[str, str]) -> None:

@@ -94,10 +94,11 @@ class Product:
         # Nothing of it asks for the launcher's process.
         self.stack = Stack(self.home.root, self.port, None, facts)  # type: ignore[arg-type]
 
-    async def replace(self, context: str, tree: Path) -> None:
-        """Replaces a service by the one of another release, as an orchestrator does."""
+    async def replace(self, context: str, tree: Path, **settings: str) -> None:
+        """Replaces a service by the one of another release, or with other settings by name, as an
+        orchestrator does."""
         old = self._running[context]
-        new = await self._start(context, tree)
+        new = await self._start(context, tree, **settings)
         await self._until_ready(new)
         self._take_over(new)
         old.process.send_signal(signal.SIGTERM)
@@ -123,7 +124,7 @@ class Product:
             beside.replace(link)
         self._running[instance.context] = instance
 
-    async def _start(self, context: str, tree: Path) -> Instance:
+    async def _start(self, context: str, tree: Path, **settings: str) -> Instance:
         self._started += 1
         directory = self._run / f"i{self._started}"
         directory.mkdir(mode=0o700)
@@ -144,6 +145,7 @@ class Product:
             # Long enough for the gateway to hear of it.
             "EVERGREEN_DRAIN_SECONDS": "1",
             "PYTHONPATH": f"{tree / 'libs'}:{tree}",
+            **settings,
         }
         for name, kind in (("GRPC", "gw"), ("INTERNAL", "int"), ("HTTP", "http")):
             if f"EVERGREEN_{name}_LISTEN" in environment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from contract.contexts import CONTEXTS
 from servicekit.data.migrate import all_migrations
 from tests.e2e.load import Load
 from tests.e2e.test_audit_cli import evergreen
+from tests.e2e.tokens import superuser
 from tests.e2e.world import Org, make_org, ok
 from tests.fakes.agent import Agent
+from tests.fakes.agent.gojson import marshal
+from tests.fakes.agent.structs import DOCUMENT
 from tests.support.paths import in_memory
 from tests.support.stack import PATIENCE, Stack, until
 from tests.upgrade.released import ROOT, name_of, released, unpack
@@ -109,4 +113,75 @@ async def _upgrade(directory: Path, last: Path) -> None:
         await asyncio.to_thread(load.check, running.stack)
         await running.replace("audit", ROOT)
         await asyncio.to_thread(_verify_log, running.stack, directory)
+    assert load.failures == []
+
+
+SECRET = "what opens the school's network"
+
+
+def _secretly(org: Org, passphrase: str) -> None:
+    wifi = {"ssid": "Pupils", "security": "wpa-psk", "passphrase": passphrase}
+    org.publish({"network": {"wifi": [wifi]}})
+
+
+def _stored(stack: Stack) -> str:
+    """What the policy service stores of policies, as text; what is binary as Latin-1."""
+    found = []
+    for table in ("policies", "versions", "documents"):
+        for row in superuser(stack, f"SELECT * FROM policy.{table}"):
+            found += [v.decode("latin-1") if isinstance(v, bytes) else str(v) for v in row.values()]
+    return "\n".join(found)
+
+
+def _has(agent: Agent) -> str:
+    """The passphrase that a device applied last."""
+    document = json.loads(marshal(DOCUMENT, agent.applied[-1].document))
+    return str(document["network"]["wifi"][0]["passphrase"])
+
+
+@pytest.mark.timeout(600)
+async def test_stored_policies_are_sealed_while_devices_poll(tmp_path: Path) -> None:
+    """The last release is gone, the service is started to seal, and the command seals what lay
+    open. No call fails, devices get what they got, and nothing stored shows a secret."""
+    last = unpack(tmp_path / "last")
+    with tempfile.TemporaryDirectory(prefix="eg-", dir=in_memory()) as short:
+        await _seal(Path(short), last)
+
+
+async def _seal(directory: Path, last: Path) -> None:
+    async with product(directory / "home") as running:
+        await running.migrate(last)
+        await running.start(last)
+        org, agents = await asyncio.to_thread(_school, running.stack)
+        await asyncio.to_thread(_secretly, org, f"{SECRET} 1")
+        load = Load(agents)
+        work = load.running()
+        await asyncio.to_thread(work.__enter__)
+        try:
+            await running.migrate(ROOT)
+            for context in CONTEXTS:
+                await running.replace(context, ROOT)
+            assert f"{SECRET} 1" in await asyncio.to_thread(_stored, running.stack)
+            await running.replace("policy", ROOT, EVERGREEN_POLICY_SECRETS="sealed")
+            await asyncio.to_thread(_secretly, org, f"{SECRET} 2")
+            home = ("--home", running.stack.home)
+            left = await asyncio.to_thread(evergreen, "policies", "seal", "--check", *home)
+            assert left.returncode == 1, left
+            before = load.calls
+            done = await asyncio.to_thread(evergreen, "policies", "seal", *home)
+            assert done.returncode == 0, done
+            left = await asyncio.to_thread(evergreen, "policies", "seal", "--check", *home)
+            assert left.returncode == 0, left
+            assert SECRET not in await asyncio.to_thread(_stored, running.stack)
+            # A process that knows nothing but what is sealed.
+            await running.replace("policy", ROOT, EVERGREEN_POLICY_SECRETS="sealed")
+            new = await asyncio.to_thread(org.device)
+            await asyncio.to_thread(new.pull)
+            await asyncio.to_thread(
+                until, lambda: load.calls > before + 20, PATIENCE, "the load does not go on"
+            )
+        finally:
+            await asyncio.to_thread(work.__exit__, None, None, None)
+        assert {_has(agent) for agent in (*agents, new)} == {f"{SECRET} 2"}
+        await asyncio.to_thread(load.check, running.stack)
     assert load.failures == []
