@@ -50,7 +50,7 @@ _ABOUT_CONTENT = re.compile(
         [
             "(currentPassword|password): is wrong",
             # One of the two has to be given.
-            "mfa: must be given, or graceDays",
+            "mfa: must be given, or graceDays, or localLogin",
             "credential: is no new passkey: .*",
             # Which six digits an app shows, a schema does not know.
             "code: is none that your app shows .*",
@@ -135,6 +135,10 @@ _ABOUT_CONTENT = re.compile(
             r"\w+: counts with a plan only",
             r"(startsAt|freezes)(\[\d+\])?(\..*)?: .*",
             "reason: must be said: .*",
+            # Names of a catalogue, keys in PEM, and keys of a map.
+            r"actions\[\d+\]: must be an action, or all of a context .*",
+            "publicKeyPem: must be one Ed25519 public key in PEM",
+            r"renamedGroups\[.*\]: must be a UUID",
         ]
     )
 )

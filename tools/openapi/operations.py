@@ -92,7 +92,8 @@ def _operation(contract: Contract, schemas: Schemas, operation: Operation, form:
         found["requestBody"] = _request_body(schemas, operation, form)
     fields = operation.method.input_type.fields
     names_something = "{" in operation.path or any(
-        rules(f).format == rules_pb2.FieldRules.FORMAT_UUID for f in fields
+        rules(f).format == rules_pb2.FieldRules.FORMAT_UUID or f.name.endswith("_id")
+        for f in fields
     )
     found["responses"] = _success(contract, schemas, operation) | errors.answers(
         errors.statuses(operation, names_something=names_something)
