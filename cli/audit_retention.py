@@ -186,7 +186,7 @@ def archive(
                 typer.echo(
                     f"Archived: tenant {chain.tenant_id}, entries {chain.first} to {chain.last}."
                 )
-        if report.exit_code == check.TAMPERED:
+        if not report.is_good:
             raise CliError(f"{to} has what the log has, and that does not verify: it is not pruned")
         typer.echo(f"The archive is in {to}. Nothing was deleted.")
 
@@ -216,7 +216,7 @@ def prune(
         for one in found:
             check.run_archive(one, check.Anchors((), ()), keys, report)
         # An entry behind the archive may be the one that says that one of it was redacted.
-        if report.tampered or not found or any("signature" in text for text in report.unchecked):
+        if not found or not report.is_good:
             raise CliError("the archive does not verify; nothing was pruned")
         run_on_database(
             _connected(target, lambda c: _prune(c, found[0], yes=yes, expect=expect, dry=dry_run))

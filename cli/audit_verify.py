@@ -34,6 +34,8 @@ class Report:
     say: Callable[[str], None]
     tampered: int = 0
     unchecked: list[str] = field(default_factory=list)
+    elsewhere: int = 0
+    """How many of these only a part of the log can tell that is not here."""
 
     def found(self, text: str) -> None:
         """Something was tampered with."""
@@ -41,15 +43,21 @@ class Report:
         if self.tampered <= _MOST_SHOWN:
             self.say(f"TAMPERED  {text}")
 
-    def could_not(self, text: str) -> None:
+    def could_not(self, text: str, *, elsewhere: bool = False) -> None:
         """Something could not be checked."""
         self.unchecked.append(text)
+        self.elsewhere += elsewhere
         self.say(f"UNCHECKED {text}")
 
     def lost(self, text: str) -> None:
         """Something is missing that the log itself says was lost by a restore."""
         self.unchecked.append(text)
         self.say(f"RESTORED  {text}")
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all is verified that can be verified of a part of the log."""
+        return not self.tampered and len(self.unchecked) == self.elsewhere
 
     @property
     def exit_code(self) -> int:
@@ -309,7 +317,8 @@ def _redactions(verifier: Verifier, report: Report) -> None:
         report.could_not(
             f"{_count(len(verifier.unnamed), 'entry')} without content, the first entry"
             f" {sequence} of tenant {tenant_id}: this part has no entry that says that they were"
-            " redacted; verify the whole log"
+            " redacted; verify the whole log",
+            elsewhere=True,
         )
     for one in verifier.returned[:_MOST_SHOWN]:
         report.lost(

@@ -262,6 +262,10 @@ def say(outcome: Outcome, then: str) -> None:
         )
         for entry_id in again.absent:
             typer.echo(f"  {entry_id}")
+    typer.echo(
+        "Legal holds and times for which logs are kept are those of that point: set again what was"
+        " set since, before you prune or redact (evergreen audit hold, audit retention)."
+    )
     if not outcome.logins.has_owner:
         typer.echo(
             "No Owner of the root tenant can log in: what was known since took the role, the"

@@ -29,7 +29,7 @@ from auditlog.export import ArchivedItem, ExportError, items_of
 from auditlog.keys import CheckpointKey
 from auditlog.notes import NoteError, Proof, Signature, TreeCheckpoint, read_note, signed_as
 from auditlog.reports import ManifestFile
-from auditlog.verify import Entry, Finding, Kind, Verifier, Withheld
+from auditlog.verify import Entry, Finding, Kind, Place, Verifier, Withheld
 
 FIRST_LINE: Final = "evergreen audit archive v1"
 SIGNS_AS: Final = "/archives"
@@ -103,6 +103,10 @@ class ArchiveManifest:
         found = (s.key_hash.hex() for s in self.signatures if s.name.endswith(SIGNS_AS))
         return ", ".join(found)
 
+    def sha256(self, name: str) -> str:
+        """What it says of a file; empty for none."""
+        return next((file.sha256 for file in self.files if file.name == name), "")
+
     def write(self) -> str:
         """The signed note."""
         return f"{self.text}\n{''.join(signature.line for signature in self.signatures)}"
@@ -173,7 +177,7 @@ class Archive:
 
     def sha256(self, name: str) -> str:
         """What the manifest says of a file; empty for none."""
-        return next((file.sha256 for file in self.manifest.files if file.name == name), "")
+        return self.manifest.sha256(name)
 
     def check_files(self) -> Iterator[str]:
         """What is wrong with its files, a sentence each."""
@@ -182,17 +186,26 @@ class Archive:
             if entries_file(chain.tenant_id) not in listed:
                 yield f"the manifest names no file for the chain of {chain.tenant_id}"
         for file in self.manifest.files:
-            digest, size = hashlib.sha256(), 0
-            try:
-                with (self.directory / file.name).open("rb") as opened:
-                    while piece := opened.read(_PIECE):
-                        digest.update(piece)
-                        size += len(piece)
-            except OSError as error:
-                yield f"{file.name} cannot be read: {error.strerror}"
-                continue
-            if (size, digest.hexdigest()) != (file.bytes, file.sha256):
-                yield f"{file.name} is not the file that the manifest names"
+            yield from self._check(file)
+
+    def check_chain(self, tenant_id: str) -> Iterator[str]:
+        """What is wrong with the file of a chain's entries; as `check_files`."""
+        for file in self.manifest.files:
+            if file.name == entries_file(tenant_id):
+                yield from self._check(file)
+
+    def _check(self, file: ManifestFile) -> Iterator[str]:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with (self.directory / file.name).open("rb") as opened:
+                while piece := opened.read(_PIECE):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            yield f"{file.name} cannot be read: {error.strerror}"
+            return
+        if (size, digest.hexdigest()) != (file.bytes, file.sha256):
+            yield f"{file.name} is not the file that the manifest names"
 
     def items(self, tenant_id: str) -> Iterator[ArchivedItem]:
         """What the file of a chain has: its base, if it has one, and its entries.
@@ -206,6 +219,24 @@ class Archive:
                 yield from items_of(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ExportError(f"{path} cannot be read: {error}") from error
+
+    def hash_at(self, chain: ArchivedChain, sequence: int) -> str:
+        """The hash that it has of an entry of a chain, or of that before its first one; empty for
+        none.
+
+        Raises:
+            ExportError: as `items`.
+        """
+        if sequence == chain.last:
+            return chain.hash
+        for item in self.items(chain.tenant_id):
+            if isinstance(item, Place):
+                continue
+            if item.sequence == sequence:
+                return item.hash
+            if item.sequence > sequence:
+                return item.previous_hash
+        return ""
 
     def tree(self) -> TreeCheckpoint:
         """The checkpoint of the tree that its proofs are of.
@@ -281,22 +312,31 @@ class Archives:
         """What the archives have of a chain up to a base, as far back as they go without a gap.
 
         `None` when they do not have what is right before the base.
+
+        Raises:
+            ExportError: a file cannot be read, or is not whole.
         """
         pieces: list[Piece] = []
-        need = base.sequence
-        while need > 0:
-            found = [
-                (chain.first, archive)
-                for archive in self._archives
-                for chain in archive.manifest.chains
-                if chain.tenant_id == base.tenant_id and chain.first <= need <= chain.last
-            ]
-            if not found:
-                break
-            first, archive = min(found, key=lambda one: one[0])
-            pieces.insert(0, Piece(archive, first, need))
-            need = first - 1
+        need = base
+        while need.sequence > 0 and (found := self._with(need)):
+            chain, archive = min(found, key=lambda one: one[0].first)
+            pieces.insert(0, Piece(archive, chain.first, need.sequence))
+            before = chain.first - 1
+            need = Head(base.tenant_id, before, archive.hash_at(chain, before))
         return Pieces(base.tenant_id, pieces) if pieces else None
+
+    def _with(self, need: Head) -> list[tuple[ArchivedChain, Archive]]:
+        """The archives that have an entry."""
+        found = [
+            (chain, archive)
+            for archive in self._archives
+            for chain in archive.manifest.chains
+            if chain.tenant_id == need.tenant_id and chain.first <= need.sequence <= chain.last
+        ]
+        if len(found) == 1:
+            return found
+        # One of before a restore may have another entry there.
+        return [one for one in found if one[1].hash_at(one[0], need.sequence) == need.hash] or found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ its line, so that its bytes stay exactly what was hashed.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 from auditlog.chain import Columns, Head, record_digest
 from auditlog.leaves import TreeState, TreeVerifier
@@ -302,55 +302,77 @@ def verify(
     _begin(opening, verifier)
     tree = tree or TreeVerifier(())
     tree.begin(opening.tree)
-    known, base = 0, Head("", 0, "")
+    beginning = _Beginning(Place(Head("", 0, ""), is_base=True))
     for item in export.items():
+        if isinstance(item, _Leaves):
+            yield from beginning.leaves(item, tree)
+            continue
+        yield from beginning.take(verifier, tree)
         if isinstance(item, Place) and item.is_base and opening.complete:
-            base = item.head
-            known = yield from _pruned(item, opening, verifier, tree, archives)
-        elif isinstance(item, _Leaves):
-            for leaf in item.entries:
-                if leaf.sequence == base.sequence and leaf.hash != base.hash:
-                    message = f"the tree has another hash of entry {leaf.sequence} than its chain"
-                    yield Finding(leaf.tenant_id, leaf.sequence, Kind.CHANGED, message)
-                if not known or leaf.sequence < known:
-                    yield from tree.pruned(leaf)
-        else:
-            yield from verifier.take(item)
-            if isinstance(item, Entry):
-                yield from tree.entry(item)
-            elif isinstance(item, Withheld) and item.redacted:
-                yield from tree.withheld(item)
+            beginning = _Beginning.of(item, opening, archives)
+            continue
+        yield from verifier.take(item)
+        if isinstance(item, Entry):
+            yield from tree.entry(item)
+        elif isinstance(item, Withheld) and item.redacted:
+            yield from tree.withheld(item)
+    yield from beginning.take(verifier, tree)
     yield from verifier.finish()
     yield from tree.finish()
 
 
-def _pruned(
-    place: Place,
-    opening: _Opening,
-    verifier: Verifier,
-    tree: TreeVerifier,
-    archives: Archived | None,
-) -> Generator[Finding, None, int]:
-    """Takes the beginning of a chain that was pruned, with what archives have of it.
+@dataclass(slots=True)
+class _Beginning:
+    """The beginning of a chain that was pruned, with what archives have of it.
 
-    Answers from which entry on their leaves were taken; 0 for none.
+    It is taken behind the hashes that the tree has of what is before it, as the tree grew.
     """
-    found = archives.before(place.head) if archives else None
-    if found is None:
-        tree.without_some()
-        yield from verifier.pruned_up_to(place.head, place.until)
-        return 0
-    # Leaves of the log before a restore are of another tree.
-    is_of_tree = opening.tree is not None and found.origins == {opening.tree.origin}
-    for item in found.items():
-        if isinstance(item, Place):
+
+    place: Place
+    found: Joined | None = None
+    is_of_tree: bool = False
+    """Whether its leaves are those of the export's tree."""
+    is_taken: bool = True
+
+    @classmethod
+    def of(cls, place: Place, opening: _Opening, archives: Archived | None) -> Self:
+        """Looks for what archives have of it."""
+        found = archives.before(place.head) if archives else None
+        # Leaves of the log before a restore are of another tree.
+        is_of_tree = (
+            found is not None
+            and opening.tree is not None
+            and found.origins == {opening.tree.origin}
+        )
+        return cls(place, found, is_of_tree, is_taken=False)
+
+    def leaves(self, leaves: _Leaves, tree: TreeVerifier) -> Iterator[Finding]:
+        """Takes leaves of what was pruned, without those that an archive has."""
+        base = self.place.head
+        for leaf in leaves.entries:
+            if leaf.sequence == base.sequence and leaf.hash != base.hash:
+                message = f"the tree has another hash of entry {leaf.sequence} than its chain"
+                yield Finding(leaf.tenant_id, leaf.sequence, Kind.CHANGED, message)
+            if self.found is None or not self.is_of_tree or leaf.sequence < self.found.first:
+                yield from tree.pruned(leaf)
+
+    def take(self, verifier: Verifier, tree: TreeVerifier) -> Iterator[Finding]:
+        """Begins the chain; once."""
+        if self.is_taken:
+            return
+        self.is_taken = True
+        if self.found is None:
             tree.without_some()
-            yield from verifier.pruned_up_to(item.head)
-            continue
-        yield from verifier.take(item)
-        if is_of_tree:
-            yield from tree.entry(item) if isinstance(item, Entry) else tree.withheld(item)
-    return found.first if is_of_tree else 0
+            yield from verifier.pruned_up_to(self.place.head, self.place.until)
+            return
+        for item in self.found.items():
+            if isinstance(item, Place):
+                tree.without_some()
+                yield from verifier.pruned_up_to(item.head, in_archive=True)
+                continue
+            yield from verifier.take(item)
+            if self.is_of_tree:
+                yield from tree.entry(item) if isinstance(item, Entry) else tree.withheld(item)
 
 
 def _begin(opening: _Opening, verifier: Verifier) -> None:

@@ -111,6 +111,11 @@ class Pruning:
         """Whether it is what was taken out up to a base, on the way to an end with this hash."""
         return self.first - 1 <= base and (self.last, self.hash) == (end, found)
 
+    def reaches(self, base: int, found: str) -> bool:
+        """Whether it took out an entry with this hash: its last one, or one behind which it was cut
+        short and another pruning went on."""
+        return self.first <= base < self.last or (self.last, self.hash) == (base, found)
+
 
 @dataclass(frozen=True, slots=True)
 class Restore:

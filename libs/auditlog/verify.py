@@ -183,7 +183,7 @@ class _Chain:
     base: Head | None = None
     """The last entry that was pruned,"""
     until: Head | None = None
-    """the last one that is to be,"""
+    """the last one that is to be; `None` where an archive begins behind the base,"""
     prunings: list[Pruning] = field(default_factory=list)
     """and what entries say of prunings."""
 
@@ -251,12 +251,16 @@ class Verifier:
         chain.sequence, chain.stored_hash, chain.true_hash = head.sequence, head.hash, head.hash
         chain.strays += self._anchor(chain, head.sequence, head.hash)
 
-    def pruned_up_to(self, base: Head, until: Head | None = None) -> Iterator[Finding]:
+    def pruned_up_to(
+        self, base: Head, until: Head | None = None, *, in_archive: bool = False
+    ) -> Iterator[Finding]:
         """Begins a chain behind entries that were pruned; an entry of the chain has to say so.
 
         Args:
             base: the last one that is gone.
             until: the last one that is to go, where a pruning was cut short.
+            in_archive: whether an archive begins there, as it also does where a pruning was cut
+                short, and the archive's own went on.
         """
         yield from self._enter(base.tenant_id)
         chain = self._chain
@@ -264,7 +268,7 @@ class Verifier:
             message = f"behind entry {chain.sequence} the chain says that it begins"
             yield Finding(chain.tenant_id, chain.sequence, Kind.REORDERED, message)
             return
-        chain.base, chain.until = base, until or base
+        chain.base, chain.until = base, None if in_archive else until or base
         chain.sequence, chain.stored_hash, chain.true_hash = base.sequence, base.hash, base.hash
         chain.strays += self._anchor(chain, base.sequence, base.hash)
         for sequence, hashes in sorted(self._anchors.get(base.tenant_id, {}).items()):
@@ -416,14 +420,18 @@ class Verifier:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
         yield from _judge(chain.suspects)
         yield from self._blanks(chain)
-        if chain.base is not None and chain.until is not None:
+        if chain.base is not None:
             yield from self._pruning(chain, chain.base, chain.until)
         self.returned += [one for one in chain.redactions.values() if one.id in chain.ids]
 
-    def _pruning(self, chain: _Chain, base: Head, until: Head) -> Iterator[Finding]:
+    def _pruning(self, chain: _Chain, base: Head, until: Head | None) -> Iterator[Finding]:
         """Whether an entry says that those before a base were pruned."""
         for pruning in chain.prunings:
-            if pruning.explains(base.sequence, until.sequence, until.hash):
+            if (
+                pruning.reaches(base.sequence, base.hash)
+                if until is None
+                else pruning.explains(base.sequence, until.sequence, until.hash)
+            ):
                 self.pruned.append((base.sequence, pruning))
                 return
         message = f"{_span(1, base.sequence)} removed, and no entry says that they were pruned"

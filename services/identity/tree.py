@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
+from servicekit.errors import failed_precondition
+
+_ALL: Final = (
+    "(SELECT id, parent_id, code, false AS is_deleted FROM identity.tenant"
+    " UNION ALL SELECT id, parent_id, code, true FROM identity.tenant_tombstone) AS t"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +23,13 @@ class TenantLines:
     parents: Mapping[UUID, UUID | None]
 
     def of(self, tenant_id: UUID) -> list[UUID]:
-        """A tenant behind all above it, the root first; one that is not known is below the root."""
+        """A tenant behind all above it, the root first.
+
+        Of one that is not known, as after a restore of before it was made, all others may be above.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when no root is known.
+        """
         found: list[UUID] = []
         at: UUID | None = tenant_id
         while at is not None and at not in found:
@@ -24,7 +37,11 @@ class TenantLines:
             at = self.parents.get(at)
         line = found[::-1]
         roots = [one for one, parent in self.parents.items() if parent is None]
-        return line if not roots or line[0] in roots else [*roots, *line]
+        if not roots:
+            raise failed_precondition("TENANTS_UNKNOWN", "identity has no root tenant")
+        if line[0] in roots:
+            return line
+        return [*roots, *(self.parents.keys() - {*roots, *line}), *line]
 
 
 async def tenant_lines(connection: Connection) -> TenantLines:
@@ -33,13 +50,18 @@ async def tenant_lines(connection: Connection) -> TenantLines:
     Args:
         connection: in a transaction that sees all rows.
     """
-    rows = await connection.fetch("SELECT id, parent_id FROM identity.tenant")
+    rows = await connection.fetch(f"SELECT t.id, t.parent_id FROM {_ALL}")
     return TenantLines({row["id"]: row["parent_id"] for row in rows})
 
 
 async def tenant_named(connection: Connection, name: str) -> UUID | None:
-    """The tenant with a code or an id; as `tenant_lines`."""
+    """The tenant with a code or an id, also one that was deleted; as `tenant_lines`.
+
+    A code means a tenant that is there, before the last one that was deleted and had it.
+    """
     found: UUID | None = await connection.fetchval(
-        "SELECT id FROM identity.tenant WHERE id::text = lower($1) OR code = $1", name
+        f"SELECT t.id FROM {_ALL} WHERE t.id::text = lower($1) OR t.code = $1"
+        " ORDER BY t.id::text = lower($1) DESC, t.is_deleted, t.id DESC LIMIT 1",
+        name,
     )
     return found

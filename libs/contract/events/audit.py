@@ -94,6 +94,7 @@ class RetentionSnapshot:
     """For how many years a tenant says that its log is kept: 0 is for ever, null nothing."""
 
     keep_years: int | None
+    keep_from: Annotated[UUID | None, "The tenant of who says it: this one, or one above it."]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class LegalHold:
     """Why nothing of a log may be pruned or redacted."""
 
     reason: str
+    held_from: Annotated[UUID, "The tenant of who set it: this one, or one above it."]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -633,10 +635,12 @@ EXAMPLES: Final[tuple[Action, ...]] = (
         ),
     ),
     RetentionUpdated(
-        id=ID, before=RetentionSnapshot(keep_years=None), after=RetentionSnapshot(keep_years=7)
+        id=ID,
+        before=RetentionSnapshot(keep_years=None, keep_from=None),
+        after=RetentionSnapshot(keep_years=7, keep_from=ID),
     ),
-    LegalHoldSet(id=ID, before=None, after=LegalHold(reason="case 4711")),
-    LegalHoldReleased(id=ID, before=LegalHold(reason="case 4711")),
+    LegalHoldSet(id=ID, before=None, after=LegalHold(reason="case 4711", held_from=ID)),
+    LegalHoldReleased(id=ID, before=LegalHold(reason="case 4711", held_from=ID)),
     Archived(id=ID, after=_ARCHIVED),
     Pruned(id=ID, after=_ARCHIVED),
     KeyRotated.example("audit"),

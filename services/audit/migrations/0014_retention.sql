@@ -2,23 +2,31 @@
 -- is deleted its log stays, and so do these (docs/adr/0086).
 CREATE TABLE audit.retention (
     chain_id uuid PRIMARY KEY,
-    -- 0 for ever; NULL where the tenant says nothing. In force is the longest of the tenant and those above it.
-    keep_years integer CHECK (keep_years BETWEEN 0 AND 30),
-    -- The tenant of who said it: nobody below may shorten it.
-    keep_from uuid,
     -- Why nothing may be pruned or redacted; NULL for no hold.
     hold_reason text,
+    -- The tenant of who set it: nobody below may release it.
     held_from uuid,
     held_by text,
     held_at timestamptz,
     revision bigint NOT NULL,
     updated_at timestamptz NOT NULL,
     updated_by text NOT NULL,
-    CHECK ((keep_years IS NULL) = (keep_from IS NULL)),
     CHECK ((hold_reason IS NULL) = (held_from IS NULL))
 );
 CALL evergreen.isolate('audit.retention', 'chain_id');
 GRANT SELECT, INSERT, UPDATE ON audit.retention TO evergreen_audit;
+
+-- For how many years, by each tenant that says it of a log: the log's own, and those above it. Nobody below shortens
+-- what one of them says. In force is the longest, of the tenant's log and of those above it.
+CREATE TABLE audit.retention_years (
+    chain_id uuid NOT NULL REFERENCES audit.retention,
+    said_from uuid NOT NULL,
+    -- 0 for ever.
+    keep_years integer NOT NULL CHECK (keep_years BETWEEN 0 AND 30),
+    PRIMARY KEY (chain_id, said_from)
+);
+CALL evergreen.isolate('audit.retention_years', 'chain_id');
+GRANT SELECT, INSERT, DELETE ON audit.retention_years TO evergreen_audit;
 
 -- Up to which entry a chain was pruned. An entry of the chain says so (audit.pruned).
 CREATE TABLE audit.chain_base (
@@ -91,6 +99,8 @@ DECLARE
     years integer;
     gone bigint;
 BEGIN
+    -- A rule or a hold that somebody is told of holds: it waits for the batch, or the batch for it.
+    LOCK TABLE audit.retention, audit.retention_years IN SHARE MODE;
     SELECT b.sequence INTO base FROM audit.chain_base b WHERE b.chain_id = chain FOR UPDATE;
     base := coalesce(base, 0);
     IF sequences[1] IS DISTINCT FROM base + 1 OR top - base <> cardinality(sequences) OR top > last_sequence THEN
@@ -99,19 +109,19 @@ BEGIN
     IF top = last_sequence AND hashes[cardinality(hashes)] IS DISTINCT FROM last_hash THEN
         RAISE EXCEPTION 'DIFFERS: entry % has another hash than the pruning ends with', top;
     END IF;
-    PERFORM FROM audit.retention WHERE chain_id = ANY (line) AND hold_reason IS NOT NULL FOR SHARE;
+    PERFORM FROM audit.retention WHERE chain_id = ANY (line) AND hold_reason IS NOT NULL;
     IF FOUND THEN
         RAISE EXCEPTION 'HELD: a legal hold keeps the chain';
     END IF;
     -- The root has to say for how long; the longest counts, and 0 is for ever.
     SELECT CASE WHEN bool_or(keep_years = 0) THEN 0 ELSE max(keep_years) END INTO years
-        FROM audit.retention WHERE chain_id = ANY (line) AND keep_years IS NOT NULL;
+        FROM audit.retention_years WHERE chain_id = ANY (line);
     IF coalesce(years, 0) = 0
-        OR NOT EXISTS (SELECT FROM audit.retention WHERE chain_id = line[1] AND keep_years > 0)
+        OR NOT EXISTS (SELECT FROM audit.retention_years WHERE chain_id = line[1])
     THEN
         RAISE EXCEPTION 'KEPT: the chain is kept for ever';
     END IF;
-    IF top > (SELECT h.sequence - 1000 FROM audit.chain_head h WHERE h.tenant_id = chain) THEN
+    IF top > coalesce((SELECT h.sequence - 1000 FROM audit.chain_head h WHERE h.tenant_id = chain), 0) THEN
         RAISE EXCEPTION 'NEWEST: the last 1,000 entries of a chain stay';
     END IF;
     IF top > coalesce((
@@ -124,9 +134,11 @@ BEGIN
         SELECT FROM audit.forwarder f
         LEFT JOIN audit.forwarder_position p ON p.forwarder_id = f.id AND p.chain_id = chain
         WHERE f.enabled AND (f.tenant_id = chain OR f.below_too AND f.tenant_id = ANY (line))
-        AND coalesce(p.sequence, 0) < top)
+        AND (coalesce(p.sequence, 0) < top OR EXISTS (
+            SELECT FROM audit.forwarder_quarantine q WHERE q.forwarder_id = f.id AND q.chain_id = chain
+            AND q.sequence BETWEEN base + 1 AND top AND q.delivered_at IS NULL)))
     THEN
-        RAISE EXCEPTION 'FORWARDER: an enabled forwarder is not there yet';
+        RAISE EXCEPTION 'FORWARDER: an enabled forwarder has not delivered all of them';
     END IF;
     INSERT INTO audit.chain_base AS b
         (chain_id, sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at)

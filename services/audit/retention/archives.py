@@ -114,7 +114,7 @@ class _Directory:
         Raises:
             DomainError: something else is in it.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make()
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -126,6 +126,17 @@ class _Directory:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _make(self) -> None:
+        """Makes the directory, and those above it, on the disk."""
+        made = [one for one in (self.path, *self.path.parents) if not one.exists()]
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for one in made:
+            above = os.open(one.parent, os.O_RDONLY)
+            try:
+                os.fsync(above)
+            finally:
+                os.close(above)
 
     def _clear(self) -> None:
         found = sorted(self.path.iterdir())
@@ -217,8 +228,12 @@ class Archiver:
             )
             name = f"{_host(log.origin)}{SIGNS_AS}"
             manifest = replace(manifest, signatures=self._signatures(name, manifest.text))
-            with target.writing(MANIFEST) as file:
-                file.add(manifest.write())
+            async with seeing_all(self._connection) as connection:
+                # Only of an archive that is one, and of that with the last step.
+                for chain in chains:
+                    await self._tell(connection, chain, manifest)
+                with target.writing(MANIFEST) as file:
+                    file.add(manifest.write())
         return manifest
 
     async def _chain(
@@ -247,9 +262,7 @@ class Archiver:
             with target.writing(proof_file(str(chain_id))) as proved:
                 proved.add(proof.write())
             files.append(proved.listed)
-        chain = ArchivedChain(str(chain_id), written.first, last.sequence, last.hash)
-        await self._tell(chain_id, chain, file.listed.sha256)
-        return chain
+        return ArchivedChain(str(chain_id), written.first, last.sequence, last.hash)
 
     async def _entries(
         self, file: _File, chain_id: UUID, until: datetime, log: trees.Log
@@ -301,7 +314,10 @@ class Archiver:
             found.append(replace(entry, leaf=leaf))
         return found
 
-    async def _tell(self, chain_id: UUID, chain: ArchivedChain, sha256: str) -> None:
+    async def _tell(
+        self, connection: Connection, chain: ArchivedChain, manifest: ArchiveManifest
+    ) -> None:
+        chain_id = UUID(chain.tenant_id)
         event = Archived(
             id=chain_id,
             after=ArchivedEntries(
@@ -309,12 +325,11 @@ class Archiver:
                 to=chain.last,
                 count=chain.last - chain.first + 1,
                 hash=chain.hash,
-                archive_sha256=sha256,
+                archive_sha256=manifest.sha256(entries_file(chain.tenant_id)),
             ),
         )
-        async with seeing_all(self._connection) as connection:
-            told = CloudEvent(event, chain_id, actor=_ACTOR, actor_id=self._operator)
-            await write(connection, "audit", told)
+        told = CloudEvent(event, chain_id, actor=_ACTOR, actor_id=self._operator)
+        await write(connection, "audit", told)
 
     def _signed(self, log: trees.Log) -> TreeCheckpoint:
         unsigned = TreeCheckpoint(log.origin, log.size, log.root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -25,17 +25,25 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a tenant says of its log."""
+    """What is said of the log of a tenant, by itself and by those above it."""
 
     tenant_id: UUID
-    keep_years: int | None = None
-    """`None` where it says nothing."""
-    keep_from: UUID | None = None
-    """The tenant of who said it."""
+    years: Mapping[UUID, int] = field(default_factory=dict)
+    """For how many, by the tenant of who said it: this one, or one above it."""
     hold: Hold | None = None
     revision: int = 0
     updated_at: datetime | None = None
     updated_by: str = ""
+
+    @property
+    def keep_from(self) -> UUID | None:
+        """Who said the longest time; `None` where nobody says one."""
+        return max(self.years, key=lambda one: length(self.years[one]), default=None)
+
+    @property
+    def keep_years(self) -> int | None:
+        """The longest time."""
+        return None if self.keep_from is None else self.years[self.keep_from]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,13 +87,16 @@ async def alone(connection: Connection) -> AsyncIterator[None]:
 async def require_no_hold(connection: Connection, line: Sequence[UUID]) -> None:
     """Refuses what a legal hold forbids.
 
+    None is set before the transaction has ended.
+
     Args:
-        connection: in a transaction that sees all rows.
+        connection: in a transaction that sees all rows, of the role that owns the tables.
         line: a tenant, behind all above it, the root first.
 
     Raises:
         DomainError: FAILED_PRECONDITION.
     """
+    await store.keep_rules(connection)
     held = in_force(line, await store.rules(connection, line)).held_by
     if held is not None:
         raise failed_precondition("LEGAL_HOLD", _held(held))
@@ -118,7 +121,7 @@ async def plan(
     chain_id = line[-1]
     async with seeing_all(connection):
         base = await chains.base(connection, chain_id)
-        limits = await _limits(connection, line)
+        limits = await _limits(connection, line, base.sequence if base else 0)
         counts = in_force(line, await store.rules(connection, line))
     first = base.sequence + 1 if base else 1
     if first < chain.first:
@@ -143,7 +146,7 @@ async def plan(
     return Plan(chain, line, first, last, found, limit.reason)
 
 
-async def _limits(connection: Connection, line: Sequence[UUID]) -> list[_Limit]:
+async def _limits(connection: Connection, line: Sequence[UUID], base: int) -> list[_Limit]:
     row = await connection.fetchrow(
         "SELECT (SELECT sequence FROM audit.chain_head WHERE tenant_id = $1) AS head,"
         " (SELECT sequence FROM audit.tree_cursor WHERE tenant_id = $1"
@@ -151,19 +154,23 @@ async def _limits(connection: Connection, line: Sequence[UUID]) -> list[_Limit]:
         line[-1],
     )
     behind = await connection.fetchrow(
-        "SELECT f.name, coalesce(p.sequence, 0) AS sequence FROM audit.forwarder f"
+        # What it has quarantined it has not delivered.
+        "SELECT f.name, least(coalesce(p.sequence, 0), (SELECT min(q.sequence) - 1"
+        " FROM audit.forwarder_quarantine q WHERE q.forwarder_id = f.id AND q.chain_id = $1"
+        " AND q.sequence > $3 AND q.delivered_at IS NULL)) AS sequence FROM audit.forwarder f"
         " LEFT JOIN audit.forwarder_position p ON p.forwarder_id = f.id AND p.chain_id = $1"
         " WHERE f.enabled AND (f.tenant_id = $1 OR f.below_too AND f.tenant_id = ANY ($2))"
         " ORDER BY 2 LIMIT 1",
         line[-1],
         line,
+        base,
     )
     found = [
         _Limit((row["head"] or 0) - _NEWEST, f"the last {_NEWEST:,} entries of a chain stay"),
         _Limit(row["tree"] or 0, "the tree does not have those behind yet"),
     ]
     if behind is not None:
-        reason = f"the forwarder {behind['name']!r} has not sent those behind"
+        reason = f"the forwarder {behind['name']!r} has not delivered those behind"
         found.append(_Limit(behind["sequence"], reason))
     return found
 
@@ -244,24 +251,24 @@ async def prune(
         tell: hears after each batch how many went so far.
 
     Raises:
-        DomainError: FAILED_PRECONDITION for what a rule forbids by now; what went before is gone.
+        DomainError: FAILED_PRECONDITION for what a rule forbids by now, and for an archive that has
+            changed; what went before is gone.
     """
     chain_id, tenant_id = wanted.line[-1], wanted.chain.tenant_id
     sha256 = archive.sha256(entries_file(tenant_id))
+    # It was verified before somebody was asked, who may have taken hours.
+    if wrong := next(archive.check_chain(tenant_id), None):
+        raise failed_precondition("ARCHIVE_CHANGED", f"the archive has changed: {wrong}")
     gone = 0
     for page in _pages(archive, tenant_id, wanted.first, wanted.last):
-        rows = columns([(i.sequence, bytes.fromhex(i.hash), isinstance(i, Withheld)) for i in page])
+        if changed := next((item for item in page if item.true_hash != item.hash), None):
+            raise failed_precondition(
+                "ARCHIVE_CHANGED", f"the archive has changed: entry {changed.sequence}"
+            )
         try:
             async with seeing_all(connection):
                 base = await chains.base(connection, chain_id)
-                gone += await connection.fetchval(
-                    "SELECT audit.prune($1, $2::bigint[], $3::bytea[], $4::boolean[], $5, $6, $7)",
-                    wanted.line,
-                    *rows,
-                    wanted.last,
-                    bytes.fromhex(wanted.hash),
-                    bytes.fromhex(sha256),
-                )
+                gone += await _batch(connection, wanted, page, sha256)
                 if base is None or (base.until_sequence, base.until_hash.hex()) != (
                     wanted.last,
                     wanted.hash,
@@ -271,6 +278,21 @@ async def prune(
             _, _, message = str(refused).partition(": ")
             raise failed_precondition("NOT_PRUNED", message) from refused
         tell(gone)
+    return gone
+
+
+async def _batch(
+    connection: Connection, wanted: Plan, page: Sequence[Entry | Withheld], sha256: str
+) -> int:
+    """Takes out some entries, in a transaction that sees all rows; answers how many."""
+    gone: int = await connection.fetchval(
+        "SELECT audit.prune($1, $2::bigint[], $3::bytea[], $4::boolean[], $5, $6, $7)",
+        wanted.line,
+        *columns([(i.sequence, bytes.fromhex(i.hash), isinstance(i, Withheld)) for i in page]),
+        wanted.last,
+        bytes.fromhex(wanted.hash),
+        bytes.fromhex(sha256),
+    )
     return gone
 
 

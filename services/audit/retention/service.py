@@ -137,37 +137,43 @@ class Retention:
         return Shown(said.get(tenant_id, Rule(tenant_id)), in_force(line, said), base)
 
     def _kept(self, call: Call, rule: Rule, change: Change) -> Rule:
-        if change.keep_years is None and not change.inherit:
+        """Puts the caller's word in the place of its own and of those below it.
+
+        Those of tenants above stay, also where the caller's is longer: it can be shortened again
+        down to theirs.
+        """
+        wanted = change.keep_years
+        if wanted is None and not change.inherit:
             return rule
-        if change.keep_years == rule.keep_years:
-            return rule
-        if length(change.keep_years) < length(rule.keep_years):
-            self._require_own(call, rule.tenant_id, rule.keep_from, "keeps the log longer")
-        own = UUID(call.caller.tenant_id)
-        return replace(
-            rule,
-            keep_years=change.keep_years,
-            keep_from=None if change.keep_years is None else own,
-        )
+        years = {one: said for one, said in rule.years.items() if self._is_above(call, rule, one)}
+        longest = max(map(length, years.values()), default=length(None))
+        if length(wanted) < longest:
+            raise _from_above("keeps the log longer")
+        if wanted is not None and length(wanted) > longest:
+            years[UUID(call.caller.tenant_id)] = wanted
+        return replace(rule, years=years)
 
     def _hold(self, call: Call, rule: Rule, change: Change) -> Rule:
         hold = rule.hold
-        reason = change.hold_reason.strip()
-        if change.legal_hold is None or (hold.reason if hold else "") == reason:
+        if change.legal_hold is None:
             return rule
-        if hold is not None:
-            self._require_own(call, rule.tenant_id, hold.set_from, "has set the legal hold")
+        reason, own = change.hold_reason.strip(), UUID(call.caller.tenant_id)
+        is_above = hold is not None and self._is_above(call, rule, hold.set_from)
+        # With the same words, one above the tenant that set it makes the hold its own.
+        if (hold.reason if hold else "") == reason and (
+            hold is None or is_above or hold.set_from == own
+        ):
+            return rule
+        if is_above:
+            raise _from_above("has set the legal hold")
         if not change.legal_hold:
             return replace(rule, hold=None)
-        own = UUID(call.caller.tenant_id)
         return replace(rule, hold=Hold(reason, own, call.caller.name, self._clock()))
 
-    def _require_own(self, call: Call, tenant_id: UUID, said_by: UUID | None, what: str) -> None:
-        """Refuses to undo what somebody above the caller has said."""
-        line = [node.id for node in self._tenants.whole_line(tenant_id)]
-        own = UUID(call.caller.tenant_id)
-        if said_by is not None and is_above(line, said_by, own):
-            raise _from_above(what)
+    def _is_above(self, call: Call, rule: Rule, said_from: UUID) -> bool:
+        """Whether a tenant that said something of a log is above the caller's."""
+        line = [node.id for node in self._tenants.whole_line(rule.tenant_id)]
+        return is_above(line, said_from, UUID(call.caller.tenant_id))
 
 
 def _from_above(what: str) -> DomainError:
@@ -181,19 +187,21 @@ def _etag(rule: Rule) -> str:
 def _events(before: Rule, after: Rule) -> list[Action]:
     events: list[Action] = []
     tenant_id = after.tenant_id
-    if after.keep_years != before.keep_years:
+    if after.years != before.years:
         events.append(
-            RetentionUpdated(
-                id=tenant_id,
-                before=RetentionSnapshot(keep_years=before.keep_years),
-                after=RetentionSnapshot(keep_years=after.keep_years),
-            )
+            RetentionUpdated(id=tenant_id, before=_snapshot(before), after=_snapshot(after))
         )
-    was = LegalHold(reason=before.hold.reason) if before.hold else None
     if after.hold is not None and after.hold != before.hold:
-        events.append(
-            LegalHoldSet(id=tenant_id, before=was, after=LegalHold(reason=after.hold.reason))
-        )
-    elif was is not None and after.hold is None:
-        events.append(LegalHoldReleased(id=tenant_id, before=was))
+        was = _legal_hold(before.hold) if before.hold else None
+        events.append(LegalHoldSet(id=tenant_id, before=was, after=_legal_hold(after.hold)))
+    elif before.hold is not None and after.hold is None:
+        events.append(LegalHoldReleased(id=tenant_id, before=_legal_hold(before.hold)))
     return events
+
+
+def _snapshot(rule: Rule) -> RetentionSnapshot:
+    return RetentionSnapshot(keep_years=rule.keep_years, keep_from=rule.keep_from)
+
+
+def _legal_hold(hold: Hold) -> LegalHold:
+    return LegalHold(reason=hold.reason, held_from=hold.set_from)

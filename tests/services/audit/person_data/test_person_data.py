@@ -546,6 +546,7 @@ _NOTHING: dict[str, list[str]] = {
         "audit.forwarder_position",
         "audit.forwarder_state",
         "audit.report_turn",
+        "audit.retention_years",
         "audit.stream_position",
         "audit.tree_cursor",
         "audit.tree_leaf",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from uuid import UUID
 import asyncpg
 import pytest_asyncio
 
-from auditlog.archive import Archive
+from auditlog.archive import MANIFEST, Archive
 from auditlog.export import verify
 from auditlog.keys import CheckpointKey
 from auditlog.leaves import TreeVerifier
+from auditlog.notes import Signature
+from auditlog.reports import ManifestFile
 from auditlog.verify import Verifier
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc as rpc
@@ -24,6 +27,7 @@ from servicekit.ids import now
 from servicekit.keys import store as key_store
 from servicekit.rpc.channels import open_channel
 from servicekit.security.sealing import read_master_key
+from services.audit.log.domain import CHECKPOINTS
 from services.audit.log.recorder import Recorder
 from services.audit.retention.archives import Archiver, key_ring, seeing_all
 from services.audit.retention.prune import Plan, plan, prune
@@ -90,6 +94,22 @@ class Operator:
             await Archiver(connection, ring, now(), "root").write(directory, until, tenant_id)
         return Archive.open(directory)
 
+    async def sign(self, archive: Archive, file: Path) -> None:
+        """Signs an archive anew, of which a file was changed."""
+        data = file.read_bytes()
+        listed = ManifestFile(file.name, len(data), hashlib.sha256(data).hexdigest())
+        old = archive.manifest
+        files = tuple(listed if one.name == file.name else one for one in old.files)
+        async with self.machine() as connection, seeing_all(connection):
+            key = read_master_key(self.audit.kit.settings.master_key_file)
+            ring = await key_ring(connection, key, now())
+        new = replace(old, files=files)
+        signatures = tuple(
+            Signature.by(old.signatures[0].name, one.public.raw, one.sign(new.text.encode()))
+            for one in ring.signers(CHECKPOINTS)
+        )
+        (archive.directory / MANIFEST).write_text(replace(new, signatures=signatures).write())
+
     async def keys(self) -> list[CheckpointKey]:
         """The public keys."""
         async with self.machine() as connection:
@@ -111,6 +131,41 @@ class Operator:
         found = await self.plans(archive)
         async with self.machine() as connection:
             return [await prune(connection, archive, one, "root") for one in found]
+
+    async def bury(self, tenant_id: UUID) -> None:
+        """Leaves of a tenant what identity leaves of one that is deleted."""
+        connection = await self.audit.database.superuser()
+        await connection.execute(
+            "WITH gone AS (DELETE FROM identity.tenant WHERE id = $1 RETURNING *)"
+            " INSERT INTO identity.tenant_tombstone (id, parent_id, kind, name, code, created_at,"
+            " archived_at, archived_by, deletion_requested_at, deleted_at, deleted_by, erased_rows)"
+            " SELECT id, parent_id, kind, name, code, created_at, now(), '', now(), now(), '', '{}'"
+            " FROM gone",
+            tenant_id,
+        )
+        await connection.close()
+
+    async def add_forwarder(self, tenant_id: UUID, sequence: int | None = None) -> UUID:
+        """A forwarder of a tenant and those below it, which has delivered up to an entry."""
+        forwarder = UUID(int=9)
+        await self.audit.sql(
+            "INSERT INTO audit.forwarder (id, tenant_id, name, kind, enabled, below_too, filter,"
+            " config, sealed_secrets, start_at, revision, created_at, created_by, updated_at)"
+            " VALUES ($1, $2, 'SIEM', 'webhook', true, true, '{}', '{}', '', 'now', 1, now(), '',"
+            " now())",
+            forwarder,
+            tenant_id,
+        )
+        if sequence is not None:
+            await self.audit.sql(
+                "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence,"
+                " sent) VALUES ($1, $2, $3, $4, $4)",
+                forwarder,
+                tenant_id,
+                ORG.id,
+                sequence,
+            )
+        return forwarder
 
     async def verified(
         self, *anchors: Any, tree: TreeVerifier | None = None, archives: Any = None, **wish: Any

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import asyncpg
 
+from auditlog.archive import entries_file
 from tests.services.audit.retention.conftest import NEWEST, Operator, operator
-from tests.support.audit import ORG, audit, start_audit
+from tests.support.audit import ORG, RESELLER, SISTER, audit, start_audit
 from tests.support.callers import user
 
 __all__ = ["audit", "operator", "start_audit"]
@@ -125,6 +126,44 @@ async def test_archive_verify_prune_kill_and_go_on(operator: Operator, tmp_path:
         "--checkpoint", chains,
     )  # fmt: skip
     assert (code, "Verified: " in said) == (0, True), said
+
+
+async def test_a_deleted_tenant(operator: Operator, tmp_path: Path) -> None:
+    """Its log is archived by its code or id, and kept as those above say."""
+    ids = await operator.record(3)
+    await operator.audit.tree_checkpoint(3 + NEWEST)
+    await operator.keep(5)
+    (row,) = await operator.audit.sql("SELECT code FROM identity.tenant WHERE id = $1", ORG.id)
+    await operator.bury(ORG.id)
+    for name, directory in ((row["code"], "a"), (str(ORG.id), "b")):
+        code, said = await run(
+            operator, tmp_path, "archive", "--until", "2020-01-01", "--to", tmp_path / directory,
+            "--org", name,
+        )  # fmt: skip
+        assert (code, f"tenant {ORG.id}, entries 1 to 3" in said) == (0, True), said
+    reseller = user(RESELLER.id)
+    await operator.keep(None, reseller, legal_hold=True, hold_reason="case 4711")
+    for command in (
+        ("prune", tmp_path / "a", "--dry-run"),
+        ("redact", str(ids[0]), "--reason", "asked for", "--yes"),
+    ):
+        code, said = await run(operator, tmp_path, *command)
+        assert f"a legal hold of tenant {RESELLER.id}" in said
+
+
+async def test_what_cannot_be_verified_is_not_pruned(operator: Operator, tmp_path: Path) -> None:
+    """As a file that is not whole, also where the manifest names it so."""
+    for tenant_id in (ORG.id, SISTER.id):
+        await operator.record(3, tenant_id=tenant_id)
+    await operator.audit.tree_checkpoint(6 + 2 * NEWEST)
+    await operator.keep(5)
+    archive = await operator.archive(tmp_path / "a")
+    file = archive.directory / entries_file(archive.manifest.chains[0].tenant_id)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    await operator.sign(archive, file)
+    code, said = await run(operator, tmp_path, "prune", archive.directory, "--dry-run")
+    assert (code, "does not verify; nothing was pruned" in said) == (2, True), said
+    assert "UNCHECKED the archive: it ends early" in said
 
 
 async def test_a_hold_forbids_redactions(operator: Operator, tmp_path: Path) -> None:

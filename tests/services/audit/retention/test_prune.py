@@ -223,15 +223,8 @@ async def test_what_stays_and_why(operator: Operator, tmp_path: Path) -> None:
     await operator.keep(None, legal_hold=True, hold_reason="case 4711")
     await stays("a legal hold of tenant")
     await operator.keep(None, legal_hold=False)
-    forwarder = UUID(int=9)
-    await operator.audit.sql(
-        "INSERT INTO audit.forwarder (id, tenant_id, name, kind, enabled, below_too, filter,"
-        " config, sealed_secrets, start_at, revision, created_at, created_by, updated_at) VALUES"
-        " ($1, $2, 'SIEM', 'webhook', true, true, '{}', '{}', '', 'now', 1, now(), '', now())",
-        forwarder,
-        whole.line[0],
-    )
-    await stays("the forwarder 'SIEM' has not sent those behind")
+    forwarder = await operator.add_forwarder(whole.line[0])
+    await stays("the forwarder 'SIEM' has not delivered those behind")
     await operator.audit.sql(
         "INSERT INTO audit.forwarder_position (forwarder_id, tenant_id, chain_id, sequence, sent)"
         " VALUES ($1, $2, $3, 7, 25)",
@@ -390,6 +383,26 @@ async def test_an_archive_that_was_not_finished_is_begun_anew(
     rows = await operator.audit.sql("SELECT payload FROM audit.outbox")
     (told,) = [json.loads(row["payload"])["data"] for row in rows]
     assert (told["action"], told["after"]["from"], told["after"]["to"]) == ("audit.archived", 1, 5)
+
+
+async def test_the_log_tells_only_of_an_archive_that_is_one(
+    operator: Operator, tmp_path: Path
+) -> None:
+    """Not of one that ended at the second chain, and once of that which is made in its place."""
+    await operator.record(5)
+    await operator.record(5, tenant_id=SISTER.id)
+    await operator.audit.tree_checkpoint(10 + 2 * NEWEST)
+    await operator.audit.sql("ALTER TABLE audit.entry DISABLE TRIGGER ALL")
+    await operator.audit.sql(
+        "DELETE FROM audit.entry WHERE sequence = 1 AND tenant_id = $1", SISTER.id
+    )
+    with pytest.raises(DomainError, match="has no entry"):
+        await operator.archive(tmp_path / "a")
+    assert await operator.audit.sql("SELECT payload FROM audit.outbox") == []
+    archive = await operator.archive(tmp_path / "a", tenant_id=ORG.id)
+    (row,) = await operator.audit.sql("SELECT payload FROM audit.outbox")
+    told = json.loads(row["payload"])["data"]["after"]
+    assert told["archiveSha256"] == archive.sha256(entries_file(str(ORG.id)))
 
 
 async def test_an_archive_does_not_keep_what_was_redacted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ from tests.support.refusals import refusal
 __all__ = ["audit", "operator", "start_audit"]
 
 RESELLERS = user(RESELLER.id, email="reseller@example.org")
+NOBODY = str(UUID(int=0))
 SCHOOLS = user(ORG.id, email="school@example.org")
 
 
@@ -84,6 +86,56 @@ async def test_what_is_said_above_is_not_shortened_below(operator: Operator) -> 
     assert not shown.legal_hold
 
 
+async def test_a_longer_word_below_does_not_undo_the_one_above(operator: Operator) -> None:
+    """Each level's stays: who makes it longer can go back to what is said above, not further."""
+    own: dict[str, Any] = {"org_id": str(ORG.id)}
+    await operator.keep(3, **own)
+    await update(operator, RESELLERS, keep_years=5, **own)
+    await update(operator, SCHOOLS, keep_years=8)
+    for years in (4, 1):
+        refused = await refusal(update(operator, SCHOOLS, keep_years=years))
+        assert refused.reason == "FROM_ABOVE"
+    assert (await refusal(update(operator, SCHOOLS, inherit=True))).reason == "FROM_ABOVE"
+    assert (await update(operator, SCHOOLS, keep_years=6)).keep_years == 6
+    assert (await update(operator, SCHOOLS, keep_years=5)).keep_years == 5
+    assert (await refusal(update(operator, RESELLERS, keep_years=2, **own))).reason == "FROM_ABOVE"
+    assert (await update(operator, RESELLERS, keep_years=3, **own)).keep_years == 3
+    shown = await update(operator, operator.audit.owner, inherit=True, **own)
+    assert not shown.HasField("keep_years")
+    names = {ROOT.id: "root", RESELLER.id: "reseller", ORG.id: "school"}
+    said = [after for _, _, (_, after) in await told(operator)]
+    assert [(a["keepYears"], names.get(UUID(a["keepFrom"] or NOBODY))) for a in said] == [
+        (3, "root"), (5, "reseller"), (8, "school"), (6, "school"), (5, "reseller"), (3, "root"),
+        (None, None),
+    ]  # fmt: skip
+
+
+async def test_the_same_words_from_above_are_those_of_the_one_above(operator: Operator) -> None:
+    """Who said them first can no longer take them back; the log says whose they are."""
+    words = {"keep_years": 7, "legal_hold": True, "hold_reason": "case 4711"}
+    first = await update(operator, SCHOOLS, **words)
+    shown = await update(operator, RESELLERS, org_id=str(ORG.id), **words)
+    assert shown.held_by == "reseller@example.org"
+    assert shown.etag != first.etag
+    for wish in ({"legal_hold": False}, {"inherit": True}, {"keep_years": 1}):
+        assert (await refusal(update(operator, SCHOOLS, **wish))).reason == "FROM_ABOVE"
+    assert (await update(operator, SCHOOLS, **words)).etag == shown.etag
+    last = (await told(operator))[-2:]
+    assert [(action, before, after) for _, action, (before, after) in last] == [
+        (
+            "audit.retention_updated",
+            {"keepYears": 7, "keepFrom": str(ORG.id)},
+            {"keepYears": 7, "keepFrom": str(RESELLER.id)},
+        ),
+        (
+            "audit.legal_hold_set",
+            {"reason": "case 4711", "heldFrom": str(ORG.id)},
+            {"reason": "case 4711", "heldFrom": str(RESELLER.id)},
+        ),
+    ]
+    assert not (await update(operator, RESELLERS, org_id=str(ORG.id), legal_hold=False)).legal_hold
+
+
 async def test_a_hold_counts_for_all_below(operator: Operator) -> None:
     """Those below see that there is one, and not why."""
     await update(operator, RESELLERS, legal_hold=True, hold_reason="case 4711")
@@ -100,11 +152,13 @@ async def test_the_log_says_what_was_changed(operator: Operator) -> None:
         await update(operator, SCHOOLS, keep_years=7, legal_hold=True, hold_reason=" case 4711 ")
     await update(operator, SCHOOLS, legal_hold=False)
     await update(operator, SCHOOLS, legal_hold=False)
-    hold = {"reason": "case 4711"}
+    own = str(ORG.id)
+    hold = {"reason": "case 4711", "heldFrom": own}
+    nothing = {"keepYears": None, "keepFrom": None}
     assert await told(operator) == [
-        (str(ORG.id), "audit.retention_updated", ({"keepYears": None}, {"keepYears": 7})),
-        (str(ORG.id), "audit.legal_hold_set", (None, hold)),
-        (str(ORG.id), "audit.legal_hold_released", (hold, None)),
+        (own, "audit.retention_updated", (nothing, {"keepYears": 7, "keepFrom": own})),
+        (own, "audit.legal_hold_set", (None, hold)),
+        (own, "audit.legal_hold_released", (hold, None)),
     ]
 
 
