@@ -42,7 +42,8 @@ def decide(device: Caller, has: int, org: Standing, asked: bool, now: datetime) 
     whatever number that stands for it, and any other one gets it under a number above its own.
     Where nothing is in force, where the device may keep what a rollout brought it, and where it
     names a number that nobody gave out yet, it gets what it has, and that only to carry a token or
-    because it was asked for.
+    because it was asked for. A restricted device does not: the number that it names may stand for
+    what is kept from it.
 
     Args:
         device: who polls, with the life of its token.
@@ -65,7 +66,7 @@ def decide(device: Caller, has: int, org: Standing, asked: bool, now: datetime) 
             return Decision(want, has, want.newest, due, fulfils_sync=asked)
         if has <= org.last:
             return Decision(want, has, 0, due, fulfils_sync=asked)
-    if has == 0 or not (due or asked):
+    if has == 0 or not (due or asked) or (org.restricted and not holds):
         return UNCHANGED
     held = want if holds else None
     return Decision(held, has, has, due, only_with_token=not asked, fulfils_sync=asked)

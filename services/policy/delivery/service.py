@@ -15,6 +15,9 @@ only from a 200 answer with a policy that verifies, so the token travels with
   empty one switches SELinux off, and nobody wrote one. Such a device keeps polling with its token,
   expired or not, and gets a new one with its first policy. Only after half of a token's life, the
   other half and the 90 days of grace without any policy does it have to enroll again.
+
+A device that falls short of an attestation gate gets the gate's other policy or nothing: the number
+that it names may stand for what is kept from it.
 """
 
 from __future__ import annotations
@@ -131,7 +134,7 @@ class Delivery:
         if targets := self._seats.targets(tenant_id, device_id, group_ids):
             # One that cannot be put together now has what all devices have, until its first polls.
             made = await self._made(tenant_id, targets)
-            if made.want is not None or self._seats.restrict(tenant_id, targets):
+            if made.want is not None or made.restricted:
                 org = made
         want = org.want
         bundle = None if want is None else await self._stamps.bundle(tenant_id, want.newest)
@@ -248,7 +251,7 @@ class Delivery:
                 if number is None and self._standing(device) is not org:
                     continue
             if number is None:
-                # It keeps what it has; a new token travels with that.
+                # It keeps what it has; a new token travels with that, but not to a restricted one.
                 decision = self._decide(device, has, replace(org, want=None))
                 if decision is UNCHANGED:
                     return None, decision

@@ -129,6 +129,8 @@ class Standing:
     """Numbers of other contents that the devices may keep."""
     stage: Stage | None = None
     """What rollouts have to do with them; `None` for nothing, which is usual."""
+    restricted: bool = False
+    """Whether they fall short of an enforced gate: they get this and nothing else."""
 
 
 NOTHING: Final = Standing(None, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Final, TypeAlias
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -278,10 +279,6 @@ class Seats:
             )
         return tuple(sorted(found))
 
-    def restrict(self, tenant_id: UUID, targets: Targets) -> bool:
-        """Whether targets are an enforced gate that a device falls short of."""
-        return self._known.get(tenant_id, _NOTHING).gate_among(targets) is not None
-
     def with_rollouts(self, tenant_id: UUID, device_id: UUID, targets: Targets) -> Targets:
         """Whose policies count for a device, with the rollouts that bring it something."""
         staged = self._staged.get(str(tenant_id))
@@ -294,14 +291,15 @@ class Seats:
         be delivered any more. A change above it counts once it is put together, as for all.
         """
         known = self._known.get(tenant_id, _NOTHING)
+        restricted = known.gate_among(targets) is not None
         found = known.profiles.get(targets)
         if found is not None:
             now = {(one.target_id, one.version) for one in known.bound_to(targets)}
             if (assigned := known.assigned_to(targets)) is not None:
                 now.add((tenant_id, assigned[1]))
             if versions_of(found.recipe, {tenant_id, *targets}) == now:
-                return found
-        return Standing(None, self._stamps.last(tenant_id), targets)
+                return replace(found, restricted=True) if restricted else found
+        return Standing(None, self._stamps.last(tenant_id), targets, restricted=restricted)
 
     def is_alone(self, tenant_id: UUID, standing: Standing) -> bool:
         """Whether what devices are to have was made of policies of their organisation alone."""

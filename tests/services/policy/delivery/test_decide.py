@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -188,3 +188,13 @@ def test_a_satisfied_device_is_told_so(poll: Poll, org: Standing) -> None:
 def test_what_nobody_gave_out_is_left_alone(has: int, org: Standing) -> None:
     """A liar, or a device from after the backup that was restored: the next publish is above it."""
     assert decide(Caller(CallerKind.DEVICE), has, org, False, NOW) is UNCHANGED
+
+
+@given(polls(), organisations())
+def test_a_restricted_device_gets_the_other_policy_or_nothing(poll: Poll, org: Standing) -> None:
+    """Whatever number it names: that may stand for what is kept from it."""
+    try:
+        decision = decide(poll.device, poll.has, replace(org, restricted=True), poll.asked, NOW)
+    except DomainError:
+        return
+    assert decision is UNCHANGED or decision.edition is not None
