@@ -13,6 +13,7 @@ import typer
 
 from cli import audit_retention
 from cli.audit_redact import redact, redact_again
+from cli.audit_witness import Required, witness
 from cli.durations import rfc3339
 from cli.errors import CliError, told
 from cli.files import written
@@ -185,6 +186,7 @@ def export(
             raise CliError("the export ended early and is not whole; try again")
 
 
+app.command()(witness)
 app.command()(redact)
 app.command("redact-again")(redact_again)
 
@@ -196,6 +198,13 @@ def checkpoint(
         bool,
         typer.Option("--tree", help="That of the tree over all entries: a signed note (C2SP)."),
     ] = False,
+    witnessed: Annotated[
+        bool,
+        typer.Option(
+            "--witnessed",
+            help="Of the tree, one that enough of the installation's witnesses signed.",
+        ),
+    ] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -205,7 +214,10 @@ def checkpoint(
     """Write the signed ends of all chains, or of the tree: keep this elsewhere, for `verify`."""
     with told(_FAILED):
         with session(home, url, ca_file, email, password_file) as api:
-            text = api.get_text("/api/audit/log/checkpoint") if tree else _checkpoint(api)
+            if witnessed:
+                text = api.get_text("/api/audit/log/checkpoint", witnessed="true")
+            else:
+                text = api.get_text("/api/audit/log/checkpoint") if tree else _checkpoint(api)
         with written(output) as file:
             file.write(text.encode())
 
@@ -228,6 +240,7 @@ def follow(
             help="File with the keys of the checkpoints; asked from the API if not given."
         ),
     ] = None,
+    witnesses: Required = None,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -243,6 +256,7 @@ def follow(
     from auditlog.keys import read_keys  # noqa: PLC0415
     from auditlog.notes import TreeCheckpoint  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
+    from cli.audit_cosigned import follow_witnessed  # noqa: PLC0415
 
     report = check.Report(typer.echo)
     with told(check.NOT_CHECKED), check.never_mistaken():
@@ -250,8 +264,13 @@ def follow(
         keys = check.read_keys(public_key) if public_key else []
         with session(home, url, ca_file, email, password_file) as api:
             keys = keys or read_keys(api.get_text("/api/v1/audit-keys.pem"))
-            newest = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
-            newest = check.continues(newest, keys, kept, report, partial(check.consistency, api))
+            if witnesses is not None:
+                newest = follow_witnessed(api, keys, kept, witnesses, report)
+            else:
+                newest = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
+                newest = check.continues(
+                    newest, keys, kept, report, partial(check.consistency, api)
+                )
         if report.exit_code == check.VERIFIED:
             with written(file) as out:
                 out.write(newest.write().encode())
@@ -330,6 +349,7 @@ def check_proof(
         list[Path] | None,
         typer.Option(help="A checkpoint of the tree, kept outside; may be repeated."),
     ] = None,
+    witnesses: Required = None,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -343,6 +363,7 @@ def check_proof(
     from auditlog.keys import read_keys  # noqa: PLC0415
     from auditlog.notes import NoteError, Proof  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
+    from cli.audit_cosigned import require  # noqa: PLC0415
     from cli.client import read_text  # noqa: PLC0415
 
     report = check.Report(typer.echo)
@@ -352,6 +373,7 @@ def check_proof(
         except NoteError as broken:
             raise CliError(f"{proof} is no proof: {broken}") from broken
         kept = check.Kept.read(checkpoint or ()).trees
+        require([("in the proof", found.checkpoint)], witnesses, report)
         if public_key is not None:
             check.check_proof(found, check.read_keys(public_key), kept, report)
         else:
@@ -414,6 +436,7 @@ def verify(
             " looked for.",
         ),
     ] = False,
+    witnesses: Required = None,
     org: Org = "",
     home: Home = None,
     url: Url = "",
@@ -430,11 +453,13 @@ def verify(
     from auditlog.chain import Checkpoint  # noqa: PLC0415
     from auditlog.keys import read_keys  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
+    from cli.audit_cosigned import require  # noqa: PLC0415
     from cli.client import lines  # noqa: PLC0415
 
     report = check.Report(typer.echo)
     with told(check.NOT_CHECKED), check.never_mistaken():
         kept = check.Kept.read(checkpoint or ())
+        require(kept.trees, witnesses, report)
         trusted_keys = check.read_keys(public_key) if public_key else []
         if from_export is not None and from_export.is_dir():
             anchors = check.anchors(kept, trusted_keys, report)

@@ -405,7 +405,7 @@ def continues(
         if checkpoint.origin == newest.origin and checkpoint.size != newest.size:
             newest = _continued(name, checkpoint, newest, keys, report, ask)
         else:
-            _same_tree(name, checkpoint, newest, keys, report, ask)
+            same_tree(name, checkpoint, newest, keys, report, ask)
     return newest
 
 
@@ -460,7 +460,7 @@ def check_proof(
         return
     for name, checkpoint in kept:
         if trusted([(name, checkpoint)], keys, report):
-            _same_tree(name, checkpoint, proof.checkpoint, keys, report, ask)
+            same_tree(name, checkpoint, proof.checkpoint, keys, report, ask)
 
 
 def told_of(proof: Proof, report: Report) -> list[str]:
@@ -479,7 +479,7 @@ def told_of(proof: Proof, report: Report) -> list[str]:
     ]
 
 
-def _same_tree(
+def same_tree(
     name: str,
     kept: TreeCheckpoint,
     other: TreeCheckpoint,
@@ -487,6 +487,7 @@ def _same_tree(
     report: Report,
     ask: Callable[[int], Consistency] | None,
 ) -> None:
+    """Checks that a kept checkpoint and another one are of one tree; of both orders of size."""
     if kept.origin != other.origin:
         report.could_not(f"the checkpoint {name}: it is of another log, {kept.origin}")
     elif kept.size == other.size:

@@ -132,6 +132,9 @@ class Limits:
     """Enrollments from one address: a whole school is switched on in one morning."""
     open: Rate = Rate(burst=500, per_second=50)
     """Calls from one address to everything else that needs no token."""
+    published: Rate = Rate(burst=500, per_second=50)
+    """Calls from one address for what is published of the audit log: tile by tile, a log of a
+    million entries is 4,000 of them."""
     pages: Rate = Rate(burst=1000, per_second=100)
     """What browsers at one address read: pages, their files, and whose session it is. Apart from
     `open`, so that nobody behind a school's address keeps its staff from signing in."""

@@ -37,6 +37,7 @@ def rate_filter(settings: GatewaySettings) -> Config:
         (RateClass.INVITATION, _ADDRESS, limits.invitation),
         (RateClass.ENROLL, _ADDRESS, limits.enroll),
         (RateClass.OPEN, _ADDRESS, limits.open),
+        (RateClass.PUBLISHED, _ADDRESS, limits.published),
         (RateClass.PAGES, _ADDRESS, limits.pages),
         (RateClass.SCIM, _SUBJECT, limits.scim),
     ]

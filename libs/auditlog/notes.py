@@ -24,8 +24,9 @@ from auditlog.tree import HASH_BYTES, ProofError, leaf_hash, root_of_inclusion, 
 from auditlog.verify import Entry
 
 PROOF_FORMAT: Final = "c2sp.org/tlog-proof@v1"
-_ED25519: Final = 1
-_COSIGNATURE: Final = 4
+ED25519: Final = 1
+COSIGNATURE: Final = 4
+"""Kinds of keys: of logs, and of witnesses."""
 _SIGNATURE: Final = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/=]+)")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _MOST_LINES: Final = 64
@@ -42,8 +43,8 @@ def key_hash(name: str, kind: int, raw: bytes) -> bytes:
 
 def verifier_key(name: str, raw: bytes) -> str:
     """A public key with the name of who signs, as `golang.org/x/mod/sumdb/note` takes it."""
-    body = base64.b64encode(bytes([_ED25519]) + raw).decode()
-    return f"{name}+{key_hash(name, _ED25519, raw).hex()}+{body}"
+    body = base64.b64encode(bytes([ED25519]) + raw).decode()
+    return f"{name}+{key_hash(name, ED25519, raw).hex()}+{body}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Signature:
     @classmethod
     def by(cls, name: str, raw: bytes, value: bytes) -> Signature:
         """An Ed25519 signature of the key with these 32 bytes."""
-        return cls(name, key_hash(name, _ED25519, raw), value)
+        return cls(name, key_hash(name, ED25519, raw), value)
 
 
 def read_note(note: str) -> tuple[str, tuple[Signature, ...]]:
@@ -75,6 +76,15 @@ def read_note(note: str) -> tuple[str, tuple[Signature, ...]]:
     text, separator, below = note.partition("\n\n")
     if not separator:
         raise NoteError("there is no empty line before signatures")
+    return f"{text}\n", read_signatures(below)
+
+
+def read_signatures(below: str) -> tuple[Signature, ...]:
+    """Lines of signatures, which are not checked here.
+
+    Raises:
+        NoteError: there is none, or a line is none.
+    """
     signatures = []
     lines = below.split("\n")
     if lines[-1] or not 2 <= len(lines) <= _MOST_LINES:
@@ -85,7 +95,7 @@ def read_note(note: str) -> tuple[str, tuple[Signature, ...]]:
         if match is None or len(raw) <= 4:
             raise NoteError("a line of a signature is none")
         signatures.append(Signature(match[1], raw[:4], raw[4:]))
-    return f"{text}\n", tuple(signatures)
+    return tuple(signatures)
 
 
 def signed_by(
@@ -96,7 +106,7 @@ def signed_by(
     known = None
     found = tuple(signatures)
     for key in keys:
-        named = key_hash(name, _ED25519, key.raw)
+        named = key_hash(name, ED25519, key.raw)
         for signature in found:
             if (signature.name, signature.key_hash) == (name, named):
                 if not key.verifies(text.encode(), signature.value):

@@ -33,6 +33,7 @@ _WRITE: Final = frozenset({Role.OWNER, Role.ADMIN})
 _OWN: Final = frozenset({Role.OWNER})
 
 _OPEN: Final = Rule(audience=Audience.PUBLIC, rate=RateClass.OPEN)
+_PUBLISHED: Final = Rule(audience=Audience.PUBLIC, rate=RateClass.PUBLISHED)
 _OPEN_WRITE: Final = replace(_OPEN, writes=True, strict=True)
 _ENROLL: Final = Rule(audience=Audience.PUBLIC, writes=True, rate=RateClass.ENROLL, agent_form=True)
 _POLL: Final = Rule(
@@ -396,6 +397,8 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetAuditProof": replace(_USER_READ, file=_PROOF),
             "GetAuditLogCheckpoint": replace(_USER_READ, file=_TREE_CHECKPOINT),
             "GetAuditLogTile": replace(_USER_READ, file=_TILE),
+            "GetPublicAuditLogCheckpoint": replace(_PUBLISHED, file=_TREE_CHECKPOINT),
+            "GetPublicAuditLogTile": replace(_PUBLISHED, file=_TILE),
             "GetAuditConsistency": _USER_READ,
             "GetAuditLogKeys": replace(_OPEN, file=_NOTE_KEYS),
             "ListAuditKeys": _USER_READ,

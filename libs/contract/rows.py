@@ -51,6 +51,8 @@ class RateClass(Enum):
     ENROLL = "enroll"
     OPEN = "open"
     """Everything else that needs no token."""
+    PUBLISHED = "published"
+    """What an installation publishes of its audit log, which programs may read to its end."""
     PAGES = "pages"
     """What browsers read without a token: pages, their files, whose session it is."""
     SCIM = "scim"

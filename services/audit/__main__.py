@@ -46,8 +46,10 @@ from services.audit.reports.sources import Sources
 from services.audit.retention.api import RetentionApi
 from services.audit.retention.service import Retention
 from services.audit.settings import AuditSettings
+from services.audit.tree.published import Published
 from services.audit.tree.sequencer import Sequencer
 from services.audit.tree.service import Tree
+from services.audit.tree.witnesses import Witnesses
 
 
 async def erase(connection: Connection, tenant: TenantNode) -> int:
@@ -78,12 +80,15 @@ async def build(kit: Kit) -> Parts:
     )
     tree = Tree(kit.database, keys, CHECKPOINTS, sequencer)
     audit_log = AuditLog(kit.database, kit.outbox, kit.tenants, keys, tree, kit.clock)
+    guard = Guard(settings.forward_rules, Proxy.read(settings.forward_proxy))
+    asked = settings.witnesses if settings.outbound else None
+    witnesses = Witnesses(tree, asked, guard, kit.clock) if asked else None
     outbound = Outbound(
         kit.database,
         kit.outbox,
         kit.tenants,
         Sealer.from_file(settings.master_key_file, FORWARD_SEALED_FOR),
-        Guard(settings.forward_rules, Proxy.read(settings.forward_proxy)),
+        guard,
         settings.public_host,
         tree,
         kit.clock,
@@ -163,7 +168,8 @@ async def build(kit: Kit) -> Parts:
         calls_refused=AuditCallsRefused,
         public=[
             partial(
-                audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditApi(audit_log, tree, keys)
+                audit_pb2_grpc.add_AuditServiceServicer_to_server,
+                AuditApi(audit_log, tree, Published(tree, is_open=settings.audit_log_public), keys),
             ),
             partial(
                 audit_pb2_grpc.add_AuditRetentionServiceServicer_to_server, RetentionApi(retention)
@@ -202,6 +208,7 @@ async def build(kit: Kit) -> Parts:
             watch.run,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
+            *([witnesses.run] if witnesses else []),
         ],
         closing=TenantWork(erase=erase),
         before_serving=prepare,

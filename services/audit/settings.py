@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from auditlog.notes import NoteError
+from auditlog.witnesses import Policy
 from servicekit.keys.settings import KeySettings
 from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
 from servicekit.outgoing.guard import Proxy
@@ -56,6 +59,16 @@ class AuditSettings(KeySettings):
         description="The host that checkpoints of the audit log are named by, when there are none"
         " yet; that of EVERGREEN_PUBLIC_URL when not given.",
     )
+    audit_log_public: bool = Field(
+        default=False,
+        description="Whether anyone may read, without a token, checkpoints and hashes of the tree"
+        " over all entries, which tell how many entries there are and nothing of them.",
+    )
+    audit_witnesses_file: Path | None = Field(
+        default=None,
+        description="A file with the witnesses of the tree over all entries, and how many of them"
+        " have to sign (C2SP tlog-policy). None are asked when not given.",
+    )
     audit_entry_format: Literal["v1", "v2"] = Field(
         default="v2",
         description="The format of new entries of the audit log. v2 has a salt, and can be"
@@ -84,8 +97,24 @@ class AuditSettings(KeySettings):
 
     @model_validator(mode="after")
     def _says_whom(self) -> Self:
-        _ = self.forward_rules, Proxy.read(self.forward_proxy)
+        _ = self.forward_rules, Proxy.read(self.forward_proxy), self.witnesses
         return self
+
+    @property
+    def witnesses(self) -> Policy | None:
+        """Who is asked to sign checkpoints.
+
+        Raises:
+            ValueError: the file cannot be read, or is no such file.
+        """
+        if self.audit_witnesses_file is None:
+            return None
+        try:
+            return Policy.read(self.audit_witnesses_file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"EVERGREEN_AUDIT_WITNESSES_FILE: {error.strerror}") from error
+        except (NoteError, UnicodeDecodeError) as broken:
+            raise ValueError(f"EVERGREEN_AUDIT_WITNESSES_FILE: {broken}") from broken
 
     @property
     def forward_rules(self) -> Rules:

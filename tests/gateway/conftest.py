@@ -23,6 +23,7 @@ async def shared_gateway() -> AsyncIterator[Gateway]:
         invitation=PLENTY,
         enroll=PLENTY,
         open=PLENTY,
+        published=PLENTY,
         other=PLENTY,
     )
     async with running_gateway(limits=limits) as gateway:

@@ -33,6 +33,7 @@ def _limits(seconds: float) -> Limits:
         refresh=PLENTY,
         enroll=PLENTY,
         open=PLENTY,
+        published=PLENTY,
         upstream_requests=40,
         upstream_waiting=40,
         open_requests=OPEN,
@@ -89,6 +90,8 @@ async def _everybody_gets_in(gateway: Gateway) -> None:
         ("/api/v1/policy-keys", "PolicyKeyService/ListPolicyKeys"),
         ("/api/v1/policy-keys.pem", "PolicyKeyService/GetPolicyKeysPem"),
         ("/api/v1/audit-keys.pem", "AuditService/GetAuditKeysPem"),
+        ("/api/v1/audit-log/checkpoint", "AuditService/GetPublicAuditLogCheckpoint"),
+        ("/api/v1/audit-log/tile/0/000", "AuditService/GetPublicAuditLogTile"),
     ],
 )
 async def test_open_calls_have_places_of_their_own(

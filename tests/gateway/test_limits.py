@@ -38,6 +38,7 @@ async def strict() -> AsyncIterator[Gateway]:
         invitation=few,
         enroll=few,
         open=few,
+        published=few,
         pages=few,
         timeout=1.5,
     )

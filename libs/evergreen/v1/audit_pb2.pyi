@@ -411,6 +411,30 @@ class GetAuditLogCheckpointRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WITNESSED_FIELD_NUMBER: _builtins.int
+    witnessed: _builtins.bool
+    """Only one that enough of the installation's witnesses signed, with their
+    signatures (`c2sp.org/tlog-cosignature`).
+    """
+    def __init__(
+        self,
+        *,
+        witnessed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["witnessed", b"witnessed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditLogCheckpointRequest: _TypeAlias = GetAuditLogCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetPublicAuditLogCheckpointRequest(_message.Message):
+    """Asks for the newest checkpoint that is published."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     def __init__(
         self,
     ) -> None: ...
@@ -420,7 +444,32 @@ class GetAuditLogCheckpointRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetAuditLogCheckpointRequest: _TypeAlias = GetAuditLogCheckpointRequest  # noqa: Y015
+Global___GetPublicAuditLogCheckpointRequest: _TypeAlias = GetPublicAuditLogCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetPublicAuditLogTileRequest(_message.Message):
+    """Which hashes of the tree to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """`<level>/<index>`; a piece that is not full has `.p/<width>` behind it. An
+    index has groups of three digits, of which all but the last begin with `x`:
+    `x001/x234/067`.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPublicAuditLogTileRequest: _TypeAlias = GetPublicAuditLogTileRequest  # noqa: Y015
 
 @_typing.final
 class GetAuditLogTileRequest(_message.Message):

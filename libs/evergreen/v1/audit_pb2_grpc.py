@@ -78,6 +78,16 @@ class AuditServiceStub:
                 request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.GetPublicAuditLogCheckpoint = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetPublicAuditLogCheckpoint',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogCheckpointRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetPublicAuditLogTile = channel.unary_unary(
+                '/evergreen.v1.AuditService/GetPublicAuditLogTile',
+                request_serializer=evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogTileRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GetAuditConsistency = channel.unary_unary(
                 '/evergreen.v1.AuditService/GetAuditConsistency',
                 request_serializer=evergreen_dot_v1_dot_audit__pb2.GetAuditConsistencyRequest.SerializeToString,
@@ -153,7 +163,7 @@ class AuditServiceServicer:
 
     def GetAuditLogCheckpoint(self, request, context):
         """Returns the newest checkpoint of the tree over all entries: a signed note
-        (`c2sp.org/tlog-checkpoint`).
+        (`c2sp.org/tlog-checkpoint`). One that witnesses signed is some seconds older.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +172,23 @@ class AuditServiceServicer:
     def GetAuditLogTile(self, request, context):
         """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
         alone, nothing of what is in entries.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPublicAuditLogCheckpoint(self, request, context):
+        """Returns the newest checkpoint of the tree to anyone, where the installation
+        publishes its log: one that enough witnesses signed, if it has witnesses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPublicAuditLogTile(self, request, context):
+        """Returns hashes of the tree to anyone, where the installation publishes its
+        log (`c2sp.org/tlog-tiles`). The hashes of entries, under `entries/`, are for
+        users alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,6 +266,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
             'GetAuditLogTile': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAuditLogTile,
                     request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetPublicAuditLogCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPublicAuditLogCheckpoint,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogCheckpointRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetPublicAuditLogTile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPublicAuditLogTile,
+                    request_deserializer=evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogTileRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GetAuditConsistency': grpc.unary_unary_rpc_method_handler(
@@ -479,6 +516,60 @@ class AuditService:
             target,
             '/evergreen.v1.AuditService/GetAuditLogTile',
             evergreen_dot_v1_dot_audit__pb2.GetAuditLogTileRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPublicAuditLogCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetPublicAuditLogCheckpoint',
+            evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogCheckpointRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPublicAuditLogTile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.AuditService/GetPublicAuditLogTile',
+            evergreen_dot_v1_dot_audit__pb2.GetPublicAuditLogTileRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

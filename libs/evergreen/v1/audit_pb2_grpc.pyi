@@ -58,11 +58,20 @@ class AuditServiceStub:
     """
     GetAuditLogCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]
     """Returns the newest checkpoint of the tree over all entries: a signed note
-    (`c2sp.org/tlog-checkpoint`).
+    (`c2sp.org/tlog-checkpoint`). One that witnesses signed is some seconds older.
     """
     GetAuditLogTile: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogTileRequest, _httpbody_pb2.HttpBody]
     """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
     alone, nothing of what is in entries.
+    """
+    GetPublicAuditLogCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetPublicAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]
+    """Returns the newest checkpoint of the tree to anyone, where the installation
+    publishes its log: one that enough witnesses signed, if it has witnesses.
+    """
+    GetPublicAuditLogTile: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetPublicAuditLogTileRequest, _httpbody_pb2.HttpBody]
+    """Returns hashes of the tree to anyone, where the installation publishes its
+    log (`c2sp.org/tlog-tiles`). The hashes of entries, under `entries/`, are for
+    users alone.
     """
     GetAuditConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditConsistencyRequest, _audit_pb2.AuditConsistency]
     """Proves that the tree of an older checkpoint is in the present one as it was:
@@ -107,11 +116,20 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
     GetAuditLogCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns the newest checkpoint of the tree over all entries: a signed note
-    (`c2sp.org/tlog-checkpoint`).
+    (`c2sp.org/tlog-checkpoint`). One that witnesses signed is some seconds older.
     """
     GetAuditLogTile: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditLogTileRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
     alone, nothing of what is in entries.
+    """
+    GetPublicAuditLogCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetPublicAuditLogCheckpointRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns the newest checkpoint of the tree to anyone, where the installation
+    publishes its log: one that enough witnesses signed, if it has witnesses.
+    """
+    GetPublicAuditLogTile: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetPublicAuditLogTileRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns hashes of the tree to anyone, where the installation publishes its
+    log (`c2sp.org/tlog-tiles`). The hashes of entries, under `entries/`, are for
+    users alone.
     """
     GetAuditConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditConsistencyRequest, _audit_pb2.AuditConsistency]  # type: ignore[assignment]
     """Proves that the tree of an older checkpoint is in the present one as it was:
@@ -195,7 +213,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Returns the newest checkpoint of the tree over all entries: a signed note
-        (`c2sp.org/tlog-checkpoint`).
+        (`c2sp.org/tlog-checkpoint`). One that witnesses signed is some seconds older.
         """
 
     @_abc_1.abstractmethod
@@ -206,6 +224,27 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Returns a piece of the tree over all entries (`c2sp.org/tlog-tiles`): hashes
         alone, nothing of what is in entries.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPublicAuditLogCheckpoint(
+        self,
+        request: _audit_pb2.GetPublicAuditLogCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns the newest checkpoint of the tree to anyone, where the installation
+        publishes its log: one that enough witnesses signed, if it has witnesses.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPublicAuditLogTile(
+        self,
+        request: _audit_pb2.GetPublicAuditLogTileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns hashes of the tree to anyone, where the installation publishes its
+        log (`c2sp.org/tlog-tiles`). The hashes of entries, under `entries/`, are for
+        users alone.
         """
 
     @_abc_1.abstractmethod

@@ -35,6 +35,7 @@ from services.audit.log.domain import (
     related_of,
 )
 from services.audit.log.service import AuditLog
+from services.audit.tree.published import Published
 from services.audit.tree.service import Tree
 
 _LISTED = place("audit", "list_entries")
@@ -107,9 +108,12 @@ async def _changes(entry: Entry) -> list[pb.AuditChange]:
 class AuditApi(audit_pb2_grpc.AuditServiceServicer):
     """evergreen.v1.AuditService."""
 
-    def __init__(self, audit_log: AuditLog, tree: Tree, keys: SigningKeys) -> None:
+    def __init__(
+        self, audit_log: AuditLog, tree: Tree, published: Published, keys: SigningKeys
+    ) -> None:
         self._log = audit_log
         self._tree = tree
+        self._published = published
         self._keys = keys
 
     async def ListAuditEntries(
@@ -195,7 +199,21 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
         self, request: pb.GetAuditLogCheckpointRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answers the newest checkpoint of the tree."""
-        return _text((await self._tree.checkpoint()).write())
+        asked = self._tree.witnessed if request.witnessed else self._tree.checkpoint
+        return _text((await asked()).write())
+
+    async def GetPublicAuditLogCheckpoint(
+        self, request: pb.GetPublicAuditLogCheckpointRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers the newest checkpoint that is published."""
+        return _text((await self._published.checkpoint()).write())
+
+    async def GetPublicAuditLogTile(
+        self, request: pb.GetPublicAuditLogTileRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers published hashes of the tree."""
+        data = await self._published.tile(request.path)
+        return httpbody_pb2.HttpBody(content_type=_BYTES, data=data)
 
     async def GetAuditLogTile(
         self, request: pb.GetAuditLogTileRequest, context: Context

@@ -90,6 +90,9 @@ class Tree:
         self._sequencer = sequencer
         self._origin = ""
         self._origin_until = 0.0
+        self._witnessed: TreeCheckpoint | None = None
+        self.asks_witnesses = False
+        """Whether there are witnesses."""
 
     async def checkpoint(self) -> TreeCheckpoint:
         """The newest checkpoint.
@@ -99,6 +102,33 @@ class Tree:
         """
         async with self._reading() as (_, log):
             return self._signed(log)
+
+    async def witnessed(self) -> TreeCheckpoint:
+        """The newest checkpoint that enough witnesses signed, too.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION when none are asked, UNAVAILABLE when they did not sign
+                one yet.
+        """
+        if not self.asks_witnesses:
+            raise failed_precondition(
+                "NO_WITNESSES", "no witnesses are asked; see EVERGREEN_AUDIT_WITNESSES_FILE"
+            )
+        async with self._reading() as (_, log):
+            if (found := self._witnessed_of(log)) is not None:
+                return found
+        raise unavailable("not enough witnesses have signed yet", retry_after=_BACKLOG_SECONDS)
+
+    def witness(self, checkpoint: TreeCheckpoint) -> None:
+        """Takes a checkpoint that enough witnesses signed."""
+        known = self._witnessed
+        if known is None or known.origin != checkpoint.origin or known.size <= checkpoint.size:
+            self._witnessed = checkpoint
+
+    def _witnessed_of(self, log: Log) -> TreeCheckpoint | None:
+        """What witnesses signed of this log."""
+        found = self._witnessed
+        return found if found is not None and found.origin == log.origin else None
 
     async def state(self, *, all_tenants: bool) -> TreeState | None:
         """What an export says of the tree; `None` in the moment before there is one."""
@@ -150,11 +180,14 @@ class Tree:
                 )
                 index = at.get(entry.sequence)
                 if index is not None and index < log.size:
+                    checkpoint = self._witnessed_of(log)
+                    if checkpoint is None or index >= checkpoint.size:
+                        checkpoint = self._signed(log)
                     hashes = await store.prove_ranges(
-                        connection, log, inclusion_ranges(index, log.size)
+                        connection, log, inclusion_ranges(index, checkpoint.size)
                     )
                     line = entry_line(replace(entry, leaf=index))
-                    return Proof(entry, index, tuple(hashes), self._signed(log), line)
+                    return Proof(entry, index, tuple(hashes), checkpoint, line)
                 known = await store.taken(connection, log.number, UUID(entry.tenant_id))
             if entry.sequence - known > _NEAR:
                 raise unavailable("the entry is not in the tree yet", retry_after=_BACKLOG_SECONDS)
@@ -162,6 +195,17 @@ class Tree:
                 raise unavailable("the entry is not in the tree yet", retry_after=1.0)
             self._sequencer.wake()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def grown(self, old: int, checkpoint: TreeCheckpoint) -> list[bytes] | None:
+        """The hashes that prove that a tree of so many leaves is in that of a checkpoint of ours.
+
+        `None` when that has fewer, or another log began since.
+        """
+        async with self._reading() as (connection, log):
+            if old > checkpoint.size or log.origin != checkpoint.origin:
+                return None
+            ranges = consistency_ranges(old, checkpoint.size)
+            return await store.prove_ranges(connection, log, ranges)
 
     async def consistency(self, old: int) -> Consistency:
         """The proof that a tree of so many leaves is in the present one.
