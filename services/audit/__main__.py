@@ -46,6 +46,7 @@ from services.audit.reports.sources import Sources
 from services.audit.retention.api import RetentionApi
 from services.audit.retention.service import Retention
 from services.audit.settings import AuditSettings
+from services.audit.tree.mail import CheckpointMail
 from services.audit.tree.published import Published
 from services.audit.tree.sequencer import Sequencer
 from services.audit.tree.service import Tree
@@ -150,6 +151,9 @@ async def build(kit: Kit) -> Parts:
     )
     gaps = GapWatch(kit.database, kit.messaging, sequencer.begin_again)
 
+    addresses = settings.checkpoint_addresses
+    mail = CheckpointMail(kit.database, kit.tenants, tree, notices, addresses, kit.clock)
+
     async def prepare() -> None:
         await keys.load()
         # So that there is a tree from the first call on.
@@ -208,6 +212,7 @@ async def build(kit: Kit) -> Parts:
             watch.run,
             *([worker.run] if settings.outbound else []),
             *([stdout.run] if stdout else []),
+            *([mail.run] if addresses else []),
             *([witnesses.run] if witnesses else []),
         ],
         closing=TenantWork(erase=erase),

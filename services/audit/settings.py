@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -13,6 +13,9 @@ from auditlog.witnesses import Policy
 from servicekit.keys.settings import KeySettings
 from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
 from servicekit.outgoing.guard import Proxy
+from servicekit.texts import email_fault, normal_email
+
+_MOST_ADDRESSES: Final = 10
 
 
 class AuditSettings(KeySettings):
@@ -59,6 +62,11 @@ class AuditSettings(KeySettings):
         description="The host that checkpoints of the audit log are named by, when there are none"
         " yet; that of EVERGREEN_PUBLIC_URL when not given.",
     )
+    audit_checkpoint_mail: str = Field(
+        default="",
+        description="Who gets the newest checkpoint of the tree over all entries by mail, once a"
+        " day: at most 10 addresses, with commas between them.",
+    )
     audit_log_public: bool = Field(
         default=False,
         description="Whether anyone may read, without a token, checkpoints and hashes of the tree"
@@ -98,7 +106,19 @@ class AuditSettings(KeySettings):
     @model_validator(mode="after")
     def _says_whom(self) -> Self:
         _ = self.forward_rules, Proxy.read(self.forward_proxy), self.witnesses
+        for address in self.checkpoint_addresses:
+            if (fault := email_fault(address)) is not None:
+                raise ValueError(f"EVERGREEN_AUDIT_CHECKPOINT_MAIL: {address[:60]} {fault}")
+        if len(self.checkpoint_addresses) > _MOST_ADDRESSES:
+            raise ValueError("EVERGREEN_AUDIT_CHECKPOINT_MAIL: at most 10 addresses")
         return self
+
+    @property
+    def checkpoint_addresses(self) -> tuple[str, ...]:
+        """Who gets the checkpoint of the day."""
+        return tuple(
+            normal_email(one) for one in self.audit_checkpoint_mail.split(",") if one.strip()
+        )
 
     @property
     def witnesses(self) -> Policy | None:

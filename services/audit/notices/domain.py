@@ -44,6 +44,8 @@ class Source:
 
 DIGEST: Final = Source("digest", 2)
 """The daily mail."""
+CHECKPOINT: Final = Source("checkpoint", 1)
+"""The checkpoint of the day."""
 REPORTS: Final = Source("reports", 100)
 """Reports of schedules, of which a tenant has at most 50."""
 

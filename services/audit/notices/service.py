@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -83,6 +83,12 @@ class Notices:
             return True
         _HANDED_OVER.labels("full").inc()
         return False
+
+    async def added_since(
+        self, connection: Connection, tenant_id: UUID, source: Source, since: datetime
+    ) -> bool:
+        """Whether a tenant's mail about something was added behind a time, of at most a day ago."""
+        return await store.added_since(connection, tenant_id, source, since)
 
     async def run(self) -> None:
         """Hands over what waits, for as long as the service lives."""

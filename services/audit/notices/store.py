@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -49,6 +50,20 @@ async def insert(connection: Connection, notice: Notice, source: Source) -> bool
         f"{source.group}:",
     )
     return done == "INSERT 0 1"
+
+
+async def added_since(
+    connection: Connection, tenant_id: UUID, source: Source, since: datetime
+) -> bool:
+    """Whether a notice about something was made behind a time."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM audit.notice"
+        " WHERE tenant_id = $1 AND source = $2 AND created_at > $3)",
+        tenant_id,
+        source.name,
+        since,
+    )
+    return found
 
 
 async def claim(connection: Connection, at: datetime, until: datetime, most: int) -> list[Notice]:
