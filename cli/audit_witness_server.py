@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,9 @@ class Server(ThreadingHTTPServer):
             self.places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is nothing to tell of."""
+        """Tells of a defect; a connection that broke is nothing to tell of."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -206,7 +209,9 @@ class Handler(BaseHTTPRequestHandler):
             if not length.isdecimal():
                 raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed\n")
             if int(length) > _MOST_BYTES:
-                raise RefusedError(HTTPStatus.CONTENT_TOO_LARGE, f"at most {_MOST_BYTES} bytes\n")
+                raise RefusedError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {_MOST_BYTES} bytes\n"
+                )
             body = self.rfile.read(int(length)).decode("utf-8", "replace")
             self._answer(HTTPStatus.OK, "text/plain", self.server.witness.add(body))
         except RefusedError as refused:
