@@ -14,7 +14,10 @@ from functools import cached_property
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 
 _SPKI: Final = bytes.fromhex("302a300506032b6570032100")
 """SubjectPublicKeyInfo of an Ed25519 key (RFC 8410) before its 32 bytes."""
@@ -42,6 +45,23 @@ class CheckpointKey:
         except (InvalidSignature, ValueError):
             return False
         return True
+
+
+class PrivateKey:
+    """A private key of who signs notes.
+
+    Args:
+        seed: 32 bytes.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.raw = self._key.public_key().public_bytes_raw()
+        """The public key."""
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64 bytes of a signature."""
+        return self._key.sign(message)
 
 
 def read_keys(text: str) -> list[CheckpointKey]:

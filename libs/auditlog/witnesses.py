@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from auditlog.keys import CheckpointKey
+from auditlog.keys import CheckpointKey, PrivateKey
 from auditlog.notes import (
     COSIGNATURE,
     ED25519,
@@ -321,9 +319,8 @@ class WitnessKey:
     """
 
     def __init__(self, name: str, seed: bytes) -> None:
-        self._private = Ed25519PrivateKey.from_private_bytes(seed)
-        raw = self._private.public_key().public_bytes_raw()
-        self.public = NoteKey(name, COSIGNATURE, raw)
+        self._private = PrivateKey(seed)
+        self.public = NoteKey(name, COSIGNATURE, self._private.raw)
 
     def cosign(self, text: str, at: int) -> Signature:
         """Signs the text of a checkpoint, with the time in seconds since 1970."""
