@@ -23,6 +23,7 @@ from auditlog.tree import (
 from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import (
+    Code,
     DomainError,
     failed_precondition,
     invalid_field,
@@ -107,13 +108,10 @@ class Tree:
         """The newest checkpoint that enough witnesses signed, too.
 
         Raises:
-            DomainError: FAILED_PRECONDITION when none are asked, UNAVAILABLE when they did not sign
-                one yet.
+            DomainError: NOT_FOUND when none are asked, UNAVAILABLE when they did not sign one yet.
         """
         if not self.asks_witnesses:
-            raise failed_precondition(
-                "NO_WITNESSES", "no witnesses are asked; see EVERGREEN_AUDIT_WITNESSES_FILE"
-            )
+            raise DomainError(Code.NOT_FOUND, "NO_WITNESSES", "this installation asks no witnesses")
         async with self._reading() as (_, log):
             if (found := self._witnessed_of(log)) is not None:
                 return found

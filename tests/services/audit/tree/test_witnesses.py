@@ -177,4 +177,4 @@ async def test_without_witnesses_none_signed(start_audit: StartAudit) -> None:
         await audit.api.GetAuditLogCheckpoint(
             pb.GetAuditLogCheckpointRequest(witnessed=True), metadata=audit.owner
         )
-    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
