@@ -562,6 +562,17 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "UpdateRegistration",
         "BatchUpdateRegistrations",
         "BatchImportRegistrations",
+        # tests/services/policy/variables
+        "CreatePolicyVariable",
+        "UpdatePolicyVariable",
+        "DeletePolicyVariable",
+        # tests/services/policy/keys
+        "CreatePolicyKey",
+        "ActivatePolicyKey",
+        "RetirePolicyKey",
+        "MarkPolicyKeyCompromised",
+        "CertifyPolicyKey",
+        "SetPolicyRootKey",
         # tests/services/policy/rollouts
         "ApproveRollout",
         "PauseRollout",

@@ -151,10 +151,15 @@ def test_a_kill_loses_no_mail(mailing: Stack, box: Mailbox) -> None:
     """Identity is killed while the server has the mail and has not answered: once its hold on the
     mail has ended it comes again, with the same Message-ID, and all others come."""
     hold = asyncio.Event()
-    box.hold = hold
-    box.tasted.clear()
     email = "killed@school.example"
     with mailing.first_owner() as root:
+
+        def waiting() -> int:
+            return int(ok(root.get("/api/mail")).get("waiting", 0))
+
+        until(lambda: not waiting(), PATIENCE, "earlier mails wait")
+        box.hold = hold
+        box.tasted.clear()
         ok(root.post("/api/users", json={"email": email, "role": "Auditor"}))
     until(box.tasted.is_set, PATIENCE, "nothing was sent")
     mailing.signal("identity", signal.SIGKILL)
