@@ -245,6 +245,7 @@ async def test_both_forms_of_a_devices_calls_count_together(strict: Gateway) -> 
         ("POST", "/api/v1/devices/enroll"),
         ("GET", "/api/v1/policy-keys"),
         ("GET", "/login"),
+        ("GET", "/api/v1/audit-log/checkpoint"),
     ],
 )
 async def test_strangers_are_counted_by_address(strict: Gateway, verb: str, path: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from cryptography import x509
 
+from auditlog.witnesses import Policy
 from contract.contexts import BY_NAME, CONTEXTS
 from servicekit.observability.tracing import Traces
 from servicekit.settings import ServiceSettings
@@ -291,6 +292,29 @@ def test_the_policy_service_is_told_how_to_store_secrets(how: str) -> None:
     }
     assert said.pop("Deployment/ev-policy") == how
     assert set(said.values()) == {None}
+
+
+def test_the_audit_service_is_told_of_witnesses_and_who_sees_its_log() -> None:
+    """The policy of witnesses is a file of its pod; without one there is none."""
+    policy = "# whom we ask\nquorum none"
+    told = {"audit.witnesses": policy, "audit.public": "true", "audit.checkpointMail[0]": "a@b.de"}
+    found = render({**EVAL, **told})
+    pod = dict(pods(found))["Deployment/ev-audit"]
+    (container,) = pod["containers"]
+    said = environment(found, container)
+    assert (said["EVERGREEN_AUDIT_LOG_PUBLIC"], said["EVERGREEN_AUDIT_CHECKPOINT_MAIL"]) == (
+        "true",
+        "a@b.de",
+    )
+    file = Path(said["EVERGREEN_AUDIT_WITNESSES_FILE"])
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    (volume,) = (v for v in pod["volumes"] if v["name"] == mounts[str(file.parent)])
+    data = by_kind(found, "ConfigMap")[volume["configMap"]["name"]]["data"]
+    assert Policy.read(data[file.name]).is_met(set())
+    plain = render(EVAL)
+    pod = dict(pods(plain))["Deployment/ev-audit"]
+    assert "EVERGREEN_AUDIT_WITNESSES_FILE" not in environment(plain, pod["containers"][0])
+    assert "ev-witnesses" not in by_kind(plain, "ConfigMap")
 
 
 def evergreen(*arguments: str, environment: dict[str, str]) -> None:
