@@ -124,7 +124,8 @@ async def wrong_keys(
             " JOIN policy.signing_keys k ON k.id = coalesce(m.key_id, (SELECT f.id"
             " FROM policy.signing_keys f WHERE f.is_first))"
             " LEFT JOIN policy.applied_versions a ON a.device_id = d.device_id"
-            " WHERE d.status IN ('pending', 'prepared', 'active') GROUP BY k.id ORDER BY k.id",
+            " WHERE d.status IN ('pending', 'prepared', 'active') OR d.archived"
+            " GROUP BY k.id ORDER BY k.id",
             _SILENT,
         )
     for row in found:

@@ -83,6 +83,7 @@ class InternalApi(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
                     enrolled_at=optional_timestamp(device.enrolled_at),
                     deleted=device.deleted_at is not None,
                     membership=membership_of(device),
+                    archived=device.comes_back,
                 )
                 for device in devices
             ],

@@ -72,8 +72,11 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
     ) -> policy_pb2.GetDevicePolicyResponse:
         """Answers what a device that enrolls gets."""
         key_id = request.policy_key_id or (self._keys.first_id if request.first else "")
-        if key_id:
-            await self._check_key(key_id)
+        if key_id and await self._keys.admitting(key_id) is None:
+            # A device that pins a key with which nothing is signed would end at once.
+            raise failed_precondition(
+                "POLICY_KEY_RETIRED", f"the policy key {key_id} is retired, or not known"
+            )
         bundle = await self._delivery.in_force(
             UUID(request.tenant_id),
             given_id(request.device_id),
@@ -94,28 +97,19 @@ class PolicyInternalApi(policy_pb2_grpc.PolicyInternalServiceServicer):
             and await self._delivery.has_called(request.device_id, request.token_version),
         )
 
-    async def _check_key(self, key_id: str) -> None:
-        """Refuses a device that pins a key with which nothing is signed: it would end at once.
-
-        Raises:
-            DomainError: FAILED_PRECONDITION.
-        """
-        await self._keys.found(key_id)
-        if self._keys.signer_of(key_id) is None:
-            raise failed_precondition(
-                "POLICY_KEY_RETIRED", f"the policy key {key_id} is retired, or not known"
-            )
-
     async def GetTokenPolicyKey(
         self, request: policy_pb2.GetTokenPolicyKeyRequest, context: Context
     ) -> policy_pb2.TokenPolicyKey:
-        """Answers the key that a new enrollment token is to carry."""
-        tenant_id = UUID(request.tenant_id)
-        if self._tenants.known(tenant_id) is None:
-            # It may have been made a moment ago.
-            await self._tenants.follower.try_refresh()
-        line = [node.id for node in self._tenants.whole_line(tenant_id)]
-        key = await self._keys.given(line, request.policy_key_id)
+        """Answers the key that a new enrollment token is to carry, or that its devices have."""
+        if request.enrolling:
+            key = await self._keys.admitting(request.policy_key_id)
+        else:
+            tenant_id = UUID(request.tenant_id)
+            if self._tenants.known(tenant_id) is None:
+                # It may have been made a moment ago.
+                await self._tenants.follower.try_refresh()
+            line = [node.id for node in self._tenants.whole_line(tenant_id)]
+            key = await self._keys.given(line, request.policy_key_id)
         if key is None:
             return policy_pb2.TokenPolicyKey()
         return policy_pb2.TokenPolicyKey(

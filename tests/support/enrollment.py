@@ -93,6 +93,8 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
     keys: list[str] = field(default_factory=list)
     """The keys that devices may pin, the active one first; none in a release that knows one."""
     retired: set[str] = field(default_factory=set)
+    retired_next: set[str] = field(default_factory=set)
+    """Keys that are retired right after the next signature with one."""
     for_groups: dict[str, list[str]] = field(default_factory=dict)
     """The names of the policies of groups, by the groups' ids."""
 
@@ -115,6 +117,8 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         if not self.keys:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "of an older release")
+        if request.enrolling and request.policy_key_id in self.retired:
+            return policy_pb2.TokenPolicyKey()
         asked = request.policy_key_id or self.keys[0]
         if asked not in self.keys:
             return policy_pb2.TokenPolicyKey()
@@ -128,6 +132,8 @@ class FakePolicy(policy_pb2_grpc.PolicyInternalServiceServicer):
         if request.policy_key_id in self.retired:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "retired")
         self.asked.append(request)
+        if request.policy_key_id in self.retired_next:
+            self.retired.add(request.policy_key_id)
         return policy_pb2.GetDevicePolicyResponse(
             envelope=self.envelope,
             statement=device_pb2.PolicyStatement(payload=b"exact") if self.envelope else None,

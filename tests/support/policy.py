@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -86,6 +86,7 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     devices: list[enrollment_pb2.DeviceChange] = field(default_factory=list)
     groups: list[enrollment_pb2.GroupChange] = field(default_factory=list)
     down: bool = False
+    before_answer: Callable[[], Awaitable[None]] | None = None
 
     def group(self, org_id: UUID, alias: str, priority: int, group_id: UUID | None = None) -> UUID:
         """A group of an organisation, a new one or one that is known, as it is now."""
@@ -133,6 +134,8 @@ class FakeRegistry(enrollment_pb2_grpc.EnrollmentInternalServiceServicer):
     ) -> enrollment_pb2.ListDeviceChangesResponse:
         if self.down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        if self.before_answer is not None:
+            await self.before_answer()
         found = [] if request.restricted_only else self.devices[int(request.cursor or 0) :]
         return enrollment_pb2.ListDeviceChangesResponse(
             devices=found, next_cursor=str(len(self.devices))

@@ -2312,6 +2312,7 @@ class DeviceChange(_message.Message):
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    ARCHIVED_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device's id."""
     tenant_id: _builtins.str
@@ -2326,6 +2327,10 @@ class DeviceChange(_message.Message):
     """The hardware's model name."""
     deleted: _builtins.bool
     """Whether it was deleted: what is known of it goes."""
+    archived: _builtins.bool
+    """Whether it is decommissioned because its organisation is archived, and is in
+    use again when that is restored.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -2354,10 +2359,11 @@ class DeviceChange(_message.Message):
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
         deleted: _builtins.bool = ...,
         membership: Global___Membership | None = ...,
+        archived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "created_at", b"created_at", "enrolled_at", b"enrolled_at", "membership", b"membership"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "created_at", b"created_at", "deleted", b"deleted", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "membership", b"membership", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_membership", b"_membership", "archived", b"archived", "created_at", b"created_at", "deleted", b"deleted", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "membership", b"membership", "model", b"model", "serial", b"serial", "status", b"status", "tenant_id", b"tenant_id", "token_version", b"token_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__membership: _TypeAlias = _typing.Literal["membership"]  # noqa: Y015
     _WhichOneofArgType__membership: _TypeAlias = _typing.Literal["_membership", b"_membership"]  # noqa: Y015

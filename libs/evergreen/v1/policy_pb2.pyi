@@ -4571,19 +4571,26 @@ class GetTokenPolicyKeyRequest(_message.Message):
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
     POLICY_KEY_ID_FIELD_NUMBER: _builtins.int
+    ENROLLING_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The organisation whose devices enroll."""
     policy_key_id: _builtins.str
     """The id of the key that was asked for; empty for the one that is active."""
+    enrolling: _builtins.bool
+    """Whether it is asked for devices that have the key already and are about to be
+    let in: it is answered unless it is retired, or being retired. An empty id is
+    that of the first key of the installation then.
+    """
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         policy_key_id: _builtins.str = ...,
+        enrolling: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_key_id", b"policy_key_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolling", b"enrolling", "policy_key_id", b"policy_key_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -17,9 +17,11 @@ from services.enrollment.admission.domain import (
     Outcome,
     decide,
     decide_unnamed,
+    refused,
 )
 from services.enrollment.registry import locks
 from services.enrollment.registry.domain import Device
+from services.enrollment.registry.peers import key_retired
 from services.enrollment.tokens.domain import EnrollmentToken
 
 ADMITTING: Final = frozenset({Outcome.ADMITTED, Outcome.HELD, Outcome.READMITTED})
@@ -37,6 +39,7 @@ class Desk:
         unnamed: Sequence[Device],
         at: datetime,
         expected: Mapping[tuple[UUID, str], Device],
+        retired_keys: Collection[str] = (),
     ) -> None:
         self._tokens = tokens
         self._listed = listed
@@ -47,6 +50,7 @@ class Desk:
             self._keep_unnamed(device)
         self._known = {device.id for device in (*devices.values(), *unnamed)}
         self._expected = expected
+        self._retired_keys = retired_keys
         self._touched: dict[UUID, Device] = {}
         self._given: dict[UUID, tuple[UUID, ...]] = {}
         self.at = at
@@ -55,6 +59,8 @@ class Desk:
     def decide(self, application: Application, token_id: UUID) -> Decision:
         """Decides one application."""
         token = self._tokens[token_id]
+        if token.revoked_at is None and token.policy_key_id in self._retired_keys:
+            return refused(key_retired())
         if application.is_named:
             decision = self._decide_named(application, token)
         else:

@@ -8,7 +8,7 @@ after a lost answer finds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -42,6 +42,7 @@ from services.enrollment.admission.domain import (
     refused,
     taken,
 )
+from services.enrollment.admission.pinned import PinnedKeys
 from services.enrollment.groups import members as group_members
 from services.enrollment.groups import membership
 from services.enrollment.groups import store as group_store
@@ -102,6 +103,7 @@ class Admission:
         self._tenants = tenants
         self._peers = peers
         self._clock = clock
+        self._pinned = PinnedKeys(peers, clock)
         self.batcher: Batcher[Asked, Decision] = Batcher(
             "enrollments",
             self.decide,
@@ -138,16 +140,22 @@ class Admission:
 
     async def decide(self, batch: Sequence[Asked]) -> list[Decision]:
         """Decides applications in one transaction, in their order."""
+        hashes = {application.key.secret_hash for _, application in batch}
+        async with self._database.system_transaction("a batch spans tenants") as connection:
+            keys = await token_store.policy_keys(connection, hashes)
+        retired = await self._pinned.retired(keys)
         for _ in range(_ATTEMPTS):
             try:
                 async with self._database.system_transaction("a batch spans tenants") as connection:
-                    return await self._decide(connection, batch)
+                    return await self._decide(connection, batch, retired)
             except device_store.SerialTakenError:
                 # Another process let a device in meanwhile; the next look finds it.
                 continue
         raise unavailable("too many devices enroll at once; try again")
 
-    async def _decide(self, connection: Connection, batch: Sequence[Asked]) -> list[Decision]:
+    async def _decide(
+        self, connection: Connection, batch: Sequence[Asked], retired: Collection[str]
+    ) -> list[Decision]:
         tokens = await token_store.lock_tokens(connection, {a.key.secret_hash for _, a in batch})
         keys = [self._token(application, tokens) for _, application in batch]
         genuine = [
@@ -182,6 +190,7 @@ class Admission:
                 at,
             ),
             at=at,
+            retired_keys=retired,
         )
         decisions = [
             desk.decide(application, token.id)

@@ -23,11 +23,11 @@ BEGIN
     THEN
         NEW.membership_revision := NEW.membership_revision + 1;
     END IF;
-    IF (NEW.tenant_id, NEW.serial, NEW.model, NEW.status, NEW.token_version, NEW.enrolled_at,
-            NEW.deleted_at, NEW.membership_revision)
+    IF (NEW.tenant_id, NEW.serial, NEW.model, NEW.status, NEW.archived_status, NEW.token_version,
+            NEW.enrolled_at, NEW.deleted_at, NEW.membership_revision)
         IS DISTINCT FROM
-        (OLD.tenant_id, OLD.serial, OLD.model, OLD.status, OLD.token_version, OLD.enrolled_at,
-            OLD.deleted_at, OLD.membership_revision)
+        (OLD.tenant_id, OLD.serial, OLD.model, OLD.status, OLD.archived_status, OLD.token_version,
+            OLD.enrolled_at, OLD.deleted_at, OLD.membership_revision)
     THEN
         NEW.changed_xid := pg_current_xact_id();
     END IF;

@@ -266,6 +266,11 @@ class Device:
         """Whether another device has its serial number in another spelling."""
         return self.serial_key is not None and "\n" in self.serial_key
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether it is in use again when its organisation is restored."""
+        return self.archived_status not in {None, Status.REJECTED}
+
     def may_reenroll(self, at: datetime) -> bool:
         """Whether an administrator's word lets it enroll again now."""
         until = self.reenrollment_allowed_until

@@ -17,7 +17,7 @@ from evergreen.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from servicekit.errors import invalid_field, permission_denied, unavailable
+from servicekit.errors import DomainError, invalid_field, permission_denied, unavailable
 from servicekit.observability import logs
 from services.enrollment.registry.domain import Device
 
@@ -59,6 +59,15 @@ def membership_of(device: Device) -> enrollment_pb2.Membership | None:
         labels=device.labels,
         revision=device.revision,
         policy_key_id=device.policy_key_id,
+    )
+
+
+def key_retired() -> DomainError:
+    """A device would end at once: nothing is signed with the key that it pins."""
+    return permission_denied(
+        "POLICY_KEY_RETIRED",
+        "the policy key that the device pins is retired; use an enrollment token and a"
+        " configuration with another one",
     )
 
 
@@ -119,12 +128,22 @@ class Peers:
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                raise permission_denied(
-                    "POLICY_KEY_RETIRED",
-                    "the policy key that the device pins is retired; use an enrollment token and a"
-                    " configuration with another one",
-                ) from error
+                raise key_retired() from error
             raise
+
+    async def admits(self, tenant_id: UUID, key_id: str) -> bool:
+        """Whether devices that pin a key for policies may be let in; so while policy is away."""
+        try:
+            found = await self._policy.GetTokenPolicyKey(
+                policy_pb2.GetTokenPolicyKeyRequest(
+                    tenant_id=str(tenant_id), policy_key_id=key_id, enrolling=True
+                ),
+                timeout=_SECONDS,
+            )
+        except grpc.aio.AioRpcError as error:
+            log.info("policy key not checked", key_id=key_id, error=error.code().name)
+            return True
+        return bool(found.policy_key_id)
 
     async def token_key(self, tenant_id: UUID, asked: str) -> tuple[str, str]:
         """The key for policies that new devices of an organisation pin: its id, and in PEM.

@@ -19,7 +19,7 @@ from contract.events.enrollment import (
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database
-from servicekit.errors import DomainError, aborted, not_found
+from servicekit.errors import DomainError, aborted, failed_precondition, not_found
 from servicekit.etags import check_etag
 from servicekit.feeds.feed import Cursor, FeedPage
 from servicekit.ids import Clock, new_id
@@ -395,6 +395,13 @@ class Registry:
                     org.id,
                 ),
                 *membership.events_of(settled.moved),
+            )
+        if not await self._peers.admits(org.id, key_id):
+            # Retired between the two: policy may not have counted this device.
+            raise failed_precondition(
+                "POLICY_KEY_RETIRED",
+                "the policy key was retired at this moment; let the device enroll again, and"
+                " prepare it with another one",
             )
         return Prepared(device, issued)
 

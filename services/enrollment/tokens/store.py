@@ -183,6 +183,17 @@ async def lock_tokens(
     return {row["secret_hash"]: _token(row) for row in rows}
 
 
+async def policy_keys(connection: Connection, hashes: Collection[bytes]) -> dict[str, UUID]:
+    """The keys for policies of tokens with these secrets that are not revoked, and an organisation
+    that has such a token; an empty id is that of the first key of the installation."""
+    rows = await connection.fetch(
+        "SELECT coalesce(policy_key_id, '') AS key_id, tenant_id FROM enrollment.token"
+        " WHERE secret_hash = ANY ($1) AND revoked_at IS NULL",
+        list(hashes),
+    )
+    return {row["key_id"]: row["tenant_id"] for row in rows}
+
+
 async def listed(
     connection: Connection, pairs: Collection[tuple[UUID, str]]
 ) -> set[tuple[UUID, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -42,6 +43,8 @@ from servicekit.rpc.pagination import Page
 from servicekit.security.signing import PublicKey, read_pem_bundle
 from services.policy.keys import store
 from services.policy.keys.domain import (
+    ENDED_WITHIN,
+    ENDING,
     Keys,
     PolicyKey,
     State,
@@ -186,14 +189,47 @@ class Custody:
         tenant, known = await self._own(call, key_id)
         if known.state is State.RETIRED:
             return Shown(known)
+        until = await self._close(key_id, lost_devices)
+        try:
+            # Who was let in before is in the registry; from here on nobody is.
+            await self._registry()
+            key = await self._end(key_id, lost_devices, until, tenant.id)
+        except BaseException:
+            await self._reopen(key_id, until)
+            raise
+        await self._ring.fresh()
+        return Shown(key)
+
+    async def _close(self, key_id: UUID, lost_devices: int) -> datetime:
+        """Lets no device in with a key; answers until when."""
         await self._registry()
+        async with self._changing() as (connection, keys):
+            key = _found(keys, key_id)
+            until = self._clock() + ENDING
+            if key.state is not State.RETIRED:
+                check_retirement(key, await self._count(connection, key), lost_devices)
+                await store.update(connection, replace(key, ending_until=until))
+        return until
+
+    async def _reopen(self, key_id: UUID, until: datetime) -> None:
+        """Lets devices in again; where that fails they are after some minutes."""
+        with suppress(Exception):
+            async with self._changing() as (connection, keys):
+                key = _found(keys, key_id)
+                if key.ending_until == until:
+                    await store.update(connection, replace(key, ending_until=None))
+            await self._ring.fresh()
+
+    async def _end(
+        self, key_id: UUID, lost_devices: int, until: datetime, tenant_id: UUID
+    ) -> PolicyKey:
         async with self._changing() as (connection, keys):
             before = _found(keys, key_id)
             if before.state is State.RETIRED:
-                return Shown(before)
-            count = await store.count_pinning(
-                connection, before.public.id, is_first=self._is_first(before)
-            )
+                return before
+            if before.ending_until != until or self._clock() > until - ENDING + ENDED_WITHIN:
+                raise aborted("KEY_CHANGED", "the key changed meanwhile; try again")
+            count = await self._count(connection, before)
             check_retirement(before, count, lost_devices)
             key = replace(
                 before,
@@ -201,6 +237,7 @@ class Custody:
                 sealed_seed=None,
                 signs=False,
                 retired_at=self._clock(),
+                ending_until=None,
             )
             await store.update(connection, key)
             heir = keys.active(None)
@@ -210,9 +247,8 @@ class Custody:
             head = await self._log(connection, Action.RETIRE, key, [self._opened(heir)])
             after = retired_snapshot(key, head, count)
             event = PolicyKeyRetired(id=key.id, before=before.snapshot(), after=after)
-            await self._outbox.append(connection, CloudEvent(event, tenant.id))
-        await self._ring.fresh()
-        return Shown(key)
+            await self._outbox.append(connection, CloudEvent(event, tenant_id))
+        return key
 
     async def mark_compromised(self, call: Call, key_id: UUID) -> Shown:
         """Says that a key is in wrong hands: no new enrollment token carries it.
@@ -474,6 +510,10 @@ class Custody:
     async def _known(self, key_id: UUID) -> PolicyKey:
         await self._ring.fresh()
         return _found(self._ring.keys, key_id)
+
+    async def _count(self, connection: Connection, key: PolicyKey) -> int:
+        """How many devices pin a key."""
+        return await store.count_pinning(connection, key.public.id, is_first=self._is_first(key))
 
     def _is_first(self, key: PolicyKey) -> bool:
         return key.public.id == self._ring.first_id

@@ -35,6 +35,11 @@ MOST_KEYS: Final = 20_000
 KEPT_FREE: Final = 100
 """Of these for the keys of the whole installation, whatever its tenants make."""
 _DAY: Final = timedelta(days=1)
+ENDING: Final = timedelta(minutes=10)
+"""For so long no device is let in with a key that is being retired; then, where the process was
+killed that retired it, all is as before."""
+ENDED_WITHIN: Final = timedelta(minutes=1)
+"""After that a key is not retired any more: clocks differ by less than the rest."""
 
 
 class State(StrEnum):

@@ -92,6 +92,18 @@ class KeyRing:
             await self.fresh()
         return self._keys.by_id.get(key_id)
 
+    async def admitting(self, key_id: str) -> PolicyKey | None:
+        """A key with which devices that pin it may be let in now, unless it ends.
+
+        Args:
+            key_id: empty for the first key.
+        """
+        await self.fresh()
+        found = self._keys.by_id.get(key_id or self._first)
+        if found is None or found.public.id not in self._signers:
+            return None
+        return None if found.is_ending(self._clock()) else found
+
     async def given(self, line: Sequence[UUID], key_id: str) -> PolicyKey | None:
         """The key that new enrollment tokens of an organisation are to carry.
 

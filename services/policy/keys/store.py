@@ -28,7 +28,8 @@ _COLUMNS: Final = (
     " k.activated_at, k.retired_at, k.compromised_at, k.certified_by, k.request_id,"
     " k.is_first, k.ending_until"
 )
-_IN_USE: Final = "d.status IN ('pending', 'prepared', 'active')"
+_IN_USE: Final = "(d.status IN ('pending', 'prepared', 'active') OR d.archived)"
+"""Those that come back with their organisation pin their keys meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,3 +50,5 @@ GRANT SELECT, INSERT ON policy.key_log TO evergreen_policy;
 
 -- The key that a device pins; NULL for the first key of the installation.
 ALTER TABLE policy.memberships ADD COLUMN key_id text;
+-- Whether it comes back with its archived organisation.
+ALTER TABLE policy.devices ADD COLUMN archived boolean NOT NULL DEFAULT false;

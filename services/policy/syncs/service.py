@@ -39,6 +39,7 @@ def _device(change: enrollment_pb2.DeviceChange) -> RegisteredDevice:
         status=change.status,
         enrolled_at=change.enrolled_at.ToDatetime(tzinfo=UTC) if enrolled else None,
         deleted=change.deleted,
+        archived=change.archived,
         membership=_membership(change),
     )
 

@@ -37,6 +37,8 @@ class RegisteredDevice:
     status: str
     enrolled_at: datetime | None
     deleted: bool
+    archived: bool = False
+    """Whether it comes back with its archived organisation."""
     membership: Membership | None = None
     """`None` while the registry does not know it: what is stored stays."""
 
@@ -133,12 +135,16 @@ async def write_devices_cursor(connection: Connection, cursor: str) -> None:
 async def write_devices(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
     """Stores devices as the registry has them now."""
     await connection.execute(
-        "INSERT INTO policy.devices (device_id, tenant_id, status, enrolled_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[])"
-        " AS u(device_id, tenant_id, status, enrolled_at) ORDER BY device_id"
+        "INSERT INTO policy.devices (device_id, tenant_id, status, enrolled_at, archived)"
+        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[],"
+        " $5::boolean[])"
+        " AS u(device_id, tenant_id, status, enrolled_at, archived) ORDER BY device_id"
         " ON CONFLICT (device_id) DO UPDATE SET tenant_id = excluded.tenant_id,"
-        " status = excluded.status, enrolled_at = excluded.enrolled_at",
-        *columns([(d.device_id, d.tenant_id, d.status, d.enrolled_at) for d in devices]),
+        " status = excluded.status, enrolled_at = excluded.enrolled_at,"
+        " archived = excluded.archived",
+        *columns(
+            [(d.device_id, d.tenant_id, d.status, d.enrolled_at, d.archived) for d in devices]
+        ),
     )
 
 

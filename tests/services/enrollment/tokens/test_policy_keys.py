@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from evergreen.v1 import enrollment_pb2 as pb
+from services.enrollment.admission import pinned
+from services.enrollment.registry.archive import ArchivedDevices
 from tests.support.enrollment import ORG, Enrollment, service
 from tests.support.refusals import refusal
 
@@ -91,6 +95,67 @@ async def test_other_keys_are_refused(service: Enrollment) -> None:
     answer = await service.enroll(token.pre_shared_key)
     assert answer.status_code == 403
     assert answer.json()["details"][0]["reason"] == "POLICY_KEY_RETIRED"
+
+
+async def test_a_retired_key_lets_nobody_in(
+    service: Enrollment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is registered, no use is counted, and the permission to enroll again stays, so that
+    the repaired image is let in; administrators see the refusal."""
+    monkeypatch.setattr(pinned, "KNOWN_FOR", timedelta(0))
+    policy = service.neighbours.policy
+    old = await service.token(policy_key_id="old", max_uses=2)
+    device = await service.enrolled(old.pre_shared_key, "SN-1")
+    await service.act("AllowReenrollment", device["device_id"])
+    before = await service.registration(device["device_id"])
+    policy.retired = {"old"}
+    for serial in ("SN-1", "SN-2"):
+        answer = await service.enroll(old.pre_shared_key, serial)
+        assert answer.status_code == 403
+        assert answer.json()["details"][0]["reason"] == "POLICY_KEY_RETIRED"
+    assert await service.registration(device["device_id"]) == before
+    found = await service.registry.ListRegistrations(
+        pb.ListRegistrationsRequest(), metadata=service.admin
+    )
+    assert [one.serial for one in found.registrations] == ["SN-1"]
+    shown = await service.tokens.GetEnrollmentToken(
+        pb.GetEnrollmentTokenRequest(id=old.id), metadata=service.admin
+    )
+    assert shown.uses == 1
+    new = await service.token()
+    for serial in ("SN-1", "SN-2"):
+        await service.enrolled(new.pre_shared_key, serial)
+
+
+async def test_devices_that_come_back_are_told(service: Enrollment) -> None:
+    """Those of an archived organisation, until an administrator decommissions one himself."""
+    token = await service.token()
+    devices = [
+        (await service.enrolled(token.pre_shared_key, serial))["device_id"]
+        for serial in ("SN-1", "SN-2")
+    ]
+    await service.act("DecommissionDevice", devices[1])
+    work = ArchivedDevices(service.kit.outbox, service.kit.clock)
+    for change, archived in ((work.archive, {True, False}), (work.restore, {False})):
+        async with service.kit.database.transaction(
+            service.kit.tenants.scope(ORG.id)
+        ) as connection:
+            await change(connection, ORG)
+        changes = await service.internal.ListDeviceChanges(pb.ListDeviceChangesRequest())
+        told = {one.device_id: one.archived for one in changes.devices}
+        assert set(told.values()) == archived
+        assert not told[devices[1]]
+
+
+async def test_a_start_file_of_a_key_that_ends_meanwhile(service: Enrollment) -> None:
+    """Is not given: policy may not have counted its device."""
+    service.neighbours.policy.retired_next = {"new"}
+    refused = await refusal(
+        service.registry.PrepareDevice(
+            pb.PrepareDeviceRequest(org_id=str(ORG.id), serial="SN-1"), metadata=service.admin
+        )
+    )
+    assert refused.reason == "POLICY_KEY_RETIRED"
 
 
 async def test_policy_of_an_older_release_knows_one_key(service: Enrollment) -> None:

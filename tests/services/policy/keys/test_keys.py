@@ -473,6 +473,63 @@ async def test_a_tenant_does_not_use_up_the_keys(world: World) -> None:
     assert len((await sister.log()).keys) == 1 + 10 + 8 + 1
 
 
+async def test_devices_of_an_archived_organisation_pin_their_key(world: World) -> None:
+    """They come back with it; those that were decommissioned before do not."""
+    await world.admin.published(ORG.id, DOCUMENT)
+    root = Owner(world, ROOT.id)
+    (first,) = (await root.keys()).values()
+    await root.rotate()
+    for archived in (True, False):
+        world.neighbours.registry.add(
+            uuid4(),
+            STRANGER.id,
+            "decommissioned",
+            archived=archived,
+            membership=enrollment_pb2.Membership(revision=1),
+        )
+    refused = await refusal(root.call("RetirePolicyKey", id=first.id))
+    assert refused.reason == "KEY_IN_USE"
+    assert refused.body["details"][0]["metadata"]["devices"] == "1"
+    listed = await root.call("ListPolicyKeyDevices", id=first.id)
+    assert [one.status for one in listed.devices] == ["decommissioned"]
+
+
+async def test_a_device_is_let_in_while_its_key_is_retired(world: World) -> None:
+    """It is counted, or gets no signature: from the moment on at which those are counted that are
+    in, nobody is let in. A key that stays is given again afterwards."""
+    await world.admin.published(ORG.id, DOCUMENT)
+    school = Owner(world, ORG.id)
+    former, _ = await school.rotate(), await school.rotate()
+    registry = world.neighbours.registry
+    connection = await world.database.superuser()
+    answers: list[str] = []
+
+    async def once_closed() -> None:
+        closed = await connection.fetchval(
+            "SELECT ending_until NOTNULL FROM policy.signing_keys WHERE id = $1", former.key_id
+        )
+        if closed and not answers:
+            answers.append("being asked")
+            # One that was registered a moment ago, and one that comes now.
+            pinning(world, former)
+            refused = await refusal(first_policy(world, former.key_id))
+            answers.append(refused.reason)
+            answers.append(await token_key(world, ORG.id, former.key_id))
+
+    registry.before_answer = once_closed
+    refused = await refusal(school.call("RetirePolicyKey", id=former.id))
+    registry.before_answer = None
+    await connection.close()
+    assert answers == ["being asked", "POLICY_KEY_RETIRED", ""]
+    assert refused.reason == "KEY_IN_USE"
+    assert refused.body["details"][0]["metadata"]["devices"] == "1"
+    found = await first_policy(world, former.key_id)
+    assert found.statement.key_id == former.key_id
+    assert await token_key(world, ORG.id, former.key_id) == former.key_id
+    retired = await school.call("RetirePolicyKey", id=former.id, lost_devices=1)
+    assert retired.state == "retired"
+
+
 async def test_public_keys_are_for_everybody(world: World) -> None:
     """The installation's, that of new devices first; a tenant's by its id."""
     root = Owner(world, ROOT.id)
