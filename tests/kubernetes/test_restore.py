@@ -235,7 +235,11 @@ def test_no_other_master_key_gets_in(documented: Documented, fleet: tuple[Agent,
     refused = namespace.helm(*(str(ROOT / w) if "/" in w else w for w in words), check=False)
     assert refused.returncode != 0
     assert f"the Secret {name} of this release is gone" in refused.stderr
-    # Another key by hand: the migrations refuse it, and the pods that run go on.
+    # Another key by hand: the migrations refuse it. A node goes on with an immutable Secret that it
+    # has, for new pods, too, until none that has it is left.
+    namespace.kubectl("scale", "deployment", "--all", "--replicas=0")
+    served = f"--selector=app.kubernetes.io/component in ({','.join(CONTEXTS)})"
+    namespace.kubectl("wait", "--for=delete", "pod", served, "--timeout=3m")
     namespace.kubectl("create", "secret", "generic", name, f"--from-literal=master_key={other}")
     refused = namespace.helm(
         *(str(ROOT / w) if "/" in w else w for w in words),
