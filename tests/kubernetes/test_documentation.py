@@ -94,7 +94,12 @@ def test_production(cluster: Cluster, namespace: Namespace, place: Path) -> None
         public = Authority.ensure_in(place / "public-ca", "Public CA")
         names = ["evergreen.example.org"]
         public.ensure_files(place / "fullchain.pem", place / "privkey.pem", names, SERVER, now())
+        small = "resources: {requests: {cpu: 10m}}"
         examples = {
+            # On one small machine.
+            "profile: production\n": f"profile: production\nserviceDefaults: {{{small}}}\n"
+            f"nats: {{{small}}}\n",
+            "gateway:\n": f"gateway:\n  {small}\n",
             'digest: "sha256:…"': f"tag: {TAG}",
             "postgres.example.org": f"postgres.{outside.name}.svc",
             "helm test evergreen --namespace evergreen\n": "",
