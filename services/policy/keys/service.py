@@ -141,6 +141,7 @@ class KeyRing:
                 keys = await self._mark_first(connection, keys)
             await self._take(connection, keys)
             await self._begin_log(connection, keys)
+            await self._enter_ends(connection, keys)
         first = self._keys.first
         assert first is not None, "one of the keys is marked"
         self._first = first.public.id
@@ -236,6 +237,25 @@ class KeyRing:
                 signers,
             )
             head = await store.append(connection, head, Action.ADD, key.public, entry)
+
+    async def _enter_ends(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
+        """Enters the ends of keys that a restore knew from the audit log: it signs nothing."""
+        vouching = self._keys.active(None)
+        signer = None if vouching is None else self._signers.get(vouching.public.id)
+        if vouching is None or signer is None or vouching.compromised_at is not None:
+            return
+        entered = await store.ends(connection)
+        head = await store.head(connection)
+        for key in keys:
+            for action, at in (
+                (Action.REVOKE, key.compromised_at),
+                (Action.RETIRE, key.retired_at),
+            ):
+                if at is None or (key.public.id, action) in entered:
+                    continue
+                scope = key_log.scope_of(key.tenant_id)
+                entry = key_log.entry(head, action, scope, key.public, at, [signer])
+                head = await store.append(connection, head, action, key.public, entry)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         async with self._database.system_transaction("the cache has all tenants") as connection:

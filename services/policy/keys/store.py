@@ -175,6 +175,15 @@ async def append(
     return Head(at.sequence + 1, entry.sha256)
 
 
+async def ends(connection: Connection) -> set[tuple[str, Action]]:
+    """The ids of keys of which the log says that they ended, and how."""
+    rows = await connection.fetch(
+        "SELECT l.key_id, l.action FROM policy.key_log l WHERE l.action = ANY ($1)",
+        [Action.RETIRE.value, Action.REVOKE.value],
+    )
+    return {(row["key_id"], Action(row["action"])) for row in rows}
+
+
 async def entries(connection: Connection, after: int, limit: int) -> Page[Envelope, int]:
     """Entries of the log behind a number."""
     rows = await connection.fetch(

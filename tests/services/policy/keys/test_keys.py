@@ -114,6 +114,14 @@ async def first_policy(world: World, key_id: str, org: UUID = ORG.id) -> Any:
         await channel.close()
 
 
+async def started(world: World) -> KeyRing:
+    """The keys as a process finds them that starts now."""
+    sealer = Sealer.from_file(world.kit.settings.master_key_file, PURPOSE)
+    ring = KeyRing(world.kit.database, sealer, now)
+    await ring.load()
+    return ring
+
+
 async def token_key(world: World, org: UUID, key_id: str = "") -> str:
     """The id of the key that a new enrollment token carries."""
     channel = open_channel(world.kit.settings.internal_listen, "enrollment")
@@ -417,11 +425,7 @@ async def test_the_first_key_stays_the_first(world: World) -> None:
     verified(new.public_key_pem, await newer.pull())
     counts = {key_id: key.devices for key_id, key in (await root.keys()).items()}
     assert counts == {first.key_id: 1, new.key_id: 1}
-    ring = KeyRing(
-        world.kit.database, Sealer.from_file(world.kit.settings.master_key_file, PURPOSE), now
-    )
-    await ring.load()
-    assert ring.first_id == first.key_id
+    assert (await started(world)).first_id == first.key_id
     verified(first.public_key_pem, await old.pull())
 
 
@@ -528,6 +532,33 @@ async def test_a_device_is_let_in_while_its_key_is_retired(world: World) -> None
     assert await token_key(world, ORG.id, former.key_id) == former.key_id
     retired = await school.call("RetirePolicyKey", id=former.id, lost_devices=1)
     assert retired.state == "retired"
+
+
+async def test_the_log_has_the_ends_that_a_restore_knew(world: World) -> None:
+    """A restore sets them in the database, by the audit log; the next start enters them, once."""
+    root = Owner(world, ROOT.id)
+    (first,) = (await root.keys()).values()
+    stolen, active = await root.rotate(), await root.rotate()
+    connection = await world.database.superuser()
+    await connection.execute("UPDATE policy.signing_keys SET signs = false")
+    for key, change in (
+        (first, "state = 'retired', sealed_seed = NULL, retired_at = now()"),
+        (stolen, "compromised_at = now()"),
+        (active, "signs = true"),
+    ):
+        await connection.execute(
+            f"UPDATE policy.signing_keys SET {change} WHERE id = $1", key.key_id
+        )
+    await connection.close()
+    for _ in range(2):
+        await started(world)
+        log = await root.log()
+        assert {one.key.id: one.state for one in log.keys.values()} == {
+            first.key_id: "retired",
+            stolen.key_id: "revoked",
+            active.key_id: "in use",
+        }
+        assert log.head.sequence == 3 + 2
 
 
 async def test_public_keys_are_for_everybody(world: World) -> None:
