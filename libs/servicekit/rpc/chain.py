@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import CoroutineType
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -72,6 +72,21 @@ FRESH_FOR: Final = timedelta(minutes=15)
 """How long after a login a user may do what needs a fresh one."""
 _DEVICE_AUDIENCES = frozenset({Audience.DEVICE, Audience.DEVICE_LAPSED})
 _LOGGED = frozenset({Audience.USER, Audience.SCIM})
+
+
+def check_fresh(user: Caller, now: datetime) -> None:
+    """Refuses a user who logged in a while ago: the browser may be in other hands.
+
+    Raises:
+        DomainError: PERMISSION_DENIED.
+    """
+    at = user.authenticated_at
+    if at is None or now > at + FRESH_FOR:
+        raise permission_denied(
+            "STEP_UP_NEEDED",
+            "confirm first that it is you, with your password (POST /auth/step-up), or log in"
+            " again",
+        )
 
 
 class CallChain:
@@ -154,7 +169,7 @@ class CallChain:
             role = caller.role.value if caller.role else "no role"
             raise permission_denied(ROLE_MAY_NOT, f"the role {role} may not do this")
         if rule.fresh and caller.token is None:
-            self._check_fresh(caller)
+            check_fresh(caller, self._clock())
         return caller
 
     def _device(self, rule: Rule, caller: Caller) -> Caller:
@@ -175,16 +190,6 @@ class CallChain:
         if self._tenants is not None:
             self._tenants.check_session(caller, headers.get(H_SOURCE, ""))
         return caller
-
-    def _check_fresh(self, user: Caller) -> None:
-        """Refuses a user who logged in a while ago: the browser may be in other hands."""
-        at = user.authenticated_at
-        if at is None or self._clock() > at + FRESH_FOR:
-            raise permission_denied(
-                "STEP_UP_NEEDED",
-                "confirm first that it is you, with your password (POST /auth/step-up), or log in"
-                " again",
-            )
 
     def _note_refused(self, rpc: str, headers: Mapping[str, str], error: Exception) -> None:
         if (

@@ -18,6 +18,8 @@ VERDICTS: Final[tuple[VerdictName, ...]] = get_args(VerdictName)
 """From the least to the most."""
 MOST_GATES: Final = 50
 """Of an organisation that are enforced: each of its devices is held against all of them."""
+LEAST_SHARE: Final = 2
+"""So many devices may fall short later, however small a share of the fleet was typed."""
 _MOST_NAMED: Final = 100
 
 
@@ -167,9 +169,14 @@ class Shortfall:
 
     @property
     def exceeds(self) -> bool:
-        """Whether some would get the other policy and more have it then than may."""
+        """Whether some would get the other policy and more have it then than may.
+
+        Two may have it in a fleet of which they are a greater share: one device that sends bad
+        evidence would else be all that it takes to shield the others.
+        """
         assert self.gate.max_percent is not None
-        return self.new > 0 and self.short * 100 > self.gate.max_percent * self.in_use
+        is_within = self.short * 100 <= self.gate.max_percent * self.in_use
+        return self.new > 0 and not is_within and self.short > LEAST_SHARE
 
     def told(self) -> HeldGate:
         """As the event has it."""

@@ -11,13 +11,19 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from prometheus_client import Counter, Gauge
 
-from contract.events.policy import AttestationGateHeld, DevicesReleased, DevicesRestricted
+from contract.events.policy import (
+    AttestationGateHeld,
+    AttestationGateUpdated,
+    DevicesReleased,
+    DevicesRestricted,
+)
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Connection, Database
 from servicekit.feeds.changes import Changes
@@ -27,7 +33,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from services.policy.gate import restrictions, store
-from services.policy.gate.domain import gated
+from services.policy.gate.domain import Mode, gated
 from services.policy.gate.restrictions import Moved
 
 log = logs.get(__name__)
@@ -108,13 +114,13 @@ class Enforcement:
         wanted = enforcing if tenant_ids is None else enforcing & set(tenant_ids)
         if not wanted:
             return
-        if not await self._ask():
+        is_fresh = await self._ask()
+        if not is_fresh:
             log.info("devices keep what attestation gates gave them")
-            return
         changed = False
         for tenant_id in sorted(wanted):
             try:
-                changed = await self._look_at(tenant_id) or changed
+                changed = await self._look_at(tenant_id, is_fresh=is_fresh) or changed
             except Exception:
                 # The others go on.
                 FAILED.inc()
@@ -122,21 +128,48 @@ class Enforcement:
         if changed:
             await self._changes.catch_up()
 
-    async def _look_at(self, tenant_id: UUID) -> bool:
+    async def _look_at(self, tenant_id: UUID, *, is_fresh: bool) -> bool:
         async with self._database.system_transaction(
             "an organisation's gates are enforced by no call of its own"
         ) as connection:
             if not await store.try_lock_gates(connection, tenant_id):
                 return False
-            await restrictions.end_those_off(connection, tenant_id)
-            return await self.settle(connection, tenant_id, self._clock())
+            for group_id, held in await restrictions.end_those_off(connection, tenant_id):
+                after = await store.find_gate(connection, tenant_id, group_id)
+                ended = AttestationGateUpdated(
+                    id=tenant_id,
+                    before=replace(after, mode=Mode.ENFORCE, held=held).snapshot(),
+                    after=after.snapshot(),
+                )
+                await self._outbox.append(connection, CloudEvent(ended, tenant_id))
+            return await self.settle(connection, tenant_id, self._clock(), is_fresh=is_fresh)
 
-    async def settle(self, connection: Connection, tenant_id: UUID, now: datetime) -> bool:
+    async def settle(
+        self, connection: Connection, tenant_id: UUID, now: datetime, *, is_fresh: bool
+    ) -> bool:
         """Lets the devices of an organisation have what its gates say; they are locked.
 
-        Answers whether anything changed.
+        Without a fresh view only the devices of gates that are enforced no more are moved. Answers
+        whether anything changed.
         """
-        released = await restrictions.release(connection, tenant_id, now)
+        released = await restrictions.release(connection, tenant_id, now, is_fresh=is_fresh)
+        restricted: list[Moved] = []
+        holds = False
+        if is_fresh:
+            restricted, holds = await self._restrict(connection, tenant_id, now)
+        # One that another gate restricts was never free.
+        stays = {one.device_id for one in restricted}
+        released = [one for one in released if one.device_id not in stays]
+        for event, moved in ((DevicesReleased, released), (DevicesRestricted, restricted)):
+            for (_, group_id), devices in _by_gate(moved).items():
+                what = event(id=tenant_id, after=gated(group_id, devices))
+                await self._outbox.append(connection, CloudEvent(what, tenant_id))
+        return bool(released or restricted or holds)
+
+    async def _restrict(
+        self, connection: Connection, tenant_id: UUID, now: datetime
+    ) -> tuple[list[Moved], bool]:
+        """Restricts devices as far as shares allow; answers them, and whether gates are held."""
         going_on: list[UUID] = []
         holds = False
         for one in await restrictions.shortfalls(connection, tenant_id, now):
@@ -153,12 +186,7 @@ class Enforcement:
             )
             held = AttestationGateHeld(id=tenant_id, after=one.told())
             await self._outbox.append(connection, CloudEvent(held, tenant_id))
-        restricted = await restrictions.restrict(connection, tenant_id, going_on, now)
-        for event, moved in ((DevicesReleased, released), (DevicesRestricted, restricted)):
-            for (_, group_id), devices in _by_gate(moved).items():
-                what = event(id=tenant_id, after=gated(group_id, devices))
-                await self._outbox.append(connection, CloudEvent(what, tenant_id))
-        return bool(released or restricted or holds)
+        return await restrictions.restrict(connection, tenant_id, going_on, now), holds
 
 
 def _by_gate(moved: Sequence[Moved]) -> Mapping[tuple[UUID, UUID | None], list[UUID]]:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from services.policy.deleted_devices import DELETED
-from services.policy.gate.domain import VERDICTS, Gate, Mode, Restriction, Shortfall
+from services.policy.gate.domain import VERDICTS, Gate, Held, Mode, Restriction, Shortfall
 from services.policy.gate.store import GATE, to_gate
 
 _ENFORCED: Final = (
@@ -23,20 +23,21 @@ _ENFORCED: Final = (
     " AND CASE WHEN e.target_id = e.tenant_id THEN a.mode <> 'OFF' ELSE NOT g.deleted END"
 )
 _SHORT: Final = (
-    # The demand of a group counts before that of the organisation, as policies do.
-    "SELECT DISTINCT ON (d.device_id) d.device_id, e.id AS gate_id,"
-    " d.status = 'active' AS is_active FROM policy.devices d"
-    " LEFT JOIN policy.device_verdict v"
-    " ON v.device_id = d.device_id AND v.tenant_id = d.tenant_id"
+    "SELECT o.device_id, o.gate_id, o.status = 'active' AS is_active FROM"
+    # The one gate that counts for a device, as with policies; others ask nothing of it.
+    " (SELECT DISTINCT ON (d.device_id) d.device_id, d.tenant_id, d.status, d.enrolled_at,"
+    " e.id AS gate_id, e.at_least, e.grace_hours FROM policy.devices d"
     " LEFT JOIN policy.memberships m ON m.device_id = d.device_id AND m.tenant_id = d.tenant_id"
     " JOIN enforced e ON e.group_id IS NULL OR e.group_id = ANY (m.group_ids)"
     # One that is about to enroll anew keeps what it has.
     " WHERE d.tenant_id = $1 AND d.status IN ('active', 'prepared')"
-    " AND array_position($2::text[], coalesce(v.verdict, 'NONE'))"
-    " < array_position($2::text[], e.at_least)"
-    " AND (v.verdict <> 'NONE' OR d.enrolled_at + e.grace_hours * interval '1 hour' <= $3)"
-    " AND (v.lowered_at IS NULL OR v.lowered_at + e.grace_hours * interval '1 hour' <= $3)"
-    " ORDER BY d.device_id, e.group_id IS NULL, e.priority DESC, e.id"
+    " ORDER BY d.device_id, e.group_id IS NULL, e.priority DESC, e.id) AS o"
+    " LEFT JOIN policy.device_verdict v"
+    " ON v.device_id = o.device_id AND v.tenant_id = o.tenant_id"
+    " WHERE array_position($2::text[], coalesce(v.verdict, 'NONE'))"
+    " < array_position($2::text[], o.at_least)"
+    " AND (v.verdict <> 'NONE' OR o.enrolled_at + o.grace_hours * interval '1 hour' <= $3)"
+    " AND (v.lowered_at IS NULL OR v.lowered_at + o.grace_hours * interval '1 hour' <= $3)"
 )
 _GROUP: Final = (
     "(SELECT nullif(g.target_id, g.tenant_id) FROM policy.gate g WHERE g.id = {}.gate_id)"
@@ -65,29 +66,42 @@ async def enforcing(connection: Connection) -> set[UUID]:
     return {row["tenant_id"] for row in rows}
 
 
-async def end_those_off(connection: Connection, tenant_id: UUID) -> None:
-    """Ends an enforced gate that the release before has switched off, or whose group is gone."""
-    await connection.execute(
+async def end_those_off(connection: Connection, tenant_id: UUID) -> list[tuple[UUID | None, Held]]:
+    """Ends enforced gates that the release before has switched off, or whose groups are gone.
+
+    Answers whose they were, `None` for the organisation's, and why they were held.
+    """
+    rows = await connection.fetch(
         "UPDATE policy.gate e SET mode = 'OFF', held = '', changed_xid = pg_current_xact_id()"
-        " WHERE e.tenant_id = $1 AND e.mode = 'ENFORCE' AND (EXISTS (SELECT"
+        " FROM policy.gate b WHERE b.id = e.id"
+        " AND e.tenant_id = $1 AND e.mode = 'ENFORCE' AND (EXISTS (SELECT"
         " FROM policy.attestation_gate a WHERE a.tenant_id = e.tenant_id AND a.mode = 'OFF'"
         " AND e.target_id = e.tenant_id) OR EXISTS (SELECT FROM policy.groups g"
-        " WHERE g.id = e.target_id AND g.tenant_id = e.tenant_id AND g.deleted))",
+        " WHERE g.id = e.target_id AND g.tenant_id = e.tenant_id AND g.deleted))"
+        " RETURNING nullif(e.target_id, e.tenant_id) AS group_id, b.held",
         tenant_id,
     )
+    return [(row["group_id"], row["held"]) for row in rows]
 
 
-async def release(connection: Connection, tenant_id: UUID, now: datetime) -> list[Moved]:
-    """Gives their own policy back to devices that do not fall short any more."""
+async def release(
+    connection: Connection, tenant_id: UUID, now: datetime, *, is_fresh: bool
+) -> list[Moved]:
+    """Gives their own policy back to devices whose gate is enforced no more.
+
+    With a fresh view of verdicts also to those that fall short of no gate any more.
+    """
     rows = await connection.fetch(
         f"{_WITH} UPDATE policy.restricted_device r SET gate_id = NULL, since = $3,"
         " changed_xid = pg_current_xact_id() FROM policy.restricted_device b"
         " WHERE b.device_id = r.device_id AND r.tenant_id = $1 AND r.gate_id IS NOT NULL"
-        " AND NOT EXISTS (SELECT FROM short s WHERE s.device_id = r.device_id)"
+        " AND (NOT EXISTS (SELECT FROM enforced e WHERE e.id = r.gate_id)"
+        " OR $4 AND NOT EXISTS (SELECT FROM short s WHERE s.device_id = r.device_id))"
         f" RETURNING r.device_id, b.gate_id, {_GROUP.format('b')} AS group_id",
         tenant_id,
         list(VERDICTS),
         now,
+        is_fresh,
     )
     return [Moved(**row) for row in rows]
 

@@ -28,6 +28,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory, TenantNode
+from servicekit.rpc.chain import check_fresh
 from servicekit.rpc.pagination import Page
 from services.policy.gate import store
 from services.policy.gate.domain import (
@@ -102,6 +103,14 @@ class Publishing(Protocol):
                 second person, and the caller is no Owner.
         """
 
+    async def check_end(self, connection: Connection, call: Call, tenant_id: UUID) -> None:
+        """Refuses to end an enforced gate now, which gives devices their own policy back.
+
+        Raises:
+            DomainError: PERMISSION_DENIED in a freeze, and where publishes need a second person,
+                when the caller is no Owner.
+        """
+
 
 class Gates:
     """What organisations ask, and the verdicts that answer it. Its feed is run by the service."""
@@ -174,12 +183,18 @@ class Gates:
         Raises:
             DomainError: as `get`; ABORTED when its etag is another, or more devices fall short than
                 in the preview; FAILED_PRECONDITION when they are too great a share, in a freeze, or
-                when the other policy is not in force for anything; PERMISSION_DENIED to enforce
-                without an Owner where publishes need a second person.
+                when the other policy is not in force for anything; PERMISSION_DENIED to enforce it
+                or to end that without an Owner where publishes need a second person, to end it in a
+                freeze, and to change an enforced gate long after the login.
         """
         org = await self._org(call, org_id)
+        is_fresh = False
         if change.mode is Mode.ENFORCE or change.expected_devices is not None:
             await self._ask()
+            is_fresh = True
+        elif change.mode is not None:
+            # Devices of a gate that ends may fall short of another one.
+            is_fresh = await self.fresh()
         async with self._database.transaction(Scope.of(org.id)) as connection:
             await _check_group(connection, org.id, group_id)
             await store.lock_gates(connection, org.id)
@@ -191,8 +206,12 @@ class Gates:
                 after = await self._checked(connection, call, before, after, change)
             else:
                 after = replace(after, held="")
+                if before.mode is Mode.ENFORCE:
+                    await self._publishing.check_end(connection, call, org.id)
             if after == before:
                 return before
+            if before.mode is Mode.ENFORCE and call.caller.token is None:
+                check_fresh(call.caller, self._clock())
             has_more = enforces or after.otherwise_policy_id or after.max_percent or group_id
             if after.id is None and has_more:
                 after = replace(after, id=new_id())
@@ -204,7 +223,7 @@ class Gates:
             )
             await self._outbox.append(connection, CloudEvent(event, org.id))
             if Mode.ENFORCE in {before.mode, after.mode}:
-                await self._enforcement.settle(connection, org.id, now)
+                await self._enforcement.settle(connection, org.id, now, is_fresh=is_fresh)
                 after = await store.find_gate(connection, org.id, group_id)
         await self._changes.catch_up()
         return after

@@ -222,6 +222,18 @@ class Rollouts:
                 " somebody of a tenant above; API tokens cannot",
             )
 
+    async def check_end(self, connection: Connection, call: Call, tenant_id: UUID) -> None:
+        """Refuses it to others than Owners, as `gate.service.Publishing` has it."""
+        async with seeing_all(connection, "what tenants above say counts, too"):
+            effect = await self.in_effect(connection, tenant_id)
+        is_bound = effect.require_approval or effect.freeze(self._clock()) is not None
+        if is_bound and not may_decide_alone(call.caller, tenant_id):
+            raise permission_denied(
+                "OWNER_NEEDED",
+                "in a freeze, and where a second person approves publishes, an Owner has to end an"
+                " enforced gate, or somebody of a tenant above; API tokens cannot",
+            )
+
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of a policy that is on its way, as `authoring.publishing.Stages` has it."""
         page = await store.of_policies(

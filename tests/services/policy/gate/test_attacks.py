@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from services.policy.gate.domain import Gate, Mode, Shortfall
 from tests.services.policy.gate.test_enforcement import Fleet, opened
 from tests.support.policy import ORG, TOKEN_LIFE, Device, World, world
 
@@ -53,3 +56,12 @@ async def test_a_number_is_no_key_when_all_draws_are_used_up(world: World) -> No
         assert "secret" not in answer.text, turn
         got.append(answer.status_code)
     assert got == [200] * 10 + [304] * 2
+
+
+@pytest.mark.parametrize(("short", "in_use", "exceeds"), [(2, 12, False), (3, 12, True)])
+def test_one_bad_device_does_not_hold_the_gate_of_a_small_fleet(
+    short: int, in_use: int, exceeds: bool
+) -> None:
+    """Two may fall short, although 10 percent are one of 12."""
+    gate = Gate(ORG.id, mode=Mode.ENFORCE, max_percent=10)
+    assert Shortfall(gate, in_use, short, new=1).exceeds is exceeds

@@ -14,10 +14,13 @@ import pytest
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.call import H_AUTHENTICATED
+from servicekit.feeds.changes import Changes
 from servicekit.rpc.channels import open_channel
 from servicekit.rpc.values import from_value
 from services.policy import restore
 from services.policy.__main__ import build
+from services.policy.gate import store as gate_store
+from services.policy.gate.enforcement import Enforcement
 from services.policy.settings import PolicySettings
 from tests.conftest import MakeKit, ServeService
 from tests.support.policy import (
@@ -118,9 +121,16 @@ class Fleet:
         ]
 
 
+def log_in(user: Admin) -> None:
+    """Lets a user have logged in just now."""
+    now = str(int(datetime.now(UTC).timestamp()))
+    user.metadata = (*user.metadata, (H_AUTHENTICATED, now))
+
+
 async def opened(world: World, *verdicts: str) -> Fleet:
     """A fleet with verdicts, which have what is in force."""
     admin, registry = world.admin, world.neighbours.registry
+    log_in(admin)
     normal = await admin.published(ORG.id, NORMAL)
     empty = registry.group(ORG.id, "quarantine", 1)
     created = await admin.call(
@@ -525,9 +535,124 @@ async def test_a_freeze_and_a_second_person_count(world: World) -> None:
     alone = await refusal(fleet.enforce(1))
     assert alone.code is grpc.StatusCode.PERMISSION_DENIED
     assert alone.reason == "OWNER_NEEDED"
-    world.admin = owner
+    admin, world.admin = world.admin, owner
     assert (await fleet.enforce(1)).mode == "ENFORCE"
     await fleet.have("other", "normal")
+    # Ending it gives devices a policy, too.
+    for mode in ("OFF", "OBSERVE"):
+        alone = await refusal(admin.call("UpdateAttestationGate", mode=mode))
+        assert alone.reason == "OWNER_NEEDED"
+    await settings(freezes=policy_pb2.PolicyFreezesChange(items=[days]), require_approval=False)
+    frozen = await refusal(admin.call("UpdateAttestationGate", mode="OFF"))
+    assert frozen.reason == "OWNER_NEEDED"
+    # The Owner logged in long ago.
+    late = await refusal(owner.call("UpdateAttestationGate", mode="OFF"))
+    assert late.reason == "STEP_UP_NEEDED"
+    log_in(owner)
+    assert (await owner.call("UpdateAttestationGate", mode="OFF")).restricted_devices == 0
+    await fleet.have("normal", "normal")
+
+
+async def grouped(fleet: Fleet, *indices: int) -> UUID:
+    """A group with some of the laptops, as soon as policy has heard of it."""
+    world, registry = fleet.world, fleet.world.neighbours.registry
+    group_id = registry.group(ORG.id, "trolley", 5)
+    for index in indices:
+        registry.put(fleet.laptops[index].device.id, ORG.id, group_id)
+
+    async def heard() -> bool:
+        connection = await world.database.superuser()
+        members = await connection.fetchval(
+            "SELECT count(*) FROM policy.memberships WHERE $1 = ANY (group_ids)", group_id
+        )
+        known = await connection.fetchval(
+            "SELECT count(*) FROM policy.groups WHERE id = $1", group_id
+        )
+        await connection.close()
+        return bool(members == len(indices) and known)
+
+    await eventually(heard)
+    return group_id
+
+
+async def counted_restricted(fleet: Fleet) -> list[UUID]:
+    """The devices that lists and rollouts take as restricted."""
+    connection = await fleet.world.database.superuser()
+    rows = await connection.fetch(
+        "SELECT device_id FROM policy.restricted_device WHERE gate_id IS NOT NULL"
+    )
+    await connection.close()
+    return [row["device_id"] for row in rows]
+
+
+async def test_ending_a_gate_restricts_nobody_on_an_old_view(world: World) -> None:
+    """With attestation away a device whose time is over may have proved itself."""
+    fleet = await opened(world, "FAILED", "FAILED", "VERIFIED", "VERIFIED", "")
+    group_id = str(await grouped(fleet, 1))
+    # The last one has time, by the organisation's gate alone.
+    await fleet.enforce(2, grace_hours=24, max_percent=100)
+    await fleet.enforce(1, group_id=group_id, max_percent=100)
+    await fleet.have("other", "other", "normal", "normal", "normal")
+    world.neighbours.attestation.down = True
+    connection = await world.database.superuser()
+    await connection.execute(
+        "UPDATE policy.devices SET enrolled_at = enrolled_at - interval '1 day'"
+    )
+    await connection.close()
+    await world.admin.call("UpdateAttestationGate", group_id=group_id, mode="OFF")
+    assert set(await counted_restricted(fleet)) == {fleet.laptops[0].device.id}
+
+
+async def test_a_device_whose_gate_ends_while_another_is_held_is_free(world: World) -> None:
+    """It gets its own policy and counts so; the share of the other gate is asked for anew."""
+    fleet = await opened(world, "FAILED", "VERIFIED", "VERIFIED", "VERIFIED")
+    group_id = str(await grouped(fleet, 0))
+    await fleet.enforce(1, group_id=group_id, max_percent=100)
+    await fleet.have("other", "normal", "normal", "normal")
+    await fleet.enforce(1)
+    connection = await world.database.superuser()
+    try:
+        await restore.repair(connection, restore.Known({}), [ORG.id])
+    finally:
+        await connection.close()
+    await world.admin.call("UpdateAttestationGate", group_id=group_id, mode="OFF")
+    assert await counted_restricted(fleet) == []
+    await fleet.have("normal", "normal", "normal", "normal")
+    (told,) = await fleet.events("devices_released")
+    assert told["after"]["groupId"] == group_id
+
+
+async def test_a_group_may_be_asked_for_less(world: World) -> None:
+    """Its gate counts in place of that of the organisation."""
+    fleet = await opened(world, "SELF_CONSISTENT", "SELF_CONSISTENT", "VERIFIED", "VERIFIED")
+    group_id = str(await grouped(fleet, 0))
+    await fleet.enforce(0, group_id=group_id, at_least="SELF_CONSISTENT", max_percent=100)
+    await fleet.enforce(2)
+    await fleet.have("normal", "other", "normal", "normal")
+
+
+async def test_what_the_last_release_switches_off_ends_with_attestation_away(world: World) -> None:
+    """And the audit log tells of it."""
+    fleet = await opened(world, "FAILED", "VERIFIED")
+    await fleet.enforce(1)
+    await fleet.have("other", "normal")
+    world.neighbours.attestation.down = True
+    connection = await world.database.superuser()
+    await connection.execute("UPDATE policy.attestation_gate SET mode = 'OFF'")
+    await connection.close()
+    kit = world.kit
+
+    async def away() -> bool:
+        return False
+
+    changes = Changes(kit.database.system_lane("a test"), gate_store.CHANGING)
+    await Enforcement(kit.database, kit.outbox, changes, kit.clock, away).look()
+    assert await counted_restricted(fleet) == []
+    told = await fleet.events("attestation_gate_updated")
+    assert [(one["before"]["mode"], one["after"]["mode"]) for one in told[1:]] == [
+        ("ENFORCE", "OFF")
+    ]
+    await fleet.have("normal", "normal")
 
 
 async def test_gates_of_groups_are_seen_in_their_subtree_alone(world: World) -> None:
