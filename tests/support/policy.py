@@ -193,7 +193,7 @@ class Admin:
 
     def __init__(self, channel: grpc.aio.Channel, tenant: UUID, role: str = "Admin") -> None:
         self._policies = policy_pb2_grpc.PolicyServiceStub(channel)
-        self.metadata = (
+        self.metadata: tuple[tuple[str, str], ...] = (
             ("x-evergreen-kind", "user"),
             ("x-evergreen-subject", str(USER)),
             ("x-evergreen-tenant", str(tenant)),
