@@ -41,12 +41,16 @@ _MEMBERS: Final[Mapping[str, Mapping[str, type]]] = {
         "draft": bool,
         "renamedFrom": str,
     },
+    "Variable": {"name": str, "value": str},
+    "SecretRef": {"name": str},
 }
 """What a document of each kind has, beside `apiVersion` and `kind`."""
 _NEEDED: Final = {
     "Set": ("metadata",),
     "DeviceGroup": ("alias",),
     "Policy": ("alias", "targets", "bundle"),
+    "Variable": ("name", "value"),
+    "SecretRef": ("name",),
 }
 _KINDS: Final = {
     dict: "an object",
@@ -68,6 +72,10 @@ class Set:
     """Entries as `ApplyDeviceGroupSet` takes them."""
     policies: list[dict[str, Any]] = field(default_factory=list)
     """Entries as `ApplyPolicySet` takes them."""
+    variables: list[dict[str, Any]] = field(default_factory=list)
+    """Likewise."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of secrets that have to be set."""
 
 
 class _Members(dict[Any, Any]):
@@ -212,7 +220,25 @@ def _make_policy(found: Set, path: Path, document: Mapping[str, Any]) -> None:
 
 
 _HEAD: Final = ("apiVersion", "kind")
-_MAKE: Final = {"Set": _make_set, "DeviceGroup": _make_group, "Policy": _make_policy}
+
+
+def _make_variable(found: Set, path: Path, document: Mapping[str, Any]) -> None:
+    del path
+    found.variables.append({"name": document["name"], "value": document["value"]})
+
+
+def _make_secret(found: Set, path: Path, document: Mapping[str, Any]) -> None:
+    del path
+    found.secrets.append(document["name"])
+
+
+_MAKE: Final = {
+    "Set": _make_set,
+    "DeviceGroup": _make_group,
+    "Policy": _make_policy,
+    "Variable": _make_variable,
+    "SecretRef": _make_secret,
+}
 
 
 def write_set(
@@ -221,6 +247,8 @@ def write_set(
     org: str,
     groups: Sequence[Mapping[str, Any]],
     policies: Sequence[Mapping[str, Any]],
+    variables: Sequence[Mapping[str, Any]] = (),
+    secrets: Sequence[str] = (),
 ) -> list[Path]:
     """Writes a set into a directory that is empty or not there; answers the files.
 
@@ -236,6 +264,10 @@ def write_set(
         }
         if groups:
             files["groups.yaml"] = [{"kind": "DeviceGroup", **group} for group in groups]
+        if variables:
+            files["variables.yaml"] = [{"kind": "Variable", **one} for one in variables]
+        if secrets:
+            files["secrets.yaml"] = [{"kind": "SecretRef", "name": one} for one in secrets]
         for policy in policies:
             files[f"policies/{policy['alias']}.yaml"] = [{"kind": "Policy", **policy}]
         for path, documents in files.items():

@@ -70,15 +70,18 @@ class Planned:
         """Whether anything would be written."""
         return any(
             one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} or one.get("publishes")
-            for one in (*self.groups["groups"], *self.policies["policies"])
+            for one in self._steps
         )
+
+    @property
+    def _steps(self) -> tuple[Any, ...]:
+        policies = self.policies
+        return (*self.groups["groups"], *policies["policies"], *policies["variables"])
 
     @property
     def leaves(self) -> bool:
         """Whether something would be deleted with --prune."""
-        return any(
-            one["action"] == "LEFT" for one in (*self.groups["groups"], *self.policies["policies"])
-        )
+        return any(one["action"] == "LEFT" for one in self._steps)
 
     @property
     def devices(self) -> int:
@@ -87,9 +90,8 @@ class Planned:
         return moved + int((self.policies.get("simulation") or {}).get("devicesAffected", 0))
 
     def count(self, *actions: str) -> int:
-        """Groups and policies of which something becomes."""
-        every = (*self.groups["groups"], *self.policies["policies"])
-        return sum(one["action"] in actions for one in every)
+        """Groups, policies and variables of which something becomes."""
+        return sum(one["action"] in actions for one in self._steps)
 
 
 def plan(
@@ -187,13 +189,16 @@ def export(
             for one in api.pages("/api/device-groups", "deviceGroups", ALL, orgId=tenant["id"])
             if one["orgId"] == tenant["id"]
         ]
-        policies = api.get("/api/policy-sets", orgId=tenant["id"])["policies"]
+        found = api.get("/api/policy-sets", orgId=tenant["id"])
+        policies, variables = found["policies"], found.get("variables", [])
         paths = write_set(
             directory,
             name,
             tenant["code"],
             [_group_file(group) for group in groups],
             [_policy_file(one) for one in policies],
+            [{"name": one["name"], "value": one["value"]} for one in variables],
+            found.get("secrets", []),
         )
         typer.echo(f"{len(groups)} groups and {len(policies)} policies in {len(paths)} files.")
 
@@ -209,7 +214,7 @@ def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Pl
         "/api/policy-sets/apply",
         {
             **head,
-            "policies": wanted.policies,
+            **_wanted(wanted),
             "prune": prune,
             "plannedGroups": [one["alias"] for one in steps if one["action"] == "CREATE"],
             "renamedGroups": {
@@ -220,9 +225,22 @@ def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Pl
     return Planned(tenant, groups, first["planSha256"], policies)
 
 
+def _wanted(wanted: Set) -> dict[str, Any]:
+    return {
+        "policies": wanted.policies,
+        "variables": wanted.variables,
+        "secrets": wanted.secrets,
+    }
+
+
 def _show(api: Api, wanted: Set, found: Planned) -> None:
     typer.echo(f"set {wanted.name}")
-    for kind, steps in (("group", found.groups["groups"]), ("policy", found.policies["policies"])):
+    policies = found.policies
+    for kind, steps in (
+        ("group", found.groups["groups"]),
+        ("var", policies["variables"]),
+        ("policy", policies["policies"]),
+    ):
         for step in steps:
             if step["action"] == "UNCHANGED" and not step.get("publishes"):
                 continue
@@ -237,7 +255,7 @@ def _show(api: Api, wanted: Set, found: Planned) -> None:
 
 
 def _line(kind: str, step: Any) -> str:
-    notes = [", ".join(step["changed"])] if step["changed"] else []
+    notes = [", ".join(step["changed"])] if step.get("changed") else []
     if step["action"] in _NOTES:
         notes.append(_NOTES[step["action"]])
     if step.get("publishes"):
@@ -245,7 +263,7 @@ def _line(kind: str, step: Any) -> str:
     if step.get("joins") or step.get("leaves"):
         notes.append(f"{step['joins']} devices come into it, {step['leaves']} leave it")
     sign = _SIGNS.get(step["action"], "~")
-    return f"{sign} {kind:6} {step['alias'] or step['name']:20} {'; '.join(notes)}".rstrip()
+    return f"{sign} {kind:6} {step.get('alias') or step['name']:20} {'; '.join(notes)}".rstrip()
 
 
 def _confirm(devices: int, *, yes: bool, expect: int | None) -> None:
@@ -289,14 +307,14 @@ def _apply(api: Api, wanted: Set, found: Planned, *, prune: bool, adopt: bool) -
     something = any(one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} for one in done["groups"])
     try:
         with _outdated():
-            asked = {**head, "policies": wanted.policies, "prune": prune}
+            asked = {**head, **_wanted(wanted), "prune": prune}
             done = api.post(
                 "/api/policy-sets/apply",
                 {**asked, "expectedPlanSha256": found.policies["planSha256"]},
             )
         something = something or any(
-            one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} or one["publishes"]
-            for one in done["policies"]
+            one["action"] not in {"UNCHANGED", "LEFT", "OTHER"} or one.get("publishes")
+            for one in (*done["policies"], *done["variables"])
         )
         if prune:
             _prune(api, groups, found)

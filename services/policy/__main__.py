@@ -132,6 +132,7 @@ async def build(kit: Kit) -> Parts:
         seats,
         kit.clock,
     )
+    variables = Variables(kit.database, vault, kit.outbox, kit.tenants, changes, service, kit.clock)
     simulations = Simulations(kit.database, vault, kit.tenants, seats)
 
     async def prepare() -> None:
@@ -153,6 +154,7 @@ async def build(kit: Kit) -> Parts:
                         kit.tenants,
                         changes,
                         service,
+                        variables,
                         simulations,
                         seats,
                     ),
@@ -174,15 +176,7 @@ async def build(kit: Kit) -> Parts:
             partial(
                 rpc.add_PolicyVariableServiceServicer_to_server,
                 VariableApi(
-                    Variables(
-                        kit.database,
-                        vault,
-                        kit.outbox,
-                        kit.tenants,
-                        changes,
-                        service,
-                        kit.clock,
-                    ),
+                    variables,
                     asked_plan,
                 ),
             ),

@@ -71,7 +71,12 @@ def test_documents_of_all_kinds_are_taken_from_any_files(tmp_path: Path) -> None
     ("text", "said"),
     [
         ("kind: Policy\nalais: a\n", "p.yaml:2: a Policy has no member alais; is it alias?"),
-        ("kind: Police\n", "kind is one of Set, DeviceGroup, Policy, not Police"),
+        (
+            "kind: Police\n",
+            "kind is one of Set, DeviceGroup, Policy, Variable, SecretRef, not Police",
+        ),
+        ("kind: Variable\nname: a\nvalue: 7\n", "p.yaml:3: value is text"),
+        ("kind: SecretRef\nname: a\nvalue: x\n", "p.yaml:3: a SecretRef has no member value"),
         ("kind: Policy\nalias: a\nbundle: {}\n", "a Policy needs the member targets"),
         ("kind: Policy\nalias: a\ntargets: org\nbundle: {}\n", "p.yaml:3: targets is a list"),
         ("kind: Policy\nalias: a\ntargets: [x]\nbundle: {}\n", "are [org], or group:"),

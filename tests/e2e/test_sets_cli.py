@@ -120,15 +120,18 @@ def test_what_is_exported_is_adopted_and_changes_nothing(
     merging = {"lockedFields": ["apps"], "removedItems": {"browser.extensions": ["x"]}}
     everything = {**body, "merging": {**merging, "inherit": False}}
     ok(org.owner.post("/api/policies", json=everything))
+    ok(org.owner.post("/api/policy-variables", json={"orgId": org.id, "name": "v", "value": "7"}))
+    body = {"orgId": org.id, "name": "s", "value": SECRET, "secret": True}
+    ok(org.owner.post("/api/policy-variables", json=body))
     directory = tmp_path / "set"
     said = run(stack, "export", directory, "--name", "school", "--org", org.id)
-    assert said == "2 groups and 2 policies in 4 files.\n"
+    assert said == "2 groups and 2 policies in 6 files.\n"
     written = "".join(path.read_text() for path in directory.rglob("*.yaml"))
     assert SECRET not in written
     said = run(stack, "plan", directory, "--org", org.id, code=2)
     assert "belongs to no set: adopt it" in said
     said = run(stack, "apply", directory, "--org", org.id, "--adopt", "--yes")
-    assert said.count("belongs to the set from now on") == 4
+    assert said.count("belongs to the set from now on") == 5
     assert "Nothing to do." in run(stack, "plan", directory, "--exit-code")
     assert ok(org.owner.get(f"/api/policies/{made['id']}"))["etag"] == made["etag"]
     said = run(stack, "export", directory, "--name", "school", "--org", org.id, code=2)

@@ -19,13 +19,14 @@ _COMPONENTS: Final = "#/components/schemas/"
 
 
 def set_schema(components: Schema) -> Schema:
-    """One document of a set's files: a Set, a DeviceGroup or a Policy.
+    """One document of a set's files: a Set, a DeviceGroup, a Policy, a Variable or a SecretRef.
 
     Args:
         components: the schemas of the OpenAPI document.
     """
     group = components["DeviceGroupSetEntry"]["properties"]
     policy = components["PolicySetEntry"]["properties"]
+    variable = components["PolicySetVariable"]["properties"]
     name = components["ApplyPolicySetRequest"]["properties"]["name"]
     used: Schema = {}
     kinds = {
@@ -83,6 +84,18 @@ def set_schema(components: Schema) -> Schema:
                 **{each: policy[each] for each in ("bundle", "merging", "draft", "renamedFrom")},
             },
             ["alias", "targets", "bundle"],
+        ),
+        "Variable": _kind(
+            "Variable",
+            "A variable that templates name.",
+            {each: variable[each] for each in ("name", "value")},
+            ["name", "value"],
+        ),
+        "SecretRef": _kind(
+            "SecretRef",
+            "A secret that has to be set; its value is in no file.",
+            {"name": {**variable["name"], "description": "Its name."}},
+            ["name"],
         ),
     }
     found = {

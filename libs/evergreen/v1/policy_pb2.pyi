@@ -3003,6 +3003,8 @@ class ApplyPolicySetRequest(_message.Message):
     EXPECTED_PLAN_SHA256_FIELD_NUMBER: _builtins.int
     PLANNED_GROUPS_FIELD_NUMBER: _builtins.int
     RENAMED_GROUPS_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant."""
     name: _builtins.str
@@ -3035,6 +3037,14 @@ class ApplyPolicySetRequest(_message.Message):
         applied, by that alias.
         """
 
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicySetVariable]:
+        """The variables, at most 500. Policies of the set have their values at once."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of secrets that have to be set. A set never has their values."""
+
     def __init__(
         self,
         *,
@@ -3047,14 +3057,76 @@ class ApplyPolicySetRequest(_message.Message):
         expected_plan_sha256: _builtins.str = ...,
         planned_groups: _abc.Iterable[_builtins.str] | None = ...,
         renamed_groups: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        variables: _abc.Iterable[Global___PolicySetVariable] | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "name", b"name", "org_id", b"org_id", "planned_groups", b"planned_groups", "policies", b"policies", "prune", b"prune", "renamed_groups", b"renamed_groups", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "expected_plan_sha256", b"expected_plan_sha256", "name", b"name", "org_id", b"org_id", "planned_groups", b"planned_groups", "policies", b"policies", "prune", b"prune", "renamed_groups", b"renamed_groups", "secrets", b"secrets", "validate_only", b"validate_only", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplyPolicySetRequest: _TypeAlias = ApplyPolicySetRequest  # noqa: Y015
+
+@_typing.final
+class PolicySetVariable(_message.Message):
+    """A variable, as a set has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    value: _builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySetVariable: _TypeAlias = PolicySetVariable  # noqa: Y015
+
+@_typing.final
+class PlannedVariable(_message.Message):
+    """What becomes of a variable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SET_NAME_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """As of PlannedPolicy."""
+    name: _builtins.str
+    """Its name."""
+    value: _builtins.str
+    """The value that it has in the end."""
+    set_name: _builtins.str
+    """Of another variable the set that it belongs to; empty for none."""
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        set_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "name", b"name", "set_name", b"set_name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedVariable: _TypeAlias = PlannedVariable  # noqa: Y015
 
 @_typing.final
 class ApplyPolicySetResponse(_message.Message):
@@ -3066,6 +3138,7 @@ class ApplyPolicySetResponse(_message.Message):
     PLAN_SHA256_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     SIMULATION_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
     plan_sha256: _builtins.str
     """Names the plan. It is another one as soon as one of the policies is changed."""
     applied: _builtins.bool
@@ -3082,6 +3155,10 @@ class ApplyPolicySetResponse(_message.Message):
         is published, and nothing that is in force deleted.
         """
 
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedVariable]:
+        """The variables, likewise."""
+
     def __init__(
         self,
         *,
@@ -3089,10 +3166,11 @@ class ApplyPolicySetResponse(_message.Message):
         plan_sha256: _builtins.str = ...,
         applied: _builtins.bool = ...,
         simulation: Global___SimulatePolicyResponse | None = ...,
+        variables: _abc.Iterable[Global___PlannedVariable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["simulation", b"simulation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "plan_sha256", b"plan_sha256", "policies", b"policies", "simulation", b"simulation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "plan_sha256", b"plan_sha256", "policies", b"policies", "simulation", b"simulation", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3184,25 +3262,63 @@ class ExportPolicySetResponse(_message.Message):
 
     ORG_ID_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedPolicy]:
         """The policies, oldest first."""
 
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedVariable]:
+        """The variables, oldest first."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the secrets that are set, oldest first."""
+
     def __init__(
         self,
         *,
         org_id: _builtins.str = ...,
         policies: _abc.Iterable[Global___ExportedPolicy] | None = ...,
+        variables: _abc.Iterable[Global___ExportedVariable] | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "policies", b"policies", "secrets", b"secrets", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportPolicySetResponse: _TypeAlias = ExportPolicySetResponse  # noqa: Y015
+
+@_typing.final
+class ExportedVariable(_message.Message):
+    """A variable, as a set would have it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    value: _builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedVariable: _TypeAlias = ExportedVariable  # noqa: Y015
 
 @_typing.final
 class ExportedPolicy(_message.Message):

@@ -97,7 +97,7 @@ def tables(vault: Vault) -> tuple[Table, ...]:
             kind="variable of policies",
             source="policy.variable",
             shown=("id", "name", "updated_at"),
-            searched=("value", "updated_by"),
+            searched=("value", "updated_by", "set_name"),
         ),
         Table(
             kind="policy of a set",

@@ -13,6 +13,9 @@ CREATE TABLE policy.variable (
     revision bigint NOT NULL,
     updated_at timestamptz NOT NULL,
     updated_by text NOT NULL,
+    -- The set that it belongs to, and its revision when that was applied; empty for none.
+    set_name text NOT NULL DEFAULT '',
+    set_revision bigint NOT NULL DEFAULT 0,
     CONSTRAINT variable_name UNIQUE (tenant_id, name),
     CONSTRAINT variable_value CHECK ((value IS NULL) = is_secret AND (sealed_secrets IS NOT NULL) = is_secret)
 );

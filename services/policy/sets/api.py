@@ -14,8 +14,9 @@ from servicekit.rpc.server import Context
 from servicekit.rpc.values import from_value, to_value
 from services.policy.authoring.api import asked_merging, mask_for, to_merging
 from services.policy.authoring.secret_values import hide
-from services.policy.sets.domain import Action, Entry, Step
+from services.policy.sets.domain import Action, Entry, Step, VariableStep
 from services.policy.sets.service import Asked, Exported, PolicySets
+from services.policy.sets.variables import Named
 from services.policy.simulation.api import SimulationApi, to_simulation
 
 
@@ -50,6 +51,17 @@ def _to_step(step: Step, *, planned: bool) -> policy_pb2.PlannedPolicy:
         publishes=step.publishes,
         set_name=step.set_name,
         awaits_approval=step.awaits_approval,
+    )
+
+
+def _to_variable_step(step: VariableStep) -> policy_pb2.PlannedVariable:
+    variable = step.variable
+    is_other = step.action in {Action.LEFT, Action.OTHER}
+    return policy_pb2.PlannedVariable(
+        action=step.action.value,
+        name=variable.name,
+        value=variable.value or "",
+        set_name=variable.set_name if is_other else "",
     )
 
 
@@ -91,6 +103,10 @@ class PolicySetApi(SimulationApi):
                 expected_sha256=request.expected_plan_sha256,
                 planned_groups=frozenset(request.planned_groups),
                 renamed_groups=_ids(request.renamed_groups),
+                named=Named(
+                    tuple((one.name, one.value) for one in request.variables),
+                    tuple(request.secrets),
+                ),
             ),
         )
         return policy_pb2.ApplyPolicySetResponse(
@@ -98,6 +114,7 @@ class PolicySetApi(SimulationApi):
             plan_sha256=plan.sha256,
             applied=not request.validate_only,
             simulation=None if tally is None else to_simulation(tally),
+            variables=map(_to_variable_step, plan.variables),
         )
 
     async def ExportPolicySet(
@@ -105,9 +122,14 @@ class PolicySetApi(SimulationApi):
     ) -> policy_pb2.ExportPolicySetResponse:
         """Answers a tenant's policies as a set would have them."""
         org_id = given_id(request.org_id)
-        found = await self._sets.export(context.call, org_id)
+        found, named = await self._sets.export(context.call, org_id)
         mask = mask_for(context.call.caller)
         return policy_pb2.ExportPolicySetResponse(
             org_id=str(org_id or context.call.caller.tenant_id),
             policies=[_to_exported(one, mask) for one in found],
+            variables=[
+                policy_pb2.ExportedVariable(name=name, value=value)
+                for name, value in named.variables
+            ],
+            secrets=named.secrets,
         )

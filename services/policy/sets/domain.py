@@ -22,6 +22,7 @@ from servicekit.security.digests import sha256_hex
 from services.policy.authoring.domain import Policy
 from services.policy.authoring.secret_values import REDACTED, hide
 from services.policy.layers.merging import Merging
+from services.policy.variables.domain import Variable
 
 MOST_POLICIES: Final = 200
 """Of one set."""
@@ -109,19 +110,45 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class VariableStep:
+    """What becomes of one variable; `before` is `None` for a new one, `after` for one that goes."""
+
+    action: Action
+    before: Variable | None
+    after: Variable | None
+
+    @property
+    def variable(self) -> Variable:
+        """The variable, as it is in the end."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def does_something(self) -> bool:
+        """Whether anything is written."""
+        return self.action not in {Action.UNCHANGED, Action.LEFT, Action.OTHER}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What applying a set does."""
 
     steps: tuple[Step, ...]
     sha256: str
+    variables: tuple[VariableStep, ...] = ()
 
     @property
     def does_something(self) -> bool:
         """Whether anything is written."""
-        return any(step.does_something for step in self.steps)
+        return any(step.does_something for step in self.steps) or any(
+            step.does_something for step in self.variables
+        )
 
 
-def plan_of(tenant_id: UUID, set_name: str, steps: Sequence[Step]) -> Plan:
+def plan_of(
+    tenant_id: UUID, set_name: str, steps: Sequence[Step], variables: Sequence[VariableStep] = ()
+) -> Plan:
     """A plan with its digest, which is another one as soon as a policy is changed otherwise.
 
     Secrets are not in it: a digest would let readers try out guesses.
@@ -139,8 +166,18 @@ def plan_of(tenant_id: UUID, set_name: str, steps: Sequence[Step]) -> Plan:
         for step in steps
         if step.does_something
     ]
-    text = json.dumps([str(tenant_id), set_name, said], ensure_ascii=False, sort_keys=True)
-    return Plan(tuple(steps), sha256_hex(text.encode()))
+    named = [
+        [
+            one.action.value,
+            one.variable.name,
+            None if one.before is None else [str(one.before.id), one.before.revision],
+            None if one.after is None else one.after.value,
+        ]
+        for one in variables
+        if one.does_something
+    ]
+    text = json.dumps([str(tenant_id), set_name, said, named], ensure_ascii=False, sort_keys=True)
+    return Plan(tuple(steps), sha256_hex(text.encode()), tuple(variables))
 
 
 def _said(policy: Policy | None) -> Any:

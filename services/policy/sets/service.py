@@ -46,12 +46,14 @@ from services.policy.sets.domain import (
     of_another_set,
     plan_of,
 )
+from services.policy.sets.variables import ApplyingVariables, Named, exported
 from services.policy.simulation.domain import Tally
 from services.policy.simulation.places import Candidate
 from services.policy.simulation.service import Simulations
 from services.policy.targets.domain import Group, PolicyTargets, of_no_organisation
 from services.policy.targets.service import Seats
 from services.policy.targets.store import known_groups, write_groups
+from services.policy.variables.service import Variables
 from services.policy.vault import Vault
 
 
@@ -69,6 +71,7 @@ class Asked:
     planned_groups: frozenset[str] = frozenset()
     """Groups that are made before the set is applied."""
     renamed_groups: Mapping[str, UUID] = field(default_factory=dict)
+    named: Named = field(default_factory=Named)
     """Groups that get these aliases before."""
 
 
@@ -100,9 +103,11 @@ class PolicySets:
         tenants: TenantDirectory,
         changes: Changes,
         policies: PolicyService,
+        variables: Variables,
         simulations: Simulations,
         seats: Seats,
     ) -> None:
+        self._variables = variables
         self._database = database
         self._vault = vault
         self._outbox = outbox
@@ -123,6 +128,7 @@ class PolicySets:
         """
         tenant = await self._tenants.require(call.caller, asked.tenant_id, to_add=True)
         check_entries(asked.entries)
+        asked.named.check()
         for index, entry in enumerate(asked.entries):
             with at(index):
                 check_merging(entry.merging)
@@ -130,7 +136,7 @@ class PolicySets:
                     raise of_no_organisation()
         if any(entry.groups for entry in asked.entries):
             await self._seats.ask()
-        applying = _Applying(self._policies, self._vault, call, asked)
+        applying = _Applying(self._policies, self._variables, self._vault, call, asked)
         try:
             async with self._database.transaction(Scope.of(tenant.id)) as connection:
                 plan = await applying.run(connection)
@@ -149,8 +155,9 @@ class PolicySets:
             await self._changes.catch_up()
         return plan, None
 
-    async def export(self, call: Call, tenant_id: UUID | None) -> list[Exported]:
-        """All policies of a tenant but those of single devices, as a set would have them.
+    async def export(self, call: Call, tenant_id: UUID | None) -> tuple[list[Exported], Named]:
+        """All policies of a tenant but those of single devices, as a set would have them; and its
+        variables, with the names of its secrets.
 
         Raises:
             DomainError: FAILED_PRECONDITION with the names of policies that files cannot say, as
@@ -161,6 +168,7 @@ class PolicySets:
         found: list[Exported] = []
         reasons: list[str] = []
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
+            named_values = await exported(connection, tenant.id)
             members = await store.members(connection, tenant.id)
             known = await _all(connection, self._vault, tenant.id)
             named = aliases(known, members)
@@ -198,7 +206,7 @@ class PolicySets:
                 found.append(Exported(entry, policy, "" if member is None else member.set_name))
         if reasons:
             raise not_exportable(reasons)
-        return found
+        return found, named_values
 
     async def _simulated(self, applying: _Applying) -> Tally | None:
         if not applying.candidates:
@@ -231,7 +239,22 @@ class PolicySets:
 class _Applying:
     """One transaction in which a set is applied; what is published by it is in `candidates`."""
 
-    def __init__(self, policies: PolicyService, vault: Vault, call: Call, asked: Asked) -> None:
+    def __init__(
+        self,
+        policies: PolicyService,
+        variables: Variables,
+        vault: Vault,
+        call: Call,
+        asked: Asked,
+    ) -> None:
+        self._variables = ApplyingVariables(
+            variables,
+            call,
+            asked.tenant_id,
+            asked.named,
+            set_name=asked.name,
+            adopt=asked.adopt,
+        )
         self._vault = vault
         self._policies = policies
         self._call = call
@@ -253,13 +276,15 @@ class _Applying:
         ]
         # All at once and in one order: a publish waits for no other call that waits for it.
         locked: dict[UUID, Policy] = {}
-        for id_ in sorted({*found.values(), *leaving}):
+        users = await self._variables.find(connection)
+        for id_ in sorted({*found.values(), *leaving, *users}):
             policy = await authoring_store.get_policy(
                 connection, self._vault, self._scope, id_, for_update=True
             )
             if policy is not None:
                 locked[id_] = policy
         groups = await self._groups(connection)
+        variables = await self._variables.put(connection)
         steps: list[Step] = []
         for index, entry in enumerate(asked.entries):
             with at(index):
@@ -278,7 +303,8 @@ class _Applying:
                 member = members.get(id_)
                 alias, name = ("", "") if member is None else (member.alias, member.set_name)
                 steps.append(Step(Action.OTHER, alias, policy, policy, set_name=name))
-        return plan_of(asked.tenant_id, asked.name, steps)
+        variables += await self._variables.end(connection, prune=asked.prune)
+        return plan_of(asked.tenant_id, asked.name, steps, variables)
 
     def _found(
         self, known: Mapping[UUID, Policy], members: Mapping[UUID, Member]

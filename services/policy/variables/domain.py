@@ -29,6 +29,10 @@ class Variable:
     revision: int
     updated_at: datetime
     updated_by: str
+    set_name: str = ""
+    """The set that it belongs to; empty for none."""
+    set_revision: int = 0
+    """What its revision was when that set was applied."""
 
     @property
     def etag(self) -> str:

@@ -94,26 +94,56 @@ class Variables:
                 FAILED_PRECONDITION when the tenant has too many.
         """
         tenant = await self._tenants.require(call.caller, org_id, to_add=True)
+        async with self._database.transaction(Scope.of(tenant.id)) as connection:
+            variable = await self.created(
+                connection, call, tenant.id, name, value, is_secret=is_secret
+            )
+        return self._shown(variable, [])
+
+    async def created(
+        self,
+        connection: Connection,
+        call: Call,
+        tenant_id: UUID,
+        name: str,
+        value: str,
+        *,
+        is_secret: bool = False,
+    ) -> Variable:
+        """As `create`, in a transaction of the tenant and without its checks of the caller."""
         check_value(value, is_secret=is_secret)
         id_ = new_id()
         variable = Variable(
             id=id_,
-            tenant_id=tenant.id,
+            tenant_id=tenant_id,
             name=name,
             is_secret=is_secret,
             value=None if is_secret else value,
-            fingerprint=self._fingerprint(tenant.id, id_, value) if is_secret else "",
+            fingerprint=self._fingerprint(tenant_id, id_, value) if is_secret else "",
             revision=1,
             updated_at=self._clock(),
             updated_by=call.caller.name,
         )
-        async with self._database.transaction(Scope.of(tenant.id)) as connection:
-            if await store.count(connection, tenant.id) >= MOST_VARIABLES:
-                raise too_many()
-            await store.put(connection, self._vault, variable, value)
-            created = PolicyVariableCreated(id=id_, after=variable.snapshot())
-            await self._tell(connection, variable, created)
-        return self._shown(variable, [])
+        if await store.count(connection, tenant_id) >= MOST_VARIABLES:
+            raise too_many()
+        await store.put(connection, self._vault, variable, value)
+        await self._tell(
+            connection, variable, PolicyVariableCreated(id=id_, after=variable.snapshot())
+        )
+        return variable
+
+    async def changed(
+        self, connection: Connection, call: Call, before: Variable, value: str
+    ) -> Variable:
+        """Gives a variable that is locked another value, and publishes nothing."""
+        check_value(value, is_secret=before.is_secret)
+        after = self._changed(call, before, value)
+        await store.put(connection, self._vault, after, value)
+        updated = PolicyVariableUpdated(
+            id=after.id, before=before.snapshot(), after=after.snapshot()
+        )
+        await self._tell(connection, after, updated)
+        return after
 
     async def update(
         self, call: Call, variable_id: UUID, value: str, publishing: Publishing | None = None
@@ -186,11 +216,19 @@ class Variables:
         async with self._database.transaction(scope) as connection:
             variable = await _found(connection, scope, variable_id, for_update=True)
             check_etag(variable.etag)
-            if uses := await store.uses(connection, variable):
-                raise still_used(uses)
-            await store.delete(connection, variable)
-            deleted = PolicyVariableDeleted(id=variable.id, before=variable.snapshot())
-            await self._tell(connection, variable, deleted)
+            await self.deleted(connection, variable)
+
+    async def deleted(self, connection: Connection, variable: Variable) -> None:
+        """Deletes a variable that is locked.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION while a policy names it.
+        """
+        if uses := await store.uses(connection, variable):
+            raise still_used(uses)
+        await store.delete(connection, variable)
+        deleted = PolicyVariableDeleted(id=variable.id, before=variable.snapshot())
+        await self._tell(connection, variable, deleted)
 
     async def _published(
         self,

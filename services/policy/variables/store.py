@@ -16,7 +16,7 @@ from services.policy.vault import Vault, of_variable
 
 _COLUMNS: Final = (
     "v.id, v.tenant_id, v.name, v.is_secret, v.value, v.fingerprint, v.revision, v.updated_at,"
-    " v.updated_by"
+    " v.updated_by, v.set_name, v.set_revision"
 )
 
 
@@ -89,6 +89,42 @@ async def put(connection: Connection, vault: Vault, variable: Variable, value: s
         )
     except asyncpg.UniqueViolationError as there:
         raise already_there(variable.name) from there
+
+
+async def hold(
+    connection: Connection, tenant_id: UUID, variable_ids: Collection[UUID]
+) -> list[Variable]:
+    """Variables that nobody else changes until the transaction ends."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM policy.variable v WHERE v.tenant_id = $1 AND v.id = ANY ($2)"
+        " ORDER BY v.id FOR UPDATE",
+        tenant_id,
+        list(variable_ids),
+    )
+    return [Variable(**row) for row in rows]
+
+
+async def policies_with(
+    connection: Connection, tenant_id: UUID, variables: Collection[Variable]
+) -> list[UUID]:
+    """The policies that name any of some variables."""
+    rows = await connection.fetch(
+        "SELECT p.id FROM policy.policies p WHERE p.tenant_id = $1 AND p.uses && $2::text[]",
+        tenant_id,
+        [one.reference for one in variables],
+    )
+    return [row["id"] for row in rows]
+
+
+async def put_into_set(connection: Connection, variable: Variable, set_name: str) -> None:
+    """Says which set a variable belongs to, as it is now."""
+    await connection.execute(
+        "UPDATE policy.variable SET set_name = $3, set_revision = revision"
+        " WHERE id = $1 AND tenant_id = $2",
+        variable.id,
+        variable.tenant_id,
+        set_name,
+    )
 
 
 async def delete(connection: Connection, variable: Variable) -> None:

@@ -15,6 +15,7 @@ from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.values import from_value, to_value
 from tests.services.policy.simulation.test_simulation import codes, new_device, rows
 from tests.services.policy.targets.test_targets import delivered, for_devices
+from tests.services.policy.variables.test_variables import Keeper
 from tests.support import callers
 from tests.support.policy import ORG, RESELLER, SISTER, Admin, World, world
 from tests.support.refusals import refusal
@@ -385,3 +386,85 @@ async def test_what_files_cannot_say_is_refused(world: World) -> None:
     )
     refused = await refusal(apply(world, entry("own", {}, name="Own"), adopt=True))
     assert refused.reason == "POLICY_OF_DEVICES"
+
+
+def named(*pairs: tuple[str, str]) -> list[policy_pb2.PolicySetVariable]:
+    return [policy_pb2.PolicySetVariable(name=name, value=value) for name, value in pairs]
+
+
+def steps(found: policy_pb2.ApplyPolicySetResponse) -> dict[str, str]:
+    """What becomes of each variable."""
+    return {one.name: one.action for one in found.variables}
+
+
+TEMPLATE = {
+    "template": {
+        "browser": {"homepage": "https://{{var.host}}"},
+        "network": {"wifi": [{**WIFI, "passphrase": "{{secret.wifi}}"}]},
+    }
+}
+
+
+async def test_variables_of_a_set_are_planned_applied_and_pruned(world: World) -> None:
+    """Its policies have new values at once; a plan writes nothing, nor does the same set again.
+
+    What somebody changed since is put back, and what is named by a policy stays.
+    """
+    keeper = Keeper(world.channel, ORG.id)
+    entries = [entry("base", TEMPLATE)]
+    asked: dict[str, Any] = {"variables": named(("host", "one.example")), "secrets": ["wifi"]}
+    missing = await refusal(apply(world, *entries, **asked))
+    assert missing.fields == ["secrets[0]"]
+    await keeper.put(ORG.id, "wifi", SECRET, secret=True)
+    before = await rows(world)
+    plan = await apply(world, *entries, **asked, validate_only=True)
+    assert await rows(world) == before
+    assert (steps(plan), actions(plan)) == ({"host": "CREATE"}, {"base": "CREATE!"})
+    done = await apply(world, *entries, **asked, expected_plan_sha256=plan.plan_sha256)
+    assert steps(done) == steps(plan)
+    before = await rows(world)
+    again = await apply(world, *entries, **asked)
+    assert (steps(again), actions(again)) == ({"host": "UNCHANGED"}, {"base": "UNCHANGED"})
+    assert await rows(world) == before
+    asked["variables"] = named(("host", "two.example"))
+    changed = await apply(world, *entries, **asked)
+    assert (steps(changed), actions(changed)) == ({"host": "UPDATE"}, {"base": "UNCHANGED!"})
+    (host,) = [v for v in (await keeper.variable("List")).variables if v.name == "host"]
+    await keeper.variable("Update", id=host.id, value="by.hand")
+    restored = await apply(world, *entries, **asked, validate_only=True)
+    assert steps(restored) == {"host": "RESTORE"}
+    assert restored.plan_sha256 != changed.plan_sha256
+    await apply(world, *entries, **asked)
+    left = await apply(world, *entries, secrets=["wifi"])
+    assert steps(left) == {"host": "LEFT"}
+    still = await refusal(apply(world, *entries, secrets=["wifi"], prune=True))
+    assert still.reason == "VARIABLE_USED"
+    pruned = await apply(world, entry("base", STAFF), prune=True)
+    assert (steps(pruned), actions(pruned)) == ({"host": "DELETE"}, {"base": "UPDATE!"})
+    assert [v.name for v in (await keeper.variable("List")).variables] == ["wifi"]
+    assert SECRET not in json.dumps([str(one) for one in (plan, done, changed, restored, pruned)])
+
+
+async def test_variables_of_nobody_and_of_other_sets_are_adopted(world: World) -> None:
+    """Only if that was said; an export has them, and of secrets the names."""
+    keeper = Keeper(world.channel, ORG.id)
+    await keeper.put(ORG.id, "host", "one.example")
+    await keeper.put(ORG.id, "wifi", SECRET, secret=True)
+    asked: dict[str, Any] = {"variables": named(("host", "one.example"))}
+    assert steps(await apply(world)) == {"host": "OTHER"}
+    refused = await refusal(apply(world, **asked))
+    assert refused.reason == "VARIABLE_NOT_ADOPTED"
+    exported = await world.admin.call("ExportPolicySet", org_id=str(ORG.id))
+    assert [(one.name, one.value) for one in exported.variables] == [("host", "one.example")]
+    assert exported.secrets == ["wifi"]
+    assert SECRET not in str(exported)
+    assert steps(await apply(world, **asked, adopt=True)) == {"host": "ADOPT"}
+    assert steps(await apply(world, **asked)) == {"host": "UNCHANGED"}
+    refused = await refusal(apply(world, **asked, name="other"))
+    assert refused.reason == "VARIABLE_OF_ANOTHER_SET"
+    for bad, field in (
+        (named(("wifi", "x")), "variables[0].name"),
+        (named(("a", "x"), ("a", "y")), "variables[1].name"),
+        (named(("a", "{{var.b}}")), "variables[0].value"),
+    ):
+        assert (await refusal(apply(world, variables=bad))).fields == [field]
