@@ -13,19 +13,14 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.releases import Release, evaluation
 from tests.support.stack import Stack
 
-_OF_THE_PAGES = "evergreen"
 _BALANCED = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Pods take their time. With `-n3 --dist=loadgroup` files run side by side, but for those that
-    install into the namespace of the pages."""
+    """Pods take their time."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(3600))
-            name = item.path.stem
-            group = _OF_THE_PAGES if name in {"test_documentation", "test_restore"} else name
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
