@@ -262,6 +262,7 @@ class Device:
             # Without TLS, whose trust would be read each time.
             transport=httpx.AsyncHTTPTransport(uds=path, verify=False),
             base_url="http://policy",
+            timeout=60,
         ) as client:
             return await client.post("/api/v1/devices/policy", content=body, headers=self.headers)
 

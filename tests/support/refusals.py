@@ -43,6 +43,11 @@ async def refusal(call: Awaitable[Any]) -> Refused:
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        return Refused(error.code(), json.loads(trailing[H_ERROR]))
+        return refused_with(error)
     raise AssertionError(f"the call was answered: {answer}")
+
+
+def refused_with(error: grpc.aio.AioRpcError) -> Refused:
+    """How a call was refused that raised this."""
+    trailing = dict(error.trailing_metadata() or ())
+    return Refused(error.code(), json.loads(trailing[H_ERROR]))
