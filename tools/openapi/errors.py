@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.rpc import code_pb2
 
-from contract.access import Audience
+from contract.access import Audience, RateClass
 from servicekit.errors import ERROR_DOMAIN, HTTP_STATUS, Code
 from tools.openapi.contract import Operation
 
@@ -130,7 +130,8 @@ def statuses(operation: Operation, *, names_something: bool) -> list[int]:
         found |= {403, 409}  # a key that does not let the device in; a serial number that is taken
     elif operation.access.writes:
         found |= {401}  # the credentials are in the body
-    if not operation.is_device_form and names_something:
+    closed_by_default = operation.access.rate is RateClass.PUBLISHED
+    if not operation.is_device_form and (names_something or closed_by_default):
         found |= {404}
     if audience is Audience.USER and operation.access.writes:
         found |= {409}

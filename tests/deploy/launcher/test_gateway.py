@@ -34,7 +34,9 @@ async def test_its_configuration_is_written_by_another_process(tmp_path: Path) -
     assert "port_value: 8443" in listener
     # YAML breaks long paths over lines.
     clusters = "".join((where.parent / "clusters.yaml").read_text().split()).replace("\\", "")
-    assert str(tmp_path / "home" / "run" / "policy.http.sock") in clusters
+    # Sockets lie elsewhere where the home's path is too long for them.
+    run = Home(tmp_path / "home").run_directory()
+    assert str(run / "policy.http.sock") in clusters
     assert where.stat().st_mode & 0o077 == 0
 
 

@@ -44,6 +44,9 @@ _HARMLESS = {
     "services.policy.authoring.document.Document",
     # The names of tables.
     "servicekit.data.backup.Tables",
+    # The names of secrets.
+    "cli.set_files.Set",
+    "services.policy.sets.variables.Named",
     # Where a list goes on.
     "servicekit.rpc.persons.PersonPage",
     "services.audit.person_data.service._Page",
