@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.rpc import code_pb2
 
-from contract.access import Audience, RateClass
+from contract.rows import Audience, RateClass
 from servicekit.errors import ERROR_DOMAIN, HTTP_STATUS, Code
 from tools.openapi.contract import Operation
 
