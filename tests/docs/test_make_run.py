@@ -230,7 +230,7 @@ def test_second_factors(reader: Reader, root: httpx.Client, stack: Stack) -> Non
         assert len(re.findall(r"^[0-9a-z]{5}-[0-9a-z]{5}$", said, re.M)) == 10
         said = reader.run(commands.take("Ask for it"))
         assert "second factor: owners, needed from" in said
-        assert said.rstrip().endswith("second factor: off")
+        assert said.rstrip().endswith("second factor: off\npasswords here: all")
         with stack.client() as client:
             session = ok(client.post("/auth/login", json=ann))
             client.headers["authorization"] = f"Bearer {session['token']}"
