@@ -296,6 +296,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
             ok(root.delete(f"/api/policies/{one['id']}", params={"force": "true"}))
 
 
+@pytest.mark.usefixtures("stack")
 def test_policy_secrets(reader: Reader) -> None:
     """A policy gets values by their names. What is stored is sealed while the product runs, and
     opened again for other tests."""
