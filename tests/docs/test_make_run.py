@@ -302,8 +302,8 @@ def test_policy_secrets(reader: Reader) -> None:
     opened again for other tests."""
     with Commands("docs/policy-secrets.md", "make-run") as commands:
         said = reader.run([*day(), *commands.take("Named values")])
-        assert "Linden: is published" in said
-        assert "another passphrase" not in said.rpartition("is published")[2]
+        assert "Linden: is in force with the value" in said
+        assert "another passphrase" not in said.rpartition("is in force")[2]
         said = reader.run(commands.take("Sealed in the database"))
     assert "rows were sealed." in said
     assert "policy.documents  0 to seal" in said
