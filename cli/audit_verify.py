@@ -35,7 +35,7 @@ class Report:
     tampered: int = 0
     unchecked: list[str] = field(default_factory=list)
     elsewhere: int = 0
-    """How many of these only a part of the log can tell that is not here."""
+    """How many of these cannot be checked without the rest of the log."""
 
     def found(self, text: str) -> None:
         """Something was tampered with."""
@@ -285,7 +285,7 @@ def _archived_tree(tree: TreeCheckpoint, anchors: Anchors, report: Report) -> No
     """Compares the checkpoint in an archive with those that were kept, of the same size."""
     for kept in anchors.trees:
         if (kept.origin, kept.size) == (tree.origin, tree.size) and kept.root != tree.root:
-            report.found("the tree of the archive is another one than that which was kept")
+            report.found("the tree of the archive is not the one of the checkpoint that was kept")
 
 
 def _prunings(verifier: Verifier, report: Report) -> None:

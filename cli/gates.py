@@ -112,7 +112,7 @@ def enforce(
 ) -> None:
     """Give devices that fall short another policy; you confirm the number of them.
 
-    A gate that is held goes on with it, too.
+    It also ends the hold of a gate.
     """
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         counted = api.get(

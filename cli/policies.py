@@ -35,7 +35,7 @@ _FIELD_COLUMNS: Final = ("FIELD", "HOW", "VALUE", "FROM")
 _DEVICE_STATES: Final = {
     "CURRENT": "the device has it",
     "PENDING": "the device gets it by a later poll",
-    "ORPHANED": "nothing is in force, and the device goes on with what it has",
+    "ORPHANED": "nothing is in force, and the device keeps what it has",
     "AHEAD": "the device names a version that nobody published",
     "NONE": "nothing is in force for the device, and it has nothing",
 }

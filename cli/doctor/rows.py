@@ -141,7 +141,7 @@ async def wrong_keys(
         elif row["compromised"]:
             yield warning(
                 "POLICY_KEY_COMPROMISED",
-                f"{pin} take policies of whoever has its private half",
+                f"{pin} take policies from anybody who has its private half",
                 "Move them to another key: evergreen keys devices lists them.",
             )
         elif row["silent"]:
