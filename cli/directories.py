@@ -13,6 +13,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.tables import show_list
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def list_directories(
 ) -> None:
     """Show the directories that you can see."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        found = list(_directories(api, tenant_named(api, org) if org else ""))
+        found = list(_directories(api, tenant_id(api, org)))
         _show(api, found, as_json=as_json)
 
 
@@ -157,7 +158,7 @@ def create(
             **_more(group_base_dn, attribute, sync_minutes, grace_hours),
         }  # fmt: skip
         if org:
-            body["orgId"] = tenant_named(api, org)
+            body["orgId"] = tenant_id(api, org)
         _show(api, [api.post("/api/directories", body)])
 
 
@@ -306,7 +307,7 @@ def assign(
 ) -> None:
     """Assign an e-mail domain to an organisation below yours."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        body = {"domain": domain, "orgId": tenant_named(api, org)}
+        body = {"domain": domain, "orgId": tenant_id(api, org)}
         _show_domains(api, [api.post("/api/email-domains", body)])
 
 
@@ -412,7 +413,7 @@ def mapped_row(api: Api, text: str) -> dict[str, str]:
         raise CliError(
             f"--map {text}: say GROUP=ROLE or GROUP=ROLE@ORG, with Owner, Admin or Auditor"
         )
-    return {"group": group, "role": role} | ({"orgId": tenant_named(api, org)} if org else {})
+    return {"group": group, "role": role} | ({"orgId": tenant_id(api, org)} if org else {})
 
 
 def read_secret(path: Path | None) -> str:
@@ -470,18 +471,6 @@ def tenants_by_id(api: Api) -> dict[str, str]:
     """The codes of the tenants that one sees, by their ids."""
     tenants = api.pages("/api/tenants", "tenants", _ALL)
     return {tenant["id"]: tenant["code"] for tenant in tenants}
-
-
-def tenant_named(api: Api, name: str) -> str:
-    """The id of the tenant with a code or an id.
-
-    Raises:
-        CliError: there is none.
-    """
-    for tenant_id, code in tenants_by_id(api).items():
-        if name in {tenant_id, code}:
-            return tenant_id
-    raise CliError(f"you see no tenant with the code or id {name}")
 
 
 def _show(api: Api, found: list[dict[str, Any]], *, as_json: bool = False) -> None:

@@ -11,7 +11,8 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.policy_keys import add_to, managed, rotate_policies, tenant_id
+from cli.places import tenant_id
+from cli.policy_keys import add_to, managed, rotate_policies
 from cli.tables import table
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from cli.confirm import DryRun, Expect, Yes, confirmed
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, AT_ONCE
+from cli.places import ALL, AT_ONCE, tenant_id
 from cli.session import session
 from cli.tables import moment, show_list, table
 
@@ -45,20 +45,6 @@ def rotate_policies(api: Api, tenant: str) -> Any:
     """Makes a key of a tenant that new enrollment tokens carry; of the installation without."""
     body = {"orgId": tenant, "activate": True, "requestId": str(uuid4())}
     return api.post("/api/policy-keys", body)
-
-
-def tenant_id(api: Api, name: str) -> str:
-    """The id of a tenant by its code or id; empty for none.
-
-    Raises:
-        CliError: there is none.
-    """
-    if not name:
-        return ""
-    for tenant in api.pages("/api/tenants", "tenants", ALL):
-        if name in {tenant["id"], tenant.get("code") or tenant["id"]}:
-            return str(tenant["id"])
-    raise CliError(f"you see no tenant with the code or id {name}")
 
 
 def create(

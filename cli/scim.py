@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cli.directories import confirm as ask
-from cli.directories import mapped_row, named, tenant_named, tenants_by_id
+from cli.directories import mapped_row, named, tenants_by_id
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import show_list
 from cli.tokens import Days, hand_over, in_days
@@ -53,7 +54,7 @@ def list_sources(
 ) -> None:
     """Show the SCIM sources that you can see."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = list(_sources(api, tenant_named(api, org) if org else ""))
+        found = list(_sources(api, tenant_id(api, org)))
         _show(api, found, as_json=as_json)
 
 
@@ -89,7 +90,7 @@ def create(
             "roleMappings": [mapped_row(api, one) for one in mapping or []],
         }
         if org:
-            body["orgId"] = tenant_named(api, org)
+            body["orgId"] = tenant_id(api, org)
         made = api.post("/api/scim-sources", body)
         _show(api, [made])
         typer.echo(f"Enter there: {made['baseUrl']} (base URL)")

@@ -10,9 +10,10 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import table
-from cli.tokens import account_named, org_named
+from cli.tokens import account_named
 
 app = typer.Typer(
     name="service-accounts",
@@ -42,7 +43,7 @@ def list_accounts(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         asked = {"showDeleted": "true" if deleted else ""}
         if org:
-            asked["orgId"] = org_named(api, org)
+            asked["orgId"] = tenant_id(api, org)
         _show(list(api.pages("/api/service-accounts", "serviceAccounts", _ALL, **asked)))
 
 
@@ -59,7 +60,7 @@ def create(
 ) -> None:
     """Add a service account; `evergreen tokens create --service-account` makes its tokens."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        body = {"name": name, "role": role} | ({"orgId": org_named(api, org)} if org else {})
+        body = {"name": name, "role": role} | ({"orgId": tenant_id(api, org)} if org else {})
         _show([api.post("/api/service-accounts", body)])
 
 

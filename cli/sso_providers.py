@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cli.directories import confirm, mapped_row, named, read_secret, tenant_named, tenants_by_id
+from cli.directories import confirm, mapped_row, named, read_secret, tenants_by_id
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import show_list
 
@@ -93,7 +94,7 @@ def list_providers(
 ) -> None:
     """Show the providers that you can see."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = list(_providers(api, tenant_named(api, org) if org else ""))
+        found = list(_providers(api, tenant_id(api, org)))
         _show(api, found, as_json=as_json)
 
 
@@ -146,7 +147,7 @@ def create(
             ),
         }  # fmt: skip
         if org:
-            body["orgId"] = tenant_named(api, org)
+            body["orgId"] = tenant_id(api, org)
         made = api.post("/api/sso-providers", body)
         _show(api, [made])
         typer.echo(f"Register there: {made['redirectUri']} (redirect URI)")

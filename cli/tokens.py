@@ -13,6 +13,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
 from cli.tables import moment, show_list
 
@@ -63,7 +64,7 @@ def list_tokens(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         asked = {"showEnded": "true" if ended else ""}
         if org:
-            asked["orgId"] = org_named(api, org)
+            asked["orgId"] = tenant_id(api, org)
         if service_account:
             asked["serviceAccountId"] = account_named(api, service_account)["id"]
         found = list(api.pages("/api/tokens", "tokens", _ALL, **asked))
@@ -95,7 +96,7 @@ def create(
         if role:
             body["role"] = role
         if org:
-            body["orgId"] = org_named(api, org)
+            body["orgId"] = tenant_id(api, org)
         if service_account:
             body["serviceAccountId"] = account_named(api, service_account)["id"]
         hand_over(api.post("/api/tokens", body))
@@ -223,18 +224,6 @@ def _now() -> datetime:
 def in_days(days: int) -> str:
     """The time so many days from now, as the API takes it."""
     return f"{_now() + timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def org_named(api: Api, name: str) -> str:
-    """The id of the tenant with a code or an id.
-
-    Raises:
-        CliError: there is none.
-    """
-    for tenant in api.pages("/api/tenants", "tenants", _ALL):
-        if name in {tenant["id"], tenant["code"]}:
-            return str(tenant["id"])
-    raise CliError(f"you see no tenant with the code or id {name}")
 
 
 def account_named(api: Api, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, DatabaseHome, Email, Home, PasswordFile, Url, home_of
+from cli.places import tenant_id
 from cli.session import operator
 from cli.tables import moment, show_list, table
 
@@ -64,7 +65,7 @@ def list_users(
 ) -> None:
     """Show the users that you can see, oldest first."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
-        org_id = _org(api, org) if org else ""
+        org_id = tenant_id(api, org)
         users = list(_users(api, deleted=deleted, org_id=org_id))
         _show(api, users, as_json=as_json)
 
@@ -102,7 +103,7 @@ def invite(
             made = api.post(f"/api/users/{known[0]['id']}/invite", {})
         else:
             body = {"email": address, "role": role}
-            made = api.post("/api/users", body | ({"orgId": _org(api, org)} if org else {}))
+            made = api.post("/api/users", body | ({"orgId": tenant_id(api, org)} if org else {}))
         _hand_over(made)
 
 
@@ -122,7 +123,7 @@ def edit(
     """Change a user's role, e-mail address or organisation; the user's sessions end."""
     with told(_FAILED), _api(home, url, ca_file, email, password_file) as api:
         found = user_named(api, user)
-        changes = {"role": role, "email": new_email, "orgId": _org(api, org) if org else ""}
+        changes = {"role": role, "email": new_email, "orgId": tenant_id(api, org)}
         body: dict[str, Any] = {name: value for name, value in changes.items() if value}
         if not body:
             raise CliError("say what to change: --role, --new-email or --org")
@@ -254,13 +255,6 @@ def user_named(api: Api, name: str, *, deleted: bool = False) -> dict[str, Any]:
     if not found:
         raise CliError(f"you see no user with the address or id {name}")
     return (living or found)[-1]
-
-
-def _org(api: Api, name: str) -> str:
-    for tenant in api.pages("/api/tenants", "tenants", _ALL):
-        if name in {tenant["id"], tenant["code"]}:
-            return str(tenant["id"])
-    raise CliError(f"you see no tenant with the code or id {name}")
 
 
 def _show(api: Api, users: list[dict[str, Any]], *, as_json: bool = False) -> None:
