@@ -115,10 +115,14 @@ def test_a_clock_that_nothing_keeps_right() -> None:
 
 def test_a_process_in_another_time_zone() -> None:
     """As it is told by the processes themselves."""
-    command = [sys.executable, "-c", "import time; time.sleep(600)"]
-    west = subprocess.Popen(command, env={"TZ": "America/Bogota"})
-    utc = subprocess.Popen(command, env={"TZ": "UTC"})
+    # Without a word a process may not have its environment yet.
+    command = [sys.executable, "-c", "import time; print('runs', flush=True); time.sleep(600)"]
+    west = subprocess.Popen(command, env={"TZ": "America/Bogota"}, stdout=subprocess.PIPE)
+    utc = subprocess.Popen(command, env={"TZ": "UTC"}, stdout=subprocess.PIPE)
     try:
+        for process in (west, utc):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"runs\n"
         zones = list(machine.zones_of([("telemetry", west.pid), ("policy", utc.pid)]))
         (found,) = machine.time_zone(zones).findings
         assert found.code == "TIME_ZONE"
@@ -129,7 +133,7 @@ def test_a_process_in_another_time_zone() -> None:
     finally:
         for process in (west, utc):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 # The files

@@ -129,9 +129,10 @@ def users(stack: Stack, root: httpx.Client, org: Org, role: str) -> dict[str, An
 
 def devices(org: Org) -> dict[str, Any]:
     """Tokens of several devices of the school."""
-    # Not the school's own key: another run may have revoked it.
-    key = org.enrollment_token()["preSharedKey"]
-    agents = [org.device(pre_shared_key=key) for _ in range(CALLERS)]
+    # Another run may have revoked the school's own token, and have made another key sign.
+    token = org.enrollment_token()
+    image = {"pre_shared_key": token["preSharedKey"], "pinned_key": token["policyKeyPem"]}
+    agents = [org.device(**image) for _ in range(CALLERS)]
     for agent in agents:
         agent.report_state()
         agent.record("app.installed", {"message": "an app"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from evergreen.v1 import audit_pb2_grpc as rpc
 from evergreen.v1 import enrollment_pb2, policy_pb2, telemetry_pb2
 from servicekit.rpc.channels import open_channel
 from servicekit.rpc.values import timestamp
-from services.audit.alerts import watch
 from services.audit.alerts.board import Board
 from services.audit.alerts.watch import Watch
 from services.audit.notices.service import Notices
@@ -170,10 +170,14 @@ class World:
         return await self.api.GetAlertRules(pb.GetAlertRulesRequest(**wanted), metadata=by)
 
 
+async def _waits(_: Watch) -> None:
+    await asyncio.Event().wait()
+
+
 @pytest_asyncio.fixture
 async def world(start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    # The service's own process looks once, when there is nothing yet.
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 3600.0)
+    # The service's own process never looks: it would read what a test is about to change.
+    monkeypatch.setattr(Watch, "run", _waits)
     made: World = NOBODY
 
     def clock() -> datetime:
