@@ -7,6 +7,8 @@ sends many must not keep the others' evidence waiting.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +17,6 @@ from typing import Final, TypeVar
 from servicekit.admission.fair import FairQueue, Shares
 from servicekit.call import Caller
 from servicekit.errors import DomainError, exhausted
-from servicekit.threads import give_way
 
 Result = TypeVar("Result")
 
@@ -24,6 +25,9 @@ LARGE_BODY: Final = 64 << 10
 BODY_BYTES: Final = 32 << 20
 """Of large bodies that are worked on at the same time."""
 _THREADS: Final = 2
+_NICENESS: Final = 10
+"""Of the threads: where one machine carries everything, devices that ask for their policy come
+first."""
 _RETRY_AFTER: Final = 20.0
 """A device attests once a boot: it can wait longer than others."""
 
@@ -36,7 +40,7 @@ class Examiners:
     """
 
     def __init__(self, most: int) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "evidence", initializer=give_way)
+        self._threads = ThreadPoolExecutor(_THREADS, "evidence", initializer=_give_way)
         self._places = Shares(most)
         self._bytes = Shares(BODY_BYTES)
         self._free = _THREADS
@@ -114,3 +118,7 @@ def _too_many() -> DomainError:
         "too many attestations at once; try again",
         retry_after=_RETRY_AFTER,
     )
+
+
+def _give_way() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

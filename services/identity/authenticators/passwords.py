@@ -23,7 +23,6 @@ from servicekit.security.passwords import (
     verify,
     verify_password,
 )
-from servicekit.threads import give_way
 from services.identity.authenticators.breached import BreachedPasswords
 from services.identity.authenticators.password_rules import (
     BREACHED,
@@ -59,7 +58,7 @@ class Passwords:
         self._breached = breached
         # Threads of its own: a caller who goes away does not stop the work that has begun, and
         # the next caller must wait for it.
-        self._threads = ThreadPoolExecutor(_THREADS, "passwords", initializer=give_way)
+        self._threads = ThreadPoolExecutor(_THREADS, "passwords")
         self._free = _THREADS
         self._known: deque[asyncio.Future[None]] = deque()
         self._strangers: deque[asyncio.Future[None]] = deque()
