@@ -31,8 +31,8 @@ _LDAPS_PORT: Final = 9541
 _SMTP_PORT: Final = 9542
 _OF_EACH: Final = 4
 """Directories and providers: each is given up for a while after some failures."""
-_RATE: Final = 20.0
-"""Log-ins a second: 1,200 people in a minute, at the beginning of a lesson."""
+_RATE: Final = 5.0
+"""Log-ins a second: all administrators of a large district, again and again."""
 _MAILS: Final = 1.0
 """A second."""
 _WAITING: Final = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -222,6 +223,8 @@ async def build(kit: Kit) -> Parts:
 
 def main() -> None:
     """Runs until it is told to stop."""
+    # No device waits for this service: where one machine carries everything, others go first.
+    os.nice(5)
     run("audit", AuditSettings(), build)
 
 

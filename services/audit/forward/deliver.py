@@ -347,6 +347,7 @@ class WebhookDelivery(Delivery):
                     if at == len(entries):
                         await self._move(lane, entries[-1].sequence, 0)
                 continue
+            await self.outbound.pace.take(len(message.items))
             try:
                 with step("forward"):
                     await self._sender.send(message.items, message.pieces)

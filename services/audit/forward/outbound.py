@@ -25,6 +25,9 @@ from services.audit.tree.service import Tree
 _MOST_LANES: Final = 32
 """Pages in memory, half a megabyte each."""
 _MOST_OF_A_TENANT: Final = 8
+_MOST_A_SECOND: Final = 2_750
+"""Entries; a message counts as ten more."""
+_COST_OF_A_MESSAGE: Final = 10
 
 
 class Lanes:
@@ -51,6 +54,27 @@ class Lanes:
             yield
 
 
+class Pace:
+    """Spreads over time what is sent: a backlog is not to take the processors for itself.
+
+    Args:
+        rate: what may be sent in a second, as `_MOST_A_SECOND` counts it.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._due = 0.0
+        """When the next message may go, by the loop's clock."""
+
+    async def take(self, entries: int) -> None:
+        """Waits until a message of so many entries may go."""
+        now = asyncio.get_running_loop().time()
+        due = max(self._due, now)
+        self._due = due + (entries + _COST_OF_A_MESSAGE) / self._rate
+        if due > now:
+            await asyncio.sleep(due - now)
+
+
 @dataclass(slots=True)
 class Outbound:
     """What all senders share."""
@@ -64,6 +88,7 @@ class Outbound:
     tree: Tree
     clock: Clock
     lanes: Lanes = field(default_factory=lambda: Lanes(_MOST_LANES, _MOST_OF_A_TENANT))
+    pace: Pace = field(default_factory=lambda: Pace(_MOST_A_SECOND))
     chance: Callable[[], float] = random.random
 
     def lane(self, forwarder: Forwarder) -> AbstractAsyncContextManager[None]:

@@ -334,6 +334,7 @@ class SyslogDelivery(Delivery):
                 position = entry.sequence
                 self._note(chain_id, position)
         if messages:
+            await self.outbound.pace.take(len(messages))
             with step("forward"):
                 await self._connection.send(messages)
             count += len(messages)

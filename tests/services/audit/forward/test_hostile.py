@@ -22,7 +22,7 @@ from services.audit.forward import deliver, outbound, service
 from services.audit.forward.domain import Syslog
 from services.audit.forward.formats import Item
 from services.audit.forward.lines import Lines
-from services.audit.forward.outbound import Lanes
+from services.audit.forward.outbound import Lanes, Pace
 from tests.services.audit.forward.conftest import StartWorld, World
 from tests.support import callers
 from tests.support.audit import ORG, RESELLER, ROOT, SISTER, event
@@ -150,6 +150,22 @@ async def test_the_operators_places_are_its_own() -> None:
                 pass
         async with lanes.one(ROOT.id, root=True):
             pass
+
+
+async def test_a_backlog_is_spread_over_time() -> None:
+    """Several that send take turns; what was not sent for a while is not made up for."""
+    loop = asyncio.get_running_loop()
+    pace = Pace(10_000)
+    begun = loop.time()
+    await pace.take(1_000)
+    assert loop.time() - begun < 0.09
+    await asyncio.gather(*(pace.take(490) for _ in range(3)))
+    # Those before the last one: 1,010 and twice 500.
+    assert loop.time() - begun >= 0.2
+    await asyncio.sleep(0.06)
+    begun = loop.time()
+    await asyncio.gather(*(pace.take(490) for _ in range(2)))
+    assert loop.time() - begun >= 0.04
 
 
 async def test_others_keep_the_operator_from_no_forwarder(
