@@ -60,7 +60,8 @@ def doctor(
     Every check is listed: ok, warning, error, or skipped with the reason. Nothing is changed.
     Without containers it looks at the home. Else it goes by PUBLIC_URL, TRUSTED_PROXIES, and the
     services' settings: EVERGREEN_MIGRATE_DATABASE_URL, EVERGREEN_DATABASE_URL,
-    EVERGREEN_ROLE_SECRETS, EVERGREEN_NATS_URL, EVERGREEN_NATS_MONITOR_URL, EVERGREEN_OPS_TARGET.
+    EVERGREEN_ROLE_SECRETS, EVERGREEN_NATS_URL, EVERGREEN_NATS_MONITOR_URL, EVERGREEN_OPS_TARGET,
+    EVERGREEN_GATEWAY_MONITOR_URL.
 
     Ends with 0 when there is no error, 1 for an error, 2 when nothing could be checked, and with
     --strict 3 for warnings alone.

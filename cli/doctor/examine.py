@@ -12,6 +12,7 @@ from cli.doctor import (
     backups,
     database,
     files,
+    fips,
     former,
     machine,
     messaging,
@@ -23,6 +24,7 @@ from cli.doctor.database import Login
 from cli.doctor.finding import Check, Finding, findings, judged, skipped
 from cli.doctor.installation import Installation
 from cli.doctor.public import Public
+from servicekit.security import mode
 
 RUNNING: Final = "running"
 _OF_THE_WAY: Final = {"DATABASE_UNREACHABLE", "DATABASE_POOLER_MODE", "DATABASE_POOLER_FULL"}
@@ -43,6 +45,8 @@ async def examine(place: Installation, disks: Iterable[Path] = ()) -> list[Check
         former.checks(place.former, place.logs),
     ]
     there = [check for checks in asked for check in checks]
+    if mode.is_required() or any(check.name == services.FIPS for check in there):
+        there += await fips.checks(place)
     if _nothing_answers(place, there):
         why = "neither the database, nor NATS, nor the gateway answers"
         return [*here, *_port(place, there), *_not_running(place, why, _names_of(there))]

@@ -26,6 +26,10 @@ class Installation:
     """Where devices and browsers find it."""
     gateway: Public | None = None
     """The same gateway on this machine, where the public address is another one."""
+    gateway_monitor: str = ""
+    """The address of its metrics."""
+    gateway_admin: Path | None = None
+    """The socket of its administration."""
     databases: tuple[Login, ...] = ()
     nats: Server | None = None
     former: tuple[Public, ...] = ()
@@ -59,6 +63,7 @@ def of_home(root: Path, ca_file: Path | None = None) -> Installation:
         CliError: there is none.
     """
     from contract.contexts import CONTEXTS  # noqa: PLC0415
+    from deploy.launcher.gateway import administration  # noqa: PLC0415
     from deploy.launcher.home import Home  # noqa: PLC0415
     from deploy.launcher.supervisor import leftovers  # noqa: PLC0415
     from deploy.postgres import roles  # noqa: PLC0415
@@ -89,6 +94,7 @@ def of_home(root: Path, ca_file: Path | None = None) -> Installation:
     return Installation(
         public,
         None if public.is_local else local,
+        gateway_admin=administration(run),
         former=former,
         logs=logs,
         given=given,
@@ -196,6 +202,7 @@ def given(environment: Mapping[str, str], ca_file: Path | None) -> Installation:
         raise CliError(f"FORMER_PUBLIC_URLS: {error}") from error
     return Installation(
         public,
+        gateway_monitor=setting("EVERGREEN_GATEWAY_MONITOR_URL").rstrip("/"),
         former=tuple(
             replace(_former(old, ca_file), trusted_proxies=int(proxies)) for old in former
         ),

@@ -25,6 +25,8 @@ MAIL: Final = "services.mail"
 CERTIFICATES: Final = "services.certificates"
 FIPS: Final = "services.fips"
 """Only where somebody wants FIPS mode."""
+SUITES: Final = "services.suites"
+"""Only where somebody wants approved algorithms."""
 NAMES: Final = (READY, VERSION, FEEDS, BACKLOG, FORWARDERS, MAIL, CERTIFICATES)
 
 _TIMEOUT: Final = 5.0
@@ -93,6 +95,7 @@ async def checks(
         judged(MAIL, _mail(known), "no mail waits for long"),
         _certificates(known, clock().timestamp()),
         *_cryptography(known),
+        *_suites(known),
     ]
 
 
@@ -116,6 +119,15 @@ def _cryptography(known: Sequence[Vitals]) -> Iterator[Check]:
                 "Set EVERGREEN_FIPS=required for all services and commands.",
             )
         )
+    if modules and not mode.is_required():
+        found.append(
+            warning(
+                "COMMAND_NOT_FIPS",
+                "The services are in FIPS mode, and this command is not: backups and keys that it"
+                " makes are of other algorithms.",
+                "Set EVERGREEN_FIPS=required for commands, too.",
+            )
+        )
     different = sorted(set(modules.values()))
     if len(different) > 1:
         found.append(
@@ -126,6 +138,25 @@ def _cryptography(known: Sequence[Vitals]) -> Iterator[Check]:
             )
         )
     yield judged(FIPS, found, "; ".join(different))
+
+
+def _suites(known: Sequence[Vitals]) -> Iterator[Check]:
+    """Whether all services make new values alike; nothing where all use the standard algorithms."""
+    everyone = {vitals.context for vitals in known}
+    approved = {vitals.context for vitals in known if any(vitals.values("evergreen_suites_info"))}
+    if not approved and not mode.writes_approved():
+        return
+    found = []
+    if standard := sorted(everyone - approved):
+        found.append(
+            warning(
+                "SUITES_DIFFER",
+                f"New values are made with standard algorithms by {', '.join(standard)}.",
+                "Set EVERGREEN_SUITES=approved for all services and commands: until then `evergreen"
+                " fips migrate` has something to do each time (docs/fips.md).",
+            )
+        )
+    yield judged(SUITES, found, "new values are made with approved algorithms")
 
 
 async def _ask(client: httpx.AsyncClient, context: str, address: str) -> Vitals | Finding:

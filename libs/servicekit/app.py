@@ -396,11 +396,12 @@ async def start(kit: Kit, build: Build) -> Running:
 
 
 def _fips() -> dict[str, str]:
-    """What a start says of the FIPS module; nothing without one."""
-    module = fips.module()
-    if module is None:
-        return {}
-    return {"fips_module": f"{module.name} {module.version}", "fips_sha256": module.sha256}
+    """What a start says of the FIPS module and of the suites; nothing where both are as usual."""
+    suites = {"suites": mode.APPROVED} if mode.writes_approved() else {}
+    if (module := fips.module()) is None:
+        return suites
+    named = {"fips_module": f"{module.name} {module.version}", "fips_sha256": module.sha256}
+    return suites | named
 
 
 async def _until_schema_is_new_enough(kit: Kit) -> None:

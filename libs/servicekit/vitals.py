@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 from servicekit.build import current
 from servicekit.data.migrate import latest_version
 from servicekit.data.postgres import Database
-from servicekit.security import fips
+from servicekit.security import fips, mode
 
 _EVERY_SECONDS: Final = 15.0
 
@@ -26,6 +26,11 @@ FIPS: Final = Gauge(
     "evergreen_fips_info",
     "The FIPS module that does the service's cryptography; always 1, and not there without one.",
     ["name", "version", "sha256"],
+)
+SUITES: Final = Gauge(
+    "evergreen_suites_info",
+    "The algorithms that new values are made with; always 1, and not there with the standard ones.",
+    ["suites"],
 )
 READY: Final = Gauge("evergreen_ready", "1 when the service has all that it needs, else 0.")
 MISSING: Final = Gauge(
@@ -63,6 +68,8 @@ class Vitals:
         BUILD.labels(build.version, build.commit, latest_version(context)).set(1)
         if (module := fips.module()) is not None:
             FIPS.labels(module.name, module.version, module.sha256).set(1)
+        if mode.writes_approved():
+            SUITES.labels(mode.APPROVED).set(1)
 
     async def run(self) -> None:
         """Looks every few seconds, for as long as the service lives."""

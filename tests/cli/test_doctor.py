@@ -306,18 +306,34 @@ async def test_fips_mode_is_everywhere_or_nowhere(monkeypatch: pytest.MonkeyPatc
         return f'evergreen_fips_info{{name="M",version="3.5",sha256="{digest}"}} 1\n'
 
     with operations(uses("aa")) as one, operations(uses("bb")) as two, operations("") as without:
-        alike = await services.checks({"policy": one, "audit": one})
+        forgotten = await services.checks({"policy": one, "audit": one})
         mixed = await services.checks({"policy": one, "audit": two, "telemetry": without})
         off = await services.checks({"telemetry": without})
         monkeypatch.setattr(mode, "_required", True)
+        alike = await services.checks({"policy": one, "audit": one})
         wanted = await services.checks({"telemetry": without})
+    (missed,) = (check for check in forgotten if check.name == services.FIPS)
+    assert codes(missed.findings) == ["COMMAND_NOT_FIPS"]
     (seen,) = (check.seen for check in alike if check.name == services.FIPS)
     assert seen == "M 3.5, SHA-256 aa"
     found = {finding.code: finding.what for finding in findings(mixed)}
     assert found["FIPS_OFF"] == "FIPS mode is off in telemetry."
     assert "2 modules" in found["FIPS_MODULES_DIFFER"]
     assert services.FIPS not in status(off)
+    assert services.SUITES not in status(off)
     assert "FIPS_OFF" in told(wanted)
+
+
+async def test_all_services_make_new_values_alike() -> None:
+    """One that was forgotten would seal in the old way for ever."""
+    approved = 'evergreen_suites_info{suites="approved"} 1\n'
+    with operations(approved) as one, operations("") as without:
+        alike = await services.checks({"policy": one, "audit": one})
+        mixed = await services.checks({"policy": one, "audit": without})
+    assert status(alike)[services.SUITES] == "ok"
+    found = {finding.code: finding.what for finding in findings(mixed)}
+    assert found["SUITES_DIFFER"] == "New values are made with standard algorithms by audit."
+    assert "FIPS_OFF" not in found
 
 
 async def test_certificates_between_the_parts_that_end() -> None:
