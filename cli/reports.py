@@ -229,6 +229,8 @@ def verify(
         f" {found.rows} rows, {len(paths)} {'file' if len(paths) == 1 else 'files'}."
     )
     typer.echo(f"Asked for with {found.parameters}, read {found.read_from} to {found.read_until}.")
+    if found.cryptography:
+        typer.echo(f"Made and signed in {found.cryptography}.")
 
 
 @schedules.command("create")

@@ -9,9 +9,12 @@ asOf 2026-11-30T09:00:00Z
 readFrom 2026-11-30T09:00:01Z
 readUntil 2026-11-30T09:00:04Z
 rows 12
+cryptography FIPS mode, OpenSSL FIPS Provider 3.5.9, SHA-256 <SHA-256 of the module>
 file <SHA-256> 4711 devices-not-seen.csv
 
 — evergreen.school.example/reports <signature>
+
+The line `cryptography` is there in FIPS mode alone.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ SIGNS_AS: Final = "/reports"
 MANIFEST: Final = "manifest.txt"
 """The name of the manifest among a report's files."""
 _HEAD: Final = ("id", "kind", "org", "parameters", "asOf", "readFrom", "readUntil", "rows")
+_CRYPTOGRAPHY: Final = "cryptography "
 _FILE: Final = re.compile(r"file ([0-9a-f]{64}) (0|[1-9][0-9]{0,17}) ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -78,6 +82,8 @@ class ReportManifest:
     rows: int
     files: tuple[ManifestFile, ...]
     signatures: tuple[Signature, ...] = ()
+    cryptography: str = ""
+    """The FIPS module by which it was made and signed; empty without FIPS mode."""
 
     @property
     def text(self) -> str:
@@ -93,6 +99,8 @@ class ReportManifest:
             str(self.rows),
         )
         lines = [f"{name} {value}" for name, value in zip(_HEAD, values, strict=True)]
+        if self.cryptography:
+            lines.append(f"{_CRYPTOGRAPHY}{self.cryptography}")
         lines += [file.line for file in self.files]
         return "\n".join([FIRST_LINE, *lines]) + "\n"
 
@@ -115,7 +123,10 @@ class ReportManifest:
         if [name for name, _, _ in head] != list(_HEAD):
             raise NoteError("it does not say what the report is")
         values = [value for _, _, value in head]
-        files = [ManifestFile.read(line) for line in lines[len(_HEAD) :]]
+        rest = lines[len(_HEAD) :]
+        has_module = bool(rest) and rest[0].startswith(_CRYPTOGRAPHY)
+        cryptography = rest.pop(0).removeprefix(_CRYPTOGRAPHY) if has_module else ""
+        files = [ManifestFile.read(line) for line in rest]
         if not values[-1].isdecimal():
             raise NoteError("it does not say how many rows there are")
         found = cls(
@@ -129,6 +140,7 @@ class ReportManifest:
             rows=int(values[7]),
             files=tuple(files),
             signatures=signatures,
+            cryptography=cryptography,
         )
         if found.text != text:
             raise NoteError("it says more than a manifest")

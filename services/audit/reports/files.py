@@ -117,6 +117,7 @@ class JsonForm:
             "asOf": written(about.as_of),
             "madeFrom": list(about.made_from),
             "rows": rows,
+            **({"cryptography": about.cryptography} if about.cryptography else {}),
             "figures": {figure.label: figure.value for figure in summary.figures},
         }
         return f'{{\n"manifest": {_json(manifest)}'

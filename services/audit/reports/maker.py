@@ -24,6 +24,7 @@ from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.tenants import TenantDirectory
+from servicekit.security import fips
 from servicekit.security.digests import Sha256, sha256_hex
 from services.audit.log.domain import CHECKPOINTS
 from services.audit.notices.domain import REPORTS
@@ -248,6 +249,7 @@ class Maker:
             parameters=report.parameters.given(),
             as_of=report.as_of,
             made_from=kind.made_from,
+            cryptography=fips.named(),
         )
         await files.close(about, producer.summary())
         self._check_size(files.bytes, room)
@@ -343,6 +345,7 @@ class Maker:
             read_until=written(made.ended_at),
             rows=rows,
             files=tuple(ManifestFile(file.name, file.bytes, file.sha256) for file in files),
+            cryptography=fips.named(),
         )
         message = unsigned.text.encode()
         manifest = replace(

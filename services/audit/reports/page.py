@@ -69,6 +69,8 @@ class About:
     parameters: Mapping[str, Any]
     as_of: datetime
     made_from: Sequence[str]
+    cryptography: str = ""
+    """The FIPS module that made it; empty without FIPS mode."""
 
     @property
     def period(self) -> str:
@@ -88,6 +90,7 @@ def head(about: About, summary: Summary, rows: int) -> str:
         "Made from": ", ".join(about.made_from),
         "Parameters": parameters or "none",
         "Rows, of all tables": f"{rows:,}",
+        **({"Cryptography": about.cryptography} if about.cryptography else {}),
     }
     told = "".join(
         f"<dt>{escape(name)}</dt><dd><bdi>{escape(text)}</bdi></dd>" for name, text in facts.items()

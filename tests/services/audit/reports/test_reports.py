@@ -23,6 +23,7 @@ from evergreen.v1 import identity_pb2
 from servicekit.data.postgres import Scope
 from servicekit.ids import now
 from servicekit.rpc.values import timestamp
+from servicekit.security import fips
 from servicekit.security.digests import sha256_hex
 from services.audit.reports import files, kinds, maker, service, store
 from services.audit.reports.kinds import PRODUCERS
@@ -542,6 +543,36 @@ async def test_a_report_of_long_ago_is_not_made_of_today(
         "2026-11-30T17:00:00Z",
         "2026-11-30T17:00:00Z",
     )
+
+
+async def test_a_report_says_which_module_made_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In FIPS mode: in the signed manifest, which verifies, and in the files; else nowhere."""
+    usual = await world.made("policy-history")
+    assert "ryptography" not in (await world.download(usual.id, "manifest.txt")).decode()
+    module = fips.Module("OpenSSL FIPS Provider", "3.5.9", "", "", "ab" * 32, "")
+    monkeypatch.setattr(fips, "module", lambda: module)
+    made = await world.made("policy-history")
+    said = f"FIPS mode, OpenSSL FIPS Provider 3.5.9, SHA-256 {'ab' * 32}"
+    for name in ("manifest.txt", "policy-history.json", "policy-history.html"):
+        content = await world.download(made.id, name)
+        assert said in content.decode()
+        (tmp_path / name).write_bytes(content)
+    manifest = ReportManifest.read((tmp_path / "manifest.txt").read_text())
+    assert manifest.cryptography == said
+    assert manifest.write() == (tmp_path / "manifest.txt").read_text()
+    keys = tmp_path / "keys.pem"
+    keys.write_text(await world.audit.public_keys())
+    (tmp_path / "policy-history.csv").write_bytes(
+        await world.download(made.id, "policy-history.csv")
+    )
+    words = ["verify", str(tmp_path / "manifest.txt"), "--public-key", str(keys)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert f"Made and signed in {said}." in done.output
+    (tmp_path / "manifest.txt").write_text(manifest.write().replace("3.5.9", "3.1.2"))
+    assert CliRunner().invoke(app, words).exit_code == 1
 
 
 async def test_all_tenants_have_a_bound_together(start_world: StartWorld) -> None:
