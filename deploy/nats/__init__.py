@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.subjects import DOMAIN, EVENTS, STREAMS, SUBJECT_ROOT, reader_requests
+from servicekit.security import mode
 from servicekit.security.tls import Tls
 
 INBOX: Final = "_INBOX_"
@@ -36,6 +37,12 @@ OPERATOR: Final = "operator"
 """The user who may delete a stream, so that it is made anew."""
 
 _API: Final = "$JS.API"
+
+
+def environment() -> dict[str, str]:
+    """What the server is told beside its configuration: in FIPS mode Go's library keeps to approved
+    algorithms."""
+    return {"GODEBUG": "fips140=on"} if mode.is_required() else {}
 
 
 def permissions(context: str) -> dict[str, Any]:

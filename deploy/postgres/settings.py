@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.machine import machine_memory
+from servicekit.security import mode
 
 # What PostgreSQL acknowledged survives a crash of the machine: never turn these off.
 DURABILITY: Final = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
@@ -45,6 +46,12 @@ _MIB: Final = 1 << 20
 _LEAST: Final = 256
 """Mebibytes that it shares at least."""
 
+_APPROVED_TLS: Final = {
+    "ssl_ciphers": "ECDHE+AESGCM",
+    "ssl_tls13_ciphers": "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256",
+    "ssl_groups": "prime256v1:secp384r1",
+}
+
 # Every connection gives its role's password, those of the superuser too.
 HBA: Final = "local all all scram-sha-256\n"
 
@@ -71,6 +78,12 @@ def for_memory(memory: int, stored: int | None = None) -> dict[str, str]:
     return {"shared_buffers": f"{shared}MB", "effective_cache_size": f"{memory // 3 // _MIB}MB"}
 
 
+def approved_tls() -> dict[str, str]:
+    """The settings by which PostgreSQL, from 18 on, keeps to approved algorithms in TLS; none where
+    FIPS mode is off."""
+    return _APPROVED_TLS if mode.is_required() else {}
+
+
 def configuration(*, stored: int | None = None, **more: str) -> str:
     """The text of `postgresql.conf`: the settings above, and those given.
 
@@ -78,7 +91,8 @@ def configuration(*, stored: int | None = None, **more: str) -> str:
         stored: as `for_memory` takes it.
         more: further settings.
     """
-    wanted = SETTINGS | for_memory(machine_memory(), stored) | more
+    approved = approved_tls() if more.get("ssl") == "on" else {}
+    wanted = SETTINGS | for_memory(machine_memory(), stored) | approved | more
     lines = [
         "# Written at each start. Settings of your own belong in custom.conf beside this file.",
         *(f"{name} = '{_quoted(value)}'" for name, value in wanted.items()),

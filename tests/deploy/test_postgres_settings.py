@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from deploy.postgres.settings import configuration, for_memory
+from servicekit.security import mode
 
 GIB = 1 << 30
 
@@ -27,4 +30,16 @@ def test_what_is_given_counts() -> None:
     lines = configuration(shared_buffers="64MB").splitlines()
     assert [line for line in lines if line.startswith("shared_buffers")] == [
         "shared_buffers = '64MB'"
+    ]
+
+
+def test_tls_is_held_to_approved_algorithms_in_fips_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is TLS; a setting that is given counts all the same."""
+    assert "ssl_groups" not in configuration(ssl="on")
+    monkeypatch.setattr(mode, "_required", True)
+    assert "ssl_groups" not in configuration()
+    lines = configuration(ssl="on", ssl_ciphers="ECDHE-ECDSA-AES256-GCM-SHA384").splitlines()
+    assert "ssl_groups = 'prime256v1:secp384r1'" in lines
+    assert [line for line in lines if line.startswith("ssl_ciphers")] == [
+        "ssl_ciphers = 'ECDHE-ECDSA-AES256-GCM-SHA384'"
     ]
