@@ -73,10 +73,18 @@ class Item:
 
 
 @app.command()
-def check() -> None:
+def check(
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Also whether gRPC's TLS is that of the module.")
+    ] = False,
+) -> None:
     """Say which module does the cryptography of this command. With EVERGREEN_FIPS=required it ends
     with 78 where none does; the start of every process looks in the same way.
     """
+    if tls:
+        from servicekit.security.tls import require_grpc_tls  # noqa: PLC0415 - it loads gRPC
+
+        require_grpc_tls()
     found = fips.described()
     typer.echo(f"EVERGREEN_FIPS is {found['fips']}, EVERGREEN_SUITES is {found['suites']}")
     for name, value in found.get("module", {}).items():
@@ -237,10 +245,13 @@ async def _checked(connection: Any) -> Item:
 
 
 async def _passwords(connection: Any) -> list[Item]:
+    # A login verifies the hash of the prepared form, where there is one.
     rows = await connection.fetch(
-        "SELECT status, count(*) FILTER (WHERE password_hash NOT LIKE '$pbkdf2-sha256$%') AS old,"
-        " count(*) FILTER (WHERE password_hash LIKE '$pbkdf2-sha256$%') AS approved"
-        " FROM identity.account WHERE password_hash IS NOT NULL GROUP BY status ORDER BY status"
+        "SELECT status, count(*) FILTER (WHERE NOT is_approved) AS old,"
+        " count(*) FILTER (WHERE is_approved) AS approved FROM (SELECT status,"
+        " coalesce(prepared_hash, password_hash) LIKE '$pbkdf2-sha256$%' AS is_approved"
+        " FROM identity.account WHERE password_hash IS NOT NULL) AS found"
+        " GROUP BY status ORDER BY status"
     )
     login = f"the owner's next login with {mode.SUITES}=approved, or "
     reset = "`evergreen users reset-password`"
