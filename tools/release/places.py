@@ -78,6 +78,7 @@ PLACES: Final = (
     Place("pyproject.toml", r'^version = "(.+)"$'),
     Place("Dockerfile", r"^ARG VERSION=(.+)$"),
     Place("docker-compose.yaml", r"\$\{EVERGREEN_VERSION:-(.+)\}$"),
+    Place("docker-compose.fips.yaml", r"\$\{EVERGREEN_VERSION:-([^}]+)\}"),
     Place("helm/evergreen/Chart.yaml", r"^version: (.+)$", semver),
     Place("helm/evergreen/Chart.yaml", r"^appVersion: (.+)$"),
     Place("docs/install.md", r"\bevergreen-backend:(\d[\w.]*)"),

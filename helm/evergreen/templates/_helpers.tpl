@@ -319,11 +319,13 @@ env:
   - name: EVERGREEN_MIGRATE_DATABASE_URL
     value: {{ include "evergreen.databaseUrl" (list .root "evergreen_migrator" .root.Values.database.name) | quote }}
   - {name: EVERGREEN_MIGRATE_DATABASE_PASSWORD_FILE, value: /etc/evergreen/secrets/postgres_migrator}
+  {{- include "evergreen.fipsEnv" .root | nindent 2 }}
 volumeMounts:
   - {name: inside, mountPath: /run/evergreen, readOnly: true}
   - {name: secrets, mountPath: /etc/evergreen/secrets, readOnly: true}
   - {name: database-admin, mountPath: /etc/evergreen/database-admin, readOnly: true}
   {{- include "evergreen.caMounts" .root | nindent 2 }}
+  {{- include "evergreen.fipsMounts" .root | nindent 2 }}
   - {name: tmp, mountPath: /tmp}
 {{- end }}
 

@@ -16,9 +16,11 @@
 - {name: EVERGREEN_NATS_USER, value: audit}
 - {name: EVERGREEN_NATS_PASSWORD_FILE, value: /etc/evergreen/secrets/nats_audit}
 - {name: EVERGREEN_OPS_TARGET, value: "{{ include "evergreen.name" . }}-{context}:9464"}
+- {name: EVERGREEN_GATEWAY_MONITOR_URL, value: "http://{{ include "evergreen.name" . }}-gateway-metrics:9464"}
 {{- if .Values.nats.bundled }}
 - {name: EVERGREEN_NATS_MONITOR_URL, value: "http://{{ include "evergreen.name" . }}-nats:8222"}
 {{- end }}
+{{ include "evergreen.fipsEnv" . }}
 {{- end }}
 
 {{- define "evergreen.operatorMounts" -}}
@@ -26,6 +28,7 @@
 - {name: secrets, mountPath: /etc/evergreen/secrets, readOnly: true}
 - {name: certificate, mountPath: /etc/evergreen/tls, readOnly: true}
 {{- include "evergreen.caMounts" . | nindent 0 }}
+{{- include "evergreen.fipsMounts" . | nindent 0 }}
 - {name: tmp, mountPath: /tmp}
 {{- end }}
 
@@ -71,6 +74,7 @@
           optional: true
           items: [{key: gateway.key, path: ca.key}]
 {{- include "evergreen.caVolumes" . | nindent 0 }}
+{{- include "evergreen.fipsVolumes" . | nindent 0 }}
 - name: tmp
   emptyDir: {}
 {{- end }}
