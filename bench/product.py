@@ -23,7 +23,6 @@ from servicekit.ids import now
 from servicekit.keys.ring import KeyRing, RingKey
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import PublicKey
-from servicekit.security.suites import ED25519
 from services.identity.token_keys.tokens import TokenSigner
 from tests.support import stack as product_stack
 from tests.support.stack import Stack
@@ -133,8 +132,8 @@ class Product:
         connection = await self.superuser()
         try:
             rows = await connection.fetch(
-                "SELECT purpose, public_key, sealed_seed, created_at FROM identity.signing_key"
-                " ORDER BY created_at"
+                "SELECT purpose, public_key, algorithm, sealed_seed, created_at"
+                " FROM identity.signing_key ORDER BY created_at"
             )
         finally:
             await connection.close()
@@ -143,7 +142,7 @@ class Product:
             RingKey(
                 PublicKey(row["public_key"]),
                 row["purpose"],
-                ED25519,
+                row["algorithm"],
                 row["sealed_seed"],
                 created_at=row["created_at"],
                 signs_from=row["created_at"],

@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 
 from deploy.launcher.home import Home
+from servicekit.security import mode
 from tests.e2e.world import PASSWORD, Org, assert_error, ok
 from tests.support import programs
 from tests.support.stack import PATIENCE, Stack, until
@@ -40,7 +41,10 @@ def _command(arguments: Iterable[str | Path]) -> list[str]:
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERGREEN_")}
+    everywhere = (mode.FIPS, mode.SUITES)
+    kept = {
+        k: v for k, v in os.environ.items() if k in everywhere or not k.startswith("EVERGREEN_")
+    }
     return {**kept, "COLUMNS": "200", **more}
 
 

@@ -10,6 +10,7 @@ import httpx
 
 from contract.contexts import CONTEXTS
 from servicekit.build import PRODUCT, VERSION
+from servicekit.security import fips
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.world import Org
 from tests.support.paths import ROOT
@@ -24,13 +25,13 @@ def _commit() -> str:
 
 def test_only_users_learn_the_version(stack: Stack, org: Org) -> None:
     """Anybody gets the product's name; a device's token is no login. Owners and Admins also learn
-    which algorithms are used."""
+    which algorithms are used, those of this program here."""
     with stack.client() as anybody:
         answer = anybody.get("/api/version")
     assert answer.json() == {"product": PRODUCT}
     assert answer.headers["cache-control"] == "no-store"
     whole = {"product": PRODUCT, "version": VERSION, "commit": _commit(), "build": "checkout"}
-    algorithms = {"cryptography": {"fips": "off", "suites": "standard"}}
+    algorithms = {"cryptography": fips.described()}
     for role, more in (("Owner", algorithms), ("Admin", algorithms), ("Auditor", {})):
         with org.user(role) as user:
             assert user.get("/api/version").json() == whole | more, role

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import asyncpg
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploy.launcher.home import Home
 from servicekit.security.sealing import Sealer
+from servicekit.security.signing import Signer, new_seed
 from tests.support.stack import Stack
 
 
@@ -35,10 +35,10 @@ def superuser(stack: Stack, sql: str, *arguments: Any) -> list[asyncpg.Record]:
     return asyncio.run(run())
 
 
-_KEYS: dict[tuple[str, str], tuple[str, Ed25519PrivateKey]] = {}
+_KEYS: dict[tuple[str, str], tuple[str, Signer]] = {}
 
 
-def signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
+def signing_key(stack: Stack, purpose: str) -> tuple[str, Signer]:
     """The key that really signs tokens for `users` or `devices`, opened with the master key."""
     where = (str(stack.home), purpose)
     if where not in _KEYS:
@@ -46,15 +46,15 @@ def signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
     return _KEYS[where]
 
 
-def _read_signing_key(stack: Stack, purpose: str) -> tuple[str, Ed25519PrivateKey]:
+def _read_signing_key(stack: Stack, purpose: str) -> tuple[str, Signer]:
     (row, *_) = superuser(
         stack,
-        "SELECT key_id, sealed_seed FROM identity.signing_key WHERE purpose = $1"
+        "SELECT key_id, sealed_seed, algorithm FROM identity.signing_key WHERE purpose = $1"
         " ORDER BY created_at DESC",
         purpose,
     )
     sealer = Sealer.from_file(stack.home / "secrets" / "master_key", "identity-keys")
-    return row["key_id"], Ed25519PrivateKey.from_private_bytes(sealer.open(row["sealed_seed"]))
+    return row["key_id"], Signer(sealer.open(row["sealed_seed"]), row["algorithm"])
 
 
 def claims(token: str) -> dict[str, Any]:
@@ -65,8 +65,12 @@ def claims(token: str) -> dict[str, Any]:
 
 def sign(stack: Stack, purpose: str, payload: dict[str, Any]) -> str:
     """Signs any claims with the real key."""
-    key_id, key = signing_key(stack, purpose)
-    return jwt.encode(payload, key, algorithm="EdDSA", headers={"kid": key_id})
+    return _encode(payload, *signing_key(stack, purpose))
+
+
+def _encode(payload: dict[str, Any], key_id: str, key: Signer) -> str:
+    algorithm = key.public.jwk()["alg"]
+    return jwt.encode(payload, key.private, algorithm=algorithm, headers={"kid": key_id})
 
 
 def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
@@ -74,6 +78,8 @@ def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
     found = claims(good)
     header, payload, signature = good.split(".")
     key_id = jwt.get_unverified_header(good)["kid"]
+    real = signing_key(stack, purpose)[1].public
+    other = Signer(new_seed(real.algorithm), real.algorithm)
     now = int(time.time())
 
     def part(value: dict[str, Any]) -> str:
@@ -87,16 +93,11 @@ def wrong_tokens(stack: Stack, good: str, purpose: str) -> dict[str, str]:
         "empty": "",
         "forged signature": f"{header}.{payload}.{'A' * len(signature)}",
         "changed claims": f"{header}.{part(raised)}.{signature}",
-        "other key": jwt.encode(
-            found, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key_id}
-        ),
+        "other key": _encode(found, key_id, other),
         "key of another purpose": sign(stack, other_purpose, found),
         "no algorithm": f"{part({'alg': 'none', 'typ': 'JWT'})}.{payload}.",
         "HMAC with the public key": jwt.encode(
-            found,
-            signing_key(stack, purpose)[1].public_key().public_bytes_raw(),
-            algorithm="HS256",
-            headers={"kid": key_id},
+            found, real.raw, algorithm="HS256", headers={"kid": key_id}
         ),
         "expired": sign(stack, purpose, {**found, "iat": now - 9000, "exp": now - 5400}),
         "no expiry": sign(stack, purpose, {k: v for k, v in found.items() if k != "exp"}),

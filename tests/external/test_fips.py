@@ -1,7 +1,6 @@
-"""FIPS mode with a real module: Debian 13 and its openssl-provider-fips, made by debootstrap.
+"""FIPS mode with a real module: Debian 13 and its openssl-provider-fips (`fips_root`).
 
-`EVERGREEN_TEST_FIPS_ROOT` names a directory in which the installation is made and left for the next
-run; without it, it is made anew. It takes two minutes, root, and Debian's packages.
+It takes two minutes, root, and Debian's packages.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from servicekit.security import approved_stream, mode, nkey
 from servicekit.security.passwords import hash_password, verify_password
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer
-from tests.external import debian
-from tests.support.paths import ROOT
+from tests.external import debian, fips_root
 
 pytestmark = [
     pytest.mark.skipif(
@@ -33,56 +31,16 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-_PACKAGES: Final = (
-    "openssl-provider-fips",
-    "openssl",
-    "python3",
-    "python3-cryptography",
-    "python3-cffi-backend",
-    "python3-jwt",
-    "ca-certificates",
-)
-_NEWER: Final = "python3-cryptography"
-"""Debian 13's own refuses Ed25519 in FIPS mode by itself; the next release's is linked with the
-same libcrypto."""
-_APT: Final = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Check-Valid-Until=false")
-_CONFIGURATION: Final = (ROOT / "deploy/docker/openssl-fips.cnf").read_text()
-_MODULES: Final = "/usr/lib/x86_64-linux-gnu/ossl-modules"
 _MASTER: Final = bytes(range(32))
 _PASSWORD: Final = "correct horse"
 
 
-class Debian:
-    """An installation of Debian 13 in a directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command in it, with its own /proc and nothing of our environment."""
-        inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" env -i "$@"'
-        told = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **environment}
-        words = [f"{name}={value}" for name, value in told.items()]
-        return subprocess.run(
-            ["unshare", "-m", "sh", "-c", inside, str(self.root), *words, *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    def must(self, *command: str) -> str:
-        done = self.run(*command, DEBIAN_FRONTEND="noninteractive")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+class Installation(fips_root.Debian):
+    """Debian, and the product's code in FIPS mode."""
 
     def python(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs the product's code in FIPS mode."""
-        usual = {
-            mode.FIPS: mode.REQUIRED,
-            "OPENSSL_CONF": "/etc/evergreen/openssl.cnf",
-            "PYTHONPATH": "/opt/newer:/evergreen/libs",
-        }
+        usual = fips_root.required(PYTHONPATH="/opt/newer:/evergreen/libs")
         return self.run("python3", "-c", code, **{**usual, **environment})
 
     def result(self, code: str) -> Any:
@@ -93,64 +51,19 @@ class Debian:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     debian.require({"debootstrap": "debootstrap"})
-    kept = os.environ.get("EVERGREEN_TEST_FIPS_ROOT")
-    root = Path(kept) if kept else tmp_path_factory.mktemp("debian") / "root"
-    found = Debian(root)
-    if not (root / "etc/evergreen/fipsmodule.cnf").exists():
-        _install(found)
-    shutil.rmtree(root / "evergreen", ignore_errors=True)
-    shutil.copytree(
-        ROOT / "libs", root / "evergreen/libs", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    yield found
-    if not kept:
-        shutil.rmtree(root)
+    with fips_root.directory(tmp_path_factory) as root:
+        found = Installation(root)
+        fips_root.install(found)
+        # The wheel of this environment, with an OpenSSL inside.
+        wheel = root / "opt/wheel/cryptography"
+        if not wheel.exists():
+            shutil.copytree(Path(cryptography.__file__).parent, wheel)
+        yield found
 
 
-def _install(found: Debian) -> None:
-    subprocess.run(
-        [
-            "debootstrap",
-            "--variant=minbase",
-            f"--include={','.join(_PACKAGES)}",
-            "trixie",
-            str(found.root),
-            "http://deb.debian.org/debian",
-        ],
-        check=True,
-        timeout=600,
-    )
-    newer = found.root / "etc/apt/sources.list.d/newer.list"
-    newer.write_text("deb http://deb.debian.org/debian sid main\n")
-    found.must("apt-get", *_APT, "update", "-q")
-    get = " ".join(("apt-get", *_APT, "download", "-q", "-t", "sid", _NEWER))
-    found.must("sh", "-c", f"cd /tmp && {get} && dpkg -x {_NEWER}_*.deb /opt/unpacked")
-    (found.root / "opt/newer").symlink_to("unpacked/usr/lib/python3/dist-packages")
-    # The wheel of this environment, with an OpenSSL inside.
-    shutil.copytree(Path(cryptography.__file__).parent, found.root / "opt/wheel/cryptography")
-    place = found.root / "etc/evergreen"
-    place.mkdir()
-    (place / "openssl.cnf").write_text(_CONFIGURATION)
-    for name, change in (("empty", None), ("changed", 1)):
-        directory = found.root / "opt" / name
-        directory.mkdir()
-        if change is not None:
-            whole = bytearray((found.root / f"{_MODULES.lstrip('/')}/fips.so").read_bytes())
-            whole[len(whole) // 2] ^= change
-            (directory / "fips.so").write_bytes(whole)
-    library = found.root / "opt/library/nacl"
-    library.mkdir(parents=True)
-    (library / "__init__.py").write_text("")
-    # At the end: an installation that has it is whole.
-    found.must(
-        "openssl", "fipsinstall", "-out", "/etc/evergreen/fipsmodule.cnf",
-        "-module", f"{_MODULES}/fips.so",
-    )  # fmt: skip
-
-
-def test_the_module_is_taken_and_named(installed: Debian) -> None:
+def test_the_module_is_taken_and_named(installed: Installation) -> None:
     """By name, version and the digest of its file; there is one libcrypto in the process."""
     found = installed.result(
         "import json, pathlib\n"
@@ -181,7 +94,7 @@ def test_the_module_is_taken_and_named(installed: Debian) -> None:
     ids=["no module", "no file", "no setting", "one bit", "the wheel", "refuses Ed25519"],
 )
 def test_anything_else_is_refused(
-    installed: Debian, environment: dict[str, str], reason: str
+    installed: Installation, environment: dict[str, str], reason: str
 ) -> None:
     """In one line, with what to do, before any line of the product's own."""
     done = installed.python("import servicekit; print('runs')", **environment)
@@ -193,16 +106,16 @@ def test_anything_else_is_refused(
     assert "; " in line
 
 
-def test_a_module_that_is_not_the_default_is_refused(installed: Debian) -> None:
+def test_a_module_that_is_not_the_default_is_refused(installed: Installation) -> None:
     """It is there, and nothing would use it."""
-    loose = _CONFIGURATION.replace("default_properties = fips=yes", "")
+    loose = fips_root.CONFIGURATION.replace("default_properties = fips=yes", "")
     (installed.root / "etc/evergreen/loose.cnf").write_text(loose)
     done = installed.python("import servicekit", OPENSSL_CONF="/etc/evergreen/loose.cnf")
     assert done.returncode == mode.REFUSED
     assert "is there and not the default" in done.stderr
 
 
-def test_a_forbidden_import_ends_the_process(installed: Debian) -> None:
+def test_a_forbidden_import_ends_the_process(installed: Installation) -> None:
     """Before the product is loaded, and later on."""
     path = "/opt/newer:/evergreen/libs:/opt/library"
     for code, reason in (
@@ -214,7 +127,7 @@ def test_a_forbidden_import_ends_the_process(installed: Debian) -> None:
         assert reason in done.stderr
 
 
-def test_the_product_s_cryptography_works_in_the_module(installed: Debian) -> None:
+def test_the_product_s_cryptography_works_in_the_module(installed: Installation) -> None:
     """What FIPS mode makes, an installation without it reads."""
     secret = base64.b64encode(bytes(32)).decode()
     made = installed.result(
@@ -262,7 +175,7 @@ def test_the_product_s_cryptography_works_in_the_module(installed: Debian) -> No
 
 
 def test_what_an_installation_without_it_made_is_read_as_far_as_it_may_be(
-    installed: Debian, monkeypatch: pytest.MonkeyPatch
+    installed: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Approved values are; argon2id, libsodium's seals and short salts are refused by name."""
     sealer = Sealer(_MASTER, "identity-keys")
@@ -301,7 +214,7 @@ def test_what_an_installation_without_it_made_is_read_as_far_as_it_may_be(
     assert rest == ["seed", True, False, "a backup", True]
 
 
-def test_what_is_not_approved_is_refused_where_nobody_asked(installed: Debian) -> None:
+def test_what_is_not_approved_is_refused_where_nobody_asked(installed: Installation) -> None:
     """The libraries' other algorithms do not work in the process."""
     done = installed.python(
         "import servicekit\n"
