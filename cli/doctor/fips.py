@@ -34,6 +34,9 @@ NOT_VALIDATED: Final = "approved algorithms, module not validated"
 _TIMEOUT: Final = 5.0
 _POSTGRES_PORT: Final = 5432
 _NATS_PORT: Final = 4222
+_GO_HAS_ALWAYS: Final = "ChaCha20-Poly1305 in TLS 1.3"
+"""Go has no setting for the suites of TLS 1.3 but its own FIPS mode, in which NATS refuses to ask
+identity who connects (`auth_callout`)."""
 
 
 async def checks(place: Installation) -> list[Check]:
@@ -76,7 +79,7 @@ async def nats(server: Server) -> Check:
     if url.scheme != "tls" and server.ca_file is None:
         return judged(NATS, [], f"{build}; no TLS on this machine; {NOT_VALIDATED}")
     host, port = url.hostname or "", url.port or _NATS_PORT
-    found, seen = await _tls("NATS", "NATS", host, port, host, tls_offers.nats)
+    found, seen = await _tls("NATS", "NATS", host, port, host, tls_offers.nats, _GO_HAS_ALWAYS)
     return judged(NATS, found, f"{build}; {seen}; {NOT_VALIDATED}")
 
 
@@ -111,25 +114,34 @@ async def database(login: Login) -> Check:
 
 
 async def _tls(
-    code: str, what: str, host: str, port: int, name: str, begin: tls_offers.Begin | None
+    code: str,
+    what: str,
+    host: str,
+    port: int,
+    name: str,
+    begin: tls_offers.Begin | None,
+    bearable: str = "",
 ) -> tuple[list[Finding], str]:
-    """What is wrong with the TLS of a server, and what was seen."""
+    """What is wrong with the TLS of a server, and what was seen; `bearable` is nothing wrong."""
     try:
         taken = await asyncio.to_thread(tls_offers.taken, host, port, name, begin)
     except tls_offers.NotTlsError as error:
         return [
             warning(f"{code}_TLS_UNKNOWN", f"nobody knows the TLS of {what}: {error}", "Start it.")
         ], ""
-    if taken.others:
+    if others := [other for other in taken.others if other != bearable]:
         return [
             Finding(
                 f"{code}_TLS_NOT_APPROVED",
-                f"{what} takes {', '.join(taken.others)}",
+                f"{what} takes {', '.join(others)}",
                 "Set EVERGREEN_FIPS=required where its configuration is written, and start it anew;"
                 " docs/fips.md says how for servers of your own.",
             )
         ], ""
-    return [], f"TLS {' and '.join(taken.approved)} with approved algorithms alone"
+    seen = f"TLS {' and '.join(taken.approved)} with approved algorithms"
+    if taken.others:
+        return [], f"{seen}, and {bearable} for who has nothing else"
+    return [], f"{seen} alone"
 
 
 async def _envoy(monitor: str, admin: Path | None) -> tuple[str, bool | None]:

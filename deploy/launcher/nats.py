@@ -82,7 +82,6 @@ def process(
         argv=(str(binary()), "--config", str(configuration)),
         parse=parse_nats,
         cwd=home.nats,
-        env=nats.environment(),
         shown_from="warning",
         stuck=stuck,
         grace=10.0,

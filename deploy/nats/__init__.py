@@ -39,12 +39,6 @@ OPERATOR: Final = "operator"
 _API: Final = "$JS.API"
 
 
-def environment() -> dict[str, str]:
-    """What the server is told beside its configuration: in FIPS mode Go's library keeps to approved
-    algorithms."""
-    return {"GODEBUG": "fips140=on"} if mode.is_required() else {}
-
-
 def permissions(context: str) -> dict[str, Any]:
     """What the user of one service may publish and subscribe to.
 

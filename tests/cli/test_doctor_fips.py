@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 import subprocess
@@ -148,7 +147,7 @@ async def test_a_gateway_of_before_is_not() -> None:
 
 
 @contextmanager
-def nats_server(directory: Path, files: Tls, **environment: str) -> Iterator[Server]:
+def nats_server(directory: Path, files: Tls) -> Iterator[Server]:
     """A NATS with TLS, until it is left."""
     port, monitor = free_port(), free_port()
     text = nats.render(port, monitor, directory / "store", {"audit": "secret"}, tls=files)
@@ -156,7 +155,6 @@ def nats_server(directory: Path, files: Tls, **environment: str) -> Iterator[Ser
     program = str(Path(sys.executable).with_name("nats-server"))
     process = subprocess.Popen(
         [program, "--config", str(directory / "nats.conf")],
-        env={**os.environ, **environment},
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -169,15 +167,20 @@ def nats_server(directory: Path, files: Tls, **environment: str) -> Iterator[Ser
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, ["NATS_TLS_NOT_APPROVED"]), ({"GODEBUG": "fips140=on"}, [])],
-    ids=["usual", "fips140"],
+    ("required", "expected"),
+    [(False, ["NATS_TLS_NOT_APPROVED"]), (True, [])],
+    ids=["usual", "fips"],
 )
 async def test_nats_says_its_build(
-    tmp_path: Path, files: Tls, environment: dict[str, str], expected: list[str]
+    tmp_path: Path,
+    files: Tls,
+    required: bool,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And keeps to approved algorithms with Go's setting, which the launcher and the chart give."""
-    with nats_server(tmp_path, files, **environment) as server:
+    """And keeps to approved algorithms as far as its configuration can say it."""
+    monkeypatch.setattr(mode, "_required", required)
+    with nats_server(tmp_path, files) as server:
         port = int(server.url.rpartition(":")[2])
 
         def listens() -> bool:
@@ -193,6 +196,7 @@ async def test_nats_says_its_build(
     if not expected:
         assert "nats-server 2." in check.seen
         assert "by go1." in check.seen
+        assert "ChaCha20-Poly1305 in TLS 1.3 for who has nothing else" in check.seen
         assert check.seen.endswith(fips.NOT_VALIDATED)
 
 

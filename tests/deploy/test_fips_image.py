@@ -148,7 +148,7 @@ def test_compose_says_it_to_each_container_of_ours(files: tuple[Any, Any]) -> No
         if service["image"].startswith("evergreen-backend:")
     }
     said = fips["services"]
-    assert said.keys() == ours | {"fips", "nats"}
+    assert said.keys() == ours | {"fips"}
     for name in ours | {"fips"}:
         environment = said[name]["environment"]
         assert environment[mode.FIPS] == "${FIPS:-required}"
@@ -159,7 +159,6 @@ def test_compose_says_it_to_each_container_of_ours(files: tuple[Any, Any]) -> No
     for name in CONTEXTS:
         # Each look of the module's guard takes a quarter of a second of the processor.
         assert "evergreen" not in " ".join(said[name]["healthcheck"]["test"])
-    assert said["nats"]["environment"] == {"GODEBUG": "fips140=on"}
 
 
 def test_compose_starts_nothing_where_fips_mode_cannot_be_had(files: tuple[Any, Any]) -> None:

@@ -86,7 +86,6 @@ def test_nobody_is_bothered_without_it() -> None:
             said = environment(container, objects)
             assert said.get(mode.FIPS, mode.OFF) == mode.OFF
             assert said.get(mode.SUITES, mode.STANDARD) == mode.STANDARD
-            assert "GODEBUG" not in said
             assert "ssl_groups" not in str(container.get("args"))
     assert "ev-fips" not in {one["metadata"]["name"] for one in objects}
 
@@ -121,8 +120,6 @@ def test_servers_of_others_keep_to_approved_algorithms(monkeypatch: pytest.Monke
     monkeypatch.setattr(mode, "_required", True)
     for name, value in settings.approved_tls().items():
         assert f"{name}={value}" in postgres["args"]
-    (nats,) = objects["ev-nats"]["spec"]["template"]["spec"]["containers"]
-    assert {"name": "GODEBUG", "value": "fips140=on"} in nats["env"]
 
     def noted(found: Object) -> str:
         return str(found["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
