@@ -20,6 +20,7 @@ from cli.doctor.finding import Check, findings
 from cli.doctor.messaging import Server
 from cli.doctor.public import Public
 from deploy import certificates, nats
+from deploy.postgres import settings
 from deploy.private_files import private_directory
 from servicekit.security import mode
 from servicekit.security.tls import Tls
@@ -200,11 +201,24 @@ async def test_nats_says_its_build(
         assert check.seen.endswith(fips.NOT_VALIDATED)
 
 
-async def test_postgresql_is_asked_for_md5(database: TestDatabase) -> None:
+async def test_postgresql_is_asked_for_md5(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That of the tests has an OpenSSL without FIPS mode."""
     target = backups.target(database)
     check = await fips.database(installation.Login(target.dsn, target.password))
     assert codes(check) == ["DATABASE_MODULE_NOT_VALIDATED"]
+    # That one knows the settings by which the product's own keeps to approved algorithms.
+    monkeypatch.setattr(mode, "_required", True)
+    wanted = settings.approved_tls()
+    connection = await database.superuser()
+    try:
+        known = await connection.fetch(
+            "SELECT name FROM pg_settings WHERE name = ANY ($1)", list(wanted)
+        )
+    finally:
+        await connection.close()
+    assert {row["name"] for row in known} == wanted.keys()
     gone = await fips.database(installation.Login("postgresql://a@/b?host=/nowhere", None))
     assert gone.status == "skipped"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,9 +15,11 @@ import pytest
 import yaml
 
 from contract.contexts import CONTEXTS
+from servicekit.http.ops import OpsApp
+from servicekit.http.protocol import DeviceServer
 from servicekit.security import mode
 from tests.support.paths import ROOT
-from tests.support.stack import PATIENCE
+from tests.support.stack import PATIENCE, free_port
 
 SCRIPT = ROOT / "deploy/docker/evergreen-fips.sh"
 OPENSSL = """#!/bin/sh
@@ -179,6 +184,60 @@ def test_compose_starts_nothing_where_fips_mode_cannot_be_had(files: tuple[Any, 
 
     alone = {"operator", "prometheus", "grafana"}
     assert {name for name in usual["services"] if not waits(name)} == alone
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the program docker")
+def test_compose_joins_both_files() -> None:
+    """What a service has already stays; the second file adds to it."""
+    files = ("-f", "docker-compose.yaml", "-f", "docker-compose.fips.yaml")
+    done = subprocess.run(
+        ["docker", "compose", *files, "--profile", "*", "config", "--format", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+    )
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    for name in CONTEXTS:
+        service = services[name]
+        assert service["image"].startswith("evergreen-backend-fips:")
+        assert service["environment"]["EVERGREEN_OPS_LISTEN"] == "0.0.0.0:9464"
+        assert {"/run/evergreen", "/opt/fips"} <= {one["target"] for one in service["volumes"]}
+        assert service["healthcheck"]["interval"] == "5s"
+        assert service["restart"] == "unless-stopped"
+        assert service["tmpfs"] == ["/tmp"]
+    assert services["init"]["build"]["dockerfile"] == "Dockerfile.fips"
+    assert services["nats"]["environment"] == {"GODEBUG": "fips140=on", "TZ": "UTC"}
+
+
+async def test_a_service_s_health_is_looked_at_without_a_command_of_ours(
+    files: tuple[Any, Any],
+) -> None:
+    """It is healthy when it is ready, and not while something is missing."""
+    missing: list[str] = []
+
+    async def lacks() -> list[str]:
+        return missing
+
+    port = free_port()
+    server = DeviceServer(f"127.0.0.1:{port}", OpsApp(lacks))
+    await server.start()
+    (_, *check) = files[1]["services"]["policy"]["healthcheck"]["test"]
+    words = [word.replace("9464", str(port)) for word in check]
+
+    async def code() -> int:
+        process = await asyncio.create_subprocess_exec(*words)
+        return await asyncio.wait_for(process.wait(), PATIENCE)
+
+    try:
+        assert await code() == 0
+        missing.append("database")
+        assert await code() != 0
+    finally:
+        await server.stop()
+    assert await code() != 0
 
 
 def test_the_image_runs_the_script_in_the_place_of_the_command() -> None:

@@ -106,6 +106,11 @@ def test_an_install_that_is_refused_changes_nothing() -> None:
     assert not [volume for volume in pod["volumes"] if "secret" in volume or "projected" in volume]
     (check,) = pod["containers"]
     assert check["args"] == ["fips", "check", "--tls"]
+    backup = render({**EVERYTHING, **REQUIRED, "backup.target": "/backups"})
+    for found in backup:
+        if found["kind"] == "CronJob" and found["metadata"]["name"] in {"ev-backup", "ev-restore"}:
+            rules = found["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+            assert [rule for rule in rules if rule.get("onExitCodes", {}).get("values") == [78]]
     for name, found in objects.items():
         if found["kind"] == "Deployment" and name != "ev-operator":
             # The pods before go on until a new one is ready.
