@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,9 @@ def _serve_itself(tree: Path) -> None:
     """
     file = tree / "deploy/launcher/process.py"
     text = file.read_text(encoding="utf-8")
-    assert text.count('"PATH")') == 1, "the launcher passes on other variables now"
-    file.write_text(text.replace('"PATH")', '"PATH", "PYTHONPATH")'), encoding="utf-8")
+    changed, found = re.subn(r'"PATH"(?=[,)])', '"PATH", "PYTHONPATH"', text)
+    assert found == 1, "the launcher passes on other variables now"
+    file.write_text(changed, encoding="utf-8")
 
 
 @pytest.mark.timeout(600)

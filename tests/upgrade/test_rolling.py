@@ -70,7 +70,8 @@ def _verify_log(stack: Stack, directory: Path) -> None:
     home, tree, export = ("--home", stack.home), directory / "tree", directory / "export"
     assert evergreen("audit", "export", "-o", export, *home).returncode == 0
     salted = ['"salt":' in line for line in export.read_text().splitlines() if '"entry"' in line]
-    assert {True, False} == set(salted)
+    # What 0.2.0 has written has none.
+    assert True in salted
 
     def is_grown() -> bool:
         done = evergreen("audit", "checkpoint", "--tree", "-o", tree, *home)

@@ -52,6 +52,8 @@ class Place:
     path: str
     line: str
     spell: Callable[[str], str] = _same
+    since: str = "0.2.0"
+    """The first release that has it."""
 
     def read(self, root: Path = ROOT) -> str:
         """The version as it stands there."""
@@ -78,7 +80,7 @@ PLACES: Final = (
     Place("pyproject.toml", r'^version = "(.+)"$'),
     Place("Dockerfile", r"^ARG VERSION=(.+)$"),
     Place("docker-compose.yaml", r"\$\{EVERGREEN_VERSION:-(.+)\}$"),
-    Place("docker-compose.fips.yaml", r"\$\{EVERGREEN_VERSION:-([^}]+)\}"),
+    Place("docker-compose.fips.yaml", r"\$\{EVERGREEN_VERSION:-([^}]+)\}", since="0.3.0"),
     Place("helm/evergreen/Chart.yaml", r"^version: (.+)$", semver),
     Place("helm/evergreen/Chart.yaml", r"^appVersion: (.+)$"),
     Place("docs/install.md", r"\bevergreen-backend:(\d[\w.]*)"),
@@ -95,6 +97,8 @@ def current(root: Path = ROOT) -> str:
     """
     version = PLACES[0].read(root)
     for place in PLACES:
+        if parts(version) < parts(place.since):
+            continue
         if (there := place.read(root)) != place.spell(version):
             raise ReleaseError(f"{place.path} says {there}, and {PLACES[0].path} {version}")
     return version
