@@ -13,7 +13,7 @@ from cli.directories import tenants_by_id
 from cli.durations import rfc3339
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import tenant_id
+from cli.places import Below, tenant_id
 from cli.session import session
 from cli.tables import moment, table
 
@@ -36,14 +36,6 @@ _RULES: Final = "/api/alert-rules"
 _COLUMNS: Final = ("RAISED (UTC)", "RESOLVED (UTC)", "KIND", "WHAT", "SUBJECT", "ORGANISATION")
 _RULE_COLUMNS: Final = ("KIND", "ON", "THRESHOLDS", "PAUSED UNTIL (UTC)")
 
-Org = Annotated[
-    str,
-    typer.Option(
-        "--org",
-        help="The tenant, by its code or id, with all below it; yours when not given.",
-        show_default=False,
-    ),
-]
 Tenant = Annotated[
     str,
     typer.Option(
@@ -58,7 +50,7 @@ Kind = Annotated[str, typer.Argument(help="The kind; `evergreen alerts rules sho
 def list_alerts(
     past: Annotated[bool, typer.Option("--all", help="Show those that are resolved, too.")] = False,
     kind: Annotated[str, typer.Option(help="Only this kind.")] = "",
-    org: Org = "",
+    org: Below = "",
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of alerts.")] = 100,
     as_json: AsJson = False,
     home: Home = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from cli.confirm import DryRun, Expect, confirmed
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, group_of, org_id
+from cli.places import ALL, Below, Org, codes_of, group_of, org_id, tenant_id
 from cli.policies import found_policy
 from cli.session import session
 from cli.tables import moment, show_list
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="gates",
-    help="Attestation gates: preview, enforce, observe, switch off.",
+    help="Attestation gates: list, preview, enforce, observe, switch off.",
     no_args_is_help=True,
 )
 
@@ -39,7 +40,44 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
 _PATH: Final = "/api/attestation-gate"
+_GATE_COLUMNS: Final = (
+    "ORGANISATION",
+    "GROUP",
+    "MODE",
+    "AT LEAST",
+    "SHARE",
+    "RESTRICTED",
+    "HELD",
+    "CHANGED (UTC)",
+)
 _COLUMNS: Final = ("DEVICE", "VERDICT", "ATTESTED (UTC)", "ENROLLED (UTC)")
+
+
+@app.command("list")
+def list_gates(
+    enforced: Annotated[
+        bool, typer.Option("--enforced", help="Only those that are enforced.")
+    ] = False,
+    held: Annotated[bool, typer.Option("--held", help="Only those that are held.")] = False,
+    org: Below = "",
+    as_json: AsJson = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """List the gates of an organisation, or of all organisations that you see."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        asked = {
+            "orgId": tenant_id(api, org),
+            "mode": "ENFORCE" if enforced else "",
+            "onlyHeld": "true" if held else "",
+        }
+        wanted = {name: value for name, value in asked.items() if value}
+        found = list(api.pages("/api/attestation-gates", "gates", ALL, **wanted))
+        codes = {} if as_json or not found else codes_of(api)
+        show_list(found, _GATE_COLUMNS, lambda one: _gate_row(one, codes), as_json=as_json)
 
 
 @app.command()
@@ -209,6 +247,20 @@ def _tell_counts(counted: Any) -> None:
     typer.echo(
         f"{counted['fallingShort']} of {counted['devicesInUse']} devices in use fall short of"
         f" {counted['atLeast']}, {counted['inGrace']} still have time"
+    )
+
+
+def _gate_row(found: Any, codes: Mapping[str, str]) -> tuple[str, ...]:
+    is_enforced = found["mode"] == "ENFORCE"
+    return (
+        codes.get(found["orgId"], found["orgId"]),
+        found["groupAlias"] or found["groupId"] or "-",
+        found["mode"],
+        found["atLeast"],
+        f"{found['maxPercent']} %" if is_enforced else "-",
+        str(found["restrictedDevices"]) if is_enforced else "-",
+        found["held"] or "-",
+        moment(found.get("updatedAt")),
     )
 
 

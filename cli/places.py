@@ -28,6 +28,15 @@ Org: TypeAlias = Annotated[
     ),
 ]
 
+Below: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--org",
+        help="The tenant, by its code or id, with all below it; yours when not given.",
+        show_default=False,
+    ),
+]
+
 
 def org_id(api: Api, name: str) -> str:
     """The id of an organisation.
@@ -64,6 +73,15 @@ def tenant_id(api: Api, name: str) -> str:
         if name in {tenant["id"], tenant["code"]}:
             return str(tenant["id"])
     raise CliError(f"you see no tenant with the code or id {name}; `orgs list` shows them")
+
+
+def codes_of(api: Api) -> dict[str, str]:
+    """The codes of the tenants that the caller sees, by their ids; none for an API token that may
+    not list them."""
+    try:
+        return {one["id"]: one["code"] for one in api.pages("/api/tenants", "tenants", ALL)}
+    except CliError:
+        return {}
 
 
 def serials_of(api: Api, ids: Sequence[str]) -> dict[str, str]:

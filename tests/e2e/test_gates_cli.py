@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import httpx
 from typer.testing import CliRunner
@@ -22,6 +23,10 @@ def run(stack: Stack, org: Org, *words: str, code: int = 0) -> str:
     done = CliRunner().invoke(app, [*words, "--org", org.id, "--home", str(stack.home)])
     assert done.exit_code == code, done.output
     return done.output
+
+
+def today() -> str:
+    return str(datetime.now(UTC).date())
 
 
 def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client) -> None:
@@ -80,6 +85,19 @@ def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client
 
     until(listed, PATIENCE, "the list does not show it")
     assert json.loads(run(stack, org, "gates", "show", "--json"))["restrictedDevices"] == 1
+    (_, line) = run(stack, org, "gates", "list", "--enforced").splitlines()
+    assert line.split()[:9] == [
+        org.code,
+        "-",
+        "ENFORCE",
+        "KNOWN_TPM",
+        "100",
+        "%",
+        "1",
+        "-",
+        today(),
+    ]
+    assert run(stack, org, "gates", "list", "--held", "--json") == ""
     # As the released agent gets it: the gateway passes on what the service packed.
     with stack.client(agent.device_token) as client:
         answer = client.post(

@@ -283,6 +283,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "maxPercent": 0,
             "held": "",
             "restrictedDevices": 0,
+            "groupAlias": "",
         },
     },
     "PolicyService/PublishPolicy": {"request": {}, "answer": _AUTHORED},

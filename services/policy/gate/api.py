@@ -11,7 +11,7 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
-from services.policy.gate.domain import Gate, Mode, ShortDevice
+from services.policy.gate.domain import Gate, GatePosition, Mode, ShortDevice
 from services.policy.gate.service import Change, Gates
 
 
@@ -29,6 +29,23 @@ class GateApi(policy_pb2_grpc.PolicyServiceServicer):
             context.call, given_id(request.org_id), given_id(request.group_id)
         )
         return to_gate(found)
+
+    async def ListAttestationGates(
+        self, request: policy_pb2.ListAttestationGatesRequest, context: Context
+    ) -> policy_pb2.ListAttestationGatesResponse:
+        """Lists the gates of organisations."""
+        after, size = asked_page(request, GatePosition.read)
+        page = await self._gates.list_gates(
+            context.call,
+            given_id(request.org_id),
+            Mode(request.mode) if request.mode else None,
+            after,
+            size,
+            only_held=request.only_held,
+        )
+        return policy_pb2.ListAttestationGatesResponse(
+            gates=map(to_gate, page.items), next_page_token=page.token
+        )
 
     async def UpdateAttestationGate(
         self, request: policy_pb2.UpdateAttestationGateRequest, context: Context
@@ -98,6 +115,7 @@ def to_gate(gate: Gate) -> policy_pb2.AttestationGate:
         max_percent=gate.max_percent or 0,
         held=gate.held,
         restricted_devices=gate.restricted,
+        group_alias=gate.group_alias,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from contract.events.attestation import VerdictName
@@ -80,6 +80,7 @@ class Gate:
     updated_at: datetime | None = None
     restricted: int = 0
     """So many devices have the other policy, or get it by their next polls."""
+    group_alias: str = ""
 
     @property
     def target_id(self) -> UUID:
@@ -106,6 +107,30 @@ class Gate:
             max_percent=self.max_percent or 0,
             held=self.held,
         )
+
+
+class GatePosition(NamedTuple):
+    """A position in a list of gates: by organisation, that of all of its devices first."""
+
+    tenant_id: UUID
+    is_of_group: bool
+    target_id: UUID
+
+    @classmethod
+    def of(cls, gate: Gate) -> GatePosition:
+        """Where a gate stands."""
+        return cls(gate.tenant_id, gate.group_id is not None, gate.target_id)
+
+    @classmethod
+    def read(cls, tenant_id: str, is_of_group: str, target_id: str) -> GatePosition:
+        """The position of a token's parts.
+
+        Raises:
+            ValueError: it is none that `Page.token` wrote.
+        """
+        if is_of_group not in {"True", "False"}:
+            raise ValueError("whether it is a group's gate")
+        return cls(UUID(tenant_id), is_of_group == "True", UUID(target_id))
 
 
 @dataclass(frozen=True, slots=True)

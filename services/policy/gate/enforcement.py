@@ -52,6 +52,8 @@ FAILED: Final = Counter(
 )
 _LOOK_SECONDS: Final = 60.0
 """Time alone makes devices fall short."""
+_AGAIN_SECONDS: Final = 5.0
+"""Until the next look after one that failed."""
 _PAUSE_SECONDS: Final = 1.0
 """Verdicts that come together are looked at together."""
 
@@ -91,19 +93,26 @@ class Enforcement:
             everywhere = loop.time() >= all_at
             told, self._told = self._told, set()
             self._news.clear()
+            looked = False
             try:
-                await self.look(None if everywhere else told)
+                looked = await self.look(None if everywhere else told)
                 outage.worked()
             except Exception as error:
                 outage.failed(error)
-            if everywhere:
+            if not looked:
+                # What was told is not told once more.
+                all_at = loop.time() + _AGAIN_SECONDS
+            elif everywhere:
                 all_at = loop.time() + _LOOK_SECONDS
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), max(0.0, all_at - loop.time()))
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def look(self, tenant_ids: Collection[UUID] | None = None) -> None:
-        """Looks at organisations with enforced gates; at all of them without any given."""
+    async def look(self, tenant_ids: Collection[UUID] | None = None) -> bool:
+        """Looks at organisations with enforced gates; at all of them without any given.
+
+        Answers whether it could look at each.
+        """
         async with self._database.system_transaction(
             "gates of all tenants are enforced"
         ) as connection:
@@ -113,26 +122,30 @@ class Enforcement:
         HELD.set(held)
         wanted = enforcing if tenant_ids is None else enforcing & set(tenant_ids)
         if not wanted:
-            return
+            return True
         is_fresh = await self._ask()
         if not is_fresh:
             log.info("devices keep what attestation gates gave them")
-        changed = False
+        changed, looked = False, True
         for tenant_id in sorted(wanted):
             try:
                 changed = await self._look_at(tenant_id, is_fresh=is_fresh) or changed
             except Exception:
                 # The others go on.
+                looked = False
                 FAILED.inc()
                 log.exception("attestation gates not enforced", tenant=str(tenant_id))
         if changed:
             await self._changes.catch_up()
+        return looked
 
     async def _look_at(self, tenant_id: UUID, *, is_fresh: bool) -> bool:
         async with self._database.system_transaction(
             "an organisation's gates are enforced by no call of its own"
         ) as connection:
             if not await store.try_lock_gates(connection, tenant_id):
+                # What is new here may be newer than what whoever has them looks at.
+                self.tell([tenant_id])
                 return False
             for group_id, held in await restrictions.end_those_off(connection, tenant_id):
                 after = await store.find_gate(connection, tenant_id, group_id)

@@ -14,7 +14,8 @@ from services.policy.gate.domain import VERDICTS, Gate, Held, Mode, Restriction,
 from services.policy.gate.store import GATE, to_gate
 
 _ENFORCED: Final = (
-    f"SELECT {GATE}, 0 AS restricted, coalesce(g.priority, 0) AS priority FROM policy.gate e"
+    f"SELECT {GATE}, 0 AS restricted, coalesce(g.alias, '') AS group_alias,"
+    " coalesce(g.priority, 0) AS priority FROM policy.gate e"
     " CROSS JOIN LATERAL (SELECT e.tenant_id, e.target_id) AS t"
     " LEFT JOIN policy.attestation_gate a"
     " ON a.tenant_id = e.tenant_id AND e.target_id = e.tenant_id"
@@ -119,7 +120,7 @@ async def shortfalls(connection: Connection, tenant_id: UUID, now: datetime) -> 
         " LEFT JOIN policy.restricted_device r ON r.device_id = s.device_id"
         " GROUP BY e.id, e.tenant_id, e.group_id, e.mode, e.at_least, e.grace_hours,"
         " e.otherwise_policy_id, e.otherwise_version, e.max_percent, e.held, e.updated_at,"
-        " e.restricted, e.priority ORDER BY e.id",
+        " e.restricted, e.group_alias, e.priority ORDER BY e.id",
         tenant_id,
         list(VERDICTS),
         now,

@@ -37,6 +37,7 @@ from services.policy.gate.domain import (
     Demand,
     DeviceVerdict,
     Gate,
+    GatePosition,
     Mode,
     ShortDevice,
     check_preview,
@@ -170,6 +171,27 @@ class Gates:
         async with self._database.transaction(Scope.of(org.id)) as connection:
             await _check_group(connection, org.id, group_id)
             return await store.find_gate(connection, org.id, group_id)
+
+    async def list_gates(
+        self,
+        call: Call,
+        org_id: UUID | None,
+        mode: Mode | None,
+        after: GatePosition | None,
+        limit: int,
+        *,
+        only_held: bool,
+    ) -> Page[Gate, GatePosition]:
+        """The gates of a tenant and of those below it; of the caller's whole subtree without.
+
+        Raises:
+            DomainError: NOT_FOUND.
+        """
+        scope = await self._tenants.query_scope(call.caller, org_id)
+        async with self._database.transaction(scope) as connection:
+            return await store.list_gates(
+                connection, scope, mode, after, limit, only_held=only_held
+            )
 
     async def update(
         self, call: Call, org_id: UUID | None, group_id: UUID | None, change: Change

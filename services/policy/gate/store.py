@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from servicekit.data.postgres import Connection, columns
+from servicekit.data.postgres import Connection, Scope, columns
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.rpc.pagination import Page
 from services.policy.deleted_devices import DELETED
@@ -19,6 +19,7 @@ from services.policy.gate.domain import (
     Demand,
     DeviceVerdict,
     Gate,
+    GatePosition,
     Mode,
     ShortDevice,
 )
@@ -33,16 +34,25 @@ _IN_USE: Final = (
     " (SELECT FROM policy.memberships m WHERE m.device_id = d.device_id"
     " AND m.tenant_id = d.tenant_id AND $5 = ANY (m.group_ids)))"
 )
+_ITS_OWN: Final = (
+    " AND NOT EXISTS (SELECT FROM policy.gate s JOIN policy.groups sg ON sg.id = s.target_id"
+    " AND sg.tenant_id = s.tenant_id AND NOT sg.deleted JOIN policy.memberships sm"
+    " ON sm.device_id = d.device_id AND sm.tenant_id = d.tenant_id"
+    " AND s.target_id = ANY (sm.group_ids) WHERE s.tenant_id = $1 AND s.mode = 'ENFORCE'"
+    " AND ($5::uuid IS NULL OR sg.priority > (SELECT og.priority FROM policy.groups og"
+    " WHERE og.id = $5 AND og.tenant_id = $1)))"
+)
+"""No stronger gate is enforced for a device."""
 _SHORT: Final = (
     "(coalesce(v.verdict, 'NONE') = ANY ($2::text[])"
     " AND (v.verdict <> 'NONE' OR d.enrolled_at + $3::interval <= $4)"
-    " AND (v.lowered_at IS NULL OR v.lowered_at + $3::interval <= $4))"
+    f" AND (v.lowered_at IS NULL OR v.lowered_at + $3::interval <= $4){_ITS_OWN})"
 )
 """A device whose enrollment is not known here yet does not."""
 _WAITS: Final = (
     "(coalesce(v.verdict, 'NONE') = ANY ($2::text[])"
     " AND (coalesce(v.verdict, 'NONE') = 'NONE' AND d.enrolled_at + $3::interval > $4"
-    " OR v.lowered_at + $3::interval > $4))"
+    f" OR v.lowered_at + $3::interval > $4){_ITS_OWN})"
 )
 
 
@@ -73,6 +83,11 @@ GATE: Final = (
     " e.otherwise_policy_id, e.otherwise_version, e.max_percent, coalesce(e.held, '') AS held,"
     " greatest(a.updated_at, e.updated_at) AS updated_at"
 )
+_GROUP_OF: Final = " LEFT JOIN policy.groups g ON g.tenant_id = t.tenant_id AND g.id = t.target_id"
+_RESTRICTED: Final = (
+    "coalesce(g.alias, '') AS group_alias, (SELECT count(*) FROM policy.restricted_device r"
+    " WHERE r.tenant_id = t.tenant_id AND r.gate_id = e.id) AS restricted"
+)
 _JOINED: Final = (
     " LEFT JOIN policy.gate e ON e.tenant_id = t.tenant_id AND e.target_id = t.target_id"
     " LEFT JOIN policy.attestation_gate a"
@@ -84,13 +99,41 @@ _JOINED: Final = (
 async def find_gate(connection: Connection, tenant_id: UUID, group_id: UUID | None = None) -> Gate:
     """What is asked of an organisation's devices, or of those in a group of it."""
     row = await connection.fetchrow(
-        f"SELECT {GATE}, (SELECT count(*) FROM policy.restricted_device r"
-        " WHERE r.tenant_id = t.tenant_id AND r.gate_id = e.id) AS restricted"
-        f" FROM (SELECT $1::uuid AS tenant_id, $2::uuid AS target_id) AS t{_JOINED}",
+        f"SELECT {GATE}, {_RESTRICTED} FROM (SELECT $1::uuid AS tenant_id, $2::uuid AS target_id)"
+        f" AS t{_JOINED}{_GROUP_OF}",
         tenant_id,
         group_id or tenant_id,
     )
     return Gate(tenant_id, group_id) if row is None or row["mode"] is None else to_gate(row)
+
+
+async def list_gates(
+    connection: Connection,
+    scope: Scope,
+    mode: Mode | None,
+    after: GatePosition | None,
+    limit: int,
+    *,
+    only_held: bool,
+) -> Page[Gate, GatePosition]:
+    """The gates of a scope, by organisation; not those of groups that are deleted."""
+    rows = await connection.fetch(
+        f"SELECT f.* FROM (SELECT {GATE}, {_RESTRICTED}, t.target_id"
+        " FROM (SELECT a.tenant_id, a.tenant_id AS target_id FROM policy.attestation_gate a"
+        " UNION SELECT e.tenant_id, e.target_id FROM policy.gate e) AS t"
+        f"{_JOINED}{_GROUP_OF} WHERE ($1::uuid[] IS NULL OR t.tenant_id = ANY ($1))"
+        " AND g.deleted IS NOT TRUE) AS f WHERE f.mode IS NOT NULL"
+        " AND ($2::text IS NULL OR f.mode = $2) AND (NOT $3 OR f.held <> '')"
+        " AND ($4::uuid IS NULL"
+        " OR (f.tenant_id, f.group_id IS NOT NULL, f.target_id) > ($4, $5::boolean, $6::uuid))"
+        " ORDER BY f.tenant_id, f.group_id IS NOT NULL, f.target_id LIMIT $7",
+        scope.tenant_ids,
+        mode,
+        only_held,
+        *(after or (None, None, None)),
+        limit + 1,
+    )
+    return Page.of([to_gate(row) for row in rows], limit, GatePosition.of)
 
 
 def to_gate(row: asyncpg.Record) -> Gate:
@@ -107,6 +150,7 @@ def to_gate(row: asyncpg.Record) -> Gate:
         held=row["held"],
         updated_at=row["updated_at"],
         restricted=row["restricted"],
+        group_alias=row["group_alias"],
     )
 
 

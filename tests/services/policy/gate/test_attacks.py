@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.policy.gate.domain import Gate, Mode, Shortfall
-from tests.services.policy.gate.test_enforcement import Fleet, opened
+from tests.services.policy.gate.fleet import Fleet, opened
 from tests.support.policy import ORG, TOKEN_LIFE, Device, World, world
 
 __all__ = ["world"]
