@@ -13,7 +13,7 @@ from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import Org, group_of, org_id, serials_of
 from cli.policies import AsJson, device_of, found_policy, shown
 from cli.session import session
-from cli.tables import counted
+from cli.tables import counted, moment
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -58,6 +58,18 @@ def simulate(
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="As if it was withdrawn, not published.")
     ] = False,
+    plan: Annotated[
+        str,
+        typer.Option(
+            "--plan",
+            help="As if it was rolled out by this plan: careful, now, or a file with one as JSON;"
+            " the default plan when not given.",
+            show_default=False,
+        ),
+    ] = "",
+    urgent: Annotated[
+        bool, typer.Option("--urgent", help="As if freezes and windows did not count.")
+    ] = False,
     org: Org = "",
     as_json: AsJson = False,
     home: Home = None,
@@ -87,11 +99,16 @@ def simulate(
                 "groupIds": [group_of(api, tenant, alias)["id"] for alias in groups or ()],
                 "deviceIds": [device_of(api, org, device) for device in devices or ()],
             }
+        if plan:
+            body["plan"] = plan_of(plan)
+        if urgent:
+            body["urgent"] = True
         answer = api.post("/api/policies/simulate", body)
         if as_json:
             typer.echo(json.dumps(answer, ensure_ascii=False))
             return
-        for line in [*head(answer), *change_lines(answer), *warning_lines(api, answer)]:
+        lines = [*head(answer), *change_lines(answer), *warning_lines(api, answer)]
+        for line in [*lines, *outlook_lines(answer, urgent=urgent)]:
             typer.echo(line)
 
 
@@ -140,6 +157,33 @@ def warning_lines(api: Api, answer: Any) -> list[str]:
     if answer["warningsOmitted"]:
         lines.append(f"… and {answer['warningsOmitted']} more warnings")
     return lines
+
+
+def outlook_lines(answer: Any, *, urgent: bool) -> list[str]:
+    """In which batches devices would get it, and the freeze that it meets."""
+    lines = []
+    if found := answer.get("rollout"):
+        default = "by the default plan " if found["defaultPlanOrgId"] else ""
+        lines.append(f"it would come {default}in batches, at the earliest:")
+        for one in found["batches"]:
+            approval = ", once somebody approves it" if one["approval"] else ""
+            at = moment(one["opensAt"]) + " UTC" if "opensAt" in one else "in more than a year"
+            lines.append(f"  {one['name']}: {counted(one['devices'], 'device')}, {at}{approval}")
+        done = found.get("completesAt")
+        lines.append(f"  complete: {moment(done) + ' UTC' if done else 'in more than a year'}")
+        if found["outsideWindows"]:
+            lines.append("the plan's windows are closed now")
+    if answer["freeze"] and not urgent:
+        lines.append(
+            f"frozen now ({answer['freeze']}): without a plan it is refused, by one it waits;"
+            " --urgent passes"
+        )
+    return lines
+
+
+def plan_of(asked: str) -> Any:
+    """A plan by its name, or of a file."""
+    return {"preset": asked} if asked in {"careful", "now"} else json_of(Path(asked))
 
 
 def place_of(one: Any) -> str:

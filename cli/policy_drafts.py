@@ -19,7 +19,10 @@ from cli.session import session
 _FAILED: Final = 2
 
 Publish = Annotated[
-    bool, typer.Option("--publish", help="Publish it, too: to all of its devices at once.")
+    bool,
+    typer.Option(
+        "--publish", help="Publish it, too: by the default plan, or to all devices at once."
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -104,6 +107,13 @@ def show(
 def publish(
     policy: Policy,
     urgent: Annotated[bool, typer.Option("--urgent", help="Also in freezes.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now",
+            help="To all devices at once, whatever the default plan is; it ends rollouts to them.",
+        ),
+    ] = False,
     note: Annotated[str, typer.Option(help="A note for people to read.")] = "",
     org: Org = "",
     home: Home = None,
@@ -112,10 +122,12 @@ def publish(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Give a policy to all of its devices at once; `evergreen rollouts create` does in batches."""
+    """Give a policy to its devices, by the default plan or at once; `rollouts create` by a plan."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = found_policy(api, org, policy)
-        body = {"urgent": urgent, "note": note}
+        body: dict[str, Any] = {"urgent": urgent, "note": note}
+        if now:
+            body |= {"plan": {"preset": "now"}, "supersede": True}
         _tell(api.post(f"/api/policies/{found['id']}/publish", body), asked=True)
 
 

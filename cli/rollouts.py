@@ -11,8 +11,9 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, group_of, org_id, serials_of
+from cli.places import ALL, Org, group_of, org_id, serials_of, tenant_id
 from cli.policies import found_policy
+from cli.policy_changes import plan_of
 from cli.session import session
 from cli.tables import counted, moment, show_list
 
@@ -89,6 +90,12 @@ def create(
         list[str] | None,
         typer.Option("--window", help="When devices get it, as 'Mon-Fri 16:00-07:00'; repeatable."),
     ] = None,
+    max_per_minute: Annotated[
+        int,
+        typer.Option(
+            "--max-per-minute", help="So many devices get it within a minute; as they ask when 0."
+        ),
+    ] = 0,
     urgent: Annotated[
         bool, typer.Option("--urgent", help="Also in freezes, and outside of windows.")
     ] = False,
@@ -119,6 +126,7 @@ def create(
             batches.append({"name": name, "percent": int(percent), "soak": soak})
         plan: dict[str, Any] = {"batches": batches} if batches else {"preset": "careful"}
         plan |= {"onFailure": "ROLL_BACK" if roll_back else "PAUSE", "windows": windows or []}
+        plan["maxPerMinute"] = max_per_minute
         body = {"plan": plan, "urgent": urgent, "supersede": supersede, "note": note}
         answer = api.post(f"/api/policies/{found['id']}/publish", body)
         if found["signed"]:
@@ -291,7 +299,23 @@ def settings(
     unfreeze: Annotated[
         list[str] | None, typer.Option(help="A freeze to remove, by its name; repeatable.")
     ] = None,
-    org: Org = "",
+    default_plan: Annotated[
+        str,
+        typer.Option(
+            "--default-plan",
+            help="How publishes without a plan come to devices: careful, now, a file with a plan as"
+            " JSON, or none.",
+            show_default=False,
+        ),
+    ] = "",
+    org: Annotated[
+        str,
+        typer.Option(
+            "--org",
+            help="A tenant, by its code or id; the only organisation that you see when not given.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -299,9 +323,9 @@ def settings(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show or change how an organisation publishes: approval, freezes, time zone."""
+    """Show or change how a tenant publishes: approval, freezes, time zone, default plan."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        asked = org_id(api, org)
+        asked = tenant_id(api, org) if org else org_id(api, org)
         found = api.get("/api/policy-settings", orgId=asked)
         change: dict[str, Any] = {}
         if time_zone is not None:
@@ -310,16 +334,62 @@ def settings(
             change["requireApproval"] = approval
         if freeze or unfreeze:
             change["freezes"] = {"items": _frozen(found["freezes"], freeze or (), unfreeze or ())}
+        if default_plan:
+            change["defaultPlan"] = _default_plan(default_plan)
         if change:
             body = {"orgId": asked, "etag": found["etag"], **change}
             found = api.patch("/api/policy-settings", body)
         if as_json:
             typer.echo(json.dumps(found, ensure_ascii=False))
             return
-        typer.echo(f"time zone: {found['timeZone'] or 'as above, or UTC'}")
-        typer.echo(f"a second person approves: {'yes' if found['requireApproval'] else 'no'}")
-        for one in found["freezes"]:
-            typer.echo(f"frozen: {one['name']}, {one['firstDay']} to {one['lastDay']}")
+        for line in _settings_lines(found):
+            typer.echo(line)
+        if freeze:
+            typer.echo(
+                "a freeze holds what this tenant and those below publish; what tenants above"
+            )
+            typer.echo("publish reaches the devices all the same, unless they say the freeze, too")
+
+
+def _settings_lines(found: Any) -> list[str]:
+    """What a tenant says, and what counts for it of what tenants above say."""
+    effect = found["inEffect"]
+    zone = found["timeZone"] or f"{effect['timeZone']}, as above or by default"
+    approves = "yes" if found["requireApproval"] else "no"
+    if effect["requireApproval"] and not found["requireApproval"]:
+        approves = "yes, as a tenant above says"
+    lines = [f"time zone: {zone}", f"a second person approves: {approves}"]
+    own = [(one["name"], one["firstDay"], one["lastDay"]) for one in found["freezes"]]
+    lines += [f"frozen: {name}, {first} to {last}" for name, first, last in own]
+    above = [(one["name"], one["firstDay"], one["lastDay"]) for one in effect["freezes"]]
+    lines += [
+        f"frozen by a tenant above: {name}, {first} to {last}"
+        for name, first, last in above
+        if (name, first, last) not in own
+    ]
+    return [*lines, f"publishes without a plan: {_usual(found)}"]
+
+
+def _usual(found: Any) -> str:
+    """How publishes without a plan come to devices."""
+    effect = found["inEffect"]
+    if not effect.get("defaultPlan"):
+        return "to all devices at once"
+    whose = "" if effect["defaultPlanOrgId"] == found["orgId"] else ", as a tenant above says"
+    return f"{_plan(effect['defaultPlan'])}{whose}"
+
+
+def _plan(plan: Any) -> str:
+    """A plan in a line."""
+    batches = ", ".join(f"{one['name']} for {one['soak']}" for one in plan["batches"])
+    pace = f"; {plan['maxPerMinute']} devices a minute" if plan["maxPerMinute"] else ""
+    windows = f"; {', '.join(plan['windows'])}" if plan["windows"] else ""
+    return f"{batches}{windows}{pace}"
+
+
+def _default_plan(asked: str) -> dict[str, Any]:
+    """A default plan by its name, or of a file."""
+    return {} if asked == "none" else {"plan": plan_of(asked)}
 
 
 def _frozen(
@@ -377,6 +447,10 @@ def _tell(found: Any) -> None:
         opened = f"opened {moment(found['batchOpenedAt'])} UTC, open for {batch['soak']} at least"
         held = "" if found["serving"] else "; devices get nothing now"
         typer.echo(f"batch {found['batch']} of {len(batches)} ({batch['name']}), {opened}{held}")
+    if found["plan"]["maxPerMinute"]:
+        waiting = (found.get("counts") or {}).get("waiting", 0)
+        pace = counted(found["plan"]["maxPerMinute"], "device")
+        typer.echo(f"at most {pace} a minute; {waiting} without it asked within a day")
     if found.get("counts"):
         typer.echo(_counts(found["counts"]))
     if found["state"] in _NEXT:

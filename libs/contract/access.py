@@ -282,6 +282,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,
             "PreviewAttestationGate": _USER_READ,
+            "ListAttestationGates": _USER_READ,
             "SyncDevice": _ADMIN_WRITE,
         },
         "PolicyRolloutService": {

@@ -32,11 +32,13 @@ from services.policy.keys.custody import Custody
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
 from services.policy.rollouts.api import PublishingApi, RolloutApi, asked_plan
+from services.policy.rollouts.outlooks import Outlooks
 from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
 from services.policy.rollouts.worker import RolloutWorker
 from services.policy.sets.service import PolicySets
 from services.policy.settings import PolicySettings
+from services.policy.sightings.pace import Pace
 from services.policy.sightings.service import Sightings
 from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
@@ -101,6 +103,7 @@ async def build(kit: Kit) -> Parts:
         editions.make,
         syncs,
         sightings,
+        Pace(kit.database, kit.clock),
         kit.outbox,
         identity_pb2_grpc.IdentityInternalServiceStub(kit.channel("identity")),
         keys,
@@ -147,6 +150,7 @@ async def build(kit: Kit) -> Parts:
             partial(
                 rpc.add_PolicyServiceServicer_to_server,
                 PublishingApi(
+                    Outlooks(kit.database, vault, kit.tenants, rollouts, kit.clock),
                     PolicySets(
                         kit.database,
                         vault,
@@ -170,7 +174,7 @@ async def build(kit: Kit) -> Parts:
                 rpc.add_PolicyRolloutServiceServicer_to_server,
                 RolloutApi(
                     rollouts,
-                    PublishingSettings(kit.database, kit.outbox, kit.tenants, kit.clock),
+                    PublishingSettings(kit.database, kit.outbox, kit.tenants, rollouts, kit.clock),
                 ),
             ),
             partial(

@@ -252,6 +252,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     with Commands("docs/policies.md", "make-run") as commands:
         written = commands.take("Drafts, and what devices get")
         approved = commands.take("Freezes and second persons")
+        usual = commands.take("Default plans")
         rolled_out = commands.take("In batches")
         of_groups = commands.take("Groups and single devices")
         layers = commands.take("Layers")
@@ -288,7 +289,11 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     assert "is SCHEDULED" in said
     assert "frozen: Exams, 2027-06-03 to 2027-06-14" in said
     assert "is CANCELED" in said
-    assert said.rstrip().endswith("a second person approves: no")
+    assert "a second person approves: no" in said
+    said = reader.run(usual)
+    assert "publishes without a plan: 1 % for 24h, 10 % for 24h" in said
+    assert "it would come by the default plan in batches, at the earliest:" in said
+    assert said.rstrip().endswith("publishes without a plan: to all devices at once")
     # The page on sets makes one of all policies, without drafts.
     for one in ok(root.get("/api/policies"))["policies"]:
         if one["name"] == "Laptops":

@@ -314,6 +314,7 @@ _NAMED: dict[str, Case] = {
     "PolicyService/GetAttestationGate": _list,
     "PolicyService/UpdateAttestationGate": _in_org(mode="OBSERVE"),
     "PolicyService/PreviewAttestationGate": _list,
+    "PolicyService/ListAttestationGates": _list,
     "PolicyService/SyncDevice": _by_id(_device),
     "PolicyRolloutService/ListRollouts": _list,
     "PolicyRolloutService/GetRollout": _by_id(lambda v: v.rollout),

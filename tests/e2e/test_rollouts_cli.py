@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -183,3 +184,45 @@ def test_mistakes_are_named(stack: Stack, root: httpx.Client, tmp_path: Path) ->
     ):
         assert said in run(stack, org, *words, code=2).replace("\n", " ")
     assert run(stack, org, "rollouts", "list", "--json") == ""
+
+
+def test_publishes_come_by_the_default_plan(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """That is said in the settings, simulated, and passed by; a file has all that a plan may have.
+    A freeze says what it does not hold."""
+    org = make_org(stack, root, "Usual")
+    file = written(tmp_path / "bundle.json", "https://one.example")
+    run(stack, org, "policies", "create", "Base", "--from-file", file)
+    plan = tmp_path / "plan.json"
+    batch = {"name": "first", "percent": 25, "soak": "2h"}
+    plan.write_text(json.dumps({"batches": [batch], "maxPerMinute": 30}))
+    said = run(stack, org, "rollouts", "settings", "--default-plan", str(plan))
+    assert "publishes without a plan: first for 2h, everybody for 1h; 30 devices a minute" in said
+    said = run(stack, org, "policies", "simulate", "Base")
+    assert "it would come by the default plan in batches, at the earliest:\n  first: 0 dev" in said
+    said = run(stack, org, "policies", "simulate", "Base", "--plan", "careful")
+    assert "it would come in batches, at the earliest:\n  1 %: 0 devices, 20" in said
+    said = run(stack, org, "policies", "publish", "Base")
+    assert "Base is in force once its rollout is over" in said
+    said = run(stack, org, "rollouts", "show", "Base")
+    assert "Base v1 is RUNNING\nbatch 1 of 2 (first)" in said
+    assert "at most 30 devices a minute; 0 without it asked within a day" in said
+    run(stack, org, "policies", "publish", "Base", "--now")
+    assert "batch 1 of 1 (everybody)" in run(stack, org, "rollouts", "show", "Base")
+    run(stack, org, "rollouts", "cancel", "Base")
+    create = ("rollouts", "create", "Base", "--batches", "50", "--max-per-minute", "5")
+    assert "at most 5 devices a minute" in run(stack, org, *create)
+    run(stack, org, "rollouts", "cancel", "Base")
+    said = run(stack, org, "rollouts", "settings", "--default-plan", "none")
+    assert "publishes without a plan: to all devices at once" in said
+    assert "none.json cannot be read" in run(
+        stack, org, "rollouts", "settings", "--default-plan", str(tmp_path / "none.json"), code=2
+    )
+    day = datetime.now(UTC).date()
+    freeze = f"Exams={day - timedelta(days=1)}..{day + timedelta(days=1)}"
+    said = run(stack, org, "rollouts", "settings", "--freeze", freeze)
+    assert "what tenants above\npublish reaches the devices all the same" in said
+    assert "frozen now (Exams): without a plan it is refused" in run(
+        stack, org, "policies", "simulate", "Base"
+    )

@@ -149,6 +149,9 @@ class PolicySettingsSnapshot:
     time_zone: str
     require_approval: bool
     freezes: tuple[FreezeSnapshot, ...]
+    default_plan: Annotated[
+        object, "How publishes without a plan come to devices; null where nothing is said."
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -494,6 +497,7 @@ _SETTINGS: Final = PolicySettingsSnapshot(
     time_zone="Europe/Berlin",
     require_approval=True,
     freezes=(FreezeSnapshot(name="Exams", first_day="2027-06-03", last_day="2027-06-14"),),
+    default_plan=None,
 )
 _POLICY: Final = PolicySnapshot(
     name="Laptops",

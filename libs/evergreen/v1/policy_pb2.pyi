@@ -131,6 +131,7 @@ class Policy(_message.Message):
     MERGING_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     ROLLOUT_ID_FIELD_NUMBER: _builtins.int
+    FROZEN_ORGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The policy's id."""
     org_id: _builtins.str
@@ -156,6 +157,10 @@ class Policy(_message.Message):
     """
     rollout_id: _builtins.str
     """The rollout that brings a version of it to devices; empty for none."""
+    frozen_orgs: _builtins.int
+    """In the answer to a publish of a policy of a tenant above organisations: how many of
+    them are in a freeze of their own now. Their devices get it all the same.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -205,14 +210,20 @@ class Policy(_message.Message):
         merging: Global___PolicyMerging | None = ...,
         targets: Global___PolicyTargets | None = ...,
         rollout_id: _builtins.str = ...,
+        frozen_orgs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "merging", b"merging", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_frozen_orgs", b"_frozen_orgs", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "frozen_orgs", b"frozen_orgs", "merging", b"merging", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "rollout_id", b"rollout_id", "signed", b"signed", "targets", b"targets", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_frozen_orgs", b"_frozen_orgs", "bundle", b"bundle", "created_at", b"created_at", "description", b"description", "etag", b"etag", "frozen_orgs", b"frozen_orgs", "has_unpublished_changes", b"has_unpublished_changes", "id", b"id", "in_force", b"in_force", "merging", b"merging", "name", b"name", "org_id", b"org_id", "rollout_id", b"rollout_id", "signed", b"signed", "targets", b"targets", "updated_at", b"updated_at", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__frozen_orgs: _TypeAlias = _typing.Literal["frozen_orgs"]  # noqa: Y015
+    _WhichOneofArgType__frozen_orgs: _TypeAlias = _typing.Literal["_frozen_orgs", b"_frozen_orgs"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frozen_orgs) -> _WhichOneofReturnType__frozen_orgs | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
@@ -658,7 +669,9 @@ class PublishPolicyRequest(_message.Message):
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
     urgent: _builtins.bool
-    """Whether freezes and windows do not count for it."""
+    """Whether freezes and windows do not count for it. Its plan does, also the default
+    one: `plan` with the preset `now` gives it to all at once.
+    """
     supersede: _builtins.bool
     """Whether a rollout to the same devices is ended for it. Without it a call with
     `plan` is refused while there is one.
@@ -667,8 +680,9 @@ class PublishPolicyRequest(_message.Message):
     """A note for people to read, shown with the rollout."""
     @_builtins.property
     def plan(self) -> Global___RolloutPlan:
-        """How it comes to devices; to all at once when not given. Only policies of
-        organisations come in batches.
+        """How it comes to devices. When not given, by the default plan of the organisation's
+        settings or of the nearest tenant above that has one, and to all at once where
+        nobody has. Only policies of organisations come in batches.
         """
 
     @_builtins.property
@@ -707,6 +721,7 @@ class RolloutPlan(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
+    MAX_PER_MINUTE_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
     """`careful`: 1, 10, 50 and 100 percent, a day each. `now`: all at once, watched for
     an hour. `careful` where neither this nor `batches` is given.
@@ -714,6 +729,10 @@ class RolloutPlan(_message.Message):
     on_failure: _builtins.str
     """`PAUSE`: it stops when a limit is broken, and devices that have the version keep
     it. `ROLL_BACK`: they get what is in force, too. `PAUSE` when not given.
+    """
+    max_per_minute: _builtins.int
+    """At most so many devices get it within a minute; as fast as they ask when 0. The
+    last batch does not complete while more devices than that wait for it.
     """
     @_builtins.property
     def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutBatch]:
@@ -739,10 +758,11 @@ class RolloutPlan(_message.Message):
         health: Global___RolloutHealth | None = ...,
         on_failure: _builtins.str = ...,
         windows: _abc.Iterable[_builtins.str] | None = ...,
+        max_per_minute: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "on_failure", b"on_failure", "preset", b"preset", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "max_per_minute", b"max_per_minute", "on_failure", b"on_failure", "preset", b"preset", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -873,8 +893,11 @@ class PlannedRollout(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
+    MAX_PER_MINUTE_FIELD_NUMBER: _builtins.int
     on_failure: _builtins.str
     """`PAUSE` or `ROLL_BACK`, when a limit is broken."""
+    max_per_minute: _builtins.int
+    """At most so many devices get it within a minute; as fast as they ask when 0."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedBatch]:
         """The batches; the last one is everybody."""
@@ -894,10 +917,11 @@ class PlannedRollout(_message.Message):
         health: Global___PlannedHealth | None = ...,
         on_failure: _builtins.str = ...,
         windows: _abc.Iterable[_builtins.str] | None = ...,
+        max_per_minute: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "on_failure", b"on_failure", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "health", b"health", "max_per_minute", b"max_per_minute", "on_failure", b"on_failure", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1029,8 +1053,8 @@ class Rollout(_message.Message):
     """
     reason: _builtins.str
     """Why: `NOT_APPLIED`, `TROUBLE`, `WENT_SILENT` (limits that were broken),
-    `NOT_ENOUGH_SEEN`, `NOT_CONFIRMED`, `TROUBLE_UNKNOWN` (what a batch lacked for a
-    week), `ADMIN`, `BATCH` (waits for approval), `PUBLISHED`, `WITHDRAWN`,
+    `NOT_ENOUGH_SEEN`, `NOT_CONFIRMED`, `TROUBLE_UNKNOWN`, `PACE` (what a batch lacked
+    for a week), `ADMIN`, `BATCH` (waits for approval), `PUBLISHED`, `WITHDRAWN`,
     `POLICY_DELETED`, `RESTORED` (from a backup); empty otherwise.
     """
     detail: _builtins.str
@@ -1124,6 +1148,7 @@ class RolloutCounts(_message.Message):
     CONTROL_LOST_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
     EXCUSED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     expected: _builtins.int
     """Devices in open batches; absent before a batch could pass."""
     served: _builtins.int
@@ -1144,6 +1169,8 @@ class RolloutCounts(_message.Message):
     """After a rollback: devices that have again what is in force."""
     excused: _builtins.int
     """Devices that count no more, because an administrator went on after a stop."""
+    waiting: _builtins.int
+    """Devices without it that polled within a day."""
     def __init__(
         self,
         *,
@@ -1157,10 +1184,11 @@ class RolloutCounts(_message.Message):
         control_lost: _builtins.int = ...,
         returned: _builtins.int = ...,
         excused: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_trouble", b"_trouble", "expected", b"expected", "trouble", b"trouble"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_trouble", b"_trouble", "applied", b"applied", "control", b"control", "control_lost", b"control_lost", "excused", b"excused", "expected", b"expected", "failed", b"failed", "lost", b"lost", "returned", b"returned", "served", b"served", "trouble", b"trouble"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_trouble", b"_trouble", "applied", b"applied", "control", b"control", "control_lost", b"control_lost", "excused", b"excused", "expected", b"expected", "failed", b"failed", "lost", b"lost", "returned", b"returned", "served", b"served", "trouble", b"trouble", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
     _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
@@ -1606,6 +1634,8 @@ class PolicySettings(_message.Message):
     FREEZES_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DEFAULT_PLAN_FIELD_NUMBER: _builtins.int
+    IN_EFFECT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant."""
     time_zone: _builtins.str
@@ -1620,11 +1650,21 @@ class PolicySettings(_message.Message):
     """Changes with every change."""
     @_builtins.property
     def freezes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFreeze]:
-        """Days on which devices get nothing new."""
+        """Days on which nothing is published."""
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When they were changed last; absent for never."""
+
+    @_builtins.property
+    def default_plan(self) -> Global___PlannedRollout:
+        """How a publish of an organisation's policy that names no plan comes to devices;
+        absent where the tenant says nothing.
+        """
+
+    @_builtins.property
+    def in_effect(self) -> Global___PolicySettingsInEffect:
+        """What counts for the tenant, with what tenants above it say."""
 
     def __init__(
         self,
@@ -1635,19 +1675,67 @@ class PolicySettings(_message.Message):
         freezes: _abc.Iterable[Global___PolicyFreeze] | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        default_plan: Global___PlannedRollout | None = ...,
+        in_effect: Global___PolicySettingsInEffect | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_plan", b"default_plan", "in_effect", b"in_effect", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "freezes", b"freezes", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_plan", b"default_plan", "etag", b"etag", "freezes", b"freezes", "in_effect", b"in_effect", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicySettings: _TypeAlias = PolicySettings  # noqa: Y015
 
 @_typing.final
+class PolicySettingsInEffect(_message.Message):
+    """What counts for publishes of a tenant, of all that it and tenants above it say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    REQUIRE_APPROVAL_FIELD_NUMBER: _builtins.int
+    FREEZES_FIELD_NUMBER: _builtins.int
+    DEFAULT_PLAN_FIELD_NUMBER: _builtins.int
+    DEFAULT_PLAN_ORG_ID_FIELD_NUMBER: _builtins.int
+    time_zone: _builtins.str
+    """The time zone of windows and freezes: that of the nearest tenant that says one."""
+    require_approval: _builtins.bool
+    """Whether any of them asks for a second person."""
+    default_plan_org_id: _builtins.str
+    """The tenant whose default plan that is; empty for none."""
+    @_builtins.property
+    def freezes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFreeze]:
+        """The freezes of all of them that are not over."""
+
+    @_builtins.property
+    def default_plan(self) -> Global___PlannedRollout:
+        """The default plan of the nearest tenant that has one; absent where none has: then
+        all devices get what is published at once.
+        """
+
+    def __init__(
+        self,
+        *,
+        time_zone: _builtins.str = ...,
+        require_approval: _builtins.bool = ...,
+        freezes: _abc.Iterable[Global___PolicyFreeze] | None = ...,
+        default_plan: Global___PlannedRollout | None = ...,
+        default_plan_org_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_plan", b"default_plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_plan", b"default_plan", "default_plan_org_id", b"default_plan_org_id", "freezes", b"freezes", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySettingsInEffect: _TypeAlias = PolicySettingsInEffect  # noqa: Y015
+
+@_typing.final
 class PolicyFreeze(_message.Message):
-    """Days on which devices get nothing new: publishing is refused, and rollouts hold.
-    Urgent publishes pass, and so does what goes back to an earlier version.
+    """Days on which nothing is published: publishes of the tenant and of those below it are
+    refused, and their rollouts hold. Urgent publishes pass, and so does what goes back to
+    an earlier version. It does not hold what tenants above publish: their publishes reach
+    the devices all the same, and only freezes of theirs refuse them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1707,6 +1795,30 @@ class PolicyFreezeChange(_message.Message):
 Global___PolicyFreezeChange: _TypeAlias = PolicyFreezeChange  # noqa: Y015
 
 @_typing.final
+class DefaultPlanChange(_message.Message):
+    """Another default plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """The plan; none when not given. Batches of groups are for organisations alone."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___RolloutPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DefaultPlanChange: _TypeAlias = DefaultPlanChange  # noqa: Y015
+
+@_typing.final
 class PolicyFreezesChange(_message.Message):
     """Freezes, as a whole."""
 
@@ -1741,6 +1853,7 @@ class UpdatePolicySettingsRequest(_message.Message):
     REQUIRE_APPROVAL_FIELD_NUMBER: _builtins.int
     FREEZES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DEFAULT_PLAN_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant; the caller's own when not given."""
     time_zone: _builtins.str
@@ -1753,6 +1866,12 @@ class UpdatePolicySettingsRequest(_message.Message):
     def freezes(self) -> Global___PolicyFreezesChange:
         """All freezes."""
 
+    @_builtins.property
+    def default_plan(self) -> Global___DefaultPlanChange:
+        """How a publish of an organisation's policy that names no plan comes to devices, in
+        this tenant and in those below that have no default plan of their own.
+        """
+
     def __init__(
         self,
         *,
@@ -1761,10 +1880,11 @@ class UpdatePolicySettingsRequest(_message.Message):
         require_approval: _builtins.bool | None = ...,
         freezes: Global___PolicyFreezesChange | None = ...,
         etag: _builtins.str | None = ...,
+        default_plan: Global___DefaultPlanChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "etag", b"etag", "freezes", b"freezes", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "default_plan", b"default_plan", "etag", b"etag", "freezes", b"freezes", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "etag", b"etag", "freezes", b"freezes", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_require_approval", b"_require_approval", "_time_zone", b"_time_zone", "default_plan", b"default_plan", "etag", b"etag", "freezes", b"freezes", "org_id", b"org_id", "require_approval", b"require_approval", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
@@ -2708,12 +2828,17 @@ class SimulatePolicyRequest(_message.Message):
     MERGING_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     WITHDRAW_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     """The stored policy; a new one when not given."""
     org_id: _builtins.str
     """The tenant of a new policy."""
     withdraw: _builtins.bool
     """Whether the stored policy would be withdrawn instead."""
+    urgent: _builtins.bool
+    """Whether freezes and windows would not count for it."""
     @_builtins.property
     def bundle(self) -> _struct_pb2.Value:
         """The bundle, in place of what is stored. Required for a new policy."""
@@ -2728,6 +2853,16 @@ class SimulatePolicyRequest(_message.Message):
     def targets(self) -> Global___PolicyTargetsChange:
         """The groups and devices that it is for; as stored when not given."""
 
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """How it would come to devices, as PublishPolicy takes it; the default plan counts
+        when not given.
+        """
+
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first batch would be opened; at once when not given."""
+
     def __init__(
         self,
         *,
@@ -2737,10 +2872,13 @@ class SimulatePolicyRequest(_message.Message):
         merging: Global___PolicyMergingChange | None = ...,
         targets: Global___PolicyTargetsChange | None = ...,
         withdraw: _builtins.bool = ...,
+        plan: Global___RolloutPlan | None = ...,
+        urgent: _builtins.bool = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "targets", b"targets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "plan", b"plan", "starts_at", b"starts_at", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "org_id", b"org_id", "policy_id", b"policy_id", "targets", b"targets", "withdraw", b"withdraw"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "merging", b"merging", "org_id", b"org_id", "plan", b"plan", "policy_id", b"policy_id", "starts_at", b"starts_at", "targets", b"targets", "urgent", b"urgent", "withdraw", b"withdraw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2761,6 +2899,9 @@ class SimulatePolicyResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     WARNINGS_OMITTED_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    FREEZE_FIELD_NUMBER: _builtins.int
+    FROZEN_ORGS_FIELD_NUMBER: _builtins.int
     devices: _builtins.int
     """Active devices of all organisations that the policy is about."""
     devices_affected: _builtins.int
@@ -2779,6 +2920,14 @@ class SimulatePolicyResponse(_message.Message):
     """
     warnings_omitted: _builtins.int
     """How many further warnings are left out, the least grave ones."""
+    freeze: _builtins.str
+    """The name of the freeze that is on now: unless it is urgent, a publish without a plan
+    is refused, and a rollout holds. Empty for none.
+    """
+    frozen_orgs: _builtins.int
+    """How many organisations below are in a freeze of their own now: their devices get it
+    all the same, for a freeze does not hold what tenants above publish.
+    """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedChange]:
         """What is different, in the order of a document for each set of policies."""
@@ -2786,6 +2935,10 @@ class SimulatePolicyResponse(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulationWarning]:
         """What is to be looked at before, the gravest first."""
+
+    @_builtins.property
+    def rollout(self) -> Global___SimulatedRollout:
+        """How it would come to devices in batches; absent where all would get it at once."""
 
     def __init__(
         self,
@@ -2799,14 +2952,106 @@ class SimulatePolicyResponse(_message.Message):
         warnings: _abc.Iterable[Global___SimulationWarning] | None = ...,
         complete: _builtins.bool = ...,
         warnings_omitted: _builtins.int = ...,
+        rollout: Global___SimulatedRollout | None = ...,
+        freeze: _builtins.str = ...,
+        frozen_orgs: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "changes", b"changes", "changes_omitted", b"changes_omitted", "complete", b"complete", "devices", b"devices", "devices_affected", b"devices_affected", "editions", b"editions", "warnings", b"warnings", "warnings_omitted", b"warnings_omitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "changes", b"changes", "changes_omitted", b"changes_omitted", "complete", b"complete", "devices", b"devices", "devices_affected", b"devices_affected", "editions", b"editions", "freeze", b"freeze", "frozen_orgs", b"frozen_orgs", "rollout", b"rollout", "warnings", b"warnings", "warnings_omitted", b"warnings_omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SimulatePolicyResponse: _TypeAlias = SimulatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class SimulatedRollout(_message.Message):
+    """How a version would come to devices in batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    DEFAULT_PLAN_ORG_ID_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    COMPLETES_AT_FIELD_NUMBER: _builtins.int
+    OUTSIDE_WINDOWS_FIELD_NUMBER: _builtins.int
+    AWAITS_APPROVAL_FIELD_NUMBER: _builtins.int
+    default_plan_org_id: _builtins.str
+    """The tenant whose default plan it is; empty for a plan that was asked for."""
+    outside_windows: _builtins.bool
+    """Whether the plan's windows are closed now, and the first batch waits for the next."""
+    awaits_approval: _builtins.bool
+    """Whether it would wait for the approval of a second person before its first batch."""
+    @_builtins.property
+    def plan(self) -> Global___PlannedRollout:
+        """The plan as it would count."""
+
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedBatch]:
+        """The batches."""
+
+    @_builtins.property
+    def completes_at(self) -> _timestamp_pb2.Timestamp:
+        """When it would be complete at the earliest, if every batch passes as soon as it may
+        and whoever has to approve one does so at once; absent where that is more than a
+        year away.
+        """
+
+    def __init__(
+        self,
+        *,
+        plan: Global___PlannedRollout | None = ...,
+        default_plan_org_id: _builtins.str = ...,
+        batches: _abc.Iterable[Global___SimulatedBatch] | None = ...,
+        completes_at: _timestamp_pb2.Timestamp | None = ...,
+        outside_windows: _builtins.bool = ...,
+        awaits_approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completes_at", b"completes_at", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_approval", b"awaits_approval", "batches", b"batches", "completes_at", b"completes_at", "default_plan_org_id", b"default_plan_org_id", "outside_windows", b"outside_windows", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatedRollout: _TypeAlias = SimulatedRollout  # noqa: Y015
+
+@_typing.final
+class SimulatedBatch(_message.Message):
+    """Devices that would get a version at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    OPENS_AT_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The batch's name."""
+    devices: _builtins.int
+    """How many devices would get it with this batch, beside those of the batches before.
+    Of percents that is the share: which devices they are is chosen anew each time.
+    """
+    approval: _builtins.bool
+    """Whether it would wait for approval."""
+    @_builtins.property
+    def opens_at(self) -> _timestamp_pb2.Timestamp:
+        """When it would be opened at the earliest; absent where that is more than a year away."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        devices: _builtins.int = ...,
+        opens_at: _timestamp_pb2.Timestamp | None = ...,
+        approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opens_at", b"opens_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "devices", b"devices", "name", b"name", "opens_at", b"opens_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatedBatch: _TypeAlias = SimulatedBatch  # noqa: Y015
 
 @_typing.final
 class SimulatedChange(_message.Message):
@@ -3617,6 +3862,7 @@ class AttestationGate(_message.Message):
     MAX_PERCENT_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     RESTRICTED_DEVICES_FIELD_NUMBER: _builtins.int
+    GROUP_ALIAS_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The organisation."""
     mode: _builtins.str
@@ -3646,6 +3892,8 @@ class AttestationGate(_message.Message):
     """
     restricted_devices: _builtins.int
     """How many devices have the other policy, or get it by their next polls."""
+    group_alias: _builtins.str
+    """The group's alias; empty for all devices of the organisation."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed; absent when it never was."""
@@ -3665,14 +3913,83 @@ class AttestationGate(_message.Message):
         max_percent: _builtins.int = ...,
         held: _builtins.str = ...,
         restricted_devices: _builtins.int = ...,
+        group_alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "group_id", b"group_id", "held", b"held", "max_percent", b"max_percent", "mode", b"mode", "org_id", b"org_id", "otherwise_policy_id", b"otherwise_policy_id", "otherwise_version", b"otherwise_version", "restricted_devices", b"restricted_devices", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "etag", b"etag", "grace_hours", b"grace_hours", "group_alias", b"group_alias", "group_id", b"group_id", "held", b"held", "max_percent", b"max_percent", "mode", b"mode", "org_id", b"org_id", "otherwise_policy_id", b"otherwise_policy_id", "otherwise_version", b"otherwise_version", "restricted_devices", b"restricted_devices", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttestationGate: _TypeAlias = AttestationGate  # noqa: Y015
+
+@_typing.final
+class ListAttestationGatesRequest(_message.Message):
+    """Which gates to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ONLY_HELD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """Only those of this tenant and of those below it; of the caller's whole subtree when
+    not given.
+    """
+    mode: _builtins.str
+    """Only those in this mode; all when not given."""
+    only_held: _builtins.bool
+    """Only those that are held."""
+    page_size: _builtins.int
+    """The most to return, at most 500; 100 when not given."""
+    page_token: _builtins.str
+    """Where to continue: `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        only_held: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "only_held", b"only_held", "org_id", b"org_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttestationGatesRequest: _TypeAlias = ListAttestationGatesRequest  # noqa: Y015
+
+@_typing.final
+class ListAttestationGatesResponse(_message.Message):
+    """A page of gates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to continue; empty on the last page."""
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationGate]:
+        """The gates, by organisation; that of all of its devices and those of its groups."""
+
+    def __init__(
+        self,
+        *,
+        gates: _abc.Iterable[Global___AttestationGate] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttestationGatesResponse: _TypeAlias = ListAttestationGatesResponse  # noqa: Y015
 
 @_typing.final
 class PreviewAttestationGateRequest(_message.Message):

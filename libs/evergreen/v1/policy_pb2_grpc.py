@@ -133,6 +133,11 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.FromString,
                 _registered_method=True)
+        self.ListAttestationGates = channel.unary_unary(
+                '/evergreen.v1.PolicyService/ListAttestationGates',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesResponse.FromString,
+                _registered_method=True)
         self.SyncDevice = channel.unary_unary(
                 '/evergreen.v1.PolicyService/SyncDevice',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.SyncDeviceRequest.SerializeToString,
@@ -308,6 +313,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAttestationGates(self, request, context):
+        """Lists the attestation gates of an organisation and of its groups, or of all
+        organisations below a tenant. One that nobody ever changed is not listed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SyncDevice(self, request, context):
         """Has a device apply its policy again at its next poll.
         """
@@ -412,6 +425,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.PreviewAttestationGate,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.SerializeToString,
+            ),
+            'ListAttestationGates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttestationGates,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesResponse.SerializeToString,
             ),
             'SyncDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncDevice,
@@ -933,6 +951,33 @@ class PolicyService:
             '/evergreen.v1.PolicyService/PreviewAttestationGate',
             evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.PreviewAttestationGateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttestationGates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/ListAttestationGates',
+            evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.ListAttestationGatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -120,6 +120,10 @@ class PolicyServiceStub:
     """Counts and lists the devices that fall short of a verdict, whether the
     organisation asks for it or not.
     """
+    ListAttestationGates: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGatesRequest, _policy_pb2.ListAttestationGatesResponse]
+    """Lists the attestation gates of an organisation and of its groups, or of all
+    organisations below a tenant. One that nobody ever changed is not listed.
+    """
     SyncDevice: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]
     """Has a device apply its policy again at its next poll."""
 
@@ -211,6 +215,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     PreviewAttestationGate: _aio.UnaryUnaryMultiCallable[_policy_pb2.PreviewAttestationGateRequest, _policy_pb2.PreviewAttestationGateResponse]  # type: ignore[assignment]
     """Counts and lists the devices that fall short of a verdict, whether the
     organisation asks for it or not.
+    """
+    ListAttestationGates: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAttestationGatesRequest, _policy_pb2.ListAttestationGatesResponse]  # type: ignore[assignment]
+    """Lists the attestation gates of an organisation and of its groups, or of all
+    organisations below a tenant. One that nobody ever changed is not listed.
     """
     SyncDevice: _aio.UnaryUnaryMultiCallable[_policy_pb2.SyncDeviceRequest, _policy_pb2.SyncDeviceResponse]  # type: ignore[assignment]
     """Has a device apply its policy again at its next poll."""
@@ -414,6 +422,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.PreviewAttestationGateResponse, _abc.Awaitable[_policy_pb2.PreviewAttestationGateResponse]]:
         """Counts and lists the devices that fall short of a verdict, whether the
         organisation asks for it or not.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAttestationGates(
+        self,
+        request: _policy_pb2.ListAttestationGatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListAttestationGatesResponse, _abc.Awaitable[_policy_pb2.ListAttestationGatesResponse]]:
+        """Lists the attestation gates of an organisation and of its groups, or of all
+        organisations below a tenant. One that nobody ever changed is not listed.
         """
 
     @_abc_1.abstractmethod

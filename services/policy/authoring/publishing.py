@@ -18,7 +18,9 @@ class Publishing:
     """How a policy is to be published."""
 
     plan: object = field(default=None, repr=False)
-    """How it comes to devices, as rollouts have it; `None` for to all at once."""
+    """How it comes to devices, as rollouts have it; `None` for as the tenant publishes usually."""
+    at_once: bool = False
+    """Whether it comes to all at once, whatever plan the tenant publishes by usually."""
     urgent: bool = False
     """Whether freezes and windows do not count."""
     supersede: bool = False
@@ -84,6 +86,16 @@ class Stages(Protocol):
         Raises:
             DomainError: FAILED_PRECONDITION.
         """
+
+    async def goes_on(self, connection: Connection, policy: Policy, *, urgent: bool) -> bool:
+        """Whether a rollout of the policy waits for its batches or goes through them.
+
+        Args:
+            urgent: whether freezes and windows must not count for it.
+        """
+
+    async def waits(self, connection: Connection, policy: Policy) -> bool:
+        """Whether a version of the policy waits for its first approval."""
 
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of the policy that is on its way to devices; `None` for none."""

@@ -472,6 +472,9 @@ class PolicyService:
     ) -> Policy:
         await lock_counter(connection, policy.tenant_id)
         plan = await self._stages.plan_for(connection, policy, publishing)
+        if plan is not None and await self._comes_already(connection, policy, publishing):
+            # Once more: another rollout of the same would begin with other devices.
+            return policy
         if publishing.keeps_rollouts:
             await self._stages.check_free(connection, policy)
         in_force = await store.get_in_force(connection, self._vault, policy.tenant_id)
@@ -531,6 +534,26 @@ class PolicyService:
         if number is None:
             return None
         return await store.get_version(connection, self._vault, policy.tenant_id, number)
+
+    async def _comes_already(
+        self, connection: Connection, policy: Policy, publishing: Publishing
+    ) -> bool:
+        """Whether a rollout brings the policy as it is now, where the publish asks for none of its
+        own."""
+        if publishing.plan is not None or not await self._stages.goes_on(
+            connection, policy, urgent=publishing.urgent
+        ):
+            return False
+        coming = await self.coming(connection, policy)
+        return (
+            await self.is_on_its_way(connection, policy)
+            and coming is not None
+            and await self._says(connection, policy, coming)
+        )
+
+    async def awaits_approval(self, connection: Connection, policy: Policy) -> bool:
+        """Whether what was published of the policy last waits for a second person."""
+        return await self._stages.waits(connection, policy)
 
     async def is_on_its_way(self, connection: Connection, policy: Policy) -> bool:
         """Whether a rollout brings the policy to devices exactly as it is now."""

@@ -23,7 +23,7 @@ that it names may stand for what is kept from it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -45,6 +45,7 @@ from services.policy.delivery import store
 from services.policy.delivery.domain import UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
 from services.policy.keys.service import KeyRing
+from services.policy.sightings.pace import Pace
 from services.policy.sightings.service import Sightings
 from services.policy.stamps.domain import NOTHING, Bundle, Standing, Targets
 from services.policy.stamps.service import Stamps
@@ -89,6 +90,7 @@ class Delivery:
         make: Callable[[UUID, Targets], Awaitable[None]],
         syncs: Syncs,
         sightings: Sightings,
+        pace: Pace,
         outbox: Outbox,
         identity: identity_pb2_grpc.IdentityInternalServiceAsyncStub,
         keys: KeyRing,
@@ -105,6 +107,7 @@ class Delivery:
         self._seat_of = seats.of
         self._staged = seats.staged
         self._sightings = sightings
+        self._pace = pace
         self._make = make
         self._syncs = syncs
         self._asked = syncs.asked
@@ -231,6 +234,7 @@ class Delivery:
     async def _bundle(self, device: Caller, has: int) -> tuple[Bundle | None, Decision]:
         """What a device gets by what is known now, and the decision that led to it."""
         tenant_id = UUID(device.tenant_id)
+        late: tuple[UUID, ...] = ()
         for _ in range(_MOST_TRIES):
             is_fresh = await self._stamps.fresh()
             if self._seats.matter(tenant_id):
@@ -240,15 +244,18 @@ class Delivery:
             if self._keys.are_several and not self._seats.matter(tenant_id):
                 # It may have enrolled anew, with another key.
                 await self._seats.fresh()
-            org = self._standing(device)
+            org = self._standing(device, late)
             decision = self._decide(device, has, org)
             if decision is UNCHANGED:
                 return None, decision
+            if more := await self._late(device, org, has):
+                late = (*late, *more)
+                continue
             number: int | None = decision.version
             if decision.edition is not None and not number:
                 # A view that may be old would bring back what was replaced.
                 number = await self._stamps.draw(tenant_id, org, has) if is_fresh else None
-                if number is None and self._standing(device) is not org:
+                if number is None and self._standing(device, late) is not org:
                     continue
             if number is None:
                 # It keeps what it has; a new token travels with that, but not to a restricted one.
@@ -285,11 +292,21 @@ class Delivery:
             log.info("reports cannot be read", error=away.message)
             return False
 
-    def _standing(self, device: Caller) -> Standing:
-        """How it stands with a device, by what is in memory."""
+    async def _late(self, device: Caller, org: Standing, has: int) -> tuple[UUID, ...]:
+        """The rollouts that bring a device something, of which others have all turns now."""
+        if org.stage is None or not org.stage.paced or org.want is None:
+            return ()
+        return () if has in org.want.versions else await self._pace.late(device, org.stage.paced)
+
+    def _standing(self, device: Caller, late: Collection[UUID] = ()) -> Standing:
+        """How it stands with a device, by what is in memory.
+
+        Args:
+            late: rollouts that bring it nothing for now.
+        """
         seat = self._seat_of.get(device.id)
         if self._staged and (staged := self._staged.get(device.tenant_id)) is not None:
-            return staged.choose(device.id, seat)
+            return staged.choose(device.id, seat, late)
         if seat is not None and seat.standing is not None:
             return seat.standing
         return self._standings.get(device.tenant_id, NOTHING)

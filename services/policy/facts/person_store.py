@@ -86,12 +86,12 @@ def tables(vault: Vault) -> tuple[Table, ...]:
             json=frozenset({"plan"}),
         ),
         Table(
-            kind="days on which nothing is published",
+            kind="days on which nothing is published, and the default plan",
             source="policy.setting",
             key=(("tenant_id", "uuid"),),
             shown=("updated_at",),
-            searched=("freezes",),
-            json=frozenset({"freezes"}),
+            searched=("freezes", "default_plan"),
+            json=frozenset({"freezes", "default_plan"}),
         ),
         Table(
             kind="variable of policies",

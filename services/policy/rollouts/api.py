@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import date
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,14 +14,16 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import given_time, optional_timestamp, timestamp
-from services.policy.authoring.api import to_policy
+from services.policy.authoring.api import asked_targets, to_policy
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.secret_values import MASKED
 from services.policy.rollouts.domain import Counts, Rollout, RolloutDevice
-from services.policy.rollouts.plans import PRESETS, Batch, Health, Plan, span_of
-from services.policy.rollouts.publishing_settings import PublishingSettings
+from services.policy.rollouts.outlook import Outlook
+from services.policy.rollouts.outlooks import Asked, Outlooks
+from services.policy.rollouts.plans import PRESETS, Batch, Health, Plan, checked, span_of
+from services.policy.rollouts.publishing_settings import PlanChange, PublishingSettings
 from services.policy.rollouts.service import Rollouts
-from services.policy.rollouts.settings import Settings
+from services.policy.rollouts.settings import Freeze, InEffect, Settings
 from services.policy.sets.api import PolicySetApi
 
 _LIMITS: Final = (
@@ -33,6 +37,10 @@ _LIMITS: Final = (
 
 class PublishingApi(PolicySetApi):
     """evergreen.v1.PolicyService, whose publishes may come to devices in batches."""
+
+    def __init__(self, outlooks: Outlooks, *others: Any) -> None:
+        super().__init__(*others)
+        self._outlooks = outlooks
 
     async def PublishPolicy(
         self, request: policy_pb2.PublishPolicyRequest, context: Context
@@ -51,7 +59,37 @@ class PublishingApi(PolicySetApi):
                     name = "startsAt" if field == "starts_at" else field
                     raise invalid_field(name, "counts with a plan only")
         policy = await self._service.publish(context.call, UUID(request.id), publishing)
-        return to_policy(policy, MASKED)
+        answer = to_policy(policy, MASKED)
+        frozen = await self._outlooks.frozen_orgs(policy.tenant_id)
+        if frozen is not None:
+            answer.frozen_orgs = frozen
+        return answer
+
+    async def SimulatePolicy(
+        self, request: policy_pb2.SimulatePolicyRequest, context: Context
+    ) -> policy_pb2.SimulatePolicyResponse:
+        """Says what a publish or a withdrawal would change, and how it would come to devices."""
+        plan = asked_plan(request.plan) if request.HasField("plan") else None
+        if plan is not None:
+            checked(plan)
+        answer = await super().SimulatePolicy(request, context)
+        found = await self._outlooks.of(
+            context.call,
+            Asked(
+                policy_id=given_id(request.policy_id),
+                org_id=given_id(request.org_id),
+                targets=asked_targets(request.targets) if request.HasField("targets") else None,
+                withdraw=request.withdraw,
+                plan=plan,
+                urgent=request.urgent,
+                starts_at=given_time(request, "starts_at"),
+            ),
+        )
+        answer.freeze = found.freeze
+        answer.frozen_orgs = found.frozen_orgs
+        if found.outlook is not None:
+            answer.rollout.CopyFrom(_to_outlook(found.outlook, found.default_plan_of))
+        return answer
 
 
 class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
@@ -141,7 +179,8 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
         self, request: policy_pb2.GetPolicySettingsRequest, context: Context
     ) -> policy_pb2.PolicySettings:
         """Answers how a tenant publishes."""
-        return _to_settings(await self._settings.get(context.call, given_id(request.org_id)))
+        found = await self._settings.get(context.call, given_id(request.org_id))
+        return await self._shown(found)
 
     async def UpdatePolicySettings(
         self, request: policy_pb2.UpdatePolicySettingsRequest, context: Context
@@ -158,23 +197,41 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
             if request.HasField("require_approval")
             else None,
             freezes=freezes,
+            default_plan=_asked_default(request.default_plan)
+            if request.HasField("default_plan")
+            else None,
         )
-        return _to_settings(found)
+        return await self._shown(found)
+
+    async def _shown(self, found: Settings) -> policy_pb2.PolicySettings:
+        effect = await self._settings.in_effect(found.tenant_id)
+        return _to_settings(found, effect, self._settings.today(effect))
 
 
-def asked_plan(message: policy_pb2.RolloutPlan) -> Plan:
-    """The plan of a message, or `careful` where it says none."""
+def _asked_default(message: policy_pb2.DefaultPlanChange) -> PlanChange:
+    """The default plan that is asked for."""
+    if not message.HasField("plan"):
+        return PlanChange(None)
+    return PlanChange(asked_plan(message.plan, "defaultPlan.plan"))
+
+
+def asked_plan(message: policy_pb2.RolloutPlan, field: str = "plan") -> Plan:
+    """The plan of a message, or `careful` where it says none.
+
+    Args:
+        field: where it is in the request.
+    """
     plan = PRESETS[message.preset or "careful"]
     if message.batches:
         if message.preset:
-            raise invalid_field("plan.preset", "takes no batches beside it")
+            raise invalid_field(f"{field}.preset", "takes no batches beside it")
         plan = Plan(
             tuple(
                 Batch(
                     one.name or f"batch {index + 1}",
                     one.percent,
                     tuple(map(UUID, one.group_ids)),
-                    span_of(one.soak, f"plan.batches[{index}].soak")
+                    span_of(one.soak, f"{field}.batches[{index}].soak")
                     if one.soak
                     else Batch(one.name).soak,
                     one.approval,
@@ -184,22 +241,24 @@ def asked_plan(message: policy_pb2.RolloutPlan) -> Plan:
         )
     return replace(
         plan,
-        health=_health(message.health, plan.health),
+        health=_health(message.health, plan.health, field),
         roll_back=message.on_failure == "ROLL_BACK",
         windows=tuple(message.windows),
+        max_per_minute=message.max_per_minute,
     )
 
 
-def _health(message: policy_pb2.RolloutHealth, usual: Health) -> Health:
+def _health(message: policy_pb2.RolloutHealth, usual: Health, field: str) -> Health:
     given: dict[str, Any] = {
         name: getattr(message, name) for name in _LIMITS if message.HasField(name)
     }
     if message.confirm_within:
-        given["confirm_within"] = span_of(message.confirm_within, "plan.health.confirmWithin")
+        given["confirm_within"] = span_of(message.confirm_within, f"{field}.health.confirmWithin")
     return replace(usual, **given)
 
 
-def _to_plan(plan: Plan) -> policy_pb2.PlannedRollout:
+def to_plan(plan: Plan) -> policy_pb2.PlannedRollout:
+    """A plan as the API answers it."""
     health = plan.health
     return policy_pb2.PlannedRollout(
         batches=[
@@ -218,6 +277,26 @@ def _to_plan(plan: Plan) -> policy_pb2.PlannedRollout:
         ),
         on_failure="ROLL_BACK" if plan.roll_back else "PAUSE",
         windows=plan.windows,
+        max_per_minute=plan.max_per_minute,
+    )
+
+
+def _to_outlook(outlook: Outlook, default_of: UUID | None) -> policy_pb2.SimulatedRollout:
+    return policy_pb2.SimulatedRollout(
+        plan=to_plan(outlook.plan),
+        default_plan_org_id=str(default_of or ""),
+        batches=[
+            policy_pb2.SimulatedBatch(
+                name=one.name,
+                devices=one.devices,
+                opens_at=optional_timestamp(one.opens_at),
+                approval=one.approval,
+            )
+            for one in outlook.steps
+        ],
+        completes_at=optional_timestamp(outlook.completes_at),
+        outside_windows=outlook.outside_windows,
+        awaits_approval=outlook.steps[0].approval,
     )
 
 
@@ -237,7 +316,7 @@ def to_rollout(rollout: Rollout) -> policy_pb2.Rollout:
         state=rollout.state.value,
         reason=rollout.reason,
         detail=rollout.detail,
-        plan=_to_plan(rollout.plan),
+        plan=to_plan(rollout.plan),
         batch=rollout.batch + 1,
         batch_opened_at=optional_timestamp(rollout.batch_opened_at),
         serving=rollout.serves,
@@ -265,6 +344,7 @@ def _to_counts(counts: Counts) -> policy_pb2.RolloutCounts:
         control_lost=counts.control_lost,
         returned=counts.returned,
         excused=counts.excused,
+        waiting=counts.waiting,
     )
 
 
@@ -279,15 +359,27 @@ def _to_device(device: RolloutDevice) -> policy_pb2.RolloutDevice:
     )
 
 
-def _to_settings(found: Settings) -> policy_pb2.PolicySettings:
+def _to_freezes(freezes: Iterable[Freeze]) -> list[policy_pb2.PolicyFreeze]:
+    return [
+        policy_pb2.PolicyFreeze(name=one.name, first_day=str(one.first), last_day=str(one.last))
+        for one in freezes
+    ]
+
+
+def _to_settings(found: Settings, effect: InEffect, today: date) -> policy_pb2.PolicySettings:
     return policy_pb2.PolicySettings(
         org_id=str(found.tenant_id),
         time_zone=found.time_zone,
         require_approval=found.require_approval,
-        freezes=[
-            policy_pb2.PolicyFreeze(name=one.name, first_day=str(one.first), last_day=str(one.last))
-            for one in found.freezes
-        ],
+        freezes=_to_freezes(found.freezes),
         updated_at=optional_timestamp(found.updated_at),
         etag=found.etag,
+        default_plan=None if found.default_plan is None else to_plan(found.default_plan),
+        in_effect=policy_pb2.PolicySettingsInEffect(
+            time_zone=effect.zone.key,
+            require_approval=effect.require_approval,
+            freezes=_to_freezes(one for one in effect.freezes if one.last >= today),
+            default_plan=None if effect.default_plan is None else to_plan(effect.default_plan),
+            default_plan_org_id=str(effect.default_plan_of or ""),
+        ),
     )

@@ -114,6 +114,8 @@ class Counts:
     """Those of them that are silent: no poll since the first one of these, or none for a day."""
     excused: int = 0
     returned: int = 0
+    waiting: int = 0
+    """Devices without it that were seen within a day."""
     trouble_known: bool = False
     expected: int | None = None
     """Devices in open batches; `None` while it was not counted."""
@@ -193,6 +195,11 @@ class Rollout:
     def has_begun(self) -> bool:
         """Whether a batch was opened."""
         return self.batch >= 0
+
+    @property
+    def is_in_last_batch(self) -> bool:
+        """Whether no batch is left to open."""
+        return self.batch + 1 == len(self.plan.batches)
 
     @property
     def needs_approval(self) -> bool:
@@ -384,6 +391,10 @@ def missing(rollout: Rollout, counts: Counts) -> tuple[str, str] | None:
         return _silence(counts, health)
     if not counts.trouble_known:
         return "TROUBLE_UNKNOWN", "what devices tell of failures cannot be read"
+    pace = rollout.plan.max_per_minute
+    if pace and rollout.is_in_last_batch and counts.waiting > pace:
+        # At the end all get it that ask.
+        return "PACE", f"{counts.waiting} devices wait for it; {pace} get it within a minute"
     return None
 
 
@@ -425,7 +436,7 @@ def _passed(rollout: Rollout, now: datetime, *, may_open: bool) -> Step | None:
         return Step(in_state(rollout, State.AWAITING_APPROVAL, "BATCH"), (Happened.BATCH_PASSED,))
     if not may_open:
         return None
-    if rollout.batch + 1 == len(rollout.plan.batches):
+    if rollout.is_in_last_batch:
         # All get it now that did not yet.
         after = ended(rollout, State.COMPLETED, now, "")
         return Step(after, (Happened.BATCH_PASSED, Happened.COMPLETED))
@@ -496,7 +507,7 @@ def advanced(rollout: Rollout, detail: str, now: datetime) -> Step:
     if not rollout.has_begun and now < rollout.starts_at:
         raise _not_in(rollout, "its first batch is opened at the time that was asked for")
     excuses = rollout.state is State.STOPPED
-    if rollout.batch + 1 == len(rollout.plan.batches):
+    if rollout.is_in_last_batch:
         after = ended(rollout, State.COMPLETED, now, "ADMIN", detail)
         return Step(after, (Happened.COMPLETED,), excuses)
     after = replace(opened(rollout, now), reason="ADMIN", detail=detail)

@@ -64,6 +64,8 @@ class Plan:
     """Whether it is taken back, and not only stopped, when a limit is broken."""
     windows: tuple[str, ...] = ()
     """When devices get it, in the organisation's time zone; always without any."""
+    max_per_minute: int = 0
+    """At most so many devices get it within a minute; 0 for as fast as they ask."""
 
     def text(self) -> str:
         """As it is stored."""
@@ -80,6 +82,7 @@ class Plan:
             Health(**health),
             found["roll_back"],
             tuple(found["windows"]),
+            found.get("max_per_minute", 0),
         )
 
     def approved_first(self) -> Plan:
@@ -134,17 +137,20 @@ def span_of(text: str, field: str) -> timedelta:
     return span
 
 
-def checked(plan: Plan) -> Plan:
+def checked(plan: Plan, field: str = "plan") -> Plan:
     """A plan with a last batch for everybody.
+
+    Args:
+        field: where the plan is in the request.
 
     Raises:
         DomainError: INVALID_ARGUMENT with the field.
     """
     if len(plan.batches) > MOST_BATCHES:
-        raise invalid_field("plan.batches", f"must have at most {MOST_BATCHES} items")
+        raise invalid_field(f"{field}.batches", f"must have at most {MOST_BATCHES} items")
     last = 0
     for index, batch in enumerate(plan.batches):
-        where = f"plan.batches[{index}]"
+        where = f"{field}.batches[{index}]"
         if bool(batch.percent) == bool(batch.group_ids):
             raise invalid_field(where, "must have either percent or groupIds")
         if not batch.group_ids and not last < batch.percent <= _EVERYBODY:
@@ -153,21 +159,21 @@ def checked(plan: Plan) -> Plan:
             )
         last = batch.percent or last
     if last == _EVERYBODY and plan.batches[-1].percent != _EVERYBODY:
-        raise invalid_field("plan.batches", "nobody is left for the batches behind 100 percent")
-    _check_windows(plan.windows)
+        raise invalid_field(f"{field}.batches", "nobody is left for the batches behind 100 percent")
+    _check_windows(plan.windows, f"{field}.windows")
     if last != _EVERYBODY:
         return replace(plan, batches=(*plan.batches, *NOW.batches))
     return plan
 
 
-def _check_windows(windows: Sequence[str]) -> None:
+def _check_windows(windows: Sequence[str], field: str) -> None:
     if len(windows) > MOST_WINDOWS:
-        raise invalid_field("plan.windows", f"must have at most {MOST_WINDOWS} items")
+        raise invalid_field(field, f"must have at most {MOST_WINDOWS} items")
     for index, window in enumerate(windows):
         try:
             parse_window(window)
         except ValueError:
             raise invalid_field(
-                f"plan.windows[{index}]",
+                f"{field}[{index}]",
                 "must be such as Mon-Fri 16:00-07:00, Sat,Sun 00:00-00:00 or * 18:00-06:00",
             ) from None

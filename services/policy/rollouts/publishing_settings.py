@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from typing import Final
 from uuid import UUID
 
 from contract.events.policy import PolicySettingsUpdated
@@ -15,18 +16,40 @@ from servicekit.etags import check_etag
 from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
-from servicekit.peers.tenants import TenantDirectory
+from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.times import zone_of
 from services.policy.rollouts import store
-from services.policy.rollouts.settings import Settings, checked_freezes, may_decide_alone
+from services.policy.rollouts.plans import Plan, checked
+from services.policy.rollouts.service import Rollouts, check_groups
+from services.policy.rollouts.settings import (
+    InEffect,
+    Settings,
+    checked_freezes,
+    may_decide_alone,
+)
+
+_PLAN: Final = "defaultPlan.plan"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChange:
+    """Another default plan; `None` for none from now on."""
+
+    plan: Plan | None
 
 
 class PublishingSettings:
     """The use cases."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, tenants: TenantDirectory, clock: Clock
+        self,
+        database: Database,
+        outbox: Outbox,
+        tenants: TenantDirectory,
+        rollouts: Rollouts,
+        clock: Clock,
     ) -> None:
+        self._rollouts = rollouts
         self._database = database
         self._outbox = outbox
         self._tenants = tenants
@@ -52,11 +75,13 @@ class PublishingSettings:
         time_zone: str | None,
         require_approval: bool | None,
         freezes: Sequence[tuple[str, str, str]] | None,
+        default_plan: PlanChange | None = None,
     ) -> Settings:
         """Says how a tenant publishes; what is `None` stays. What changes nothing writes nothing.
 
         Args:
             freezes: names, first and last days of all of them.
+            default_plan: how publishes without a plan come to devices from now on.
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
@@ -68,7 +93,10 @@ class PublishingSettings:
         if time_zone and zone_of(time_zone) is None:
             raise invalid_field("timeZone", "must be a time zone such as Europe/Berlin")
         days = None if freezes is None else checked_freezes(freezes)
+        plan = None if default_plan is None else _checked(default_plan.plan, tenant)
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
+            if plan is not None:
+                await check_groups(connection, tenant.id, plan, _PLAN)
             before = await store.lock_settings(connection, tenant.id)
             check_etag(before.etag)
             after = replace(
@@ -78,6 +106,7 @@ class PublishingSettings:
                 if require_approval is None
                 else require_approval,
                 freezes=before.freezes if days is None else days,
+                default_plan=before.default_plan if default_plan is None else plan,
             )
             if after == before:
                 return before
@@ -96,3 +125,27 @@ class PublishingSettings:
             )
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
         return after
+
+    def today(self, effect: InEffect) -> date:
+        """The day by which freezes count."""
+        return self._clock().astimezone(effect.zone).date()
+
+    async def in_effect(self, tenant_id: UUID) -> InEffect:
+        """What counts for publishes of a tenant that the caller may see."""
+        async with self._database.system_transaction(
+            "what tenants above say counts, too"
+        ) as connection:
+            return await self._rollouts.in_effect(connection, tenant_id)
+
+
+def _checked(plan: Plan | None, tenant: TenantNode) -> Plan | None:
+    if plan is None:
+        return None
+    if tenant.kind != "org":
+        for index, batch in enumerate(plan.batches):
+            if batch.group_ids:
+                raise invalid_field(
+                    f"{_PLAN}.batches[{index}].groupIds",
+                    "only organisations have groups; give percents",
+                )
+    return checked(plan, _PLAN)

@@ -54,7 +54,7 @@ from services.policy.rollouts.domain import (
     State,
     Step,
 )
-from services.policy.rollouts.plans import NOW, Plan, checked
+from services.policy.rollouts.plans import Plan, checked
 from services.policy.rollouts.settings import InEffect, Settings, may_decide_alone
 from services.policy.stamps.store import lock_counter
 from services.policy.targets.store import known_groups
@@ -112,16 +112,15 @@ class Rollouts:
         node = self._tenants.known(policy.tenant_id)
         is_org = node is not None and node.kind == "org"
         if plan is not None and not is_org:
-            raise invalid_field("plan", "only policies of organisations are rolled out in batches")
+            raise only_of_orgs()
         async with seeing_all(connection, "what tenants above say counts, too"):
             effect = await self.in_effect(connection, policy.tenant_id)
         if plan is not None:
             return checked(plan)
-        if effect.require_approval and is_org:
-            return NOW
-        if not publishing.urgent:
+        if not publishing.urgent and not (effect.require_approval and is_org):
+            # Nobody thought of batches, that hold in a freeze and go on behind it.
             effect.check(self._clock())
-        return None
+        return effect.plan(None, at_once=publishing.at_once) if is_org else None
 
     async def check_free(self, connection: Connection, policy: Policy) -> None:
         """Checks for rollouts that run, as `authoring.publishing.Stages` has it."""
@@ -141,10 +140,14 @@ class Rollouts:
     ) -> UUID:
         """Rolls a stored version out, as `authoring.publishing.Stages` has it."""
         assert isinstance(plan, Plan)
-        await _check_groups(connection, policy.tenant_id, plan)
+        try:
+            await check_groups(connection, policy.tenant_id, plan)
+        except DomainError as broken:
+            if publishing.plan is not None:
+                raise
+            raise _default_is_broken() from broken
         now = self._clock()
-        if publishing.starts_at is not None and publishing.starts_at > now + _LATEST_START:
-            raise invalid_field("startsAt", f"must be within {_LATEST_START.days} days")
+        check_start(publishing.starts_at, now)
         async with seeing_all(connection, "what tenants above say counts, too"):
             effect = await self.in_effect(connection, policy.tenant_id)
         before = await store.concerned(connection, policy.tenant_id, policy.id, policy.targets)
@@ -234,12 +237,25 @@ class Rollouts:
                 " enforced gate, or somebody of a tenant above; API tokens cannot",
             )
 
+    async def goes_on(self, connection: Connection, policy: Policy, *, urgent: bool) -> bool:
+        """Whether a rollout is under way, as `authoring.publishing.Stages` has it."""
+        found = await _open_one(connection, policy)
+        return (
+            found is not None
+            and found.state not in {State.PAUSED, State.STOPPED}
+            and (found.urgent or not urgent)
+        )
+
+    async def waits(self, connection: Connection, policy: Policy) -> bool:
+        """Whether a version waits for its first approval, as `authoring.publishing.Stages` has
+        it."""
+        found = await _open_one(connection, policy)
+        return found is not None and found.state is State.AWAITING_APPROVAL and not found.live
+
     async def brings(self, connection: Connection, policy: Policy) -> int | None:
         """The version of a policy that is on its way, as `authoring.publishing.Stages` has it."""
-        page = await store.of_policies(
-            connection, Scope.of(policy.tenant_id), policy.id, None, 1, only_open=True
-        )
-        return page.items[0].version if page.items else None
+        found = await _open_one(connection, policy)
+        return None if found is None else found.version
 
     # What administrators ask
 
@@ -477,6 +493,14 @@ def _running(rollout: Rollout, what_to_do: str) -> DomainError:
     )
 
 
+async def _open_one(connection: Connection, policy: Policy) -> Rollout | None:
+    """The latest rollout of a policy that is not at its end."""
+    page = await store.of_policies(
+        connection, Scope.of(policy.tenant_id), policy.id, None, 1, only_open=True
+    )
+    return page.items[0] if page.items else None
+
+
 async def _found(connection: Connection, scope: Scope, rollout_id: UUID) -> Rollout:
     rollout = await store.get(connection, scope, rollout_id)
     if rollout is None:
@@ -484,7 +508,37 @@ async def _found(connection: Connection, scope: Scope, rollout_id: UUID) -> Roll
     return rollout
 
 
-async def _check_groups(connection: Connection, tenant_id: UUID, plan: Plan) -> None:
+def only_of_orgs() -> DomainError:
+    """A plan for a policy of a tenant above organisations."""
+    return invalid_field("plan", "only policies of organisations are rolled out in batches")
+
+
+def check_start(starts_at: datetime | None, now: datetime) -> None:
+    """Refuses a rollout that begins too late.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT.
+    """
+    if starts_at is not None and starts_at > now + _LATEST_START:
+        raise invalid_field("startsAt", f"must be within {_LATEST_START.days} days")
+
+
+def _default_is_broken() -> DomainError:
+    return failed_precondition(
+        "DEFAULT_PLAN",
+        "the default plan has a batch of a group that is deleted: change the settings, or publish"
+        " with a plan",
+    )
+
+
+async def check_groups(
+    connection: Connection, tenant_id: UUID, plan: Plan, field: str = "plan"
+) -> None:
+    """Refuses a plan with groups that an organisation does not have.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT with the first one's place.
+    """
     for index, batch in enumerate(plan.batches):
         known: Sequence[UUID] = ()
         if batch.group_ids:
@@ -492,5 +546,5 @@ async def _check_groups(connection: Connection, tenant_id: UUID, plan: Plan) -> 
         for at, group_id in enumerate(batch.group_ids):
             if group_id not in known:
                 raise invalid_field(
-                    f"plan.batches[{index}].groupIds[{at}]", "is no group of the organisation"
+                    f"{field}.batches[{index}].groupIds[{at}]", "is no group of the organisation"
                 )

@@ -1,7 +1,8 @@
-"""How tenants publish: their time zone, whether two people have to agree, and days without."""
+"""How tenants publish: their time zone, whether two people agree, days without, default plans."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -15,6 +16,7 @@ from servicekit.call import Caller
 from servicekit.errors import failed_precondition, invalid_field
 from servicekit.etags import etag_of
 from servicekit.times import zone_of
+from services.policy.rollouts.plans import NOW, Plan
 
 MOST_FREEZES: Final = 50
 UTC_NAME: Final = "UTC"
@@ -51,6 +53,8 @@ class Settings:
     """Empty for that of the tenant above."""
     require_approval: bool = False
     freezes: tuple[Freeze, ...] = ()
+    default_plan: Plan | None = None
+    """Of publishes of organisations' policies that name none."""
     updated_at: datetime | None = field(default=None, compare=False)
 
     @property
@@ -61,6 +65,7 @@ class Settings:
             self.time_zone,
             self.require_approval,
             *(part for one in self.freezes for part in one.stored().values()),
+            *(() if self.default_plan is None else (self.default_plan.text(),)),
         )
 
     def loosens(self, before: Settings, today: date) -> bool:
@@ -82,6 +87,9 @@ class Settings:
                 FreezeSnapshot(name=one.name, first_day=str(one.first), last_day=str(one.last))
                 for one in self.freezes
             ),
+            default_plan=None
+            if self.default_plan is None
+            else json.loads(self.default_plan.text()),
         )
 
 
@@ -92,17 +100,36 @@ class InEffect:
     zone: ZoneInfo
     require_approval: bool
     freezes: tuple[Freeze, ...]
+    default_plan: Plan | None = None
+    default_plan_of: UUID | None = None
+    """The tenant that says it."""
 
     @classmethod
     def of(cls, line: Sequence[Settings]) -> InEffect:
         """What counts of what tenants say, the root first."""
         names = [one.time_zone for one in line if one.time_zone]
         zone = zone_of(names[-1] if names else UTC_NAME) or ZoneInfo(UTC_NAME)
+        planned = [one for one in line if one.default_plan is not None]
         return cls(
             zone,
             any(one.require_approval for one in line),
             tuple(freeze for one in line for freeze in one.freezes),
+            planned[-1].default_plan if planned else None,
+            planned[-1].tenant_id if planned else None,
         )
+
+    def plan(self, asked: Plan | None, *, at_once: bool = False) -> Plan | None:
+        """How a version of an organisation's policy comes to devices; `None` for to all at once.
+
+        Args:
+            asked: what the publish says.
+            at_once: whether the default plan does not count for it.
+        """
+        if asked is not None:
+            return asked
+        if self.default_plan is not None and not at_once:
+            return self.default_plan
+        return NOW if self.require_approval else None
 
     def freeze(self, now: datetime) -> Freeze | None:
         """The freeze that counts at a time."""

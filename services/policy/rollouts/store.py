@@ -23,6 +23,7 @@ from services.policy.rollouts.domain import (
     State,
     counts_of,
 )
+from services.policy.rollouts.outlook import Kind
 from services.policy.rollouts.plans import Plan
 from services.policy.rollouts.settings import Freeze, Settings
 from services.policy.targets.domain import PolicyTargets
@@ -35,6 +36,8 @@ _ANSWER_HOLDS: Final = timedelta(minutes=30)
 """An older answer is none."""
 _ASKED_FOR: Final = timedelta(days=7)
 """So long after a delivery failures are asked for: later ones are hardly due to it."""
+_WAITS: Final = timedelta(days=1)
+"""So long after its last poll a device waits for its turn; then it is off."""
 _PROFILES_KEPT: Final = timedelta(days=1)
 MOST_DELIVERIES: Final = 3
 """A device that was given a version more often did not apply it."""
@@ -296,6 +299,7 @@ async def count(connection: Connection, rollout: Rollout, now: datetime) -> Coun
         " count(*) FILTER (WHERE o.delivered_at IS NULL AND o.is_recent) AS control,"
         " count(*) FILTER (WHERE o.delivered_at IS NULL AND o.is_recent AND o.is_silent)"
         " AS control_lost, count(*) FILTER (WHERE o.excused) AS excused,"
+        " count(*) FILTER (WHERE o.delivered_at IS NULL AND o.seen_at >= $8) AS waiting,"
         " count(*) FILTER (WHERE o.returned_at IS NOT NULL AND o.delivered_at IS NOT NULL)"
         " AS returned, NOT bool_or(o.served AND NOT o.trouble AND o.delivered_at > $6"
         " AND (o.asked_at IS NULL OR o.asked_at < $7)) AS trouble_known FROM o",
@@ -306,6 +310,7 @@ async def count(connection: Connection, rollout: Rollout, now: datetime) -> Coun
         rollout.batch_opened_at or now,
         now - _ASKED_FOR,
         now - _ANSWER_HOLDS,
+        now - _WAITS,
     )
     assert row is not None
     # With no device there is nothing to know.
@@ -429,8 +434,34 @@ async def registered(
     return [(row["device_id"], tuple(row["group_ids"])) for row in rows]
 
 
+async def kinds(connection: Connection, tenant_id: UUID, targets: PolicyTargets) -> list[Kind]:
+    """The devices of an organisation in use that something is for, by their groups; those that fall
+    short of an enforced gate are not among them.
+
+    Args:
+        targets: the groups and devices; none for all devices.
+    """
+    rows = await connection.fetch(
+        "SELECT coalesce(m.group_ids, '{}') AS group_ids, count(*) AS devices"
+        " FROM policy.devices d LEFT JOIN policy.memberships m"
+        " ON m.device_id = d.device_id AND m.tenant_id = d.tenant_id"
+        " WHERE d.tenant_id = $1 AND d.status IN ('active', 'prepared')"
+        " AND NOT EXISTS (SELECT FROM policy.restricted_device x"
+        " WHERE x.device_id = d.device_id AND x.gate_id IS NOT NULL)"
+        " AND ($2::uuid[] = '{}' OR d.device_id = ANY ($2) OR m.group_ids && $2)"
+        " GROUP BY 1 ORDER BY 1",
+        tenant_id,
+        list(targets.ids),
+    )
+    return [Kind(frozenset(row["group_ids"]), row["devices"]) for row in rows]
+
+
 async def forget_devices(connection: Connection, now: datetime) -> None:
-    """Forgets what was seen of devices long after a rollout ended."""
+    """Forgets what was seen of devices long after a rollout ended, and how fast they got it."""
+    await connection.execute(
+        "DELETE FROM policy.rollout_pace o USING policy.rollout r WHERE r.id = o.rollout_id"
+        " AND NOT r.live"
+    )
     await connection.execute(
         "DELETE FROM policy.rollout_device o USING policy.rollout r WHERE r.id = o.rollout_id"
         " AND NOT r.live AND r.ended_at < $1",
@@ -466,7 +497,8 @@ async def count_states(connection: Connection) -> dict[str, int]:
 async def settings(connection: Connection, tenant_ids: Sequence[UUID]) -> dict[UUID, Settings]:
     """What tenants said of publishing."""
     rows = await connection.fetch(
-        "SELECT s.tenant_id, s.time_zone, s.require_approval, s.freezes, s.updated_at"
+        "SELECT s.tenant_id, s.time_zone, s.require_approval, s.freezes, s.default_plan,"
+        " s.updated_at"
         " FROM policy.setting s WHERE s.tenant_id = ANY ($1)",
         list(tenant_ids),
     )
@@ -479,6 +511,7 @@ def _settings(row: Mapping[str, Any]) -> Settings:
         row["time_zone"],
         row["require_approval"],
         tuple(Freeze.read(one) for one in json.loads(row["freezes"])),
+        Plan.read(row["default_plan"]) if row["default_plan"] else None,
         row["updated_at"],
     )
 
@@ -495,13 +528,15 @@ async def lock_settings(connection: Connection, tenant_id: UUID) -> Settings:
 async def write_settings(connection: Connection, found: Settings) -> None:
     """Stores what a tenant said of publishing."""
     await connection.execute(
-        "INSERT INTO policy.setting (tenant_id, time_zone, require_approval, freezes, updated_at)"
-        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant_id) DO UPDATE"
+        "INSERT INTO policy.setting (tenant_id, time_zone, require_approval, freezes, updated_at,"
+        " default_plan) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant_id) DO UPDATE"
         " SET time_zone = excluded.time_zone, require_approval = excluded.require_approval,"
-        " freezes = excluded.freezes, updated_at = excluded.updated_at",
+        " freezes = excluded.freezes, updated_at = excluded.updated_at,"
+        " default_plan = excluded.default_plan",
         found.tenant_id,
         found.time_zone,
         found.require_approval,
         json.dumps([one.stored() for one in found.freezes]),
         found.updated_at,
+        "" if found.default_plan is None else found.default_plan.text(),
     )

@@ -438,7 +438,7 @@ class _Applying:
             after,
             changed,
             published,
-            awaits_approval=published and after.rollout_id is not None,
+            awaits_approval=published and await self._policies.awaits_approval(connection, after),
             groups=entry.groups,
         )
 

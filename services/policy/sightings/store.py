@@ -71,3 +71,39 @@ async def write_seen(connection: Connection, seen: Sequence[Seen]) -> None:
             ]
         ),
     )
+
+
+async def was_given(
+    connection: Connection, tenant_id: UUID, rollout_id: UUID, device_id: UUID
+) -> bool:
+    """Whether a device was given what a rollout brings."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM policy.rollout_device WHERE rollout_id = $1 AND device_id = $2"
+        " AND tenant_id = $3 AND delivered_at IS NOT NULL)",
+        rollout_id,
+        device_id,
+        tenant_id,
+    )
+    return found
+
+
+async def take_turn(
+    connection: Connection, tenant_id: UUID, rollout_id: UUID, minute: datetime, most: int
+) -> bool:
+    """Takes one of the turns of a rollout in a minute; answers whether one was left.
+
+    A process whose clock is behind counts into the latest minute that any of them began.
+    """
+    taken: bool | None = await connection.fetchval(
+        "INSERT INTO policy.rollout_pace AS p (rollout_id, tenant_id, minute, taken)"
+        " VALUES ($1, $2, $3, 1) ON CONFLICT (rollout_id) DO UPDATE SET"
+        " minute = greatest(p.minute, excluded.minute),"
+        " taken = CASE WHEN p.minute < excluded.minute THEN 1 ELSE p.taken + 1 END"
+        " WHERE p.tenant_id = excluded.tenant_id AND (p.minute < excluded.minute OR p.taken < $4)"
+        " RETURNING true",
+        rollout_id,
+        tenant_id,
+        minute,
+        most,
+    )
+    return taken is not None

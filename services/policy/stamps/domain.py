@@ -77,6 +77,8 @@ class Rolling:
     """Whether devices that have it keep it."""
     watches: bool = True
     """Whether anybody asks what devices have."""
+    max_per_minute: int = 0
+    """At most so many devices get it within a minute; 0 for as fast as they ask."""
 
     @property
     def targets(self) -> Targets:
@@ -109,6 +111,8 @@ class Stage:
     """Those that are told what the devices have."""
     brings: tuple[UUID, ...]
     """Those whose versions are in what the devices are to have."""
+    paced: Mapping[UUID, int] = field(default_factory=dict)
+    """Of these, how many devices get it within a minute where that is bounded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ async def _rollouts(
     for row in await connection.fetch(
         "SELECT r.tenant_id, r.id, r.policy_id, r.version, r.group_ids, r.device_ids, r.salt,"
         " r.below, r.open_groups, r.serves, r.holds,"
+        " coalesce((r.plan::jsonb ->> 'max_per_minute')::integer, 0) AS max_per_minute,"
         " r.state NOT IN ('CANCELED', 'SUPERSEDED') AS watches"
         " FROM policy.rollout r"
         " WHERE r.tenant_id = ANY ($1) AND r.live ORDER BY r.id",
@@ -216,6 +217,7 @@ async def _rollouts(
                 serves=row["serves"],
                 holds=row["holds"],
                 watches=row["watches"],
+                max_per_minute=row["max_per_minute"],
             )
         )
     return found

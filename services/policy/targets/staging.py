@@ -73,16 +73,23 @@ class Staging:
         self._orgs = orgs
         self._kinds: dict[tuple[tuple[UUID, ...], UUID | None], _Kind] = {}
 
-    def choose(self, device_id: str, seat: Place | None) -> Standing:
+    def choose(
+        self, device_id: str, seat: Place | None, without: Collection[UUID] = ()
+    ) -> Standing:
         """How it stands with a device: with the versions of the rollouts that reach it.
 
         While what they bring is not put together, it is as without them.
+
+        Args:
+            without: rollouts that bring the device nothing for now.
         """
         if seat is not None and seat.restricted is not None:
             return seat.restricted
         kind = self._kind(_NO_KIND if seat is None else (seat.group_ids, seat.device_id))
         reach = tuple(
-            one.id for one in kind.rollouts if one.serves and one.reaches(device_id, kind.group_ids)
+            one.id
+            for one in kind.rollouts
+            if one.serves and one.reaches(device_id, kind.group_ids) and one.id not in without
         )
         found = kind.standings.get(reach)
         if found is None:
@@ -130,7 +137,9 @@ class Staging:
                 kept = self._made(kind, [*reach, one])
                 keeps.update(() if kept.want is None else kept.want.versions)
         watching = tuple(one.id for one in kind.rollouts if one.watches)
-        stage = Stage(watching, tuple(one.id for one in reach)) if watching else None
+        brings = tuple(one.id for one in reach)
+        paced = {one.id: one.max_per_minute for one in reach if one.max_per_minute}
+        stage = Stage(watching, brings, paced) if watching else None
         return replace(found, keeps=frozenset(keeps), stage=stage)
 
     def _made(self, kind: _Kind, rollouts: Collection[Rolling]) -> Standing:

@@ -83,6 +83,7 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
             return None
         return Publishing(
             plan=self._plan_of(request.plan) if request.apply == "ROLLOUT" else None,
+            at_once=request.apply == "NOW",
             urgent=request.urgent,
             keeps_rollouts=True,
         )

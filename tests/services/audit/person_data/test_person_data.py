@@ -563,6 +563,7 @@ _NOTHING: dict[str, list[str]] = {
         "policy.device_syncs",
         "policy.devices_cursor",
         "policy.groups_cursor",
+        "policy.rollout_pace",
         "policy.stamps",
         "policy.verdict_cursor",
         "policy.version_counters",

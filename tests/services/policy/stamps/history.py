@@ -209,6 +209,7 @@ class History:
             "enroll_again": 1,
             "rotate_key": 1,
             "change_value": 3,
+            "change_default_plan": 1,
             "roll_out": 5,
             "steer": 4,
             "tell_verdict": 4,
@@ -251,7 +252,8 @@ class History:
         """A policy, as it was or for the first time."""
         if len(self.policies) < len(_CONTENTS):
             self.policies.append(await self.created(_CONTENTS[len(self.policies)]))
-        await self.admin.call("PublishPolicy", id=self.random.choice(self.policies))
+        published = self.admin.call("PublishPolicy", id=self.random.choice(self.policies))
+        await self.tried("published", published)
 
     async def rollback(self) -> None:
         """Any version of any policy."""
@@ -275,7 +277,8 @@ class History:
         if len(self.of_group) < len(_OF_GROUP):
             bundle = {"browser": {"homepage": _OF_GROUP[len(self.of_group)]}}
             self.of_group.append(await self.created(bundle, self.group))
-        await self.admin.call("PublishPolicy", id=self.random.choice(self.of_group))
+        published = self.admin.call("PublishPolicy", id=self.random.choice(self.of_group))
+        await self.tried("published", published)
 
     async def withdraw_from_group(self) -> None:
         """Leaves nothing in force for the group, or what is."""
@@ -316,6 +319,20 @@ class History:
         )
         await self.tried(
             "changed_value", stub.UpdatePolicyVariable(change, metadata=self.admin.metadata)
+        )
+
+    async def change_default_plan(self, *, to_none: bool = False) -> None:
+        """What is published without a plan comes in batches from now on, or at once."""
+        half = policy_pb2.RolloutPlan(
+            batches=[policy_pb2.RolloutBatch(percent=50, soak="1d")], max_per_minute=100
+        )
+        plan = None if to_none else self.random.choice([None, half])
+        stub = policy_pb2_grpc.PolicyRolloutServiceStub(self.random.choice(self.channels))
+        await stub.UpdatePolicySettings(
+            policy_pb2.UpdatePolicySettingsRequest(
+                org_id=str(self.org), default_plan=policy_pb2.DefaultPlanChange(plan=plan)
+            ),
+            metadata=self.admin.metadata,
         )
 
     async def roll_out(self) -> None:
@@ -619,6 +636,7 @@ class History:
         await self.gate_settles()
         if await self.knows_all():
             await self.converge()
+        await self.change_default_plan(to_none=True)
         await self.publish()
         if self.of_group:
             await self.publish_for_group()

@@ -52,6 +52,7 @@ _HAPPENED: Final = (
     "restricted",
     "staged",
     # By admins.
+    "change_default_plan",
     "changed_value",
     "enforce",
     "rolled_out",
