@@ -9,11 +9,13 @@ from pathlib import Path
 from deploy.launcher.errors import LauncherError
 from deploy.launcher.home import Home
 from servicekit.build import PRODUCT, VERSION
+from servicekit.security import fips
 
 
 def heading(home: Home) -> str:
-    """The first line of a start."""
-    return f"\n{PRODUCT} {VERSION} in {home.root}\n"
+    """The first line of a start, and the FIPS module that does the cryptography."""
+    module = f"{named}\n" if (named := fips.named()) else ""
+    return f"\n{PRODUCT} {VERSION} in {home.root}\n{module}"
 
 
 def ready(home: Home, logs: Path, facts: Mapping[str, str], events: str, seconds: float) -> str:
